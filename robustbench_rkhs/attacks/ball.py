@@ -1,0 +1,100 @@
+"""Norms, balls and boxes: what every attack and the harness that counts it agree on."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Norm = Literal["l2", "linf"]
+"""Distance between images: l2 or linf, in pixels of [0, 1]."""
+Box = Literal["unit", "none"]
+"""Where adversarial images may lie: [0, 1], or anywhere (only to reproduce a published number)."""
+
+
+def per_image(values: Float[Tensor, " batch"], x: Tensor) -> Tensor:
+    """One value an image, shaped to broadcast over the images `x`."""
+    return values.view(-1, *[1] * (x.dim() - 1))
+
+
+def distances(
+    x: Float[Tensor, "batch *image"], other: Float[Tensor, "batch *image"], norm: Norm
+) -> Float[Tensor, " batch"]:
+    """||x_i - other_i|| of every image, computed in float64."""
+    delta = (other.double() - x.double()).flatten(1)
+    return delta.norm(dim=1) if norm == "l2" else delta.abs().amax(1)
+
+
+def unit(gradient: Float[Tensor, "batch *image"]) -> Float[Tensor, "batch *image"]:
+    """Each image's gradient at l2 length one; zero stays zero, and no scale is too small or too large."""
+    peak = per_image(gradient.flatten(1).abs().amax(1), gradient)
+    scaled = gradient / torch.where(peak > 0, peak, 1)
+    norm = per_image(scaled.flatten(1).norm(dim=1), gradient)
+    return scaled / torch.where(norm > 0, norm, 1)
+
+
+def project(
+    x: Float[Tensor, "batch *image"],
+    adversarial: Float[Tensor, "batch *image"],
+    norm: Norm,
+    eps: float,
+    box: Box,
+) -> Float[Tensor, "batch *image"]:
+    """Into the box, then towards `x` into the ball of radius `eps` around it.
+
+    Shrinking towards `x`, which lies in the box, cannot leave a convex box again.
+    """
+    if box == "unit":
+        adversarial = adversarial.clamp(0, 1)
+    delta = adversarial - x
+    if norm == "linf":
+        return x + delta.clamp(-eps, eps)
+    length = per_image(delta.flatten(1).norm(dim=1), x)
+    return x + delta * (eps / length.clamp_min(eps)) if eps > 0 else x.clone()
+
+
+def pull_inside(
+    x: Float[Tensor, "batch *image"],
+    adversarial: Float[Tensor, "batch *image"],
+    norm: Norm,
+    eps: float | None,
+    box: Box,
+) -> Float[Tensor, "batch *image"]:
+    """What is counted: exactly inside box and ball, the distance measured in float64. NaN or infinity becomes `x` itself.
+
+    The offset is shortened by one part in 2^22 at a time until the float64 distance is at most `eps`.
+    """
+    bad = ~adversarial.flatten(1).isfinite().all(1)
+    inside = torch.where(per_image(bad, x), x, adversarial)
+    if box == "unit":
+        inside = inside.clamp(0, 1)
+    if eps is None:
+        return inside
+    inside = project(x, inside, norm, eps, box)
+    if box == "unit":
+        inside = inside.clamp(0, 1)
+    for attempt in range(30):
+        over = distances(x, inside, norm) > eps
+        if not over.any():
+            break
+        shorter = x + (inside - x) * (1 - 2.0 ** (attempt - 22))
+        inside = torch.where(per_image(over, x), shorter, inside)
+    return torch.where(per_image(distances(x, inside, norm) > eps, x), x, inside)
+
+
+def draws(keys: Int[Tensor, " batch"], seed: int, x: Float[Tensor, "batch *image"], draw: int = 0) -> Tensor:
+    """Standard normal numbers shaped like `x`, counted by (seed, key, draw): the same at any batch or worker."""
+    rows = []
+    for key in keys.tolist():
+        generator = torch.Generator().manual_seed(_mix(seed, key, draw))
+        rows.append(torch.randn(x.shape[1:], generator=generator))
+    return torch.stack(rows).to(x) if rows else torch.zeros_like(x)
+
+
+def _mix(*numbers: int) -> int:
+    """One 63-bit seed from several counters (a multiply and xor chain, splitmix64's constants)."""
+    state = 0x9E3779B97F4A7C15
+    for number in numbers:
+        state = ((state ^ (number & 0xFFFFFFFFFFFFFFFF)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1

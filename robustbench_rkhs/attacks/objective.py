@@ -1,0 +1,38 @@
+"""What an attack lowers: one number an image, negative where it is misclassified (cross-entropy excepted)."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+Objective = Literal["margin", "dlr", "cross_entropy"]
+"""`margin` and `dlr` choose the same steps at any logit scale; `cross_entropy` does not, and is used by name only."""
+
+
+def margin(logits: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """f_y - max_{j != y} f_j: negative where the image is misclassified."""
+    own = logits.gather(1, y[:, None]).squeeze(1)
+    return own - logits.scatter(1, y[:, None], -torch.inf).amax(1)
+
+
+def dlr(logits: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """(f_y - max_{j != y} f_j) / (f_(1) - f_(3)), sorted logits; f_(last) with fewer than three classes.
+
+    Source: Croce & Hein, ICML 2020.
+    """
+    ordered = logits.sort(dim=1, descending=True).values
+    spread = ordered[:, 0] - ordered[:, min(2, logits.shape[1] - 1)]
+    return margin(logits, y) / spread.clamp_min(1e-12)
+
+
+def objective(
+    kind: Objective, logits: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]
+) -> Float[Tensor, " batch"]:
+    """The named objective; all are lowered."""
+    if kind == "margin":
+        return margin(logits, y)
+    if kind == "dlr":
+        return dlr(logits, y)
+    return -functional.cross_entropy(logits, y, reduction="none")
