@@ -1,1 +1,13 @@
-"""Images in, images out."""
+"""Attacks: images in, images out."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from robustbench_rkhs.attacks.contract import Attack, Attacked
+from robustbench_rkhs.attacks.pgd import PGD, PublishedPGD
+
+AnyAttack = Annotated[PGD | PublishedPGD, Field(discriminator="name")]
+"""Any attack, chosen by `name`."""
+
+__all__ = ["PGD", "AnyAttack", "Attack", "Attacked", "PublishedPGD"]

@@ -86,12 +86,12 @@ def draws(keys: Int[Tensor, " batch"], seed: int, x: Float[Tensor, "batch *image
     """Standard normal numbers shaped like `x`, counted by (seed, key, draw): the same at any batch or worker."""
     rows = []
     for key in keys.tolist():
-        generator = torch.Generator().manual_seed(_mix(seed, key, draw))
+        generator = torch.Generator().manual_seed(mix(seed, key, draw))
         rows.append(torch.randn(x.shape[1:], generator=generator))
     return torch.stack(rows).to(x) if rows else torch.zeros_like(x)
 
 
-def _mix(*numbers: int) -> int:
+def mix(*numbers: int) -> int:
     """One 63-bit seed from several counters (a multiply and xor chain, splitmix64's constants)."""
     state = 0x9E3779B97F4A7C15
     for number in numbers:

@@ -83,6 +83,9 @@ class PGD(Attack):
         backwards = forwards.clone()
         active = torch.arange(len(x), device=x.device)
         for step in range(self.steps + 1):
+            if step == self.steps and self.keep == "last" and self.restarts == 1:
+                best = adversarial  # nothing to choose between: the last forward pass is saved
+                break
             current = adversarial[active].detach().requires_grad_()
             with torch.enable_grad():
                 logits = model(current)

@@ -1,0 +1,1 @@
+"""Train regularized and Lipschitz-bounded classifiers, attack them, certify them, publish both radii of every image."""

@@ -1,0 +1,249 @@
+"""The data sets: from scikit-learn, torchvision's standard folders, or NAME.npz in the data root."""
+
+import os
+import socket
+import zipfile
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from robustbench_rkhs.data.splits import Split, Splits, arrays_digest, order_by_class
+from robustbench_rkhs.node import Node, UserError
+
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""x_train, y_train, x_test, y_test; images uint8 or float in [0, 1], channels last or first."""
+
+
+def data_root() -> Path:
+    """`RKHS_DATA`, else `data/`."""
+    return Path(os.environ.get("RKHS_DATA") or "data")
+
+
+class DataSet(Node):
+    """Fields every data set has. Validation is cut from the training set, never from the test set."""
+
+    file: ClassVar[str] = ""
+
+    train: int | None = Field(None, ge=1)
+    """Training images (a seeded stratified subset); all that validation leaves where not given."""
+    validation: int = Field(0, ge=0)
+    """Images cut from the training set to choose by."""
+    seed: int = Field(0, ge=0)
+    """Which images the subsets hold."""
+    crop: int = Field(0, ge=0)
+    """Training images are shifted by up to this many pixels."""
+    flip: bool = False
+    """Training images are mirrored at random."""
+    digest: str | None = None
+    """sha256 the test arrays must have; any where not given."""
+
+    def arrays(self) -> Arrays:
+        """The raw arrays, or one clear line about what is missing or wrong."""
+        raise TypeError(f"{type(self).__name__} is not a data set by itself")
+
+    def load(self) -> Splits:
+        """Train, validation and test as tensors in [0, 1]."""
+        x_train, y_train, x_test, y_test = (np.asarray(array) for array in self.arrays())
+        name = str(getattr(self, "name", "data"))
+        _check(name, x_train, y_train, x_test, y_test)
+        test_digest = arrays_digest(x_test, y_test)
+        if self.digest and self.digest != test_digest:
+            raise UserError(f"data set {name!r}: expected test digest {self.digest}, found {test_digest}")
+        classes = int(max(y_train.max(), y_test.max())) + 1
+        order = order_by_class(y_train, self.seed)
+        wanted = len(order) - self.validation if self.train is None else self.train
+        if wanted < 1 or self.validation + wanted > len(order):
+            raise UserError(
+                f"data set {name!r} has {len(order)} training images, "
+                f"found train {self.train} and validation {self.validation}"
+            )
+        train_digest = arrays_digest(x_train, y_train)
+        chosen = {"validation": order[: self.validation], "train": order[self.validation : self.validation + wanted]}
+        parts = {
+            part: _split(name, part, x_train, y_train, np.sort(positions), classes, train_digest)
+            for part, positions in chosen.items()
+        }
+        test = _split(name, "test", x_test, y_test, np.arange(len(y_test)), classes, test_digest)
+        return Splits(parts["train"], parts["validation"], test)
+
+
+class Digits(DataSet):
+    """scikit-learn's digits: 1,797 real 8x8 handwritten digits, ten classes, embedded (no download).
+
+    The 500 test images are a fixed stratified choice. Source: Alpaydin & Kaynak, UCI, 1998.
+    """
+
+    name: Literal["digits"] = "digits"
+
+    def arrays(self) -> Arrays:
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        x = (bunch.images / 16).astype(np.float32)[:, None]
+        order = order_by_class(bunch.target, seed=0)
+        test, train = np.sort(order[:500]), np.sort(order[500:])
+        return x[train], bunch.target[train], x[test], bunch.target[test]
+
+
+class _Torchvision(DataSet):
+    """Read from torchvision's standard folder, else from NAME.npz, else downloaded through torchvision."""
+
+    folder: ClassVar[str] = ""
+
+    def arrays(self) -> Arrays:
+        root, name = data_root(), str(getattr(self, "name", ""))
+        if (root / self.folder).exists():
+            return self._folder(root)
+        if (root / f"{name}.npz").exists():
+            return read_npz(root / f"{name}.npz")
+        expected = f"expected {self.folder}/ or {name}.npz there (set RKHS_DATA to another data root)"
+        if os.environ.get("RKHS_DOWNLOAD", "1") == "0":
+            raise UserError(f"data set {name!r} is not in data root {str(root)!r}: {expected}")
+        patience = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(30)
+        try:
+            self._download(root)
+        except Exception as error:  # torchvision raises whatever the network raised
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            line = f"data set {name!r} is not in data root {str(root)!r}: {expected}; download failed: {reason}"
+            raise UserError(line) from None
+        finally:
+            socket.setdefaulttimeout(patience)
+        return self._folder(root)
+
+    def _classes(self) -> type:
+        from torchvision import datasets
+
+        return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "mnist": datasets.MNIST}[
+            str(getattr(self, "name", ""))
+        ]
+
+    def _download(self, root: Path) -> None:
+        self._classes()(str(root), train=True, download=True)
+        self._classes()(str(root), train=False, download=True)
+
+    def _folder(self, root: Path) -> Arrays:
+        from torchvision.datasets.utils import check_md5
+
+        kind = self._classes()
+        for file, md5 in [*kind.train_list, *kind.test_list]:  # checked before torchvision unpickles them
+            path = root / self.folder / file
+            if not path.is_file():
+                raise UserError(f"data set {self.folder}: {path} is missing")
+            if not check_md5(str(path), md5):
+                raise UserError(f"data set {self.folder}: {path} is truncated or altered (its md5 is not {md5})")
+        train, test = (kind(str(root), train=part, download=False) for part in (True, False))
+        return train.data, np.array(train.targets), test.data, np.array(test.targets)
+
+
+class CIFAR10(_Torchvision):
+    """CIFAR-10: 50,000 + 10,000 colour images of 32x32, ten classes. Source: Krizhevsky, 2009."""
+
+    name: Literal["cifar10"] = "cifar10"
+    folder: ClassVar[str] = "cifar-10-batches-py"
+
+
+class CIFAR100(_Torchvision):
+    """CIFAR-100: 50,000 + 10,000 colour images of 32x32, a hundred classes. Source: Krizhevsky, 2009."""
+
+    name: Literal["cifar100"] = "cifar100"
+    folder: ClassVar[str] = "cifar-100-python"
+
+
+MNIST_MD5 = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+
+
+class MNIST(_Torchvision):
+    """MNIST: 60,000 + 10,000 grey images of 28x28, ten digits. Source: LeCun et al., 1998."""
+
+    name: Literal["mnist"] = "mnist"
+    folder: ClassVar[str] = "MNIST/raw"
+
+    def _folder(self, root: Path) -> Arrays:
+        from torchvision.datasets.utils import check_md5
+
+        for file, md5 in MNIST_MD5.items():
+            path = root / self.folder / file
+            if not path.is_file():
+                raise UserError(f"data set mnist: {path} is missing")
+            if not check_md5(str(path), md5):
+                raise UserError(f"data set mnist: {path} is truncated or altered (its md5 is not {md5})")
+        train, test = (self._classes()(str(root), train=part, download=False) for part in (True, False))
+        return train.data.numpy(), train.targets.numpy(), test.data.numpy(), test.targets.numpy()
+
+
+class NPZ(DataSet):
+    """Your own arrays: a .npz file with x_train y_train x_test y_test; images uint8, or float in [0, 1].
+
+    Images are (count, channel, height, width), (count, height, width, channel), (count, height, width) or (count, features).
+    """
+
+    name: Literal["npz"] = "npz"
+    path: str
+    """The file, or its name in the data root."""
+
+    def arrays(self) -> Arrays:
+        for path in (Path(self.path), data_root() / self.path):
+            if path.is_file():
+                return read_npz(path)
+        raise UserError(f"no file {self.path!r} here or in data root {str(data_root())!r}")
+
+
+def read_npz(path: Path) -> Arrays:
+    """The four arrays, never unpickled. Raises UserError where the file is empty, truncated or lacks one."""
+    keys = ("x_train", "y_train", "x_test", "y_test")
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            missing = [key for key in keys if key not in stored]
+            if missing:
+                raise UserError(f"{path}: expected arrays {' '.join(keys)}, {' '.join(missing)} missing")
+            return tuple(stored[key] for key in keys)  # type: ignore[return-value]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, AttributeError) as error:
+        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        raise UserError(f"{path} is not a readable .npz file: {reason}") from None
+
+
+def _check(name: str, x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> None:
+    for part, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
+        where = f"data set {name!r}, {part}"
+        if len(x) == 0:
+            raise UserError(f"{where}: no images")
+        if y.ndim != 1 or len(x) != len(y):
+            raise UserError(f"{where}: expected one label an image, found images {x.shape} and labels {y.shape}")
+        if x.ndim < 2 or x.ndim > 4:
+            raise UserError(f"{where}: expected images of 1 to 3 dimensions, found shape {x.shape[1:]}")
+        if not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
+            raise UserError(f"{where}: expected integer labels from 0, found {y.dtype} from {y.min()}")
+        if np.issubdtype(x.dtype, np.floating):
+            if not np.isfinite(x).all():
+                bad = int((~np.isfinite(x.reshape(len(x), -1)).all(1)).argmax())
+                raise UserError(f"{where}: image {bad} holds NaN or infinity")
+            if x.min() < 0 or x.max() > 1:
+                raise UserError(f"{where}: expected float images in [0, 1], found {x.min():.4g} to {x.max():.4g}")
+        elif x.dtype != np.uint8:
+            raise UserError(f"{where}: expected uint8 images or floats in [0, 1], found {x.dtype}")
+    if x_train.shape[1:] != x_test.shape[1:]:
+        raise UserError(f"data set {name!r}: train images {x_train.shape[1:]} and test images {x_test.shape[1:]} differ")
+    if y_test.max() > y_train.max():
+        raise UserError(f"data set {name!r}: test label {y_test.max()} is out of range, train labels end at {y_train.max()}")
+
+
+def _split(
+    name: str, part: str, x: np.ndarray, y: np.ndarray, positions: np.ndarray, classes: int, digest: str
+) -> Split:
+    chosen = torch.from_numpy(np.ascontiguousarray(x[positions]))
+    images = chosen.float() / 255 if chosen.dtype == torch.uint8 else chosen.float()
+    if images.dim() == 3:
+        images = images[:, None]
+    elif images.dim() == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
+        images = images.permute(0, 3, 1, 2).contiguous()
+    labels = torch.from_numpy(y[positions].astype(np.int64))
+    return Split(name, part, images, labels, torch.from_numpy(positions.astype(np.int64)), classes, digest)

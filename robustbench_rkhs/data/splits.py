@@ -1,0 +1,85 @@
+"""Splits: tensors, their indices, and a digest that names them."""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustbench_rkhs.node import UserError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (count, channel, height, width) or (count, features), float32 in [0, 1]; labels int64."""
+
+    data: str
+    """Name of the data set."""
+    split: str
+    """`train`, `validation` or `test`."""
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    """Position of each image in the original train or test arrays."""
+    classes: int
+    digest: str
+    """sha256 of the original arrays the images were taken from."""
+    box: str = "unit"
+    """`unit`: pixels lie in [0, 1], and so must adversarial images."""
+    task: str = "classification"
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.x.shape[1:])
+
+    def take(self, positions: Tensor) -> "Split":
+        """The images at these positions of this split."""
+        return replace(self, x=self.x[positions], y=self.y[positions], index=self.index[positions])
+
+    def sample(self, count: int | None, seed: int = 0) -> "Split":
+        """A seeded stratified subset in the original order; all images where `count` is None."""
+        if count is None or count == len(self):
+            return self
+        if not 1 <= count <= len(self):
+            raise UserError(f"expected 1 to {len(self)} samples of {self.data} {self.split}, found {count}")
+        chosen = order_by_class(self.y.cpu().numpy(), seed)[:count]
+        return self.take(torch.from_numpy(np.sort(chosen)).to(self.x.device))
+
+    def to(self, device: str | torch.device) -> "Split":
+        return replace(self, x=self.x.to(device), y=self.y.to(device), index=self.index.to(device))
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Train and validation are disjoint parts of the training set; test is the test set."""
+
+    train: Split
+    validation: Split
+    test: Split
+
+
+def arrays_digest(x: np.ndarray, y: np.ndarray) -> str:
+    """sha256 over shape, type and bytes of images and labels (labels as int64)."""
+    sha = hashlib.sha256()
+    for array in (x, y.astype(np.int64)):
+        array = np.ascontiguousarray(array)
+        sha.update(f"{array.shape}{array.dtype.str}".encode())
+        sha.update(array.data)
+    return sha.hexdigest()
+
+
+def order_by_class(y: np.ndarray, seed: int) -> np.ndarray:
+    """A seeded order of which the first n are stratified, for every n (so smaller subsets lie in larger ones).
+
+    Each class is shuffled; its r-th member of c stands at (r + 1/2) / c, ties in random order.
+    """
+    generator = np.random.default_rng(seed)
+    place = np.empty(len(y))
+    for label in np.unique(y):
+        members = np.flatnonzero(y == label)
+        place[generator.permutation(members)] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.lexsort((generator.random(len(y)), place))

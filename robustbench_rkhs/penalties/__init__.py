@@ -1,0 +1,12 @@
+"""Penalties: penalty(model, x, y) -> scalar added to the loss."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from robustbench_rkhs.penalties.gradient import GradientPenalty
+
+Penalty = Annotated[GradientPenalty, Field()]
+"""Any penalty, chosen by `name`."""
+
+__all__ = ["GradientPenalty", "Penalty"]

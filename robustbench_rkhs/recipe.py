@@ -1,0 +1,169 @@
+"""Every knob there is. YAML in, resolved YAML out."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError
+
+from robustbench_rkhs.attacks import AnyAttack
+from robustbench_rkhs.attacks.pgd import PGD
+from robustbench_rkhs.data import Data
+from robustbench_rkhs.losses import CrossEntropy, Loss
+from robustbench_rkhs.networks import Network
+from robustbench_rkhs.node import Node, Real, UserError, did_you_mean
+from robustbench_rkhs.optimizers import SGD, Constant, Optimizer, Schedule
+from robustbench_rkhs.penalties import Penalty
+from robustbench_rkhs.projections import SpectralProjection
+
+
+class TrainRecipe(Node):
+    """Train one named model. The step: attack the batch, add loss and penalties, step, project."""
+
+    about: str = ""
+    """What this model is, in a sentence."""
+    data: Data
+    """Data set, its subset, validation and augmentation."""
+    network: Network
+    """What is trained."""
+    loss: Loss = CrossEntropy()
+    """Lowered on the (attacked) batch."""
+    attack: PGD | None = None
+    """Adversarial training: the batch is replaced by what this attack makes of it."""
+    attack_warmup: Real = Field(0.0, ge=0, le=1)
+    """Share of the training in which the attack's eps and step size rise linearly from 0."""
+    penalties: tuple[Penalty, ...] = ()
+    """Added to the loss, on the clean batch."""
+    projections: tuple[SpectralProjection, ...] = ()
+    """Weights back into a set after every step."""
+    optimizer: Optimizer = SGD()
+    """How a gradient becomes a step."""
+    schedule: Schedule = Constant()
+    """Learning rate over the training."""
+    epochs: int = Field(10, ge=1)
+    """Passes over the training images."""
+    batch_size: int = Field(128, ge=1)
+    """Images a step."""
+    seed: int = Field(0, ge=0)
+    """Initial weights, order, augmentation, dropout."""
+    ema: Annotated[Real, Field(gt=0, lt=1)] | None = None
+    """Decay of a running mean of the weights, which is then what is validated and saved."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the training passes (autocast); weights, validation and evaluation stay float32."""
+    channels_last: bool = False
+    """Memory format of convolutions; faster on most machines."""
+    validate_with: PGD | None = None
+    """Attack by which validation robust accuracy is measured and the best checkpoint chosen; clean accuracy where none."""
+
+    @classmethod
+    def read(cls, source: str | Path, overrides: dict[str, str] | None = None) -> Self:
+        """A recipe by name (models/NAME.yaml) or path, with dotted overrides. Raises UserError in one line."""
+        path = find_recipe(str(source))
+        try:
+            stored = yaml.safe_load(path.read_text())
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not a readable recipe: {' '.join(str(error).split())[:160]}") from None
+        if not isinstance(stored, dict):
+            raise UserError(f"{path}: expected a mapping of recipe fields, found {type(stored).__name__}")
+        for key, value in (overrides or {}).items():
+            override(stored, key, value)
+        return cls.parse(stored, str(path))
+
+    @classmethod
+    def parse(cls, stored: dict[str, Any], source: str = "recipe") -> Self:
+        """A recipe from a mapping. Raises UserError in one line."""
+        return parse(cls, stored, source)
+
+    def yaml(self) -> str:
+        """The resolved recipe: every field, default or not."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class EvalRecipe(Node):
+    """How a model is evaluated: norm, radii, attacks, certificates, images."""
+
+    norm: Literal["l2", "linf"] = "l2"
+    """Distance the radii are measured in."""
+    eps: tuple[Annotated[Real, Field(ge=0)], ...]
+    """Asked-for radii, in pixels of [0, 1]."""
+    attacks: tuple[AnyAttack, ...] = ()
+    """The protocol: each runs on what still stands. Empty: PGD, then AutoAttack."""
+    certificates: tuple[str, ...] = ("margin",)
+    """Certificates by name; none where empty."""
+    samples: int | None = Field(None, ge=1)
+    """Test images, a seeded stratified subset; all where not given."""
+    seed: int = Field(0, ge=0)
+    """Which images, and every random draw of the attacks."""
+    block: int = Field(100, ge=1)
+    """Images a block: the unit of resuming. Random draws of library attacks depend on it."""
+
+
+def parse(kind: type[Any], stored: dict[str, Any], source: str) -> Any:
+    """A validated node; what pydantic finds becomes one line that names the place."""
+    try:
+        return kind.model_validate(stored)
+    except ValidationError as error:
+        raise UserError(f"{source}: {explain(error)}") from None
+
+
+def explain(error: ValidationError) -> str:
+    """The first thing pydantic found, in one line with its place."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"]) or "recipe"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "union_tag_invalid":
+        known = first["ctx"]["expected_tags"].replace("'", "").split(", ")
+        message = f"unknown name {first['ctx']['tag']!r}; {did_you_mean(first['ctx']['tag'], known)}"
+    elif first["type"] not in ("value_error", "missing"):
+        message = f"{message[0].lower()}{message[1:]}, found {str(first['input'])[:80]!r}"
+    others = error.error_count() - 1
+    return f"{place}: {message}" + (f" (and {others} more)" if others else "")
+
+
+def override(stored: dict[str, Any], key: str, text: str) -> None:
+    """Set a dotted field (`attack.eps`, `penalties.0.weight`) of a mapping to a YAML value.
+
+    A new `name` clears the fields beside it, which belong to another method; those given after it stay.
+    """
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    at: Any = stored
+    parts = key.split(".")
+    for part, after in zip(parts, [*parts[1:], None], strict=True):
+        if isinstance(at, list):
+            if not part.isdigit() or int(part) >= len(at):
+                raise UserError(f"--{key}: expected a position from 0 to {len(at) - 1}, found {part!r}")
+            step: Any = int(part)
+        elif isinstance(at, dict):
+            step = part
+        else:
+            raise UserError(f"--{key}: {part!r} is below a plain value")
+        if after is None:
+            if step == "name" and at.get("name") not in (None, value):
+                at.clear()  # another method: the old one's fields mean nothing to it
+            at[step] = value
+            return
+        if isinstance(at, dict) and at.get(step) is None:
+            at[step] = {}
+        at = at[step]
+
+
+def models_folder() -> Path:
+    """`models/` of the working directory, else the one beside the package."""
+    here = Path("models")
+    return here if here.is_dir() else Path(__file__).resolve().parent.parent / "models"
+
+
+def find_recipe(name: str) -> Path:
+    """The YAML file a name or path means. Raises UserError with a suggestion."""
+    if name.endswith((".yaml", ".yml")):
+        if Path(name).is_file():
+            return Path(name)
+        raise UserError(f"no recipe {name!r}")
+    path = models_folder() / f"{name}.yaml"
+    if "/" not in name and path.is_file():
+        return path
+    known = [found.stem for found in models_folder().glob("*.yaml")]
+    raise UserError(f"unknown model {name!r}; {did_you_mean(name, known)}")

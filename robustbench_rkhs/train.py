@@ -1,0 +1,279 @@
+"""Training: one visible loop with four seams (attack, loss, penalties, projections)."""
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_rkhs import checkpoint
+from robustbench_rkhs.attacks.ball import mix
+from robustbench_rkhs.attacks.objective import margin
+from robustbench_rkhs.attacks.pgd import PGD
+from robustbench_rkhs.card import training_card
+from robustbench_rkhs.data import Split, augment
+from robustbench_rkhs.files import write_text, write_whole
+from robustbench_rkhs.node import UserError
+from robustbench_rkhs.recipe import TrainRecipe
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def train(
+    recipe: TrainRecipe,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    command: str = "",
+    fresh: bool = False,
+    save_seconds: float = 300,
+    report: Report = lambda record: None,
+) -> dict[str, Any]:
+    """Train, resume or find finished; write the checkpoint folder; return the last epoch's metrics.
+
+    Every random draw is counted by (seed, epoch, step), so a run that was killed and resumed ends bit for bit where an
+    uninterrupted one does (on the same device with the same number of threads). Raises UserError at a loss or gradient that is
+    not finite, naming the step; at a folder that holds another recipe's training; where nothing can be written.
+    """
+    splits = recipe.data.load()
+    train_split, validation = splits.train.to(device), splits.validation.to(device)
+    run = Run(recipe, splits.test, device)
+    resumed = None if fresh else _resume(run, folder)
+    if resumed == "finished":
+        raise UserError(f"{folder} already holds this recipe, trained: add --fresh to train it again")
+    if resumed is None:
+        write_text(folder / "recipe.yaml", recipe.yaml())
+        (folder / "config.json").unlink(missing_ok=True)
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
+    before = torch.random.get_rng_state()
+    try:
+        saved = time.monotonic()
+        while run.epoch < recipe.epochs:
+            started = time.monotonic()
+            for step, x, y, keys in run.batches(train_split):
+                run.step(step, x, y, keys)
+                report({"epoch": run.epoch, "step": step + 1, "steps": run.steps(train_split), "loss": run.mean_loss()})
+                if time.monotonic() - saved > save_seconds:
+                    run.seconds += time.monotonic() - started
+                    started = saved = time.monotonic()
+                    run.save(folder)
+            run.seconds += time.monotonic() - started
+            record = run.finish_epoch(validation)
+            report(record)
+            run.save(folder)
+            saved = time.monotonic()
+    finally:
+        torch.random.set_rng_state(before)
+    records = run.records
+    more = {"epoch": run.best_epoch, "trained": {"device": describe(device), "seconds": round(sum(r["seconds"] for r in records))}}
+    card = training_card(recipe, records, run.best_epoch, more["trained"], command, len(train_split), train_split.digest)
+    write_text(folder / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    last = {name: tensor.cpu().contiguous() for name, tensor in run.evaluated().state_dict().items()}
+    write_whole(folder / "last.safetensors", lambda path: checkpoint.save_file(last, path))
+    checkpoint.save(folder, recipe, splits.test, run.best, card, **more)
+    return records[-1]
+
+
+class Run:
+    """All that changes while training: weights, optimiser, running mean, best so far, where we are."""
+
+    def __init__(self, recipe: TrainRecipe, test: Split, device: str) -> None:
+        self.recipe, self.device, self._steps = recipe, device, 1
+        self.model: nn.Module = checkpoint.build(recipe, test.shape, test.classes).to(device)
+        if recipe.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = copy.deepcopy(self.model) if recipe.ema else None
+        self.optimizer = recipe.optimizer.build(self.model.parameters())
+        self.projections = [projection.in_schedule(recipe.epochs) for projection in recipe.projections]
+        self.epoch, self.position, self.seconds = 0, 0, 0.0
+        self.losses: Tensor = torch.zeros((), dtype=torch.float64, device=device)
+        self.records: list[dict[str, Any]] = []
+        self.best: dict[str, Tensor] = {}
+        self.best_score, self.best_epoch = (-1.0, -1.0), -1
+
+    def steps(self, split: Split) -> int:
+        """Steps an epoch; a last batch smaller than half is left out, unless it is the only one."""
+        return max(1, round(len(split) / self.recipe.batch_size))
+
+    def batches(self, split: Split) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        """The epoch's batches from the current position on: step, images, labels, keys of random draws."""
+        data, seed = self.recipe.data, self.recipe.seed
+        self._steps = self.steps(split)
+        order = torch.randperm(len(split), generator=_generator(seed, self.epoch, 1))
+        for step in range(self.position, self.steps(split)):
+            chosen = order[step * self.recipe.batch_size : (step + 1) * self.recipe.batch_size].to(self.device)
+            x = split.x[chosen]
+            if data.crop or data.flip:
+                x = augment(x, data.crop, data.flip, _generator(seed, self.epoch, 2, step))
+            if self.recipe.channels_last and x.dim() == 4:
+                x = x.contiguous(memory_format=torch.channels_last)
+            yield step, x, split.y[chosen], chosen.cpu() + (self.epoch << 32)
+
+    def step(self, step: int, x: Tensor, y: Tensor, keys: Tensor) -> None:
+        """The training step, whole."""
+        recipe, model = self.recipe, self.model
+        progress = self.progress(step)
+        torch.manual_seed(mix(recipe.seed, self.epoch, step))  # dropout
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.optimizer.lr * recipe.schedule(progress, self.epoch)
+        model.train()
+        with self.arithmetic():
+            attack = self.attack_at(progress)
+            x_train = attack(model, x, y, keys).images if attack else x
+            loss = recipe.loss(model, x_train, y)
+            for penalty in recipe.penalties:
+                loss = loss + penalty(model, x, y)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.check_finite(step, loss)
+        self.optimizer.step()
+        for projection in self.projections:
+            projection(model, progress * recipe.epochs)
+        if self.average is not None and recipe.ema is not None:
+            update_average(self.average, model, min(recipe.ema, (1 + step) / (10 + step)) if self.epoch == 0 else recipe.ema)
+        self.losses += loss.detach()
+        self.position = step + 1
+
+    def progress(self, step: int) -> float:
+        """Share of the training behind us."""
+        return (self.epoch + step / self._steps) / self.recipe.epochs
+
+    def attack_at(self, progress: float) -> PGD | None:
+        """The attack at the eps in force."""
+        attack, warmup = self.recipe.attack, self.recipe.attack_warmup
+        if attack is None or progress >= warmup:
+            return attack
+        share = progress / warmup
+        step_size = attack.step_size and attack.step_size * share
+        return attack.model_copy(update={"eps": attack.budget() * share, "step_size": step_size}) if share else None
+
+    def check_finite(self, step: int, loss: Tensor) -> None:
+        """One reduction over all gradients; the culprit is looked for only where it fails."""
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        total = torch.stack(torch._foreach_norm(gradients)).sum() + loss.detach().abs()
+        if not math.isfinite(total.item()):
+            name = next(
+                (n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()), "the loss"
+            )
+            raise UserError(f"not finite at epoch {self.epoch}, step {step}: {name} (loss {loss.item():.4g}); lower the lr")
+
+    def arithmetic(self) -> AbstractContextManager[Any]:
+        """Autocast to bfloat16 where the recipe says so."""
+        kind = torch.device(self.device).type
+        return torch.autocast(kind, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
+
+    def mean_loss(self) -> float:
+        return self.losses.item() / max(self.position, 1)
+
+    def evaluated(self) -> nn.Module:
+        """The network that is validated and saved."""
+        return self.average if self.average is not None else self.model
+
+    def finish_epoch(self, validation: Split) -> dict[str, Any]:
+        """Validate, keep the best, and move on. Returns the epoch's metrics."""
+        record: dict[str, Any] = {
+            "epoch": self.epoch,
+            "loss": self.mean_loss(),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            **{f"tau_{i}": p.tau_at(self.epoch + 1) for i, p in enumerate(self.projections)},
+            **validate(self.evaluated(), validation, self.recipe.validate_with),
+            "seconds": round(self.seconds, 3),
+        }
+        clean, robust = record.get("validation_clean", -1.0), record.get("validation_robust", -1.0)
+        score = (robust, clean)
+        if not len(validation) or score >= self.best_score:
+            self.best_score, self.best_epoch = score, self.epoch
+            self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.evaluated().state_dict().items()}
+        self.records.append(record)
+        self.epoch, self.position, self.seconds = self.epoch + 1, 0, 0.0
+        self.losses.zero_()
+        return record
+
+    def save(self, folder: Path) -> None:
+        """Write resume.pt: ours alone, read back with weights_only."""
+        state = {
+            "recipe": self.recipe.yaml(),
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else {},
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+            "losses": self.losses,
+            "where": [self.epoch, self.position, self.seconds, self.best_epoch, *self.best_score],
+            "records": json.dumps(self.records),
+        }
+        write_whole(folder / "resume.pt", lambda path: torch.save(state, path))
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue where `save` left off."""
+        self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best, self.losses = state["best"], state["losses"].to(self.device)
+        self.epoch, self.position, self.seconds, self.best_epoch, *score = state["where"]
+        self.best_score = (score[0], score[1])
+        self.records = json.loads(state["records"])
+
+
+def _resume(run: Run, folder: Path) -> str | None:
+    """Restore the run from its folder. `finished` where nothing is left to do, None where nothing was there."""
+    config, stored, state_path = folder / "config.json", folder / "recipe.yaml", folder / "resume.pt"
+    if config.is_file() and stored.is_file():
+        if stored.read_text() == run.recipe.yaml():
+            return "finished"
+        raise UserError(f"{folder} holds a model of another recipe: choose another --out, or add --fresh to overwrite it")
+    if not state_path.is_file():
+        return None
+    try:
+        state = torch.load(state_path, map_location=run.device, weights_only=True)
+        same = state["recipe"] == run.recipe.yaml()
+    except Exception as error:  # torch raises many kinds for foreign bytes
+        raise UserError(f"{state_path} is unreadable ({type(error).__name__}): add --fresh to start over") from None
+    if not same:
+        raise UserError(f"{folder} holds an unfinished training of another recipe: choose another --out, or add --fresh")
+    run.restore(state)
+    return "resumed"
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """average <- decay average + (1 - decay) model; buffers are copied."""
+    for mean, value in zip(average.parameters(), model.parameters(), strict=True):
+        mean.lerp_(value, 1 - decay)
+    for mean, value in zip(average.buffers(), model.buffers(), strict=True):
+        mean.copy_(value)
+
+
+def validate(model: nn.Module, split: Split, attack: PGD | None, batch: int = 256) -> dict[str, float]:
+    """Clean and, with an attack, robust accuracy: plain numbers to choose by, never published."""
+    if not len(split):
+        return {}
+    model.eval()
+    clean = robust = 0
+    for x, y, keys in zip(split.x.split(batch), split.y.split(batch), split.index.split(batch), strict=True):
+        with torch.no_grad():
+            right = margin(model(x), y) > 0
+        clean += int(right.sum())
+        if attack and right.any():
+            adversarial = attack(model, x[right], y[right], keys[right]).images
+            with torch.no_grad():
+                robust += int((margin(model(adversarial), y[right]) > 0).sum())
+    scores = {"validation_clean": clean / len(split)}
+    return scores | {"validation_robust": robust / len(split)} if attack else scores
+
+
+def describe(device: str) -> str:
+    """The device in words."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def _generator(*counters: int) -> torch.Generator:
+    return torch.Generator().manual_seed(mix(*counters))
