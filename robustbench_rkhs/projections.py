@@ -56,7 +56,7 @@ class SpectralProjection(Node):
             if self.operator == "operator" and not isinstance(module, nn.Linear):
                 clip_convolution(module.weight, module.groups, tau)  # type: ignore[arg-type]
             else:
-                matrices.append(module.weight.data.flatten(1))  # type: ignore[union-attr, operator]
+                matrices.append(as_matrix(module.weight.data))  # type: ignore[arg-type]
         clip(matrices, tau)
 
 
@@ -64,6 +64,13 @@ def weighted(model: nn.Module) -> list[nn.Module]:
     """Modules whose weight is a free linear or convolutional parameter (parametrised weights are left to their map)."""
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     return [module for module in model.modules() if isinstance(module, kinds) and "weight" in module._parameters]
+
+
+def as_matrix(weight: Tensor) -> Float[Tensor, "rows columns"]:
+    """The reshaped kernel as a view, in whatever memory format: the order of its columns does not change singular values."""
+    if weight.dim() > 2 and not weight.is_contiguous():
+        weight = weight.movedim(1, -1)
+    return weight.view(len(weight), -1)  # a view or an error, never a copy
 
 
 def clip(matrices: list[Float[Tensor, "rows columns"]], tau: float) -> None:

@@ -1,5 +1,6 @@
 """Every knob there is. YAML in, resolved YAML out."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -7,11 +8,13 @@ import yaml
 from pydantic import Field, ValidationError
 
 from robustbench_rkhs.attacks import AnyAttack
+FOOLBOX_ATTACKS = ("deepfool", "ddn", "fmn", "cw", "brendel_bethge")
 from robustbench_rkhs.attacks.pgd import PGD
 from robustbench_rkhs.data import Data
 from robustbench_rkhs.losses import CrossEntropy, Loss
 from robustbench_rkhs.networks import Network
 from robustbench_rkhs.node import Node, Real, UserError, did_you_mean
+from robustbench_rkhs.places import find_recipe
 from robustbench_rkhs.optimizers import SGD, Constant, Optimizer, Schedule
 from robustbench_rkhs.penalties import Penalty
 from robustbench_rkhs.projections import SpectralProjection
@@ -150,20 +153,18 @@ def override(stored: dict[str, Any], key: str, text: str) -> None:
         at = at[step]
 
 
-def models_folder() -> Path:
-    """`models/` of the working directory, else the one beside the package."""
-    here = Path("models")
-    return here if here.is_dir() else Path(__file__).resolve().parent.parent / "models"
+def attack_from(text: str) -> Any:
+    """`NAME` or `NAME:field=value,...` as typed after --attack, as a mapping for a recipe.
 
-
-def find_recipe(name: str) -> Path:
-    """The YAML file a name or path means. Raises UserError with a suggestion."""
-    if name.endswith((".yaml", ".yml")):
-        if Path(name).is_file():
-            return Path(name)
-        raise UserError(f"no recipe {name!r}")
-    path = models_folder() / f"{name}.yaml"
-    if "/" not in name and path.is_file():
-        return path
-    known = [found.stem for found in models_folder().glob("*.yaml")]
-    raise UserError(f"unknown model {name!r}; {did_you_mean(name, known)}")
+    A library attack's own name stands for it: `ddn` for `foolbox:attack=ddn`. Raises UserError with a suggestion.
+    """
+    name, _, rest = text.partition(":")
+    stored: dict[str, Any] = {"name": "foolbox", "attack": name} if name in FOOLBOX_ATTACKS else {"name": name}
+    if name not in {"pgd", "published", "foolbox", "autoattack", *FOOLBOX_ATTACKS}:
+        raise UserError(f"unknown attack {name!r}; {did_you_mean(name, ['pgd', 'published', 'foolbox', 'autoattack', *FOOLBOX_ATTACKS])}")
+    for pair in re.split(r",(?![^\[]*\])", rest) if rest else []:
+        field, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"attack {text!r}: expected field=value after the colon, found {pair!r}")
+        override(stored, field.strip(), value)
+    return stored

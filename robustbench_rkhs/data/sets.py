@@ -44,15 +44,28 @@ class DataSet(Node):
         """The raw arrays, or one clear line about what is missing or wrong."""
         raise TypeError(f"{type(self).__name__} is not a data set by itself")
 
-    def load(self) -> Splits:
-        """Train, validation and test as tensors in [0, 1]."""
+    def checked(self) -> Arrays:
+        """The raw arrays, after every check."""
         x_train, y_train, x_test, y_test = (np.asarray(array) for array in self.arrays())
         name = str(getattr(self, "name", "data"))
         _check(name, x_train, y_train, x_test, y_test)
-        test_digest = arrays_digest(x_test, y_test)
-        if self.digest and self.digest != test_digest:
-            raise UserError(f"data set {name!r}: expected test digest {self.digest}, found {test_digest}")
-        classes = int(max(y_train.max(), y_test.max())) + 1
+        found = arrays_digest(x_test, y_test)
+        if self.digest and self.digest != found:
+            raise UserError(f"data set {name!r}: expected test digest {self.digest}, found {found}")
+        return x_train, y_train, x_test, y_test
+
+    def test(self) -> Split:
+        """The test images alone."""
+        _, y_train, x_test, y_test = self.checked()
+        digest, classes = arrays_digest(x_test, y_test), int(y_train.max()) + 1
+        name = str(getattr(self, "name", "data"))
+        return _split(name, "test", x_test, y_test, np.arange(len(y_test)), classes, digest)
+
+    def load(self) -> Splits:
+        """Train, validation and test as tensors in [0, 1]."""
+        x_train, y_train, x_test, y_test = self.checked()
+        name = str(getattr(self, "name", "data"))
+        classes = int(y_train.max()) + 1
         order = order_by_class(y_train, self.seed)
         wanted = len(order) - self.validation if self.train is None else self.train
         if wanted < 1 or self.validation + wanted > len(order):
@@ -66,7 +79,7 @@ class DataSet(Node):
             part: _split(name, part, x_train, y_train, np.sort(positions), classes, train_digest)
             for part, positions in chosen.items()
         }
-        test = _split(name, "test", x_test, y_test, np.arange(len(y_test)), classes, test_digest)
+        test = _split(name, "test", x_test, y_test, np.arange(len(y_test)), classes, arrays_digest(x_test, y_test))
         return Splits(parts["train"], parts["validation"], test)
 
 

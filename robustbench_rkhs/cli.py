@@ -1,0 +1,364 @@
+"""The commands: signatures and printing. Everything heavy is imported inside them, so that --help is quick."""
+
+import errno
+import functools
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from robustbench_rkhs.node import Real, UserError, real
+
+Names = tuple[str, ...]
+
+
+def command(main: Callable[..., int | None], overrides: bool = False) -> Callable[[], None]:
+    """A console script: flags from the signature, one line and exit code 2 for bad input."""
+
+    @functools.wraps(main)
+    def script() -> None:
+        try:
+            if overrides:
+                call, rest = tyro.cli(_bound(main), return_unknown_args=True)
+                code = call(_pairs(rest))
+            else:
+                code = tyro.cli(_bound(main))()
+        except UserError as error:
+            _fail(str(error))
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 1
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            _fail(f"cannot write {error.filename or ''}: {error.strerror}")
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on from here", file=sys.stderr)
+            code = 130
+        raise SystemExit(code or 0)
+
+    return script
+
+
+def _bound(main: Callable[..., Any]) -> Callable[..., Callable[..., Any]]:
+    """`main`'s signature, returning a call, so that tyro's own errors and ours stay apart."""
+
+    @functools.wraps(main)
+    def bind(*args: Any, **kwargs: Any) -> Callable[..., Any]:
+        return functools.partial(main, *args, **kwargs)
+
+    bind.__annotations__ = {k: v for k, v in main.__annotations__.items() if k not in ("return", "fields")}
+    import inspect
+
+    signature = inspect.signature(main)
+    kept = [p for p in signature.parameters.values() if p.name != "fields"]
+    bind.__signature__ = signature.replace(parameters=kept, return_annotation=Callable)  # type: ignore[attr-defined]
+    return bind
+
+
+def _fail(line: str) -> None:
+    print(f"error: {line}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _pairs(rest: list[str]) -> dict[str, str]:
+    """`--attack.eps 1.0` and `--attack.eps=1.0` as a mapping."""
+    fields, position = {}, 0
+    while position < len(rest):
+        flag, equals, value = rest[position].partition("=")
+        if not flag.startswith("--"):
+            raise UserError(f"unexpected argument {rest[position]!r}; expected flags such as --epochs 3 or --attack.eps 1.0")
+        if not equals:
+            position += 1
+            if position == len(rest):
+                raise UserError(f"{flag} needs a value")
+            value = rest[position]
+        fields[flag[2:]] = value
+        position += 1
+    return fields
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} cannot be used here: {str(error).splitlines()[0][:100]}") from None
+    return name
+
+
+def _typed() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _train(
+    fields: dict[str, str], /, model: str, out: Path | None = None, device: str = "auto", fresh: bool = False
+) -> None:
+    """Train a named model. Every field of its recipe is a flag: --epochs 3 --attack.eps 1.0 --data.train 1000.
+
+    $ rkhs-train --model digits_mlp --out checkpoints/mine
+    $ rkhs-train --model robust_vgg --epochs 20 --attack.steps 2
+    `rkhs-list models digits_mlp` shows a recipe with every field. A training that was stopped goes on from where it was.
+
+    Args:
+        model: Name in models/, or path of a YAML recipe.
+        out: Checkpoint folder; checkpoints/MODEL where not given.
+        device: auto, cpu, cuda, cuda:1 ...
+        fresh: Train anew over what the folder holds.
+    """
+    from robustbench_rkhs.progress import TrainingBar
+    from robustbench_rkhs.recipe import TrainRecipe
+    from robustbench_rkhs.train import train as run
+
+    recipe = TrainRecipe.read(model, fields)
+    folder = out or Path("checkpoints") / Path(model).stem
+    with TrainingBar(recipe.epochs) as bar:
+        run(recipe, folder, device=_device(device), command=_typed(), fresh=fresh, report=bar.report)
+    print(f"checkpoint: {folder}")
+
+
+def _evaluate(
+    model: Names,
+    eps: Names,
+    norm: Literal["l2", "linf"] = "l2",
+    attack: Names = (),
+    certify: Names = ("margin",),
+    samples: int | None = None,
+    seed: int = 0,
+    block: int = 64,
+    device: str = "auto",
+    checkpoint: str | None = None,
+    data: str | None = None,
+    out: Path = Path("reports"),
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    require: Names = (),
+) -> int:
+    """Certify and attack models; print the table of verdicts; write it, the curve and the report.
+
+    $ rkhs-eval --model robust_vgg --eps 1.0
+    $ rkhs-eval --model digits_mlp digits_sandwich --eps 0.25 0.5 36/255 --attack pgd foolbox:attack=ddn --samples 200
+    $ rkhs-eval --model mypackage.nets:build --checkpoint net.safetensors --data mine.npz --eps 8/255 --norm linf
+    Without --attack: the margin certificate, then PGD, then AutoAttack on what still stands. Ctrl-C leaves a valid partial
+    table; the same command goes on from there.
+
+    Args:
+        model: Names in checkpoints/, checkpoint folders, or package.module:builder.
+        eps: Radii, in pixels of [0, 1]; 36/255 is a number.
+        norm: Distance they are measured in.
+        attack: NAME or NAME:field=value,...; see rkhs-list attacks.
+        certify: Certificates by name, or none.
+        samples: Test images, a seeded stratified subset; all where not given.
+        seed: Which images, and every random draw.
+        block: Images a block, the unit of resuming.
+        device: auto, cpu, cuda, cuda:1 ...
+        checkpoint: Weights (.safetensors, or .pth of a plain state dict) for a recipe or builder.
+        data: Data set or FILE.npz in place of the recipe's.
+        out: Where verdicts and reports go.
+        as_json: Print one JSON object on stdout, the tables on stderr.
+        require: Conditions such as "robust@1.0>=0.45"; exit code 1 where one does not hold.
+    """
+    from rich.console import Console
+
+    from robustbench_rkhs import verdicts
+    from robustbench_rkhs.evaluate import certificate, evaluate
+    from robustbench_rkhs.recipe import EvalRecipe, attack_from, parse
+    from robustbench_rkhs.report import report as write_reports
+    from robustbench_rkhs.report.tables import console, console_attacks
+    from robustbench_rkhs.subjects import load_model
+
+    conditions = [Condition.read(text) for text in require]
+    settings = {
+        "norm": norm,
+        "eps": [_number(text) for text in eps],
+        "attacks": [attack_from(text) for text in attack],
+        "certificates": [name for name in certify if name != "none"],
+        "samples": samples,
+        "seed": seed,
+        "block": block,
+    }
+    recipe = parse(EvalRecipe, settings, "rkhs-eval")
+    for name in recipe.certificates:
+        certificate(name)
+    screen = Console(stderr=as_json, soft_wrap=True)
+    where, failed, results = _device(device), 0, []
+    subjects = [load_model(name, checkpoint, data) for name in model]
+    for subject in subjects:
+        done = evaluate(
+            subject.model,
+            subject.test,
+            recipe,
+            name=subject.name,
+            folder=out / "verdicts",
+            device=where,
+            command=_typed(),
+            say=lambda line: screen.print(line, markup=False, highlight=False),
+        )
+        screen.print(console(done))
+        screen.print(console_attacks(done))
+        written = write_reports([done], out, leaderboard=False)
+        for line in _warnings(done):
+            screen.print(line, markup=False, highlight=False)
+        for kind, paths in {"verdicts": [Path(done.about["path"])], **written}.items():
+            shown = " ".join(str(path) for path in paths)
+            screen.print(f"{kind}: {shown}", markup=False, highlight=False)
+        for condition in conditions:
+            held, line = condition.check(done)
+            failed += not held
+            screen.print(line, markup=False, highlight=False)
+        failed += done.about["breaches"] > 0
+        results.append(
+            {
+                "about": done.about,
+                "summary": json.loads(verdicts.summary(done).to_json(orient="records")),
+                "attacks": json.loads(verdicts.by_attack(done).to_json(orient="records")),
+                "digest": verdicts.digest(done.table),
+                "files": {kind: [str(path) for path in paths] for kind, paths in written.items()},
+            }
+        )
+    if as_json:
+        print(json.dumps({"evaluations": results}))
+    return 1 if failed else 0
+
+
+def _warnings(done: Any) -> list[str]:
+    from robustbench_rkhs import verdicts
+
+    lines = []
+    if not done.about["complete"]:
+        lines.append("incomplete: robust accuracy is withheld where images are untested")
+    if done.about["breaches"]:
+        lines.append(f"UNSOUND: {done.about['breaches']} certified images were broken; nothing of this may be published")
+        lines += [str(row) for row in verdicts.breaches(done).head(5).to_dict("records")]
+    return lines
+
+
+class Condition:
+    """`robust@1.0>=0.45`: what a summary must satisfy."""
+
+    FORM = re.compile(r"^\s*(clean|robust|certified)\s*(?:@\s*([0-9./e-]+))?\s*(>=|<=|>|<)\s*([0-9.e/-]+)\s*$")
+
+    def __init__(self, text: str, quantity: str, eps: float, sign: str, bound: float) -> None:
+        self.text, self.quantity, self.eps, self.sign, self.bound = text, quantity, eps, sign, bound
+
+    @classmethod
+    def read(cls, text: str) -> "Condition":
+        found = cls.FORM.match(text)
+        if not found or (found[2] is None and found[1] != "clean"):
+            raise UserError(f"--require: expected a condition such as 'robust@1.0>=0.45', found {text!r}")
+        return cls(text, found[1], _number(found[2] or "0"), found[3], _number(found[4]))
+
+    def check(self, done: Any) -> tuple[bool, str]:
+        from robustbench_rkhs import verdicts
+
+        if self.quantity == "robust" and self.eps not in done.about["epsilons"]:
+            raise UserError(f"--require {self.text!r}: eps {self.eps:g} was not evaluated; evaluated: {done.about['epsilons']}")
+        value = float(verdicts.summary(done, [self.eps])[self.quantity].iloc[0])
+        held = {
+            ">=": value >= self.bound,
+            "<=": value <= self.bound,
+            ">": value > self.bound,
+            "<": value < self.bound,
+        }[self.sign]
+        found = "withheld (images are untested)" if value != value else f"{value:.4f}"
+        return held, f"required {self.text}: found {found}, {'holds' if held else 'DOES NOT HOLD'}"
+
+
+def _number(text: str) -> Real:
+    try:
+        return float(real(text))
+    except ValueError:
+        raise UserError(f"expected a number or a fraction such as 36/255, found {text!r}") from None
+
+
+def _report(out: Path = Path("reports"), model: Names = ()) -> None:
+    """Redraw every curve, table, trade-off plot and the leaderboard from the verdicts alone.
+
+    Args:
+        out: The folder that holds verdicts/, and where reports go.
+        model: Only these models; all where not given.
+    """
+    from robustbench_rkhs import verdicts
+    from robustbench_rkhs.report import report as write_reports
+
+    found = [done for done in verdicts.read_all(out / "verdicts") if not model or done.about["model"] in model]
+    if not found:
+        raise UserError(f"no verdicts in {out / 'verdicts'}: run rkhs-eval first")
+    for kind, paths in write_reports(found, out).items():
+        print(f"{kind}: {' '.join(str(path) for path in paths)}")
+
+
+def _listing(
+    kind: Annotated[
+        Literal["all", "models", "attacks", "certificates", "penalties", "projections", "networks", "data"], tyro.conf.Positional
+    ] = "all",
+    name: Annotated[str | None, tyro.conf.Positional] = None,
+) -> None:
+    """What there is: models, attacks, certificates, penalties ... With a name: its card, or a model's whole recipe.
+
+    $ rkhs-list
+    $ rkhs-list attacks pgd
+
+    Args:
+        kind: One kind, or all.
+        name: One of that kind.
+    """
+    from robustbench_rkhs.listing import listing
+
+    print(listing(kind, name))
+
+
+def _submit(
+    what: Annotated[Literal["checkpoint"], tyro.conf.Positional],
+    path: Annotated[Path, tyro.conf.Positional],
+    eps: Names,
+    norm: Literal["l2", "linf"] = "l2",
+    attack: Names = (),
+    sample: int = 100,
+    samples: int | None = None,
+    device: str = "auto",
+    out: Path = Path("reports"),
+) -> None:
+    """Check a stranger's checkpoint folder, evaluate it on a sample and then in full, and put it on the leaderboard.
+
+    $ rkhs-submit checkpoint path/to/folder --eps 0.5 1.0
+
+    Args:
+        what: What is submitted.
+        path: Folder of model.safetensors, config.json and recipe.yaml; never code.
+        eps: Radii, in pixels of [0, 1].
+        norm: Distance they are measured in.
+        attack: As for rkhs-eval.
+        sample: Images of the first look.
+        samples: Images of the full evaluation; all where not given.
+        device: auto, cpu, cuda ...
+        out: Where verdicts and the leaderboard are.
+    """
+    from robustbench_rkhs.recipe import EvalRecipe, attack_from, parse
+    from robustbench_rkhs.submission.gate import submit as run
+
+    settings = {
+        "norm": norm,
+        "eps": [_number(text) for text in eps],
+        "attacks": [attack_from(text) for text in attack],
+        "samples": samples,
+        "block": 64,
+    }
+    recipe = parse(EvalRecipe, settings, "rkhs-submit")
+    for line in run(path, recipe, sample=sample, device=_device(device), out=out, command=_typed(), say=print):
+        print(line)
+
+
+train = command(_train, overrides=True)
+evaluate = command(_evaluate)
+report = command(_report)
+listing = command(_listing)
+submit = command(_submit)

@@ -1,0 +1,263 @@
+"""Evaluation: certificates first, then attacks on what is still open, into one table of verdicts."""
+
+import math
+import platform
+import time
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from robustbench_rkhs import harness, verdicts
+from robustbench_rkhs.attacks import PGD, Attack, AutoAttack, FoolboxAttack
+from robustbench_rkhs.certificates import Certificate, MarginCertificate
+from robustbench_rkhs.checkpoint import weights_digest
+from robustbench_rkhs.data import Split
+from robustbench_rkhs.harness import Subject
+from robustbench_rkhs.lipschitz import Uncertifiable
+from robustbench_rkhs.node import UserError, did_you_mean
+from robustbench_rkhs.recipe import EvalRecipe
+from robustbench_rkhs.verdicts import Evaluation
+
+Say = Callable[[str], None]
+
+
+def evaluate(
+    model: nn.Module,
+    data: Split | tuple[Tensor, Tensor],
+    recipe: EvalRecipe | None = None,
+    *,
+    eps: Sequence[float] = (),
+    name: str = "model",
+    folder: str | Path | None = None,
+    device: str = "cpu",
+    command: str = "",
+    say: Say = lambda line: None,
+    **settings: Any,
+) -> Evaluation:
+    """The table of verdicts of any `nn.Module` that maps images in [0, 1] to logits.
+
+    `data`: a Split, or images and labels. `recipe`, or its fields by name (`eps`, `norm`, `attacks`, `certificates`,
+    `samples`, `seed`, `block`). With a `folder`, finished parts are kept under folder/name/parts and never done again, and
+    the table is written to folder/name/. Interrupted by the keyboard, it returns (and writes) what there is: images that no
+    protocol reached are untested. The model, its mode and gradients are left as they were.
+    Raises UserError for bad input: eps out of range, NaN or probabilities from the model, a wrong class count.
+    """
+    recipe = recipe or EvalRecipe(eps=tuple(eps), **settings)
+    split = _as_split(model, data).sample(recipe.samples, recipe.seed)
+    modes = {module: module.training for module in model.modules()}
+    home = next(iter([*model.parameters(), *model.buffers()]), torch.zeros(1)).device
+    try:
+        model.eval().to(device)
+        parts = Path(folder) / name / "parts" if folder else None
+        weights = weights_digest(model.state_dict())
+        subject = Subject(model, split.to(device), name, weights, device, recipe.seed, parts)
+        run = _Run(subject, recipe, say)
+        run.about |= {"command": command}
+        table, complete = run.all()
+    finally:
+        model.to(home)
+        for module, training in modes.items():
+            module.training = training
+    evaluation = Evaluation(table, run.about | {"complete": complete})
+    breaches = verdicts.breaches(evaluation)
+    evaluation.about["breaches"] = len(breaches)
+    if folder:
+        path = Path(folder) / name / f"{recipe.norm}-{run.digest}.parquet"
+        verdicts.write(evaluation, path)
+        evaluation.about["path"] = str(path)
+    return evaluation
+
+
+def _as_split(model: nn.Module, data: Split | tuple[Tensor, Tensor]) -> Split:
+    if isinstance(data, Split):
+        return data
+    x, y = (torch.as_tensor(part) for part in data)
+    if len(x) == 0 or len(x) != len(y):
+        raise UserError(f"expected images and as many labels, found {len(x)} and {len(y)}")
+    if not x.is_floating_point() or not x.isfinite().all() or x.min() < 0 or x.max() > 1:
+        raise UserError("expected finite float images in [0, 1]")
+    modes = {module: module.training for module in model.modules()}
+    with torch.no_grad():
+        classes = model.eval()(x[:1]).shape[1]
+    for module, training in modes.items():
+        module.training = training
+    if y.min() < 0 or y.max() >= classes:
+        raise UserError(f"expected labels 0 to {classes - 1}, found {int(y.min())} to {int(y.max())}")
+    from robustbench_rkhs.data import arrays_digest
+
+    digest = arrays_digest(x.cpu().numpy(), y.cpu().numpy())
+    return Split("arrays", "test", x, y.long(), torch.arange(len(x)), classes, digest)
+
+
+class _Run:
+    """One evaluation under way."""
+
+    def __init__(self, subject: Subject, recipe: EvalRecipe, say: Say) -> None:
+        self.subject, self.recipe, self.say = subject, recipe, say
+        split = subject.split
+        largest = 1.0 if recipe.norm == "linf" else math.sqrt(math.prod(split.shape))
+        for eps in recipe.eps:
+            if eps > largest:
+                raise UserError(f"eps {eps:g} is above the data range: no {recipe.norm} distance exceeds {largest:.4g} in [0, 1]")
+        if not recipe.eps:
+            raise UserError("expected at least one eps, found none")
+        self.epsilons = sorted(set(recipe.eps), reverse=True)
+        self.protocol: list[Attack] = list(recipe.attacks) or [PGD(), AutoAttack()]
+        boxes = {attack.box for attack in self.protocol}
+        if len(boxes) > 1:
+            raise UserError("attacks with box 'none' and with box 'unit' make two evaluations: run them apart")
+        self.box = boxes.pop()
+        labels = [attack.label for attack in self.protocol]
+        if len(set(labels)) < len(labels):
+            labels = [f"{label}#{i}" if labels.count(label) > 1 else label for i, label in enumerate(labels)]
+        self.labels = labels
+        self.certificates = [certificate(name) for name in recipe.certificates]
+        self.shas = subject.inputs
+        settings = recipe.model_dump(mode="json")
+        self.digest = harness.digest_of([settings, subject.weights, split.digest, harness.sources_digest()], 12)
+        self.about: dict[str, Any] = {
+            "model": subject.name,
+            "norm": recipe.norm,
+            "box": self.box,
+            "epsilons": sorted(self.epsilons),
+            "protocol": self.labels,
+            "certificates": list(recipe.certificates),
+            "samples": len(split),
+            "seed": recipe.seed,
+            "device": _device(subject.device),
+            "date": date.today().isoformat(),
+            "versions": {"torch": torch.__version__, "python": platform.python_version()},
+            "data": split.data,
+            "data_digest": split.digest,
+            "weights": subject.weights,
+            "settings": settings,
+            "refused": [],
+        }
+        self.tables: list[pd.DataFrame] = []
+
+    def all(self) -> tuple[pd.DataFrame, bool]:
+        """Every block; what there is when the keyboard interrupts."""
+        complete = False
+        positions = torch.arange(len(self.subject.split), device=self.subject.device)
+        predicted = harness.ask(self.subject.model, self.subject.split.x, self.subject.split.classes).argmax(1)
+        self.tables.append(self.subject.rows(positions, predicted, self.shas, norm=self.recipe.norm, box=self.box))
+        try:
+            self.certify(positions, predicted)
+            blocks, started = positions.split(self.recipe.block), time.monotonic()
+            for number, block in enumerate(blocks):
+                self.attack(block, predicted)
+                if number == 0 and len(blocks) > 1:
+                    took = time.monotonic() - started
+                    self.say(f"first block of {len(block)} images took {took:.0f} s; about {took * (len(blocks) - 1) / 60:.1f} min to go")
+            complete = True
+        except KeyboardInterrupt:
+            self.say("interrupted: the table holds what was finished; the same command goes on from here")
+        return verdicts.merge(self.tables), complete
+
+    def certify(self, positions: Tensor, predicted: Tensor) -> None:
+        """One row an image and certificate; a refusal is a row of radius 0 with its reason."""
+        subject, norm = self.subject, self.recipe.norm
+        for method in self.certificates:
+            certify = method.model_copy(update={"norm": norm})
+            settings = harness.digest_of(certify.model_dump(mode="json"))
+
+            def work(certify: Certificate = certify, settings: str = settings, block: Tensor = positions) -> pd.DataFrame:
+                x, y, keys = subject.split.x[block], subject.split.y[block], subject.split.index[block]
+                started = time.perf_counter()
+                try:
+                    certified = certify(subject.model, x, y, keys, self.epsilons)
+                    radius, reason = certified.radius.cpu().numpy(), certified.reason
+                    failure = certified.failure_probability.cpu().numpy()
+                except Uncertifiable as refusal:
+                    radius, reason, failure = np.zeros(len(x)), ["refused"] * len(x), np.zeros(len(x))
+                    self.refuse(str(refusal))
+                return subject.rows(
+                    block,
+                    predicted,
+                    self.shas,
+                    norm=norm,
+                    box=self.box,
+                    method=certify.label,
+                    settings=settings,
+                    state_reason=reason,
+                    radius=radius,
+                    forwards=1,
+                    seconds=(time.perf_counter() - started) / len(x),
+                    arithmetic=certify.arithmetic,
+                    failure_probability=failure,
+                )
+
+            key = {"job": "certificate", "method": certify.label, "settings": settings, "norm": norm, "box": self.box}
+            table = subject.part(key, positions, work)
+            if (table["state_reason"] == "refused").any() and not self.about["refused"]:
+                work()  # a kept part does not hold the words of the refusal
+            self.tables.append(table)
+
+    def refuse(self, reason: str) -> None:
+        if reason not in self.about["refused"]:
+            self.about["refused"].append(reason)
+            self.say(f"no certificate: {reason}")
+
+    def states(self, block: Tensor, eps: float) -> pd.Series:
+        """The state of each image of the block at eps, by its index."""
+        indices = self.subject.split.index[block].tolist()
+        table = pd.concat(self.tables, ignore_index=True)
+        here = table[table["index"].isin(indices)]
+        return verdicts.states(Evaluation(here, self.about), eps)["state"].reindex(indices)
+
+    def attack(self, block: Tensor, predicted: Tensor) -> None:
+        """The protocol on what is open, largest eps first; then the masking check and the audit."""
+        for eps in self.epsilons:
+            for attack, label in zip(self.protocol, self.labels, strict=True):
+                self.run(attack.aimed(norm=self.recipe.norm, eps=eps, seed=self.recipe.seed), label, block, predicted, eps)
+        if not any(attack.scale_invariant for attack in self.protocol):
+            check = PGD(box=self.box, steps=20)
+            for eps in self.epsilons:
+                states = self.states(block, eps)
+                aimed = check.aimed(norm=self.recipe.norm, eps=eps, seed=self.recipe.seed)
+                self.collect(aimed, "check:pgd", block[_mask(states == "survived", block)], predicted)
+        certified = pd.concat([self.states(block, eps) == "certified" for eps in self.epsilons if eps > 0] or [pd.Series(dtype=bool)], axis=1)
+        if certified.size and certified.any(axis=1).any():
+            audit = FoolboxAttack(attack="deepfool", box=self.box)
+            aimed = audit.aimed(norm=self.recipe.norm, eps=None, seed=self.recipe.seed)
+            self.collect(aimed, "audit:deepfool", block[_mask(certified.any(axis=1), block)], predicted)
+
+    def run(self, attack: Attack, label: str, block: Tensor, predicted: Tensor, eps: float) -> None:
+        """One attack of the protocol on the images still open at eps: untested, or survived only so far."""
+        states = self.states(block, eps)
+        indices = self.subject.split.index[block].tolist()
+        table = pd.concat(self.tables, ignore_index=True)
+        done = table[(table["kind"] == "attack") & (table["method"] == label)]
+        if attack.minimal_norm:
+            had = set(done["index"])
+        else:
+            had = set(done.loc[(done["eps"] >= eps) & (np.isinf(done["radius"])) & (done["state_reason"] == ""), "index"])
+        todo = [states[index] == "untested" and index not in had for index in indices]
+        self.collect(attack, label, block[torch.tensor(todo, device=block.device)], predicted)
+
+    def collect(self, attack: Attack, label: str, positions: Tensor, predicted: Tensor) -> None:
+        if len(positions):
+            self.tables.append(harness.run_attack(self.subject, attack, positions, predicted, self.shas, label))
+
+
+def _mask(chosen: pd.Series, block: Tensor) -> Tensor:
+    return torch.tensor(chosen.to_numpy(dtype=bool), device=block.device)
+
+
+def certificate(name: str) -> Certificate:
+    """A certificate by name. Raises UserError with a suggestion."""
+    if name != "margin":
+        raise UserError(f"unknown certificate {name!r}; {did_you_mean(name, ['margin'])}")
+    return MarginCertificate()
+
+
+def _device(device: str) -> str:
+    from robustbench_rkhs.train import describe
+
+    return describe(device)

@@ -1,0 +1,199 @@
+"""The harness: asks the model, counts adversarial images, keeps finished parts."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from robustbench_rkhs import verdicts
+from robustbench_rkhs.attacks import Attack
+from robustbench_rkhs.attacks.ball import distances, pull_inside
+from robustbench_rkhs.attacks.contract import Attacked
+from robustbench_rkhs.data import Split
+from robustbench_rkhs.node import UserError
+
+SOURCES = ("attacks", "certificates", "layers", "lipschitz", "harness.py", "evaluate.py")
+"""What a part's contents depend on, in this package."""
+
+
+@cache
+def sources_digest() -> str:
+    """sha256 over the source files that a part depends on."""
+    sha, package = hashlib.sha256(), Path(__file__).parent
+    for source in SOURCES:
+        path = package / source
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            sha.update(file.read_bytes())
+    return sha.hexdigest()
+
+
+def digest_of(value: Any, length: int = 16) -> str:
+    """The first hex digits of the sha256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:length]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: a model in eval mode on a device, its images there, and the words that name both in the table."""
+
+    model: nn.Module
+    split: Split
+    name: str
+    weights: str
+    device: str
+    seed: int
+    parts: Path | None
+    """Folder of finished parts; nothing is kept where None."""
+
+    @property
+    def inputs(self) -> list[str]:
+        return [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in self.split.x.cpu().contiguous()]
+
+    def rows(self, positions: Tensor, predicted: Tensor, shas: list[str], **columns: Any) -> pd.DataFrame:
+        """Rows of the table for these images; every column not given has its neutral value."""
+        split, where = self.split, positions.tolist()
+        neutral: dict[str, Any] = {
+            "model": self.name,
+            "weights": self.weights,
+            "data": split.data,
+            "split": split.split,
+            "norm": "l2",
+            "box": "unit",
+            "kind": "certificate",
+            "method": "prediction",
+            "settings": "",
+            "eps": np.nan,
+            "index": split.index[positions].cpu().numpy(),
+            "input_sha256": [shas[i] for i in where],
+            "label": split.y[positions].cpu().numpy(),
+            "predicted": predicted[positions].cpu().numpy(),
+            "state_reason": "",
+            "radius": 0.0,
+            "distance_l2": np.nan,
+            "distance_linf": np.nan,
+            "forwards": 0,
+            "backwards": 0,
+            "seconds": 0.0,
+            "arithmetic": "",
+            "failure_probability": 0.0,
+        }
+        return pd.DataFrame(neutral | columns, index=range(len(where)))
+
+    def part(self, key: dict[str, Any], positions: Tensor, work: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """The rows of one job over these images: read where they are finished, else worked out and kept."""
+        identity = {
+            **key,
+            "weights": self.weights,
+            "data": self.split.digest,
+            "split": self.split.split,
+            "model": self.name,
+            "seed": self.seed,
+            "indices": digest_of(self.split.index[positions].tolist(), 64),
+            "sources": sources_digest(),
+            "torch": torch.__version__,
+            "device": torch.device(self.device).type,
+            "threads": torch.get_num_threads() if torch.device(self.device).type == "cpu" else 0,
+            "dtype": str(self.split.x.dtype),
+        }
+        path = self.parts and self.parts / f"{digest_of(identity, 32)}.parquet"
+        if path and path.is_file():
+            try:
+                return verdicts.read(path).table
+            except UserError:
+                path.unlink()  # a damaged part is done again
+        table = work()
+        if path:
+            verdicts.write(verdicts.Evaluation(table, {"part": identity}), path)
+        return table
+
+
+@torch.no_grad()
+def ask(model: nn.Module, x: Tensor, classes: int, batch: int = 256) -> Tensor:
+    """Logits, checked. Raises UserError at a wrong shape, NaN, or probabilities in place of logits."""
+    logits = []
+    for images in x.split(batch):
+        try:
+            out = model(images)
+        except (RuntimeError, ValueError, IndexError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(f"the model cannot take images of shape {tuple(x.shape[1:])}: {reason}") from None
+        if not isinstance(out, Tensor) or out.dim() != 2 or len(out) != len(images):
+            found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise UserError(f"expected logits of shape ({len(images)}, {classes}), the model returned {found}")
+        logits.append(out)
+    found = torch.cat(logits) if logits else x.new_zeros(0, classes)
+    if found.shape[1] != classes:
+        raise UserError(f"expected logits of {classes} classes, the model returned {found.shape[1]}")
+    if not found.isfinite().all():
+        raise UserError(f"the model returned NaN or infinity on {int((~found.isfinite().all(1)).sum())} of {len(x)} clean images")
+    if len(found) and (found >= 0).all() and ((found.sum(1) - 1).abs() < 1e-3).all():
+        raise UserError("the model returns probabilities (rows sum to 1); expected logits: remove its last softmax")
+    return found
+
+
+@torch.no_grad()
+def fallen(model: nn.Module, x: Tensor, y: Tensor, batch: int = 256) -> Tensor:
+    """Which images are misclassified; an answer that is not finite is no right answer."""
+    wrong = []
+    for images, labels in zip(x.split(batch), y.split(batch), strict=True):
+        logits = model(images)
+        wrong.append((logits.argmax(1) != labels) | ~logits.isfinite().all(1))
+    return torch.cat(wrong) if wrong else torch.zeros(0, dtype=torch.bool, device=x.device)
+
+
+def run_attack(
+    subject: Subject, attack: Attack, positions: Tensor, predicted: Tensor, shas: list[str], label: str = ""
+) -> pd.DataFrame:
+    """Attack these images and count what fell: pulled exactly inside ball and box, measured in float64, asked again.
+
+    An attack that fails with an error leaves rows that say so; they count neither as broken nor as survived.
+    """
+    label = label or attack.label
+    settings = digest_of(attack.model_dump(mode="json", exclude={"eps", "seed", "norm"}))
+    key = {"job": "attack", "method": label, "settings": settings, "norm": attack.norm, "box": attack.box, "eps": attack.eps}
+
+    def work() -> pd.DataFrame:
+        x, y = subject.split.x[positions], subject.split.y[positions]
+        started, reason = time.perf_counter(), ""
+        try:
+            attacked = attack(subject.model, x, y, subject.split.index[positions])
+        except UserError:
+            raise
+        except Exception as error:  # a library's fault is a row, not the end of the evaluation
+            reason, nothing = "error", torch.zeros(len(x), dtype=torch.int64)
+            attacked = Attacked(x, nothing, nothing)
+            print(f"attack {label} failed on a block: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        inside = pull_inside(x, attacked.images.to(x), attack.norm, attack.eps, attack.box)
+        broken = fallen(subject.model, inside, y)
+        found = {norm: torch.where(broken, distances(x, inside, norm), torch.nan) for norm in ("l2", "linf")}
+        radius = torch.where(broken, found[attack.norm], torch.inf)
+        return subject.rows(
+            positions,
+            predicted,
+            shas,
+            norm=attack.norm,
+            box=attack.box,
+            kind="attack",
+            method=label,
+            settings=settings,
+            eps=np.nan if attack.eps is None else attack.eps,
+            state_reason=reason,
+            radius=radius.cpu().numpy(),
+            distance_l2=found["l2"].cpu().numpy(),
+            distance_linf=found["linf"].cpu().numpy(),
+            forwards=attacked.forwards.cpu().numpy() + 1,
+            backwards=attacked.backwards.cpu().numpy(),
+            seconds=(time.perf_counter() - started) / max(len(x), 1),
+            arithmetic=f"{str(x.dtype).removeprefix('torch.')} on {torch.device(subject.device).type}",
+        )
+
+    return subject.part(key, positions, work) if len(positions) else pd.DataFrame()

@@ -1,0 +1,80 @@
+"""From what a user types after --model to a model and its test images."""
+
+import importlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from robustbench_rkhs import checkpoint
+from robustbench_rkhs.data import CIFAR10, CIFAR100, MNIST, NPZ, DataSet, Digits, Split
+from robustbench_rkhs.node import UserError, did_you_mean
+from robustbench_rkhs.places import find_checkpoint
+from robustbench_rkhs.recipe import TrainRecipe
+
+SETS: dict[str, type[DataSet]] = {"digits": Digits, "cifar10": CIFAR10, "cifar100": CIFAR100, "mnist": MNIST}
+
+
+@dataclass(frozen=True)
+class Named:
+    """A model, its name and the images it is tested on."""
+
+    name: str
+    model: nn.Module
+    test: Split
+
+
+def load_model(name: str, weights: str | None = None, data: str | None = None) -> Named:
+    """A checkpoint by name or folder; a recipe with `weights` (.safetensors or .pth); or `package.module:builder`.
+
+    `data`: a data set's name or a .npz file, in place of the recipe's. Raises UserError in one line.
+    """
+    if ":" in name:
+        return _built(name, weights, data)
+    if weights is not None:
+        recipe = TrainRecipe.read(name)
+        test = named_data(data).test() if data else recipe.data.test()
+        model = checkpoint.build(recipe, test.shape, test.classes)
+        checkpoint.fill(model, checkpoint.read_weights(Path(weights)), weights)
+        return Named(Path(weights).stem, model.eval(), test)
+    folder = find_checkpoint(name)
+    loaded = checkpoint.load(folder)
+    test = named_data(data).test() if data else loaded.recipe.data.test()
+    if test.shape != tuple(loaded.config["shape"]) or test.classes != loaded.config["classes"]:
+        raise UserError(
+            f"model {name!r} takes {loaded.config['classes']} classes of {tuple(loaded.config['shape'])}, "
+            f"data set {test.data!r} has {test.classes} of {test.shape}"
+        )
+    return Named(loaded.name, loaded.model, test)
+
+
+def named_data(name: str) -> DataSet:
+    """A data set by name, or a .npz file. Raises UserError with a suggestion."""
+    if name.endswith(".npz"):
+        return NPZ(path=name)
+    if name not in SETS:
+        raise UserError(f"unknown data set {name!r}; {did_you_mean(name, [*SETS, 'FILE.npz'])}")
+    return SETS[name]()
+
+
+def _built(name: str, weights: str | None, data: str | None) -> Named:
+    """The user's own code: importing it runs it, which is why it is only ever taken from the command line."""
+    module_name, _, builder_name = name.partition(":")
+    if data is None:
+        raise UserError(f"model {name!r} is built by code and names no data: add --data (a data set or FILE.npz)")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UserError(f"cannot import {module_name!r}: {error}") from None
+    builder = getattr(module, builder_name, None)
+    if not callable(builder):
+        raise UserError(f"{module_name!r} has no callable {builder_name!r}; {did_you_mean(builder_name, vars(module))[:200]}")
+    model = builder()
+    if not isinstance(model, nn.Module):
+        raise UserError(f"{name} returned {type(model).__name__}, expected an nn.Module")
+    if weights is not None:
+        checkpoint.fill(model, checkpoint.read_weights(Path(weights)), weights)
+    return Named(builder_name if weights is None else Path(weights).stem, model.eval(), named_data(data).test())

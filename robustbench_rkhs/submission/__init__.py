@@ -1,0 +1,1 @@
+"""What strangers send: checked, evaluated, gated."""

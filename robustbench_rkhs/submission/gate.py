@@ -1,0 +1,94 @@
+"""A stranger's checkpoint: checked, evaluated on a sample, then in full, and put on the leaderboard or refused."""
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from robustbench_rkhs import checkpoint, verdicts
+from robustbench_rkhs.evaluate import evaluate
+from robustbench_rkhs.node import UserError
+from robustbench_rkhs.places import models_folder
+from robustbench_rkhs.recipe import EvalRecipe
+from robustbench_rkhs.report import report
+from robustbench_rkhs.verdicts import Evaluation
+
+ALLOWED = {"config.json", "model.safetensors", "recipe.yaml", "metrics.jsonl", "README.md", "last.safetensors"}
+LARGEST = 2 << 30
+"""Bytes a submitted file may have."""
+
+
+def check(path: Path) -> None:
+    """The folder holds weights and a recipe, nothing else: no code, no links, no giants. Raises UserError."""
+    if not path.is_dir():
+        raise UserError(f"no checkpoint folder {str(path)!r}")
+    for entry in sorted(path.iterdir()):
+        if entry.is_symlink() or not entry.is_file():
+            raise UserError(f"{path}: {entry.name!r} is not a plain file")
+        if entry.name not in ALLOWED and entry.name != "resume.pt":
+            raise UserError(f"{path}: unexpected file {entry.name!r}; expected only {', '.join(sorted(ALLOWED))}")
+        if entry.stat().st_size > LARGEST:
+            raise UserError(f"{path}: {entry.name!r} is larger than {LARGEST >> 30} GiB")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", path.resolve().name):
+        raise UserError(f"{path}: expected a folder name of letters, digits, _ . - (64 at most)")
+
+
+def refusal(done: Evaluation) -> str | None:
+    """Why this evaluation cannot be published; None where it can."""
+    breaches = verdicts.breaches(done)
+    if len(breaches):
+        first = breaches.iloc[0].to_dict()
+        return f"{len(breaches)} certified images were broken, first {first}: the proof or its arithmetic is wrong"
+    if not done.about["complete"]:
+        return "the evaluation was interrupted: images are untested"
+    summary = verdicts.summary(done)
+    if summary["robust"].isna().any():
+        return "images are untested at some eps"
+    return None
+
+
+def submit(
+    path: Path,
+    recipe: EvalRecipe,
+    *,
+    sample: int,
+    device: str,
+    out: Path,
+    command: str = "",
+    say: Callable[[str], None] = lambda line: None,
+) -> Iterator[str]:
+    """Yield what happened, step by step. Raises UserError with the reason of a refusal; then the board is as it was."""
+    check(path)
+    name = path.resolve().name
+    loaded = checkpoint.load(path)
+    listed = {found.stem for found in models_folder().glob("*.yaml")}
+    mine = models_folder().resolve().parent / "checkpoints" / name
+    if name in listed and mine.resolve() != path.resolve():
+        raise UserError(f"{name!r} is the name of a listed model: choose another for the folder")
+    test = loaded.recipe.data.test()
+    if test.digest != loaded.config.get("data_digest"):
+        raise UserError(f"{path}: trained for data of digest {loaded.config.get('data_digest')}, ours is {test.digest}")
+    yield f"checked: {name}, {sum(t.numel() for t in loaded.model.state_dict().values()):,} numbers, digest {loaded.weights[:12]}"
+    staged = out / "submissions" / name
+    look = recipe.model_copy(update={"samples": min(sample, len(test))})
+    first = evaluate(loaded.model, test, look, name=name, folder=staged, device=device, command=command, say=say)
+    _gate(first, name, staged)
+    row = verdicts.summary(first).iloc[-1]
+    yield f"sample of {len(verdicts.states(first, 0.0))}: clean {row['clean']:.1%}, robust at {row['eps']:g} {row['robust']:.1%}"
+    full = evaluate(loaded.model, test, recipe, name=name, folder=staged, device=device, command=command, say=say)
+    _gate(full, name, staged)
+    target = out / "verdicts" / name
+    target.mkdir(parents=True, exist_ok=True)
+    published = verdicts.write(full, target / Path(full.about["path"]).name)
+    written = report(verdicts.read_all(out / "verdicts"), out)
+    shutil.rmtree(staged, ignore_errors=True)
+    yield f"accepted: {published or target}"
+    for kind, paths in written.items():
+        if kind == "leaderboard":
+            yield f"{kind}: {' '.join(str(p) for p in paths)}"
+
+
+def _gate(done: Evaluation, name: str, staged: Path) -> None:
+    reason = refusal(done)
+    if reason:
+        raise UserError(f"{name} is refused: {reason} (verdicts kept in {staged})")

@@ -1,0 +1,113 @@
+"""Recipes: every shipped one is valid, every mistake is one line that guesses what was meant."""
+
+import pytest
+import yaml
+
+from robustbench_rkhs.listing import KINDS, cards, listing, models
+from robustbench_rkhs.node import UserError
+from robustbench_rkhs.places import models_folder
+from robustbench_rkhs.recipe import EvalRecipe, TrainRecipe, attack_from, parse
+
+RECIPES = sorted(path.stem for path in models_folder().glob("*.yaml"))
+
+
+def test_the_named_models_are_there():
+    assert {"digits_mlp", "digits_conv", "digits_sandwich", "robust_vgg", "robust_vgg_small"} <= set(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_resolves_and_its_resolved_copy_is_itself(name):
+    recipe = TrainRecipe.read(name)
+    assert TrainRecipe.parse(yaml.safe_load(recipe.yaml())) == recipe
+    assert recipe.about and recipe.about == yaml.safe_load((models_folder() / f"{name}.yaml").read_text())["about"]
+
+
+def test_robust_vgg_is_the_published_recipe():
+    recipe = TrainRecipe.read("robust_vgg")
+    assert recipe.attack and recipe.attack.norm == "l2" and recipe.attack.eps == 2.0 and recipe.attack.steps == 5
+    projection = recipe.projections[0]
+    assert (projection.tau, projection.kappa, projection.operator, recipe.epochs) == (0.8, 50, "reshaped", 501)
+
+
+OVERRIDES = {
+    "number": ({"epochs": "3"}, lambda r: r.epochs == 3),
+    "nested": ({"attack.eps": "36/255"}, lambda r: r.attack.eps == 36 / 255),
+    "in a list": ({"projections.0.tau": "1.5"}, lambda r: r.projections[0].tau == 1.5),
+    "a whole list": ({"penalties": "[{name: gradient, weight: 0.5}]"}, lambda r: r.penalties[0].weight == 0.5),
+    "none": ({"attack": "null"}, lambda r: r.attack is None),
+    "another method": ({"schedule.name": "cosine", "schedule.warmup": "0.1"}, lambda r: r.schedule.warmup == 0.1),
+    "exponent": ({"optimizer.lr": "1e-3"}, lambda r: r.optimizer.lr == 1e-3),
+}
+
+
+@pytest.mark.parametrize("fields, holds", OVERRIDES.values(), ids=OVERRIDES.keys())
+def test_any_field_is_a_flag(fields, holds):
+    assert holds(TrainRecipe.read("robust_vgg", fields))
+
+
+MISTAKES = {
+    "misspelt key": ({"epoch": "3"}, "unknown key 'epoch' of TrainRecipe; did you mean 'epochs'"),
+    "misspelt nested key": ({"attack.epss": "1"}, "attack: unknown key 'epss' of PGD; did you mean 'eps'"),
+    "misspelt method": ({"schedule.name": "cosin"}, "unknown name 'cosin'; did you mean 'cosine'"),
+    "not a number": ({"attack.eps": "big"}, "attack.eps: .*found 'big'"),
+    "not finite": ({"attack.eps": ".inf"}, "expected a finite number"),
+    "negative": ({"epochs": "0"}, "epochs: input should be greater than or equal to 1, found '0'"),
+    "bad fraction": ({"attack.eps": "1/0"}, "fraction such as 36/255, found '1/0'"),
+    "position": ({"projections.3.tau": "1"}, "expected a position from 0 to 0, found '3'"),
+    "below a value": ({"epochs.x": "1"}, "below a plain value"),
+}
+
+
+@pytest.mark.parametrize("fields, line", MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_is_one_line(fields, line):
+    with pytest.raises(UserError, match=line) as caught:
+        TrainRecipe.read("robust_vgg", fields)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_model_is_guessed():
+    with pytest.raises(UserError, match="unknown model 'robust_vg'; did you mean 'robust_vgg'"):
+        TrainRecipe.read("robust_vg")
+
+
+def test_a_file_that_is_no_recipe(tmp_path):
+    path = tmp_path / "x.yaml"
+    for text, line in (("- 1\n- 2", "expected a mapping"), ("a: [", "not a readable recipe"), ("", "expected a mapping")):
+        path.write_text(text)
+        with pytest.raises(UserError, match=line):
+            TrainRecipe.read(path)
+
+
+ATTACKS = {
+    "pgd": lambda a: a.steps == 40 and a.scale_invariant,
+    "pgd:steps=7,loss=cross_entropy": lambda a: a.steps == 7 and not a.scale_invariant,
+    "published": lambda a: a.box == "none" and a.steps == 100 and not a.scale_invariant,
+    "ddn": lambda a: a.attack == "ddn" and a.minimal_norm,
+    "autoattack:version=custom,attacks=[apgd-ce,square]": lambda a: a.attacks == ("apgd-ce", "square"),
+}
+
+
+@pytest.mark.parametrize("text, holds", ATTACKS.items())
+def test_attacks_as_typed(text, holds):
+    assert holds(parse(EvalRecipe, {"eps": [1.0], "attacks": [attack_from(text)]}, "test").attacks[0])
+
+
+@pytest.mark.parametrize(
+    "text, line", [("pdg", "did you mean 'pgd'"), ("pgd:steps", "field=value"), ("pgd:step=3", "did you mean 'steps'")]
+)
+def test_a_mistyped_attack(text, line):
+    with pytest.raises(UserError, match=line):
+        parse(EvalRecipe, {"eps": [1.0], "attacks": [attack_from(text)]}, "test")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_method_has_a_card_and_every_field_a_meaning(kind):
+    found = cards(kind)
+    assert found
+    for card in found.values():
+        assert card.first_line and card.name in listing(kind, card.name)
+        for field, _, meaning in card.fields:
+            assert meaning, f"{card.name}.{field} is undocumented"
+    assert set(models()) == set(RECIPES)
+    with pytest.raises(UserError, match="known"):
+        listing(kind, "nothing")
