@@ -1,0 +1,156 @@
+"""What a bound is, the dispatch on type, and the rules of the simplest layers."""
+
+import math
+from functools import singledispatch
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Inexact
+from torch import Tensor, nn
+
+from robustbench_rkhs.node import UserError
+
+SLACK = 1e-9
+"""Relative slack of every norm that comes out of an eigenvalue solver; float64 rounding is orders of magnitude
+below."""
+ROUND = 1e-15
+"""Relative slack of a few float64 operations (four units in the last place)."""
+UNIT = 2.0**-53
+"""Unit roundoff of float64."""
+TINY = 1e-290
+"""No bound of anything but an exact zero is smaller, so that underflow cannot turn a small slope into none."""
+
+
+class Uncertifiable(UserError):
+    """Nothing is proved about this module, so nothing is claimed. Names the module, and what there is no rule for."""
+
+
+class Bound(NamedTuple):
+    """A proven upper bound of a module's Lipschitz constant, and the shape it maps to."""
+
+    value: float
+    """Output l2 per unit of input l2."""
+    shape: tuple[int, ...]
+    """Output shape without the batch dimension."""
+
+
+@singledispatch
+def rule(module: nn.Module, shape: tuple[int, ...]) -> Bound:
+    """The bound of one layer by type; a layer adds its own in its own file: `@rule.register`.
+
+    A rule is only called through `upper`, which hands it a float64 copy on the CPU, free of hooks and of overridden
+    methods. It reads the weights as they are now, rounds upwards, and raises Uncertifiable(why) for what it has no
+    proof for.
+    """
+    raise Uncertifiable("no rule for this type of layer")
+
+
+@singledispatch
+def affine(module: nn.Module) -> bool:
+    """True where the layer maps each image by x -> M x + b, so that consecutive ones merge into one matrix."""
+    return False
+
+
+def spectral(matrices: Inexact[Tensor, "*batch rows columns"]) -> float:
+    """Upper bound of the largest l2 operator norm of a batch of finite float64 or complex128 matrices.
+
+    Scaled to peak 1, then sqrt of the largest eigenvalue of the smaller Gram matrix. With u the unit roundoff, forming
+    that loses at most rows columns u relative to the largest eigenvalue (since ||A||_F^2 <= min(rows, columns)
+    ||A||^2), and the solver a small multiple of the order; the slack 1e-9 + 8 u rows columns covers both.
+    Cost: one product and one Hermitian eigenvalue problem a matrix.
+    """
+    peak = matrices.abs().max().item() if matrices.numel() else 0.0
+    if peak == 0:
+        return 0.0
+    rows, columns = matrices.shape[-2:]
+    scaled = matrices / peak
+    gram = scaled @ scaled.mH if rows <= columns else scaled.mH @ scaled
+    largest = max(torch.linalg.eigvalsh(gram).max().item(), 0.0)
+    return upwards(math.sqrt(largest) * peak, SLACK + 8 * UNIT * rows * columns)
+
+
+def upwards(value: float, slack: float = ROUND) -> float:
+    """The value of a nonzero bound, rounded up."""
+    return max(value * (1 + slack), TINY)
+
+
+def product(values: list[float]) -> float:
+    """Product of bounds, rounded up: zero only where one is exactly zero, infinite where it overflows."""
+    if any(value == 0 for value in values):
+        return 0.0
+    total = 1.0
+    for value in values:
+        total = value * total if value == 1 else upwards(value * total)
+    return total
+
+
+def weights(tensor: Tensor, name: str) -> Tensor:
+    """The tensor as it is now, in float64 on the CPU. Raises Uncertifiable where it is not real and finite."""
+    if not tensor.is_floating_point():
+        raise Uncertifiable(f"expected a real floating-point {name}, found {tensor.dtype}")
+    values = tensor.detach().to("cpu", torch.float64)
+    if not values.isfinite().all():
+        raise Uncertifiable(f"expected a finite {name}, found NaN or infinity")
+    return values
+
+
+@rule.register
+def _(module: nn.Linear, shape: tuple[int, ...]) -> Bound:
+    weight = weights(module.weight, "weight")
+    if module.bias is not None:
+        weights(module.bias, "bias")
+    if not shape or shape[-1] != weight.shape[1]:
+        raise Uncertifiable(f"expected {weight.shape[1]} features, found an input of shape {shape}")
+    return Bound(spectral(weight), (*shape[:-1], weight.shape[0]))
+
+
+def steepest(slope: float, shape: tuple[int, ...]) -> Bound:
+    """The bound of an elementwise layer whose slope is at most 1 on one side and `slope` on the other."""
+    if not math.isfinite(slope):
+        raise Uncertifiable(f"expected a finite slope, found {slope}")
+    return Bound(max(1.0, abs(slope)), shape)
+
+
+@rule.register(nn.ReLU)
+@rule.register(nn.Tanh)
+@rule.register(nn.Identity)
+def _(module: nn.Module, shape: tuple[int, ...]) -> Bound:
+    return Bound(1.0, shape)
+
+
+@rule.register
+def _(module: nn.Sigmoid, shape: tuple[int, ...]) -> Bound:
+    return Bound(0.25, shape)
+
+
+@rule.register
+def _(module: nn.LeakyReLU, shape: tuple[int, ...]) -> Bound:
+    return steepest(module.negative_slope, shape)
+
+
+@rule.register
+def _(module: nn.ELU, shape: tuple[int, ...]) -> Bound:
+    return steepest(module.alpha, shape)
+
+
+@rule.register(nn.Dropout)
+@rule.register(nn.Dropout2d)
+def _(module: nn.Module, shape: tuple[int, ...]) -> Bound:
+    if module.training:
+        raise Uncertifiable("it is random in training mode; call model.eval() first")
+    return Bound(1.0, shape)
+
+
+@rule.register
+def _(module: nn.Flatten, shape: tuple[int, ...]) -> Bound:
+    dimensions = len(shape) + 1
+    first, last = (dim + dimensions if dim < 0 else dim for dim in (module.start_dim, module.end_dim))
+    if not 1 <= first <= last < dimensions:
+        raise Uncertifiable(
+            f"flattening dimensions {module.start_dim} to {module.end_dim} of (batch, *{shape}) is no rule's"
+        )
+    return Bound(1.0, (*shape[: first - 1], math.prod(shape[first - 1 : last]), *shape[last:]))
+
+
+for _kind in (nn.Linear, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten):
+    affine.register(_kind, lambda module: True)

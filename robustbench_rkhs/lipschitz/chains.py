@@ -1,0 +1,196 @@
+"""Whole models: layers in a row, runs of affine layers merged into one matrix, and a bound for each pair of classes."""
+
+import copy
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor, nn
+
+from robustbench_rkhs.lipschitz.bounds import (
+    SLACK,
+    TINY,
+    Bound,
+    Uncertifiable,
+    affine,
+    product,
+    rule,
+    spectral,
+    upwards,
+)
+from robustbench_rkhs.lipschitz.guard import leaves, named
+from robustbench_rkhs.lipschitz.rounding import relative_rounding
+
+DENSE_SIDE, DENSE_SIZE = 1024, 2**22
+"""A run of affine layers is materialised where its smaller side and its size are at most these."""
+BATCH = 64
+"""Rows or columns of a matrix materialised at once."""
+UNCOMPUTED = (nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d)
+"""Layers that (in eval mode) do no arithmetic."""
+
+
+class Step(NamedTuple):
+    """A layer of the model: a float64 copy on the CPU."""
+
+    path: str
+    module: nn.Module
+    inputs: tuple[int, ...]
+    """Input shape without the batch dimension."""
+    bound: Bound
+
+
+def steps(model: nn.Module, shape: tuple[int, ...]) -> list[Step]:
+    """The model's layers in the order they run, copied to float64, each with its proven bound for images of `shape`.
+
+    The model itself is only read. Every weight is the float64 value of the parameters as they are now; a parametrized
+    weight is evaluated from them in float64. Raises Uncertifiable, naming the layer, where a bound is not proved.
+    """
+    if not shape or any(not isinstance(side, int) or side < 1 for side in shape):
+        raise Uncertifiable(f"expected an image shape of positive numbers without the batch dimension, found {shape}")
+    paths = [path for path, _ in leaves(model)]
+    with torch.inference_mode(False), torch.no_grad():
+        double = copy.deepcopy(model).to("cpu", torch.float64).requires_grad_(False)
+        chain, now = [], tuple(shape)
+        for path, (_, layer) in zip(paths, leaves(double), strict=True):
+            try:
+                bound = rule(layer, now)
+            except Uncertifiable as refused:
+                raise Uncertifiable(f"{named(path, layer)}: {refused}") from None
+            chain.append(Step(path, layer, now, bound))
+            now = bound.shape
+    return chain
+
+
+def upper(module: nn.Module, shape: tuple[int, ...]) -> Bound:
+    r"""Proven upper bound of the module's Lipschitz constant on images of `shape` (no batch dimension), and its output
+    shape.
+
+    .. math:: \lVert f(x) - f(x') \rVert_2 \le L \lVert x - x' \rVert_2 \quad \text{for all } x, x'
+
+    in real arithmetic with the weights as they are now. Layers in a row multiply; where a run of affine layers is
+    small, the exact norm of its matrix replaces a larger product. Units: logits per unit l2 of input.
+    Raises Uncertifiable where a layer has no rule, its input has a shape it does not take, or a weight is NaN or
+    infinite.
+    """
+    chain = steps(module, shape)
+    return Bound(merged(chain), chain[-1].bound.shape if chain else tuple(shape))
+
+
+def pairs(model: nn.Module, shape: tuple[int, ...], classes: int) -> Float64[Tensor, "classes classes"]:
+    r"""Proven upper bounds L[y, j] of the Lipschitz constant of f_y - f_j, zero on the diagonal.
+
+    .. math:: L_{yj} = L_{\text{prefix}} \, \lVert (e_y - e_j)^\top M \rVert_2
+
+    M is the exact matrix of the trailing run of affine layers; without one, sqrt(2) times the product. So a model that
+    is affine throughout has the exact constant (up to a relative 1e-9).
+    Raises Uncertifiable as `upper` does, and where the model does not end in `classes` logits.
+    """
+    return pair_bounds(steps(model, shape), shape, classes)
+
+
+def pair_bounds(chain: list[Step], shape: tuple[int, ...], classes: int) -> Float64[Tensor, "classes classes"]:
+    """`pairs` of a chain that is already at hand."""
+    found = chain[-1].bound.shape if chain else tuple(shape)
+    if found != (classes,):
+        raise Uncertifiable(
+            f"no proven bound for pairs of classes: expected {classes} logits, found outputs of shape {found}"
+        )
+    start = len(chain)
+    while start > 0 and affine(chain[start - 1].module):
+        start -= 1
+    prefix, run = merged(chain[:start]), chain[start:]
+    apart = 1 - torch.eye(classes, dtype=torch.float64)
+    if not run:
+        return torch.where(apart > 0, apart * (upwards(prefix * math.sqrt(2)) if prefix else 0.0), 0)
+    if prefix == 0 or product([step.bound.value for step in run]) == 0:
+        return torch.zeros_like(apart)
+    norms = _differences(materialise(run))
+    norms = torch.where(norms > 0, (norms * (1 + SLACK)).clamp_min(TINY), 0) + _materialised_error(run)
+    constant = _equal_rows(run)
+    if constant is not None:
+        norms = norms.masked_fill(constant, 0)
+    return torch.where((apart > 0) & (norms > 0), (norms * prefix * (1 + SLACK)).clamp_min(TINY), 0)
+
+
+def merged(chain: list[Step]) -> float:
+    """Product of the layers' bounds; a run of affine layers counts as its exact matrix where that is at hand and
+    smaller."""
+    factors, run = [], list[Step]()
+    for step in chain:
+        if affine(step.module):
+            run.append(step)
+            continue
+        factors += [_run_norm(run), step.bound.value]
+        run = []
+    return product([*factors, _run_norm(run)])
+
+
+def _run_norm(run: list[Step]) -> float:
+    total = product([step.bound.value for step in run])
+    computed = [step for step in run if not isinstance(step.module, UNCOMPUTED)]
+    alone = len(computed) == 1 and isinstance(computed[0].module, nn.Linear)  # its own norm is exact already
+    if not computed or alone or total == 0:
+        return total
+    inputs, outputs = math.prod(run[0].inputs), math.prod(run[-1].bound.shape)
+    if min(inputs, outputs) > DENSE_SIDE or inputs * outputs > DENSE_SIZE:
+        return total
+    exact = spectral(materialise(run)) + _materialised_error(run)
+    return min(total, exact)
+
+
+def materialise(run: list[Step]) -> Float64[Tensor, "outputs inputs"]:
+    """The matrix of a run of affine layers: by rows (vector-Jacobian products), or by columns where those are fewer."""
+    shape, inputs, outputs = run[0].inputs, math.prod(run[0].inputs), math.prod(run[-1].bound.shape)
+    parts = []
+    by_rows = outputs <= inputs or min(inputs, outputs) > DENSE_SIDE
+    with torch.inference_mode(False), torch.enable_grad():
+        for some in torch.eye(outputs if by_rows else inputs, dtype=torch.float64).split(BATCH):
+            x = torch.zeros(len(some), *shape, dtype=torch.float64, requires_grad=True)
+            y = x
+            for step in run:
+                y = step.module(y)
+            if by_rows:
+                (part,) = torch.autograd.grad(y, x, some.view_as(y))
+            else:  # x -> J^T v is linear in v, and its adjoint is J
+                v = torch.zeros_like(y, requires_grad=True)
+                (pulled,) = torch.autograd.grad(y, x, v, create_graph=True)
+                (part,) = torch.autograd.grad(pulled, v, some.view_as(pulled))
+            parts.append(part.detach().flatten(1))
+    matrix = torch.cat(parts)
+    return matrix if by_rows else matrix.T
+
+
+def _differences(rows: Float64[Tensor, "classes inputs"]) -> Float64[Tensor, "classes classes"]:
+    """||row_y - row_j||_2, scaled so that no square under- or overflows."""
+    norms = []
+    for row in rows:
+        difference = rows - row
+        peak = difference.abs().amax(1)
+        scaled = difference / torch.where(peak > 0, peak, 1)[:, None]
+        norms.append(scaled.norm(dim=1) * peak)
+    return torch.stack(norms)
+
+
+def _materialised_error(run: list[Step]) -> float:
+    """Bound of the rounding in `materialise`, in l2 operator norm: zero for a lone nn.Linear, whose rows are read off.
+
+    Each product adds its own relative error; an underflow adds less than TINY, times what later layers make of it.
+    """
+    computed = [step for step in run if not isinstance(step.module, UNCOMPUTED)]
+    if len(computed) <= 1 and all(isinstance(step.module, nn.Linear) for step in computed):
+        return 0.0
+    relative, floor = 0.0, TINY
+    for step in computed:
+        relative += relative_rounding(step.module, math.prod(step.inputs), math.prod(step.bound.shape))
+        floor *= max(1.0, step.bound.value)
+    return relative * product([step.bound.value for step in run]) + floor
+
+
+def _equal_rows(run: list[Step]) -> Tensor | None:
+    """Pairs of classes whose weights in the last layer are the same bit by bit: their logits differ by a constant."""
+    computed = [step for step in run if not isinstance(step.module, UNCOMPUTED)]
+    if not computed or not isinstance(computed[-1].module, nn.Linear) or len(computed[-1].bound.shape) != 1:
+        return None
+    rows = computed[-1].module.weight
+    return torch.stack([(rows == row).all(1) for row in rows])

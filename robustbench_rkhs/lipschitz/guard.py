@@ -1,0 +1,88 @@
+"""Which modules a rule may speak for: those that run the very code the rule was proved for."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as internals
+from torch.nn.utils import parametrize
+
+from robustbench_rkhs.lipschitz.bounds import Uncertifiable, rule
+
+HARMLESS = frozenset(
+    "__module__ __qualname__ __doc__ __init__ __annotations__ __dict__ __weakref__ __repr__ __constants__ "
+    "__parameters__ __orig_bases__ __firstlineno__ __static_attributes__ __annotate__ __annotate_func__ "
+    "__annotations_cache__ __getstate__ __deepcopy__ extra_repr reset_parameters".split()
+)
+"""Names a subclass may define again without changing what its forward pass computes."""
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def leaves(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Dotted path and layer, in the order they run; nested nn.Sequential are opened.
+
+    Raises Uncertifiable where a layer has no rule, overrides code of the class the rule is for, or carries hooks.
+    """
+    try:
+        kind = _check(module)
+    except Uncertifiable as refused:
+        raise Uncertifiable(f"{named(path, module)}: {refused}") from None
+    if kind is not nn.Sequential:
+        yield path, module
+        return
+    for name, child in module._modules.items():
+        if child is None:
+            raise Uncertifiable(f"{named(path, module)}: its entry {name!r} is None")
+        yield from leaves(child, f"{path}.{name}" if path else name)
+
+
+def named(path: str, module: nn.Module) -> str:
+    """How a refusal names a module."""
+    return f"no proven Lipschitz bound for {path or 'the model'} ({type(module).__name__})"
+
+
+def _check(module: nn.Module) -> type:
+    """The class a rule is registered for, once the module is seen to run that class' code."""
+    known = rule.registry.keys() - {object} | {nn.Sequential}
+    kind = next((parent for parent in type(module).__mro__ if parent in known), None)
+    if kind is None:
+        raise Uncertifiable("no rule for this type of layer")
+    for parent in type(module).__mro__:
+        if parent in kind.__mro__:
+            continue
+        changed = sorted(name for name in vars(parent) if hasattr(kind, name) and name not in HARMLESS)
+        if changed:
+            raise Uncertifiable(
+                f"{parent.__name__} overrides {', '.join(changed)} of {kind.__name__}, which the rule is for"
+            )
+    for name, value in vars(module).items():
+        if callable(getattr(kind, name, None)) or (name == "_compiled_call_impl" and value is not None):
+            raise Uncertifiable(f"this instance replaces {name}, which the rule relies on")
+        if isinstance(value, Tensor):
+            raise Uncertifiable(f"{name} is a plain tensor, neither a parameter nor a buffer")
+    if any(tensor.is_complex() for tensor in [*module.parameters(), *module.buffers()]):
+        raise Uncertifiable("expected real weights, found complex ones")
+    if any(getattr(module, hooks, None) for hooks in HOOKS):
+        raise Uncertifiable(
+            "it carries hooks (old-style weight_norm, spectral_norm and pruning do), which no rule covers"
+        )
+    if internals._global_forward_hooks or internals._global_forward_pre_hooks or internals._global_backward_hooks:
+        raise Uncertifiable("hooks on all modules are installed, which no rule covers")
+    if parametrize.is_parametrized(module):
+        _check_parametrized(module)
+    return kind
+
+
+def _check_parametrized(module: nn.Module) -> None:
+    """A parametrized weight counts as what it evaluates to, which must then be one definite tensor."""
+    if any(part.training for part in module.modules()):
+        raise Uncertifiable(
+            "it is parametrized and in training mode, where its weight may change; call model.eval() first"
+        )
+    if parametrize._cache_enabled:
+        raise Uncertifiable("parametrize.cached() is on, which can hand out a stale weight")
+    for name in module.parametrizations:  # type: ignore[union-attr]
+        with torch.no_grad():
+            once, twice = getattr(module, name), getattr(module, name)
+        if not torch.equal(once, twice) and not once.isnan().any():
+            raise Uncertifiable(f"its parametrized {name} changes from one reading to the next")

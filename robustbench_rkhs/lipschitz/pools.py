@@ -1,0 +1,64 @@
+"""Proven Lipschitz bounds of pools."""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from robustbench_rkhs.lipschitz.bounds import Bound, Uncertifiable, affine, rule, upwards
+from robustbench_rkhs.lipschitz.convolution import Axis, fitting, image_size, operator_norm, pair
+
+
+@rule.register
+def _(module: nn.AvgPool2d, shape: tuple[int, ...]) -> Bound:
+    channels, *sizes = image_size(shape)
+    if module.ceil_mode:
+        raise Uncertifiable("no rule for ceil_mode")
+    kernel, stride, padding = pair(module.kernel_size), pair(module.stride), pair(module.padding)
+    if max(padding) and not module.count_include_pad and module.divisor_override is None:
+        raise Uncertifiable("no rule for count_include_pad=False with padding")
+    axes = tuple(Axis(sizes[i], kernel[i], stride[i], 1, padding[i], padding[i]) for i in (0, 1))
+    divisor = module.divisor_override or kernel[0] * kernel[1]
+    constant = torch.full((1, 1, 1, *kernel), 1 / divisor, dtype=torch.float64)
+    norm = operator_norm(constant, fitting((axes[0], axes[1]), shape))
+    return Bound(norm, (channels, axes[0].outputs, axes[1].outputs))
+
+
+@rule.register
+def _(module: nn.AdaptiveAvgPool2d, shape: tuple[int, ...]) -> Bound:
+    channels, height, width = image_size(shape)
+    if module.output_size not in (1, (1, 1), [1, 1]):
+        raise Uncertifiable(f"no rule for output size {module.output_size}, expected 1")
+    return Bound(upwards(1 / math.sqrt(height * width)), (channels, 1, 1))
+
+
+@rule.register
+def _(module: nn.MaxPool2d, shape: tuple[int, ...]) -> Bound:
+    """sqrt of how many windows can hold one pixel.
+
+    |max a - max b| <= max |a - b| on each window, whatever the padding (it is -inf) and however many windows ceil_mode
+    adds. Along an axis, pixel p lies in window o by tap t where s o + d t = p: the taps that fit are s / gcd(s, d)
+    apart.
+    """
+    image_size(shape)
+    if module.return_indices:
+        raise Uncertifiable("it returns indices beside the values")
+    kernel, stride, dilation = pair(module.kernel_size), pair(module.stride), pair(module.dilation)
+    if max(dilation) > 1 and max(pair(module.padding)) > 0:
+        raise Uncertifiable("no rule for dilation with padding, where a window may hold no pixel at all")
+    try:
+        image = torch.empty(1, *shape, device="meta")
+        _, _, height, width = functional.max_pool2d(
+            image, kernel, stride, pair(module.padding), dilation, module.ceil_mode
+        ).shape
+    except RuntimeError as refused:
+        raise Uncertifiable(f"it does not take an input of shape {shape}: {str(refused).splitlines()[0]}") from None
+    windows = 1
+    for k, s, d, outputs in zip(kernel, stride, dilation, (height, width), strict=True):
+        windows *= min(-(-k * math.gcd(s, d) // s), outputs)
+    return Bound(1.0 if windows == 1 else upwards(math.sqrt(windows)), (shape[0], height, width))
+
+
+for _kind in (nn.AvgPool2d, nn.AdaptiveAvgPool2d):
+    affine.register(_kind, lambda module: True)

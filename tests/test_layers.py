@@ -1,0 +1,254 @@
+"""Every layer: its Jacobian under its bound, parameters after __init__, state round trip, gradients, one function."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from robustbench_rkhs.layers import MaxMin, Normalize, Sandwich, SandwichLinear, Scale
+from robustbench_rkhs.lipschitz import Uncertifiable, upper
+from robustbench_rkhs.node import UserError
+
+LAYERS = {  # a new layer adds a line here: how to build it, and the shape it takes
+    "normalize": (lambda: Normalize((0.4, 0.5, 0.6), (0.2, 0.25, 0.5)), (3, 3, 5)),
+    "maxmin": (MaxMin, (6,)),
+    "maxmin image": (MaxMin, (4, 3, 3)),
+    "scale": (lambda: Scale(-3.5), (4,)),
+    **{
+        f"{kind.__name__} {inputs}-{outputs}": (lambda kind=kind, a=inputs, b=outputs: kind(a, b), (inputs,))
+        for kind in (Sandwich, SandwichLinear)
+        for inputs, outputs in ((1, 1), (1, 5), (5, 1), (4, 9), (9, 4), (7, 7))
+    },
+}
+table = pytest.mark.parametrize("build, shape", LAYERS.values(), ids=LAYERS.keys())
+
+
+def steepest(layer, shape, scale=1.0):
+    """Largest singular value of the dense Jacobian over random inputs, in float64."""
+    layer = layer.double()
+    norms = []
+    for x in torch.randn(8, 1, *shape, dtype=torch.float64) * scale:
+        jacobian = torch.autograd.functional.jacobian(layer, x)
+        norms.append(torch.linalg.matrix_norm(jacobian.reshape(-1, math.prod(shape)), ord=2).item())
+    return max(norms)
+
+
+@table
+def test_jacobian_is_under_the_bound(build, shape):
+    for seed in range(5):
+        torch.manual_seed(seed)
+        layer = build()
+        for parameter in layer.parameters():
+            parameter.data += torch.randn_like(parameter)
+        assert steepest(layer, shape) <= upper(layer, shape).value
+
+
+@table
+def test_parameters_exist_and_state_goes_round(build, shape):
+    torch.manual_seed(0)
+    layer, x = build(), torch.randn(3, *shape)
+    names = set(layer.state_dict())
+    y = layer(x)
+    assert set(layer.state_dict()) == names and y.shape[1:] == upper(layer, shape).shape
+    torch.manual_seed(1)
+    twin = build()
+    twin(x)  # nothing of the first weights may linger
+    twin.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(twin.eval()(x), layer.train()(x), rtol=0, atol=0)
+
+
+@table
+def test_gradients_reach_every_parameter(build, shape):
+    torch.manual_seed(0)
+    layer = build()
+    for parameter in layer.parameters():
+        parameter.data += 0.5 * torch.randn_like(parameter)
+    if not list(layer.parameters()):
+        return
+    layer(torch.randn(32, *shape)).square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    if isinstance(layer, Sandwich) and shape != (1,):
+        assert all(parameter.grad.abs().sum() > 0 for parameter in layer.parameters())
+
+
+@pytest.mark.parametrize("kind", [Sandwich, SandwichLinear])
+@pytest.mark.parametrize("size", [(1, 1), (3, 8), (8, 3), (6, 6)])
+@pytest.mark.parametrize(
+    "disturb",
+    [
+        lambda p: p.zero_(),
+        lambda p: p.fill_(1),
+        lambda p: p.mul_(1e-30),
+        lambda p: p.mul_(1e-45),
+        lambda p: p.mul_(1e4),
+        lambda p: p.mul_(1e20),
+        lambda p: p.copy_(torch.randn_like(p).mul(100).exp()),
+    ],
+    ids=["zero", "one", "tiny", "denormal", "large", "huge", "spread"],
+)
+@pytest.mark.parametrize("which", ["weight", "alpha", "bias", "all"])
+def test_sandwich_holds_its_bound_at_any_parameters(kind, size, disturb, which):
+    torch.manual_seed(0)
+    layer = kind(*size)
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            if which in (name, "all"):
+                disturb(parameter)
+                parameter.clamp_(-1e30, 1e30)
+        if isinstance(layer, Sandwich):
+            layer.psi.clamp_(-50, 50)
+    try:
+        bound = upper(layer, size[:1]).value
+    except Uncertifiable:  # a transform that float64 cannot evaluate is refused, never taken on faith
+        assert layer.alpha.abs() > 1e6
+        return
+    assert steepest(layer, size[:1]) <= bound * (1 + 1e-12)
+    if layer.alpha.abs() < 1e3:
+        assert bound <= 1 + 1e-8
+
+
+@pytest.mark.parametrize("kind", [Sandwich, SandwichLinear])
+def test_sandwich_is_bounded_by_what_it_evaluates_to_not_by_faith(kind):
+    """Weights so large that the transform is no longer orthogonal in float64: the bound says so."""
+    torch.manual_seed(0)
+    layer = kind(1, 4)
+    layer.alpha.data.fill_(1e8)
+    a, b = (matrix.detach() for matrix in layer.matrices())
+    matrix = torch.cat([a, b], dim=1) if kind is Sandwich else 2 * a.T @ b
+    norm = torch.linalg.matrix_norm(matrix, ord=2).item()
+    truth = norm**2 if kind is Sandwich else norm
+    assert upper(layer, (1,)).value == pytest.approx(truth, rel=1e-7) and abs(truth - 1) > 1e-3
+
+
+def test_float32_evaluation_stays_near_the_certified_matrices():
+    torch.manual_seed(0)
+    layer, x = Sandwich(3, 8), torch.randn(64, 3)
+    layer.alpha.data.fill_(1e4)
+    single = layer(x)
+    torch.testing.assert_close(single.double(), layer.double()(x.double()), rtol=1e-5, atol=1e-5)
+    assert single.dtype == torch.float32
+
+
+def test_sandwich_is_its_definition():
+    torch.manual_seed(0)
+    layer = Sandwich(5, 4).double()
+    for parameter in layer.parameters():
+        parameter.data = torch.randn_like(parameter)
+    weight = layer.alpha * layer.weight / layer.weight.norm()
+    upper_block, lower = weight[:4], weight[4:]
+    z = upper_block - upper_block.T + lower.T @ lower
+    inverse = torch.linalg.inv(torch.eye(4, dtype=torch.float64) + z)
+    a, b = (inverse @ (torch.eye(4, dtype=torch.float64) - z)).T, (-2 * lower @ inverse).T
+    torch.testing.assert_close(a @ a.T + b @ b.T, torch.eye(4, dtype=torch.float64))
+    psi, x = layer.psi.exp(), torch.randn(6, 5, dtype=torch.float64)
+    hidden = torch.relu(2**0.5 * (x @ b.T) / psi + layer.bias)
+    torch.testing.assert_close(layer(x), 2**0.5 * (hidden * psi) @ a)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (3, 7), (7, 3)])
+def test_affine_sandwich_reaches_every_norm_up_to_one(size):
+    """Its start is (semi-)orthogonal, norm exactly one; alpha = 0 gives B = 0, norm zero."""
+    layer = SandwichLinear(*size)
+    assert upper(layer, size[:1]).value == pytest.approx(1, abs=1e-2)
+    layer.alpha.data.zero_()
+    assert upper(layer, size[:1]).value <= 1e-12
+
+
+def test_deep_stack_keeps_its_gradient():
+    torch.manual_seed(0)
+    stack = nn.Sequential(*(Sandwich(64, 64) for _ in range(8)))
+    x = torch.rand(16, 64, requires_grad=True)
+    (stack(x) * torch.randn(16, 64)).sum().backward()
+    assert x.grad.norm() / 32 > 0.5
+    wide = nn.Sequential(Sandwich(64, 128), *(Sandwich(128, 128) for _ in range(4)), Sandwich(128, 32))
+    y = wide(torch.rand(16, 64))
+    assert y.norm(dim=1).min() > 0.3
+
+
+def test_stack_of_six_learns():
+    torch.manual_seed(0)
+    stack = nn.Sequential(Sandwich(8, 32), *(Sandwich(32, 32) for _ in range(4)), SandwichLinear(32, 2))
+    x = torch.randn(128, 8)
+    y = (x[:, 0] * x[:, 1] > 0).long()
+    optimizer = torch.optim.Adam(stack.parameters(), 0.01)
+    for _ in range(150):
+        loss = nn.functional.cross_entropy(10 * stack(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert (stack(x).argmax(1) == y).float().mean() > 0.9
+    assert upper(stack, (8,)).value <= 1 + 1e-6
+
+
+def test_sandwich_under_autocast_and_in_half_precision():
+    torch.manual_seed(0)
+    layer, x = Sandwich(6, 5), torch.randn(4, 6)
+    truth = layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(layer(x).float(), truth, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(layer.bfloat16()(x.bfloat16()).float(), truth, rtol=0.05, atol=0.05)
+
+
+def test_changing_a_weight_changes_the_next_forward_pass():
+    layer, x = Sandwich(4, 4).eval(), torch.rand(2, 4)
+    before = layer(x)
+    with torch.no_grad():
+        layer.weight[4:] *= -1
+    assert not torch.allclose(layer(x), before)
+
+
+def test_maxmin_sorts_pairs_and_keeps_norms():
+    x = torch.randn(5, 6, 3)
+    y = MaxMin()(x)
+    assert (y[:, :3] >= y[:, 3:]).all()
+    torch.testing.assert_close(y.sort(1).values, x.sort(1).values)
+
+
+def test_normalize_is_its_definition():
+    x = torch.rand(2, 2, 3, 3)
+    layer = Normalize((0.1, 0.2), (0.5, 0.25))
+    torch.testing.assert_close(layer(x)[:, 1], (x[:, 1] - 0.2) / 0.25)
+    assert (
+        layer.mean.shape == (2, 1, 1)
+        and layer.mean.dtype == torch.float32
+        and set(layer.state_dict()) == {"mean", "std"}
+    )
+    assert upper(layer, (2, 3, 3)).value == pytest.approx(4)
+    layer.std[1] = 0.125
+    assert upper(layer, (2, 3, 3)).value == pytest.approx(8)
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: Normalize((0.5,), (0.0,)), "above 0"),
+        (lambda: Normalize((0.5,), (-1.0,)), "above 0"),
+        (lambda: Normalize((0.5,), (math.nan,)), "finite"),
+        (lambda: Normalize((0.5, 0.5), (1.0,)), "2 and 1"),
+        (lambda: Normalize((), ()), "0 and 0"),
+        (lambda: Normalize((0.5,), (1.0,))(torch.zeros(1, 3, 4, 4)), "1 channels"),
+        (lambda: MaxMin()(torch.zeros(1, 3)), "even number"),
+        (lambda: Scale(math.inf), "finite"),
+        (lambda: Sandwich(0, 3), "at least 1"),
+    ],
+)
+def test_bad_input_is_one_clear_line(build, message):
+    with pytest.raises(UserError, match=message):
+        build()
+
+
+def test_std_changed_to_zero_is_refused():
+    layer = Normalize((0.5,), (0.5,))
+    layer.std.zero_()
+    with pytest.raises(Uncertifiable, match="std"):
+        upper(layer, (1, 2, 2))
+
+
+@pytest.mark.parametrize("name", ["weight", "alpha", "bias", "psi"])
+def test_sandwich_with_a_nan_is_refused(name):
+    layer = Sandwich(3, 3)
+    getattr(layer, name).data.fill_(torch.nan)
+    with pytest.raises(Uncertifiable, match=name):
+        upper(nn.Sequential(nn.ReLU(), layer), (3,))
