@@ -1,0 +1,136 @@
+"""The summary as csv, Markdown, LaTeX, and on the terminal."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.table import Table
+
+from robustbench_rkhs.files import write_whole
+from robustbench_rkhs.node import UserError
+from robustbench_rkhs.report.figures import check_about, domain, names
+from robustbench_rkhs.verdicts import Evaluation, by_attack, summary
+
+WITHHELD = "withheld"
+"""Printed for a robust accuracy while images are untested."""
+HEAD = ["model", "data", "norm", "box", "eps", "images", "clean [95%]", "robust [95%]", "certified [95%]", "open"]
+
+
+def write_tables(evaluations: Sequence[Evaluation], stem: str | Path) -> list[Path]:
+    """STEM.csv (every column of the summary), STEM.md and STEM.tex (booktabs; percent with 95% limits).
+
+    Raises UserError for no evaluation, or where they cannot be written.
+    """
+    if not evaluations:
+        raise UserError("nothing to tabulate: expected at least one evaluation")
+    check_about(evaluations)
+    frames = []
+    for evaluation, name in zip(evaluations, names(evaluations), strict=True):
+        frame = summary(evaluation)
+        about = [name, *(str(evaluation.about[key]) for key in ("data", "norm", "box"))]
+        for place, (column, value) in enumerate(zip(HEAD, about, strict=False)):
+            frame.insert(place, column, value)
+        frames.append(frame)
+    whole = pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
+    rows = [
+        [*(str(row[key]) for key in HEAD[:4]), f"{row['eps']:.4g}", str(row["images"]), *_shares(row)] for row in records(whole)
+    ]
+    note = f"{WITHHELD}: images are untested. open: neither proved nor broken. Limits: Clopper-Pearson 95%."
+    texts = {
+        "csv": whole.to_csv(index=False, lineterminator="\n"),
+        "md": f"{markdown(HEAD, rows)}\n{note}\n",
+        "tex": latex(HEAD, rows),
+    }
+    return [write_bytes(Path(f"{stem}.{kind}"), text) for kind, text in texts.items()]
+
+
+def console(evaluation: Evaluation) -> Table:
+    """The summary for a terminal: shares in percent with 95% limits, counts below."""
+    frame = summary(evaluation)
+    images = evaluation.table["index"].nunique()
+    table = Table(title=f"{evaluation.about['model']}: {domain(evaluation.about)}, {images} images", title_justify="left")
+    for column in ("eps", "clean", "robust", "certified", "open"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in records(frame):
+        standing = row["count_certified"] + row["count_survived"]
+        undecided = row["count_survived"] + row["count_untested"]
+        counts = [row["images"] - row["count_wrong"], standing, row["count_certified"], undecided]
+        cells = _shares(row)
+        shown = [f"{share}\n{count}" for share, count in zip(cells, counts, strict=True)]
+        if row["count_untested"]:
+            shown[1] = WITHHELD
+            shown[3] += f", {row['count_untested']} untested"
+        if row["count_inferred"]:
+            shown[1] += f", {row['count_inferred']} inferred"
+        if row["count_certified"] and row["eps"] > 0:
+            shown[2] += f", {row['count_audited']} audited"
+        table.add_row(f"{row['eps']:.4g}", *shown)
+    table.caption = "percent with 95% limits, images below; open: neither proved nor broken"
+    return table
+
+
+def console_attacks(evaluation: Evaluation) -> Table:
+    """Each attack of the protocol for a terminal: images, broken, the accuracy it alone would report, passes, masking."""
+    table = Table(title=f"{evaluation.about['model']}: attacks, each on the images left to it", title_justify="left")
+    for column in ("attack", "eps", "ran on", "broke", "alone", "overstates", "passes"):
+        table.add_column(column, justify="left" if column == "attack" else "right", no_wrap=column != "attack")
+    for row in records(by_attack(evaluation)):
+        marks = f"{row['overstated']:.1%}" + (" MASKED" if row["masked"] else "")
+        alone = f"{row['alone']:.1%}" if row["attacked"] else "-"
+        passes = f"{row['forwards']:,} + {row['backwards']:,}"
+        table.add_row(
+            row["attack"],
+            f"{row['eps']:.4g}",
+            str(row["attacked"]),
+            str(row["broken"]),
+            alone,
+            marks if row["attacked"] else "-",
+            passes,
+        )
+    table.caption = "alone: left standing by it; overstates: of those it ran on, broken by others; passes: forward + backward"
+    return table
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows by column name, each value of its own type (a row as a Series would turn counts into floats)."""
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+def limits(row: dict[str, Any], part: str) -> str:
+    """A share in percent with its limits, or the word that it is withheld."""
+    if row[part] != row[part]:
+        return WITHHELD
+    return f"{100 * row[part]:.1f}% [{100 * row[f'{part}_low']:.1f}, {100 * row[f'{part}_high']:.1f}]"
+
+
+def _shares(row: dict[str, Any]) -> list[str]:
+    return [*(limits(row, part) for part in ("clean", "robust", "certified")), f"{100 * row['open']:.1f}%"]
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; pipes and line breaks in cells are made harmless."""
+    cells = [[" ".join(str(cell).split()).replace("|", "\\|") for cell in row] for row in [head, *rows]]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
+    return "\n".join([lines[0], "|" + " --- |" * len(head), *lines[1:]]) + "\n"
+
+
+def latex(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A booktabs table; needs \\usepackage{booktabs}."""
+    lines = [" & ".join(escape(cell) for cell in row) + r" \\" for row in [head, *rows]]
+    body = [r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
+    return "\n".join([f"\\begin{{tabular}}{{{'l' * len(head)}}}", *body, r"\end{tabular}", ""])
+
+
+def escape(text: str) -> str:
+    """LaTeX's ten special characters, and a leading bracket, which would be read as an argument of the line break before it."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    escaped = re.sub(r"[\\~^&%$#_{}]", lambda found: special.get(found[0], f"\\{found[0]}"), " ".join(str(text).split()))
+    return f"{{}}{escaped}" if escaped.startswith("[") else escaped
+
+
+def write_bytes(path: Path, text: str) -> Path:
+    """UTF-8 with plain line ends on any machine, whole or absent. Raises UserError where it cannot be written."""
+    write_whole(path, lambda temporary: temporary.write_bytes(text.encode()))
+    return path

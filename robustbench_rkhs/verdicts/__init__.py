@@ -1,0 +1,34 @@
+"""The table of verdicts: every method says one thing about each image, a radius; all published numbers are its group-bys."""
+
+from robustbench_rkhs.verdicts.schema import COLUMNS, KEY, Verdicts, validate
+from robustbench_rkhs.verdicts.soundness import breaches, pooled
+from robustbench_rkhs.verdicts.states import STATES, Evaluation, states
+from robustbench_rkhs.verdicts.statistics import Proportion, clopper_pearson, holm, mcnemar
+from robustbench_rkhs.verdicts.store import digest, merge, read, read_all, write
+from robustbench_rkhs.verdicts.summaries import accuracy_at, by_attack, curve, robust_images, summary
+
+__all__ = [
+    "COLUMNS",
+    "KEY",
+    "STATES",
+    "Evaluation",
+    "Proportion",
+    "Verdicts",
+    "accuracy_at",
+    "breaches",
+    "by_attack",
+    "clopper_pearson",
+    "curve",
+    "digest",
+    "holm",
+    "mcnemar",
+    "merge",
+    "pooled",
+    "read",
+    "read_all",
+    "robust_images",
+    "states",
+    "summary",
+    "validate",
+    "write",
+]

@@ -1,0 +1,99 @@
+"""The table's columns, and what must hold of every row."""
+
+import pandas as pd
+import pandera.errors
+import pandera.pandas as pa
+from pandera.typing.pandas import Series
+
+from robustbench_rkhs.node import UserError
+
+KEY = ["model", "weights", "data", "split", "norm", "box", "kind", "method", "settings", "eps", "index"]
+"""What makes a row the only one of its kind, and the canonical order."""
+ANSWERS = ["", "unknown"]
+"""`state_reason` of a method that ran to its end; after `timeout`, `refused` and `error` it did not."""
+
+
+class Verdicts(pa.DataFrameModel):
+    """One row for each image, method, settings and eps: a radius.
+
+    Certificates bound the robust radius from below, attacks from above. Every image has one certificate row of method
+    `prediction` and radius 0, which carries its label and the model's prediction. Methods that start with `audit:` or
+    `check:` break images and test soundness, but are no part of the protocol.
+    """
+
+    model: Series[str]
+    weights: Series[str]
+    """Digest of the weights."""
+    data: Series[str]
+    split: Series[str]
+    norm: Series[str] = pa.Field(isin=["l2", "linf"])
+    """Distance of `eps` and `radius`, in pixels of [0, 1]."""
+    box: Series[str] = pa.Field(isin=["unit", "none"])
+    """Where an attack looked, or a certificate's domain: [0, 1], or anywhere."""
+    kind: Series[str] = pa.Field(isin=["attack", "certificate"])
+    method: Series[str] = pa.Field(str_length={"min_value": 1})
+    settings: Series[str]
+    """Digest of the method's settings."""
+    eps: Series[float] = pa.Field(ge=0, nullable=True)
+    """Budget of a fixed-budget attack; null otherwise."""
+    index: Series[int] = pa.Field(ge=0)
+    """Position of the image in the original arrays."""
+    input_sha256: Series[str]
+    label: Series[int] = pa.Field(ge=0)
+    predicted: Series[int] = pa.Field(ge=0)
+    state_reason: Series[str] = pa.Field(isin=["", "unknown", "timeout", "refused", "error"])
+    radius: Series[float] = pa.Field(ge=0)
+    """Certificate: the proved radius. Attack: distance of the nearest counted adversarial image, inf if none."""
+    distance_l2: Series[float] = pa.Field(ge=0, nullable=True)
+    distance_linf: Series[float] = pa.Field(ge=0, nullable=True)
+    forwards: Series[int] = pa.Field(ge=0)
+    backwards: Series[int] = pa.Field(ge=0)
+    seconds: Series[float] = pa.Field(ge=0)
+    arithmetic: Series[str]
+    """What a certificate holds for: real, float32 on CPU ..."""
+    failure_probability: Series[float] = pa.Field(ge=0, le=1)
+
+    class Config:
+        strict = True
+        coerce = True
+        unique = KEY
+
+    @pa.dataframe_check(error="a certificate has neither eps nor distances")
+    def _certificates_have_no_budget(cls, table: pd.DataFrame) -> Series[bool]:
+        empty = table[["eps", "distance_l2", "distance_linf"]].isna().all(axis=1)
+        return empty | (table["kind"] != "certificate")  # type: ignore[return-value]
+
+    @pa.dataframe_check(error="an attack's radius is its distance in its norm; inf and no distances if none")
+    def _attacks_measure(cls, table: pd.DataFrame) -> Series[bool]:
+        own = table["distance_l2"].where(table["norm"] == "l2", table["distance_linf"])
+        nothing = table[["distance_l2", "distance_linf"]].isna().all(axis=1) & (table["radius"] == float("inf"))
+        found = table[["distance_l2", "distance_linf"]].notna().all(axis=1) & (table["radius"] == own)
+        return nothing | found | (table["kind"] != "attack")  # type: ignore[return-value]
+
+    @pa.dataframe_check(error="the prediction row has radius 0")
+    def _predictions_prove_nothing(cls, table: pd.DataFrame) -> Series[bool]:
+        return (table["method"] != "prediction") | (table["radius"] == 0)  # type: ignore[return-value]
+
+
+COLUMNS = list(Verdicts.to_schema().columns)
+"""The columns, in the table's order."""
+
+
+def validate(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with its columns typed and ordered. Raises UserError naming the first fault."""
+    missing, unknown = [c for c in COLUMNS if c not in table], [str(c) for c in table if c not in COLUMNS]
+    if missing or unknown:
+        faults = [f"{word} {', '.join(which)}" for word, which in (("missing", missing), ("unknown", unknown)) if which]
+        raise UserError(f"not a table of verdicts: columns {'; '.join(faults)}")
+    twice = table[table.duplicated(KEY)]
+    if len(twice):
+        row = twice.iloc[0]
+        raise UserError(f"not a table of verdicts: two rows of {row['method']!r} at eps {row['eps']} for image {row['index']}")
+    try:
+        valid = Verdicts.validate(table.reset_index(drop=True))
+    except (pandera.errors.SchemaError, pandera.errors.SchemaErrors) as error:
+        found = " ".join(str(error).split())
+        if found.startswith("DataFrameSchema"):  # a rule about whole rows would print one
+            found = found.split(" failure cases:")[0].split(": ", 1)[-1]
+        raise UserError(f"not a table of verdicts: {found[:240]}") from None
+    return valid[COLUMNS]

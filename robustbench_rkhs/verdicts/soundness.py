@@ -1,0 +1,62 @@
+"""The invariant: on an image that is right, every certificate ends before every known adversarial image."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from robustbench_rkhs.verdicts.schema import COLUMNS
+from robustbench_rkhs.verdicts.states import Evaluation, Evidence, counted, proved
+
+BREACH = ["index", "norm", "certificate", "radius", "attack", "distance"]
+
+
+def breaches(evaluation: Evaluation) -> pd.DataFrame:
+    """Pairs of a certificate and an adversarial image it denies: radius >= distance, same norm, initially correct image.
+
+    Columns: index, norm, certificate (method), radius (certified), attack (method), distance. Certificates are claims
+    about closed balls, so equality is a breach. Both norms are searched, and an attack counts only inside the
+    certificate's domain. A radius of 0 claims nothing. Empty where the table is sound.
+    """
+    table, evidence = evaluation.table, Evidence.of(evaluation)
+    right = table["index"].isin(evidence.index[evidence.correct]).to_numpy()
+    found = []
+    for norm in ("l2", "linf"):
+        for box in ("unit", "none"):
+            # a certificate of domain 'none' (everywhere) answers to attacks in either box, one of 'unit' only to those in [0, 1]
+            claims = right & proved(table, norm, box) & (table["box"] == box).to_numpy() & (table["radius"] > 0).to_numpy()
+            falls = right & counted(table, norm, box)
+            claimed = table.loc[claims, ["index", "method", "radius"]].rename(columns={"method": "certificate"})
+            fallen = table.loc[falls, ["index", "method", f"distance_{norm}"]]
+            fallen = fallen.rename(columns={"method": "attack", f"distance_{norm}": "distance"})
+            best = claimed.groupby("index")["radius"].max()
+            fallen = fallen[fallen["distance"] <= fallen["index"].map(best)]  # few, before every pair is formed
+            pairs = claimed.merge(fallen, on="index").query("radius >= distance")
+            found.append(pairs.assign(norm=norm)[BREACH])
+    found = [pairs for pairs in found if len(pairs)]
+    if not found:
+        return pd.DataFrame(columns=BREACH)
+    return pd.concat(found).sort_values(BREACH, ignore_index=True)
+
+
+def pooled(evaluation: Evaluation, others: Sequence[Evaluation]) -> Evaluation:
+    """The evaluation, with the adversarial images that others found for the same weights on the same images.
+
+    They count as breaks and for soundness, in both norms, under the method `check:` + theirs; the protocol stays the
+    evaluation's own.
+    """
+    table = evaluation.table
+    if not len(table):
+        return evaluation
+    same = ["weights", "data", "split", "index", "input_sha256"]
+    own = table[same].drop_duplicates()
+    extra = []
+    for other in others:
+        if other is not evaluation:
+            found = other.table[(other.table["kind"] == "attack") & np.isfinite(other.table["radius"])]
+            found = found.merge(own, on=same)
+            found = found.assign(model=table["model"].iloc[0], method="check:" + found["method"].astype(str))
+            extra.append(found[COLUMNS])
+    extra = [rows for rows in extra if len(rows)]
+    return replace(evaluation, table=pd.concat([table, *extra], ignore_index=True)) if extra else evaluation

@@ -1,0 +1,124 @@
+"""What the table says about each image at an epsilon: wrong, broken, certified, survived or untested."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int
+
+from robustbench_rkhs.node import UserError
+from robustbench_rkhs.verdicts.schema import ANSWERS
+
+STATES = ["wrong", "broken", "certified", "survived", "untested"]
+ASIDE = ("audit:", "check:")
+"""How methods start that break images and test soundness, but are no part of the protocol."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model's table, and what it is about.
+
+    `about`: model, norm, box, epsilons, protocol (labels of the attacks an image must withstand), certificates, samples, seed,
+    device, date, command, versions, data, data_digest, weights.
+    """
+
+    table: pd.DataFrame
+    about: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The table folded to one entry an image, in one norm: everything the states at any eps follow from."""
+
+    index: Int[np.ndarray, " images"]
+    correct: Bool[np.ndarray, " images"]
+    certified: Float[np.ndarray, " images"]
+    """Largest proved radius; -1 where the prediction is wrong."""
+    broken: Float[np.ndarray, " images"]
+    """Distance of the nearest counted adversarial image of any attack, inf if none."""
+    runs: pd.DataFrame
+    """Attacks of the protocol that ran to their end: position, method, eps, radius, broken (distance in the norm)."""
+    protocol: tuple[str, ...]
+
+    @classmethod
+    def of(cls, evaluation: Evaluation, norm: str | None = None) -> "Evidence":
+        """Fold the table. Raises UserError where it mixes models or data, or an image has no prediction."""
+        table, about = evaluation.table, evaluation.about
+        norm, box = norm or _about(about, "norm"), _about(about, "box")
+        for column in ("model", "weights", "data", "split"):
+            if table[column].nunique() > 1:
+                raise UserError(f"expected the verdicts of one {column}, found {sorted(table[column].unique())[:3]}")
+        said = table[(table["kind"] == "certificate") & (table["method"] == "prediction")]
+        said = said.drop_duplicates("index").sort_values("index")
+        where = pd.Index(said["index"])
+        position = where.get_indexer(pd.Index(table["index"]))
+        if (position < 0).any():
+            raise UserError(f"image {table['index'][position < 0].iloc[0]} has verdicts but no row of method 'prediction'")
+        correct = (said["label"] == said["predicted"]).to_numpy()
+        certified = np.where(correct, 0.0, -1.0)
+        proofs = proved(table, norm, box)
+        np.maximum.at(certified, position[proofs], table["radius"].to_numpy(dtype=np.float64)[proofs])
+        certified[~correct] = -1.0
+        distance = table[f"distance_{norm}"].to_numpy(dtype=np.float64)
+        falls = counted(table, norm, box)
+        broken = np.full(len(said), np.inf)
+        np.minimum.at(broken, position[falls], distance[falls])
+        protocol = tuple(_about(about, "protocol"))
+        ran = (table["kind"] == "attack") & (table["norm"] == norm) & (table["box"] == box)
+        ran &= table["method"].isin(protocol) & table["state_reason"].isin(ANSWERS)
+        runs = table.loc[ran, ["method", "eps", "radius", "forwards", "backwards"]].assign(position=position[ran.to_numpy()])
+        return cls(where.to_numpy(), correct, certified, broken, runs, protocol)
+
+    def states(self, eps: float) -> pd.DataFrame:
+        """As `states`."""
+        if not eps >= 0:
+            raise UserError(f"eps must not be negative, found {eps}")
+        runs, inferred = self.runs, np.zeros(len(self.index), dtype=bool)
+        budget, radius = runs["eps"].to_numpy(dtype=np.float64), runs["radius"].to_numpy(dtype=np.float64)
+        # a budget above eps says nothing about eps where it was used up: an attack in the larger ball need not stay in the smaller
+        reached = (radius > eps) & (np.isnan(budget) | (budget == eps) | ((budget > eps) & np.isinf(radius)))
+        withstood = np.full(len(self.index), bool(self.protocol))
+        for method in self.protocol:
+            this = reached & (runs["method"] == method).to_numpy()
+            withstood &= _marked(runs["position"].to_numpy()[this], len(self.index))
+            inferred |= ~_marked(runs["position"].to_numpy()[this & (budget == eps)], len(self.index))
+        choices = [~self.correct, self.broken <= eps, self.certified >= eps, withstood]
+        state = np.select(choices, STATES[:4], STATES[4])
+        frame = {"state": state, "inferred": inferred & (state == "survived")}
+        return pd.DataFrame(frame, index=pd.Index(self.index, name="index"))
+
+
+def states(evaluation: Evaluation, eps: float, norm: str | None = None) -> pd.DataFrame:
+    """The state of every image at eps, in the evaluation's norm or the one asked for.
+
+    `state`: `wrong`: misclassified as it is; else `broken`: any attack holds an admissible adversarial image at distance <= eps;
+    else `certified`: a certificate's radius is >= eps; else `survived`: every method of the protocol ran to its end with budget eps
+    (or a larger one, or none) and found nothing within eps; else `untested`. `inferred`: survived, but for some method no budget
+    was eps itself. Raises UserError for a negative eps or a table without predictions.
+    """
+    return Evidence.of(evaluation, norm).states(eps)
+
+
+def counted(table: pd.DataFrame, norm: str, box: str) -> Bool[np.ndarray, " rows"]:
+    """Rows that hold an adversarial image admissible in `box`, whatever norm it was looked for in."""
+    found = (table["kind"] == "attack") & table[f"distance_{norm}"].notna()
+    return (found & ((table["box"] == "unit") | (box == "none"))).to_numpy()
+
+
+def proved(table: pd.DataFrame, norm: str, box: str) -> Bool[np.ndarray, " rows"]:
+    """Rows whose radius is proved in `norm` on a domain that covers `box`."""
+    rows = (table["kind"] == "certificate") & (table["norm"] == norm) & ~table["state_reason"].isin(["refused", "error"])
+    return (rows & ((table["box"] == "none") | (box == "unit"))).to_numpy()
+
+
+def _marked(positions: Int[np.ndarray, " some"], count: int) -> Bool[np.ndarray, " count"]:
+    marks = np.zeros(count, dtype=bool)
+    marks[positions] = True
+    return marks
+
+
+def _about(about: dict[str, Any], key: str) -> Any:
+    if key not in about:
+        raise UserError(f"the evaluation does not say its {key!r}; it says {', '.join(sorted(about)) or 'nothing'}")
+    return about[key]

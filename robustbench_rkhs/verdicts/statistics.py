@@ -1,0 +1,66 @@
+"""Exact binomial statistics: intervals of a share, two models on the same images, many comparisons at once."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+from scipy.stats import beta, binomtest
+
+from robustbench_rkhs.node import UserError
+
+
+class Proportion(NamedTuple):
+    """A share of images with its 95% Clopper-Pearson limits."""
+
+    share: float
+    low: float
+    high: float
+    successes: int
+    images: int
+
+    @classmethod
+    def of(cls, successes: int, images: int) -> "Proportion":
+        return cls(successes / images if images else float("nan"), *clopper_pearson(successes, images), successes, images)
+
+
+def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    r"""The exact interval of a binomial share: quantiles of Beta(k, n-k+1) and Beta(k+1, n-k) at (1 -/+ confidence) / 2.
+
+    Covers at least `confidence` at every true share; (0, 1) at n = 0. Raises UserError unless 0 <= successes <= n.
+    Source: Clopper and Pearson, Biometrika 1934.
+    """
+    if not 0 <= successes <= n:
+        raise UserError(f"expected 0 <= successes <= n, found {successes} of {n}")
+    tail = (1 - confidence) / 2
+    low = float(beta.ppf(tail, successes, n - successes + 1)) if successes else 0.0
+    high = float(beta.ppf(1 - tail, successes + 1, n - successes)) if successes < n else 1.0
+    return low, high
+
+
+def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
+    """Two-sided p-value that two models are right equally often, from the images on which just one of them is.
+
+    a, b: whether each model is right, image by image.
+    Under the null hypothesis each discordant image is a fair coin (exact binomial test); 1 where none is discordant.
+    Raises UserError unless both answer the same images.
+    """
+    first, second = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
+    if first.shape != second.shape or first.ndim != 1:
+        raise UserError(f"expected answers on the same images, found shapes {first.shape} and {second.shape}")
+    only_a, only_b = int((first & ~second).sum()), int((second & ~first).sum())
+    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+
+
+def holm(pvalues: Iterable[float]) -> Float[np.ndarray, " tests"]:
+    """Holm-adjusted p-values in the given order: rejecting those <= alpha keeps the family-wise error at alpha.
+
+    The r-th smallest of m (r = 0, 1, ...) is multiplied by m - r, kept monotone and at most 1. Source: Holm, 1979.
+    """
+    given = np.asarray(list(pvalues), dtype=np.float64)
+    order = np.argsort(given, kind="stable")
+    stepped = given[order] * (len(given) - np.arange(len(given)))
+    adjusted = np.empty_like(given)
+    adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1)
+    return adjusted

@@ -1,0 +1,96 @@
+"""One parquet file an evaluation: the table, and in its schema's metadata what it is about."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from robustbench_rkhs.files import write_whole
+from robustbench_rkhs.node import UserError
+from robustbench_rkhs.verdicts.schema import COLUMNS, KEY, validate
+from robustbench_rkhs.verdicts.states import Evaluation
+
+METADATA = b"robustbench_rkhs"
+
+
+def write(evaluation: Evaluation, path: str | Path) -> Path:
+    """One parquet file, whole or absent. Raises UserError for an invalid table, a full disk, no permission."""
+    path = Path(path)
+    table = pa.Table.from_pandas(validate(evaluation.table), preserve_index=False)
+    about = json.dumps(evaluation.about, sort_keys=True, default=_plain)
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), METADATA: about.encode()})
+    write_whole(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+    return path
+
+
+def read(path: str | Path) -> Evaluation:
+    """The evaluation in a file. Raises UserError where it is missing, truncated, foreign or not a table of verdicts."""
+    path = Path(path)
+    try:
+        found = pq.read_table(path)
+    except FileNotFoundError:
+        raise UserError(f"no verdicts at {path}") from None
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"cannot read verdicts {path}: {' '.join(str(error).split())[:160]}") from None
+    about = (found.schema.metadata or {}).get(METADATA)
+    if about is None:
+        raise UserError(f"{path} is a parquet file of something else: expected metadata 'robustbench_rkhs'")
+    try:
+        said = json.loads(about)
+        table = validate(found.to_pandas())
+    except (ValueError, pa.ArrowException) as error:
+        raise UserError(f"cannot read verdicts {path}: {' '.join(str(error).split())[:160]}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    if not isinstance(said, dict):
+        raise UserError(f"{path}: expected metadata of named fields, found {type(said).__name__}")
+    return Evaluation(table, said)
+
+
+def read_all(folder: str | Path) -> list[Evaluation]:
+    """Every evaluation under a folder, by path; unfinished parts (in folders named `parts`) and hidden files are left out."""
+    folder = Path(folder)
+    paths = sorted(folder.rglob("*.parquet"))
+    inner = [path.relative_to(folder).parts for path in paths]
+    kept = [not any(name == "parts" or name.startswith(".") for name in names) for names in inner]
+    return [read(path) for path, keep in zip(paths, kept, strict=True) if keep]
+
+
+def merge(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """One table in canonical order; rows that differ at most in their seconds are one.
+
+    Raises UserError where two rows of one key disagree, or one index names two images.
+    """
+    filled = [table for table in tables if len(table)]
+    whole = pd.concat(filled, ignore_index=True) if filled else pd.DataFrame({column: [] for column in COLUMNS})
+    said = [column for column in whole.columns if column != "seconds"]
+    table = _sorted(validate(whole.drop_duplicates(said)))
+    image = ["data", "split", "index"]
+    named = table[[*image, "label", "input_sha256"]].drop_duplicates()
+    twice = named[named.duplicated(image)]
+    if len(twice):
+        raise UserError(f"image {twice['index'].iloc[0]} stands for two different images or labels: expected one data set")
+    return table
+
+
+def digest(table: pd.DataFrame) -> str:
+    """sha256 of the table in hex; row order and `seconds` play no part."""
+    kept = _sorted(table[COLUMNS]).drop(columns="seconds")
+    return hashlib.sha256(kept.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
+
+
+def _sorted(table: pd.DataFrame) -> pd.DataFrame:
+    rest = [column for column in COLUMNS if column not in KEY and column != "seconds"]
+    return table.sort_values([*KEY, *rest, "seconds"], kind="stable", ignore_index=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return str(value)

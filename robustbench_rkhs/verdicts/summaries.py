@@ -1,0 +1,143 @@
+"""Group-bys of the table: the summary at each epsilon, each attack alone, accuracy versus epsilon."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from robustbench_rkhs.node import UserError
+from robustbench_rkhs.verdicts.schema import ANSWERS
+from robustbench_rkhs.verdicts.states import STATES, Evaluation, Evidence
+from robustbench_rkhs.verdicts.statistics import Proportion
+
+MASKED = 0.05
+"""An attack that overstates robustness on more than this share of the images it ran on is called masked."""
+
+
+def accuracy_at(evaluation: Evaluation, eps: float) -> Proportion:
+    """Robust accuracy at eps: the share of images certified or survived. Raises UserError while any image is untested."""
+    counts = _counts(Evidence.of(evaluation).states(eps))
+    if counts["untested"]:
+        raise UserError(f"robust accuracy at {eps:g} is withheld: {counts['untested']} images are untested")
+    return Proportion.of(counts["certified"] + counts["survived"], sum(counts[state] for state in STATES))
+
+
+def summary(evaluation: Evaluation, epsilons: Iterable[float] | None = None) -> pd.DataFrame:
+    """One row an eps (the evaluation's own where not given): shares of images with 95% limits (`_low`, `_high`), and counts.
+
+    Columns: eps; images; clean, robust, certified, open with limits; count_wrong, count_broken, count_certified, count_survived,
+    count_untested, count_inferred (survived at no budget of eps itself) and count_audited (certified images that an attack ran on).
+    `open` = survived + untested: nothing is proved of them. `robust` is NaN while any image is untested. At eps 0, robust and
+    certified are clean accuracy: the closed ball is the image itself.
+    """
+    evidence = Evidence.of(evaluation)
+    asked = evaluation.about.get("epsilons", []) if epsilons is None else epsilons
+    looked = _attacked(evaluation, evidence)
+    rows = []
+    for eps in sorted({float(eps) for eps in asked}):
+        state = evidence.states(eps)
+        counts = _counts(state)
+        images, survived, untested = len(state), counts["survived"], counts["untested"]
+        standing = counts["certified"] + survived
+        row: dict[str, Any] = {"eps": eps, "images": images}
+        row |= _limits("clean", images - counts["wrong"], images)
+        row |= _limits("robust", None if untested else standing, images)
+        row |= _limits("certified", counts["certified"], images)
+        row |= _limits("open", survived + untested, images)
+        row |= {f"count_{state}": count for state, count in counts.items()}
+        row["count_audited"] = int((looked & (state["state"] == "certified").to_numpy()).sum())
+        rows.append(row)
+    columns = ["eps", "images"]
+    columns += [part + end for part in ("clean", "robust", "certified", "open") for end in ("", "_low", "_high")]
+    columns += [f"count_{state}" for state in [*STATES, "inferred", "audited"]]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def by_attack(evaluation: Evaluation) -> pd.DataFrame:
+    """One row an attack of the protocol and eps: what it would have reported alone, and whether it was fooled.
+
+    attacked: initially correct images it ran on (to its end; budget eps, none, or a larger one that settles eps). broken: those
+    with its adversarial image within eps. alone: 1 - broken / attacked, NaN where it ran on none; images left to the others
+    (already certified or broken) play no part. overstated: the share of `attacked` that it left standing and any other row of
+    the table broke within eps, so alone - overstated is what those images are really worth. masked: overstated > 0.05.
+    forwards, backwards: passes spent at that budget (a minimal-norm attack's whole run, at every eps).
+    """
+    evidence = Evidence.of(evaluation)
+    runs, columns = (
+        evidence.runs,
+        ["attack", "eps", "attacked", "broken", "alone", "overstated", "masked", "forwards", "backwards"],
+    )
+    budget, radius = runs["eps"].to_numpy(dtype=np.float64), runs["radius"].to_numpy(dtype=np.float64)
+    position = runs["position"].to_numpy()
+    rows = []
+    for method in evidence.protocol:
+        own = (runs["method"] == method).to_numpy()
+        for eps in sorted({float(eps) for eps in evaluation.about.get("epsilons", [])}):
+            found = own & (radius <= eps)
+            answered = found | (own & (np.isnan(budget) | (budget == eps) | ((budget > eps) & np.isinf(radius))))
+            ran, fell = np.zeros((2, len(evidence.index)), dtype=bool)
+            ran[position[answered]] = True
+            fell[position[found]] = True
+            ran, fell = ran & evidence.correct, fell & evidence.correct
+            attacked, broken = int(ran.sum()), int(fell.sum())
+            others = int((ran & ~fell & (evidence.broken <= eps)).sum())
+            overstated = others / attacked if attacked else 0.0
+            spent = runs[own & ((budget == eps) | np.isnan(budget))]
+            passes = [int(spent["forwards"].sum()), int(spent["backwards"].sum())]
+            alone = 1 - broken / attacked if attacked else float("nan")
+            rows.append([method, eps, attacked, broken, alone, overstated, overstated > MASKED, *passes])
+    return pd.DataFrame(rows, columns=columns)
+
+
+def curve(evaluation: Evaluation, grid: Iterable[float] | None = None) -> pd.DataFrame:
+    """Accuracy versus eps: columns eps, certified, robust (each with _low, _high), not_broken, tested, by eps.
+
+    certified is a step function known at every eps. robust is known only where no image is untested (`tested`), NaN elsewhere.
+    not_broken, the share of images right and not known to be broken within eps, is an upper bound of robust accuracy everywhere,
+    but between the budgets of fixed-budget attacks a loose one: their images lie near the sphere of the budget.
+    grid: 61 points from 0 to 1.25 times the largest eps where not given; the evaluation's eps are always in it.
+    """
+    evidence = Evidence.of(evaluation)
+    asked = [float(eps) for eps in evaluation.about.get("epsilons", [])]
+    if grid is None:
+        grid = [float(eps) for eps in np.linspace(0, 1.25 * max(asked, default=1.0) or 1.0, 61)]
+    rows = []
+    for eps in sorted({*(float(eps) for eps in grid), *asked}):
+        counts = _counts(evidence.states(eps))
+        images, untested = len(evidence.index), counts["untested"]
+        standing = counts["certified"] + counts["survived"]
+        row: dict[str, Any] = {"eps": eps}
+        row |= _limits("certified", counts["certified"], images)
+        row |= _limits("robust", None if untested else standing, images)
+        row |= {
+            "not_broken": (standing + untested) / images if images else float("nan"),
+            "tested": images > 0 and not untested,
+        }
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def robust_images(evaluation: Evaluation, eps: float) -> pd.Series:
+    """True for each image that is certified or survived at eps, by image index: what two models are compared on."""
+    return Evidence.of(evaluation).states(eps)["state"].isin(["certified", "survived"])
+
+
+def _counts(state: pd.DataFrame) -> dict[str, int]:
+    counts = {name: int((state["state"] == name).sum()) for name in STATES}
+    return counts | {"inferred": int(state["inferred"].sum())}
+
+
+def _limits(name: str, successes: int | None, images: int) -> dict[str, float]:
+    """A share and its limits under a name; all NaN where it is withheld."""
+    if successes is None:
+        return dict.fromkeys((name, f"{name}_low", f"{name}_high"), float("nan"))
+    share = Proportion.of(successes, images)
+    return {name: share.share, f"{name}_low": share.low, f"{name}_high": share.high}
+
+
+def _attacked(evaluation: Evaluation, evidence: Evidence) -> np.ndarray:
+    """Which images any attack, also an audit, ran on to its end."""
+    table = evaluation.table
+    ran = table.loc[(table["kind"] == "attack") & table["state_reason"].isin(ANSWERS), "index"]
+    return np.isin(evidence.index, ran.to_numpy())
