@@ -1,0 +1,181 @@
+"""Minimal-norm attacks of the library foolbox: one run answers every eps."""
+
+import logging
+import warnings
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from robustbench_rkhs.attacks.ball import mix, per_image
+from robustbench_rkhs.attacks.contract import Attack, Attacked
+from robustbench_rkhs.attacks.counting import Counted, confined_randomness, counting, gain
+from robustbench_rkhs.attacks.objective import margin
+from robustbench_rkhs.node import Real, UserError
+
+Method = Literal["deepfool", "ddn", "fmn", "cw", "brendel_bethge"]
+
+CLASSES = {
+    ("deepfool", "l2"): "L2DeepFoolAttack",
+    ("deepfool", "linf"): "LinfDeepFoolAttack",
+    ("ddn", "l2"): "DDNAttack",
+    ("fmn", "l2"): "L2FMNAttack",
+    ("fmn", "linf"): "LInfFMNAttack",
+    ("cw", "l2"): "L2CarliniWagnerAttack",
+    ("brendel_bethge", "l2"): "L2BrendelBethgeAttack",
+    ("brendel_bethge", "linf"): "LinfinityBrendelBethgeAttack",
+}
+"""What foolbox has, by method and norm."""
+STEPS = {"deepfool": 50, "ddn": 100, "fmn": 100, "cw": 1000, "brendel_bethge": 200}
+"""Default steps: the library's, except cw (there 10,000) and brendel_bethge (there 1,000)."""
+REGION = 0.05
+"""First trust region of brendel_bethge, as a share of the box's diagonal."""
+
+
+class FoolboxAttack(Attack):
+    r"""The nearest adversarial image that a minimal-norm attack of foolbox 3.3.4 finds.
+
+    .. math:: \min_{x'} \lVert x' - x \rVert \quad \text{such that} \quad \arg\max_k f_k(x') \ne y
+
+    deepfool (l2, linf): steps across the linearised boundary. ddn (l2): normalised cross-entropy steps, the radius shrinks
+    inside and grows outside. fmn (l2, linf): the same idea on the margin; the library's l2 version never projects, so it is
+    no finer than its steps: weak, set `step_size`. cw (l2): Adam on distance plus a searched multiple of the margin.
+    brendel_bethge (l2, linf): walks along the boundary from a far adversarial image (a corner of the box, another image of
+    the block, or noise), on the CPU; where none is found the image is returned as it was. Compiles for a minute at first.
+    Only images classified correctly are attacked. Draws are counted by (seed, keys of the block): another block, other ones.
+    Box `none`: the library needs bounds, and gets three times the images' range (at least 1) on either side.
+    Cost: forward and backward passes an image: ddn, fmn, brendel_bethge one a step; deepfool up to 9 a step, few steps;
+    cw up to nine searches of `steps`.
+    Raises UserError for a norm that foolbox has no such attack in, a step size it would ignore, images outside the box.
+    Source: Rauber et al., JOSS 2020; Moosavi-Dezfooli et al., CVPR 2016; Rony et al., CVPR 2019; Pintor et al., NeurIPS 2021;
+    Carlini & Wagner, S&P 2017; Brendel et al., NeurIPS 2019.
+    """
+
+    minimal_norm: ClassVar[bool] = True
+
+    name: Literal["foolbox"] = "foolbox"
+    attack: Method = "ddn"
+    """Which of the library's attacks."""
+    steps: int | None = Field(None, ge=1)
+    """Steps; deepfool 50, ddn and fmn 100, cw 1000, brendel_bethge 200 where not given."""
+    step_size: Real | None = Field(None, gt=0)
+    """First step of fmn (pixels, library's default 1) or cw (Adam's, as a share of the box, 0.01); the others have none."""
+    rescale: bool = True
+    """Multiply each image's logits by the positive constant that puts its clean margin at 10. No prediction changes, and
+    confident or flat logits hide nothing from ddn and cw. False: the library's own behaviour."""
+
+    @property
+    def scale_invariant(self) -> bool:
+        return self.rescale or self.attack in ("deepfool", "fmn", "brendel_bethge")
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}:{self.attack}"
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Float[Tensor, "batch *image"],
+        y: Int[Tensor, " batch"],
+        keys: Int[Tensor, " batch"],
+    ) -> Attacked:
+        if (self.attack, self.norm) not in CLASSES:
+            there = ", ".join(f"{method} {norm}" for method, norm in CLASSES)
+            raise UserError(f"foolbox has no {self.attack} in {self.norm}; it has {there}")
+        if self.step_size is not None and self.attack not in ("fmn", "cw"):
+            raise UserError(f"{self.label} has no step_size, found {self.step_size}; fmn and cw have one")
+        if self.box == "unit" and len(x) and (x.amin() < 0 or x.amax() > 1):
+            raise UserError(f"box 'unit' expects images in [0, 1], found {x.amin():.4g} to {x.amax():.4g}")
+        images = x.clone()
+        with counting(model, x) as counted, confined_randomness(mix(self.seed, *keys.tolist())):
+            right = counted.standing(x, y)
+            if right.any():
+                found = self._run(counted, x[right].float(), y[right]).to(x)
+                fell = ~counted.standing(found, y[right]) & found.flatten(1).isfinite().all(1)
+                images[right] = torch.where(per_image(fell, found), found, x[right])
+            return Attacked(images, *counted.spent(right))
+
+    def _run(self, counted: Counted, x: Tensor, y: Tensor) -> Tensor:
+        """What the library returns, adversarial or not."""
+        with warnings.catch_warnings(), _quiet():
+            warnings.simplefilter("ignore")
+            import foolbox  # here, not above: it takes a second
+
+            low, high = self._bounds(x)
+            if self.rescale:
+                with torch.no_grad():
+                    counted.gain = gain(counted(x), y)
+            starts, begun = {}, torch.ones_like(y, dtype=torch.bool)
+            if self.attack == "brendel_bethge":
+                points, begun = _starts(counted, x, y, low, high)
+                starts = {"starting_points": points[begun]}
+                counted.gain = None if counted.gain is None else counted.gain[begun]
+            found = x.clone()
+            if begun.any():
+                net = foolbox.PyTorchModel(counted, bounds=(low, high), device=x.device)
+                attack = getattr(foolbox.attacks, CLASSES[self.attack, self.norm])(**self._settings(x[begun], high - low))
+                found[begun] = attack.run(net, x[begun], foolbox.criteria.Misclassification(y[begun]), **starts).to(x)
+            return found
+
+    def _bounds(self, x: Tensor) -> tuple[float, float]:
+        if self.box == "unit":
+            return 0.0, 1.0
+        low, high = x.amin().item(), x.amax().item()
+        room = 3 * max(high - low, 1.0)
+        return low - room, high + room
+
+    def _settings(self, x: Tensor, width: float) -> dict[str, Any]:
+        settings: dict[str, Any] = {"steps": self.steps or STEPS[self.attack]}
+        if self.attack == "fmn" and self.step_size:
+            settings["max_stepsize"] = self.step_size
+        elif self.attack == "cw":
+            settings["stepsize"] = (self.step_size or 0.01) / width  # tanh maps any box to [-1, 1]
+        elif self.attack == "brendel_bethge":
+            # the library multiplies its trust region by images * pixels * width: make it a share of the box's diagonal
+            settings["lr"] = REGION / (len(x) * x[0].numel() ** 0.5)
+        return settings
+
+
+def _starts(
+    counted: Counted,
+    x: Float[Tensor, "batch *image"],
+    y: Int[Tensor, " batch"],
+    low: float,
+    high: float,
+    tries: int = 20,
+) -> tuple[Float[Tensor, "batch *image"], Bool[Tensor, " batch"]]:
+    """An adversarial image for each image, and for which one was found.
+
+    Tried in turn: the corner of the box that lowers the margin most to first order, the block's other images, uniform noise.
+    """
+    starts, begun = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    for attempt in range(1 + 2 * tries):
+        if begun.all():
+            break
+        if attempt == 0:
+            leaf = x.clone().requires_grad_()
+            with torch.enable_grad():
+                (slope,) = torch.autograd.grad(margin(counted(leaf), y).sum(), leaf)
+            candidates = torch.where(slope < 0, high, torch.where(slope > 0, low, x))
+        elif attempt <= min(tries, len(x) - 1):
+            candidates = x.roll(attempt, 0)
+        else:
+            candidates = torch.rand(x.shape).to(x) * (high - low) + low
+        with torch.no_grad():
+            fresh = (counted(candidates).argmax(1) != y) & ~begun
+        starts = torch.where(per_image(fresh, x), candidates, starts)
+        begun = begun | fresh
+    return starts, begun
+
+
+class _quiet:
+    """No messages of foolbox, which logs to the root logger."""
+
+    def __enter__(self) -> None:
+        self.before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+
+    def __exit__(self, *error: object) -> None:
+        logging.disable(self.before)
