@@ -29,7 +29,7 @@ def training_card(
         f"- Penalties: {', '.join(p.name for p in recipe.penalties) or 'none'}; "
         f"projections: {', '.join(f'{p.name} ({p.operator}, tau {p.tau})' for p in recipe.projections) or 'none'}",
         f"- {recipe.epochs} epochs, batches of {recipe.batch_size}, {recipe.precision}, seed {recipe.seed}",
-        f"- {trained['device']}, {trained['seconds']} s of training",
+        f"- {trained['device']}, {trained['seconds']} s of training, {trained['date']}, torch {trained['torch']}",
         f"- Epoch {best_epoch + 1} was the best on validation ({', '.join(validation) or 'no validation split'})",
     ]
     if "tau_0" in records[-1]:

@@ -65,8 +65,6 @@ def evaluate(
         for module, training in modes.items():
             module.training = training
     evaluation = Evaluation(table, run.about | {"complete": complete})
-    breaches = verdicts.breaches(evaluation)
-    evaluation.about["breaches"] = len(breaches)
     if folder:
         path = Path(folder) / name / f"{recipe.norm}-{run.digest}.parquet"
         verdicts.write(evaluation, path)
@@ -138,8 +136,10 @@ class _Run:
             "weights": subject.weights,
             "settings": settings,
             "refused": [],
+            "breaches": [],
         }
         self.tables: list[pd.DataFrame] = []
+        self.certified = torch.full((len(split),), -1.0, dtype=torch.float64, device=subject.device)
 
     def all(self) -> tuple[pd.DataFrame, bool]:
         """Every block; what there is when the keyboard interrupts."""
@@ -154,7 +154,9 @@ class _Run:
                 self.attack(block, predicted)
                 if number == 0 and len(blocks) > 1:
                     took = time.monotonic() - started
-                    self.say(f"first block of {len(block)} images took {took:.0f} s; about {took * (len(blocks) - 1) / 60:.1f} min to go")
+                    self.say(
+                        f"first block of {len(block)} images took {took:.0f} s; about {took * (len(blocks) - 1) / 60:.1f} min to go"
+                    )
             complete = True
         except KeyboardInterrupt:
             self.say("interrupted: the table holds what was finished; the same command goes on from here")
@@ -167,17 +169,17 @@ class _Run:
             certify = method.model_copy(update={"norm": norm})
             settings = harness.digest_of(certify.model_dump(mode="json"))
 
-            def work(certify: Certificate = certify, settings: str = settings, block: Tensor = positions) -> pd.DataFrame:
+            def work(certify: Certificate = certify, settings: str = settings, block: Tensor = positions) -> Evaluation:
                 x, y, keys = subject.split.x[block], subject.split.y[block], subject.split.index[block]
-                started = time.perf_counter()
+                started, words = time.perf_counter(), []
                 try:
                     certified = certify(subject.model, x, y, keys, self.epsilons)
                     radius, reason = certified.radius.cpu().numpy(), certified.reason
                     failure = certified.failure_probability.cpu().numpy()
                 except Uncertifiable as refusal:
                     radius, reason, failure = np.zeros(len(x)), ["refused"] * len(x), np.zeros(len(x))
-                    self.refuse(str(refusal))
-                return subject.rows(
+                    words = [str(refusal)]
+                rows = subject.rows(
                     block,
                     predicted,
                     self.shas,
@@ -192,17 +194,17 @@ class _Run:
                     arithmetic=certify.arithmetic,
                     failure_probability=failure,
                 )
+                return Evaluation(rows, {"refused": words})
 
             key = {"job": "certificate", "method": certify.label, "settings": settings, "norm": norm, "box": self.box}
-            table = subject.part(key, positions, work)
-            if (table["state_reason"] == "refused").any() and not self.about["refused"]:
-                work()  # a kept part does not hold the words of the refusal
-            self.tables.append(table)
-
-    def refuse(self, reason: str) -> None:
-        if reason not in self.about["refused"]:
-            self.about["refused"].append(reason)
-            self.say(f"no certificate: {reason}")
+            done = subject.part(key, positions, work)
+            for reason in done.about["refused"]:
+                self.about["refused"].append(reason)
+                self.say(f"no certificate: {reason}")
+            self.tables.append(done.table)
+            radius = torch.as_tensor(done.table["radius"].to_numpy(dtype=np.float64, copy=True))
+            claimed = torch.where(radius > 0, radius, -1.0)  # radius 0 claims nothing that could be broken
+            self.certified = torch.maximum(self.certified, claimed.to(self.certified))
 
     def states(self, block: Tensor, eps: float) -> pd.Series:
         """The state of each image of the block at eps, by its index."""
@@ -222,7 +224,10 @@ class _Run:
                 states = self.states(block, eps)
                 aimed = check.aimed(norm=self.recipe.norm, eps=eps, seed=self.recipe.seed)
                 self.collect(aimed, "check:pgd", block[_mask(states == "survived", block)], predicted)
-        certified = pd.concat([self.states(block, eps) == "certified" for eps in self.epsilons if eps > 0] or [pd.Series(dtype=bool)], axis=1)
+        certified = pd.concat(
+            [self.states(block, eps) == "certified" for eps in self.epsilons if eps > 0] or [pd.Series(dtype=bool)],
+            axis=1,
+        )
         if certified.size and certified.any(axis=1).any():
             audit = FoolboxAttack(attack="deepfool", box=self.box)
             aimed = audit.aimed(norm=self.recipe.norm, eps=None, seed=self.recipe.seed)
@@ -243,7 +248,10 @@ class _Run:
 
     def collect(self, attack: Attack, label: str, positions: Tensor, predicted: Tensor) -> None:
         if len(positions):
-            self.tables.append(harness.run_attack(self.subject, attack, positions, predicted, self.shas, label))
+            known = self.certified[positions]
+            done = harness.run_attack(self.subject, attack, positions, predicted, self.shas, known, label)
+            self.tables.append(done.table)
+            self.about["breaches"] += done.about["breaches"]
 
 
 def _mask(chosen: pd.Series, block: Tensor) -> Tensor:

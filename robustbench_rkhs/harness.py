@@ -1,5 +1,6 @@
 """The harness: asks the model, counts adversarial images, keeps finished parts."""
 
+import copy
 import hashlib
 import json
 import time
@@ -20,6 +21,7 @@ from robustbench_rkhs.attacks.ball import distances, pull_inside
 from robustbench_rkhs.attacks.contract import Attacked
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.node import UserError
+from robustbench_rkhs.verdicts import Evaluation
 
 SOURCES = ("attacks", "certificates", "layers", "lipschitz", "harness.py", "evaluate.py")
 """What a part's contents depend on, in this package."""
@@ -88,8 +90,8 @@ class Subject:
         }
         return pd.DataFrame(neutral | columns, index=range(len(where)))
 
-    def part(self, key: dict[str, Any], positions: Tensor, work: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """The rows of one job over these images: read where they are finished, else worked out and kept."""
+    def part(self, key: dict[str, Any], positions: Tensor, work: Callable[[], Evaluation]) -> Evaluation:
+        """One job over these images, its rows and what it noticed: read where finished, else worked out and kept."""
         identity = {
             **key,
             "weights": self.weights,
@@ -107,13 +109,13 @@ class Subject:
         path = self.parts and self.parts / f"{digest_of(identity, 32)}.parquet"
         if path and path.is_file():
             try:
-                return verdicts.read(path).table
+                return verdicts.read(path)
             except UserError:
                 path.unlink()  # a damaged part is done again
-        table = work()
+        done = work()
         if path:
-            verdicts.write(verdicts.Evaluation(table, {"part": identity}), path)
-        return table
+            verdicts.write(Evaluation(done.table, done.about | {"part": identity}), path)
+        return done
 
 
 @torch.no_grad()
@@ -127,8 +129,8 @@ def ask(model: nn.Module, x: Tensor, classes: int, batch: int = 256) -> Tensor:
             reason = " ".join(str(error).split())[:160]
             raise UserError(f"the model cannot take images of shape {tuple(x.shape[1:])}: {reason}") from None
         if not isinstance(out, Tensor) or out.dim() != 2 or len(out) != len(images):
-            found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise UserError(f"expected logits of shape ({len(images)}, {classes}), the model returned {found}")
+            what = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise UserError(f"expected logits of shape ({len(images)}, {classes}), the model returned {what}")
         logits.append(out)
     found = torch.cat(logits) if logits else x.new_zeros(0, classes)
     if found.shape[1] != classes:
@@ -151,17 +153,31 @@ def fallen(model: nn.Module, x: Tensor, y: Tensor, batch: int = 256) -> Tensor:
 
 
 def run_attack(
-    subject: Subject, attack: Attack, positions: Tensor, predicted: Tensor, shas: list[str], label: str = ""
-) -> pd.DataFrame:
+    subject: Subject,
+    attack: Attack,
+    positions: Tensor,
+    predicted: Tensor,
+    shas: list[str],
+    certified: Tensor,
+    label: str = "",
+) -> Evaluation:
     """Attack these images and count what fell: pulled exactly inside ball and box, measured in float64, asked again.
 
+    `certified`: each image's largest certified radius; one that fell within it is a breach, replayed in float64 and noted.
     An attack that fails with an error leaves rows that say so; they count neither as broken nor as survived.
     """
     label = label or attack.label
     settings = digest_of(attack.model_dump(mode="json", exclude={"eps", "seed", "norm"}))
-    key = {"job": "attack", "method": label, "settings": settings, "norm": attack.norm, "box": attack.box, "eps": attack.eps}
+    key = {
+        "job": "attack",
+        "method": label,
+        "settings": settings,
+        "norm": attack.norm,
+        "box": attack.box,
+        "eps": attack.eps,
+    }
 
-    def work() -> pd.DataFrame:
+    def work() -> Evaluation:
         x, y = subject.split.x[positions], subject.split.y[positions]
         started, reason = time.perf_counter(), ""
         try:
@@ -176,7 +192,8 @@ def run_attack(
         broken = fallen(subject.model, inside, y)
         found = {norm: torch.where(broken, distances(x, inside, norm), torch.nan) for norm in ("l2", "linf")}
         radius = torch.where(broken, found[attack.norm], torch.inf)
-        return subject.rows(
+        breaches = replay(subject, positions, inside, y, radius, certified, label)
+        rows = subject.rows(
             positions,
             predicted,
             shas,
@@ -195,5 +212,30 @@ def run_attack(
             seconds=(time.perf_counter() - started) / max(len(x), 1),
             arithmetic=f"{str(x.dtype).removeprefix('torch.')} on {torch.device(subject.device).type}",
         )
+        return Evaluation(rows, {"breaches": breaches})
 
-    return subject.part(key, positions, work) if len(positions) else pd.DataFrame()
+    return subject.part(key, positions, work)
+
+
+def replay(
+    subject: Subject, positions: Tensor, inside: Tensor, y: Tensor, radius: Tensor, certified: Tensor, label: str
+) -> list[dict[str, Any]]:
+    """Breaches among these images, each asked again in float64.
+
+    `proof error`: the float64 network errs too, so the certificate is false; `arithmetic`: only the evaluated one errs.
+    """
+    hit = (radius <= certified.to(radius)).nonzero().flatten()
+    if not len(hit):
+        return []
+    twin = copy.deepcopy(subject.model).cpu().double()
+    wrong = fallen(twin, inside[hit].cpu().double(), y[hit].cpu())
+    return [
+        {
+            "index": int(subject.split.index[positions[i]]),
+            "attack": label,
+            "distance": float(radius[i]),
+            "certified": float(certified[i]),
+            "cause": "proof error" if bad else "arithmetic",
+        }
+        for i, bad in zip(hit.tolist(), wrong.tolist(), strict=True)
+    ]

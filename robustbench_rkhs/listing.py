@@ -60,7 +60,7 @@ def _name(node: ast.ClassDef) -> str | None:
     """The value of `name: Literal["..."]`."""
     for statement in node.body:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.target.id == "name":
-            return statement.value.value if isinstance(statement.value, ast.Constant) else None
+            return str(statement.value.value) if isinstance(statement.value, ast.Constant) else None
     return None
 
 

@@ -2,21 +2,21 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import Field, ValidationError
 
 from robustbench_rkhs.attacks import AnyAttack
-FOOLBOX_ATTACKS = ("deepfool", "ddn", "fmn", "cw", "brendel_bethge")
+from robustbench_rkhs.attacks.foolbox import Method as FoolboxMethod
 from robustbench_rkhs.attacks.pgd import PGD
 from robustbench_rkhs.data import Data
 from robustbench_rkhs.losses import CrossEntropy, Loss
 from robustbench_rkhs.networks import Network
 from robustbench_rkhs.node import Node, Real, UserError, did_you_mean
-from robustbench_rkhs.places import find_recipe
 from robustbench_rkhs.optimizers import SGD, Constant, Optimizer, Schedule
 from robustbench_rkhs.penalties import Penalty
+from robustbench_rkhs.places import find_recipe
 from robustbench_rkhs.projections import SpectralProjection
 
 
@@ -59,7 +59,7 @@ class TrainRecipe(Node):
     """Attack by which validation robust accuracy is measured and the best checkpoint chosen; clean accuracy where none."""
 
     @classmethod
-    def read(cls, source: str | Path, overrides: dict[str, str] | None = None) -> Self:
+    def read(cls, source: str | Path, overrides: dict[str, str] | None = None) -> "TrainRecipe":
         """A recipe by name (models/NAME.yaml) or path, with dotted overrides. Raises UserError in one line."""
         path = find_recipe(str(source))
         try:
@@ -73,7 +73,7 @@ class TrainRecipe(Node):
         return cls.parse(stored, str(path))
 
     @classmethod
-    def parse(cls, stored: dict[str, Any], source: str = "recipe") -> Self:
+    def parse(cls, stored: dict[str, Any], source: str = "recipe") -> "TrainRecipe":
         """A recipe from a mapping. Raises UserError in one line."""
         return parse(cls, stored, source)
 
@@ -153,15 +153,21 @@ def override(stored: dict[str, Any], key: str, text: str) -> None:
         at = at[step]
 
 
+FOOLBOX = get_args(FoolboxMethod)
+"""Names that stand for an attack of foolbox."""
+
+
 def attack_from(text: str) -> Any:
     """`NAME` or `NAME:field=value,...` as typed after --attack, as a mapping for a recipe.
 
     A library attack's own name stands for it: `ddn` for `foolbox:attack=ddn`. Raises UserError with a suggestion.
     """
     name, _, rest = text.partition(":")
-    stored: dict[str, Any] = {"name": "foolbox", "attack": name} if name in FOOLBOX_ATTACKS else {"name": name}
-    if name not in {"pgd", "published", "foolbox", "autoattack", *FOOLBOX_ATTACKS}:
-        raise UserError(f"unknown attack {name!r}; {did_you_mean(name, ['pgd', 'published', 'foolbox', 'autoattack', *FOOLBOX_ATTACKS])}")
+    stored: dict[str, Any] = {"name": "foolbox", "attack": name} if name in FOOLBOX else {"name": name}
+    if name not in {"pgd", "published", "foolbox", "autoattack", *FOOLBOX}:
+        raise UserError(
+            f"unknown attack {name!r}; {did_you_mean(name, ['pgd', 'published', 'foolbox', 'autoattack', *FOOLBOX])}"
+        )
     for pair in re.split(r",(?![^\[]*\])", rest) if rest else []:
         field, equals, value = pair.partition("=")
         if not equals:

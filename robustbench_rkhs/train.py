@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +72,17 @@ def train(
     finally:
         torch.random.set_rng_state(before)
     records = run.records
-    more = {"epoch": run.best_epoch, "trained": {"device": describe(device), "seconds": round(sum(r["seconds"] for r in records))}}
-    card = training_card(recipe, records, run.best_epoch, more["trained"], command, len(train_split), train_split.digest)
+    trained = {
+        "device": describe(device),
+        "seconds": round(sum(record["seconds"] for record in records)),
+        "date": date.today().isoformat(),
+        "torch": torch.__version__,
+    }
+    card = training_card(recipe, records, run.best_epoch, trained, command, len(train_split), train_split.digest)
     write_text(folder / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     last = {name: tensor.cpu().contiguous() for name, tensor in run.evaluated().state_dict().items()}
     write_whole(folder / "last.safetensors", lambda path: checkpoint.save_file(last, path))
-    checkpoint.save(folder, recipe, splits.test, run.best, card, **more)
+    checkpoint.save(folder, recipe, splits.test, run.best, card, epoch=run.best_epoch, trained=trained)
     return records[-1]
 
 
@@ -159,7 +165,8 @@ class Run:
         total = torch.stack(torch._foreach_norm(gradients)).sum() + loss.detach().abs()
         if not math.isfinite(total.item()):
             name = next(
-                (n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()), "the loss"
+                (n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()),
+                "the loss",
             )
             raise UserError(f"not finite at epoch {self.epoch}, step {step}: {name} (loss {loss.item():.4g}); lower the lr")
 
@@ -246,8 +253,8 @@ def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
     """average <- decay average + (1 - decay) model; buffers are copied."""
     for mean, value in zip(average.parameters(), model.parameters(), strict=True):
         mean.lerp_(value, 1 - decay)
-    for mean, value in zip(average.buffers(), model.buffers(), strict=True):
-        mean.copy_(value)
+    for kept, buffer in zip(average.buffers(), model.buffers(), strict=True):
+        kept.copy_(buffer)
 
 
 def validate(model: nn.Module, split: Split, attack: PGD | None, batch: int = 256) -> dict[str, float]:

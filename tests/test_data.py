@@ -14,9 +14,7 @@ def test_digits_are_real_and_their_splits_do_not_meet():
     splits = Digits(validation=200, seed=3).load()
     assert len(splits.train) + len(splits.validation) + len(splits.test) == 1797
     assert not set(splits.train.index.tolist()) & set(splits.validation.index.tolist())
-    images = [
-        {image.numpy().tobytes() for image in part.x} for part in (splits.train, splits.validation, splits.test)
-    ]
+    images = [{image.numpy().tobytes() for image in part.x} for part in (splits.train, splits.validation, splits.test)]
     assert not images[1] & images[2]
     for part in (splits.train, splits.validation, splits.test):
         assert part.x.dtype == torch.float32 and part.x.min() >= 0 and part.x.max() <= 1
@@ -94,7 +92,10 @@ def test_your_own_arrays(tmp_path):
 
 
 BAD = {
-    "NaN": ({"x_test": np.full((9, 6), np.nan, np.float32), "x_train": np.zeros((30, 6), np.float32)}, "image 0 holds NaN"),
+    "NaN": (
+        {"x_test": np.full((9, 6), np.nan, np.float32), "x_train": np.zeros((30, 6), np.float32)},
+        "image 0 holds NaN",
+    ),
     "range": ({"x_train": np.full((30, 6), 2.0), "x_test": np.zeros((9, 6))}, r"in \[0, 1\], found 2 to 2"),
     "labels": ({"y_test": np.arange(9)}, "test label 8 is out of range, train labels end at 2"),
     "negative": ({"y_test": np.full(9, -1)}, "integer labels from 0"),
@@ -121,7 +122,7 @@ def test_truncated_missing_and_foreign_files(tmp_path, monkeypatch):
     np.savez(path, x_train=np.zeros(3))
     with pytest.raises(UserError, match="y_train x_test y_test missing"):
         NPZ(path=str(path)).load()
-    with pytest.raises(UserError, match="no file 'nowhere.npz'"):
+    with pytest.raises(UserError, match=r"no file 'nowhere\.npz'"):
         NPZ(path="nowhere.npz").load()
     monkeypatch.setenv("RKHS_DATA", str(tmp_path))
     monkeypatch.setenv("RKHS_DOWNLOAD", "0")

@@ -19,7 +19,13 @@ def exact(matrix, tau):
 
 
 @settings(max_examples=60)
-@given(st.integers(1, 40), st.integers(1, 40), st.floats(0.01, 30), st.integers(0, 10**6), st.sampled_from([1.0, 1e-3, 1e3]))
+@given(
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.floats(0.01, 30),
+    st.integers(0, 10**6),
+    st.sampled_from([1.0, 1e-3, 1e3]),
+)
 def test_clipping_is_the_exact_projection(rows, columns, tau, seed, scale):
     matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * scale
     wanted = exact(matrix, tau)
@@ -66,7 +72,9 @@ def test_a_whole_vgg_lands_in_the_published_set_and_biases_stay(memory):
         if "weight" in name:
             assert torch.linalg.matrix_norm(weight.flatten(1).double(), 2) <= 0.8 * (1 + 1e-5)
             assert (weight.flatten(1) - exact(before[name].flatten(1), 0.8)).abs().max() < 1e-5
-    assert all(torch.equal(a, p) for a, (n, p) in zip(biases, [(n, p) for n, p in model.named_parameters() if "bias" in n], strict=True))
+    assert all(
+        torch.equal(a, p) for a, (n, p) in zip(biases, [(n, p) for n, p in model.named_parameters() if "bias" in n], strict=True)
+    )
     assert sum(p.numel() for p in model.parameters()) == 9_750_922
 
 

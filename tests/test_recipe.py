@@ -72,7 +72,11 @@ def test_an_unknown_model_is_guessed():
 
 def test_a_file_that_is_no_recipe(tmp_path):
     path = tmp_path / "x.yaml"
-    for text, line in (("- 1\n- 2", "expected a mapping"), ("a: [", "not a readable recipe"), ("", "expected a mapping")):
+    for text, line in (
+        ("- 1\n- 2", "expected a mapping"),
+        ("a: [", "not a readable recipe"),
+        ("", "expected a mapping"),
+    ):
         path.write_text(text)
         with pytest.raises(UserError, match=line):
             TrainRecipe.read(path)

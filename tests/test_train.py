@@ -160,5 +160,3 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write"):
         train(tiny(epochs=1), tmp_path / "file" / "m")
-
-

@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 Norm = Literal["l2", "linf"]
@@ -12,14 +12,12 @@ Box = Literal["unit", "none"]
 """Where adversarial images may lie: [0, 1], or anywhere (only to reproduce a published number)."""
 
 
-def per_image(values: Float[Tensor, " batch"], x: Tensor) -> Tensor:
+def per_image(values: Shaped[Tensor, " batch"], x: Tensor) -> Tensor:
     """One value an image, shaped to broadcast over the images `x`."""
     return values.view(-1, *[1] * (x.dim() - 1))
 
 
-def distances(
-    x: Float[Tensor, "batch *image"], other: Float[Tensor, "batch *image"], norm: Norm
-) -> Float[Tensor, " batch"]:
+def distances(x: Float[Tensor, "batch *image"], other: Float[Tensor, "batch *image"], norm: Norm) -> Float[Tensor, " batch"]:
     """||x_i - other_i|| of every image, computed in float64."""
     delta = (other.double() - x.double()).flatten(1)
     return delta.norm(dim=1) if norm == "l2" else delta.abs().amax(1)

@@ -1,6 +1,6 @@
 """What an attack is: images in, images out, and the passes it took. It never reports success; the harness measures."""
 
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class Attack(Node):
         """The name in tables."""
         return str(getattr(self, "name", type(self).__name__))
 
-    def aimed(self, *, norm: Norm, eps: float | None, seed: int) -> Self:
+    def aimed(self, *, norm: Norm, eps: float | None, seed: int) -> "Attack":
         """The same attack at a budget; a minimal-norm attack has none."""
         return self.model_copy(update={"norm": norm, "eps": None if self.minimal_norm else eps, "seed": seed})
 

@@ -27,9 +27,7 @@ def dlr(logits: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]) -> Flo
     return margin(logits, y) / spread.clamp_min(1e-12)
 
 
-def objective(
-    kind: Objective, logits: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]
-) -> Float[Tensor, " batch"]:
+def objective(kind: Objective, logits: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
     """The named objective; all are lowered."""
     if kind == "margin":
         return margin(logits, y)

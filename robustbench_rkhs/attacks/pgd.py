@@ -22,7 +22,9 @@ class PGD(Attack):
     d is the gradient at length one (l2; zero stays zero) or its sign (linf). The step length falls linearly from `step_size`
     to a twentieth of it. The first start is x itself, every further restart a random point of the ball; an image that fell
     is left out of later steps.
-    Cost: at most restarts (steps + 1) forward and restarts * steps backward passes an image. No weight gradients.
+    Then `targets` runs towards the nearest other classes, from x, on what still stands.
+    Cost: at most (restarts + targets) (steps + 1) + 1 forward and (restarts + targets) steps + K backward passes an image
+    (K classes). No weight gradients.
     Source: Madry et al., ICLR 2018; normalised l2 steps as in Rony et al., CVPR 2019.
     """
 
@@ -41,6 +43,9 @@ class PGD(Attack):
     """`margin` and `dlr` choose the same steps at any logit scale; `cross_entropy` can be masked by it."""
     keep: Literal["best", "last"] = "best"
     """`best`: the iterate of lowest margin; `last`: the last iterate, whatever it does."""
+    targets: int = Field(1, ge=0)
+    """Runs towards one class each, nearest by linearisation first, on what still stands (scale-invariant losses that keep the
+    best only): the untargeted margin has local minima even on an affine model."""
 
     @property
     def scale_invariant(self) -> bool:
@@ -71,12 +76,47 @@ class PGD(Attack):
             forwards[active] += counted[0]
             backwards[active] += counted[1]
             active = active[best_margin[active] >= 0]
+        if self.targets and self.scale_invariant and self.keep == "best" and len(active) and eps > 0:
+            order, classes = self._nearest_classes(model, x[active], y[active])
+            forwards[active] += 1
+            backwards[active] += classes
+            for target in order.unbind(1):
+                chosen = target[best_margin[active] >= 0]
+                still = active[best_margin[active] >= 0]
+                if len(still) == 0:
+                    break
+                found, found_margin, counted = self._descend(model, x[still], y[still], x[still], eps, chosen)
+                better = found_margin < best_margin[still]
+                best[still[better]], best_margin[still[better]] = found[better], found_margin[better]
+                forwards[still] += counted[0]
+                backwards[still] += counted[1]
         return Attacked(best, forwards, backwards)
 
+    def _nearest_classes(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
+        """Each image's `targets` nearest classes by (f_y - f_j) / ||grad (f_y - f_j)||_*, and how many there were."""
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = model(x)
+            gaps = logits.gather(1, y[:, None]) - logits
+            slopes = []
+            for k in range(logits.shape[1]):
+                (gradient,) = torch.autograd.grad(gaps[:, k].sum(), x, retain_graph=k + 1 < logits.shape[1])
+                slopes.append(gradient.nan_to_num().flatten(1).norm(p=2 if self.norm == "l2" else 1, dim=1))
+        slope = torch.stack(slopes, 1)
+        reach = torch.where(slope > 0, gaps.detach() / slope, torch.inf).nan_to_num(nan=torch.inf)
+        reach = reach.scatter(1, y[:, None], torch.inf)
+        return reach.argsort(dim=1)[:, : min(self.targets, logits.shape[1] - 1)], logits.shape[1]
+
     def _descend(
-        self, model: nn.Module, x: Tensor, y: Tensor, adversarial: Tensor, eps: float
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        adversarial: Tensor,
+        eps: float,
+        target: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """One restart. Images that fell leave the batch (with `keep: best`)."""
+        """One run, towards `target` where given. Images that fell leave the batch (with `keep: best`)."""
         first = self.step_size or max(2.5 * eps / self.steps, eps / 4)
         best, best_margin = adversarial.clone(), x.new_full((len(x),), torch.inf)
         forwards = torch.zeros(len(x), dtype=torch.int64, device=x.device)
@@ -99,7 +139,11 @@ class PGD(Attack):
                 standing = (best_margin[active] >= 0) if self.keep == "best" else torch.ones_like(better)
                 if not standing.any():
                     break
-                lowered = objective(self.loss, logits, y[active])[standing].sum()
+                if target is None:
+                    lowered = objective(self.loss, logits, y[active])[standing].sum()
+                else:
+                    gap = logits.gather(1, y[active][:, None]) - logits.gather(1, target[active][:, None])
+                    lowered = gap[standing].sum()
                 (gradient,) = torch.autograd.grad(lowered, current)
             backwards[active] += 1
             active = active[standing]
@@ -137,6 +181,7 @@ class PublishedPGD(PGD):
     decay: bool = False
     loss: Objective = "cross_entropy"
     keep: Literal["best", "last"] = "last"
+    targets: int = Field(0, ge=0)
     box: Literal["unit", "none"] = "none"
     gradient_floor: Real = Field(256e-7, gt=0)
     """Smallest length a gradient is divided by: 1e-7 on the mean over 256 images, so 256e-7 on one image's own gradient."""

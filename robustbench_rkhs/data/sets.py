@@ -4,7 +4,7 @@ import os
 import socket
 import zipfile
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -70,8 +70,7 @@ class DataSet(Node):
         wanted = len(order) - self.validation if self.train is None else self.train
         if wanted < 1 or self.validation + wanted > len(order):
             raise UserError(
-                f"data set {name!r} has {len(order)} training images, "
-                f"found train {self.train} and validation {self.validation}"
+                f"data set {name!r} has {len(order)} training images, found train {self.train} and validation {self.validation}"
             )
         train_digest = arrays_digest(x_train, y_train)
         chosen = {"validation": order[: self.validation], "train": order[self.validation : self.validation + wanted]}
@@ -127,12 +126,10 @@ class _Torchvision(DataSet):
             socket.setdefaulttimeout(patience)
         return self._folder(root)
 
-    def _classes(self) -> type:
+    def _classes(self) -> Any:
         from torchvision import datasets
 
-        return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "mnist": datasets.MNIST}[
-            str(getattr(self, "name", ""))
-        ]
+        return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "mnist": datasets.MNIST}[str(getattr(self, "name", ""))]
 
     def _download(self, root: Path) -> None:
         self._classes()(str(root), train=True, download=True)
@@ -249,9 +246,7 @@ def _check(name: str, x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarr
         raise UserError(f"data set {name!r}: test label {y_test.max()} is out of range, train labels end at {y_train.max()}")
 
 
-def _split(
-    name: str, part: str, x: np.ndarray, y: np.ndarray, positions: np.ndarray, classes: int, digest: str
-) -> Split:
+def _split(name: str, part: str, x: np.ndarray, y: np.ndarray, positions: np.ndarray, classes: int, digest: str) -> Split:
     chosen = torch.from_numpy(np.ascontiguousarray(x[positions]))
     images = chosen.float() / 255 if chosen.dtype == torch.uint8 else chosen.float()
     if images.dim() == 3:

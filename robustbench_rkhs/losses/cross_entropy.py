@@ -26,11 +26,7 @@ class CrossEntropy(Node):
     offset: Real = Field(0.0, ge=0)
     """c: taken off the label's logit, in logits."""
 
-    def __call__(
-        self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Int[Tensor, " batch"]
-    ) -> Float[Tensor, ""]:
+    def __call__(self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
         logits = model(x)
         shifted = logits - self.offset * functional.one_hot(y, logits.shape[1]).to(logits.dtype)
         return self.temperature * functional.cross_entropy(shifted.float() / self.temperature, y)
-
-

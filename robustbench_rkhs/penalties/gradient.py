@@ -25,9 +25,7 @@ class GradientPenalty(Node):
     weight: Real = Field(0.1, ge=0)
     """Multiplier lambda, in squared pixels per squared logit."""
 
-    def __call__(
-        self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Int[Tensor, " batch"]
-    ) -> Float[Tensor, ""]:
+    def __call__(self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
         steepest = self._norms(model, x).argmax(dim=0)
         images = x[steepest].detach().requires_grad_()
         logits = model(images)

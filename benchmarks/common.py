@@ -1,0 +1,64 @@
+"""What every benchmark ends with: one JSON line, and for a full run the file reports/benchmarks/NAME.json."""
+
+import argparse
+import hashlib
+import json
+import platform
+import shlex
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """--quick (a sample of the same work, within a minute), --device, --threads."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="a sample of the same work, within a minute on 2 cores")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    return given
+
+
+def wait(device: str) -> None:
+    """Let the device finish, so that a clock read now means something."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+def machine(device: str) -> str:
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        model = next((line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line), model)
+    return f"{model}, {torch.get_num_threads()} threads"
+
+
+def finish(name: str, figures: dict[str, Any], given: argparse.Namespace, sources: list[str]) -> None:
+    """Print the figures as the last line; write the committed file after a full run."""
+    sha = hashlib.sha256()
+    for source in sorted(sources):
+        sha.update((ROOT / source).read_bytes())
+    record = {
+        "benchmark": name,
+        **figures,
+        "quick": given.quick,
+        "command": shlex.join(["python", *sys.argv]),
+        "machine": machine(given.device),
+        "torch": torch.__version__,
+        "date": date.today().isoformat(),
+        "sources": {"files": sorted(sources), "sha256": sha.hexdigest()},
+    }
+    if not given.quick:
+        path = ROOT / "reports" / "benchmarks" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(record))
