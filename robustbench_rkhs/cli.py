@@ -187,6 +187,8 @@ def _evaluate(
     for name in recipe.certificates:
         certificate(name)
     screen = Console(stderr=as_json, soft_wrap=True)
+    if not screen.is_terminal:
+        screen.width = 120
     where, failed, results = _device(device), 0, []
     subjects = [load_model(name, checkpoint, data) for name in model]
     for subject in subjects:

@@ -19,12 +19,15 @@ from robustbench_rkhs.certificates import Certificate, MarginCertificate
 from robustbench_rkhs.checkpoint import weights_digest
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.harness import Subject
+from robustbench_rkhs.layers.sandwich import settled
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.node import UserError, did_you_mean
 from robustbench_rkhs.recipe import EvalRecipe
 from robustbench_rkhs.verdicts import Evaluation
 
 Say = Callable[[str], None]
+FIRST = 8
+"""Images of the first block: after it, the time to go is told."""
 
 
 def evaluate(
@@ -56,7 +59,7 @@ def evaluate(
         model.eval().to(device)
         parts = Path(folder) / name / "parts" if folder else None
         weights = weights_digest(model.state_dict())
-        subject = Subject(model, split.to(device), name, weights, device, recipe.seed, parts)
+        subject = Subject(model, settled(model), split.to(device), name, weights, device, recipe.seed, parts)
         run = _Run(subject, recipe, say)
         run.about |= {"command": command}
         table, complete = run.all()
@@ -145,17 +148,19 @@ class _Run:
         """Every block; what there is when the keyboard interrupts."""
         complete = False
         positions = torch.arange(len(self.subject.split), device=self.subject.device)
-        predicted = harness.ask(self.subject.model, self.subject.split.x, self.subject.split.classes).argmax(1)
+        predicted = harness.ask(self.subject.asked, self.subject.split.x, self.subject.split.classes).argmax(1)
         self.tables.append(self.subject.rows(positions, predicted, self.shas, norm=self.recipe.norm, box=self.box))
         try:
             self.certify(positions, predicted)
-            blocks, started = positions.split(self.recipe.block), time.monotonic()
+            first = min(FIRST, self.recipe.block)
+            blocks, started = [positions[:first], *positions[first:].split(self.recipe.block)], time.monotonic()
             for number, block in enumerate(blocks):
                 self.attack(block, predicted)
-                if number == 0 and len(blocks) > 1:
+                if number == 0 and len(positions) > first:
                     took = time.monotonic() - started
+                    togo = took * (len(positions) - first) / first
                     self.say(
-                        f"first block of {len(block)} images took {took:.0f} s; about {took * (len(blocks) - 1) / 60:.1f} min to go"
+                        f"first {first} images took {took:.0f} s; about {togo / 60:.1f} min to go for {len(positions) - first}"
                     )
             complete = True
         except KeyboardInterrupt:

@@ -48,6 +48,9 @@ class Subject:
     """What is evaluated: a model in eval mode on a device, its images there, and the words that name both in the table."""
 
     model: nn.Module
+    """What certificates look at."""
+    asked: nn.Module
+    """What is asked and attacked: the same function, its constants worked out."""
     split: Split
     name: str
     weights: str
@@ -181,7 +184,7 @@ def run_attack(
         x, y = subject.split.x[positions], subject.split.y[positions]
         started, reason = time.perf_counter(), ""
         try:
-            attacked = attack(subject.model, x, y, subject.split.index[positions])
+            attacked = attack(subject.asked, x, y, subject.split.index[positions])
         except UserError:
             raise
         except Exception as error:  # a library's fault is a row, not the end of the evaluation
@@ -189,7 +192,7 @@ def run_attack(
             attacked = Attacked(x, nothing, nothing)
             print(f"attack {label} failed on a block: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
         inside = pull_inside(x, attacked.images.to(x), attack.norm, attack.eps, attack.box)
-        broken = fallen(subject.model, inside, y)
+        broken = fallen(subject.asked, inside, y)
         found = {norm: torch.where(broken, distances(x, inside, norm), torch.nan) for norm in ("l2", "linf")}
         radius = torch.where(broken, found[attack.norm], torch.inf)
         breaches = replay(subject, positions, inside, y, radius, certified, label)

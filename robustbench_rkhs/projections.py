@@ -96,8 +96,8 @@ def clip(matrices: list[Float[Tensor, "_ _"]], tau: float) -> None:
             above = value > (tau * (1 + SLACK)) ** 2
             basis = vector[:, above]
             surplus = 1 - tau / value[above].sqrt()
-            work = wide.to(basis.dtype)
-            wide.sub_(((basis * surplus) @ (basis.T @ work)).to(wide.dtype))
+            work = wide.to(basis.dtype)  # subtracted in that arithmetic too: what is left may be far smaller
+            wide.copy_(work - (basis * surplus) @ (basis.T @ work))
 
 
 def gram_matrix(wide: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows rows"]:

@@ -165,9 +165,7 @@ def attack_from(text: str) -> Any:
     name, _, rest = text.partition(":")
     stored: dict[str, Any] = {"name": "foolbox", "attack": name} if name in FOOLBOX else {"name": name}
     if name not in {"pgd", "published", "foolbox", "autoattack", *FOOLBOX}:
-        raise UserError(
-            f"unknown attack {name!r}; {did_you_mean(name, ['pgd', 'published', 'foolbox', 'autoattack', *FOOLBOX])}"
-        )
+        raise UserError(f"unknown attack {name!r}; {did_you_mean(name, ['pgd', 'published', 'foolbox', 'autoattack', *FOOLBOX])}")
     for pair in re.split(r",(?![^\[]*\])", rest) if rest else []:
         field, equals, value = pair.partition("=")
         if not equals:

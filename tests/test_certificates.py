@@ -98,9 +98,7 @@ def test_linf_radius_is_the_inclusion_of_balls():
 
 NETWORKS = {
     "relu": lambda: nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 3)),
-    "deep": lambda: nn.Sequential(
-        nn.Linear(2, 8), nn.LeakyReLU(0.2), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3), nn.ELU()
-    ),
+    "deep": lambda: nn.Sequential(nn.Linear(2, 8), nn.LeakyReLU(0.2), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3), nn.ELU()),
     "maxmin": lambda: nn.Sequential(nn.Linear(2, 8), MaxMin(), nn.Linear(8, 3)),
     "sandwich": lambda: nn.Sequential(Scale(3.0), Sandwich(2, 8), Sandwich(8, 8), Scale(3.0), SandwichLinear(8, 3)),
 }
@@ -276,9 +274,7 @@ def test_what_is_not_proved_is_refused(certificate, model, message):
     ],
 )
 def test_bad_input_is_one_clear_line(certificate, x, y, message):
-    with pytest.raises(
-        (UserError, TypeCheckError), match=f"{message}|parameter 'y'"
-    ):  # the latter where tests check types
+    with pytest.raises((UserError, TypeCheckError), match=f"{message}|parameter 'y'"):  # the latter where tests check types
         certify(certificate, nn.Linear(4, 3), x, y)
 
 

@@ -104,9 +104,7 @@ def test_the_model_is_left_as_it_was_and_blocks_do_not_matter_to_pgd():
     x = images()
     y = model(x).argmax(1)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    tables = [
-        evaluate(model, (x, y), eps=(0.1, 0.3), attacks=(PGD(steps=5, restarts=2),), block=block).table for block in (7, 24)
-    ]
+    tables = [evaluate(model, (x, y), eps=(0.1, 0.3), attacks=(PGD(steps=5, restarts=2),), block=block).table for block in (7, 24)]
     assert model.training and all(p.grad is None and p.requires_grad for p in model.parameters())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     keys = ["method", "eps", "index"]
@@ -218,8 +216,9 @@ def slow(*args, **kwargs):
 harness.run_attack = slow
 torch.set_num_threads(1)
 model = small_net(); x = images(40)
-done = evaluate(model, (x, model(x).argmax(1)), eps=(0.05, 0.2), attacks=(PGD(steps=5, start="random"), FoolboxAttack(attack="ddn")),
-                block=8, folder=sys.argv[1], name="net")
+attacks = (PGD(steps=5, start="random"), FoolboxAttack(attack="ddn"))
+data = (x, model(x).argmax(1))
+done = evaluate(model, data, eps=(0.05, 0.2), attacks=attacks, block=8, folder=sys.argv[1], name="net")
 print("digest", verdicts.digest(done.table), done.about["complete"], flush=True)
 """
 

@@ -210,11 +210,7 @@ def test_normalize_is_its_definition():
     x = torch.rand(2, 2, 3, 3)
     layer = Normalize((0.1, 0.2), (0.5, 0.25))
     torch.testing.assert_close(layer(x)[:, 1], (x[:, 1] - 0.2) / 0.25)
-    assert (
-        layer.mean.shape == (2, 1, 1)
-        and layer.mean.dtype == torch.float32
-        and set(layer.state_dict()) == {"mean", "std"}
-    )
+    assert layer.mean.shape == (2, 1, 1) and layer.mean.dtype == torch.float32 and set(layer.state_dict()) == {"mean", "std"}
     assert upper(layer, (2, 3, 3)).value == pytest.approx(4)
     layer.std[1] = 0.125
     assert upper(layer, (2, 3, 3)).value == pytest.approx(8)
@@ -252,3 +248,19 @@ def test_sandwich_with_a_nan_is_refused(name):
     getattr(layer, name).data.fill_(torch.nan)
     with pytest.raises(Uncertifiable, match=name):
         upper(nn.Sequential(nn.ReLU(), layer), (3,))
+
+
+def test_a_settled_copy_gives_the_same_numbers_and_follows_no_later_change():
+    from robustbench_rkhs.layers.sandwich import settled
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), Sandwich(9, 7), nn.Sequential(Sandwich(7, 7)), SandwichLinear(7, 3)).eval()
+    x = torch.rand(5, 1, 3, 3)
+    before = model(x)
+    twin = settled(model)
+    assert torch.equal(twin(x), before) and not any(isinstance(m, Sandwich | SandwichLinear) for m in twin.modules())
+    with torch.no_grad():
+        model[1].weight.mul_(-1)
+    assert not torch.equal(model(x), before) and torch.equal(twin(x), before)
+    plain = nn.Linear(2, 2)
+    assert settled(plain) is plain

@@ -174,9 +174,7 @@ def test_overlapping_max_pool_attains_its_bound():
     st.integers(0, 9),
 )
 def test_max_pool_never_expands_more_than_its_bound(kernel, stride, padding, dilation, ceil, side, seed):
-    assume(
-        padding <= kernel // 2 and dilation * (kernel - 1) + 1 <= side + 2 * padding and not (padding and dilation > 1)
-    )
+    assume(padding <= kernel // 2 and dilation * (kernel - 1) + 1 <= side + 2 * padding and not (padding and dilation > 1))
     pool = nn.MaxPool2d(kernel, stride, padding, dilation, ceil_mode=ceil)
     torch.manual_seed(seed)
     spikes = torch.eye(side * side).view(-1, 1, side, side)  # one pixel on black: counts its windows
@@ -216,9 +214,7 @@ def test_sequence_multiplies_and_names_shapes():
 @pytest.mark.parametrize("affine_until", ["whole", "tail", "none"])
 def test_pairs_are_exact_on_what_is_affine(classes, affine_until):
     torch.manual_seed(classes)
-    tail = nn.Sequential(
-        nn.Conv2d(2, 4, 3, 2, 1), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16, 7), nn.Linear(7, classes)
-    )
+    tail = nn.Sequential(nn.Conv2d(2, 4, 3, 2, 1), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16, 7), nn.Linear(7, classes))
     model = {
         "whole": tail,
         "tail": nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU(), tail),
@@ -403,9 +399,7 @@ def test_a_subclass_that_changes_nothing_is_taken():
     assert upper(Renamed(), (4,)).value > 0
 
 
-@pytest.mark.parametrize(
-    "parametrize", [parametrizations.spectral_norm, parametrizations.weight_norm, parametrizations.orthogonal]
-)
+@pytest.mark.parametrize("parametrize", [parametrizations.spectral_norm, parametrizations.weight_norm, parametrizations.orthogonal])
 def test_a_parametrized_weight_counts_as_what_it_evaluates_to(parametrize):
     torch.manual_seed(0)
     linear = parametrize(nn.Linear(6, 4)).eval()
@@ -426,9 +420,7 @@ def test_spectral_norm_of_a_reshaped_kernel_is_no_bound_of_the_convolution():
 
 
 def test_bounds_read_the_weights_as_they_are_and_leave_the_model_alone():
-    model = nn.Sequential(
-        nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3), SandwichLinear(3, 3), Scale(2.0)
-    )
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3), SandwichLinear(3, 3), Scale(2.0))
     model(torch.rand(1, 1, 4, 4)).sum().backward()
     state = {name: value.clone() for name, value in model.state_dict().items()}
     grads = [parameter.grad.clone() for parameter in model.parameters()]

@@ -71,9 +71,7 @@ def _radii(model: nn.Module, x: Tensor, y: Tensor, norm: Norm) -> tuple[Tensor, 
     if norm not in MarginCertificate.norms:
         raise UserError(f"certificate 'margin': expected norm l2 or linf, found {norm!r}")
     if x.dim() < 2 or y.shape != x.shape[:1] or y.is_floating_point():
-        raise UserError(
-            f"certificate 'margin': expected one integer label an image, found {tuple(x.shape)} and {tuple(y.shape)}"
-        )
+        raise UserError(f"certificate 'margin': expected one integer label an image, found {tuple(x.shape)} and {tuple(y.shape)}")
     shape = tuple(x.shape[1:])
     y = y.detach().to("cpu", torch.int64)
     with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):

@@ -1,5 +1,6 @@
 """Sandwich layers: norm at most one by construction, and checked afterwards on the matrices they evaluate to."""
 
+import copy
 import math
 
 import torch
@@ -22,9 +23,7 @@ class _Cayley(nn.Module):
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
         if in_features < 1 or out_features < 1:
-            raise UserError(
-                f"{type(self).__name__}: expected sizes of at least 1, found {in_features} and {out_features}"
-            )
+            raise UserError(f"{type(self).__name__}: expected sizes of at least 1, found {in_features} and {out_features}")
         self.in_features, self.out_features = in_features, out_features
         lower = torch.empty(in_features, out_features)
         nn.init.orthogonal_(lower)
@@ -97,6 +96,52 @@ class SandwichLinear(_Cayley):
         return functional.linear(x, (2 * a.T @ b).to(x.dtype), self.bias)
 
 
+class Settled(nn.Module):
+    """A Sandwich layer whose matrices are worked out once: the same numbers, for as long as its weights do not change.
+
+    No rule certifies it; certificates look at the layer it was made from.
+    """
+
+    inner: Tensor
+    outer: Tensor
+    shift: Tensor
+
+    def __init__(self, layer: Sandwich) -> None:
+        super().__init__()
+        with torch.no_grad():
+            a, b = layer.matrices()
+            dtype = layer.weight.dtype
+            self.register_buffer("inner", math.sqrt(2) * b.to(dtype))
+            self.register_buffer("outer", math.sqrt(2) * a.T.to(dtype))
+            self.register_buffer("shift", layer.psi.exp() * layer.bias)
+
+    def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        hidden = functional.relu(functional.linear(x, self.inner, self.shift))
+        return functional.linear(hidden, self.outer)
+
+
+@torch.no_grad()
+def settled(model: nn.Module) -> nn.Module:
+    """A copy for evaluation, in which no Sandwich layer solves for its matrices again; the model itself where it has none.
+
+    Thousands of forward passes of an attack then cost what a plain network's do.
+    """
+    if not any(isinstance(module, _Cayley) for module in model.modules()):
+        return model
+    twin = copy.deepcopy(model)
+    for parent in list(twin.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer) is Sandwich:
+                setattr(parent, name, Settled(layer))
+            elif type(layer) is SandwichLinear:
+                a, b = layer.matrices()
+                plain = nn.Linear(layer.in_features, layer.out_features)
+                plain.weight.copy_(2 * a.T @ b)
+                plain.bias.copy_(layer.bias)
+                setattr(parent, name, plain.to(layer.weight))
+    return twin.eval()
+
+
 class Scale(nn.Module):
     """y = value x: sqrt(gamma) before the first and before the last layer makes a 1-Lipschitz network gamma-Lipschitz.
 
@@ -121,9 +166,7 @@ def _matrices(module: _Cayley, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     for name, parameter in module.named_parameters():
         weights(parameter, name)
     if not shape or shape[-1] != module.weight.shape[0] - module.out_features:
-        raise Uncertifiable(
-            f"expected {module.weight.shape[0] - module.out_features} features, found an input of shape {shape}"
-        )
+        raise Uncertifiable(f"expected {module.weight.shape[0] - module.out_features} features, found an input of shape {shape}")
     try:
         a, b = module.matrices()
     except torch.linalg.LinAlgError:

@@ -146,9 +146,7 @@ def _(module: nn.Flatten, shape: tuple[int, ...]) -> Bound:
     dimensions = len(shape) + 1
     first, last = (dim + dimensions if dim < 0 else dim for dim in (module.start_dim, module.end_dim))
     if not 1 <= first <= last < dimensions:
-        raise Uncertifiable(
-            f"flattening dimensions {module.start_dim} to {module.end_dim} of (batch, *{shape}) is no rule's"
-        )
+        raise Uncertifiable(f"flattening dimensions {module.start_dim} to {module.end_dim} of (batch, *{shape}) is no rule's")
     return Bound(1.0, (*shape[: first - 1], math.prod(shape[first - 1 : last]), *shape[last:]))
 
 

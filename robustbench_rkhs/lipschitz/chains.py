@@ -93,9 +93,7 @@ def pair_bounds(chain: list[Step], shape: tuple[int, ...], classes: int) -> Floa
     """`pairs` of a chain that is already at hand."""
     found = chain[-1].bound.shape if chain else tuple(shape)
     if found != (classes,):
-        raise Uncertifiable(
-            f"no proven bound for pairs of classes: expected {classes} logits, found outputs of shape {found}"
-        )
+        raise Uncertifiable(f"no proven bound for pairs of classes: expected {classes} logits, found outputs of shape {found}")
     start = len(chain)
     while start > 0 and affine(chain[start - 1].module):
         start -= 1

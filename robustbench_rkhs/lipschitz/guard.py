@@ -52,9 +52,7 @@ def _check(module: nn.Module) -> type:
             continue
         changed = sorted(name for name in vars(parent) if hasattr(kind, name) and name not in HARMLESS)
         if changed:
-            raise Uncertifiable(
-                f"{parent.__name__} overrides {', '.join(changed)} of {kind.__name__}, which the rule is for"
-            )
+            raise Uncertifiable(f"{parent.__name__} overrides {', '.join(changed)} of {kind.__name__}, which the rule is for")
     for name, value in vars(module).items():
         if callable(getattr(kind, name, None)) or (name == "_compiled_call_impl" and value is not None):
             raise Uncertifiable(f"this instance replaces {name}, which the rule relies on")
@@ -63,9 +61,7 @@ def _check(module: nn.Module) -> type:
     if any(tensor.is_complex() for tensor in [*module.parameters(), *module.buffers()]):
         raise Uncertifiable("expected real weights, found complex ones")
     if any(getattr(module, hooks, None) for hooks in HOOKS):
-        raise Uncertifiable(
-            "it carries hooks (old-style weight_norm, spectral_norm and pruning do), which no rule covers"
-        )
+        raise Uncertifiable("it carries hooks (old-style weight_norm, spectral_norm and pruning do), which no rule covers")
     if internals._global_forward_hooks or internals._global_forward_pre_hooks or internals._global_backward_hooks:
         raise Uncertifiable("hooks on all modules are installed, which no rule covers")
     if parametrize.is_parametrized(module):
@@ -76,9 +72,7 @@ def _check(module: nn.Module) -> type:
 def _check_parametrized(module: nn.Module) -> None:
     """A parametrized weight counts as what it evaluates to, which must then be one definite tensor."""
     if any(part.training for part in module.modules()):
-        raise Uncertifiable(
-            "it is parametrized and in training mode, where its weight may change; call model.eval() first"
-        )
+        raise Uncertifiable("it is parametrized and in training mode, where its weight may change; call model.eval() first")
     if parametrize._cache_enabled:
         raise Uncertifiable("parametrize.cached() is on, which can hand out a stale weight")
     for name in module.parametrizations:  # type: ignore[union-attr]

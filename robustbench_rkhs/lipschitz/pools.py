@@ -49,9 +49,7 @@ def _(module: nn.MaxPool2d, shape: tuple[int, ...]) -> Bound:
         raise Uncertifiable("no rule for dilation with padding, where a window may hold no pixel at all")
     try:
         image = torch.empty(1, *shape, device="meta")
-        _, _, height, width = functional.max_pool2d(
-            image, kernel, stride, pair(module.padding), dilation, module.ceil_mode
-        ).shape
+        _, _, height, width = functional.max_pool2d(image, kernel, stride, pair(module.padding), dilation, module.ceil_mode).shape
     except RuntimeError as refused:
         raise Uncertifiable(f"it does not take an input of shape {shape}: {str(refused).splitlines()[0]}") from None
     windows = 1

@@ -45,11 +45,11 @@ def draw_curve(evaluations: Sequence[Evaluation], stem: str | Path) -> list[Path
 
 def _one(axes: Axes, evaluation: Evaluation) -> None:
     points = curve(evaluation)
-    tested = points[points["tested"]]
+    tested = _asked(points, evaluation)
     eps, certified = points["eps"].to_numpy(), points["certified"].to_numpy()
     within = points[points["eps"] <= tested["eps"].max()] if len(tested) else points.iloc[:0]
     if len(tested) > 1:
-        between = np.interp(within["eps"], tested["eps"], tested["robust"])
+        between = np.maximum(np.interp(within["eps"], tested["eps"], tested["robust"]), within["certified"])
         axes.fill_between(
             within["eps"], within["certified"], between, color="#dddddd", lw=0, label="open: neither proved\nnor broken"
         )
@@ -60,7 +60,8 @@ def _one(axes: Axes, evaluation: Evaluation) -> None:
         axes.fill_between(tested["eps"], tested["robust_low"], tested["robust_high"], color=PALETTE[1], alpha=0.2, lw=0)
         axes.plot(tested["eps"], tested["robust"], color=PALETTE[1], lw=1.6, label="robust: no attack broke it")
     else:
-        axes.plot(tested["eps"], tested["robust"], color=PALETTE[1], lw=1.2, ls=(0, (4, 2.5)))
+        if len(tested) > 1:
+            axes.plot(within["eps"], between, color=PALETTE[1], lw=1.2, ls=(0, (4, 2.5)))
         _bars(axes, tested, PALETTE[1], "o", label="robust: no attack broke it\n(known at markers)")
     label(axes, ["robust", "open", "certified"], "bands, bars: 95% limits")
 
@@ -69,7 +70,7 @@ def _compare(axes: Axes, evaluations: Sequence[Evaluation]) -> None:
     for place, (evaluation, name) in enumerate(zip(evaluations, names(evaluations), strict=True)):
         colour, marker = PALETTE[place % len(PALETTE)], MARKERS[(place // len(PALETTE) + place) % len(MARKERS)]
         points = curve(evaluation)
-        tested = points[points["tested"]]
+        tested = _asked(points, evaluation)
         if len(evaluations) <= BANDS:
             axes.fill_between(points["eps"], points["certified_low"], points["certified_high"], color=colour, alpha=0.1, lw=0)
         axes.plot(points["eps"], points["certified"], color=colour, lw=1.4, ls=(0, (4, 2)))
@@ -81,6 +82,17 @@ def _compare(axes: Axes, evaluations: Sequence[Evaluation]) -> None:
     axes.plot([], [], color="#555555", lw=1.4, label="robust (known at markers)")
     axes.plot([], [], color="#555555", lw=1.4, ls=(0, (4, 2)), label="certified")
     label(axes, names(evaluations), "bands, bars: 95% limits")
+
+
+def _asked(points: pd.DataFrame, evaluation: Evaluation) -> pd.DataFrame:
+    """Points whose robust accuracy is known: all, where that is most of the curve, else eps 0 and those asked for.
+
+    Below the smallest certified radius everything is known; markers there would say nothing.
+    """
+    tested = points[points["tested"]]
+    if len(tested) >= DENSE * len(points):
+        return tested
+    return tested[tested["eps"].isin([0.0, *(float(eps) for eps in evaluation.about["epsilons"])])]
 
 
 def _bars(axes: Axes, tested: pd.DataFrame, colour: str, marker: str, label: str) -> None:
