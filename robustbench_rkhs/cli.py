@@ -100,7 +100,9 @@ def _typed() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
-def _train(fields: dict[str, str], /, model: str, out: Path | None = None, device: str = "auto", fresh: bool = False) -> None:
+def _train(
+    fields: dict[str, str], /, model: str, out: Path | None = None, device: str = "auto", fresh: bool = False, half: bool = False
+) -> None:
     """Train a named model. Every field of its recipe is a flag: --epochs 3 --attack.eps 1.0 --data.train 1000.
 
     $ rkhs-train --model digits_mlp --out checkpoints/mine
@@ -112,6 +114,7 @@ def _train(fields: dict[str, str], /, model: str, out: Path | None = None, devic
         out: Checkpoint folder; checkpoints/MODEL where not given.
         device: auto, cpu, cuda, cuda:1 ...
         fresh: Train anew over what the folder holds.
+        half: Store the weights in half precision.
     """
     from robustbench_rkhs.progress import TrainingBar
     from robustbench_rkhs.recipe import TrainRecipe
@@ -120,7 +123,7 @@ def _train(fields: dict[str, str], /, model: str, out: Path | None = None, devic
     recipe = TrainRecipe.read(model, fields)
     folder = out or Path("checkpoints") / Path(model).stem
     with TrainingBar(recipe.epochs) as bar:
-        run(recipe, folder, device=_device(device), command=_typed(), fresh=fresh, report=bar.report)
+        run(recipe, folder, device=_device(device), command=_typed(), fresh=fresh, half=half, report=bar.report)
     print(f"checkpoint: {folder}")
 
 

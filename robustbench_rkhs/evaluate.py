@@ -142,6 +142,8 @@ class _Run:
             "breaches": [],
         }
         self.tables: list[pd.DataFrame] = []
+        self.here: list[pd.DataFrame] = []  # what is known of the block in hand
+        self.proofs = 0  # how many tables hold predictions and certificates of all images
         self.certified = torch.full((len(split),), -1.0, dtype=torch.float64, device=subject.device)
 
     def all(self) -> tuple[pd.DataFrame, bool]:
@@ -152,6 +154,7 @@ class _Run:
         self.tables.append(self.subject.rows(positions, predicted, self.shas, norm=self.recipe.norm, box=self.box))
         try:
             self.certify(positions, predicted)
+            self.proofs = len(self.tables)
             first = min(FIRST, self.recipe.block)
             blocks, started = [positions[:first], *positions[first:].split(self.recipe.block)], time.monotonic()
             for number, block in enumerate(blocks):
@@ -214,12 +217,13 @@ class _Run:
     def states(self, block: Tensor, eps: float) -> pd.Series:
         """The state of each image of the block at eps, by its index."""
         indices = self.subject.split.index[block].tolist()
-        table = pd.concat(self.tables, ignore_index=True)
-        here = table[table["index"].isin(indices)]
+        here = pd.concat(self.here, ignore_index=True)
         return verdicts.states(Evaluation(here, self.about), eps)["state"].reindex(indices)
 
     def attack(self, block: Tensor, predicted: Tensor) -> None:
         """The protocol on what is open, largest eps first; then the masking check and the audit."""
+        indices = self.subject.split.index[block].tolist()
+        self.here = [table[table["index"].isin(indices)] for table in self.tables[: self.proofs]]
         for eps in self.epsilons:
             for attack, label in zip(self.protocol, self.labels, strict=True):
                 self.run(attack.aimed(norm=self.recipe.norm, eps=eps, seed=self.recipe.seed), label, block, predicted, eps)
@@ -242,7 +246,7 @@ class _Run:
         """One attack of the protocol on the images still open at eps: untested, or survived only so far."""
         states = self.states(block, eps)
         indices = self.subject.split.index[block].tolist()
-        table = pd.concat(self.tables, ignore_index=True)
+        table = pd.concat(self.here, ignore_index=True)
         done = table[(table["kind"] == "attack") & (table["method"] == label)]
         if attack.minimal_norm:
             had = set(done["index"])
@@ -256,6 +260,7 @@ class _Run:
             known = self.certified[positions]
             done = harness.run_attack(self.subject, attack, positions, predicted, self.shas, known, label)
             self.tables.append(done.table)
+            self.here.append(done.table)
             self.about["breaches"] += done.about["breaches"]
 
 

@@ -33,6 +33,7 @@ def train(
     device: str = "cpu",
     command: str = "",
     fresh: bool = False,
+    half: bool = False,
     save_seconds: float = 300,
     report: Report = lambda record: None,
 ) -> dict[str, Any]:
@@ -67,6 +68,7 @@ def train(
             run.seconds += time.monotonic() - started
             record = run.finish_epoch(validation)
             report(record)
+            write_text(folder / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in run.records))
             run.save(folder)
             saved = time.monotonic()
     finally:
@@ -79,10 +81,11 @@ def train(
         "torch": torch.__version__,
     }
     card = training_card(recipe, records, run.best_epoch, trained, command, len(train_split), train_split.digest)
-    write_text(folder / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     last = {name: tensor.cpu().contiguous() for name, tensor in run.evaluated().state_dict().items()}
     write_whole(folder / "last.safetensors", lambda path: checkpoint.save_file(last, path))
-    checkpoint.save(folder, recipe, splits.test, run.best, card, epoch=run.best_epoch, trained=trained)
+    checkpoint.save(
+        folder, recipe, splits.test, checkpoint.halve(run.best) if half else run.best, card, epoch=run.best_epoch, trained=trained
+    )
     return records[-1]
 
 

@@ -1,0 +1,176 @@
+"""The commands, as a user types them: what works end to end, and one line with exit code 2 for what does not."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from robustbench_rkhs import cli
+from robustbench_rkhs.node import UserError
+
+TINY = ["--epochs", "2", "--data.train", "200", "--data.validation", "50"]
+FAST = ["--attack", "pgd:steps=5", "--samples", "40"]
+
+
+def rkhs(command, *flags, folder, code=0):
+    """Run `rkhs-COMMAND flags` in `folder` (in this process: importing torch again takes seconds); its output and errors."""
+    out, err, before, typed = io.StringIO(), io.StringIO(), Path.cwd(), sys.argv
+    try:
+        os.chdir(folder)
+        sys.argv = [f"rkhs-{command}", *map(str, flags)]
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as left:
+            getattr(cli, command)()
+    finally:
+        os.chdir(before)
+        sys.argv = typed
+    assert left.value.code == code, out.getvalue() + err.getvalue()
+    return out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a recipe and a checkpoint trained by the command."""
+    folder = tmp_path_factory.mktemp("home")
+    root = Path(cli.__file__).parent.parent
+    shutil.copytree(root / "models", folder / "models")
+    rkhs("train", "--model", "digits_mlp", *TINY, folder=folder)
+    return folder
+
+
+def test_train_evaluate_report(home):
+    config = json.loads((home / "checkpoints/digits_mlp/config.json").read_text())
+    card = (home / "checkpoints/digits_mlp/README.md").read_text()
+    assert config["data"] == "digits" and "--epochs 2" in card
+    out, _ = rkhs("evaluate", "--model", "digits_mlp", "--eps", "0.1", "36/255", *FAST, folder=home)
+    assert "certified" in out and "curves:" in out and "verdicts:" in out
+    for path in out.split("curves:")[1].splitlines()[0].split():
+        assert (home / path).stat().st_size > 1000
+    again, _ = rkhs("evaluate", "--model", "digits_mlp", "--eps", "0.1", "36/255", *FAST, folder=home)
+    assert again.splitlines()[1:] == out.splitlines()[1:]  # the first line tells the time
+    listed, _ = rkhs("report", folder=home)
+    assert "leaderboard" in listed
+    board = (home / "reports/leaderboard.md").read_text()
+    assert "digits_mlp" in board
+
+
+def test_json_and_require(home):
+    flags = ["--model", "digits_mlp", "--eps", "0.1", *FAST, "--json"]
+    out, err = rkhs("evaluate", *flags, "--require", "clean>=0.2", "certified@0.1>=0", folder=home)
+    found = json.loads(out)["evaluations"][0]
+    assert found["summary"][0]["eps"] == 0.1 and found["about"]["samples"] == 40 and "holds" in err
+    assert 0 <= found["summary"][0]["certified"] <= found["summary"][0]["robust"] <= found["summary"][0]["clean"]
+    _, err = rkhs("evaluate", *flags, "--require", "robust@0.1>=1.01", folder=home, code=1)
+    assert "DOES NOT HOLD" in err
+
+
+def test_your_own_model_and_data(home):
+    generator = np.random.default_rng(0)
+    x = generator.random((60, 1, 4, 4), dtype=np.float32)
+    y = (x.reshape(60, -1).sum(1) > 8).astype(np.int64)
+    np.savez(home / "mine.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    (home / "mynets.py").write_text(
+        "import torch\nfrom torch import nn\n\n"
+        "def build():\n    torch.manual_seed(0)\n    return nn.Sequential(nn.Flatten(), nn.Linear(16, 2))\n"
+    )
+    flags = ["--model", "mynets:build", "--data", "mine.npz", "--eps", "8/255", "--norm", "linf", "--attack", "pgd:steps=5"]
+    out, _ = rkhs("evaluate", *flags, folder=home)
+    assert "build: npz, l-infinity, 60 images" in out
+    _, err = rkhs("evaluate", "--model", "mynets:bild", *flags[2:], folder=home, code=2)
+    assert err.startswith("error: ") and "did you mean 'build'" in err
+
+
+def test_submit_accepts_and_refuses(home):
+    theirs = home / "theirs"
+    shutil.copytree(home / "checkpoints/digits_mlp", theirs, ignore=shutil.ignore_patterns("resume.pt"))
+    flags = ["--eps", "0.1", "--attack", "pgd:steps=5", "--sample", "20", "--samples", "40"]
+    out, _ = rkhs("submit", "checkpoint", theirs, *flags, folder=home)
+    assert "checked: theirs" in out and "accepted:" in out
+    assert "theirs" in (home / "reports/leaderboard.md").read_text()
+    before = (home / "reports/leaderboard.md").read_bytes()
+    (theirs / "model.py").write_text("print('code')")
+    _, err = rkhs("submit", "checkpoint", theirs, *flags, folder=home, code=2)
+    assert "unexpected file 'model.py'" in err
+    (theirs / "model.py").unlink()
+    weights = theirs / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    _, err = rkhs("submit", "checkpoint", theirs, *flags, folder=home, code=2)
+    assert "not a readable safetensors" in err
+    weights.unlink()
+    weights.symlink_to("/etc/passwd")
+    _, err = rkhs("submit", "checkpoint", theirs, *flags, folder=home, code=2)
+    assert "not a plain file" in err
+    taken = home / "elsewhere" / "digits_conv"
+    shutil.copytree(home / "checkpoints/digits_mlp", taken, ignore=shutil.ignore_patterns("resume.pt"))
+    _, err = rkhs("submit", "checkpoint", taken, *flags, folder=home, code=2)
+    assert "name of a listed model" in err
+    assert (home / "reports/leaderboard.md").read_bytes() == before
+
+
+MISTAKES = {
+    "unknown model": (["evaluate", "--model", "digits_mpl", "--eps", "1"], "did you mean 'digits_mlp'"),
+    "untrained model": (["evaluate", "--model", "digits_conv", "--eps", "1"], "rkhs-train --model digits_conv"),
+    "unknown attack": (["evaluate", "--model", "digits_mlp", "--eps", "1", "--attack", "pdg"], "did you mean 'pgd'"),
+    "unknown certificate": (["evaluate", "--model", "digits_mlp", "--eps", "1", "--certify", "margn"], "'margin'"),
+    "unknown data": (["evaluate", "--model", "digits_mlp", "--eps", "1", "--data", "digit"], "did you mean 'digits'"),
+    "other data": (["evaluate", "--model", "digits_mlp", "--eps", "1", "--data", "other.npz"], "no file 'other.npz'"),
+    "eps no number": (["evaluate", "--model", "digits_mlp", "--eps", "one"], "found 'one'"),
+    "eps negative": (["evaluate", "--model", "digits_mlp", "--eps", "-1"], "greater than or equal to 0"),
+    "eps too large": (["evaluate", "--model", "digits_mlp", "--eps", "9"], "above the data range"),
+    "eps not finite": (["evaluate", "--model", "digits_mlp", "--eps", "inf"], "finite"),
+    "samples": (["evaluate", "--model", "digits_mlp", "--eps", "0.1", "--samples", "9999"], "1 to 500 samples"),
+    "require": (["evaluate", "--model", "digits_mlp", "--eps", "0.1", "--require", "robust>0"], "robust@1.0>=0.45"),
+    "device": (["evaluate", "--model", "digits_mlp", "--eps", "0.1", "--device", "cudaa"], "cannot be used here"),
+    "misspelt field": (["train", "--model", "digits_mlp", "--epoch", "3"], "did you mean 'epochs'"),
+    "loose word": (["train", "--model", "digits_mlp", "epochs=3"], "unexpected argument 'epochs=3'"),
+    "no value": (["train", "--model", "digits_mlp", "--epochs"], "--epochs needs a value"),
+    "card": (["listing", "attacks", "pdg"], "did you mean 'pgd'"),
+    "no verdicts": (["report", "--out", "nowhere"], "no verdicts"),
+    "no folder": (["submit", "checkpoint", "nowhere", "--eps", "0.1"], "no checkpoint folder"),
+}
+
+
+@pytest.mark.parametrize("typed, line", MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_is_one_line_and_exit_code_2(home, typed, line):
+    before = sorted(home.rglob("*"))
+    _, said = rkhs(*typed, folder=home, code=2)
+    assert said.startswith("error: ") and line in said and said.count("\n") == 1
+    assert sorted(home.rglob("*")) == before
+
+
+def test_the_process_itself_exits_with_2(home):
+    script = "from robustbench_rkhs import cli; cli.evaluate()"
+    flags = ["--model", "digits_mpl", "--eps", "1"]
+    done = subprocess.run([sys.executable, "-c", script, *flags], cwd=home, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: unknown model 'digits_mpl'")
+
+
+def test_no_write_permission_and_a_full_disk_are_one_line(home):
+    (home / "blocked").write_text("a file where a folder should be")
+    _, said = rkhs("evaluate", "--model", "digits_mlp", "--eps", "0.1", *FAST, "--out", "blocked", folder=home, code=2)
+    assert "cannot write" in said
+    if Path("/dev/full").exists():
+        from robustbench_rkhs.files import write_whole
+
+        def fill(path):
+            with open("/dev/full", "w") as full:
+                full.write("x" * 100_000)
+
+        with pytest.raises(UserError, match=r"cannot write .*: No space left"):
+            write_whole(home / "full.txt", fill)
+        assert not list(home.glob("*.part")) and not (home / "full.txt").exists()
+
+
+def test_help_and_listing_import_no_torch(home):
+    script = "import sys\nfrom robustbench_rkhs import cli\nsys.argv = ['rkhs-list']\n"
+    script += "try: cli.listing()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules, 'torch was imported'"
+    done = subprocess.run([sys.executable, "-c", script], cwd=home, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for word in ("digits_mlp", "pgd", "autoattack", "margin", "gradient", "spectral", "vgg"):
+        assert word in done.stdout
