@@ -1,6 +1,6 @@
 """Cost and error of the spectral projection, at the published recipe's batch size, tau in force = tau.
 
-    python benchmarks/projection.py            # 200 steps, then 40 measured ones
+    python benchmarks/projection.py            # 200 steps, then 20 measured ones
     python benchmarks/projection.py --quick    # a sample
 
 Real training steps of robust_vgg (5 PGD passes, batch 128, float32) from the shipped weights. In every measured step our
@@ -44,7 +44,7 @@ class Timed:
 
 def main() -> None:
     given = arguments(__doc__)
-    warm, measured = (2, 5) if given.quick else (200, 40)
+    warm, measured = (2, 5) if given.quick else (200, 20)
     recipe = TrainRecipe.read("robust_vgg", {"projections.0.kappa": "null", "data.train": "12800", "epochs": "100", "ema": "null"})
     splits = recipe.data.load()
     run = Run(recipe, splits.test, given.device)

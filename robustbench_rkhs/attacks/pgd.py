@@ -100,7 +100,7 @@ class PGD(Attack):
             gaps = logits.gather(1, y[:, None]) - logits
             slopes = []
             for k in range(logits.shape[1]):
-                (gradient,) = torch.autograd.grad(gaps[:, k].sum(), x, retain_graph=k + 1 < logits.shape[1])
+                gradient = _gradient(gaps[:, k].sum(), x, keep=k + 1 < logits.shape[1])
                 slopes.append(gradient.nan_to_num().flatten(1).norm(p=2 if self.norm == "l2" else 1, dim=1))
         slope = torch.stack(slopes, 1)
         reach = torch.where(slope > 0, gaps.detach() / slope, torch.inf).nan_to_num(nan=torch.inf)
@@ -144,7 +144,7 @@ class PGD(Attack):
                 else:
                     gap = logits.gather(1, y[active][:, None]) - logits.gather(1, target[active][:, None])
                     lowered = gap[standing].sum()
-                (gradient,) = torch.autograd.grad(lowered, current)
+                gradient = _gradient(lowered, current)
             backwards[active] += 1
             active = active[standing]
             length = first * (1 - 0.95 * step / self.steps) if self.decay else first
@@ -164,6 +164,14 @@ class PGD(Attack):
             share = torch.erf(noise.flatten(1)[:, 0].abs() / 2**0.5)
             offset = unit(noise) * per_image(share, x) * eps
         return project(x, x + offset, self.norm, eps, self.box)
+
+
+def _gradient(value: Float[Tensor, ""], x: Tensor, keep: bool = False) -> Tensor:
+    """d value / d x; zero where the model ignores its input."""
+    if not value.requires_grad:
+        return torch.zeros_like(x)
+    (gradient,) = torch.autograd.grad(value, x, retain_graph=keep, allow_unused=True)
+    return torch.zeros_like(x) if gradient is None else gradient
 
 
 class PublishedPGD(PGD):
