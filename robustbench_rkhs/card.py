@@ -13,6 +13,7 @@ def training_card(
     command: str,
     images: int,
     digest: str,
+    half: bool = False,
 ) -> str:
     """Markdown. Validation numbers chose the epoch and are not results; results come from rkhs-eval."""
     best = records[best_epoch]
@@ -21,6 +22,10 @@ def training_card(
     if recipe.attack:
         kept = recipe.attack.model_dump(include={"norm", "eps", "steps", "step_size", "loss", "box"})
         attack = "PGD " + ", ".join(f"{key} {value}" for key, value in kept.items())
+        if recipe.attack_warmup:
+            attack += f"; eps and step size rise from 0 over the first {recipe.attack_warmup:.0%} of the training"
+    optimizer, schedule = recipe.optimizer.model_dump(), recipe.schedule.model_dump()
+    named = [", ".join(f"{v}" if k == "name" else f"{k} {v}" for k, v in one.items()) for one in (optimizer, schedule)]
     lines = [
         f"# {recipe.about or recipe.network.name}",
         "",
@@ -28,12 +33,18 @@ def training_card(
         f"- Adversarial training: {attack}",
         f"- Penalties: {', '.join(p.name for p in recipe.penalties) or 'none'}; "
         f"projections: {', '.join(f'{p.name} ({p.operator}, tau {p.tau})' for p in recipe.projections) or 'none'}",
+        f"- Optimizer: {named[0]}; schedule: {named[1]}; running mean of the weights: {recipe.ema or 'none'}",
         f"- {recipe.epochs} epochs, batches of {recipe.batch_size}, {recipe.precision}, seed {recipe.seed}",
         f"- {trained['device']}, {trained['seconds']} s of training, {trained['date']}, torch {trained['torch']}",
         f"- Epoch {best_epoch + 1} was the best on validation ({', '.join(validation) or 'no validation split'})",
     ]
     if "tau_0" in records[-1]:
         lines.append(f"- tau in force at the end: {records[-1]['tau_0']:.4f}")
+    meant = [p.of_epochs for p in recipe.projections if p.of_epochs and p.of_epochs > recipe.epochs]
+    if meant:
+        lines.append(f"- A short schedule: the recipe is meant for {meant[0]} epochs; kappa was shrunk in proportion")
+    if half:
+        lines.append("- Weights stored in half precision; every verdict is about the weights as stored")
     if command:
         lines += ["", "Made by", "", f"    {command}"]
     lines += ["", "Validation numbers chose the epoch; they are not results. `recipe.yaml` holds every setting."]

@@ -17,7 +17,7 @@ from robustbench_rkhs import harness, verdicts
 from robustbench_rkhs.attacks import PGD, Attack, AutoAttack, FoolboxAttack
 from robustbench_rkhs.certificates import Certificate, MarginCertificate
 from robustbench_rkhs.checkpoint import weights_digest
-from robustbench_rkhs.data import Split
+from robustbench_rkhs.data import Split, arrays_digest
 from robustbench_rkhs.harness import Subject
 from robustbench_rkhs.layers.sandwich import settled
 from robustbench_rkhs.lipschitz import Uncertifiable
@@ -83,15 +83,9 @@ def _as_split(model: nn.Module, data: Split | tuple[Tensor, Tensor]) -> Split:
         raise UserError(f"expected images and as many labels, found {len(x)} and {len(y)}")
     if not x.is_floating_point() or not x.isfinite().all() or x.min() < 0 or x.max() > 1:
         raise UserError("expected finite float images in [0, 1]")
-    modes = {module: module.training for module in model.modules()}
-    with torch.no_grad():
-        classes = model.eval()(x[:1]).shape[1]
-    for module, training in modes.items():
-        module.training = training
+    classes = harness.classes_of(model, x[:1])
     if y.min() < 0 or y.max() >= classes:
         raise UserError(f"expected labels 0 to {classes - 1}, found {int(y.min())} to {int(y.max())}")
-    from robustbench_rkhs.data import arrays_digest
-
     digest = arrays_digest(x.cpu().numpy(), y.cpu().numpy())
     return Split("arrays", "test", x, y.long(), torch.arange(len(x)), classes, digest)
 

@@ -80,7 +80,7 @@ def train(
         "date": date.today().isoformat(),
         "torch": torch.__version__,
     }
-    card = training_card(recipe, records, run.best_epoch, trained, command, len(train_split), train_split.digest)
+    card = training_card(recipe, records, run.best_epoch, trained, command, len(train_split), train_split.digest, half)
     last = {name: tensor.cpu().contiguous() for name, tensor in run.evaluated().state_dict().items()}
     write_whole(folder / "last.safetensors", lambda path: checkpoint.save_file(last, path))
     checkpoint.save(
