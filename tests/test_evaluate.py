@@ -202,7 +202,8 @@ def test_an_attack_that_fails_leaves_images_untested():
 
 
 SCRIPT = """
-import sys, time, torch
+import signal, sys, time, torch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit it ignored
 sys.path.insert(0, sys.argv[2])
 from test_evaluate import small_net, images
 from robustbench_rkhs.attacks import PGD, FoolboxAttack
