@@ -15,7 +15,7 @@ from robustbench_rkhs.verdicts import Evaluation, breaches, by_attack, holm, mcn
 
 ALPHA = 0.05
 HEAD = ["rank", "model", "clean", "robust [95%]", "certified [95%]", "open", "images", "attacks", "marks"]
-HEAD += ["date", "device", "weights", "seed", "command"]
+HEAD += ["date", "device", "weights", "data digest", "seed", "command"]
 READ = """Ranked by robust accuracy, then by certified accuracy. *robust*: the share of images that are certified or withstood
 every attack named; it bounds the true robust accuracy from above, *certified* bounds it from below, and *open* is what lies
 between. Limits are Clopper-Pearson 95%. Adversarial images found in any evaluation of the same weights count.
@@ -169,7 +169,7 @@ def _neighbours(ranked: Sequence[Entry], eps: float) -> list[str]:
 
 def _columns() -> list[str]:
     parts = [part + end for part in ("clean", "robust", "certified", "open") for end in ("", "_low", "_high")]
-    about = ["date", "device", "weights", "seed", "command"]
+    about = ["date", "device", "weights", "data_digest", "seed", "command"]
     return ["data", "norm", "box", "eps", "status", "rank", "model", *parts, "images", "attacks", "marks", "reason", *about]
 
 
@@ -179,6 +179,7 @@ def _record(entry: Entry, rank: str, group: tuple[str, str, str]) -> dict[str, A
     record |= {"status": entry.status, "rank": rank, "model": about["model"], "attacks": " ".join(about["protocol"])}
     record |= {"marks": entry.marks, "reason": entry.reason, "weights": _weights(entry.evaluation)[:12]}
     record |= {key: about.get(key, "") for key in ("date", "device", "seed", "command")}
+    record |= {"data_digest": str(about.get("data_digest", ""))[:12]}
     figures = {column: entry.row[column] for column in entry.row if not column.startswith("count_")}
     if entry.status == "refused":  # no figure of an unsound evaluation is published
         figures = {column: figures[column] if column in ("eps", "images") else np.nan for column in figures}
@@ -190,5 +191,6 @@ def _cells(entry: Entry, rank: int) -> list[str]:
     shares = [f"{100 * row['clean']:.1f}%", limits(row, "robust"), limits(row, "certified"), f"{100 * row['open']:.1f}%"]
     said = [str(about.get(key, "")) for key in ("date", "device")]
     command = "`" + str(about["command"]).replace("`", "'") + "`" if about.get("command") else ""
-    tail = [*said, _weights(entry.evaluation)[:12], str(about.get("seed", "")), command]
+    digests = [_weights(entry.evaluation)[:12], str(about.get("data_digest", ""))[:12]]
+    tail = [*said, *digests, str(about.get("seed", "")), command]
     return [str(rank), str(about["model"]), *shares, str(row["images"]), ", ".join(about["protocol"]), entry.marks, *tail]
