@@ -4,6 +4,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from robustbench_rkhs.harness import Subject
 from robustbench_rkhs.layers.sandwich import settled
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.node import UserError, did_you_mean
-from robustbench_rkhs.recipe import EvalRecipe
+from robustbench_rkhs.recipe import EvalRecipe, parse
 from robustbench_rkhs.verdicts import Evaluation
 
 Say = Callable[[str], None]
@@ -51,7 +52,7 @@ def evaluate(
     protocol reached are untested. The model, its mode and gradients are left as they were.
     Raises UserError for bad input: eps out of range, NaN or probabilities from the model, a wrong class count.
     """
-    recipe = recipe or EvalRecipe(eps=tuple(eps), **settings)
+    recipe = recipe or parse(EvalRecipe, {"eps": tuple(eps), **settings}, "evaluate")
     split = _as_split(model, data).sample(recipe.samples, recipe.seed)
     modes = {module: module.training for module in model.modules()}
     home = next(iter([*model.parameters(), *model.buffers()]), torch.zeros(1)).device
@@ -83,6 +84,7 @@ def _as_split(model: nn.Module, data: Split | tuple[Tensor, Tensor]) -> Split:
         raise UserError(f"expected images and as many labels, found {len(x)} and {len(y)}")
     if not x.is_floating_point() or not x.isfinite().all() or x.min() < 0 or x.max() > 1:
         raise UserError("expected finite float images in [0, 1]")
+    x = x.to(next(model.parameters(), torch.zeros(1)).dtype)
     classes = harness.classes_of(model, x[:1])
     if y.min() < 0 or y.max() >= classes:
         raise UserError(f"expected labels 0 to {classes - 1}, found {int(y.min())} to {int(y.max())}")
@@ -144,7 +146,9 @@ class _Run:
         """Every block; what there is when the keyboard interrupts."""
         complete = False
         positions = torch.arange(len(self.subject.split), device=self.subject.device)
-        predicted = harness.ask(self.subject.asked, self.subject.split.x, self.subject.split.classes).argmax(1)
+        logits = harness.ask(self.subject.asked, self.subject.split.x, self.subject.split.classes)
+        answers = weights_digest({"logits": logits})
+        self.subject, predicted = replace(self.subject, answers=answers), logits.argmax(1)
         self.tables.append(self.subject.rows(positions, predicted, self.shas, norm=self.recipe.norm, box=self.box))
         try:
             self.certify(positions, predicted)

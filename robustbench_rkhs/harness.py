@@ -58,6 +58,8 @@ class Subject:
     seed: int
     parts: Path | None
     """Folder of finished parts; nothing is kept where None."""
+    answers: str = ""
+    """sha256 of its clean logits: code that changed while the weights did not must not be served old parts."""
 
     @property
     def inputs(self) -> list[str]:
@@ -98,6 +100,7 @@ class Subject:
         identity = {
             **key,
             "weights": self.weights,
+            "answers": self.answers,
             "data": self.split.digest,
             "split": self.split.split,
             "model": self.name,

@@ -159,7 +159,7 @@ BAD_ASKS = {
 
 @pytest.mark.parametrize("asked, line", BAD_ASKS.values(), ids=BAD_ASKS.keys())
 def test_a_bad_ask_is_refused(asked, line):
-    with pytest.raises(Exception, match=line):
+    with pytest.raises(UserError, match=line):
         evaluate(small_net(), (images(), torch.arange(24) % 4), **({"attacks": QUICK} | asked))
 
 
@@ -185,6 +185,29 @@ def test_a_model_without_a_rule_is_refused_a_certificate_by_name_and_still_attac
     assert (done.table[done.table["method"] == "margin"]["state_reason"] == "refused").all()
     assert "GELU" in done.about["refused"][0]
     assert verdicts.summary(done).iloc[0]["robust"] >= 0
+
+
+class Turned(nn.Module):
+    """No weights at all: only its code tells two of them apart."""
+
+    def __init__(self, sign):
+        super().__init__()
+        self.sign = sign
+
+    def forward(self, x):
+        return self.sign * x.flatten(1)[:, :4]
+
+
+def test_code_that_changed_is_not_served_old_parts(tmp_path):
+    x = images()
+    y = x.flatten(1)[:, :4].argmax(1)
+    first, second = (
+        evaluate(Turned(sign), (x, y), eps=(0.1,), attacks=QUICK, certificates=(), folder=tmp_path, name="same")
+        for sign in (1.0, 2.0)
+    )
+    assert first.about["weights"] == second.about["weights"]
+    parts = len(list((tmp_path / "same" / "parts").iterdir()))
+    assert parts == 2 * 2  # blocks of 8 and 16 images, once for each code
 
 
 class Broken(PGD):
