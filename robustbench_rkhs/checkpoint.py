@@ -18,6 +18,8 @@ from robustbench_rkhs.node import UserError, did_you_mean
 from robustbench_rkhs.recipe import TrainRecipe
 
 FORMAT = 1
+HALF_FROM = 100_000
+"""Numbers in a tensor from which `--half` rounds it."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,9 @@ def save(folder: Path, recipe: TrainRecipe, test: Split, state: dict[str, Tensor
 
 
 def halve(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Floating tensors rounded to half precision."""
-    return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    """Large floating tensors rounded to half precision. Small ones carry little of the size and most of the error: kept."""
+    large = {name for name, tensor in state.items() if tensor.is_floating_point() and tensor.numel() >= HALF_FROM}
+    return {name: tensor.half() if name in large else tensor for name, tensor in state.items()}
 
 
 def load(folder: str | Path) -> Checkpoint:

@@ -31,13 +31,17 @@ def test_round_trip(folder):
     assert load_model(str(folder)).name == "mine"
 
 
-def test_half_precision_round_trip(folder):
+def test_half_precision_round_trip(folder, monkeypatch):
     loaded = checkpoint.load(folder)
+    assert all(tensor.dtype == torch.float32 for tensor in checkpoint.halve(loaded.model.state_dict()).values())  # all small
+    monkeypatch.setattr(checkpoint, "HALF_FROM", 64)
     half = checkpoint.halve(loaded.model.state_dict())
     checkpoint.save(folder, loaded.recipe, loaded.recipe.data.test(), half, "# card\n")
     again = checkpoint.load(folder)
     for name, tensor in again.model.state_dict().items():
         assert tensor.dtype == torch.float32 and torch.equal(tensor, half[name].float())
+        assert half[name].dtype == (torch.half if tensor.numel() >= 64 else torch.float32)
+    assert {tensor.dtype for tensor in half.values()} == {torch.half, torch.float32}
 
 
 def alter_tensor(change):

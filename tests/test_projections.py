@@ -9,7 +9,7 @@ from torch import nn
 
 from robustbench_rkhs.networks import VGG
 from robustbench_rkhs.node import UserError
-from robustbench_rkhs.projections import SpectralProjection, clip, operator_bound
+from robustbench_rkhs.projections import SpectralProjection, clip, known_within, operator_bound
 
 
 def exact(matrix, tau):
@@ -59,6 +59,55 @@ def test_weights_inside_the_set_are_left_alone_bit_for_bit():
         before = [p.detach().clone() for p in model.parameters()]
         SpectralProjection(tau=50.0, operator=operator)(model, 0)
         assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_a_remembered_bound_never_lets_a_weight_escape():
+    """Proven within, then moved: by little (asleep, rightly), across tau, to a new tau, replaced whole, with NaN."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 20))
+    weight = model[0].weight
+    projection = SpectralProjection(tau=4.0)
+    weight.data = torch.linalg.qr(torch.randn(20, 20))[0]  # every singular value 1
+    projection(model, 0)
+    assert known_within(weight, 4.0) and known_within(weight, 1.7) and not known_within(weight, 0.9)
+    for _ in range(40):  # drifts by 0.1 a step: the bound must wake before tau is passed
+        weight.data += 0.1 * torch.outer(weight.data[:, 0], weight.data[0]) / (weight.data[:, 0].norm() * weight.data[0].norm())
+        asleep = known_within(weight, 4.0)
+        assert not asleep or dense_norm(weight) <= 4
+        projection(model, 0)
+        assert dense_norm(weight) <= 4 * 1.00001
+    SpectralProjection(tau=0.5)(model, 0)
+    assert dense_norm(weight) <= 0.5 * 1.00001
+    weight.data = 100 * torch.eye(20)
+    assert not known_within(weight, 4.0)
+    weight.data[0, 0] = float("nan")
+    with pytest.raises(UserError, match="NaN"):
+        projection(model, 0)
+
+
+def dense_norm(weight):
+    return torch.linalg.matrix_norm(weight.detach().double(), 2).item()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0.3, 6.0), st.integers(1, 6))
+def test_the_memory_never_changes_a_result(seed, tau, steps):
+    """The same walk, with the memory and with every weight a stranger to it."""
+    torch.manual_seed(seed)
+    walk = [torch.randn(6, 9) * 0.2 for _ in range(steps)]
+    start, projection = torch.randn(6, 9), SpectralProjection(tau=tau, kappa=2)
+    model = nn.Sequential(nn.Linear(9, 6))
+    model[0].weight.data.copy_(start)
+    plain = start.clone()
+    for epoch, change in enumerate(walk):
+        model[0].weight.data += change
+        plain = plain + change
+        projection(model, epoch)
+        stranger = nn.Sequential(nn.Linear(9, 6))
+        stranger[0].weight.data.copy_(plain)
+        projection(stranger, epoch)
+        plain = stranger[0].weight.detach().clone()
+        assert torch.equal(model[0].weight, plain)
 
 
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
