@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from robustbench_rkhs.node import Node
 from robustbench_rkhs.recipe import TrainRecipe
 
 
@@ -17,7 +18,8 @@ def training_card(
 ) -> str:
     """Markdown. Validation numbers chose the epoch and are not results; results come from rkhs-eval."""
     best = records[best_epoch]
-    validation = [f"{key.removeprefix('validation_')} {best[key]:.1%}" for key in sorted(best) if "validation" in key]
+    shares = [key for key in ("validation_clean", "validation_robust") if key in best]
+    validation = [f"{key.removeprefix('validation_')} {best[key]:.1%}" for key in shares]
     attack = "none"
     if recipe.attack:
         kept = recipe.attack.model_dump(include={"norm", "eps", "steps", "step_size", "loss", "box"})
@@ -30,14 +32,22 @@ def training_card(
         f"# {recipe.about or recipe.network.name}",
         "",
         f"- Network: `{recipe.network.name}`; data: `{recipe.data.name}`, {images} training images (digest {digest[:12]})",
-        f"- Adversarial training: {attack}",
-        f"- Penalties: {', '.join(p.name for p in recipe.penalties) or 'none'}; "
+        f"- Loss: {_described(recipe.loss)}; adversarial training: {attack}",
+        f"- Penalties: {'; '.join(_described(p) for p in recipe.penalties) or 'none'}; "
         f"projections: {', '.join(f'{p.name} ({p.operator}, tau {p.tau})' for p in recipe.projections) or 'none'}",
         f"- Optimizer: {named[0]}; schedule: {named[1]}; running mean of the weights: {recipe.ema or 'none'}",
         f"- {recipe.epochs} epochs, batches of {recipe.batch_size}, {recipe.precision}, seed {recipe.seed}",
         f"- {trained['device']}, {trained['seconds']} s of training, {trained['date']}, torch {trained['torch']}",
         f"- Epoch {best_epoch + 1} was the best on validation ({', '.join(validation) or 'no validation split'})",
     ]
+    if recipe.start_from:
+        first = trained.get("started_from", {})
+        lines.append(f"- Started from the weights of {recipe.start_from} ({first.get('weights', 'unknown')[:12]})")
+    for one in recipe.adaptive:
+        factor = records[-1].get(f"weight_{one.penalty}", 1.0)
+        lines.append(
+            f"- The weight of penalty {one.penalty} followed the {one.measure} (target {one.target:g}): x{factor:.3g} in the end"
+        )
     if "tau_0" in records[-1]:
         lines.append(f"- tau in force at the end: {records[-1]['tau_0']:.4f}")
     meant = [p.of_epochs for p in recipe.projections if p.of_epochs and p.of_epochs > recipe.epochs]
@@ -49,3 +59,9 @@ def training_card(
         lines += ["", "Made by", "", f"    {command}"]
     lines += ["", "Validation numbers chose the epoch; they are not results. `recipe.yaml` holds every setting."]
     return "\n".join(lines) + "\n"
+
+
+def _described(node: Node) -> str:
+    """Name and the fields that are not at their default."""
+    kept = {key: value for key, value in node.model_dump(exclude_defaults=True).items() if key != "name"}
+    return " ".join([str(getattr(node, "name", "")), *(f"{key} {value}" for key, value in kept.items())])

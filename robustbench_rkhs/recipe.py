@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
+from robustbench_rkhs.adaptive import Adaptive
 from robustbench_rkhs.attacks import AnyAttack
 from robustbench_rkhs.attacks.foolbox import Method as FoolboxMethod
 from robustbench_rkhs.attacks.pgd import PGD
@@ -37,12 +38,16 @@ class TrainRecipe(Node):
     """Share of the training in which the attack's eps and step size rise linearly from 0."""
     penalties: tuple[Penalty, ...] = ()
     """Added to the loss, on the clean batch."""
+    adaptive: tuple[Adaptive, ...] = ()
+    """Penalty weights that follow what validation measures."""
     projections: tuple[SpectralProjection, ...] = ()
     """Weights back into a set after every step."""
     optimizer: Optimizer = SGD()
     """How a gradient becomes a step."""
     schedule: Schedule = Constant()
     """Learning rate over the training."""
+    start_from: str | None = None
+    """A trained checkpoint, by name or folder, whose weights the training starts from: the second of two stages."""
     epochs: int = Field(10, ge=1)
     """Passes over the training images."""
     batch_size: int = Field(128, ge=1)
@@ -57,6 +62,19 @@ class TrainRecipe(Node):
     """Memory format of convolutions; faster on most machines."""
     validate_with: PGD | None = None
     """Attack by which validation robust accuracy is measured and the best checkpoint chosen; clean accuracy where none."""
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> "TrainRecipe":
+        if self.loss.attacks and self.attack is not None:
+            raise ValueError(f"loss {self.loss.name!r} perturbs the images itself: leave `attack` out")
+        for one in self.adaptive:
+            if one.penalty >= len(self.penalties):
+                raise ValueError(f"adaptive: no penalty {one.penalty}, found {len(self.penalties)} penalties (counted from 0)")
+            if one.measure == "robust" and self.validate_with is None:
+                raise ValueError("adaptive: measure 'robust' needs validate_with, found none")
+            if not self.data.validation:
+                raise ValueError("adaptive: what it measures is validation, found data.validation 0")
+        return self
 
     @classmethod
     def read(cls, source: str | Path, overrides: dict[str, str] | None = None) -> "TrainRecipe":

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from robustbench_rkhs import checkpoint
 from robustbench_rkhs.attacks.ball import mix
-from robustbench_rkhs.attacks.objective import margin
 from robustbench_rkhs.attacks.pgd import PGD
 from robustbench_rkhs.card import training_card
 from robustbench_rkhs.data import Split, augment
 from robustbench_rkhs.files import write_text, write_whole
 from robustbench_rkhs.node import UserError
+from robustbench_rkhs.places import find_checkpoint
 from robustbench_rkhs.recipe import TrainRecipe
+from robustbench_rkhs.validation import score, validate
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -46,6 +47,7 @@ def train(
     splits = recipe.data.load()
     train_split, validation = splits.train.to(device), splits.validation.to(device)
     run = Run(recipe, splits.test, device)
+    run.prepare(train_split)
     resumed = None if fresh else _resume(run, folder)
     if resumed == "finished":
         raise UserError(f"{folder} already holds this recipe, trained: add --fresh to train it again")
@@ -79,6 +81,7 @@ def train(
         "seconds": round(sum(record["seconds"] for record in records)),
         "date": date.today().isoformat(),
         "torch": torch.__version__,
+        **({"started_from": run.started_from} if run.started_from else {}),
     }
     card = training_card(recipe, records, run.best_epoch, trained, command, len(train_split), train_split.digest, half)
     last = {name: tensor.cpu().contiguous() for name, tensor in run.evaluated().state_dict().items()}
@@ -94,17 +97,29 @@ class Run:
 
     def __init__(self, recipe: TrainRecipe, test: Split, device: str) -> None:
         self.recipe, self.device, self._steps = recipe, device, 1
+        self.started_from: dict[str, str] = {}
         self.model: nn.Module = checkpoint.build(recipe, test.shape, test.classes).to(device)
+        if recipe.start_from:
+            first = checkpoint.load(find_checkpoint(recipe.start_from))
+            checkpoint.fill(self.model, first.model.state_dict(), f"start_from {recipe.start_from!r}")
+            self.started_from = {"checkpoint": recipe.start_from, "weights": first.weights}
         if recipe.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.model) if recipe.ema else None
         self.optimizer = recipe.optimizer.build(self.model.parameters())
+        self.penalties = list(recipe.penalties)
+        self.factors = [1.0] * len(recipe.penalties)
         self.projections = [projection.in_schedule(recipe.epochs) for projection in recipe.projections]
         self.epoch, self.position, self.seconds = 0, 0, 0.0
         self.losses: Tensor = torch.zeros((), dtype=torch.float64, device=device)
         self.records: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] = {}
         self.best_score, self.best_epoch = (-1.0, -1.0), -1
+
+    def prepare(self, train_split: Split) -> None:
+        """Penalties that must know the training images learn of them."""
+        seed = self.recipe.seed
+        self.penalties = [penalty.prepare(self.model, train_split, seed) for penalty in self.recipe.penalties]
 
     def steps(self, split: Split) -> int:
         """Steps an epoch; a last batch smaller than half is left out, unless it is the only one."""
@@ -135,9 +150,9 @@ class Run:
         with self.arithmetic():
             attack = self.attack_at(progress)
             x_train = attack(model, x, y, keys).images if attack else x
-            loss = recipe.loss(model, x_train, y)
-            for penalty in recipe.penalties:
-                loss = loss + penalty(model, x, y)
+            loss = recipe.loss.at(progress)(model, x_train, y, keys)
+            for penalty, factor in zip(self.penalties, self.factors, strict=True):
+                loss = loss + factor * penalty.at(progress)(model, x, y, keys)
         self.optimizer.zero_grad()
         loss.backward()
         self.check_finite(step, loss)
@@ -195,10 +210,11 @@ class Run:
             **validate(self.evaluated(), validation, self.recipe.validate_with),
             "seconds": round(self.seconds, 3),
         }
-        clean, robust = record.get("validation_clean", -1.0), record.get("validation_robust", -1.0)
-        score = (robust, clean)
-        if not len(validation) or score >= self.best_score:
-            self.best_score, self.best_epoch = score, self.epoch
+        record |= {f"weight_{one.penalty}": self.factors[one.penalty] for one in self.recipe.adaptive}
+        for one in self.recipe.adaptive:
+            self.factors[one.penalty] = one(self.factors[one.penalty], record)
+        if not len(validation) or score(record) >= self.best_score:
+            self.best_score, self.best_epoch = score(record), self.epoch
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.evaluated().state_dict().items()}
         self.records.append(record)
         self.epoch, self.position, self.seconds = self.epoch + 1, 0, 0.0
@@ -215,6 +231,8 @@ class Run:
             "best": self.best,
             "losses": self.losses,
             "where": [self.epoch, self.position, self.seconds, self.best_epoch, *self.best_score],
+            "factors": self.factors,
+            "penalties": [penalty.state() for penalty in self.penalties],
             "records": json.dumps(self.records),
         }
         write_whole(folder / "resume.pt", lambda path: torch.save(state, path))
@@ -226,8 +244,11 @@ class Run:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.best, self.losses = state["best"], state["losses"].to(self.device)
-        self.epoch, self.position, self.seconds, self.best_epoch, *score = state["where"]
-        self.best_score = (score[0], score[1])
+        self.factors = state["factors"]
+        for penalty, carried in zip(self.penalties, state["penalties"], strict=True):
+            penalty.restore(carried)
+        self.epoch, self.position, self.seconds, self.best_epoch, *best = state["where"]
+        self.best_score = (best[0], best[1])
         self.records = json.loads(state["records"])
 
 
@@ -258,24 +279,6 @@ def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
         mean.lerp_(value, 1 - decay)
     for kept, buffer in zip(average.buffers(), model.buffers(), strict=True):
         kept.copy_(buffer)
-
-
-def validate(model: nn.Module, split: Split, attack: PGD | None, batch: int = 256) -> dict[str, float]:
-    """Clean and, with an attack, robust accuracy: plain numbers to choose by, never published."""
-    if not len(split):
-        return {}
-    model.eval()
-    clean = robust = 0
-    for x, y, keys in zip(split.x.split(batch), split.y.split(batch), split.index.split(batch), strict=True):
-        with torch.no_grad():
-            right = margin(model(x), y) > 0
-        clean += int(right.sum())
-        if attack and right.any():
-            adversarial = attack(model, x[right], y[right], keys[right]).images
-            with torch.no_grad():
-                robust += int((margin(model(adversarial), y[right]) > 0).sum())
-    scores = {"validation_clean": clean / len(split)}
-    return scores | {"validation_robust": robust / len(split)} if attack else scores
 
 
 def describe(device: str) -> str:

@@ -14,7 +14,8 @@ from torch import nn
 from robustbench_rkhs import checkpoint, optimizers
 from robustbench_rkhs.node import UserError
 from robustbench_rkhs.recipe import TrainRecipe
-from robustbench_rkhs.train import train, update_average, validate
+from robustbench_rkhs.train import train, update_average
+from robustbench_rkhs.validation import validate
 
 TINY = {
     "data": {"name": "digits", "train": 200, "validation": 100, "crop": 1, "flip": True},

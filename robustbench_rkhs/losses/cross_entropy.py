@@ -7,10 +7,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustbench_rkhs.node import Node, Real
+from robustbench_rkhs.losses.contract import LossNode
+from robustbench_rkhs.node import Real
 
 
-class CrossEntropy(Node):
+class CrossEntropy(LossNode):
     r"""Mean over the batch of
 
     .. math:: t \cdot CE\big( (f(x) - c\, e_y) / t,\; y \big)
@@ -26,7 +27,9 @@ class CrossEntropy(Node):
     offset: Real = Field(0.0, ge=0)
     """c: taken off the label's logit, in logits."""
 
-    def __call__(self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
+    def __call__(
+        self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Tensor, keys: Int[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, ""]:
         logits = model(x)
         shifted = logits - self.offset * functional.one_hot(y, logits.shape[1]).to(logits.dtype)
         return self.temperature * functional.cross_entropy(shifted.float() / self.temperature, y)

@@ -7,16 +7,19 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from robustbench_rkhs.node import Node, Real
+from robustbench_rkhs.distributed import owned, world
+from robustbench_rkhs.modes import per_image
+from robustbench_rkhs.node import Real
+from robustbench_rkhs.penalties.contract import PenaltyNode
 
 
-class GradientPenalty(Node):
+class GradientPenalty(PenaltyNode):
     r"""Penalise each class's steepest image of the batch.
 
     .. math:: \lambda \sum_k \max_i \lVert \nabla_x f_k(x_i) \rVert_2^2
 
     The maximisers are found without a graph over the weights; only they are differentiated twice, so class k reads only its
-    own image k. A model whose outputs mix the images of a batch (BatchNorm in train mode) has no such gradients.
+    own image k. BatchNorm stands at its running statistics and dropout is off, so that each image has a gradient of its own.
     Cost: K backward passes over the batch to search, two over K images to differentiate (K classes); two forward passes.
     Source: Bietti et al., "A Kernel Perspective for Regularizing Deep Neural Networks", ICML 2019, section 3.
     """
@@ -25,12 +28,16 @@ class GradientPenalty(Node):
     weight: Real = Field(0.1, ge=0)
     """Multiplier lambda, in squared pixels per squared logit."""
 
-    def __call__(self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
-        steepest = self._norms(model, x).argmax(dim=0)
-        images = x[steepest].detach().requires_grad_()
-        logits = model(images)
-        (gradient,) = torch.autograd.grad(logits.diagonal().sum(), images, create_graph=True)
-        return self.weight * gradient.square().sum()
+    def __call__(
+        self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Tensor, keys: Int[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, ""]:
+        with per_image(model):
+            values, steepest = self._norms(model, x).max(dim=0)
+            images = x[steepest].detach().requires_grad_()
+            logits = model(images)
+            (gradient,) = torch.autograd.grad(logits.diagonal().sum(), images, create_graph=True)
+        squares = gradient.flatten(1).square().sum(1)
+        return self.weight * world() * (squares * owned(values)).sum()
 
     @staticmethod
     def _norms(model: nn.Module, x: Tensor) -> Float[Tensor, "batch classes"]:
