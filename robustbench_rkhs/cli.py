@@ -107,6 +107,7 @@ def _train(
 
     $ rkhs-train --model digits_mlp --out checkpoints/mine
     $ rkhs-train --model robust_vgg --epochs 20 --attack.steps 2
+    $ torchrun --nproc-per-node 2 --no-python rkhs-train --model digits_mlp
     `rkhs-list models digits_mlp` shows a recipe with every field. A training that was stopped goes on from where it was.
 
     Args:
@@ -122,9 +123,11 @@ def _train(
 
     recipe = TrainRecipe.read(model, fields)
     folder = out or Path("checkpoints") / Path(model).stem
-    with TrainingBar(recipe.epochs) as bar:
+    leads = os.environ.get("RANK", "0") == "0"  # torchrun's other processes work silently
+    with TrainingBar(recipe.epochs, quiet=not leads) as bar:
         run(recipe, folder, device=_device(device), command=_typed(), fresh=fresh, half=half, report=bar.report)
-    print(f"checkpoint: {folder}")
+    if leads:
+        print(f"checkpoint: {folder}")
 
 
 def _evaluate(

@@ -1,9 +1,51 @@
 """Several processes that train one model: what is averaged, and who owns a maximum over all of them."""
 
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch import distributed as dist
+
+
+@contextmanager
+def processes(device: str) -> Iterator[str]:
+    """Join the processes that torchrun started (gloo on CPUs, nccl on GPUs); yields this process's device. Alone: nothing."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield device
+        return
+    kind = torch.device(device).type
+    if kind == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def wait_for_all() -> None:
+    """Until every process is here."""
+    if world() > 1:
+        dist.barrier()
+
+
+def average(tensors: Iterable[Tensor]) -> None:
+    """Mean over the processes, in place: one message for all tensors of a type."""
+    if world() == 1:
+        return
+    kinds: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault(tensor.dtype, []).append(tensor)
+    for some in kinds.values():
+        flat = torch.cat([tensor.flatten() for tensor in some])
+        dist.all_reduce(flat)
+        flat /= world()
+        for tensor, mean in zip(some, flat.split([tensor.numel() for tensor in some]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
 
 
 def world() -> int:

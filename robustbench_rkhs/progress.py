@@ -11,8 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 class TrainingBar:
     """A context that `train` reports to."""
 
-    def __init__(self, epochs: int) -> None:
-        self.epochs, self.console = epochs, Console(soft_wrap=True)
+    def __init__(self, epochs: int, quiet: bool = False) -> None:
+        self.epochs, self.console = epochs, Console(soft_wrap=True, quiet=quiet)
         self.started = time.monotonic()
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)

@@ -38,7 +38,7 @@ class Ramp(Node):
         """The number in force at `progress` in [0, 1], where `value` is the field's own."""
         if progress >= self.end:
             return value
-        share = max(0.0, (progress - self.begin) / (self.end - self.begin))
+        share = (progress - self.begin) / (self.end - self.begin) if progress > self.begin else 0.0
         if self.shape == "cosine":
             share = (1 - math.cos(math.pi * share)) / 2
         elif self.shape == "jump":

@@ -18,6 +18,7 @@ from robustbench_rkhs.attacks.ball import mix
 from robustbench_rkhs.attacks.pgd import PGD
 from robustbench_rkhs.card import training_card
 from robustbench_rkhs.data import Split, augment
+from robustbench_rkhs.distributed import average, processes, rank, wait_for_all, world
 from robustbench_rkhs.files import write_text, write_whole
 from robustbench_rkhs.node import UserError
 from robustbench_rkhs.places import find_checkpoint
@@ -43,7 +44,16 @@ def train(
     Every random draw is counted by (seed, epoch, step), so a run that was killed and resumed ends bit for bit where an
     uninterrupted one does (on the same device with the same number of threads). Raises UserError at a loss or gradient that is
     not finite, naming the step; at a folder that holds another recipe's training; where nothing can be written.
+    Under torchrun every step's batch is divided among the processes, and losses and gradients are averaged: the same training.
     """
+    with processes(device) as own:
+        return _train(recipe, folder, own, command, fresh, half, save_seconds, report)
+
+
+def _train(
+    recipe: TrainRecipe, folder: Path, device: str, command: str, fresh: bool, half: bool, save_seconds: float, report: Report
+) -> dict[str, Any]:
+    """`train` on this process's device. The first process writes; all of them read."""
     splits = recipe.data.load()
     train_split, validation = splits.train.to(device), splits.validation.to(device)
     run = Run(recipe, splits.test, device)
@@ -51,7 +61,8 @@ def train(
     resumed = None if fresh else _resume(run, folder)
     if resumed == "finished":
         raise UserError(f"{folder} already holds this recipe, trained: add --fresh to train it again")
-    if resumed is None:
+    wait_for_all()
+    if resumed is None and rank() == 0:
         write_text(folder / "recipe.yaml", recipe.yaml())
         (folder / "config.json").unlink(missing_ok=True)
         (folder / "metrics.jsonl").unlink(missing_ok=True)
@@ -63,21 +74,30 @@ def train(
             for step, x, y, keys in run.batches(train_split):
                 run.step(step, x, y, keys)
                 report({"epoch": run.epoch, "step": step + 1, "steps": run.steps(train_split), "loss": run.mean_loss()})
-                if time.monotonic() - saved > save_seconds:
+                if rank() == 0 and time.monotonic() - saved > save_seconds:
                     run.seconds += time.monotonic() - started
                     started = saved = time.monotonic()
                     run.save(folder)
             run.seconds += time.monotonic() - started
             record = run.finish_epoch(validation)
             report(record)
-            write_text(folder / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in run.records))
-            run.save(folder)
+            if rank() == 0:
+                write_text(folder / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in run.records))
+                run.save(folder)
             saved = time.monotonic()
     finally:
         torch.random.set_rng_state(before)
-    records = run.records
+    if rank() == 0:
+        _write_checkpoint(run, splits.test, train_split, folder, command, half)
+    wait_for_all()
+    return run.records[-1]
+
+
+def _write_checkpoint(run: "Run", test: Split, train_split: Split, folder: Path, command: str, half: bool) -> None:
+    """Weights of the best and of the last epoch, recipe, card, config."""
+    recipe, records = run.recipe, run.records
     trained = {
-        "device": describe(device),
+        "device": describe(run.device),
         "seconds": round(sum(record["seconds"] for record in records)),
         "date": date.today().isoformat(),
         "torch": torch.__version__,
@@ -86,10 +106,8 @@ def train(
     card = training_card(recipe, records, run.best_epoch, trained, command, len(train_split), train_split.digest, half)
     last = {name: tensor.cpu().contiguous() for name, tensor in run.evaluated().state_dict().items()}
     write_whole(folder / "last.safetensors", lambda path: checkpoint.save_file(last, path))
-    checkpoint.save(
-        folder, recipe, splits.test, checkpoint.halve(run.best) if half else run.best, card, epoch=run.best_epoch, trained=trained
-    )
-    return records[-1]
+    best = checkpoint.halve(run.best) if half else run.best
+    checkpoint.save(folder, recipe, test, best, card, epoch=run.best_epoch, trained=trained)
 
 
 class Run:
@@ -103,6 +121,10 @@ class Run:
             first = checkpoint.load(find_checkpoint(recipe.start_from))
             checkpoint.fill(self.model, first.model.state_dict(), f"start_from {recipe.start_from!r}")
             self.started_from = {"checkpoint": recipe.start_from, "weights": first.weights}
+        if world() > 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules()):
+            raise UserError("a network with BatchNorm trains in one process: several would each normalise their own part")
+        if world() > recipe.batch_size:
+            raise UserError(f"expected a batch_size of at least the {world()} processes, found {recipe.batch_size}")
         if recipe.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.model) if recipe.ema else None
@@ -126,7 +148,10 @@ class Run:
         return max(1, round(len(split) / self.recipe.batch_size))
 
     def batches(self, split: Split) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-        """The epoch's batches from the current position on: step, images, labels, keys of random draws."""
+        """The epoch's batches from the current position on: step, images, labels, keys of random draws.
+
+        Several processes take equal parts of each batch (up to one image a process is left out where that does not come out).
+        """
         data, seed = self.recipe.data, self.recipe.seed
         self._steps = self.steps(split)
         order = torch.randperm(len(split), generator=_generator(seed, self.epoch, 1))
@@ -137,13 +162,14 @@ class Run:
                 x = augment(x, data.crop, data.flip, _generator(seed, self.epoch, 2, step))
             if self.recipe.channels_last and x.dim() == 4:
                 x = x.contiguous(memory_format=torch.channels_last)
-            yield step, x, split.y[chosen], chosen.cpu() + (self.epoch << 32)
+            mine = slice(rank() * (len(x) // world()), (rank() + 1) * (len(x) // world()))
+            yield step, x[mine], split.y[chosen][mine], chosen.cpu()[mine] + (self.epoch << 32)
 
     def step(self, step: int, x: Tensor, y: Tensor, keys: Tensor) -> None:
         """The training step, whole."""
         recipe, model = self.recipe, self.model
         progress = self.progress(step)
-        torch.manual_seed(mix(recipe.seed, self.epoch, step))  # dropout
+        torch.manual_seed(mix(recipe.seed, self.epoch, step, *([rank()] if rank() else [])))  # dropout
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.optimizer.lr * recipe.schedule(progress, self.epoch)
         model.train()
@@ -155,13 +181,15 @@ class Run:
                 loss = loss + factor * penalty.at(progress)(model, x, y, keys)
         self.optimizer.zero_grad()
         loss.backward()
+        loss = loss.detach()
+        average([loss, *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)])
         self.check_finite(step, loss)
         self.optimizer.step()
         for projection in self.projections:
             projection(model, progress * recipe.epochs)
         if self.average is not None and recipe.ema is not None:
             update_average(self.average, model, min(recipe.ema, (1 + step) / (10 + step)) if self.epoch == 0 else recipe.ema)
-        self.losses += loss.detach()
+        self.losses += loss
         self.position = step + 1
 
     def progress(self, step: int) -> float:

@@ -1,0 +1,27 @@
+"""Trains one tiny recipe for each method into sys.argv[1]; run alone or under torchrun (test_data_parallel.py)."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from robustbench_rkhs.recipe import TrainRecipe
+from robustbench_rkhs.train import train
+
+BASE = {
+    "data": {"name": "digits", "train": 128, "validation": 32, "crop": 1, "flip": True},
+    "network": {"name": "mlp", "hidden": [16], "mean": [0.3], "std": [0.4]},
+    "epochs": 2,
+    "batch_size": 64,
+    "optimizer": {"name": "sgd", "lr": 0.02},
+}
+RECIPES = {  # a new method whose value depends on the whole batch, or that draws at random, adds a line here
+    "cross_entropy": {},
+    "pgd": {"attack": {"name": "pgd", "eps": 0.2, "steps": 2, "start": "random"}},
+    "gradient": {"penalties": [{"name": "gradient", "weight": 0.01}]},
+    "projection": {"projections": [{"name": "spectral", "tau": 1.0}]},
+}
+
+torch.set_num_threads(1)
+for name, changes in RECIPES.items():
+    train(TrainRecipe.parse(BASE | changes), Path(sys.argv[1]) / name)
