@@ -119,10 +119,12 @@ def _digest(model: nn.Module, shape: tuple[int, ...]) -> bytes:
     """
     digest = hashlib.sha256(repr(shape).encode())
     for path, layer in leaves(model):
-        if parametrize.is_parametrized(layer):
+        if any(parametrize.is_parametrized(part) for part in layer.modules()):
             return b""  # a parametrization may depend on anything
-        plain = {name: value for name, value in vars(layer).items() if isinstance(value, _PLAIN)}
-        digest.update(repr((path, type(layer).__module__, type(layer).__qualname__, sorted(plain.items()))).encode())
+        for inner, part in layer.named_modules(remove_duplicate=False):  # a block's branches count with all they are
+            plain = {name: value for name, value in vars(part).items() if isinstance(value, _PLAIN)}
+            kind = (path, inner, type(part).__module__, type(part).__qualname__, sorted(plain.items()))
+            digest.update(repr(kind).encode())
         tensors = [*layer.named_parameters(remove_duplicate=False), *layer.named_buffers(remove_duplicate=False)]
         for name, tensor in tensors:
             values = tensor.detach().cpu().contiguous()
