@@ -1,0 +1,222 @@
+"""Compare methods fairly: every strength of every method trained on every seed, chosen on validation, then attacked on test.
+
+    python benchmarks/compare.py models/comparisons/digits_methods.yaml
+    python benchmarks/compare.py models/comparisons/digits_methods.yaml --quick     # two methods, one seed, few epochs
+
+A comparison file names a base recipe, methods with one set of overrides for each strength, seeds and the radii of the
+evaluation. Runs are ordinary trainings in OUT/runs (a finished one is never redone; a killed one goes on), every number in the
+table comes from reports/verdicts-like tables beside them. Writes OUT/runs.csv, OUT/table.csv, OUT/table.md, OUT/tradeoff.png.
+"""
+
+import argparse
+import hashlib
+import json
+import shlex
+import statistics
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pandas as pd
+import torch
+import yaml
+from common import machine
+
+from robustbench_rkhs import verdicts
+from robustbench_rkhs.checkpoint import load
+from robustbench_rkhs.evaluate import evaluate
+from robustbench_rkhs.node import UserError
+from robustbench_rkhs.places import find_recipe
+from robustbench_rkhs.recipe import EvalRecipe, TrainRecipe, override, parse
+from robustbench_rkhs.train import Run, train
+from robustbench_rkhs.validation import score
+
+matplotlib.use("agg")
+
+
+class Comparison:
+    """The file, checked: a recipe for every (method, strength, seed)."""
+
+    def __init__(self, path: Path, quick: bool) -> None:
+        given = yaml.safe_load(path.read_text())
+        self.title: str = given["title"]
+        self.base: dict[str, Any] = yaml.safe_load(find_recipe(given["base"]).read_text())
+        for key, value in given.get("settings", {}).items():
+            override(self.base, key, yaml.safe_dump(value))
+        self.methods: dict[str, list[dict[str, Any]]] = {
+            name: strengths if isinstance(strengths, list) else [strengths] for name, strengths in given["methods"].items()
+        }
+        self.seeds: list[int] = given["seeds"]
+        self.evaluation: dict[str, Any] = given["evaluation"]
+        if quick:
+            self.methods = {name: self.methods[name][:1] for name in list(self.methods)[:2]}
+            self.seeds, self.base["epochs"], self.evaluation["samples"] = self.seeds[:1], 2, 20
+
+    def recipe(self, method: str, strength: int, seed: int) -> TrainRecipe:
+        stored = json.loads(json.dumps(self.base))
+        for key, value in self.methods[method][strength].items():
+            override(stored, key, yaml.safe_dump(value))
+        stored["seed"] = seed
+        return TrainRecipe.parse(stored, f"{method}, strength {strength}")
+
+
+def folder_of(out: Path, recipe: TrainRecipe) -> Path:
+    return out / "runs" / hashlib.sha256(recipe.yaml().encode()).hexdigest()[:16]
+
+
+def trained(recipe: TrainRecipe, folder: Path, device: str) -> dict[str, Any]:
+    """The best epoch's record, after training what is not trained yet."""
+    if not (folder / "config.json").is_file():
+        train(recipe, folder, device=device, command="benchmarks/compare.py")
+    config = json.loads((folder / "config.json").read_text())
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    (folder / "resume.pt").unlink(missing_ok=True)
+    return records[config["epoch"]] | {"train_seconds": sum(record["seconds"] for record in records), "weights": config["weights"]}
+
+
+def step_ratio(recipe: TrainRecipe, plain: TrainRecipe, device: str, steps: int = 12) -> float:
+    """Time of a training step over that of plain training, alternating in this run; median."""
+    runs = []
+    for one in (plain, recipe):
+        splits = one.data.load()
+        run = Run(one, splits.test, device)
+        run.prepare(splits.train.to(device))
+        run.epoch = one.epochs - 1  # ramps at their end
+        runs.append((run, list(run.batches(splits.train.to(device)))))
+    ratios = []
+    for number in range(steps):
+        took = []
+        for run, batches in runs:
+            step, x, y, keys = batches[number % (len(batches) - 1 or 1)]
+            started = time.perf_counter()
+            run.step(step, x, y, keys)
+            took.append(time.perf_counter() - started)
+        ratios.append(took[1] / took[0])
+    return statistics.median(ratios[2:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("comparison", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="*", default=[], help="these methods alone")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    comparison = Comparison(given.comparison, given.quick)
+    out = given.out or Path("reports/comparisons") / (given.comparison.stem + ("-quick" if given.quick else ""))
+    out.mkdir(parents=True, exist_ok=True)
+    methods = [name for name in comparison.methods if not given.only or name in given.only]
+    for name in methods:  # all are valid before the first is trained
+        for strength in range(len(comparison.methods[name])):
+            comparison.recipe(name, strength, comparison.seeds[0])
+    rows, results, failed = [], [], []
+    for name in methods:
+        scores = []
+        for strength, overrides in enumerate(comparison.methods[name]):
+            records = []
+            for seed in comparison.seeds:
+                recipe = comparison.recipe(name, strength, seed)
+                try:
+                    record = trained(recipe, folder_of(out, recipe), given.device)
+                except UserError as error:  # a training that does not stay finite is a result, too
+                    failed.append({"method": name, "strength": strength, "seed": seed, "reason": str(error)})
+                    continue
+                records.append(record)
+                kept = {key: record.get(key) for key in ("validation_clean", "validation_robust", "epoch", "weights")}
+                rows.append({"method": name, "strength": strength, "overrides": json.dumps(overrides), "seed": seed, **kept})
+                print(f"{name} [{strength}] seed {seed}: {kept}", flush=True)
+            if records:
+                means = [statistics.mean(pair) for pair in zip(*(score(record) for record in records), strict=True)]
+                scores.append((means, strength))
+        if scores:
+            results.append(evaluated(comparison, name, max(scores)[1], out, given.device))
+            print(json.dumps(results[-1]), flush=True)
+    write(comparison, rows, results, failed, out, given)
+
+
+def evaluated(comparison: Comparison, method: str, strength: int, out: Path, device: str) -> dict[str, Any]:
+    """The chosen strength on test: mean over seeds, and the spread (largest minus smallest)."""
+    settings = parse(EvalRecipe, comparison.evaluation, "evaluation")
+    found: dict[str, list[float]] = {}
+    for seed in comparison.seeds:
+        recipe = comparison.recipe(method, strength, seed)
+        folder = folder_of(out, recipe)
+        if not (folder / "config.json").is_file():
+            continue
+        loaded = load(folder)
+        place = out / "runs" / "verdicts"
+        done = evaluate(loaded.model, recipe.data.test(), settings, name=folder.name, folder=place, device=device)
+        if done.about["breaches"]:
+            raise SystemExit(f"UNSOUND: {method}, seed {seed}: {done.about['breaches'][:3]}")
+        for _, row in verdicts.summary(done).iterrows():
+            found.setdefault("clean", []).append(row["clean"])
+            found.setdefault(f"robust@{row['eps']:g}", []).append(row["robust"])
+            found.setdefault(f"certified@{row['eps']:g}", []).append(row["certified"])
+    plain = comparison.recipe(next(iter(comparison.methods)), 0, comparison.seeds[0])
+    result: dict[str, Any] = {"method": method, "chosen": json.dumps(comparison.methods[method][strength])}
+    result["step_time"] = step_ratio(comparison.recipe(method, strength, comparison.seeds[0]), plain, device)
+    for key, values in found.items():
+        result[key], result[f"{key} spread"] = statistics.mean(values), max(values) - min(values)
+    return result
+
+
+
+
+def write(comparison: Comparison, rows: list[dict], results: list[dict], failed: list[dict], out: Path, given: Any) -> None:
+    """Tables and the trade-off picture."""
+    pd.DataFrame(rows).to_csv(out / "runs.csv", index=False)
+    table = pd.DataFrame(results)
+    table.to_csv(out / "table.csv", index=False)
+    last = [key for key in table.columns if key.startswith("robust@") and not key.endswith("spread")][-1]
+    shown = table.sort_values(last, ascending=False)
+    percent = [key for key in table.columns if key == "clean" or ("@" in key and not key.endswith("spread"))]
+    lines = [f"# {comparison.title}", ""]
+    data = next(iter(comparison.methods))
+    recipe = comparison.recipe(data, 0, comparison.seeds[0])
+    digest = recipe.data.test().digest
+    lines += [
+        f"Base recipe with {recipe.epochs} epochs; seeds {comparison.seeds}; mean over seeds, spread (largest minus smallest) in",
+        "brackets. The strength of each method was chosen on validation; test images were used once, for this table.",
+        f"Evaluation: {json.dumps(comparison.evaluation)}. `step time`: a training step over a plain one, alternating, median.",
+        "",
+        "| method | step time | " + " | ".join(percent) + " | chosen strength |",
+        "|---|---|" + "---|" * len(percent) + "---|",
+    ]
+    for _, row in shown.iterrows():
+        cells = [f"{row[key]:.1%} ({row[key + ' spread']:.1%})" for key in percent]
+        lines.append(f"| {row['method']} | {row['step_time']:.2f}x | " + " | ".join(cells) + f" | `{row['chosen']}` |")
+    if failed:
+        lines += ["", "Trainings that did not stay finite:", ""]
+        lines += [f"- {one['method']} strength {one['strength']} seed {one['seed']}: {one['reason']}" for one in failed]
+    command = shlex.join(["python", *sys.argv])
+    lines += ["", f"`{command}`, {machine(given.device)}, torch {torch.__version__}, {date.today()}; test data {digest[:12]}"]
+    (out / "table.md").write_text("\n".join(lines) + "\n")
+    draw(comparison, table, last, out)
+    print(f"tables and picture: {out}")
+
+
+def draw(comparison: Comparison, table: pd.DataFrame, robust: str, out: Path) -> None:
+    from matplotlib import pyplot as plt
+
+    certified = robust.replace("robust", "certified")
+    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
+    for position, (_, row) in enumerate(table.iterrows()):
+        color = plt.get_cmap("tab20")(position % 20)
+        axes.plot(row["clean"] * 100, row[robust] * 100, "o", color=color)
+        axes.plot([row["clean"] * 100] * 2, [row[certified] * 100, row[robust] * 100], "-", color=color, alpha=0.3)
+        axes.annotate(row["method"], (row["clean"] * 100, row[robust] * 100), xytext=(4, 3), textcoords="offset points", fontsize=7)
+    axes.set_xlabel("clean accuracy, %")
+    axes.set_ylabel(f"{robust} accuracy, % (line: down to what is certified)")
+    axes.set_title(comparison.title)
+    axes.grid(alpha=0.3)
+    figure.savefig(out / "tradeoff.png", dpi=150, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    main()
