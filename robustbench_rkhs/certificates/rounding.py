@@ -1,16 +1,14 @@
 """Logits in float64, with a bound of how far rounding can have moved them."""
 
 import math
-from functools import singledispatch
 
 import torch
 from jaxtyping import Float64
-from torch import Tensor, nn
+from torch import Tensor
 
-from robustbench_rkhs.layers.sandwich import Sandwich
 from robustbench_rkhs.lipschitz import Step
 from robustbench_rkhs.lipschitz.bounds import TINY
-from robustbench_rkhs.lipschitz.rounding import relative_rounding
+from robustbench_rkhs.lipschitz.rounding import constants, relative_rounding
 
 
 def logits_and_error(
@@ -27,28 +25,8 @@ def logits_and_error(
     h, error = x, torch.zeros(len(x), dtype=torch.float64)
     for step in chain:
         inputs, outputs = math.prod(step.inputs), math.prod(step.bound.shape)
-        size = step.bound.value * h.flatten(1).norm(dim=1) + offset(step.module, step.inputs)
+        size = step.bound.value * h.flatten(1).norm(dim=1) + constants(step.module, step.inputs)
         local = relative_rounding(step.module, inputs, outputs) * size
         h = step.module(h)
         error = step.bound.value * error + local + TINY
     return h, error
-
-
-@singledispatch
-def offset(module: nn.Module, shape: tuple[int, ...]) -> float:
-    """How large the constants are that a layer adds, in l2: its output at zero, unless its type knows better."""
-    return module(torch.zeros(1, *shape, dtype=torch.float64)).norm().item()
-
-
-@offset.register
-def _(module: Sandwich, shape: tuple[int, ...]) -> float:
-    """The negative part of the bias shows nowhere at zero, and is added all the same."""
-    copies = math.sqrt(math.prod(shape[:-1]))
-    a, _ = module.matrices()
-    return 2 * copies * max(1.0, a.norm().item()) * (module.psi.exp() * module.bias).norm().item()
-
-
-@offset.register
-def _(module: nn.ELU, shape: tuple[int, ...]) -> float:
-    """exp(x) - 1 rounds at the size of 1."""
-    return abs(module.alpha) * math.sqrt(math.prod(shape))

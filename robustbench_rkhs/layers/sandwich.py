@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustbench_rkhs.lipschitz import Bound, Uncertifiable, affine, fan, rule
+from robustbench_rkhs.lipschitz import Bound, Uncertifiable, affine, constants, fan, rule
 from robustbench_rkhs.lipschitz.bounds import spectral, upwards, weights
 from robustbench_rkhs.node import UserError
 
@@ -202,3 +202,11 @@ affine.register(SandwichLinear, lambda module: True)
 affine.register(Scale, lambda module: True)
 fan.register(Scale, lambda module, inputs, outputs: (1, 1))
 fan.register(Sandwich, lambda module, inputs, outputs: (inputs + outputs,) * 2)  # two products, one after the other
+
+
+@constants.register
+def _(module: Sandwich, shape: tuple[int, ...]) -> float:
+    """The negative part of the bias shows nowhere at zero, and is added all the same."""
+    copies = math.sqrt(math.prod(shape[:-1]))
+    a, _ = module.matrices()
+    return 2 * copies * max(1.0, a.norm().item()) * (module.psi.exp() * module.bias).norm().item()

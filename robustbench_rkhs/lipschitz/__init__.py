@@ -4,6 +4,6 @@ from robustbench_rkhs.lipschitz import convolution as convolution  # these two a
 from robustbench_rkhs.lipschitz import pools as pools
 from robustbench_rkhs.lipschitz.bounds import Bound, Uncertifiable, affine, rule
 from robustbench_rkhs.lipschitz.chains import Step, pairs, steps, upper
-from robustbench_rkhs.lipschitz.rounding import fan
+from robustbench_rkhs.lipschitz.rounding import constants, fan
 
-__all__ = ["Bound", "Step", "Uncertifiable", "affine", "fan", "pairs", "rule", "steps", "upper"]
+__all__ = ["Bound", "Step", "Uncertifiable", "affine", "constants", "fan", "pairs", "rule", "steps", "upper"]

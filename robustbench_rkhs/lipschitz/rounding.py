@@ -3,6 +3,7 @@
 import math
 from functools import singledispatch
 
+import torch
 from torch import nn
 
 from robustbench_rkhs.lipschitz.bounds import UNIT
@@ -29,6 +30,21 @@ def _(module: nn.Conv2d, inputs: int, outputs: int) -> tuple[int, int]:
     taps = math.prod(module.weight.shape[2:])
     copies = 9 if module.padding_mode == "circular" else 1  # a pixel shows up to three times along each axis
     return taps * module.weight.shape[1], copies * taps * module.weight.shape[0] // module.groups
+
+
+@singledispatch
+def constants(module: nn.Module, shape: tuple[int, ...]) -> float:
+    """How large the constants are that a layer adds, in l2: its output at zero, unless its type knows better.
+
+    A layer with a bias before its own activation must: what the activation hides at zero is added, and rounded, all the same.
+    """
+    return module(torch.zeros(1, *shape, dtype=torch.float64)).norm().item()
+
+
+@constants.register
+def _(module: nn.ELU, shape: tuple[int, ...]) -> float:
+    """exp(x) - 1 rounds at the size of 1."""
+    return abs(module.alpha) * math.sqrt(math.prod(shape))
 
 
 def relative_rounding(module: nn.Module, inputs: int, outputs: int) -> float:
