@@ -7,9 +7,10 @@ from pydantic import Field
 from robustbench_rkhs.networks.convolutional import Convolutional
 from robustbench_rkhs.networks.lipschitz_bounded import LipschitzBounded
 from robustbench_rkhs.networks.mlp import MLP
+from robustbench_rkhs.networks.sequence import SequenceConvolutional
 from robustbench_rkhs.networks.vgg import VGG
 
-Network = Annotated[VGG | MLP | Convolutional | LipschitzBounded, Field(discriminator="name")]
+Network = Annotated[VGG | MLP | Convolutional | LipschitzBounded | SequenceConvolutional, Field(discriminator="name")]
 """Any network, chosen by `name`."""
 
-__all__ = ["MLP", "VGG", "Convolutional", "LipschitzBounded", "Network"]
+__all__ = ["MLP", "VGG", "Convolutional", "LipschitzBounded", "Network", "SequenceConvolutional"]
