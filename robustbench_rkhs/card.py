@@ -18,8 +18,8 @@ def training_card(
 ) -> str:
     """Markdown. Validation numbers chose the epoch and are not results; results come from rkhs-eval."""
     best = records[best_epoch]
-    shares = [key for key in ("validation_clean", "validation_robust") if key in best]
-    validation = [f"{key.removeprefix('validation_')} {best[key]:.1%}" for key in shares]
+    forms = {"clean": ".1%", "robust": ".1%", "auroc": ".4f", "auroc50": ".4f", "mse": ".4g"}
+    validation = [f"{key} {best['validation_' + key]:{form}}" for key, form in forms.items() if f"validation_{key}" in best]
     attack = "none"
     if recipe.attack:
         kept = recipe.attack.model_dump(include={"norm", "eps", "steps", "step_size", "loss", "box"})

@@ -100,7 +100,7 @@ def load(folder: str | Path) -> Checkpoint:
         raise UserError(f"checkpoint {str(folder)!r}: unreadable config.json or recipe.yaml ({error})") from None
     if config.get("format") != FORMAT:
         raise UserError(f"checkpoint {str(folder)!r}: expected format {FORMAT}, found {config.get('format')!r}")
-    if not 1 <= len(shape) <= 3 or not all(0 < side <= 4096 for side in shape) or not 2 <= classes <= 100_000:
+    if not 1 <= len(shape) <= 3 or not all(0 < side <= 4096 for side in shape) or not 1 <= classes <= 100_000:
         raise UserError(f"checkpoint {str(folder)!r}: implausible shape {shape} or class count {classes}")
     if not isinstance(stored, dict):
         raise UserError(f"checkpoint {str(folder)!r}: recipe.yaml is not a mapping")

@@ -78,6 +78,8 @@ def evaluate(
 
 def _as_split(model: nn.Module, data: Split | tuple[Tensor, Tensor]) -> Split:
     if isinstance(data, Split):
+        if data.task == "regression":
+            raise UserError(f"data set {data.data!r} is a regression: attacks and certificates need classes, which it has not")
         return data
     x, y = (torch.as_tensor(part) for part in data)
     if len(x) == 0 or len(x) != len(y):
@@ -100,12 +102,12 @@ class _Run:
         split = subject.split
         largest = 1.0 if recipe.norm == "linf" else math.sqrt(math.prod(split.shape))
         for eps in recipe.eps:
-            if eps > largest:
+            if eps > largest and split.box == "unit":
                 raise UserError(f"eps {eps:g} is above the data range: no {recipe.norm} distance exceeds {largest:.4g} in [0, 1]")
         if not recipe.eps:
             raise UserError("expected at least one eps, found none")
         self.epsilons = sorted(set(recipe.eps), reverse=True)
-        self.protocol: list[Attack] = list(recipe.attacks) or [PGD(), AutoAttack()]
+        self.protocol = protocol(recipe, split)
         boxes = {attack.box for attack in self.protocol}
         if len(boxes) > 1:
             raise UserError("attacks with box 'none' and with box 'unit' make two evaluations: run them apart")
@@ -260,6 +262,24 @@ class _Run:
             self.tables.append(done.table)
             self.here.append(done.table)
             self.about["breaches"] += done.about["breaches"]
+
+
+def protocol(recipe: EvalRecipe, split: Split) -> list[Attack]:
+    """The attacks of the evaluation, in the split's box where they name none.
+
+    Without any: PGD and AutoAttack; where inputs do not lie in [0, 1], which AutoAttack needs, PGD and a minimal-norm attack.
+    Raises UserError for an attack that keeps to [0, 1] inputs which do not.
+    """
+    if split.box == "unit":
+        return list(recipe.attacks) or [PGD(), AutoAttack()]
+    attacks: list[Attack] = []
+    if not recipe.attacks:
+        attacks = [PGD(box="none"), FoolboxAttack(attack="ddn" if recipe.norm == "l2" else "fmn", box="none")]
+    for attack in recipe.attacks:
+        if isinstance(attack, AutoAttack) or ("box" in attack.model_fields_set and attack.box == "unit"):
+            raise UserError(f"data set {split.data!r} does not lie in [0, 1], where attack {attack.label!r} stays")
+        attacks.append(attack.model_copy(update={"box": "none"}))
+    return attacks
 
 
 def _mask(chosen: pd.Series, block: Tensor) -> Tensor:

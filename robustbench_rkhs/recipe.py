@@ -74,7 +74,22 @@ class TrainRecipe(Node):
                 raise ValueError("adaptive: measure 'robust' needs validate_with, found none")
             if not self.data.validation:
                 raise ValueError("adaptive: what it measures is validation, found data.validation 0")
+        self._fit_the_task()
         return self
+
+    def _fit_the_task(self) -> None:
+        """What needs classes gets classes, and what stays in [0, 1] gets images that lie there."""
+        set_name = self.data.title
+        if self.data.task == "regression":
+            parts = [self.loss, *self.penalties]
+            needy = [repr(part.name) for part in parts if not part.regression]
+            needy += [key for key in ("attack", "validate_with", "adaptive") if getattr(self, key)]
+            if needy:
+                raise ValueError(f"data set {set_name!r} is a regression, which has no classes: {', '.join(needy)} cannot be used")
+        if self.data.box == "none":
+            for key in ("attack", "validate_with", "loss", "penalties"):
+                if keeps_to_the_box(getattr(self, key)):
+                    raise ValueError(f"data set {set_name!r} does not lie in [0, 1]: give {key} box none, found box unit")
 
     @classmethod
     def read(cls, source: str | Path, overrides: dict[str, str] | None = None) -> "TrainRecipe":
@@ -117,6 +132,15 @@ class EvalRecipe(Node):
     """Which images, and every random draw of the attacks."""
     block: int = Field(100, ge=1)
     """Images a block: the unit of resuming. Random draws of library attacks depend on it."""
+
+
+def keeps_to_the_box(part: Any) -> bool:
+    """Whether a part of a recipe, or a part of that part, keeps what it perturbs in [0, 1]."""
+    if isinstance(part, tuple):
+        return any(keeps_to_the_box(one) for one in part)
+    if not isinstance(part, Node):
+        return False
+    return getattr(part, "box", "none") == "unit" or any(keeps_to_the_box(value) for _, value in part)
 
 
 def parse(kind: type[Any], stored: dict[str, Any], source: str) -> Any:

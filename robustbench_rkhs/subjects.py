@@ -4,16 +4,22 @@ import importlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from torch import nn
 
 from robustbench_rkhs import checkpoint
-from robustbench_rkhs.data import CIFAR10, CIFAR100, MNIST, NPZ, DataSet, Digits, Split
+from robustbench_rkhs.data import NPZ, Data, DataSet, Split
 from robustbench_rkhs.node import UserError, did_you_mean
 from robustbench_rkhs.places import find_checkpoint
 from robustbench_rkhs.recipe import TrainRecipe
 
-SETS: dict[str, type[DataSet]] = {"digits": Digits, "cifar10": CIFAR10, "cifar100": CIFAR100, "mnist": MNIST}
+SETS: dict[str, type[DataSet]] = {
+    kind.model_fields["name"].default: kind
+    for kind in get_args(get_args(Data)[0])
+    if not any(field.is_required() for field in kind.model_fields.values())
+}
+"""Every data set that needs no more than its name."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,8 @@ class Named:
     name: str
     model: nn.Module
     test: Split
+    seed: int | None = None
+    """Of its training, where that is known."""
 
 
 def load_model(name: str, weights: str | None = None, data: str | None = None) -> Named:
@@ -46,7 +54,7 @@ def load_model(name: str, weights: str | None = None, data: str | None = None) -
             f"model {name!r} takes {loaded.config['classes']} classes of {tuple(loaded.config['shape'])}, "
             f"data set {test.data!r} has {test.classes} of {test.shape}"
         )
-    return Named(loaded.name, loaded.model, test)
+    return Named(loaded.name, loaded.model, test, loaded.recipe.seed)
 
 
 def named_data(name: str) -> DataSet:

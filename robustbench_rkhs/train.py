@@ -17,7 +17,7 @@ from robustbench_rkhs import checkpoint
 from robustbench_rkhs.attacks.ball import mix
 from robustbench_rkhs.attacks.pgd import PGD
 from robustbench_rkhs.card import training_card
-from robustbench_rkhs.data import Split, augment
+from robustbench_rkhs.data import Split
 from robustbench_rkhs.distributed import average, processes, rank, wait_for_all, world
 from robustbench_rkhs.files import write_text, write_whole
 from robustbench_rkhs.node import UserError
@@ -136,7 +136,7 @@ class Run:
         self.losses: Tensor = torch.zeros((), dtype=torch.float64, device=device)
         self.records: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] = {}
-        self.best_score, self.best_epoch = (-1.0, -1.0), -1
+        self.best_score, self.best_epoch = (-math.inf, -math.inf), -1
 
     def prepare(self, train_split: Split) -> None:
         """Penalties that must know the training images learn of them."""
@@ -158,8 +158,8 @@ class Run:
         for step in range(self.position, self.steps(split)):
             chosen = order[step * self.recipe.batch_size : (step + 1) * self.recipe.batch_size].to(self.device)
             x = split.x[chosen]
-            if data.crop or data.flip:
-                x = augment(x, data.crop, data.flip, _generator(seed, self.epoch, 2, step))
+            if data.augments:
+                x = data.augmented(x, _generator(seed, self.epoch, 2, step))
             if self.recipe.channels_last and x.dim() == 4:
                 x = x.contiguous(memory_format=torch.channels_last)
             mine = slice(rank() * (len(x) // world()), (rank() + 1) * (len(x) // world()))

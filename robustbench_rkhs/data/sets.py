@@ -9,8 +9,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 
-from robustbench_rkhs.data.splits import Split, Splits, arrays_digest, order_by_class
+from robustbench_rkhs.data.augment import Padding, augment
+from robustbench_rkhs.data.checks import as_images, check_arrays
+from robustbench_rkhs.data.splits import Split, Splits, Task, arrays_digest, order_by_class, order_of
 from robustbench_rkhs.node import Node, UserError
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -25,7 +28,10 @@ def data_root() -> Path:
 class DataSet(Node):
     """Fields every data set has. Validation is cut from the training set, never from the test set."""
 
-    file: ClassVar[str] = ""
+    task: ClassVar[Task] = "classification"
+    """What is asked of a model: `classification`, `regression` (labels are numbers), `ranking` (two classes, one of them rare)."""
+    box: ClassVar[Literal["unit", "none"]] = "unit"
+    """`unit`: images in [0, 1]; `none`: inputs of any size, and so are adversarial ones."""
 
     train: int | None = Field(None, ge=1)
     """Training images (a seeded stratified subset); all that validation leaves where not given."""
@@ -35,8 +41,12 @@ class DataSet(Node):
     """Which images the subsets hold."""
     crop: int = Field(0, ge=0)
     """Training images are shifted by up to this many pixels."""
+    crop_padding: Padding = "zeros"
+    """What a shift brings in: `zeros`, or the image mirrored at its edge (`reflect`)."""
     flip: bool = False
     """Training images are mirrored at random."""
+    jitter: bool = False
+    """Training images change brightness, contrast, saturation and hue at random."""
     digest: str | None = None
     """sha256 the test arrays must have; any where not given."""
 
@@ -47,39 +57,68 @@ class DataSet(Node):
     def checked(self) -> Arrays:
         """The raw arrays, after every check."""
         x_train, y_train, x_test, y_test = (np.asarray(array) for array in self.arrays())
-        name = str(getattr(self, "name", "data"))
-        _check(name, x_train, y_train, x_test, y_test)
+        check_arrays(self.title, self.task, self.box, x_train, y_train, x_test, y_test)
         found = arrays_digest(x_test, y_test)
         if self.digest and self.digest != found:
-            raise UserError(f"data set {name!r}: expected test digest {self.digest}, found {found}")
+            raise UserError(f"data set {self.title!r}: expected test digest {self.digest}, found {found}")
         return x_train, y_train, x_test, y_test
+
+    @property
+    def title(self) -> str:
+        """The name in tables."""
+        return str(getattr(self, "name", "data"))
+
+    @property
+    def augments(self) -> bool:
+        """Whether training images are changed at random."""
+        return bool(self.crop or self.flip or self.jitter)
+
+    def augmented(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """A batch of training images, changed as the fields say."""
+        return augment(x, self.crop, self.flip, generator, self.crop_padding, self.jitter)
 
     def test(self) -> Split:
         """The test images alone."""
         _, y_train, x_test, y_test = self.checked()
-        digest, classes = arrays_digest(x_test, y_test), int(y_train.max()) + 1
-        name = str(getattr(self, "name", "data"))
-        return _split(name, "test", x_test, y_test, np.arange(len(y_test)), classes, digest)
+        return self._part("test", x_test, y_test, np.arange(len(y_test)), y_train, arrays_digest(x_test, y_test))
 
     def load(self) -> Splits:
-        """Train, validation and test as tensors in [0, 1]."""
+        """Train, validation and test as tensors."""
         x_train, y_train, x_test, y_test = self.checked()
-        name = str(getattr(self, "name", "data"))
-        classes = int(y_train.max()) + 1
-        order = order_by_class(y_train, self.seed)
+        order = order_of(y_train, self.task, self.seed)
         wanted = len(order) - self.validation if self.train is None else self.train
         if wanted < 1 or self.validation + wanted > len(order):
             raise UserError(
-                f"data set {name!r} has {len(order)} training images, found train {self.train} and validation {self.validation}"
+                f"data set {self.title!r} has {len(order)} training images, "
+                f"found train {self.train} and validation {self.validation}"
             )
-        train_digest = arrays_digest(x_train, y_train)
-        chosen = {"validation": order[: self.validation], "train": order[self.validation : self.validation + wanted]}
-        parts = {
-            part: _split(name, part, x_train, y_train, np.sort(positions), classes, train_digest)
-            for part, positions in chosen.items()
-        }
-        test = _split(name, "test", x_test, y_test, np.arange(len(y_test)), classes, arrays_digest(x_test, y_test))
-        return Splits(parts["train"], parts["validation"], test)
+        digest = arrays_digest(x_train, y_train)
+        validation, train = np.sort(order[: self.validation]), np.sort(order[self.validation : self.validation + wanted])
+        splits = Splits(
+            self._part("train", x_train, y_train, train, y_train, digest),
+            self._part("validation", x_train, y_train, validation, y_train, digest),
+            self._part("test", x_test, y_test, np.arange(len(y_test)), y_train, arrays_digest(x_test, y_test)),
+        )
+        self._can_augment(splits.train.shape)
+        return splits
+
+    def _part(self, part: str, x: np.ndarray, y: np.ndarray, positions: np.ndarray, y_train: np.ndarray, digest: str) -> Split:
+        """The images at these positions as a split."""
+        regression = self.task == "regression"
+        classes = y_train.shape[1] if regression else int(y_train.max()) + 1
+        labels = torch.from_numpy(y[positions].astype(np.float32 if regression else np.int64))
+        index = torch.from_numpy(positions.astype(np.int64))
+        images = as_images(x[positions], self.box)
+        return Split(self.title, part, images, labels, index, classes, digest, self.box, self.task)
+
+    def _can_augment(self, shape: tuple[int, ...]) -> None:
+        """Raises UserError where the images cannot be augmented as asked."""
+        if self.augments and (len(shape) != 3 or self.box != "unit"):
+            raise UserError(f"data set {self.title!r}: crop, flip and jitter are for images in [0, 1], found shape {shape}")
+        if self.jitter and shape[0] not in (1, 3):
+            raise UserError(f"data set {self.title!r}: jitter needs one or three channels, found {shape[0]}")
+        if self.crop_padding == "reflect" and self.crop >= min(shape[1:], default=1):
+            raise UserError(f"data set {self.title!r}: crop {self.crop} with reflect is too large for images of shape {shape}")
 
 
 class Digits(DataSet):
@@ -219,39 +258,3 @@ def read_npz(path: Path) -> Arrays:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, AttributeError) as error:
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise UserError(f"{path} is not a readable .npz file: {reason}") from None
-
-
-def _check(name: str, x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> None:
-    for part, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
-        where = f"data set {name!r}, {part}"
-        if len(x) == 0:
-            raise UserError(f"{where}: no images")
-        if y.ndim != 1 or len(x) != len(y):
-            raise UserError(f"{where}: expected one label an image, found images {x.shape} and labels {y.shape}")
-        if x.ndim < 2 or x.ndim > 4:
-            raise UserError(f"{where}: expected images of 1 to 3 dimensions, found shape {x.shape[1:]}")
-        if not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
-            raise UserError(f"{where}: expected integer labels from 0, found {y.dtype} from {y.min()}")
-        if np.issubdtype(x.dtype, np.floating):
-            if not np.isfinite(x).all():
-                bad = int((~np.isfinite(x.reshape(len(x), -1)).all(1)).argmax())
-                raise UserError(f"{where}: image {bad} holds NaN or infinity")
-            if x.min() < 0 or x.max() > 1:
-                raise UserError(f"{where}: expected float images in [0, 1], found {x.min():.4g} to {x.max():.4g}")
-        elif x.dtype != np.uint8:
-            raise UserError(f"{where}: expected uint8 images or floats in [0, 1], found {x.dtype}")
-    if x_train.shape[1:] != x_test.shape[1:]:
-        raise UserError(f"data set {name!r}: train images {x_train.shape[1:]} and test images {x_test.shape[1:]} differ")
-    if y_test.max() > y_train.max():
-        raise UserError(f"data set {name!r}: test label {y_test.max()} is out of range, train labels end at {y_train.max()}")
-
-
-def _split(name: str, part: str, x: np.ndarray, y: np.ndarray, positions: np.ndarray, classes: int, digest: str) -> Split:
-    chosen = torch.from_numpy(np.ascontiguousarray(x[positions]))
-    images = chosen.float() / 255 if chosen.dtype == torch.uint8 else chosen.float()
-    if images.dim() == 3:
-        images = images[:, None]
-    elif images.dim() == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
-        images = images.permute(0, 3, 1, 2).contiguous()
-    labels = torch.from_numpy(y[positions].astype(np.int64))
-    return Split(name, part, images, labels, torch.from_numpy(positions.astype(np.int64)), classes, digest)

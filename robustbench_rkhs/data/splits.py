@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -9,10 +10,13 @@ from torch import Tensor
 
 from robustbench_rkhs.node import UserError
 
+Task = Literal["classification", "regression", "ranking"]
+"""What is asked of a model: a class, a number, or a score by which the rare class comes first."""
+
 
 @dataclass(frozen=True)
 class Split:
-    """Images (count, channel, height, width) or (count, features), float32 in [0, 1]; labels int64."""
+    """Inputs (count, *shape), float32, in [0, 1] where `box` is unit; labels int64, of a regression float32 (count, outputs)."""
 
     data: str
     """Name of the data set."""
@@ -23,11 +27,12 @@ class Split:
     index: Tensor
     """Position of each image in the original train or test arrays."""
     classes: int
+    """How many classes; of a regression, how many outputs."""
     digest: str
     """sha256 of the original arrays the images were taken from."""
-    box: str = "unit"
-    """`unit`: pixels lie in [0, 1], and so must adversarial images."""
-    task: str = "classification"
+    box: Literal["unit", "none"] = "unit"
+    """`unit`: pixels lie in [0, 1], and so must adversarial images; `none`: anywhere."""
+    task: Task = "classification"
 
     def __len__(self) -> int:
         return len(self.x)
@@ -46,7 +51,7 @@ class Split:
             return self
         if not 1 <= count <= len(self):
             raise UserError(f"expected 1 to {len(self)} samples of {self.data} {self.split}, found {count}")
-        chosen = order_by_class(self.y.cpu().numpy(), seed)[:count]
+        chosen = order_of(self.y.cpu().numpy(), self.task, seed)[:count]
         return self.take(torch.from_numpy(np.sort(chosen)).to(self.x.device))
 
     def to(self, device: str | torch.device) -> "Split":
@@ -63,9 +68,9 @@ class Splits:
 
 
 def arrays_digest(x: np.ndarray, y: np.ndarray) -> str:
-    """sha256 over shape, type and bytes of images and labels (labels as int64)."""
+    """sha256 over shape, type and bytes of images and labels (classes as int64)."""
     sha = hashlib.sha256()
-    for array in (x, y.astype(np.int64)):
+    for array in (x, y if np.issubdtype(y.dtype, np.floating) else y.astype(np.int64)):
         array = np.ascontiguousarray(array)
         sha.update(f"{array.shape}{array.dtype.str}".encode())
         sha.update(array.data)
@@ -83,3 +88,8 @@ def order_by_class(y: np.ndarray, seed: int) -> np.ndarray:
         members = np.flatnonzero(y == label)
         place[generator.permutation(members)] = (np.arange(len(members)) + 0.5) / len(members)
     return np.lexsort((generator.random(len(y)), place))
+
+
+def order_of(y: np.ndarray, task: Task, seed: int) -> np.ndarray:
+    """A seeded order to take subsets by: stratified where there are classes."""
+    return np.random.default_rng(seed).permutation(len(y)) if task == "regression" else order_by_class(y, seed)

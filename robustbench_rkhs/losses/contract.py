@@ -13,6 +13,8 @@ class LossNode(Scheduled):
 
     attacks: ClassVar[bool] = False
     """True: it perturbs the images itself, and wants them clean (a recipe with it has no `attack`)."""
+    regression: ClassVar[bool] = False
+    """True: it also takes labels that are numbers, float (batch, outputs)."""
 
     def __call__(
         self,

@@ -9,12 +9,24 @@ from robustbench_rkhs.networks.kwl import DNN, KWL
 from robustbench_rkhs.networks.lipschitz_bounded import LipschitzBounded
 from robustbench_rkhs.networks.lipschitz_resnet import LipschitzResNet, LiResNet
 from robustbench_rkhs.networks.mlp import MLP
+from robustbench_rkhs.networks.sequence import SequenceConvolutional
 from robustbench_rkhs.networks.vgg import VGG
 
 Network = Annotated[
-    VGG | MLP | Convolutional | LipschitzBounded | KWL | DNN | LipschitzResNet | LiResNet,
+    VGG | MLP | Convolutional | LipschitzBounded | KWL | DNN | LipschitzResNet | LiResNet | SequenceConvolutional,
     Field(discriminator="name"),
 ]
 """Any network, chosen by `name`."""
 
-__all__ = ["DNN", "KWL", "MLP", "VGG", "Convolutional", "LiResNet", "LipschitzBounded", "LipschitzResNet", "Network"]
+__all__ = [
+    "DNN",
+    "KWL",
+    "MLP",
+    "VGG",
+    "Convolutional",
+    "LiResNet",
+    "LipschitzBounded",
+    "LipschitzResNet",
+    "Network",
+    "SequenceConvolutional",
+]

@@ -1,5 +1,7 @@
 """What a penalty is: a scalar added to the loss."""
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
@@ -15,6 +17,9 @@ class PenaltyNode(Scheduled):
 
     A penalty leaves the model as it was: mode, BatchNorm statistics, gradients.
     """
+
+    regression: ClassVar[bool] = False
+    """True: it reads no labels, or also takes those of a regression, float (batch, outputs)."""
 
     weight: Real = Field(1.0, ge=0)
     """Multiplier of the penalty."""

@@ -1,6 +1,6 @@
 """Gradient penalty: the lower bound sup_x ||grad f(x)||_2 of the RKHS norm, squared."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +23,8 @@ class GradientPenalty(PenaltyNode):
     Cost: K backward passes over the batch to search, two over K images to differentiate (K classes); two forward passes.
     Source: Bietti et al., "A Kernel Perspective for Regularizing Deep Neural Networks", ICML 2019, section 3.
     """
+
+    regression: ClassVar[bool] = True
 
     name: Literal["gradient"] = "gradient"
     weight: Real = Field(0.1, ge=0)
