@@ -28,7 +28,7 @@ from common import machine
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.checkpoint import load
 from robustbench_rkhs.evaluate import evaluate
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.node import Node, UserError
 from robustbench_rkhs.places import find_recipe
 from robustbench_rkhs.recipe import EvalRecipe, TrainRecipe, override, parse
 from robustbench_rkhs.train import Run, train
@@ -64,7 +64,19 @@ class Comparison:
 
 
 def folder_of(out: Path, recipe: TrainRecipe) -> Path:
-    return out / "runs" / hashlib.sha256(recipe.yaml().encode()).hexdigest()[:16]
+    """Named by what the recipe sets: a field that a later version adds, at its default, is the same run."""
+    return out / "runs" / hashlib.sha256(json.dumps(told(recipe), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def told(value: Any) -> Any:
+    """What is not at its default, and of which class it is."""
+    if isinstance(value, Node):
+        fields = {name: getattr(value, name) for name in type(value).model_fields}
+        own = {name: told(one) for name, one in fields.items() if one != type(value).model_fields[name].default}
+        return {"class": type(value).__name__, **own}
+    if isinstance(value, (tuple, list)):
+        return [told(one) for one in value]
+    return {name: told(one) for name, one in value.items()} if isinstance(value, dict) else value
 
 
 def trained(recipe: TrainRecipe, folder: Path, device: str) -> dict[str, Any]:

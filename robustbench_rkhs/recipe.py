@@ -62,6 +62,8 @@ class TrainRecipe(Node):
     """Memory format of convolutions; faster on most machines."""
     validate_with: PGD | None = None
     """Attack by which validation robust accuracy is measured and the best checkpoint chosen; clean accuracy where none."""
+    validate_every: int = Field(1, ge=1)
+    """Epochs from one validation to the next; the last epoch is always validated."""
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "TrainRecipe":

@@ -229,20 +229,22 @@ class Run:
         return self.average if self.average is not None else self.model
 
     def finish_epoch(self, validation: Split) -> dict[str, Any]:
-        """Validate, keep the best, and move on. Returns the epoch's metrics."""
+        """Validate where it is due, keep the best, and move on. Returns the epoch's metrics."""
+        last = self.epoch + 1 == self.recipe.epochs
+        due = len(validation) > 0 and (last or (self.epoch + 1) % self.recipe.validate_every == 0)
         record: dict[str, Any] = {
             "epoch": self.epoch,
             "loss": self.mean_loss(),
             "lr": self.optimizer.param_groups[0]["lr"],
             **{f"tau_{i}": p.tau_at(self.epoch + 1) for i, p in enumerate(self.projections)},
-            **validate(self.evaluated(), validation, self.recipe.validate_with),
+            **(validate(self.evaluated(), validation, self.recipe.validate_with) if due else {}),
             "seconds": round(self.seconds, 3),
         }
         record |= {f"weight_{one.penalty}": self.factors[one.penalty] for one in self.recipe.adaptive}
-        for one in self.recipe.adaptive:
+        for one in self.recipe.adaptive if due else ():
             self.factors[one.penalty] = one(self.factors[one.penalty], record)
-        if not len(validation) or score(record) >= self.best_score:
-            self.best_score, self.best_epoch = score(record), self.epoch
+        if not len(validation) or (due and score(record) >= self.best_score):
+            self.best_score, self.best_epoch = score(record) if due else self.best_score, self.epoch
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.evaluated().state_dict().items()}
         self.records.append(record)
         self.epoch, self.position, self.seconds = self.epoch + 1, 0, 0.0
