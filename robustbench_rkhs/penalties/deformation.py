@@ -100,7 +100,7 @@ class Tangent(_Deformed):
     Units: squared logits per squared unit of deformation. Cost: K backward passes over `images` images to search, two over K
     images to differentiate (K classes); two forward passes; count tangents an image. Raises UserError where inputs are not
     (channel, height, width).
-    Source: Bietti et al., ICML 2019, section 3 (their published code ranks by the signed sum); tangent vectors: Simard et al., 1998.
+    Source: Bietti et al., ICML 2019, section 3 (their published code ranks by the signed sum).
     """
 
     name: Literal["deformation_tangent"] = "deformation_tangent"
