@@ -27,7 +27,9 @@ def deformations_picture(data: str, out: Path, images: int = 4, seed: int = 0) -
     for name, kind in kinds.items():
         fields = kind(split.index, seed, split.shape)
         deformed.append((name, deform(split.x, fields).numpy(), fields.numpy()))
-    title = f"{split.data}: " + ", ".join(f"{key} {value:g}" for key, value in settings.model_dump(exclude={"count"}).items())
+    title = f"{split.data}, seed {seed}: " + ", ".join(
+        f"{key} {value:g}" for key, value in settings.model_dump(exclude={"count"}).items()
+    )
     return draw_deformations(split.x.numpy(), deformed, out / f"deformations-{split.data}", title)
 
 

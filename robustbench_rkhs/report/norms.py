@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from rich.table import Table
 
 from robustbench_rkhs.report.figures import PALETTE, figure, save
@@ -15,7 +17,7 @@ COLUMNS = {"class": "largest class", "pair": "largest pair", "logits": "all logi
 NOTE = (
     "Logits per unit l2 of input. Lower bounds hold for the RKHS norm and for the Lipschitz constant alike; the proven bound is of "
     "the Lipschitz constant, caps every lower bound, and is not a bound of the RKHS norm. The reshaped product is the quantity the "
-    "paper controls; for convolutions it is no bound of the operator."
+    "paper controls; for convolutions it is no bound of the operator. The searches begin at the steepest images."
 )
 CAUTION = (
     "Shown with estimates from below, the margin bound says what it would say if the estimate were the norm: nothing is certified "
@@ -62,12 +64,14 @@ def draw_norms(report: dict[str, Any], stem: str | Path) -> list[Path]:
                     va="center",
                     fontsize=6.5,
                 )
-        for key, word in COLUMNS.items():
-            axes.barh([], [], color=PALETTE[list(COLUMNS).index(key)], label=word)
-        axes.barh([], [], color="#888888", label="full: lower bound")
-        axes.barh([], [], color="white", edgecolor="#888888", hatch="////", label="hatched: upper side")
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+        handles = [Patch(color=PALETTE[place], label=word) for place, word in enumerate(COLUMNS.values())]
+        handles += [Patch(color="#888888", label="full: lower bound")]
+        handles += [Patch(facecolor="white", edgecolor="#888888", hatch="////", label="hatched: upper side")]
+        axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlim(left=smallest / 2)
         axes.set_yticks(range(len(rows)), [_words(row) for row in rows])
         axes.invert_yaxis()
@@ -114,6 +118,13 @@ def _cells(report: dict[str, Any]) -> list[list[str]]:
     return [[row["bound"], row["side"], *("-" if row[key] is None else f"{row[key]:.4g}" for key in COLUMNS)] for row in rows]
 
 
+def _exceeded(report: dict[str, Any]) -> list[str]:
+    """Says so where a measured lower bound lies above the reshaped product."""
+    lower = max((row["logits"] for row in report["bounds"] if row["side"] == "lower"), default=0.0)
+    found = [row["logits"] for row in report["bounds"] if row["bound"] == "reshaped product" and row["logits"] < lower]
+    return [f"Here the reshaped product, {value:.4g}, lies below what was measured, {lower:.4g}." for value in found]
+
+
 def _csv(report: dict[str, Any]) -> str:
     rows = []
     named = {key: report["about"][key] for key in ("model", "weights", "data", "test_digest", "samples", "seed", "date", "command")}
@@ -142,7 +153,7 @@ def _markdown(report: dict[str, Any]) -> str:
         f"{about['arithmetic']}.\n",
         "## Bounds\n",
         markdown(["bound", "side", *COLUMNS.values()], _cells(report)),
-        "\n".join([NOTE, *(f"Refused: {line}" for line in refusals(report))]) + "\n",
+        "\n".join([NOTE, *_exceeded(report), *(f"Refused: {line}" for line in refusals(report))]) + "\n",
         "### Class by class\n",
         markdown(["bound", *(f"f_{k}" for k in classes)], [[r["bound"], *(f"{v:.3g}" for v in r["classes"])] for r in named]),
         "## Margins of the training images\n",
