@@ -1,6 +1,8 @@
 """Deformations are what they say: invertible, in the box, exact where there is a closed form; and so are their penalties."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -184,3 +186,34 @@ def test_inputs_that_are_no_images_are_refused_in_one_line(kind):
         kind()(model, torch.rand(2, 5), torch.zeros(2).long())
     split = Digits().test()
     assert kind().prepare(model, split, 0) == kind()
+
+
+TWO = """
+import sys, torch
+from torch import distributed, nn
+from robustbench_rkhs.data import Deformations
+from robustbench_rkhs.penalties import Stability, Tangent
+
+torch.manual_seed(0)
+model = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Tanh(), nn.Linear(8, 3))
+x, y, keys = torch.rand(12, 1, 6, 6), torch.arange(12) % 3, torch.arange(12) * 7
+some = [kind(images=count, deformations=Deformations(count=2)) for kind in (Stability, Tangent) for count in (1, 5, 50)]
+
+def gradients(part):
+    found = []
+    for penalty in some:
+        value = penalty(model, x[part], y[part], keys[part])
+        found += [value.detach().view(1), *(g.flatten() for g in torch.autograd.grad(value, list(model.parameters())[:-1]))]
+    return torch.cat(found)
+
+alone, me = gradients(slice(None)), int(sys.argv[1])
+distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=me, world_size=2)
+together = gradients(slice(0, 5) if me else slice(5, 12))
+distributed.all_reduce(together)
+torch.testing.assert_close(together / 2, alone)
+"""
+
+
+def test_two_processes_give_the_value_and_gradient_of_one(tmp_path):
+    started = [subprocess.Popen([sys.executable, "-c", TWO, str(me), str(tmp_path / "meet")]) for me in (0, 1)]
+    assert [process.wait(60) for process in started] == [0, 0]
