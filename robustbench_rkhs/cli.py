@@ -401,9 +401,90 @@ def _submit(
         print(line)
 
 
+def _norms(
+    model: str,
+    samples: int | None = None,
+    eps: Names = ("0.1", "0.5", "1.0"),
+    training_samples: int = 10000,
+    seed: int = 0,
+    checkpoint: str | None = None,
+    data: str | None = None,
+    out: Path = Path("reports"),
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Bounds of the RKHS norm of a model side by side, lower and upper, and the margin bound they would give.
+
+    $ rkhs-norms --model digits_mlp --samples 200
+
+    Args:
+        model: Name in checkpoints/, checkpoint folder, or package.module:builder.
+        samples: Test images, a seeded stratified subset; all where not given.
+        eps: Radii of the perturbations, l2 in pixels of [0, 1].
+        training_samples: Training images whose margins are measured; fewer where there are fewer.
+        seed: Which images, and every random draw.
+        checkpoint: Weights (.safetensors, or .pth of a plain state dict) for a recipe or builder.
+        data: Data set or FILE.npz in place of the recipe's.
+        out: norms/MODEL.* goes here.
+        as_json: Print one JSON object on stdout, the table on stderr.
+    """
+    from rich.console import Console
+
+    from robustbench_rkhs.norms import norm_report
+    from robustbench_rkhs.report.norms import console_norms, write_norms
+    from robustbench_rkhs.subjects import load_model, training_images
+
+    subject = load_model(model, checkpoint, data)
+    found = norm_report(
+        subject.name,
+        subject.model,
+        subject.test,
+        training_images(model, data),
+        eps=[_number(text) for text in eps],
+        samples=samples,
+        training_samples=training_samples,
+        seed=seed,
+        command=_typed(),
+    )
+    screen = Console(stderr=as_json, soft_wrap=True)
+    if not screen.is_terminal:
+        screen.width = 120
+    screen.print(console_norms(found))
+    written = write_norms(found, out / "norms" / subject.name)
+    screen.print(f"norms: {' '.join(str(path) for path in written)}", markup=False, highlight=False)
+    if as_json:
+        print(json.dumps(found | {"files": [str(path) for path in written]}))
+
+
+def _pictures(
+    kind: Annotated[Literal["deformations"], tyro.conf.Positional],
+    data: str = "digits",
+    out: Path = Path("reports/pictures"),
+    images: int = 4,
+    seed: int = 0,
+) -> None:
+    """Draw what the methods do.
+
+    $ rkhs-pictures deformations --data mnist
+
+    Args:
+        kind: deformations: test images, deformed.
+        data: Data set or FILE.npz.
+        out: Where the pictures go.
+        images: Rows of the sheet.
+        seed: Which images, and every random draw.
+    """
+    if kind == "deformations":
+        from robustbench_rkhs.pictures import deformations_picture
+
+        paths = deformations_picture(data, out, images, seed)
+    print(f"pictures: {' '.join(str(path) for path in paths)}")
+
+
 train = command(_train, overrides=True)
 evaluate = command(_evaluate)
 report = command(_report)
 rank = command(_rank)
 listing = command(_listing)
 submit = command(_submit)
+norms = command(_norms)
+pictures = command(_pictures)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch import distributed as dist
 
@@ -69,3 +69,15 @@ def owned(values: Float[Tensor, " entries"]) -> Bool[Tensor, " entries"]:
     everyone = [torch.empty_like(values) for _ in range(world())]
     dist.all_gather(everyone, values.detach().contiguous())
     return torch.stack(everyone).argmax(0) == rank()
+
+
+def smallest(values: Int[Tensor, " entries"], count: int) -> Bool[Tensor, " entries"]:
+    """True for the `count` smallest of all processes' values: the same choice however the batch is split among them."""
+    candidates = values.sort().values[:count]
+    if world() > 1:
+        full = torch.full((count,), torch.iinfo(values.dtype).max, dtype=values.dtype, device=values.device)
+        full[: len(candidates)] = candidates
+        everyone = [torch.empty_like(full) for _ in range(world())]
+        dist.all_gather(everyone, full)
+        candidates = torch.cat(everyone).sort().values[:count]
+    return values <= candidates[-1] if len(candidates) else torch.zeros_like(values, dtype=torch.bool)

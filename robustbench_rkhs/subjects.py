@@ -57,6 +57,16 @@ def load_model(name: str, weights: str | None = None, data: str | None = None) -
     return Named(loaded.name, loaded.model, test, loaded.recipe.seed)
 
 
+def training_images(name: str, data: str | None = None) -> Split:
+    """The images a model was trained on: of `data` where given, else of its checkpoint's or its own recipe."""
+    if data:
+        return named_data(data).load().train
+    try:
+        return checkpoint.load(find_checkpoint(name)).recipe.data.load().train
+    except UserError:
+        return TrainRecipe.read(name).data.load().train
+
+
 def named_data(name: str) -> DataSet:
     """A data set by name, or a .npz file. Raises UserError with a suggestion."""
     if name.endswith(".npz"):

@@ -5,10 +5,15 @@ import torch
 from oracles import affine
 from torch import nn
 
+from robustbench_rkhs.data import Deformations
 from robustbench_rkhs.losses import CrossEntropy
-from robustbench_rkhs.penalties import GradientPenalty
+from robustbench_rkhs.penalties import GradientPenalty, Stability, Tangent
 
-PENALTIES = {"gradient": GradientPenalty(weight=2.0)}  # a new penalty adds a line here
+PENALTIES = {  # a new penalty adds a line here
+    "gradient": GradientPenalty(weight=2.0),
+    "deformation_stability": Stability(deformations=Deformations(count=2)),
+    "deformation_tangent": Tangent(deformations=Deformations(count=2)),
+}
 
 
 def network():

@@ -3,8 +3,11 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
+
+from robustbench_rkhs.counters import draws as draws  # counted random numbers, under the name they have always had here
+from robustbench_rkhs.counters import mix as mix
 
 Norm = Literal["l2", "linf"]
 """Distance between images: l2 or linf, in pixels of [0, 1]."""
@@ -78,21 +81,3 @@ def pull_inside(
         shorter = x + (inside - x) * (1 - 2.0 ** (attempt - 22))
         inside = torch.where(per_image(over, x), shorter, inside)
     return torch.where(per_image(distances(x, inside, norm) > eps, x), x, inside)
-
-
-def draws(keys: Int[Tensor, " batch"], seed: int, x: Float[Tensor, "batch *image"], draw: int = 0) -> Tensor:
-    """Standard normal numbers shaped like `x`, counted by (seed, key, draw): the same at any batch or worker."""
-    rows = []
-    for key in keys.tolist():
-        generator = torch.Generator().manual_seed(mix(seed, key, draw))
-        rows.append(torch.randn(x.shape[1:], generator=generator))
-    return torch.stack(rows).to(x) if rows else torch.zeros_like(x)
-
-
-def mix(*numbers: int) -> int:
-    """One 63-bit seed from several counters (a multiply and xor chain, splitmix64's constants)."""
-    state = 0x9E3779B97F4A7C15
-    for number in numbers:
-        state = ((state ^ (number & 0xFFFFFFFFFFFFFFFF)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        state ^= state >> 31
-    return state >> 1

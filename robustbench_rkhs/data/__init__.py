@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from robustbench_rkhs.data.augment import augment
+from robustbench_rkhs.data.deformations import Deformations
 from robustbench_rkhs.data.protein import Protein
 from robustbench_rkhs.data.sets import CIFAR10, CIFAR100, MNIST, NPZ, DataSet, Digits, data_root
 from robustbench_rkhs.data.splits import Split, Splits, Task, arrays_digest, order_by_class
@@ -23,6 +24,7 @@ __all__ = [
     "NPZ",
     "Data",
     "DataSet",
+    "Deformations",
     "Digits",
     "Protein",
     "Split",

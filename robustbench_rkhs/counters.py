@@ -1,0 +1,23 @@
+"""Random numbers counted by (seed, key, draw): the same at any batch, worker or device."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def draws(keys: Int[Tensor, " batch"], seed: int, x: Float[Tensor, "batch *image"], draw: int = 0) -> Tensor:
+    """Standard normal numbers shaped like `x`, counted by (seed, key, draw): the same at any batch or worker."""
+    rows = []
+    for key in keys.tolist():
+        generator = torch.Generator().manual_seed(mix(seed, key, draw))
+        rows.append(torch.randn(x.shape[1:], generator=generator))
+    return torch.stack(rows).to(x) if rows else torch.zeros_like(x)
+
+
+def mix(*numbers: int) -> int:
+    """One 63-bit seed from several counters (a multiply and xor chain, splitmix64's constants)."""
+    state = 0x9E3779B97F4A7C15
+    for number in numbers:
+        state = ((state ^ (number & 0xFFFFFFFFFFFFFFFF)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1
