@@ -97,6 +97,13 @@ def test_tiny_imagenet_from_its_folder(miniature):
     (miniature / "train/n01/images/n01_0.JPEG").unlink()
     other = TinyImageNet(**SMALL).load()
     assert other.train.digest != splits.train.digest and kept.stat().st_mtime_ns != before
+    kept.write_bytes(kept.read_bytes()[:-500])  # damaged: decoded anew
+    assert TinyImageNet(**SMALL).load().train.digest == other.train.digest
+    kept.unlink()
+    kept.mkdir()  # cannot be written
+    assert TinyImageNet(**SMALL).load().train.digest == other.train.digest
+    kept.rmdir()
+    TinyImageNet(**SMALL).load()
     shutil.rmtree(miniature)
     assert TinyImageNet(**SMALL).load().train.digest == other.train.digest  # the kept arrays alone
 

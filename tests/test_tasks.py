@@ -17,6 +17,7 @@ from robustbench_rkhs.data import Split, SquareWave
 from robustbench_rkhs.evaluate import evaluate
 from robustbench_rkhs.losses import SquaredError
 from robustbench_rkhs.node import UserError
+from robustbench_rkhs.penalties import GradientPenalty
 from robustbench_rkhs.ranking import scores_of
 from robustbench_rkhs.recipe import TrainRecipe, parse
 from robustbench_rkhs.train import train
@@ -100,7 +101,7 @@ def test_motif_trains_and_is_ranked(trained, proteins):
 def test_ranking_models_are_attacked_and_certified_without_a_box(trained):
     loaded = checkpoint.load(trained / "checkpoints/motif")
     split = loaded.recipe.data.test()
-    flags = ["--model", "motif", "--eps", "0.02", "0.2", "--samples", "12", "--json"]
+    flags = ["--model", "motif", "--eps", "0.02", "0.2", "--samples", "8", "--json"]
     out, _ = rkhs("evaluate", *flags, "--attack", "pgd:steps=5", folder=trained)
     about, summary = (json.loads(out)["evaluations"][0][key] for key in ("about", "summary"))
     assert about["box"] == "none" and about["data"] == "protein-9.9" and not about["breaches"] and not about["refused"]
@@ -130,7 +131,7 @@ def test_attacks_without_a_box_find_the_distance_of_an_affine_model():
     np.testing.assert_allclose(proved.to_numpy(), l2.numpy(), rtol=1e-3)
 
 
-def test_regressions_are_refused_where_classes_are_needed(trained):
+def test_regressions_are_refused_where_classes_are_needed(trained, monkeypatch):
     for command, line in (("evaluate", "is a regression"), ("rank", "is a regression")):
         flags = ["--eps", "0.1"] if command == "evaluate" else []
         _, err = rkhs(command, "--model", "wave", *flags, folder=trained, code=2)
@@ -146,6 +147,9 @@ def test_regressions_are_refused_where_classes_are_needed(trained):
     for named, part in needy.items():
         with pytest.raises(UserError, match=f"regression, which has no classes: {named} cannot be used"):
             TrainRecipe.parse(WAVE | part)
+    monkeypatch.setattr(GradientPenalty, "regression", False)  # as it is for a penalty that says nothing
+    with pytest.raises(UserError, match="no classes: 'gradient' cannot be used"):
+        TrainRecipe.parse(WAVE)
 
 
 def test_attacks_that_keep_to_the_box_are_refused_where_inputs_do_not():
