@@ -157,7 +157,7 @@ class _Run:
             self.proofs = len(self.tables)
             first = min(FIRST, self.recipe.block)
             blocks, started = [positions[:first], *positions[first:].split(self.recipe.block)], time.monotonic()
-            for number, block in enumerate(blocks):
+            for number, block in enumerate(block for block in blocks if len(block)):
                 self.attack(block, predicted)
                 if number == 0 and len(positions) > first:
                     took = time.monotonic() - started

@@ -13,7 +13,7 @@ from robustbench_rkhs.node import UserError
 
 
 class Protein(DataSet):
-    """SCOP remote homology: which proteins belong to a superfamily, of which training shows other families.
+    """SCOP remote homology: find the few members of a group of proteins, of which training shows distant relatives.
 
     Read from protein/FAMILY.train.fasta and protein/FAMILY.test.fasta in the data root; the header `>1` or `>0` is the label.
     Inputs are (20, length): a column an amino acid, cut at `length` or padded with zeros at the end; B is the mean of N and
@@ -35,7 +35,7 @@ class Protein(DataSet):
     encoding: Encoding = "blosum62"
     """What stands for an amino acid: `one_hot`, or `blosum62`, its row of the matrix at length 1."""
     length: int = Field(400, ge=1)
-    """Amino acids kept; nine sequences in ten are shorter than 400, the longest has 905."""
+    """Amino acids kept; about nine sequences in ten are shorter than 400, the longest has 905."""
 
     @property
     def title(self) -> str:
