@@ -299,7 +299,7 @@ def _report(out: Path = Path("reports"), model: Names = ()) -> None:
 
 def _listing(
     kind: Annotated[
-        Literal["all", "models", "attacks", "certificates", "penalties", "projections", "networks", "data"],
+        Literal["all", "models", "attacks", "certificates", "penalties", "samplers", "projections", "networks", "data"],
         tyro.conf.Positional,
     ] = "all",
     name: Annotated[str | None, tyro.conf.Positional] = None,

@@ -7,9 +7,15 @@ from pydantic import Field
 from robustbench_rkhs.networks.convolutional import Convolutional
 from robustbench_rkhs.networks.lipschitz_bounded import LipschitzBounded
 from robustbench_rkhs.networks.mlp import MLP
+from robustbench_rkhs.networks.small_mnist import LeNet, Net
+from robustbench_rkhs.networks.spectrally_normalised import SpectrallyNormalised
 from robustbench_rkhs.networks.vgg import VGG
 
-Network = Annotated[VGG | MLP | Convolutional | LipschitzBounded, Field(discriminator="name")]
+Network = Annotated[
+    VGG | MLP | Convolutional | LipschitzBounded | Net | LeNet | SpectrallyNormalised,
+    Field(discriminator="name"),
+]
 """Any network, chosen by `name`."""
+SpectrallyNormalised.model_rebuild(_types_namespace={"Network": Network})  # it holds any network
 
-__all__ = ["MLP", "VGG", "Convolutional", "LipschitzBounded", "Network"]
+__all__ = ["MLP", "VGG", "Convolutional", "LeNet", "LipschitzBounded", "Net", "Network", "SpectrallyNormalised"]

@@ -4,9 +4,12 @@ from typing import Annotated
 
 from pydantic import Field
 
+from robustbench_rkhs.penalties.curvature import Curvature
+from robustbench_rkhs.penalties.function_norm import FunctionNorm
 from robustbench_rkhs.penalties.gradient import GradientPenalty
+from robustbench_rkhs.penalties.jacobian import Jacobian
 
-Penalty = Annotated[GradientPenalty, Field()]
+Penalty = Annotated[GradientPenalty | Jacobian | Curvature | FunctionNorm, Field(discriminator="name")]
 """Any penalty, chosen by `name`."""
 
-__all__ = ["GradientPenalty", "Penalty"]
+__all__ = ["Curvature", "FunctionNorm", "GradientPenalty", "Jacobian", "Penalty"]
