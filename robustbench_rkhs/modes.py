@@ -31,6 +31,24 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def on_its_own(model: nn.Module) -> Iterator[None]:
+    """Dropout off, and BatchNorm in train mode normalises by the batch it is given without keeping its statistics; then as before.
+
+    Spectral normalisation does not iterate either.
+    """
+    kinds = nn.modules.batchnorm._BatchNorm
+    tracking = [module for module in model.modules() if isinstance(module, kinds) and module.training and module.track_running_stats]
+    for module in tracking:
+        module.track_running_stats = False
+    try:
+        with _switched(model, (*DROPOUT, parametrizations._SpectralNorm)):
+            yield
+    finally:
+        for module in tracking:
+            module.track_running_stats = True
+
+
+@contextmanager
 def _switched(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Iterator[None]:
     switched = [module for module in model.modules() if isinstance(module, kinds) and module.training]
     for module in switched:

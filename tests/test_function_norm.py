@@ -143,7 +143,11 @@ def test_the_clean_norm_leaves_batchnorm_and_the_contaminated_one_moves_it():
     samples = of_training_images(split, keys, 2)
     torch.testing.assert_close(twice[0], 0.1 * copy.deepcopy(model).eval()(samples).square().sum(1).mean())
 
+    apart = clean.model_copy(update={"statistics": "split"})(model, x, y, keys)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules()) and model[1].track_running_stats
     twice = dirty(model, x, y, keys), dirty(model, x, y, keys)
+    assert torch.equal(apart, twice[0]) and not torch.equal(apart, clean(model, x, y, keys))
     assert torch.equal(*twice), "dropout is off"
     assert all(module.training for module in model.modules())
     features = model[0](samples).detach()

@@ -9,10 +9,17 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from robustbench_rkhs.data import Split
-from robustbench_rkhs.modes import per_image, without_dropout
+from robustbench_rkhs.modes import on_its_own, per_image, without_dropout
 from robustbench_rkhs.node import Real, UserError
 from robustbench_rkhs.penalties.contract import PenaltyNode, keys_or_count
 from robustbench_rkhs.samplers import Sampler, Source, VAESampler
+
+MODES: dict[str, Callable[[nn.Module], AbstractContextManager[None]]] = {
+    "clean": per_image,
+    "split": on_its_own,
+    "contaminated": without_dropout,
+}
+"""How the network runs in the norm's pass."""
 
 
 class FunctionNorm(PenaltyNode):
@@ -36,10 +43,12 @@ class FunctionNorm(PenaltyNode):
     """The distribution Q."""
     samples: int = Field(10, ge=1)
     """Samples m for each image of the batch; the published 100 a step at batches of 10."""
-    statistics: Literal["clean", "contaminated"] = "clean"
-    """BatchNorm in the norm's pass. `clean`: at its running statistics, which do not move. `contaminated`: in train mode, so
-    that its running statistics end up 53% generated (momentum 0.1); kept only to reproduce the published effect that
-    BatchNorm and the function norm harm each other, and the one exception to a penalty's promise to leave them alone."""
+    statistics: Literal["clean", "split", "contaminated"] = "clean"
+    """BatchNorm in the norm's pass. `clean`: at its running statistics, which do not move: the function that is evaluated. They
+    lag behind, so a norm that shrinks the weights meets no resistance from a loss that BatchNorm makes blind to scale, and
+    large learning rates diverge. `split`: normalised by the samples themselves, running statistics untouched. `contaminated`:
+    as `split`, but they move, and end up 53% generated (momentum 0.1): kept only to reproduce the published effect, and the
+    one exception to a penalty's promise to leave them alone."""
 
     _source: Source | None = PrivateAttr(None)
 
@@ -54,7 +63,6 @@ class FunctionNorm(PenaltyNode):
         if self._source is None:
             raise UserError("function_norm: its sampler knows no training images; call prepare(model, split, seed) first")
         generated = self._source(keys_or_count(keys, x), self.samples).to(x)
-        mode: Callable[[nn.Module], AbstractContextManager[None]] = per_image if self.statistics == "clean" else without_dropout
-        with mode(model):
+        with MODES[self.statistics](model):
             logits = model(generated)
         return self.weight * logits.square().sum(1).mean()
