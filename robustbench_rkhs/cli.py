@@ -341,7 +341,7 @@ def _rank(model: Names, data: str | None = None, device: str = "auto", out: Path
 
 def _listing(
     kind: Annotated[
-        Literal["all", "models", "attacks", "certificates", "penalties", "projections", "networks", "data"],
+        Literal["all", "models", "attacks", "certificates", "penalties", "samplers", "projections", "networks", "data"],
         tyro.conf.Positional,
     ] = "all",
     name: Annotated[str | None, tyro.conf.Positional] = None,

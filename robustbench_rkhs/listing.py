@@ -14,6 +14,7 @@ KINDS = {
     "attacks": "attacks",
     "certificates": "certificates",
     "penalties": "penalties",
+    "samplers": "samplers",
     "projections": "projections.py",
     "networks": "networks",
     "losses": "losses",

@@ -4,18 +4,53 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+from torch.nn.utils import parametrizations
 
-BATCH_BOUND = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-"""Layers that mix the images of a batch, keep running statistics, or draw at random."""
+DROPOUT = (nn.modules.dropout._DropoutNd,)
+"""Layers that draw at random."""
+BATCH_BOUND = (nn.modules.batchnorm._BatchNorm, *DROPOUT, parametrizations._SpectralNorm)
+"""Layers that mix the images of a batch, keep running statistics (or power iterates), or draw at random."""
 
 
 @contextmanager
 def per_image(model: nn.Module) -> Iterator[None]:
     """BatchNorm at its running statistics and dropout off, so that each image has an answer of its own; then as before.
 
-    Only those layers are switched: no statistics move, and layers that work ahead in eval mode do not start to.
+    Only those layers are switched (spectral normalisation does not iterate either): no statistics move, and layers that work
+    ahead in eval mode do not start to.
     """
-    switched = [module for module in model.modules() if isinstance(module, BATCH_BOUND) and module.training]
+    with _switched(model, BATCH_BOUND):
+        yield
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """Dropout off and nothing else: BatchNorm in train mode takes the images for training images. Then as before."""
+    with _switched(model, DROPOUT):
+        yield
+
+
+@contextmanager
+def on_its_own(model: nn.Module) -> Iterator[None]:
+    """Dropout off, and BatchNorm in train mode normalises by the batch it is given without keeping its statistics; then as before.
+
+    Spectral normalisation does not iterate either.
+    """
+    kinds = nn.modules.batchnorm._BatchNorm
+    tracking = [module for module in model.modules() if isinstance(module, kinds) and module.training and module.track_running_stats]
+    for module in tracking:
+        module.track_running_stats = False
+    try:
+        with _switched(model, (*DROPOUT, parametrizations._SpectralNorm)):
+            yield
+    finally:
+        for module in tracking:
+            module.track_running_stats = True
+
+
+@contextmanager
+def _switched(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Iterator[None]:
+    switched = [module for module in model.modules() if isinstance(module, kinds) and module.training]
     for module in switched:
         module.training = False
     try:

@@ -1,6 +1,7 @@
 """Proven Lipschitz bounds: `upper` by type, `pairs` of logits; what is not proved is refused by name."""
 
-from robustbench_rkhs.lipschitz import convolution as convolution  # these three add their rules
+from robustbench_rkhs.lipschitz import convolution as convolution  # these add their rules
+from robustbench_rkhs.lipschitz import normalizations as normalizations
 from robustbench_rkhs.lipschitz import pools as pools
 from robustbench_rkhs.lipschitz import sequences as sequences
 from robustbench_rkhs.lipschitz.bounds import Bound, Uncertifiable, affine, rule

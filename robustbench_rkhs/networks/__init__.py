@@ -5,28 +5,28 @@ from typing import Annotated
 from pydantic import Field
 
 from robustbench_rkhs.networks.convolutional import Convolutional
-from robustbench_rkhs.networks.kwl import DNN, KWL
 from robustbench_rkhs.networks.lipschitz_bounded import LipschitzBounded
-from robustbench_rkhs.networks.lipschitz_resnet import LipschitzResNet, LiResNet
 from robustbench_rkhs.networks.mlp import MLP
 from robustbench_rkhs.networks.sequence import SequenceConvolutional
+from robustbench_rkhs.networks.small_mnist import LeNet, Net
+from robustbench_rkhs.networks.spectrally_normalised import SpectrallyNormalised
 from robustbench_rkhs.networks.vgg import VGG
 
 Network = Annotated[
-    VGG | MLP | Convolutional | LipschitzBounded | KWL | DNN | LipschitzResNet | LiResNet | SequenceConvolutional,
+    VGG | MLP | Convolutional | LipschitzBounded | SequenceConvolutional | Net | LeNet | SpectrallyNormalised,
     Field(discriminator="name"),
 ]
 """Any network, chosen by `name`."""
+SpectrallyNormalised.model_rebuild(_types_namespace={"Network": Network})  # it holds any network
 
 __all__ = [
-    "DNN",
-    "KWL",
     "MLP",
     "VGG",
     "Convolutional",
-    "LiResNet",
+    "LeNet",
     "LipschitzBounded",
-    "LipschitzResNet",
+    "Net",
     "Network",
     "SequenceConvolutional",
+    "SpectrallyNormalised",
 ]

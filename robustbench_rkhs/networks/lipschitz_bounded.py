@@ -1,4 +1,4 @@
-"""A dense network whose Lipschitz bound holds by construction."""
+"""A network whose Lipschitz bound holds by construction."""
 
 import math
 from typing import Literal
@@ -7,35 +7,27 @@ from pydantic import Field
 from torch import nn
 
 from robustbench_rkhs.networks.contract import NetworkNode
-from robustbench_rkhs.networks.families import Activation, Family, Head, dense, ends, last
 from robustbench_rkhs.node import Real
 
 
 class LipschitzBounded(NetworkNode):
-    r"""Dense layers of one family between two scales of sqrt(gamma): ||f(x) - f(x')||_2 <= gamma ||x - x'||_2, whatever the weights.
+    r"""Dense Sandwich layers between two scales of sqrt(gamma): ||f(x) - f(x')||_2 <= gamma ||x - x'||_2, whatever the weights.
 
-    With `head: normalized` only differences of two logits are bounded, and with family `plain` nothing is.
-    Source: Wang & Manchester, ICML 2023 (Sandwich, Cayley-orthogonal, and their toy network of nine layers of 128).
+    Source: Wang & Manchester, ICML 2023.
     """
 
     name: Literal["lipschitz_bounded"] = "lipschitz_bounded"
     hidden: tuple[int, ...] = (128, 128)
-    """Widths of the layers."""
+    """Widths of the Sandwich layers."""
     lipschitz: Real = Field(1.0, gt=0)
-    """The bound gamma, in logits per unit l2 of pixels (before any normalisation); where it is learnt, what it starts from."""
-    family: Family = "sandwich"
-    """Which layers."""
-    activation: Activation = "relu"
-    """Between layers that have none inside."""
-    head: Head = "bounded"
-    """The last layer."""
-    learnable: bool = False
-    """Learn gamma's logarithm with the weights."""
+    """The bound gamma, in logits per unit l2 of pixels (before any normalisation)."""
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Sequential:
-        first, before_last = ends(self.lipschitz, self.learnable)
-        layers, features = [*self.first(shape), nn.Flatten(), first], math.prod(shape)
+        from robustbench_rkhs.layers.sandwich import Sandwich, SandwichLinear, Scale
+
+        root = math.sqrt(self.lipschitz)
+        layers, features = [*self.first(shape), nn.Flatten(), Scale(root)], math.prod(shape)
         for width in self.hidden:
-            layers += dense(self.family, features, width, self.activation)
+            layers.append(Sandwich(features, width))
             features = width
-        return nn.Sequential(*layers, before_last, *last(self.family, features, classes, self.head))
+        return nn.Sequential(*layers, Scale(root), SandwichLinear(features, classes))

@@ -1,0 +1,32 @@
+"""Proven Lipschitz bounds of normalisations whose statistics are fixed."""
+
+from torch import nn
+
+from robustbench_rkhs.lipschitz.bounds import Bound, Uncertifiable, affine, rule, upwards, weights
+from robustbench_rkhs.lipschitz.rounding import fan
+
+
+@rule.register(nn.BatchNorm1d)
+@rule.register(nn.BatchNorm2d)
+def _(module: nn.BatchNorm1d | nn.BatchNorm2d, shape: tuple[int, ...]) -> Bound:
+    """max_c |gamma_c| / sqrt(var_c + eps): at its running statistics it scales and shifts each channel."""
+    if module.training or module.running_mean is None or module.running_var is None:
+        raise Uncertifiable("it normalises by the batch, so images have no answer of their own; call model.eval() first")
+    sides = 3 if isinstance(module, nn.BatchNorm2d) else 1
+    if len(shape) != sides or shape[0] != module.num_features:
+        raise Uncertifiable(f"expected {module.num_features} channels, found an input of shape {shape}")
+    weights(module.running_mean, "running mean")
+    variance = weights(module.running_var, "running variance") + module.eps
+    if not (variance > 0).all():
+        raise Uncertifiable(f"expected variances above 0, found {variance.min().item():.3g}")
+    slopes = variance.rsqrt()
+    if module.affine:
+        weights(module.bias, "bias")
+        slopes = slopes * weights(module.weight, "weight").abs()
+    steepest = slopes.max().item()
+    return Bound(upwards(steepest) if steepest else 0.0, shape)
+
+
+for _kind in (nn.BatchNorm1d, nn.BatchNorm2d):
+    affine.register(_kind, lambda module: not module.training)
+    fan.register(_kind, lambda module, inputs, outputs: (1, 1))

@@ -1,0 +1,52 @@
+"""Any network with PyTorch's spectral normalisation on its weights."""
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from robustbench_rkhs.networks.contract import NetworkNode
+from robustbench_rkhs.networks.mlp import MLP
+from robustbench_rkhs.node import UserError
+
+if TYPE_CHECKING:
+    from robustbench_rkhs.networks import Network
+
+
+class SpectrallyNormalised(NetworkNode):
+    r"""The network inside, each linear and convolutional weight divided by an estimate of its largest singular value.
+
+    .. math:: \bar W = W / (u^\top W v), \qquad v \leftarrow W^\top u / \lVert W^\top u \rVert, \quad
+              u \leftarrow W v / \lVert W v \rVert
+
+    u and v move by `iterations` steps of the power method at each pass in train mode, stand still in eval mode (and while a
+    penalty looks on), and are saved with the weights. As u^T W v <= sigma(W), layers come out at or slightly above norm one;
+    and a convolution's W is its reshaped kernel (C_out x C_in k k), whose norm can be below the operator's by a factor of
+    up to k. So this proves nothing by itself: the Lipschitz bound is worked out afterwards from the weights as they are.
+    A running mean of the weights (`ema`) takes u and v of the last step, which fit it only roughly.
+    Cost: two products with each weight a pass. Raises UserError where the network inside has no such weight.
+    Source: Miyato et al., ICLR 2018; `torch.nn.utils.parametrizations.spectral_norm`.
+    """
+
+    name: Literal["spectrally_normalised"] = "spectrally_normalised"
+    network: "Network" = MLP()
+    """The network inside, with its own normalisation of pixels."""
+    iterations: int = Field(1, ge=1)
+    """Steps of the power method at each pass in train mode (15 at the start)."""
+
+    @model_validator(mode="after")
+    def _normalisation_is_inside(self) -> "SpectrallyNormalised":
+        if self.mean or self.std:
+            raise ValueError("spectrally_normalised: give mean and std to the network inside")
+        return self
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Sequential:
+        network = self.network.build(shape, classes)
+        kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        free = [module for module in network.modules() if isinstance(module, kinds) and "weight" in module._parameters]
+        if not free:
+            raise UserError(f"spectrally_normalised: {self.network.name} has no free linear or convolutional weight")
+        for module in free:
+            parametrizations.spectral_norm(module, n_power_iterations=self.iterations)
+        return network
