@@ -3,7 +3,8 @@
 from robustbench_rkhs.lipschitz import convolution as convolution  # these two add their rules
 from robustbench_rkhs.lipschitz import pools as pools
 from robustbench_rkhs.lipschitz.bounds import Bound, Uncertifiable, affine, rule
-from robustbench_rkhs.lipschitz.chains import Step, pairs, steps, upper
+from robustbench_rkhs.lipschitz.chains import Step, joined, pairs, steps, upper
+from robustbench_rkhs.lipschitz.guard import branches
 from robustbench_rkhs.lipschitz.rounding import fan
 
-__all__ = ["Bound", "Step", "Uncertifiable", "affine", "fan", "pairs", "rule", "steps", "upper"]
+__all__ = ["Bound", "Step", "Uncertifiable", "affine", "branches", "fan", "joined", "pairs", "rule", "steps", "upper"]
