@@ -32,7 +32,8 @@ class SpectralNorm(PenaltyNode):
     `reshaped` takes the C_out x (C_in k k) matrix, as published, of which a 3x3 convolution's operator norm may be three times
     the norm. `operator` takes the convolution itself at the layer's own input size: by power iteration through the
     convolution and its adjoint, or (svd) the largest singular value over the frequencies of the smallest torus that holds
-    image and kernel (exact for circular padding at stride one, otherwise an upper bound). Linear layers are the same in both.
+    image and kernel (exact for circular padding that keeps the size at stride one; an upper bound for zero padding). Linear
+    layers are the same in both.
     Cost of `power`: 2 iterations + 1 products a layer (`operator`: a convolution of one image each); of `svd`: a symmetric
     eigendecomposition of the smaller side, or a singular value decomposition for each frequency, which is slow.
     Raises UserError for `svd` with `operator` on convolutions other than 2-D with zero or circular padding.
