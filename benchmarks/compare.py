@@ -178,8 +178,6 @@ def evaluated(comparison: Comparison, method: str, strength: int, out: Path, dev
     return result
 
 
-
-
 def write(comparison: Comparison, rows: list[dict], results: list[dict], failed: list[dict], out: Path, given: Any) -> None:
     """Tables and the trade-off picture."""
     pd.DataFrame(rows).to_csv(out / "runs.csv", index=False)

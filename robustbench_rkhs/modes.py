@@ -37,7 +37,9 @@ def on_its_own(model: nn.Module) -> Iterator[None]:
     Spectral normalisation does not iterate either.
     """
     kinds = nn.modules.batchnorm._BatchNorm
-    tracking = [module for module in model.modules() if isinstance(module, kinds) and module.training and module.track_running_stats]
+    tracking = [
+        module for module in model.modules() if isinstance(module, kinds) and module.training and module.track_running_stats
+    ]
     for module in tracking:
         module.track_running_stats = False
     try:

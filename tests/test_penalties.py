@@ -5,26 +5,36 @@ import torch
 from oracles import affine
 from torch import nn
 
-from robustbench_rkhs.data import Deformations
+from robustbench_rkhs.data import Deformations, Split
 from robustbench_rkhs.losses import CrossEntropy
-from robustbench_rkhs.penalties import GradientPenalty, Stability, Tangent
-
-PENALTIES = {  # a new penalty adds a line here
-    "gradient": GradientPenalty(weight=2.0),
-    "deformation_stability": Stability(deformations=Deformations(count=2)),
-    "deformation_tangent": Tangent(deformations=Deformations(count=2)),
-from robustbench_rkhs.data import Split
-from robustbench_rkhs.losses import CrossEntropy
-from robustbench_rkhs.penalties import Curvature, FunctionNorm, GradientPenalty, Jacobian
+from robustbench_rkhs.penalties import (
+    AdversarialPerturbation,
+    Curvature,
+    FunctionNorm,
+    GradientPenalty,
+    Jacobian,
+    LossGradient,
+    SpectralNorm,
+    Stability,
+    Tangent,
+    VirtualAdversarial,
+)
 from robustbench_rkhs.samplers import UniformSampler
 
 SPLIT = Split("noise", "train", torch.rand(8, 1, 4, 4), torch.arange(8) % 4, torch.arange(8), 4, "none")
 PENALTIES = {  # a new penalty adds a line here
     "gradient": GradientPenalty(weight=2.0),
+    "adversarial_perturbation": AdversarialPerturbation(),
+    "loss_gradient": LossGradient(),
+    "loss_gradient, l1": LossGradient(norm="l1"),
+    "spectral_norm": SpectralNorm(),
+    "virtual_adversarial": VirtualAdversarial(),
     "jacobian": Jacobian(),
     "jacobian, projected": Jacobian(projections=2),
     "curvature": Curvature(),
     "function norm": FunctionNorm(sampler=UniformSampler()).prepare(nn.Identity(), SPLIT, 0),
+    "deformation_stability": Stability(deformations=Deformations(count=2)),
+    "deformation_tangent": Tangent(deformations=Deformations(count=2)),
 }
 
 

@@ -15,7 +15,7 @@ from robustbench_rkhs.certificates.contract import Certificate, Certified, Norm
 from robustbench_rkhs.certificates.rounding import logits_and_error
 from robustbench_rkhs.lipschitz import Step, steps
 from robustbench_rkhs.lipschitz.chains import pair_bounds
-from robustbench_rkhs.lipschitz.guard import leaves
+from robustbench_rkhs.lipschitz.guard import every
 from robustbench_rkhs.node import UserError
 
 BATCH = 256
@@ -118,7 +118,7 @@ def _digest(model: nn.Module, shape: tuple[int, ...]) -> bytes:
     else.
     """
     digest = hashlib.sha256(repr(shape).encode())
-    for path, layer in leaves(model):
+    for path, layer in every(model):
         if any(parametrize.is_parametrized(part) for part in layer.modules()):
             return b""  # a parametrization may depend on anything
         for inner, part in layer.named_modules(remove_duplicate=False):  # a block's branches count with all they are

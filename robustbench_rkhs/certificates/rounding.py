@@ -7,23 +7,30 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from robustbench_rkhs.lipschitz import Step
-from robustbench_rkhs.lipschitz.bounds import TINY
+from robustbench_rkhs.lipschitz.bounds import TINY, UNIT
 from robustbench_rkhs.lipschitz.rounding import constants, relative_rounding
 
 
 def logits_and_error(
-    chain: list[Step], x: Float64[Tensor, "batch *image"]
+    chain: list[Step], x: Float64[Tensor, "batch *image"], before: Float64[Tensor, " batch"] | None = None
 ) -> tuple[Float64[Tensor, "batch *outputs"], Float64[Tensor, " batch"]]:
     r"""The chain's outputs and, for each image, a bound of their l2 distance to the outputs in real arithmetic.
 
     .. math:: e_k = L_k e_{k-1} + \gamma_k (L_k \lVert h_{k-1} \rVert_2 + o_k)
 
     What a layer of bound L_k has gathered it passes on at most L_k-fold; what it adds is at most gamma_k
-    (`relative_rounding`) times the size of what it computes, o_k of which comes from its constants. Cost: a forward
-    pass.
+    (`relative_rounding`) times the size of what it computes, o_k of which comes from its constants. Branches that are added
+    are followed one by one; the addition rounds by at most one unit. `before`: the error the images come with. Cost: a
+    forward pass.
     """
-    h, error = x, torch.zeros(len(x), dtype=torch.float64)
+    h, error = x, torch.zeros(len(x), dtype=torch.float64) if before is None else before
     for step in chain:
+        if step.branches:
+            parts = [logits_and_error(branch, h, error) for branch in step.branches]
+            size = torch.stack([part.flatten(1).norm(dim=1) for part, _ in parts]).sum(0)
+            h = torch.stack([part for part, _ in parts]).sum(0)
+            error = torch.stack([gathered for _, gathered in parts]).sum(0) + 4 * UNIT * len(parts) * size + TINY
+            continue
         inputs, outputs = math.prod(step.inputs), math.prod(step.bound.shape)
         size = step.bound.value * h.flatten(1).norm(dim=1) + constants(step.module, step.inputs)
         local = relative_rounding(step.module, inputs, outputs) * size

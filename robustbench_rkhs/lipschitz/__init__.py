@@ -5,7 +5,21 @@ from robustbench_rkhs.lipschitz import normalizations as normalizations
 from robustbench_rkhs.lipschitz import pools as pools
 from robustbench_rkhs.lipschitz import sequences as sequences
 from robustbench_rkhs.lipschitz.bounds import Bound, Uncertifiable, affine, rule
-from robustbench_rkhs.lipschitz.chains import Step, pairs, steps, upper
+from robustbench_rkhs.lipschitz.chains import Step, joined, pairs, steps, upper
+from robustbench_rkhs.lipschitz.guard import branches
 from robustbench_rkhs.lipschitz.rounding import constants, fan
 
-__all__ = ["Bound", "Step", "Uncertifiable", "affine", "constants", "fan", "pairs", "rule", "steps", "upper"]
+__all__ = [
+    "Bound",
+    "Step",
+    "Uncertifiable",
+    "affine",
+    "branches",
+    "constants",
+    "fan",
+    "joined",
+    "pairs",
+    "rule",
+    "steps",
+    "upper",
+]

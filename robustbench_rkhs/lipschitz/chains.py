@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from robustbench_rkhs.lipschitz.bounds import (
     spectral,
     upwards,
 )
-from robustbench_rkhs.lipschitz.guard import leaves, named
+from robustbench_rkhs.lipschitz.guard import branches, leaves, named
 from robustbench_rkhs.lipschitz.rounding import relative_rounding
 
 DENSE_SIDE, DENSE_SIZE = 1024, 2**22
@@ -38,6 +39,8 @@ class Step(NamedTuple):
     inputs: tuple[int, ...]
     """Input shape without the batch dimension."""
     bound: Bound
+    branches: tuple[list["Step"], ...] = ()
+    """The chains whose outputs it adds, where it is made of such."""
 
 
 def steps(model: nn.Module, shape: tuple[int, ...]) -> list[Step]:
@@ -54,12 +57,23 @@ def steps(model: nn.Module, shape: tuple[int, ...]) -> list[Step]:
         chain, now = [], tuple(shape)
         for path, (_, layer) in zip(paths, leaves(double), strict=True):
             try:
-                bound = rule(layer, now)
+                chains = tuple(steps(branch, now) for branch in branches(layer))
+                bound = joined(chains, now) if chains else rule(layer, now)
             except Uncertifiable as refused:
                 raise Uncertifiable(f"{named(path, layer)}: {refused}") from None
-            chain.append(Step(path, layer, now, bound))
+            chain.append(Step(path, layer, now, bound, chains))
             now = bound.shape
     return chain
+
+
+def joined(chains: Sequence[list[Step]], shape: tuple[int, ...]) -> Bound:
+    """The bound of a sum of chains: the sum of theirs, rounded up. Raises Uncertifiable where their shapes differ."""
+    bounds = [Bound(merged(chain), chain[-1].bound.shape if chain else tuple(shape)) for chain in chains]
+    found = {bound.shape for bound in bounds}
+    if len(found) > 1:
+        raise Uncertifiable(f"expected branches of one shape, found {' and '.join(map(str, sorted(found)))}")
+    total = math.fsum(bound.value for bound in bounds)
+    return Bound(upwards(total) if total else 0.0, found.pop())
 
 
 def upper(module: nn.Module, shape: tuple[int, ...]) -> Bound:

@@ -1,6 +1,7 @@
 """Which modules a rule may speak for: those that run the very code the rule was proved for."""
 
 from collections.abc import Iterator
+from functools import singledispatch
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,20 @@ def leaves(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]
         if child is None:
             raise Uncertifiable(f"{named(path, module)}: its entry {name!r} is None")
         yield from leaves(child, f"{path}.{name}" if path else name)
+
+
+@singledispatch
+def branches(module: nn.Module) -> list[nn.Module]:
+    """The models whose outputs a layer adds; none for most. Each is checked and bounded as a model of its own."""
+    return []
+
+
+def every(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """`leaves`, each followed by the leaves of its branches. Raises Uncertifiable as `leaves` does."""
+    for at, layer in leaves(module, path):
+        yield at, layer
+        for number, branch in enumerate(branches(layer)):
+            yield from every(branch, f"{at}.branch{number}")
 
 
 def named(path: str, module: nn.Module) -> str:

@@ -7,13 +7,24 @@ from pydantic import Field
 from robustbench_rkhs.networks.convolutional import Convolutional
 from robustbench_rkhs.networks.lipschitz_bounded import LipschitzBounded
 from robustbench_rkhs.networks.mlp import MLP
+from robustbench_rkhs.networks.mnist import MNISTStable
+from robustbench_rkhs.networks.resnet import ResNet
 from robustbench_rkhs.networks.sequence import SequenceConvolutional
 from robustbench_rkhs.networks.small_mnist import LeNet, Net
 from robustbench_rkhs.networks.spectrally_normalised import SpectrallyNormalised
 from robustbench_rkhs.networks.vgg import VGG
 
 Network = Annotated[
-    VGG | MLP | Convolutional | LipschitzBounded | SequenceConvolutional | Net | LeNet | SpectrallyNormalised,
+    VGG
+    | ResNet
+    | MNISTStable
+    | MLP
+    | Convolutional
+    | LipschitzBounded
+    | SequenceConvolutional
+    | Net
+    | LeNet
+    | SpectrallyNormalised,
     Field(discriminator="name"),
 ]
 """Any network, chosen by `name`."""
@@ -25,8 +36,10 @@ __all__ = [
     "Convolutional",
     "LeNet",
     "LipschitzBounded",
+    "MNISTStable",
     "Net",
     "Network",
+    "ResNet",
     "SequenceConvolutional",
     "SpectrallyNormalised",
 ]

@@ -1,19 +1,44 @@
-"""Penalties: what is added to the loss, a scalar with a weight; one idea a file."""
+"""Penalties: penalty(model, x, y) -> scalar added to the loss."""
 
 from typing import Annotated
 
 from pydantic import Field
 
+from robustbench_rkhs.penalties.adversarial_perturbation import AdversarialPerturbation
 from robustbench_rkhs.penalties.curvature import Curvature
 from robustbench_rkhs.penalties.deformation import Stability, Tangent
 from robustbench_rkhs.penalties.function_norm import FunctionNorm
 from robustbench_rkhs.penalties.gradient import GradientPenalty
 from robustbench_rkhs.penalties.jacobian import Jacobian
+from robustbench_rkhs.penalties.loss_gradient import LossGradient
+from robustbench_rkhs.penalties.spectral_norm import SpectralNorm
+from robustbench_rkhs.penalties.virtual_adversarial import VirtualAdversarial
 
 Penalty = Annotated[
-    GradientPenalty | Jacobian | Curvature | FunctionNorm | Stability | Tangent,
+    GradientPenalty
+    | AdversarialPerturbation
+    | LossGradient
+    | SpectralNorm
+    | VirtualAdversarial
+    | Jacobian
+    | Curvature
+    | FunctionNorm
+    | Stability
+    | Tangent,
     Field(discriminator="name"),
 ]
 """Any penalty, chosen by `name`."""
 
-__all__ = ["Curvature", "FunctionNorm", "GradientPenalty", "Jacobian", "Penalty", "Stability", "Tangent"]
+__all__ = [
+    "AdversarialPerturbation",
+    "Curvature",
+    "FunctionNorm",
+    "GradientPenalty",
+    "Jacobian",
+    "LossGradient",
+    "Penalty",
+    "SpectralNorm",
+    "Stability",
+    "Tangent",
+    "VirtualAdversarial",
+]
