@@ -19,7 +19,7 @@ import torch
 from common import ROOT, arguments, finish
 
 from robustbench_rkhs.checkpoint import load
-from robustbench_rkhs.layers.sandwich import settled
+from robustbench_rkhs.layers.settling import settled
 from robustbench_rkhs.lipschitz import upper
 from robustbench_rkhs.recipe import TrainRecipe
 from robustbench_rkhs.train import train

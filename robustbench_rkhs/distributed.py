@@ -1,8 +1,8 @@
 """Several processes that train one model: what is averaged, and who owns a maximum over all of them."""
 
+import atexit
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,21 +10,21 @@ from torch import Tensor
 from torch import distributed as dist
 
 
-@contextmanager
-def processes(device: str) -> Iterator[str]:
-    """Join the processes that torchrun started (gloo on CPUs, nccl on GPUs); yields this process's device. Alone: nothing."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        yield device
-        return
+def join(device: str) -> str:
+    """Join the processes that torchrun started (gloo on CPUs, nccl on GPUs); this process's device. Alone: nothing happens.
+
+    They stay joined until the interpreter ends: a group made anew would meet the addresses of the last one.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return device
     kind = torch.device(device).type
     if kind == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo")
-    try:
-        yield device
-    finally:
-        dist.destroy_process_group()
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)
+    return device
 
 
 def wait_for_all() -> None:

@@ -20,7 +20,7 @@ from robustbench_rkhs.certificates import Certificate, MarginCertificate
 from robustbench_rkhs.checkpoint import weights_digest
 from robustbench_rkhs.data import Split, arrays_digest
 from robustbench_rkhs.harness import Subject
-from robustbench_rkhs.layers.sandwich import settled
+from robustbench_rkhs.layers.settling import settled
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.node import UserError, did_you_mean
 from robustbench_rkhs.recipe import EvalRecipe, parse

@@ -18,7 +18,7 @@ from robustbench_rkhs.attacks.ball import mix
 from robustbench_rkhs.attacks.pgd import PGD
 from robustbench_rkhs.card import training_card
 from robustbench_rkhs.data import Split
-from robustbench_rkhs.distributed import average, processes, rank, wait_for_all, world
+from robustbench_rkhs.distributed import average, join, rank, wait_for_all, world
 from robustbench_rkhs.files import write_text, write_whole
 from robustbench_rkhs.node import UserError
 from robustbench_rkhs.places import find_checkpoint
@@ -44,16 +44,9 @@ def train(
     Every random draw is counted by (seed, epoch, step), so a run that was killed and resumed ends bit for bit where an
     uninterrupted one does (on the same device with the same number of threads). Raises UserError at a loss or gradient that is
     not finite, naming the step; at a folder that holds another recipe's training; where nothing can be written.
-    Under torchrun every step's batch is divided among the processes, and losses and gradients are averaged: the same training.
+    Under torchrun every step's batch is divided among the join, and losses and gradients are averaged: the same training.
     """
-    with processes(device) as own:
-        return _train(recipe, folder, own, command, fresh, half, save_seconds, report)
-
-
-def _train(
-    recipe: TrainRecipe, folder: Path, device: str, command: str, fresh: bool, half: bool, save_seconds: float, report: Report
-) -> dict[str, Any]:
-    """`train` on this process's device. The first process writes; all of them read."""
+    device = join(device)
     splits = recipe.data.load()
     train_split, validation = splits.train.to(device), splits.validation.to(device)
     run = Run(recipe, splits.test, device)
@@ -124,7 +117,7 @@ class Run:
         if world() > 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules()):
             raise UserError("a network with BatchNorm trains in one process: several would each normalise their own part")
         if world() > recipe.batch_size:
-            raise UserError(f"expected a batch_size of at least the {world()} processes, found {recipe.batch_size}")
+            raise UserError(f"expected a batch_size of at least the {world()} join, found {recipe.batch_size}")
         if recipe.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.model) if recipe.ema else None

@@ -6,18 +6,55 @@ import pytest
 import torch
 from torch import nn
 
-from robustbench_rkhs.layers import MaxMin, Normalize, Sandwich, SandwichLinear, Scale
+from robustbench_rkhs.layers import (
+    BRO,
+    BROConv,
+    LearnableScale,
+    MaxMin,
+    Normalize,
+    Orthogonal,
+    OrthogonalConv,
+    Sandwich,
+    SandwichConv,
+    SandwichConvLinear,
+    SandwichLinear,
+    Scale,
+)
+from robustbench_rkhs.layers.fourier import FourierConv
+from robustbench_rkhs.layers.settling import settled
 from robustbench_rkhs.lipschitz import Uncertifiable, upper
 from robustbench_rkhs.node import UserError
+
+CONVOLUTIONS = {  # channels in and out, kernel, stride: the shape it takes
+    (2, 3, 3, 1): (2, 5, 4),
+    (3, 2, 3, 2): (3, 5, 4),
+    (1, 4, 2, 1): (1, 4, 3),
+    (2, 4, 5, 2): (2, 4, 4),
+    (1, 1, 5, 1): (1, 3, 3),
+}
+
+
+def size(sizes):
+    return {"kernel_size": sizes[2], "stride": sizes[3]}
+
 
 LAYERS = {  # a new layer adds a line here: how to build it, and the shape it takes
     "normalize": (lambda: Normalize((0.4, 0.5, 0.6), (0.2, 0.25, 0.5)), (3, 3, 5)),
     "maxmin": (MaxMin, (6,)),
     "maxmin image": (MaxMin, (4, 3, 3)),
     "scale": (lambda: Scale(-3.5), (4,)),
+    "learnable scale": (lambda: LearnableScale(1.5), (4,)),
+    "Orthogonal maxmin": (lambda: Orthogonal(5, 4, "maxmin"), (5,)),
+    "BRO alone": (lambda: BRO(5, 4, 2, "none"), (5,)),
+    **{
+        f"{kind.__name__} {sizes} {padding}": (lambda kind=kind, s=sizes, p=padding: kind(*s[:2], **size(s), padding_mode=p), shape)
+        for kind in (OrthogonalConv, SandwichConv, SandwichConvLinear, BROConv)
+        for sizes, shape in CONVOLUTIONS.items()
+        for padding in ("circular", "zeros")
+    },
     **{
         f"{kind.__name__} {inputs}-{outputs}": (lambda kind=kind, a=inputs, b=outputs: kind(a, b), (inputs,))
-        for kind in (Sandwich, SandwichLinear)
+        for kind in (Sandwich, SandwichLinear, Orthogonal, BRO)
         for inputs, outputs in ((1, 1), (1, 5), (5, 1), (4, 9), (9, 4), (7, 7))
     },
 }
@@ -55,7 +92,15 @@ def test_parameters_exist_and_state_goes_round(build, shape):
     twin = build()
     twin(x)  # nothing of the first weights may linger
     twin.load_state_dict(layer.state_dict())
-    torch.testing.assert_close(twin.eval()(x), layer.train()(x), rtol=0, atol=0)
+    close = 1e-5 if isinstance(layer, FourierConv) else 0.0  # float64 in eval mode
+    torch.testing.assert_close(twin.eval()(x), layer.train()(x), rtol=close, atol=close)
+
+
+@table
+def test_settled_is_the_same_function(build, shape):
+    torch.manual_seed(0)
+    layer, x = nn.Sequential(build()).eval(), torch.randn(3, *shape)
+    torch.testing.assert_close(settled(layer)(x), layer(x), rtol=1e-6, atol=1e-6)
 
 
 @table
@@ -251,7 +296,7 @@ def test_sandwich_with_a_nan_is_refused(name):
 
 
 def test_a_settled_copy_gives_the_same_numbers_and_follows_no_later_change():
-    from robustbench_rkhs.layers.sandwich import settled
+    from robustbench_rkhs.layers.settling import settled
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), Sandwich(9, 7), nn.Sequential(Sandwich(7, 7)), SandwichLinear(7, 3)).eval()

@@ -1,6 +1,5 @@
 """Sandwich layers: norm at most one by construction, and checked afterwards on the matrices they evaluate to."""
 
-import copy
 import math
 
 import torch
@@ -81,6 +80,10 @@ class Sandwich(_Cayley):
         hidden = functional.relu(functional.linear(x, math.sqrt(2) * b.to(x.dtype), shift))
         return functional.linear(hidden, math.sqrt(2) * a.T.to(x.dtype))
 
+    def settled(self) -> nn.Module:
+        """A twin for evaluation."""
+        return Settled(self)
+
 
 class SandwichLinear(_Cayley):
     r"""An affine layer of norm at most one; every such matrix is reached.
@@ -94,6 +97,15 @@ class SandwichLinear(_Cayley):
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         a, b = self.matrices()
         return functional.linear(x, (2 * a.T @ b).to(x.dtype), self.bias)
+
+    @torch.no_grad()
+    def settled(self) -> nn.Module:
+        """A plain twin for evaluation: the matrix as it is now."""
+        a, b = self.matrices()
+        plain = nn.Linear(self.in_features, self.out_features)
+        plain.weight.copy_(2 * a.T @ b)
+        plain.bias.copy_(self.bias)
+        return plain.to(self.weight)
 
 
 class Settled(nn.Module):
@@ -118,47 +130,6 @@ class Settled(nn.Module):
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         hidden = functional.relu(functional.linear(x, self.inner, self.shift))
         return functional.linear(hidden, self.outer)
-
-
-@torch.no_grad()
-def settled(model: nn.Module) -> nn.Module:
-    """A copy for evaluation, in which no Sandwich layer solves for its matrices again; the model itself where it has none.
-
-    Thousands of forward passes of an attack then cost what a plain network's do.
-    """
-    if not any(isinstance(module, _Cayley) for module in model.modules()):
-        return model
-    twin = copy.deepcopy(model)
-    for parent in list(twin.modules()):
-        for name, layer in list(parent.named_children()):
-            if type(layer) is Sandwich:
-                setattr(parent, name, Settled(layer))
-            elif type(layer) is SandwichLinear:
-                a, b = layer.matrices()
-                plain = nn.Linear(layer.in_features, layer.out_features)
-                plain.weight.copy_(2 * a.T @ b)
-                plain.bias.copy_(layer.bias)
-                setattr(parent, name, plain.to(layer.weight))
-    return twin.eval()
-
-
-class Scale(nn.Module):
-    """y = value x: sqrt(gamma) before the first and before the last layer makes a 1-Lipschitz network gamma-Lipschitz.
-
-    Raises UserError where the value is not finite.
-    """
-
-    def __init__(self, value: float) -> None:
-        super().__init__()
-        if not math.isfinite(value):
-            raise UserError(f"Scale: expected a finite number, found {value}")
-        self.value = float(value)
-
-    def forward(self, x: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-        return x * self.value
-
-    def extra_repr(self) -> str:
-        return f"value={self.value!r}"
 
 
 def _matrices(module: _Cayley, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -190,17 +161,7 @@ def _(module: SandwichLinear, shape: tuple[int, ...]) -> Bound:
     return Bound(spectral(weights(2 * a.T @ b, "matrix")), (*shape[:-1], module.out_features))
 
 
-@rule.register
-def _(module: Scale, shape: tuple[int, ...]) -> Bound:
-    value = abs(float(module.value))
-    if not math.isfinite(value):
-        raise Uncertifiable(f"expected a finite scale, found {module.value}")
-    return Bound(value, shape)
-
-
 affine.register(SandwichLinear, lambda module: True)
-affine.register(Scale, lambda module: True)
-fan.register(Scale, lambda module, inputs, outputs: (1, 1))
 fan.register(Sandwich, lambda module, inputs, outputs: (inputs + outputs,) * 2)  # two products, one after the other
 
 

@@ -23,7 +23,7 @@ class LipschitzBounded(NetworkNode):
     """The bound gamma, in logits per unit l2 of pixels (before any normalisation)."""
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Sequential:
-        from robustbench_rkhs.layers.sandwich import Sandwich, SandwichLinear, Scale
+        from robustbench_rkhs.layers import Sandwich, SandwichLinear, Scale
 
         root = math.sqrt(self.lipschitz)
         layers, features = [*self.first(shape), nn.Flatten(), Scale(root)], math.prod(shape)

@@ -1,0 +1,118 @@
+"""Convolutions worked out frequency by frequency on a torus: any kernel, stride and image size."""
+
+import math
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robustbench_rkhs.lipschitz import Uncertifiable
+from robustbench_rkhs.lipschitz.bounds import weights
+from robustbench_rkhs.node import UserError
+
+PADDING = ("circular", "zeros")
+
+
+class FourierConv(nn.Module):
+    r"""A convolution whose matrix at each frequency is a function of the kernel's: what Fourier layers share.
+
+    A stride s folds s x s pixels into channels (an isometry; sizes that s does not divide are filled up with zeros) and acts with
+    stride one on ceil(n / s) pixels; a kernel of k taps then has max(1, k // s) a side, as published. `circular`: the torus is
+    the folded image itself. `zeros`: the torus is larger by the taps less one, the image stands on zeros, and the result is cut
+    back to the image's place: cutting and filling have norm one, so that what holds on the torus holds for the image.
+    Raises UserError for sizes below one and unknown padding.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding_mode: str) -> None:
+        super().__init__()
+        sizes = in_channels, out_channels, kernel_size, stride
+        if min(sizes) < 1:
+            raise UserError(f"{type(self).__name__}: expected sizes of at least 1, found {', '.join(map(str, sizes))}")
+        if padding_mode not in PADDING:
+            raise UserError(f"{type(self).__name__}: expected padding_mode circular or zeros, found {padding_mode!r}")
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size, self.stride, self.padding_mode = kernel_size, stride, padding_mode
+        self.folded_channels, self.taps = in_channels * stride**2, max(1, kernel_size // stride)
+
+    def folded(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch folded rows columns"]:
+        """Blocks of stride x stride pixels as channels."""
+        if self.stride == 1:
+            return x
+        height, width = x.shape[-2:]
+        x = functional.pad(x, (0, -width % self.stride, 0, -height % self.stride))
+        return functional.pixel_unshuffle(x, self.stride)
+
+    def places(self, height: int, width: int) -> tuple[int, int]:
+        """Size of the output."""
+        return -(-height // self.stride), -(-width // self.stride)
+
+    def torus(self, height: int, width: int) -> tuple[int, int]:
+        """Points of the torus for an input of this size."""
+        extra = self.taps - 1 if self.padding_mode == "zeros" else 0
+        rows, columns = self.places(height, width)
+        return rows + extra, columns + extra
+
+    def exact(self, *parameters: Tensor) -> list[Tensor]:
+        """Parameters in the precision they are evaluated in: float64 in eval mode (where the device has it), else float32.
+
+        Training rounds at 1e-7, which suits a gradient; what is certified and attacked is not left to it.
+        """
+        double = not self.training and self.bias.device.type != "mps"  # type: ignore[union-attr]
+        return [p.double() if double or p.dtype == torch.float64 else p.float() for p in parameters]
+
+    def checked(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Height and width of an input, once it and all parameters are seen to fit. Raises Uncertifiable otherwise."""
+        for name, parameter in self.named_parameters():
+            weights(parameter, name)
+        if len(shape) != 3 or shape[0] != self.in_channels:
+            raise Uncertifiable(f"expected images of {self.in_channels} channels, found an input of shape {shape}")
+        return shape[1], shape[2]
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding_mode={self.padding_mode!r}"
+        )
+
+
+def spectrum(
+    kernel: Float[Tensor, "outputs inputs height width"], torus: tuple[int, int]
+) -> Complex[Tensor, "half outputs inputs"]:
+    r"""The kernel's matrix at each frequency of the torus, the tap height // 2, width // 2 at the origin.
+
+    .. math:: \hat W_{ab} = \sum_{st} W_{st}\, e^{-2 \pi i (a (s - c) / m + b (t - c) / n)}, \qquad b \le n / 2
+
+    The other frequencies are conjugates. A torus smaller than the kernel wraps it. Cost: a product of (frequencies x taps) and
+    (taps x entries), in real arithmetic; no transform of the padded kernel.
+    """
+    outputs, inputs, height, width = kernel.shape
+    rows, columns = torus
+    row, column = _angles(rows, height, rows), _angles(columns, width, columns // 2 + 1)
+    angles = (row[:, None, :, None] + column[None, :, None, :]).reshape(-1, height * width).to(kernel.device)
+    flat = kernel.permute(2, 3, 0, 1).reshape(height * width, -1)
+    cosine, sine = (wave(angles).to(kernel.dtype) @ flat for wave in (torch.cos, torch.sin))
+    return torch.complex(cosine, -sine).view(-1, outputs, inputs)
+
+
+def _angles(points: int, taps: int, frequencies: int) -> Float[Tensor, "frequencies taps"]:
+    """2 pi k (t - taps // 2) / points in float64, reduced in integers first."""
+    turns = torch.outer(torch.arange(frequencies), torch.arange(taps) - taps // 2) % points
+    return 2 * math.pi / points * turns.double()
+
+
+def forwards(x: Float[Tensor, "batch channels height width"], torus: tuple[int, int]) -> Complex[Tensor, "half channels batch"]:
+    """Images on zeros on the torus, to frequencies."""
+    return torch.fft.rfft2(x, s=torus).flatten(2).permute(2, 1, 0)
+
+
+def backwards(x: Complex[Tensor, "half channels batch"], torus: tuple[int, int]) -> Float[Tensor, "batch channels rows columns"]:
+    """Frequencies to images of the torus."""
+    return torch.fft.irfft2(x.permute(2, 1, 0).unflatten(-1, (torus[0], torus[1] // 2 + 1)), s=torus)
+
+
+def delta(outputs: int, inputs: int, taps: int, matrix: Tensor) -> Tensor:
+    """A kernel of zeros but for the matrix at its centre: at every frequency the matrix itself."""
+    kernel = torch.zeros(outputs, inputs, taps, taps)
+    kernel[..., taps // 2, taps // 2] = matrix
+    return kernel

@@ -1,0 +1,173 @@
+"""Affine maps of a constrained matrix, dense or frequency by frequency, with an activation after them: shared by their families."""
+
+import math
+from abc import abstractmethod
+
+import torch
+from jaxtyping import Complex, Float, Float64
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robustbench_rkhs.layers.fourier import FourierConv, backwards, forwards
+from robustbench_rkhs.lipschitz import Bound, Uncertifiable, affine, constants, fan
+from robustbench_rkhs.lipschitz.bounds import spectral, weights
+from robustbench_rkhs.node import UserError
+
+ACTIVATIONS = ("relu", "maxmin", "none")
+
+
+def activated(activation: str, x: Float[Tensor, "batch *inputs"]) -> Float[Tensor, "batch *inputs"]:
+    """ReLU, MaxMin (channels in halves, as layers.MaxMin) or nothing: none raises a norm."""
+    if activation == "relu":
+        return functional.relu(x)
+    if activation == "none":
+        return x
+    one, other = x.chunk(2, dim=1)
+    return torch.cat([torch.maximum(one, other), torch.minimum(one, other)], dim=1)
+
+
+def _fitting(layer: str, activation: str, outputs: int) -> str:
+    """The activation. Raises UserError where there is none of this name, or the outputs cannot be paired."""
+    if activation not in ACTIVATIONS:
+        raise UserError(f"{layer}: expected activation {', '.join(ACTIVATIONS)}, found {activation!r}")
+    if activation == "maxmin" and outputs % 2:
+        raise UserError(f"{layer}: maxmin pairs outputs: expected an even number, found {outputs}")
+    return activation
+
+
+class DenseMap(nn.Module):
+    """y = activation(M x + b) on the last dimension, M worked out from free parameters."""
+
+    def __init__(self, in_features: int, out_features: int, activation: str) -> None:
+        super().__init__()
+        if min(in_features, out_features) < 1:
+            raise UserError(f"{type(self).__name__}: expected sizes of at least 1, found {in_features} and {out_features}")
+        self.in_features, self.out_features = in_features, out_features
+        self.activation = _fitting(type(self).__name__, activation, out_features)
+        self.bias = nn.Parameter(torch.zeros(out_features))
+
+    @abstractmethod
+    def matrix(self) -> Float64[Tensor, "outputs inputs"]:
+        """M, in float64 where the device has it, as it is certified."""
+
+    def wide(self, parameter: Tensor) -> Tensor:
+        """A parameter in the precision the matrix is worked out in."""
+        return parameter.to(torch.float32 if parameter.device.type == "mps" else torch.float64)
+
+    def forward(self, x: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch outputs"]:
+        with torch.autocast(x.device.type, enabled=False):
+            matrix = self.matrix()
+        return activated(self.activation, functional.linear(x, matrix.to(x.dtype), self.bias))
+
+    @torch.no_grad()
+    def settled(self) -> nn.Module:
+        """A plain twin for evaluation: the matrix as it is now."""
+        linear = nn.Linear(self.in_features, self.out_features).to(self.bias)
+        linear.weight.copy_(self.matrix())
+        linear.bias.copy_(self.bias)
+        return nn.Sequential(linear, SettledActivation(self.activation))
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, activation={self.activation!r}"
+
+
+class FourierMap(FourierConv):
+    """y = activation(M x + b), M a matrix for each frequency of the torus."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding_mode: str, activation: str
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding_mode)
+        self.activation = _fitting(type(self).__name__, activation, out_channels)
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+
+    @abstractmethod
+    def matrices(self, torus: tuple[int, int]) -> Complex[Tensor, "half outputs folded"]:
+        """M at each frequency."""
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch outputs rows columns"]:
+        with torch.autocast(x.device.type, enabled=False):
+            return self.mapped(x, self.matrices(self.torus(*x.shape[-2:])))
+
+    def mapped(self, x: Tensor, matrices: Tensor) -> Tensor:
+        """The layer, its matrices given."""
+        torus, (rows, columns) = self.torus(*x.shape[-2:]), self.places(*x.shape[-2:])
+        waves = forwards(self.folded(x if x.dtype == torch.float64 else x.float()), torus)
+        y = backwards(matrices.to(waves.dtype) @ waves, torus)[..., :rows, :columns]
+        return activated(self.activation, y + self.bias.to(y.dtype)[:, None, None])
+
+    def settled(self) -> nn.Module:
+        """A twin for evaluation."""
+        return SettledMap(self)
+
+
+class SettledMap(nn.Module):
+    """A Fourier layer whose matrices are worked out once for each image size it meets; its weights are not to change.
+
+    No rule certifies it; certificates look at the layer it was made from.
+    """
+
+    def __init__(self, layer: FourierMap) -> None:
+        super().__init__()
+        self.layer = layer.eval().requires_grad_(False)
+        self._known: dict[tuple[int, int], Tensor] = {}
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch outputs rows columns"]:
+        torus = self.layer.torus(*x.shape[-2:])
+        if torus not in self._known:
+            with torch.inference_mode(False), torch.no_grad():
+                self._known[torus] = self.layer.matrices(torus).to(torch.complex64 if x.dtype != torch.float64 else None)
+        return self.layer.mapped(x, self._known[torus])
+
+
+class SettledActivation(nn.Module):
+    """The activation after a settled matrix."""
+
+    def __init__(self, activation: str) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, x: Float[Tensor, "batch *inputs"]) -> Float[Tensor, "batch *inputs"]:
+        return activated(self.activation, x)
+
+
+def dense_bound(module: DenseMap, shape: tuple[int, ...]) -> Bound:
+    """The norm of the matrix as evaluated in float64 from the stored parameters; each family registers it for itself."""
+    for name, parameter in module.named_parameters():
+        weights(parameter, name)
+    if shape != (module.in_features,):
+        raise Uncertifiable(f"expected {module.in_features} features, found an input of shape {shape}")
+    return Bound(spectral(weights(module.matrix(), "matrix")), (module.out_features,))
+
+
+def fourier_bound(module: FourierMap, shape: tuple[int, ...]) -> Bound:
+    """The largest norm over the frequencies; folding is an isometry, standing on zeros and cutting out contract."""
+    height, width = module.checked(shape)
+    matrices = module.matrices(module.torus(height, width))
+    if not matrices.isfinite().all():
+        raise Uncertifiable("its matrices are not finite: the weights are too large")
+    return Bound(spectral(matrices), (module.out_channels, *module.places(height, width)))
+
+
+for _kind in (DenseMap, FourierMap):
+    affine.register(_kind, lambda module: module.activation == "none")
+
+
+@fan.register
+def _(module: DenseMap, inputs: int, outputs: int) -> tuple[int, int]:
+    return module.in_features, module.out_features
+
+
+@fan.register
+def _(module: FourierMap, inputs: int, outputs: int) -> tuple[int, int]:
+    """Two transforms and a product, each a sum of no more than all there is on the torus."""
+    both = 4 * (inputs + outputs + module.folded_channels * module.taps**2 * module.stride**2)
+    return both, both
+
+
+@constants.register(DenseMap)
+@constants.register(FourierMap)
+def _(module: DenseMap | FourierMap, shape: tuple[int, ...]) -> float:
+    """The bias once for each place it is added at, negative parts included."""
+    copies = 1 if isinstance(module, DenseMap) else math.prod(module.places(*shape[-2:]))
+    return math.sqrt(copies) * module.bias.double().norm().item()
