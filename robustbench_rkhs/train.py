@@ -44,7 +44,7 @@ def train(
     Every random draw is counted by (seed, epoch, step), so a run that was killed and resumed ends bit for bit where an
     uninterrupted one does (on the same device with the same number of threads). Raises UserError at a loss or gradient that is
     not finite, naming the step; at a folder that holds another recipe's training; where nothing can be written.
-    Under torchrun every step's batch is divided among the join, and losses and gradients are averaged: the same training.
+    Under torchrun every step's batch is divided among the processes, and losses and gradients are averaged: the same training.
     """
     device = join(device)
     splits = recipe.data.load()
@@ -117,7 +117,7 @@ class Run:
         if world() > 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules()):
             raise UserError("a network with BatchNorm trains in one process: several would each normalise their own part")
         if world() > recipe.batch_size:
-            raise UserError(f"expected a batch_size of at least the {world()} join, found {recipe.batch_size}")
+            raise UserError(f"expected a batch_size of at least the {world()} processes, found {recipe.batch_size}")
         if recipe.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.model) if recipe.ema else None

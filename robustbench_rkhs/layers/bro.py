@@ -21,7 +21,8 @@ def reflector(free: Inexact[Tensor, "*batch rows rank"]) -> Inexact[Tensor, "*ba
     .. math:: Q = I - 2 V (V^* V + \epsilon I)^{-1} V^*, \qquad Q^* Q = I \text{ at } \epsilon = 0, \quad \lVert Q \rVert \le 1
 
     for every epsilon >= 0, here 1e-6 of the trace. V is scaled to a largest entry of one first, so that no square overflows.
-    Cost: a Cholesky factor of order `rank`, a triangular solve and a product. Source: Lai et al., "Enhancing certified robustness via block reflector orthogonal layers", ICML 2025.
+    Cost: a Cholesky factor of order `rank`, a triangular solve and a product.
+    Source: Lai et al., "Enhancing certified robustness via block reflector orthogonal layers", ICML 2025.
     """
     peak = free.detach().abs().amax()
     v = free / torch.where(peak > 0, peak, 1)
