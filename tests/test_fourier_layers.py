@@ -19,7 +19,7 @@ from robustbench_rkhs.layers import (
     SandwichConvLinear,
 )
 from robustbench_rkhs.layers.cayley import _Inverse, cayley
-from robustbench_rkhs.layers.fourier import spectrum
+from robustbench_rkhs.layers.fourier import multiplied, spectrum
 from robustbench_rkhs.lipschitz import Uncertifiable, upper
 from robustbench_rkhs.node import UserError
 
@@ -67,6 +67,19 @@ def test_spectrum_is_the_fourier_transform_of_the_wrapped_kernel(rows, columns, 
             wrapped[..., (s - taps // 2) % rows, (t - taps // 2) % columns] += kernel[..., s, t]
     truth = torch.fft.rfft2(wrapped).flatten(2).permute(2, 0, 1)
     torch.testing.assert_close(spectrum(kernel, (rows, columns)), truth)
+
+
+@pytest.mark.parametrize("torus", [(3, 3), (3, 4), (2, 5), (1, 1)])
+def test_multiplication_by_frequency_has_its_first_and_second_gradient(torus):
+    torch.manual_seed(0)
+    x = torch.randn(2, 2, *(max(1, side - 1) for side in torus), dtype=torch.float64, requires_grad=True)
+    kernel = torch.randn(3, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+
+    def apply(x, kernel):
+        return multiplied(x, spectrum(kernel, torus), torus)
+
+    assert torch.autograd.gradcheck(apply, (x, kernel))
+    assert torch.autograd.gradgradcheck(apply, (x, kernel))
 
 
 @pytest.mark.parametrize("kernel, stride", [(1, 1), (3, 1), (5, 1), (2, 2), (4, 2)])

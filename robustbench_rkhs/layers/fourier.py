@@ -1,6 +1,7 @@
 """Convolutions worked out frequency by frequency on a torus: any kernel, stride and image size."""
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Complex, Float
@@ -101,14 +102,63 @@ def _angles(points: int, taps: int, frequencies: int) -> Float[Tensor, "frequenc
     return 2 * math.pi / points * turns.double()
 
 
-def forwards(x: Float[Tensor, "batch channels height width"], torus: tuple[int, int]) -> Complex[Tensor, "half channels batch"]:
-    """Images on zeros on the torus, to frequencies."""
-    return torch.fft.rfft2(x, s=torus).flatten(2).permute(2, 1, 0)
+def multiplied(
+    x: Float[Tensor, "batch inputs height width"],
+    matrices: Complex[Tensor, "half outputs inputs"],
+    torus: tuple[int, int],
+) -> Float[Tensor, "batch outputs rows columns"]:
+    r"""Images on zeros on the torus, each frequency multiplied by its matrix: y = F^-1 M F x.
+
+    Gradients of any order. Cost: a transform there and one back; the gradient costs as much again and two products, for the
+    adjoint of a real map is real: F^-1 M* F, without the full complex transform that automatic differentiation would take.
+    """
+    extra = torus[0] - x.shape[-2], torus[1] - x.shape[-1]
+    if extra != (0, 0):
+        x = functional.pad(x, (0, extra[1], 0, extra[0]))
+    y: Tensor = _Multiply.apply(x, matrices)
+    return y
 
 
-def backwards(x: Complex[Tensor, "half channels batch"], torus: tuple[int, int]) -> Float[Tensor, "batch channels rows columns"]:
-    """Frequencies to images of the torus."""
-    return torch.fft.irfft2(x.permute(2, 1, 0).unflatten(-1, (torus[0], torus[1] // 2 + 1)), s=torus)
+class _Multiply(torch.autograd.Function):
+    """Real images and a matrix for each frequency of the half plane that determines the other half."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, matrices: Tensor) -> Tensor:
+        waves = _there(x)
+        context.save_for_backward(x, matrices, waves if context.needs_input_grad[1] else waves[:0])
+        return _back(matrices @ waves, x.shape[-2:])
+
+    @staticmethod
+    def backward(context: Any, *slopes: Any) -> Any:
+        x, matrices, waves = context.saved_tensors
+        slope, size = slopes[0], x.shape[-2:]
+        if torch.is_grad_enabled():  # a gradient of this gradient is wanted: in differentiable steps
+            along_x = _Multiply.apply(slope, matrices.mH.resolve_conj()) if context.needs_input_grad[0] else None
+            along_m = _products(_there(slope), _there(x), size) if context.needs_input_grad[1] else None
+            return along_x, along_m
+        there = _there(slope)
+        along_x = _back(matrices.mH @ there, size) if context.needs_input_grad[0] else None
+        return along_x, _products(there, waves, size) if context.needs_input_grad[1] else None
+
+
+def _products(slopes: Tensor, waves: Tensor, size: torch.Size) -> Tensor:
+    """Gradient of the matrices: each frequency's outer products; all but the columns 0 and n / 2 stand for two."""
+    rows, columns = size
+    count = torch.full((columns // 2 + 1,), 2.0 / (rows * columns), dtype=waves.real.dtype, device=waves.device)
+    count[0] /= 2
+    if columns % 2 == 0:
+        count[-1] /= 2
+    return (slopes @ waves.mH) * count.repeat(rows)[:, None, None]
+
+
+def _there(x: Tensor) -> Tensor:
+    """Images to (frequency, channel, image)."""
+    return torch.fft.rfft2(x).flatten(2).permute(2, 1, 0).contiguous()
+
+
+def _back(x: Tensor, size: torch.Size) -> Tensor:
+    """(frequency, channel, image) to images."""
+    return torch.fft.irfft2(x.permute(2, 1, 0).unflatten(-1, (size[0], size[1] // 2 + 1)), s=size)
 
 
 def delta(outputs: int, inputs: int, taps: int, matrix: Tensor) -> Tensor:

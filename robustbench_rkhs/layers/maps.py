@@ -8,7 +8,7 @@ from jaxtyping import Complex, Float, Float64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustbench_rkhs.layers.fourier import FourierConv, backwards, forwards
+from robustbench_rkhs.layers.fourier import FourierConv, multiplied
 from robustbench_rkhs.lipschitz import Bound, Uncertifiable, affine, constants, fan
 from robustbench_rkhs.lipschitz.bounds import spectral, weights
 from robustbench_rkhs.node import UserError
@@ -92,8 +92,8 @@ class FourierMap(FourierConv):
     def mapped(self, x: Tensor, matrices: Tensor) -> Tensor:
         """The layer, its matrices given."""
         torus, (rows, columns) = self.torus(*x.shape[-2:]), self.places(*x.shape[-2:])
-        waves = forwards(self.folded(x if x.dtype == torch.float64 else x.float()), torus)
-        y = backwards(matrices.to(waves.dtype) @ waves, torus)[..., :rows, :columns]
+        x = self.folded(x if x.dtype == torch.float64 else x.float())
+        y = multiplied(x, matrices.to(x.dtype.to_complex()), torus)[..., :rows, :columns]
         return activated(self.activation, y + self.bias.to(y.dtype)[:, None, None])
 
     def settled(self) -> nn.Module:

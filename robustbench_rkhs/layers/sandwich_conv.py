@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustbench_rkhs.layers.cayley import at_length, cayley
-from robustbench_rkhs.layers.fourier import FourierConv, backwards, delta, forwards, spectrum
+from robustbench_rkhs.layers.fourier import FourierConv, delta, multiplied, spectrum
 from robustbench_rkhs.layers.maps import FourierMap, fourier_bound
 from robustbench_rkhs.layers.sandwich import BALANCED
 from robustbench_rkhs.lipschitz import Bound, Uncertifiable, constants, fan, rule
@@ -63,10 +63,10 @@ class SandwichConv(FourierConv):
     def mapped(self, x: Tensor, outer: Tensor, inner: Tensor) -> Tensor:
         """The layer, its matrices given."""
         torus, (rows, columns) = self.torus(*x.shape[-2:]), self.places(*x.shape[-2:])
-        waves = forwards(self.folded(x if x.dtype == torch.float64 else x.float()), torus)
-        shift = (self.psi.exp() * self.bias).to(waves.real.dtype)[:, None, None]
-        hidden = functional.relu(backwards(math.sqrt(2) * inner.to(waves.dtype) @ waves, torus) + shift)
-        y = backwards(math.sqrt(2) * outer.to(waves.dtype) @ forwards(hidden, torus), torus)
+        x = self.folded(x if x.dtype == torch.float64 else x.float())
+        kind, shift = x.dtype.to_complex(), (self.psi.exp() * self.bias).to(x.dtype)[:, None, None]
+        hidden = functional.relu(multiplied(x, math.sqrt(2) * inner.to(kind), torus) + shift)
+        y = multiplied(hidden, math.sqrt(2) * outer.to(kind), torus)
         return y[..., :rows, :columns]
 
     def settled(self) -> nn.Module:
