@@ -1,8 +1,35 @@
 """Layers whose Lipschitz bound is proved; each file holds the layer and its rule."""
 
-from robustbench_rkhs.layers.activations import MaxMin
+from robustbench_rkhs.layers.activations import GroupSort, MaxMin
+from robustbench_rkhs.layers.aol import AOL, AOLConv
+from robustbench_rkhs.layers.cpl import CPL, CPLConv
+from robustbench_rkhs.layers.linear_residual import LinearResidual, LinearResidualConv
 from robustbench_rkhs.layers.normalize import Normalize
+from robustbench_rkhs.layers.normalized import LinearNormalized
 from robustbench_rkhs.layers.residual import Residual
 from robustbench_rkhs.layers.sandwich import Sandwich, SandwichLinear, Scale
+from robustbench_rkhs.layers.shapes import FirstFeatures, PadChannels, ScaledAveragePool, SpaceToDepth
+from robustbench_rkhs.layers.sll import SLL, SLLConv
 
-__all__ = ["MaxMin", "Normalize", "Residual", "Sandwich", "SandwichLinear", "Scale"]
+__all__ = [
+    "AOL",
+    "CPL",
+    "SLL",
+    "AOLConv",
+    "CPLConv",
+    "FirstFeatures",
+    "GroupSort",
+    "LinearNormalized",
+    "LinearResidual",
+    "LinearResidualConv",
+    "MaxMin",
+    "Normalize",
+    "PadChannels",
+    "Residual",
+    "SLLConv",
+    "Sandwich",
+    "SandwichLinear",
+    "Scale",
+    "ScaledAveragePool",
+    "SpaceToDepth",
+]
