@@ -66,13 +66,8 @@ def gram_bound(matrices: Inexact[Tensor, "batch rows columns"]) -> Float[Tensor,
 
 
 def _length(matrices: Inexact[Tensor, "batch order order"]) -> Float[Tensor, " batch"]:
-    """Frobenius norms; one in a hundred of the smallest float for zeros, which have no direction to follow."""
-    tiny = torch.finfo(matrices.dtype).tiny
-    return (
-        torch.view_as_real(matrices).flatten(1).norm(dim=1).clamp_min(tiny)
-        if matrices.is_complex()
-        else (matrices.flatten(1).norm(dim=1).clamp_min(tiny))
-    )
+    """Frobenius norms; the smallest normal number for zeros, which can then be divided by."""
+    return matrices.flatten(1).norm(dim=1).clamp_min(torch.finfo(matrices.dtype).tiny)
 
 
 def frequencies(weight: Float[Tensor, "inner channel kernel kernel"]) -> Inexact[Tensor, "frequency inner channel"]:
