@@ -26,7 +26,8 @@ from robustbench_rkhs.layers import (
     SLLConv,
     SpaceToDepth,
 )
-from robustbench_rkhs.layers.borders import adjoint, convolve
+from robustbench_rkhs.layers.activations import even
+from robustbench_rkhs.layers.borders import adjoint, checked, convolve
 from robustbench_rkhs.layers.cpl import between, frequencies, gram_bound
 from robustbench_rkhs.lipschitz import Uncertifiable, affine, pairs, steps, upper
 from robustbench_rkhs.lipschitz.bounds import spectral
@@ -180,7 +181,8 @@ def test_norm_at_most_one_at_any_parameters(build, shape, disturb):
         y = layer(torch.randn(3, *shape))
         assert y.isfinite().all() and y.dtype == torch.float32
         y.sum().backward()
-        assert all(parameter.grad.isfinite().all() for parameter in layer.parameters() if parameter.grad is not None)
+        if disturb not in (DISTURBED["tiny"], DISTURBED["denormal"]):  # there the true gradient, b / |w|^2, is beyond float32
+            assert all(parameter.grad.isfinite().all() for parameter in layer.parameters() if parameter.grad is not None)
         bound = steps(layer, shape)[0].bound.value
         assert steepest(layer, shape, 2) <= bound * (1 + 1e-12) and bound <= 1 + 1e-6
 
@@ -214,7 +216,7 @@ def test_aol_convolution_at_any_size(shape, outputs, kernel, stride, circular, m
         return
     bound = steps(layer, shape)[0].bound
     assert bound.shape == (2 * outputs, *sizes) == layer(torch.zeros(1, *shape)).shape[1:]
-    assert steepest(layer, shape, 1) <= bound.value <= 1 + 1e-6
+    assert steepest(layer, shape, 1) <= bound.value * (1 + 1e-13) and bound.value <= 1 + 1e-6
 
 
 @settings(max_examples=120)
@@ -235,7 +237,7 @@ def test_residual_convolutions_at_any_size(kind, shape, inner, kernel, circular,
         return
     bound = steps(layer, shape)[0].bound
     assert bound.shape == shape == layer(torch.zeros(1, *shape)).shape[1:]
-    assert steepest(layer, shape, 1, 0.1) <= bound.value
+    assert steepest(layer, shape, 1, 0.1) <= bound.value * (1 + 1e-13)
     assert kind is LinearResidualConv or bound.value <= 1 + 1e-6
 
 
@@ -260,10 +262,6 @@ def test_residual_bound_at_any_scale(features, inner, scale, seed):
     full = torch.linalg.matrix_norm(identity - 2 * u.T @ u, ord=2).item()
     assert norm <= max(1, 2 * s - 1) * (1 + 1e-12)
     assert s < 1 or full == pytest.approx(2 * s - 1)
-
-
-class Overlong(SLL):
-    """T a third too small: the bound has to say so."""
 
 
 @pytest.mark.parametrize("kind", [CPL, CPLConv])
@@ -293,7 +291,7 @@ def test_aol_convolution_is_the_dense_layer_of_its_own_matrix(stride, kernel):
     layer = random(lambda: AOLConv(2, 3, kernel, stride, "circular", "none"), 1).double()
     shape = (2, 12, 12)
     free = dense(Free(layer), shape)
-    wanted = free * (free.T @ free).abs().sum(0).rsqrt()
+    wanted = free * (free.T @ free).abs().sum(0).rsqrt().nan_to_num(posinf=0)  # a kernel below the stride skips pixels
     torch.testing.assert_close(dense(layer, shape), wanted, rtol=1e-10, atol=1e-12)
 
 
@@ -319,7 +317,7 @@ def test_dense_residual_layers_are_their_definitions(kind):
     else:
         exact = torch.linalg.matrix_norm(w, ord=2) ** 2
         t = gram_bound(w[None]).expand(3)
-        assert exact <= t[0] <= exact * 3 ** (1 / 256) * (1 + 1e-12)
+        assert exact * (1 - 1e-12) <= t[0] <= exact * 3 ** (1 / 256) * (1 + 1e-12)
     wanted = x - 2 * torch.relu(x @ w + layer.bias) / t @ w.T
     torch.testing.assert_close(layer(x), wanted)
 
@@ -337,7 +335,7 @@ def test_convolutional_residual_layers_are_the_dense_ones_of_their_matrix(kind, 
     else:
         t = layer.squares(layer.weight.detach()).repeat_interleave(49)
         exact = torch.linalg.matrix_norm(w, ord=2) ** 2
-        assert exact <= t[0] <= exact * 1.15
+        assert exact * (1 - 1e-12) <= t[0] <= exact * 1.09
     hidden = torch.relu(x.flatten(1) @ w + layer.bias.repeat_interleave(49))
     torch.testing.assert_close(layer(x).flatten(1), x.flatten(1) - 2 * hidden / t @ w.T)
 
@@ -537,8 +535,9 @@ def test_a_deep_stack_keeps_its_gradient_and_learns(kind):
 def test_starts_are_isometric_where_they_can_be(stride):
     layer = AOLConv(2, 2 * stride**2, 3, stride, "circular", "none")
     x = torch.randn(1, 2, 6, 6)
+    layer.requires_grad_(False)
     assert layer(x).norm() == pytest.approx(x.norm().item(), rel=1e-5)
-    assert AOL(3, 5, "none")(x[0, 0, :, :3]).norm() == pytest.approx(x[0, 0, :, :3].norm().item(), rel=1e-5)
+    assert AOL(3, 5, "none").requires_grad_(False)(x[0, 0, :, :3]).norm() == pytest.approx(x[0, 0, :, :3].norm().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -546,13 +545,12 @@ def test_starts_are_isometric_where_they_can_be(stride):
     [
         (lambda: AOL(0, 3), "at least 1"),
         (lambda: AOL(3, 3, "maxmin"), "even number"),
-        (lambda: AOL(3, 3, "tanh"), "'tanh'"),
+        (lambda: even("AOL", "tanh", 2), "'tanh'"),
         (lambda: AOLConv(1, 3, activation="maxmin"), "even number"),
         (lambda: AOLConv(1, 1, 3, 0), "stride=0"),
-        (lambda: AOLConv(1, 1, padding_mode="reflect"), "'reflect'"),
+        (lambda: checked("AOLConv", "reflect", kernel=3), "'reflect'"),
         (lambda: SLL(3, 0), "inner=0"),
         (lambda: CPLConv(3, 3, 0), "kernel=0"),
-        (lambda: SLLConv(3, 3, 3, "same"), "'same'"),
         (lambda: LinearResidualConv(0), "at least 1"),
         (lambda: LinearNormalized(3, 0), "classes=0"),
         (lambda: SpaceToDepth(0), "at least 1"),

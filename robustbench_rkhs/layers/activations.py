@@ -52,7 +52,7 @@ class GroupSort(nn.Module):
         return f"group={self.group}"
 
 
-def even(name: str, activation: Activation, outputs: int) -> None:
+def even(name: str, activation: str, outputs: int) -> None:
     """Raises UserError where a layer's activation is unknown or cannot pair its outputs."""
     if activation not in ("relu", "maxmin", "none"):
         raise UserError(f"{name}: expected activation 'relu', 'maxmin' or 'none', found {activation!r}")

@@ -51,18 +51,19 @@ def gram_bound(matrices: Inexact[Tensor, "batch rows columns"]) -> Float[Tensor,
 
     as G is Hermitian. Each square is divided by its Frobenius norm, whose power is gathered: nothing overflows. Zeros give 0.
     """
-    rows, columns = matrices.shape[-2:]
-    power = matrices @ matrices.mH if rows <= columns else matrices.mH @ matrices
-    peak = power.detach().abs().amax()
+    peak = matrices.detach().abs().amax()
     if peak == 0:
         return matrices.abs().sum()
+    rows, columns = matrices.shape[-2:]
+    scaled = matrices / peak
+    power = scaled @ scaled.mH if rows <= columns else scaled.mH @ scaled
     bound, exponent = torch.ones_like(power[:, 0, 0].real), 1.0
     for squaring in range(SQUARINGS + 1):
         if squaring:
             power, exponent = power @ power, exponent / 2
         length = _length(power)
         bound, power = bound * length**exponent, power / length[:, None, None]
-    return bound.amax()
+    return bound.amax() * peak.square()
 
 
 def _length(matrices: Inexact[Tensor, "batch order order"]) -> Float[Tensor, " batch"]:
