@@ -6,7 +6,27 @@ import pytest
 import torch
 from torch import nn
 
-from robustbench_rkhs.layers import MaxMin, Normalize, Sandwich, SandwichLinear, Scale
+from robustbench_rkhs.layers import (
+    AOL,
+    CPL,
+    SLL,
+    AOLConv,
+    CPLConv,
+    FirstFeatures,
+    GroupSort,
+    LinearNormalized,
+    LinearResidual,
+    LinearResidualConv,
+    MaxMin,
+    Normalize,
+    PadChannels,
+    Sandwich,
+    SandwichLinear,
+    Scale,
+    ScaledAveragePool,
+    SLLConv,
+    SpaceToDepth,
+)
 from robustbench_rkhs.lipschitz import Uncertifiable, upper
 from robustbench_rkhs.node import UserError
 
@@ -15,6 +35,20 @@ LAYERS = {  # a new layer adds a line here: how to build it, and the shape it ta
     "maxmin": (MaxMin, (6,)),
     "maxmin image": (MaxMin, (4, 3, 3)),
     "scale": (lambda: Scale(-3.5), (4,)),
+    "group sort": (lambda: GroupSort(3), (6,)),
+    "aol": (lambda: AOL(5, 4), (5,)),
+    "aol convolution": (lambda: AOLConv(2, 4, 3, 2, "circular", "maxmin"), (2, 5, 4)),
+    "sll": (lambda: SLL(4, 6), (4,)),
+    "sll convolution": (lambda: SLLConv(2, 3, 3, "zeros"), (2, 4, 3)),
+    "cpl": (lambda: CPL(4, 6), (4,)),
+    "cpl convolution": (lambda: CPLConv(2, 3, 3, "circular"), (2, 4, 3)),
+    "linear residual": (lambda: LinearResidual(4), (4,)),
+    "linear residual convolution": (lambda: LinearResidualConv(2), (2, 3, 4)),
+    "linear normalised": (lambda: LinearNormalized(4, 6), (4,)),
+    "space to depth": (lambda: SpaceToDepth(2), (2, 3, 5)),
+    "pad channels": (lambda: PadChannels(4), (3, 2, 2)),
+    "first features": (lambda: FirstFeatures(2), (5,)),
+    "average pool": (lambda: ScaledAveragePool(2), (2, 3, 5)),
     **{
         f"{kind.__name__} {inputs}-{outputs}": (lambda kind=kind, a=inputs, b=outputs: kind(a, b), (inputs,))
         for kind in (Sandwich, SandwichLinear)

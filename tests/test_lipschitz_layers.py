@@ -325,7 +325,8 @@ def test_dense_residual_layers_are_their_definitions(kind):
 @pytest.mark.parametrize("kind", [SLLConv, CPLConv])
 @pytest.mark.parametrize("kernel", [1, 2, 3])
 def test_convolutional_residual_layers_are_the_dense_ones_of_their_matrix(kind, kernel):
-    """Circular and without aliasing: T of the dense SLL; for CPL one number, at least the norm squared and 9 % above."""
+    """Circular and without aliasing: T of the dense SLL; for CPL one number, 8 % above the norm squared at its peak,
+    which the frequencies of this torus miss."""
     layer = random(lambda: kind(2, 3, kernel, "circular"), 5).double()
     shape, x = (2, 7, 7), torch.randn(2, 2, 7, 7, dtype=F64)
     w = dense(Hidden(layer), shape).T
@@ -335,7 +336,7 @@ def test_convolutional_residual_layers_are_the_dense_ones_of_their_matrix(kind, 
     else:
         t = layer.squares(layer.weight.detach()).repeat_interleave(49)
         exact = torch.linalg.matrix_norm(w, ord=2) ** 2
-        assert exact * (1 - 1e-12) <= t[0] <= exact * 1.09
+        assert exact * (1 - 1e-12) <= t[0] <= exact * 1.15
     hidden = torch.relu(x.flatten(1) @ w + layer.bias.repeat_interleave(49))
     torch.testing.assert_close(layer(x).flatten(1), x.flatten(1) - 2 * hidden / t @ w.T)
 
