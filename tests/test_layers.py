@@ -75,7 +75,7 @@ def test_jacobian_is_under_the_bound(build, shape):
         layer = build()
         for parameter in layer.parameters():
             parameter.data += torch.randn_like(parameter)
-        assert steepest(layer, shape) <= upper(layer, shape).value
+        assert steepest(layer, shape) <= upper(layer, shape).value * (1 + 1e-13)  # the oracle rounds, too
 
 
 @table
