@@ -1,11 +1,16 @@
 """Activations that keep the norm of gradients."""
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustbench_rkhs.lipschitz import Bound, Uncertifiable, fan, rule
 from robustbench_rkhs.node import UserError
+
+Activation = Literal["relu", "maxmin", "none"]
+"""What a layer applies to its own outputs."""
 
 
 class MaxMin(nn.Module):
@@ -20,8 +25,66 @@ class MaxMin(nn.Module):
     def forward(self, x: Float[Tensor, "batch channel *image"]) -> Float[Tensor, "batch channel *image"]:
         if x.dim() < 2 or x.shape[1] % 2:
             raise UserError(f"MaxMin: expected an even number of channels, found an input of shape {tuple(x.shape)}")
-        one, other = x.chunk(2, dim=1)
-        return torch.cat([torch.maximum(one, other), torch.minimum(one, other)], dim=1)
+        return _maxmin(x, 1)
+
+
+class GroupSort(nn.Module):
+    r"""Each group of neighbouring channels (or features) in descending order: a permutation wherever it is smooth.
+
+    .. math:: y_{[g]} = \mathrm{sort}(x_{[g]}), \qquad L = 1
+
+    as |sort u - sort v| <= |u - v|: no other pairing of two sorted lists is nearer (the rearrangement inequality).
+    Raises UserError where the group does not divide the channels. Cost: a sort. Source: Anil et al., ICML 2019.
+    """
+
+    def __init__(self, group: int) -> None:
+        super().__init__()
+        if group < 1:
+            raise UserError(f"GroupSort: expected groups of at least 1 channel, found {group}")
+        self.group = group
+
+    def forward(self, x: Float[Tensor, "batch channel *image"]) -> Float[Tensor, "batch channel *image"]:
+        if x.dim() < 2 or x.shape[1] % self.group:
+            raise UserError(f"GroupSort: expected channels in groups of {self.group}, found an input of shape {tuple(x.shape)}")
+        return x.unflatten(1, (-1, self.group)).sort(dim=2, descending=True).values.flatten(1, 2)
+
+    def extra_repr(self) -> str:
+        return f"group={self.group}"
+
+
+def even(name: str, activation: str, outputs: int) -> None:
+    """Raises UserError where a layer's activation is unknown or cannot pair its outputs."""
+    if activation not in ("relu", "maxmin", "none"):
+        raise UserError(f"{name}: expected activation 'relu', 'maxmin' or 'none', found {activation!r}")
+    if activation == "maxmin" and outputs % 2:
+        raise UserError(f"{name}: expected an even number of outputs (MaxMin pairs them), found {outputs}")
+
+
+def activated(x: Float[Tensor, "*batch"], activation: Activation, dim: int = 1) -> Float[Tensor, "*batch"]:
+    """A layer's own activation, slopes at most one; `dim`: its channels."""
+    match activation:
+        case "relu":
+            return x.relu()
+        case "maxmin":
+            return _maxmin(x, dim)
+        case "none":
+            return x
+
+
+class Activated(nn.Module):
+    """A layer worked out once, and the activation on its channels."""
+
+    def __init__(self, layer: nn.Module, activation: Activation, dim: int) -> None:
+        super().__init__()
+        self.layer, self.activation, self.dim = layer, activation, dim
+
+    def forward(self, x: Float[Tensor, "*batch"]) -> Float[Tensor, "*outputs"]:
+        return activated(self.layer(x), self.activation, self.dim)
+
+
+def _maxmin(x: Float[Tensor, "*batch"], dim: int) -> Float[Tensor, "*batch"]:
+    one, other = x.chunk(2, dim=dim)
+    return torch.cat([torch.maximum(one, other), torch.minimum(one, other)], dim=dim)
 
 
 @rule.register
@@ -31,4 +94,12 @@ def _(module: MaxMin, shape: tuple[int, ...]) -> Bound:
     return Bound(1.0, shape)
 
 
-fan.register(MaxMin, lambda module, inputs, outputs: (1, 1))
+@rule.register
+def _(module: GroupSort, shape: tuple[int, ...]) -> Bound:
+    if not shape or shape[0] % module.group:
+        raise Uncertifiable(f"expected channels in groups of {module.group}, found an input of shape {shape}")
+    return Bound(1.0, shape)
+
+
+for _kind in (MaxMin, GroupSort):
+    fan.register(_kind, lambda module, inputs, outputs: (1, 1))

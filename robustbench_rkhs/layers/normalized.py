@@ -1,0 +1,64 @@
+"""A last layer whose rows have length one."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robustbench_rkhs.layers.borders import checked, finite, fixed_linear, precise
+from robustbench_rkhs.lipschitz import Bound, Uncertifiable, affine, fan, rule
+from robustbench_rkhs.lipschitz.bounds import spectral, weights
+
+
+class LinearNormalized(nn.Module):
+    r"""Each logit is 1-Lipschitz; all of them together need not be.
+
+    .. math:: y_k = \frac{w_k^\top x}{\lVert w_k \rVert_2} + b_k, \qquad 1 \le L \le \sqrt{\mathrm{classes}}, \qquad
+              L_{yj} = \lVert \hat w_y - \hat w_j \rVert_2 \le 2
+
+    Being affine, it is certified pair by pair (`lipschitz.pairs`), which is what it is for; its own bound is its exact norm.
+    A row of zeros stays zero. Evaluated in float64, as it is certified. Cost: one product.
+    Source: Singla et al., ICLR 2022 (last-layer normalisation).
+    """
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        checked("LinearNormalized", "zeros", features=features, classes=classes)
+        self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(classes, features)))
+        self.bias = nn.Parameter(torch.zeros(classes))
+
+    def matrix(self) -> Float[Tensor, "classes features"]:
+        """The rows of length one, in float64."""
+        with torch.autocast(self.weight.device.type, enabled=False):
+            weight = precise(self.weight)
+            peak = weight.detach().abs().amax(1, keepdim=True)
+            scaled = weight / torch.where(peak > 0, peak, 1)
+            return scaled / torch.where(peak > 0, scaled.square().sum(1, keepdim=True), 1).sqrt()
+
+    def forward(self, x: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch classes"]:
+        return functional.linear(x, self.matrix().to(x.dtype), self.bias)
+
+    @torch.no_grad()
+    def settled(self) -> nn.Module:
+        """The same function as nn.Linear."""
+        return fixed_linear(self.matrix(), self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[1]}, {self.weight.shape[0]}"
+
+
+@rule.register
+def _(module: LinearNormalized, shape: tuple[int, ...]) -> Bound:
+    finite(module)
+    classes, features = module.weight.shape
+    if not shape or shape[-1] != features:
+        raise Uncertifiable(f"expected {features} features, found an input of shape {shape}")
+    return Bound(spectral(weights(module.matrix(), "matrix")), (*shape[:-1], classes))
+
+
+affine.register(LinearNormalized, lambda module: True)
+
+
+@fan.register
+def _(module: LinearNormalized, inputs: int, outputs: int) -> tuple[int, int]:
+    return module.weight.shape[1], module.weight.shape[0]
