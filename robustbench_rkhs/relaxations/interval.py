@@ -12,8 +12,6 @@ from robustbench_rkhs.layers import Normalize, Residual, Scale
 from robustbench_rkhs.node import UserError
 from robustbench_rkhs.relaxations.region import Region, between, wide
 
-UNCHANGED = (nn.Identity, nn.Dropout, nn.Dropout2d)
-"""Layers that do nothing in eval mode, which the bounds are of."""
 SMALLEST = 1e-30
 """No square root is taken of less: its slope at zero is infinite."""
 
@@ -76,9 +74,10 @@ class NoRule(UserError):
 
 def check(module: nn.Module) -> None:
     """Raises NoRule where the layer does not run the code the rule is for."""
-    kind = next((parent for parent in type(module).__mro__ if parent in through.registry and parent is not object), None)
-    if kind is None:
+    known = [kind for kind in type(module).__mro__ if kind in through.registry and issubclass(kind, nn.Module)]
+    if not known:
         raise NoRule("no rule for this type of layer")
+    kind = known[0]
     if type(module).forward is not kind.forward or "forward" in vars(module):
         raise NoRule(f"it overrides forward of {kind.__name__}, which the rule is for")
     if not parametrize.is_parametrized(module) and (module._forward_hooks or module._forward_pre_hooks):
