@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustbench_rkhs.losses.contract import LossNode
+from robustbench_rkhs.modes import per_image
 from robustbench_rkhs.node import Real
 from robustbench_rkhs.relaxations import Box, Norm, ball, crown_margins, interval_margins, trace
 
@@ -45,8 +46,9 @@ class CrownIBP(LossNode):
         self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Tensor, keys: Int[Tensor, " batch"] | None = None
     ) -> Float[Tensor, ""]:
         clean = functional.cross_entropy(model(x).float(), y)
-        found = trace(model, ball(x, self.eps, self.norm, self.box))
-        worst = interval_margins(found, y)
-        if self.beta > 0:
-            worst = self.beta * crown_margins(found, y) + (1 - self.beta) * worst
+        with per_image(model):
+            found = trace(model, ball(x, self.eps, self.norm, self.box))
+            worst = interval_margins(found, y)
+            if self.beta > 0:
+                worst = self.beta * crown_margins(found, y) + (1 - self.beta) * worst
         return self.kappa * clean + (1 - self.kappa) * functional.cross_entropy(-worst, y)

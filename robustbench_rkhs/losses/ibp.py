@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustbench_rkhs.losses.contract import LossNode
+from robustbench_rkhs.modes import per_image
 from robustbench_rkhs.node import Real
 from robustbench_rkhs.relaxations import Box, Norm, ball, interval_margins, trace
 
@@ -41,5 +42,6 @@ class IBP(LossNode):
         self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Tensor, keys: Int[Tensor, " batch"] | None = None
     ) -> Float[Tensor, ""]:
         clean = functional.cross_entropy(model(x).float(), y)
-        worst = interval_margins(trace(model, ball(x, self.eps, self.norm, self.box)), y)
+        with per_image(model):
+            worst = interval_margins(trace(model, ball(x, self.eps, self.norm, self.box)), y)
         return self.kappa * clean + (1 - self.kappa) * functional.cross_entropy(-worst, y)

@@ -26,8 +26,8 @@ class MtlIbp(LossNode):
     upper one: alpha goes from adversarial to certified training. The attack starts at a random point of the ball and takes
     `steps` steps with BatchNorm at its running statistics and dropout off, without gradients of weights; x' then goes through
     the model in the mode it is in. Bounds are of the network in eval mode; float32 also under autocast.
-    Recommended: `schedule: {eps: {begin: 0.1, end: 0.6}, attack_eps: {begin: 0.1, end: 0.6}}`, the published training's ramp of
-    the radius; weights decay or an l1 penalty were added there. Raises UserError naming the layer where there are no bounds
+    Recommended: `schedule: {eps: {begin: 0.1, end: 0.6}}`, the published training's ramp of the radius (the attack follows, unless
+    it has a radius of its own, which then wants the same ramp). Raises UserError naming the layer where there are no bounds
     through it. eps in pixels of [0, 1]. Cost: `steps` forward and image-only backward passes, three forward passes that are
     differentiated.
     Source: De Palma et al., "Expressive Losses for Verified Robustness via Convex Combinations", ICLR 2024.
@@ -57,7 +57,8 @@ class MtlIbp(LossNode):
         self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Tensor, keys: Int[Tensor, " batch"] | None = None
     ) -> Float[Tensor, ""]:
         adversarial = functional.cross_entropy(model(self.attacked(model, x.detach(), y, keys)).float(), y)
-        worst = interval_margins(trace(model, ball(x, self.eps, self.norm, self.box)), y)
+        with per_image(model):
+            worst = interval_margins(trace(model, ball(x, self.eps, self.norm, self.box)), y)
         return (1 - self.alpha) * adversarial + self.alpha * functional.cross_entropy(-worst, y)
 
     def attacked(self, model: nn.Module, x: Tensor, y: Tensor, keys: Tensor | None) -> Float[Tensor, "batch *image"]:
