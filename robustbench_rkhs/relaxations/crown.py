@@ -169,7 +169,7 @@ def _(module: nn.Module, step: Step, rows: Lines) -> Lines:
     left, lower, upper = kink(module), step.before.lower, step.before.upper
     bent = (lower < 0) & (upper > 0)
     gap = torch.where(bent, upper - lower, torch.ones_like(upper))
-    straight = (lower >= 0).to(upper) + left * (lower < 0)
+    straight = (lower >= 0).to(upper) + left * (lower < 0).to(upper)
     over = torch.where(bent, (upper - left * lower) / gap, straight)
     height = torch.where(bent, (1 - over) * upper, torch.zeros_like(upper))
     under = torch.where(bent, (upper > -lower).to(upper) * (1 - left) + left, straight)
