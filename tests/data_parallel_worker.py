@@ -19,6 +19,10 @@ RECIPES = {  # a new method whose value depends on the whole batch, or that draw
     "cross_entropy": {},
     "pgd": {"attack": {"name": "pgd", "eps": 0.2, "steps": 2, "start": "random"}},
     "gradient": {"penalties": [{"name": "gradient", "weight": 0.01}]},
+    "trades": {"loss": {"name": "trades", "norm": "l2", "eps": 0.2, "steps": 2}},
+    "mma": {"loss": {"name": "mma", "eps_max": 0.5, "steps": 2, "bisections": 4}},
+    "crown_ibp": {"loss": {"name": "crown_ibp", "eps": 0.02, "beta": 0.5, "schedule": {"eps": {"end": 0.5}}}},
+    "mtl_ibp": {"loss": {"name": "mtl_ibp", "eps": 0.02, "steps": 2}},
     "projection": {"projections": [{"name": "spectral", "tau": 1.0}]},
 }
 
