@@ -12,7 +12,7 @@ from robustbench_rkhs.node import Real
 
 
 class MultiMargin(LossNode):
-    r"""Mean over the batch of
+    r"""Mean over the batch of what every other class lacks in distance from the label.
 
     .. math:: \frac1K \sum_{j \ne y} \max\big( 0,\; m - f_y(x) + f_j(x) \big)^p
 
