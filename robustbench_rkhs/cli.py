@@ -341,12 +341,12 @@ def _rank(model: Names, data: str | None = None, device: str = "auto", out: Path
 
 def _listing(
     kind: Annotated[
-        Literal["all", "models", "attacks", "certificates", "penalties", "samplers", "projections", "networks", "data"],
+        Literal["all", "models", "attacks", "certificates", "losses", "penalties", "samplers", "projections", "networks", "data"],
         tyro.conf.Positional,
     ] = "all",
     name: Annotated[str | None, tyro.conf.Positional] = None,
 ) -> None:
-    """What there is: models, attacks, certificates, penalties ... With a name: its card, or a model's whole recipe.
+    """What there is: models, attacks, certificates, losses ... With a name: its card, or a model's whole recipe.
 
     $ rkhs-list
     $ rkhs-list attacks pgd

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from robustbench_rkhs.distributed import processes
 from robustbench_rkhs.recipe import TrainRecipe
 from robustbench_rkhs.train import train
 
@@ -19,9 +20,14 @@ RECIPES = {  # a new method whose value depends on the whole batch, or that draw
     "cross_entropy": {},
     "pgd": {"attack": {"name": "pgd", "eps": 0.2, "steps": 2, "start": "random"}},
     "gradient": {"penalties": [{"name": "gradient", "weight": 0.01}]},
+    "trades": {"loss": {"name": "trades", "norm": "l2", "eps": 0.2, "steps": 2}},
+    "mma": {"loss": {"name": "mma", "eps_max": 0.5, "steps": 2, "bisections": 4}},
+    "crown_ibp": {"loss": {"name": "crown_ibp", "eps": 0.02, "beta": 0.5, "schedule": {"eps": {"end": 0.5}}}},
+    "mtl_ibp": {"loss": {"name": "mtl_ibp", "eps": 0.02, "steps": 2}},
     "projection": {"projections": [{"name": "spectral", "tau": 1.0}]},
 }
 
 torch.set_num_threads(1)
-for name, changes in RECIPES.items():
-    train(TrainRecipe.parse(BASE | changes), Path(sys.argv[1]) / name)
+with processes("cpu"):  # one group for all: a second one in the same store can find the first one's addresses
+    for name, changes in RECIPES.items():
+        train(TrainRecipe.parse(BASE | changes), Path(sys.argv[1]) / name)

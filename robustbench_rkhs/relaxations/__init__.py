@@ -1,0 +1,7 @@
+"""Differentiable sound bounds of a network over a ball: intervals, and linear bounds."""
+
+from robustbench_rkhs.relaxations.crown import crown_margins, interval_margins
+from robustbench_rkhs.relaxations.interval import Step, Trace, trace
+from robustbench_rkhs.relaxations.region import Box, Norm, Region, ball
+
+__all__ = ["Box", "Norm", "Region", "Step", "Trace", "ball", "crown_margins", "interval_margins", "trace"]

@@ -1,0 +1,185 @@
+"""Linear bounds from the logits back to the image (CROWN), with intervals at every kink."""
+
+from collections.abc import Callable
+from functools import singledispatch
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robustbench_rkhs.layers import Normalize, Residual, Scale
+from robustbench_rkhs.node import UserError
+from robustbench_rkhs.relaxations.interval import NoRule, Step, Trace, diagonal, kink
+from robustbench_rkhs.relaxations.region import Region, wide
+
+AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+DIAGONAL = (Normalize, Scale, nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+class Lines(NamedTuple):
+    """The values A z + b, one for each of `rows`, from below, where z is what goes into a layer."""
+
+    slopes: Float[Tensor, "batch rows *shape"]
+    """A."""
+    offsets: Float[Tensor, "batch rows"]
+    """b."""
+
+
+def margin_rows(y: Int[Tensor, " batch"], classes: int, like: Tensor) -> Lines:
+    """f_y - f_j of every class j, as lines of the logits."""
+    eye = torch.eye(classes, dtype=like.dtype, device=like.device)
+    return Lines(eye[y][:, None] - eye, like.new_zeros(len(y), classes))
+
+
+def interval_margins(found: Trace, y: Int[Tensor, " batch"]) -> Float[Tensor, "batch classes"]:
+    r"""Lower bounds of f_y - f_j over the region, by intervals; zero at j = y.
+
+    The last affine layers are merged with the difference: c and r are those of what goes into them.
+
+    .. math:: f_y - f_j \ge a c + b - |a|\, r, \qquad a = w_y - w_j, \; b = b_y - b_j
+
+    Cost: one product with the last layer.
+    """
+    rows = margin_rows(y, found.after.center.shape[1], found.after.center)
+    with torch.autocast(rows.slopes.device.type, enabled=False):
+        region = found.after
+        for step in reversed(found.steps):
+            if not isinstance(step.module, (*AFFINE, *DIAGONAL)):
+                break
+            rows, region = back(step.module, step, rows), step.before
+        return least(rows, region)
+
+
+def crown_margins(found: Trace, y: Int[Tensor, " batch"]) -> Float[Tensor, "batch classes"]:
+    r"""Lower bounds of f_y - f_j over the region, by linear bounds back to the image; zero at j = y.
+
+    Between l < 0 < u a ReLU lies under the line through (l, 0) and (u, u), and over alpha z with alpha = 1 where u > -l, else
+    0. Where the line back has a positive slope the lower bound is taken, elsewhere the upper one; l and u are the intervals'.
+    Over the image, A x + b is least by the dual norm: -eps ||A||_2 or -eps ||A||_1, within the pixel box where it was cut.
+    Sound up to float rounding. Cost: one backward pass for each class (batched), after the intervals' two forward passes.
+    Raises UserError naming the layer at a MaxPool2d. Source: Zhang et al., ICLR 2020 (CROWN-IBP) and NeurIPS 2018 (CROWN).
+    """
+    rows = margin_rows(y, found.after.center.shape[1], found.after.center)
+    return crown_least(found, rows)
+
+
+def crown_least(found: Trace, rows: Lines) -> Float[Tensor, "batch rows"]:
+    """Lower bounds of any lines of the logits."""
+    with torch.autocast(rows.slopes.device.type, enabled=False):
+        return least(chain_back(found.steps, rows), found.steps[0].before) if found.steps else least(rows, found.after)
+
+
+def least(rows: Lines, region: Region) -> Float[Tensor, "batch rows"]:
+    """The least value of each line over the region: exact."""
+    slopes, center, radius = rows.slopes.flatten(2), region.center.flatten(1), region.radius.flatten(1)
+    middle = torch.einsum("brn,bn->br", slopes, center) + rows.offsets
+    if region.round:
+        return middle - (slopes * radius[:, None]).norm(dim=2)
+    return middle - torch.einsum("brn,bn->br", slopes.abs(), radius)
+
+
+def chain_back(steps: list[Step], rows: Lines) -> Lines:
+    """Lines of what comes out of a chain, as lines of what goes in."""
+    for step in reversed(steps):
+        try:
+            rows = back(step.module, step, rows)
+        except NoRule as refused:
+            raise UserError(f"no linear bounds through layer {step.path!r} ({type(step.module).__name__}): {refused}") from None
+    return rows
+
+
+@singledispatch
+def back(module: nn.Module, step: Step, rows: Lines) -> Lines:
+    """Lines of what comes out of a layer, as lines (from below) of what goes in."""
+    raise NoRule("intervals only; train with the interval loss, or use average pools or strides")
+
+
+@back.register(nn.Identity)
+@back.register(nn.Dropout)
+@back.register(nn.Dropout2d)
+def _(module: nn.Module, step: Step, rows: Lines) -> Lines:
+    return rows
+
+
+@back.register
+def _(module: nn.Flatten, step: Step, rows: Lines) -> Lines:
+    return Lines(rows.slopes.reshape(*rows.slopes.shape[:2], *step.before.center.shape[1:]), rows.offsets)
+
+
+@back.register(Normalize)
+@back.register(Scale)
+@back.register(nn.BatchNorm1d)
+@back.register(nn.BatchNorm2d)
+def _(module: nn.Module, step: Step, rows: Lines) -> Lines:
+    scale, shift = diagonal(module, step.before.center)
+    moved = (rows.slopes * shift).flatten(2).sum(2)
+    return Lines(rows.slopes * scale, rows.offsets + moved)
+
+
+@back.register
+def _(module: nn.Linear, step: Step, rows: Lines) -> Lines:
+    offsets = rows.offsets
+    if module.bias is not None:
+        offsets = offsets + (rows.slopes * wide(module.bias)).flatten(2).sum(2)
+    return Lines(rows.slopes @ wide(module.weight), offsets)
+
+
+@back.register(nn.Conv1d)
+@back.register(nn.Conv2d)
+def _(module: nn.Conv1d | nn.Conv2d, step: Step, rows: Lines) -> Lines:
+    offsets, sides = rows.offsets, step.before.center.shape[2:]
+    if module.bias is not None:
+        offsets = offsets + (rows.slopes.flatten(3).sum(3) * wide(module.bias)).sum(2)
+    pads = list(module._reversed_padding_repeated_twice)  # last dimension first, (before, after) each
+    padded = [side + pads[-2 * d - 2] + pads[-2 * d - 1] for d, side in enumerate(sides)]
+    spans = [d * (k - 1) + 1 for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    outs = rows.slopes.shape[3:]
+    left = [p - (o - 1) * s - span for p, o, s, span in zip(padded, outs, module.stride, spans, strict=True)]
+    transpose: Callable[..., Tensor] = functional.conv_transpose2d if len(sides) == 2 else functional.conv_transpose1d
+    full = transpose(rows.slopes.flatten(0, 1), wide(module.weight), None, module.stride, 0, left, module.groups, module.dilation)
+    if module.padding_mode == "zeros":
+        slopes = functional.pad(full, [-pad for pad in pads])
+    else:
+        shape = (len(full), module.in_channels, *sides)
+        slopes = adjoint(lambda z: functional.pad(z, pads, mode=module.padding_mode), shape, full)
+    return Lines(slopes.unflatten(0, rows.slopes.shape[:2]), offsets)
+
+
+@back.register(nn.AvgPool2d)
+@back.register(nn.AdaptiveAvgPool2d)
+def _(module: nn.Module, step: Step, rows: Lines) -> Lines:
+    flat = rows.slopes.flatten(0, 1)
+    slopes = adjoint(module, (len(flat), *step.before.center.shape[1:]), flat)
+    return Lines(slopes.unflatten(0, rows.slopes.shape[:2]), rows.offsets)
+
+
+def adjoint(linear: Callable[[Tensor], Tensor], shape: tuple[int, ...], values: Tensor) -> Tensor:
+    """The transpose of a linear map without parameters, differentiable in `values`."""
+    with torch.enable_grad():
+        zero = values.new_zeros(shape, requires_grad=True)
+        (moved,) = torch.autograd.grad(linear(zero), zero, values, create_graph=values.requires_grad)
+    return moved
+
+
+@back.register(nn.ReLU)
+@back.register(nn.LeakyReLU)
+def _(module: nn.Module, step: Step, rows: Lines) -> Lines:
+    left, lower, upper = kink(module), step.before.lower, step.before.upper
+    bent = (lower < 0) & (upper > 0)
+    gap = torch.where(bent, upper - lower, torch.ones_like(upper))
+    straight = (lower >= 0).to(upper) + left * (lower < 0).to(upper)
+    over = torch.where(bent, (upper - left * lower) / gap, straight)
+    height = torch.where(bent, (1 - over) * upper, torch.zeros_like(upper))
+    under = torch.where(bent, (upper > -lower).to(upper) * (1 - left) + left, straight)
+    rising, falling = rows.slopes.clamp_min(0), rows.slopes.clamp_max(0)
+    offsets = rows.offsets + (falling * height[:, None]).flatten(2).sum(2)
+    return Lines(rising * under[:, None] + falling * over[:, None], offsets)
+
+
+@back.register
+def _(module: Residual, step: Step, rows: Lines) -> Lines:
+    parts = [chain_back(branch, Lines(rows.slopes, torch.zeros_like(rows.offsets))) for branch in step.branches]
+    slopes = torch.stack([part.slopes for part in parts]).sum(0)
+    return Lines(slopes, rows.offsets + torch.stack([part.offsets for part in parts]).sum(0))

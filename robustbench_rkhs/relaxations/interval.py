@@ -1,0 +1,201 @@
+"""Interval bounds: what every layer can be, when the image can be anything in a ball."""
+
+from collections.abc import Sequence
+from functools import singledispatch
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from robustbench_rkhs.layers import Normalize, Residual, Scale
+from robustbench_rkhs.node import UserError
+from robustbench_rkhs.relaxations.region import Region, between, wide
+
+SMALLEST = 1e-30
+"""No square root is taken of less: its slope at zero is infinite."""
+
+
+class Step(NamedTuple):
+    """A layer of the model and what can go into it."""
+
+    path: str
+    module: nn.Module
+    before: Region
+    branches: tuple[list["Step"], ...] = ()
+    """The steps of the chains it adds, where it is a Residual."""
+
+
+class Trace(NamedTuple):
+    """The model's layers in the order they run, and what can come out."""
+
+    steps: list[Step]
+    after: Region
+
+
+def trace(model: nn.Module, region: Region, path: str = "") -> Trace:
+    r"""Interval bound propagation: a region that holds the output of every layer, for all inputs in `region`.
+
+    .. math:: z = W u + b: \quad c_z = W c_u + b, \qquad
+              r_z = |W|\, r_u \;\text{(box)}, \quad r_z = \sqrt{W^2 r_u^2} \;\text{(ellipsoid, exact row by row)}
+
+    Sound up to float rounding, differentiable in all parameters; of the model in eval mode: BatchNorm at its running
+    statistics, dropout off, whatever mode it is in. Computed outside autocast in at least float32.
+    Cost: two forward passes. Raises UserError naming the layer where there is no rule for it.
+    Source: Gowal et al., "On the Effectiveness of Interval Bound Propagation", 2018; dual norms, Zhang et al., NeurIPS 2018.
+    """
+    with torch.autocast(region.center.device.type, enabled=False):
+        return _trace(model, region, path)
+
+
+def _trace(model: nn.Module, region: Region, path: str) -> Trace:
+    if type(model) is nn.Sequential:
+        steps: list[Step] = []
+        for name, child in model.named_children():
+            part = _trace(child, region, f"{path}.{name}" if path else name)
+            steps += part.steps
+            region = part.after
+        return Trace(steps, region)
+    if isinstance(model, Residual):
+        chains = [_trace(branch, region, f"{path}.{name}") for name, branch in model.named_children()]
+        total = Region(sum_of([one.after.center for one in chains]), sum_of([one.after.radius for one in chains]))
+        return Trace([Step(path, model, region, tuple(one.steps for one in chains))], total)
+    try:
+        check(model)
+        after = through(model, region)
+    except NoRule as refused:
+        raise UserError(f"no bounds through layer {path or 'model'!r} ({type(model).__name__}): {refused}") from None
+    return Trace([Step(path, model, region)], after)
+
+
+class NoRule(UserError):
+    """Why nothing is known of a layer; the caller names it."""
+
+
+def check(module: nn.Module) -> None:
+    """Raises NoRule where the layer does not run the code the rule is for."""
+    known = [kind for kind in type(module).__mro__ if kind in through.registry and issubclass(kind, nn.Module)]
+    if not known:
+        raise NoRule("no rule for this type of layer")
+    kind = known[0]
+    if type(module).forward is not kind.forward or "forward" in vars(module):
+        raise NoRule(f"it overrides forward of {kind.__name__}, which the rule is for")
+    if not parametrize.is_parametrized(module) and (module._forward_hooks or module._forward_pre_hooks):
+        raise NoRule("it carries hooks")
+
+
+@singledispatch
+def through(module: nn.Module, region: Region) -> Region:
+    """What comes out of one layer, where `region` goes in."""
+    raise NoRule("no rule for this type of layer")
+
+
+@through.register(nn.Identity)
+@through.register(nn.Dropout)
+@through.register(nn.Dropout2d)
+def _(module: nn.Module, region: Region) -> Region:
+    return region
+
+
+@through.register
+def _(module: nn.Flatten, region: Region) -> Region:
+    if module.start_dim < 1:
+        raise NoRule("it flattens the batch")
+    return Region(module(region.center), module(region.radius), region.round)
+
+
+@through.register(Normalize)
+@through.register(Scale)
+@through.register(nn.BatchNorm1d)
+@through.register(nn.BatchNorm2d)
+def _(module: nn.Module, region: Region) -> Region:
+    scale, shift = diagonal(module, region.center)
+    return Region(region.center * scale + shift, region.radius * scale.abs(), region.round)
+
+
+def diagonal(module: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a layer that maps each value by itself."""
+    if isinstance(module, Scale):
+        return like.new_tensor(module.value), like.new_zeros(())
+    if isinstance(module, Normalize):
+        return 1 / module.std, -module.mean / module.std
+    assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+    if module.running_mean is None or module.running_var is None:
+        raise NoRule("it has no running statistics")
+    scale = (wide(module.running_var) + module.eps).rsqrt()
+    if module.weight is not None:
+        scale = scale * wide(module.weight)
+    shift = -wide(module.running_mean) * scale
+    if module.bias is not None:
+        shift = shift + wide(module.bias)
+    shape = (-1, *[1] * (like.dim() - 2))
+    return scale.view(shape), shift.view(shape)
+
+
+@through.register
+def _(module: nn.Linear, region: Region) -> Region:
+    weight, bias = wide(module.weight), None if module.bias is None else wide(module.bias)
+    center = nn.functional.linear(region.center, weight, bias)
+    if region.round and region.center.dim() == 2:
+        return Region(center, root(nn.functional.linear(region.radius.square(), weight.square())))
+    return Region(center, nn.functional.linear(region.radius, weight.abs()))
+
+
+@through.register(nn.Conv1d)
+@through.register(nn.Conv2d)
+def _(module: nn.Conv1d | nn.Conv2d, region: Region) -> Region:
+    weight, bias = wide(module.weight), None if module.bias is None else wide(module.bias)
+    center = module._conv_forward(region.center, weight, bias)
+    if region.round and _distinct(module, region.center.shape[2:]):
+        return Region(center, root(module._conv_forward(region.radius.square(), weight.square(), None)))
+    return Region(center, module._conv_forward(region.radius, weight.abs(), None))
+
+
+def _distinct(module: nn.Conv1d | nn.Conv2d, sides: Sequence[int]) -> bool:
+    """Whether no window of the convolution reads a value twice, so that rows have the norms of the kernel's parts."""
+    if module.padding_mode == "zeros":
+        return True
+    spans = [d * (k - 1) + 1 for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    return module.padding_mode == "circular" and all(span <= side for span, side in zip(spans, sides, strict=True))
+
+
+@through.register
+def _(module: nn.ReLU, region: Region) -> Region:
+    return between(region.lower.relu(), region.upper.relu())
+
+
+@through.register
+def _(module: nn.LeakyReLU, region: Region) -> Region:
+    slope = kink(module)
+    bend = nn.functional.leaky_relu
+    return between(bend(region.lower, slope), bend(region.upper, slope))
+
+
+def kink(module: nn.Module) -> float:
+    """Slope of a ReLU or LeakyReLU left of zero."""
+    slope = module.negative_slope if isinstance(module, nn.LeakyReLU) else 0.0
+    if not 0 <= slope <= 1:
+        raise NoRule(f"expected a negative slope in [0, 1], found {slope}")
+    return slope
+
+
+@through.register(nn.AvgPool2d)
+@through.register(nn.AdaptiveAvgPool2d)
+def _(module: nn.Module, region: Region) -> Region:
+    return Region(module(region.center), module(region.radius))
+
+
+@through.register
+def _(module: nn.MaxPool2d, region: Region) -> Region:
+    if module.return_indices:
+        raise NoRule("it returns indices")
+    return between(module(region.lower), module(region.upper))
+
+
+def root(squares: Tensor) -> Tensor:
+    """Square roots with a finite slope."""
+    return squares.clamp_min(SMALLEST).sqrt()
+
+
+def sum_of(tensors: list[Tensor]) -> Tensor:
+    return torch.stack(tensors).sum(0)

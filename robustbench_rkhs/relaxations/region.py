@@ -1,0 +1,56 @@
+"""Sets that hold every value a layer can take: boxes and axis-aligned ellipsoids, one an image."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Norm = Literal["l2", "linf"]
+"""Distance between images, in pixels of [0, 1]."""
+Box = Literal["unit", "none"]
+"""Where images lie: [0, 1], or anywhere."""
+
+
+class Region(NamedTuple):
+    r"""{ z : |z_i - c_i| <= r_i }, or, where `round`, { z : sum_i ((z_i - c_i) / r_i)^2 <= 1 }, which lies inside it."""
+
+    center: Float[Tensor, "batch *shape"]
+    """c."""
+    radius: Float[Tensor, "batch *shape"]
+    """r >= 0."""
+    round: bool = False
+    """True: the ellipsoid; an l2 ball stays one through layers that scale each value by itself."""
+
+    @property
+    def lower(self) -> Float[Tensor, "batch *shape"]:
+        return self.center - self.radius
+
+    @property
+    def upper(self) -> Float[Tensor, "batch *shape"]:
+        return self.center + self.radius
+
+
+def between(lower: Float[Tensor, "batch *shape"], upper: Float[Tensor, "batch *shape"]) -> Region:
+    """The box of these bounds."""
+    return Region((upper + lower) / 2, (upper - lower) / 2)
+
+
+def ball(x: Float[Tensor, "batch *image"], eps: float | Tensor, norm: Norm, box: Box = "unit") -> Region:
+    """The ball of radius `eps` (one, or one an image) around each image.
+
+    With `box: unit` a linf ball is cut to [0, 1] (an image that lies outside stays in); an l2 ball is not, which is sound.
+    Float16 and bfloat16 are widened.
+    """
+    x = wide(x)
+    radius = torch.as_tensor(eps, dtype=x.dtype, device=x.device).view(-1, *[1] * (x.dim() - 1)).expand_as(x)
+    if norm == "l2":
+        return Region(x, radius, round=True)
+    if box == "none":
+        return Region(x, radius)
+    return between(torch.minimum((x - radius).clamp(0, 1), x), torch.maximum((x + radius).clamp(0, 1), x))
+
+
+def wide(values: Tensor) -> Tensor:
+    """At least float32."""
+    return values if values.dtype == torch.float64 else values.float()
