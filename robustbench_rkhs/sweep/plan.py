@@ -1,0 +1,231 @@
+"""What a sweep is: one file, checked whole before anything is trained."""
+
+import itertools
+import json
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from robustbench_rkhs.attacks.pgd import PGD
+from robustbench_rkhs.node import Node, Real, UserError, did_you_mean, real
+from robustbench_rkhs.places import find_recipe
+from robustbench_rkhs.recipe import TrainRecipe, override, parse
+
+RESERVED = {
+    "seed": "give `seeds` instead",
+    "validate_with": "it is what the sweep measures by: give `eps`, `norm` and `steps`",
+    "validate_every": "trials would be compared at different epochs",
+    "start_from": "give it once, in `settings`",
+    **dict.fromkeys(("data.name", "data.seed", "data.validation", "data.path"), "trials would be compared on different images"),
+}
+"""Fields that may not be varied, and why."""
+Setting = dict[str, Any]
+"""Dotted field -> value."""
+
+
+class Range(Node):
+    """Numbers between two ends, both included."""
+
+    low: Real
+    """Smallest value."""
+    high: Real
+    """Largest value."""
+    log: bool = False
+    """Even in the logarithm, not in the number."""
+    int: bool = False
+    """Whole numbers alone."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Range":
+        if not self.low < self.high:
+            raise ValueError(f"expected low < high, found {self.low:g} and {self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log needs low > 0, found {self.low:g}")
+        if self.int and not (float(self.low).is_integer() and float(self.high).is_integer()):
+            raise ValueError(f"int needs whole ends, found {self.low:g} and {self.high:g}")
+        return self
+
+    def ends(self) -> list[Any]:
+        """Both ends, as what a recipe gets."""
+        return [int(end) if self.int else float(end) for end in (self.low, self.high)]
+
+
+class Prune(Node):
+    """Stop a trial whose best validation value so far is below the median of the others' at the same epoch."""
+
+    startup: int = Field(4, ge=1)
+    """Trials that must be finished before any is stopped."""
+    warmup: int = Field(0, ge=0)
+    """Epochs of a trial in which it is not stopped."""
+
+
+class Sweep(Node):
+    """Train a recipe at many settings and pick one on validation images; the test images play no part."""
+
+    about: str = ""
+    """What is looked for, in a sentence."""
+    recipe: str
+    """Named model or path of a recipe: what all trials share."""
+    settings: dict[str, Any] = {}
+    """Dotted recipe fields set for all trials, such as `epochs`."""
+    vary: dict[str, list[Any] | Range]
+    """Dotted recipe field -> its values, or {low, high, log, int} where the sampler is random or tpe."""
+    sampler: Literal["grid", "random", "tpe"] = "grid"
+    """`grid`: every combination once; `random`: independent draws; `tpe`: draws that follow what scored well."""
+    trials: int | None = Field(None, ge=1)
+    """Settings tried by random or tpe; a grid has as many as it has points."""
+    startup: int = Field(10, ge=1)
+    """Random trials before tpe follows."""
+    seed: int = Field(0, ge=0)
+    """Of the draws of random and tpe."""
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    """Each setting is trained once for each of these recipe seeds; its score is their mean."""
+    pick: Literal["validation_robust", "validation_certified", "validation_clean"] = "validation_robust"
+    """What the best setting has most of: accuracy under PGD at eps, proved by the margin certificate at eps, or clean."""
+    eps: Real = Field(gt=0)
+    """Radius of robust and certified accuracy, in pixels of [0, 1]."""
+    norm: Literal["l2", "linf"] = "l2"
+    """Distance it is measured in."""
+    steps: int = Field(10, ge=1)
+    """Steps of the PGD attack on validation images."""
+    prune: Prune | None = None
+    """Stop poor trials early; all run to their end where not given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ranges(cls, given: Any) -> Any:
+        """A mapping below `vary` is a range; its own errors name the field."""
+        for field, values in (given.get("vary") or {}).items() if isinstance(given, dict) else ():
+            if not isinstance(values, (list, dict, Range)):
+                raise ValueError(f"vary.{field}: expected a list of values or {{low, high, log, int}}, found {values!r}")
+            if isinstance(values, dict):
+                parse(Range, values, f"vary.{field}")
+        return given
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> "Sweep":
+        if not self.vary:
+            raise ValueError("vary: expected at least one recipe field, found none")
+        for field, values in self.vary.items():
+            if isinstance(values, list) and (not values or len({json.dumps(one) for one in values}) < len(values)):
+                raise ValueError(f"vary.{field}: expected different values, found {values}")
+            if isinstance(values, Range) and self.sampler == "grid":
+                raise ValueError(f"vary.{field}: a grid needs a list of values; a range is for sampler random or tpe")
+            for reserved, why in RESERVED.items():
+                if field == reserved or field.startswith(f"{reserved}.") or reserved.startswith(f"{field}."):
+                    raise ValueError(f"vary.{field}: cannot be varied: {why}")
+        if self.sampler == "grid" and self.trials not in (None, self.points):
+            raise ValueError(f"trials: the grid has {self.points} points, found {self.trials}; leave trials out")
+        if self.sampler != "grid" and self.trials is None:
+            raise ValueError(f"trials: sampler {self.sampler} needs a number of trials")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: expected different seeds, found {list(self.seeds)}")
+        if self.prune and self.pick == "validation_certified":
+            raise ValueError("prune: certified accuracy is not measured during training; leave prune out, or pick validation_robust")
+        return self
+
+    @property
+    def points(self) -> int:
+        """Points of the grid."""
+        return math.prod(len(values) for values in self.vary.values() if isinstance(values, list))
+
+    @classmethod
+    def read(cls, source: str) -> "Sweep":
+        """A sweep by name (models/sweeps/NAME.yaml) or path. Raises UserError in one line."""
+        path = find_recipe(source, "sweeps")
+        try:
+            stored = yaml.safe_load(path.read_text())
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not a readable sweep: {' '.join(str(error).split())[:160]}") from None
+        if not isinstance(stored, dict):
+            raise UserError(f"{path}: expected a mapping of sweep fields, found {type(stored).__name__}")
+        sweep: Sweep = parse(cls, stored, str(path))
+        return sweep
+
+
+class Plan:
+    """A sweep and its base recipe, with every setting's recipe. Raises UserError for fields and values a recipe refuses."""
+
+    def __init__(self, sweep: Sweep, overrides: dict[str, str] | None = None) -> None:
+        self.sweep = sweep
+        self.base: dict[str, Any] = yaml.safe_load(find_recipe(sweep.recipe).read_text())
+        for key, value in sweep.settings.items():
+            override(self.base, key, yaml.safe_dump(value))
+        for key, text in (overrides or {}).items():
+            override(self.base, key, text)
+        for key in RESERVED:
+            if key in (overrides or {}) and key in ("seed", "validate_with"):
+                raise UserError(f"--{key}: {RESERVED[key]}")
+        plain = TrainRecipe.parse(json.loads(json.dumps(self.base)), sweep.recipe)
+        if plain.data.task == "regression":
+            raise UserError(f"data set {plain.data.title!r} is a regression: a sweep measures accuracies, which need classes")
+        if not plain.data.validation:
+            raise UserError("a sweep picks on validation images, found data.validation 0: set data.validation in `settings`")
+        box = plain.data.box
+        self.attack = PGD(norm=sweep.norm, eps=sweep.eps, steps=sweep.steps, targets=0, box=box)
+        for field in sweep.vary:
+            _known(plain, field)
+
+    @cached_property
+    def grid(self) -> list[Setting]:
+        """The grid's points in their order: the last field changes fastest."""
+        lists = [values for values in self.sweep.vary.values() if isinstance(values, list)]
+        return [dict(zip(self.sweep.vary, point, strict=True)) for point in itertools.product(*lists)]
+
+    @property
+    def trials(self) -> int:
+        """How many settings are tried."""
+        return len(self.grid) if self.sweep.sampler == "grid" else self.sweep.trials or 0
+
+    def recipe(self, setting: Setting, seed: int) -> TrainRecipe:
+        """The whole recipe of one run. Where robust accuracy picks the setting it picks the epoch, too."""
+        stored = json.loads(json.dumps(self.base))
+        for key, value in setting.items():
+            override(stored, key, yaml.safe_dump(value))
+        stored["seed"] = seed
+        if self.sweep.pick == "validation_robust":
+            stored["validate_with"] = self.attack.model_dump(mode="json")
+        return TrainRecipe.parse(stored, ", ".join(f"{key} {told(value)}" for key, value in setting.items()))
+
+    def recipes(self) -> list[TrainRecipe]:
+        """Every recipe of a grid; of draws, every value and both ends of every range, the other fields at their first."""
+        settings = self.grid
+        if self.sweep.sampler != "grid":
+            values = {key: one.ends() if isinstance(one, Range) else one for key, one in self.sweep.vary.items()}
+            first = {key: some[0] for key, some in values.items()}
+            settings = [first | {key: value} for key, some in values.items() for value in some]
+        return [self.recipe(setting, self.sweep.seeds[0]) for setting in settings]
+
+    def record(self) -> dict[str, Any]:
+        """What a sweep that goes on must share with the one that was begun."""
+        return json.loads(json.dumps({"sweep": self.sweep.model_dump(mode="json", exclude={"about"}), "recipe": self.base}))
+
+
+def changes(before: Any, now: Any, place: str = "") -> list[str]:
+    """The places where two records differ, each with both values."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [*before, *(key for key in now if key not in before)]
+        return [line for key in keys for line in changes(before.get(key), now.get(key), f"{place}.{key}" if place else str(key))]
+    return [] if before == now else [f"{place}: {told(before)} before, {told(now)} now"]
+
+
+def told(value: Any) -> str:
+    """A value in one line."""
+    return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+
+
+def _known(recipe: TrainRecipe, field: str) -> None:
+    """The first part of a dotted field is a recipe field; the parts below are checked by the recipe that gets a value."""
+    first = field.split(".")[0]
+    if first not in TrainRecipe.model_fields:
+        raise UserError(f"vary.{field}: a recipe has no field {first!r}; {did_you_mean(first, TrainRecipe.model_fields)}")
+    del recipe
+
+
+def number(value: Any) -> Any:
+    """Fractions such as 36/255 as numbers, anything else unchanged."""
+    return real(value) if isinstance(value, str) else value
