@@ -455,6 +455,50 @@ def _norms(
         print(json.dumps(found | {"files": [str(path) for path in written]}))
 
 
+def _sweep(
+    fields: dict[str, str],
+    /,
+    sweep: str,
+    name: str | None = None,
+    device: str = "auto",
+    out: Path = Path("sweeps"),
+    reports: Path = Path("reports/sweeps"),
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Train a recipe at many settings and pick one on validation images. Fields of the recipe are flags, as for rkhs-train.
+
+    $ rkhs-sweep --sweep digits_gradient
+    $ rkhs-sweep --sweep mine.yaml --epochs 20 --device cuda:1
+    The same command on another core or machine that sees OUT is a second worker; a sweep that was stopped or killed goes on.
+
+    Args:
+        sweep: Name in models/sweeps/, or path of a YAML sweep.
+        name: What it is called; the file's name where not given.
+        device: auto, cpu, cuda, cuda:1 ...
+        out: Journal, trials, results.csv and best.yaml are in OUT/NAME.
+        reports: The report is REPORTS/NAME.*.
+        as_json: Print one JSON object on stdout, the progress on stderr.
+    """
+    from robustbench_rkhs.sweep import Plan, Sweep, work
+
+    where = _device(device)
+    plan, called = Plan(Sweep.read(sweep), fields), name or Path(sweep).stem
+    screen = sys.stderr if as_json else sys.stdout
+
+    def say(line: str) -> None:
+        print(line, file=screen, flush=True)
+
+    found = work(plan, called, out / called, reports, device=where, command=_typed(), say=say)
+    if not found["finished"]:
+        say("all settings are taken; the worker that finishes the last one writes the report")
+    for row in found["settings"] if found["finished"] else []:
+        if row["picked"]:
+            say(f"picked by {plan.sweep.pick}: trial {row['trial']}, {json.dumps(row['setting'])}")
+    say(f"sweep: {' '.join(found['files'])}")
+    if as_json:
+        print(json.dumps(found))
+
+
 def _pictures(
     kind: Annotated[Literal["deformations"], tyro.conf.Positional],
     data: str = "digits",
@@ -488,3 +532,4 @@ listing = command(_listing)
 submit = command(_submit)
 norms = command(_norms)
 pictures = command(_pictures)
+sweep = command(_sweep, overrides=True)

@@ -4,15 +4,14 @@ import itertools
 import json
 import math
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, model_validator
 
 from robustbench_rkhs.attacks.pgd import PGD
-from robustbench_rkhs.node import Node, Real, UserError, did_you_mean, real
-from robustbench_rkhs.places import find_recipe
+from robustbench_rkhs.node import Node, Real, UserError
+from robustbench_rkhs.places import find_recipe, find_sweep
 from robustbench_rkhs.recipe import TrainRecipe, override, parse
 
 RESERVED = {
@@ -125,7 +124,9 @@ class Sweep(Node):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: expected different seeds, found {list(self.seeds)}")
         if self.prune and self.pick == "validation_certified":
-            raise ValueError("prune: certified accuracy is not measured during training; leave prune out, or pick validation_robust")
+            raise ValueError(
+                "prune: certified accuracy is not measured during training; leave prune out, or pick validation_robust"
+            )
         return self
 
     @property
@@ -136,7 +137,7 @@ class Sweep(Node):
     @classmethod
     def read(cls, source: str) -> "Sweep":
         """A sweep by name (models/sweeps/NAME.yaml) or path. Raises UserError in one line."""
-        path = find_recipe(source, "sweeps")
+        path = find_sweep(source)
         try:
             stored = yaml.safe_load(path.read_text())
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
@@ -157,9 +158,8 @@ class Plan:
             override(self.base, key, yaml.safe_dump(value))
         for key, text in (overrides or {}).items():
             override(self.base, key, text)
-        for key in RESERVED:
-            if key in (overrides or {}) and key in ("seed", "validate_with"):
-                raise UserError(f"--{key}: {RESERVED[key]}")
+        for key in {"seed", "validate_with"} & {*sweep.settings, *(overrides or {})}:
+            raise UserError(f"{key}: {RESERVED[key]}")
         plain = TrainRecipe.parse(json.loads(json.dumps(self.base)), sweep.recipe)
         if plain.data.task == "regression":
             raise UserError(f"data set {plain.data.title!r} is a regression: a sweep measures accuracies, which need classes")
@@ -167,8 +167,6 @@ class Plan:
             raise UserError("a sweep picks on validation images, found data.validation 0: set data.validation in `settings`")
         box = plain.data.box
         self.attack = PGD(norm=sweep.norm, eps=sweep.eps, steps=sweep.steps, targets=0, box=box)
-        for field in sweep.vary:
-            _known(plain, field)
 
     @cached_property
     def grid(self) -> list[Setting]:
@@ -185,7 +183,10 @@ class Plan:
         """The whole recipe of one run. Where robust accuracy picks the setting it picks the epoch, too."""
         stored = json.loads(json.dumps(self.base))
         for key, value in setting.items():
-            override(stored, key, yaml.safe_dump(value))
+            try:
+                override(stored, key, yaml.safe_dump(value))
+            except UserError as error:
+                raise UserError(f"vary.{str(error).removeprefix('--')}") from None
         stored["seed"] = seed
         if self.sweep.pick == "validation_robust":
             stored["validate_with"] = self.attack.model_dump(mode="json")
@@ -216,16 +217,3 @@ def changes(before: Any, now: Any, place: str = "") -> list[str]:
 def told(value: Any) -> str:
     """A value in one line."""
     return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
-
-
-def _known(recipe: TrainRecipe, field: str) -> None:
-    """The first part of a dotted field is a recipe field; the parts below are checked by the recipe that gets a value."""
-    first = field.split(".")[0]
-    if first not in TrainRecipe.model_fields:
-        raise UserError(f"vary.{field}: a recipe has no field {first!r}; {did_you_mean(first, TrainRecipe.model_fields)}")
-    del recipe
-
-
-def number(value: Any) -> Any:
-    """Fractions such as 36/255 as numbers, anything else unchanged."""
-    return real(value) if isinstance(value, str) else value
