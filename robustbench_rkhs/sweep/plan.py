@@ -194,8 +194,9 @@ class Plan:
 
     def recipes(self) -> list[TrainRecipe]:
         """Every recipe of a grid; of draws, every value and both ends of every range, the other fields at their first."""
-        settings = self.grid
-        if self.sweep.sampler != "grid":
+        if self.sweep.sampler == "grid":
+            settings = self.grid
+        else:
             values = {key: one.ends() if isinstance(one, Range) else one for key, one in self.sweep.vary.items()}
             first = {key: some[0] for key, some in values.items()}
             settings = [first | {key: value} for key, some in values.items() for value in some]
