@@ -20,12 +20,20 @@ from robustbench_rkhs import checkpoint
 from robustbench_rkhs.data.sets import NPZ
 from robustbench_rkhs.node import UserError
 from robustbench_rkhs.recipe import TrainRecipe, parse
+from robustbench_rkhs.report import sweep as report_module
 from robustbench_rkhs.report.sweep import pareto, summarised
 from robustbench_rkhs.sweep import Plan, Sweep, work
 from robustbench_rkhs.sweep import trials as trials_module
 from robustbench_rkhs.sweep.journal import FileLock, Journal, setting_of
 
 GRID = {"optimizer.lr": [0.001, 0.01], "penalties.0.weight": [0.0, 0.1]}
+
+
+@pytest.fixture(autouse=True)
+def drawn(monkeypatch, request):
+    """Figures take most of the time: only the tests marked by `drawn` draw them."""
+    if "drawn" not in request.function.__code__.co_varnames:
+        monkeypatch.setattr(report_module, "draw_sweep", lambda report, stem: [])
 
 
 @pytest.fixture
@@ -65,7 +73,7 @@ def done(home, plan, where="out"):
     return work(plan, "tiny", home / where, home / where / "reports", device="cpu", command="test", say=lambda line: None)
 
 
-def test_grid_is_each_point_once_and_the_report_is_rebuilt(home):
+def test_grid_is_each_point_once_and_the_report_is_rebuilt(home, drawn):
     found = done(home, sweep(home, seeds=[0, 1]))
     settings = [tuple(row["setting"].values()) for row in found["settings"]]
     assert settings == [(0.001, 0.0), (0.001, 0.1), (0.01, 0.0), (0.01, 0.1)] and found["finished"]
@@ -177,7 +185,7 @@ def test_a_changed_sweep_is_refused_by_name(home):
         ({"trials": 3}, "has 4 points"),
         ({"sampler": "random"}, "needs a number of trials"),
         ({"settings": {"data.validation": 0}}, "validation"),
-        ({"settings": {"network": {"name": "vgg"}}}, "."),
+        ({"settings": {"network": {"name": "vgg"}}}, "at least 32x32"),
         ({"pick": "validation_certified", "prune": {}}, "leave prune out"),
         ({"eps": -1}, "greater than"),
     ],
