@@ -29,16 +29,10 @@ from robustbench_rkhs.sweep.journal import FileLock, Journal, setting_of
 GRID = {"optimizer.lr": [0.001, 0.01], "penalties.0.weight": [0.0, 0.1]}
 
 
-@pytest.fixture(autouse=True)
-def drawn(monkeypatch, request):
-    """Figures take most of the time: only the tests marked by `drawn` draw them."""
-    if "drawn" not in request.function.__code__.co_varnames:
-        monkeypatch.setattr(report_module, "draw_sweep", lambda report, stem: [])
-
-
 @pytest.fixture
-def home(tmp_path):
+def home(tmp_path, monkeypatch):
     """A folder with tiny separable images in mine.npz and a recipe of a linear network, a tenth of a second a training."""
+    monkeypatch.setattr(report_module, "draw_sweep", lambda report, stem: [])  # most of the time; undone where it is tested
     generator = np.random.default_rng(0)
     y = np.arange(120) % 3
     x = np.clip(
@@ -73,7 +67,8 @@ def done(home, plan, where="out"):
     return work(plan, "tiny", home / where, home / where / "reports", device="cpu", command="test", say=lambda line: None)
 
 
-def test_grid_is_each_point_once_and_the_report_is_rebuilt(home, drawn):
+def test_grid_is_each_point_once_and_the_report_is_rebuilt(home, monkeypatch):
+    monkeypatch.undo()
     found = done(home, sweep(home, seeds=[0, 1]))
     settings = [tuple(row["setting"].values()) for row in found["settings"]]
     assert settings == [(0.001, 0.0), (0.001, 0.1), (0.01, 0.0), (0.01, 0.1)] and found["finished"]

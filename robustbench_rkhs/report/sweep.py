@@ -64,6 +64,7 @@ def settings_csv(report: dict[str, Any]) -> str:
     rows = [
         {"trial": row["trial"], **_cells(row["setting"]), "seeds": len(row["runs"])}
         | {key: row[key] for key in columns if key in row}
+        | {key: report["about"][key] for key in ("pick", "eps", "norm", "data", "data_digest", "device", "date", "command")}
         for row in report["settings"]
     ]
     return pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
