@@ -540,11 +540,11 @@ def _pictures(
     if kind == "deformations":
         paths = draw.deformations_picture(data, out, images, seed)
     elif kind == "learning":
-        paths = draw.learning_picture(model, out, name, band)
+        paths = draw.learning_picture(model, out, name, band, _typed())
     elif kind == "curves":
-        paths = draw.curves_picture(model, out, name, band, verdicts, norm)
+        paths = draw.curves_picture(model, out, name, band, verdicts, norm, _typed())
     elif kind == "square_wave":
-        paths = draw.square_wave_picture(model, out, name)
+        paths = draw.square_wave_picture(model, out, name, _typed())
     else:
         paths = draw.vae_picture(data, out, images, seed, vae)
     print(f"pictures: {' '.join(str(path) for path in paths)}")

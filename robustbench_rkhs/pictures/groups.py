@@ -11,7 +11,7 @@ from robustbench_rkhs.node import UserError, did_you_mean
 from robustbench_rkhs.places import checkpoints_folder
 
 T = TypeVar("T")
-SEED = re.compile(r"[-_.]?(seed[-_]?)?\d+$")
+SEED = re.compile(r"[-_.]?seed[-_]?\d+$")
 """The end of a name that tells the seed."""
 
 
@@ -66,18 +66,18 @@ def matching(texts: Sequence[str], known: Sequence[str], where: str) -> list[tup
 def grouped(runs: Sequence[tuple[str | None, str, str, T]]) -> dict[str, list[T]]:
     """(label or None, name, what all seeds share, run) as label -> runs: by the label typed, else by what is shared.
 
-    A group without a label is called by its first run's name without the seed; groups of one name are numbered.
+    A group without a label is called by what its runs' names begin with; groups of one name are numbered.
     """
     groups: dict[tuple[str, str], list[T]] = {}
-    called: dict[tuple[str, str], str] = {}
+    called: dict[tuple[str, str], list[str]] = {}
     for label, name, shared, run in runs:
         key = ("label", label) if label is not None else ("shared", shared)
         groups.setdefault(key, []).append(run)
-        called.setdefault(key, label if label is not None else name)
+        called.setdefault(key, []).append(label if label is not None else name)
     counts: dict[str, int] = {}
     named = {}
     for key, members in groups.items():
-        name = called[key]
+        name = _beginning(called[key])
         counts[name] = counts.get(name, 0) + 1
         named[name if counts[name] == 1 else f"{name} #{counts[name]}"] = members
     return named
@@ -91,12 +91,19 @@ def without_seed(name: str, parent: str = "") -> str:
 def stem(out: Path, kind: str, name: str | None, labels: Sequence[str]) -> Path:
     """OUT/KIND-NAME; where no name was given, the labels in as much room as a file name has."""
     words = name or "-".join(labels)
-    return out / f"{kind}-{re.sub(r'[^A-Za-z0-9_.]+', '_', words)[:60].strip('_')}"
+    return out / f"{kind}-{re.sub(r'[^A-Za-z0-9_.-]+', '_', words)[:60].strip('_')}"
 
 
 def each_once(items: Sequence[T], key: Callable[[T], str]) -> list[str]:
     """The names of items in their order, each once."""
     return list(dict.fromkeys(key(item) for item in items))
+
+
+def _beginning(names: Sequence[str]) -> str:
+    """What all names begin with; the first of them where that is nothing."""
+    first, last = min(names), max(names)
+    same = next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return first[:same].rstrip("-_.") or names[0]
 
 
 def _shown(place: Path) -> Path:

@@ -15,7 +15,7 @@ from robustbench_rkhs.report.seeds import draw_seed_curves
 from robustbench_rkhs.report.spread import Band
 
 
-def learning_picture(models: Sequence[str], out: Path, name: str | None = None, band: Band = "range") -> list[Path]:
+def learning_picture(models: Sequence[str], out: Path, name: str | None = None, band: Band = "range", note: str = "") -> list[Path]:
     """OUT/learning-NAME.*: loss and validation numbers over epochs, seeds of one recipe together.
 
     Raises UserError where a run is missing or its metrics are not readable.
@@ -24,7 +24,7 @@ def learning_picture(models: Sequence[str], out: Path, name: str | None = None, 
     for label, folder in folders(models, "metrics.jsonl"):
         runs.append((label, without_seed(folder.name, folder.parent.name), _recipe(folder), _records(folder)))
     groups = grouped(runs)
-    return draw_learning(groups, stem(out, "learning", name, list(groups)), band)
+    return draw_learning(groups, stem(out, "learning", name, list(groups)), band, note)
 
 
 def curves_picture(
@@ -34,10 +34,12 @@ def curves_picture(
     band: Band = "range",
     folder: Path = Path("reports/verdicts"),
     norm: str = "l2",
+    note: str = "",
 ) -> list[Path]:
     """OUT/curves-NAME.*: accuracy over eps, empirical and certified, seeds together, from the verdict tables in `folder`.
 
-    Models whose names differ in the seed alone are one group. Raises UserError where there are no verdicts of a model.
+    Models whose names differ in a last `seed-N` alone are one group, as is what LABEL=GLOB names.
+    Raises UserError where there are no verdicts of a model.
     """
     stored = [one for one in verdicts.read_all(folder) if one.about["norm"] == norm] if folder.is_dir() else []
     known = each_once(stored, lambda one: str(one.about["model"]))
@@ -47,7 +49,7 @@ def curves_picture(
         for one in (one for one in stored if one.about["model"] == model):
             runs.append((label, without_seed(model), without_seed(model), one))
     groups = grouped(runs)
-    return draw_seed_curves(groups, stem(out, "curves", name, list(groups)), band)
+    return draw_seed_curves(groups, stem(out, "curves", name, list(groups)), band, note)
 
 
 def _recipe(folder: Path) -> str:

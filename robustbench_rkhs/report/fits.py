@@ -25,7 +25,7 @@ class Fit:
     """Largest slope between neighbours of the grid: a lower bound of its Lipschitz constant."""
 
 
-def draw_fits(x: np.ndarray, wave: np.ndarray, fits: Sequence[Fit], stem: str | Path) -> list[Path]:
+def draw_fits(x: np.ndarray, wave: np.ndarray, fits: Sequence[Fit], stem: str | Path, note: str = "") -> list[Path]:
     """STEM.png, .pdf, .svg: the wave in grey and every network's fit over it, a thin line a seed. Raises UserError without fits."""
     if not fits:
         raise UserError("nothing to draw: expected at least one network")
@@ -47,6 +47,7 @@ def draw_fits(x: np.ndarray, wave: np.ndarray, fits: Sequence[Fit], stem: str | 
             axes.set_xlabel("x")
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), fontsize=7)
         panels[0].set_ylabel("y (grey: the square wave)")
+        drawn.supxlabel(note, fontsize=5.5, color="#666666")
         return save(drawn, stem)
 
 

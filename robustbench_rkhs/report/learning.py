@@ -24,7 +24,7 @@ DASHES = ["-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5))]
 Records = Sequence[Mapping[str, Any]]
 
 
-def draw_learning(groups: Mapping[str, Sequence[Records]], stem: str | Path, band: Band = "range") -> list[Path]:
+def draw_learning(groups: Mapping[str, Sequence[Records]], stem: str | Path, band: Band = "range", note: str = "") -> list[Path]:
     """STEM.png, .pdf, .svg: a panel for each number that any run has; a colour for each group, its mean and band over seeds.
 
     A group is drawn as far as all its runs have come. Raises UserError where there is nothing to draw.
@@ -40,6 +40,7 @@ def draw_learning(groups: Mapping[str, Sequence[Records]], stem: str | Path, ban
         some = any(len(runs) > 1 for runs in groups.values())
         panels[-1].plot([], [], " ", label=WORDS[band] if some else "one run each")
         panels[-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0)
+        drawn.supxlabel(note, fontsize=5.5, color="#666666")
         return save(drawn, stem)
 
 

@@ -27,7 +27,9 @@ def seed_curves(evaluations: Sequence[Evaluation], band: Band, largest: float) -
     return table
 
 
-def draw_seed_curves(groups: Mapping[str, Sequence[Evaluation]], stem: str | Path, band: Band = "range") -> list[Path]:
+def draw_seed_curves(
+    groups: Mapping[str, Sequence[Evaluation]], stem: str | Path, band: Band = "range", note: str = ""
+) -> list[Path]:
     """STEM.png, .pdf, .svg: solid robust with markers at asked eps, dashed certified, a colour a group, bands over seeds.
 
     Raises UserError for no evaluation or several data sets, norms or boxes.
@@ -58,4 +60,5 @@ def draw_seed_curves(groups: Mapping[str, Sequence[Evaluation]], stem: str | Pat
         axes.set_title(f"{domain(every[0].about)}, {images} images", loc="left", fontsize=9)
         several = any(len(group) > 1 for group in groups.values())
         label(axes, list(groups), WORDS[band] if several else "one model each")
+        drawn.supxlabel(note, fontsize=5.5, color="#666666")
         return save(drawn, stem)
