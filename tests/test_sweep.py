@@ -193,6 +193,12 @@ def test_bad_sweeps_are_one_line_before_anything_is_trained(home, fields, words)
     assert not (home / "sweeps").exists()
 
 
+def test_torchrun_is_refused(home, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="torchrun"):
+        done(home, sweep(home))
+
+
 def test_the_command(home):
     sweep(home, vary={"optimizer.lr": [0.01]})
     out, err = rkhs("sweep", "--sweep", "tiny.yaml", "--epochs", "1", "--device", "cpu", "--json", folder=home)

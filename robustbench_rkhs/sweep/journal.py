@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -20,7 +19,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from robustbench_rkhs.attacks.ball import mix
 from robustbench_rkhs.node import UserError
-from robustbench_rkhs.sweep.plan import Plan, Range, Setting, changes
+from robustbench_rkhs.sweep.description import Range, Setting
+from robustbench_rkhs.sweep.plan import Plan, changes
 
 STUDY = "sweep"
 PATIENCE = 60.0
@@ -126,11 +126,16 @@ class Journal:
             return trial, lock
 
     def _filled(self, trial: Trial) -> Trial:
-        """Every field has a value; one that a worker left before all had gets the rest."""
+        """Every field has a value, named by its text where it is listed (it may be a mapping); one left half-drawn gets the rest."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            for name, distribution in distributions(self.plan).items():
-                trial._suggest(name, distribution)
+            for name, one in self.plan.sweep.vary.items():  # what has a value keeps it
+                if not isinstance(one, Range):
+                    trial.suggest_categorical(name, [_text(value) for value in one])
+                elif one.int:
+                    trial.suggest_int(name, int(one.low), int(one.high), log=one.log)
+                else:
+                    trial.suggest_float(name, one.low, one.high, log=one.log)
         return trial
 
     def _sampler(self, trial: int) -> BaseSampler:
@@ -142,19 +147,6 @@ class Journal:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return TPESampler(seed=seed, n_startup_trials=sweep.startup, constant_liar=True)
-
-
-def distributions(plan: Plan) -> dict[str, BaseDistribution]:
-    """What each field is drawn from. Listed values are named by their text: a value may be a whole mapping."""
-    found: dict[str, BaseDistribution] = {}
-    for key, one in plan.sweep.vary.items():
-        if not isinstance(one, Range):
-            found[key] = CategoricalDistribution([_text(value) for value in one])
-        elif one.int:
-            found[key] = IntDistribution(int(one.low), int(one.high), log=one.log)
-        else:
-            found[key] = FloatDistribution(one.low, one.high, log=one.log)
-    return found
 
 
 def setting_of(plan: Plan, params: dict[str, Any]) -> Setting:

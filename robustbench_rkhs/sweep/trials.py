@@ -15,7 +15,8 @@ from robustbench_rkhs.data import Split
 from robustbench_rkhs.files import write_text
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.recipe import TrainRecipe
-from robustbench_rkhs.sweep.plan import Plan, Setting
+from robustbench_rkhs.sweep.description import Setting
+from robustbench_rkhs.sweep.plan import Plan
 from robustbench_rkhs.train import train
 from robustbench_rkhs.validation import validate
 

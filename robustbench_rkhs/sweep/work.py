@@ -1,5 +1,6 @@
 """A worker: take a trial, train it, tell the journal, until none is left; then the report."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from robustbench_rkhs.data import Split
 from robustbench_rkhs.files import Unwritable, write_text
 from robustbench_rkhs.node import UserError
 from robustbench_rkhs.report.sweep import runs_csv, summarised, write_sweep
+from robustbench_rkhs.sweep.description import Range
 from robustbench_rkhs.sweep.journal import Journal, locked, setting_of
-from robustbench_rkhs.sweep.plan import Plan, Range, told
+from robustbench_rkhs.sweep.plan import Plan, told
 from robustbench_rkhs.sweep.trials import Say, Stopped, certified_share, run_trial
 
 STATES = {
@@ -46,6 +48,8 @@ def work(plan: Plan, name: str, folder: Path, reports: Path, *, device: str, com
     Returns the report; its `finished` is false where other workers still train. Raises UserError, before anything is trained,
     for a sweep that its recipe refuses or that is not the one the folder holds.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("a sweep does not run under torchrun: start the command itself several times, each is a worker")
     validation = check(plan)
     data = {"data": validation.data, "data_digest": validation.digest}
     journal = Journal(folder, plan, data | {"command": command, "images": len(validation), "torch": torch.__version__})
