@@ -126,7 +126,7 @@ class Journal:
             return trial, lock
 
     def _filled(self, trial: Trial) -> Trial:
-        """Every field has a value, named by its text where it is listed (it may be a mapping); one left half-drawn gets the rest."""
+        """Every field has a value, named by its text where it is listed (it may be a mapping); one left half-drawn is completed."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             for name, one in self.plan.sweep.vary.items():  # what has a value keeps it
