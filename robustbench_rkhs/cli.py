@@ -455,28 +455,98 @@ def _norms(
         print(json.dumps(found | {"files": [str(path) for path in written]}))
 
 
-def _pictures(
-    kind: Annotated[Literal["deformations"], tyro.conf.Positional],
-    data: str = "digits",
-    out: Path = Path("reports/pictures"),
-    images: int = 4,
-    seed: int = 0,
+def _sweep(
+    fields: dict[str, str],
+    /,
+    sweep: str,
+    name: str | None = None,
+    device: str = "auto",
+    out: Path = Path("sweeps"),
+    reports: Path = Path("reports/sweeps"),
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
-    """Draw what the methods do.
+    """Train a recipe at many settings and pick one on validation images. Fields of the recipe are flags, as for rkhs-train.
 
-    $ rkhs-pictures deformations --data mnist
+    $ rkhs-sweep --sweep digits_gradient
+    $ rkhs-sweep --sweep mine.yaml --epochs 20 --device cuda:1
+    The same command on another core or machine that sees OUT is a second worker; a sweep that was stopped or killed goes on.
 
     Args:
-        kind: deformations: test images, deformed.
+        sweep: Name in models/sweeps/, or path of a YAML sweep.
+        name: What it is called; the file's name where not given.
+        device: auto, cpu, cuda, cuda:1 ...
+        out: Journal, trials, results.csv and best.yaml are in OUT/NAME.
+        reports: The report is REPORTS/NAME.*.
+        as_json: Print one JSON object on stdout, the progress on stderr.
+    """
+    from robustbench_rkhs.sweep import Plan, Sweep, work
+
+    where = _device(device)
+    plan, called = Plan(Sweep.read(sweep), fields), name or Path(sweep).stem
+    screen = sys.stderr if as_json else sys.stdout
+
+    def say(line: str) -> None:
+        print(line, file=screen, flush=True)
+
+    found = work(plan, called, out / called, reports, device=where, command=_typed(), say=say)
+    if not found["finished"]:
+        say("all settings are taken; the worker that finishes the last one writes the report")
+    for row in found["settings"] if found["finished"] else []:
+        if row["picked"]:
+            say(f"picked by {plan.sweep.pick}: trial {row['trial']}, {json.dumps(row['setting'])}")
+    say(f"sweep: {' '.join(found['files'])}")
+    if as_json:
+        print(json.dumps(found))
+
+
+def _pictures(
+    kind: Annotated[Literal["deformations", "learning", "curves", "square_wave", "vae"], tyro.conf.Positional],
+    model: Names = (),
+    data: str = "digits",
+    out: Path = Path("reports/pictures"),
+    name: str | None = None,
+    images: int = 4,
+    seed: int = 0,
+    band: Literal["range", "interval"] = "range",
+    norm: Literal["l2", "linf"] = "l2",
+    verdicts: Path = Path("reports/verdicts"),
+    vae: str = "",
+) -> None:
+    """Draw what the methods do and how runs learned: OUT/KIND-NAME.png, .pdf and .svg.
+
+    $ rkhs-pictures deformations --data mnist
+    $ rkhs-pictures learning --model digits_mlp 'plain=sweeps/mine/trials/0000/*'
+    $ rkhs-pictures curves --model 'digits_*' --band interval
+    $ rkhs-pictures square_wave --model 'reports/square_wave/runs/*'
+    $ rkhs-pictures vae --data mnist --vae kind=convolutional,iterations=2000
+    Runs of one recipe that differ in the seed alone are drawn as one curve; LABEL=GLOB makes a group of its own.
+
+    Args:
+        kind: deformations: test images, deformed. learning: loss and validation by epoch. curves: accuracy by eps over seeds.
+            square_wave: networks' fits. vae: samples beside data.
+        model: Names in checkpoints/, folders or globs, of curves names of models in VERDICTS; each as it is or as LABEL=GLOB.
         data: Data set or FILE.npz.
         out: Where the pictures go.
+        name: End of the files' names; made of the labels where not given.
         images: Rows of the sheet.
         seed: Which images, and every random draw.
+        band: Of curves over seeds: smallest to largest, or the 95% interval of the mean.
+        norm: Of curves: distance of the verdicts.
+        verdicts: Of curves: where the verdicts are.
+        vae: Fields of the VAE sampler, field=value,...; see rkhs-list samplers vae.
     """
-    if kind == "deformations":
-        from robustbench_rkhs.pictures import deformations_picture
+    from robustbench_rkhs import pictures as draw
 
-        paths = deformations_picture(data, out, images, seed)
+    if kind == "deformations":
+        paths = draw.deformations_picture(data, out, images, seed)
+    elif kind == "learning":
+        paths = draw.learning_picture(model, out, name, band, _typed())
+    elif kind == "curves":
+        paths = draw.curves_picture(model, out, name, band, verdicts, norm, _typed())
+    elif kind == "square_wave":
+        paths = draw.square_wave_picture(model, out, name, _typed())
+    else:
+        paths = draw.vae_picture(data, out, images, seed, vae)
     print(f"pictures: {' '.join(str(path) for path in paths)}")
 
 
@@ -488,3 +558,4 @@ listing = command(_listing)
 submit = command(_submit)
 norms = command(_norms)
 pictures = command(_pictures)
+sweep = command(_sweep, overrides=True)

@@ -8,10 +8,14 @@ from pathlib import Path
 from robustbench_rkhs.node import UserError
 
 
+class Unwritable(UserError):
+    """A file could not be written: the disk or its permissions, not what was asked for."""
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it: no reader ever sees half a file.
 
-    Raises UserError where the disk is full or writing is not permitted; then nothing is left behind.
+    Raises Unwritable where the disk is full or writing is not permitted; then nothing is left behind.
     """
     temporary: Path | None = None
     try:
@@ -27,7 +31,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             reason = error.strerror or str(error)
         else:
             reason = str(error).splitlines()[0]
-        raise UserError(f"cannot write {path}: {reason}") from None
+        raise Unwritable(f"cannot write {path}: {reason}") from None
     finally:
         if temporary is not None and temporary.exists():
             temporary.unlink(missing_ok=True)

@@ -18,16 +18,25 @@ def checkpoints_folder() -> Path:
 
 
 def find_recipe(name: str) -> Path:
-    """The YAML file a name or path means. Raises UserError with a suggestion."""
+    """The YAML file a model's name or a path means. Raises UserError with a suggestion."""
+    return _find(name, models_folder(), "recipe", "model")
+
+
+def find_sweep(name: str) -> Path:
+    """The YAML file a sweep's name (models/sweeps/NAME.yaml) or a path means. Raises UserError with a suggestion."""
+    return _find(name, models_folder() / "sweeps", "sweep", "sweep")
+
+
+def _find(name: str, folder: Path, file: str, named: str) -> Path:
     if name.endswith((".yaml", ".yml")):
         if Path(name).is_file():
             return Path(name)
-        raise UserError(f"no recipe {name!r}")
-    path = models_folder() / f"{name}.yaml"
+        raise UserError(f"no {file} {name!r}")
+    path = folder / f"{name}.yaml"
     if "/" not in name and path.is_file():
         return path
-    known = [found.stem for found in models_folder().glob("*.yaml")]
-    raise UserError(f"unknown model {name!r}; {did_you_mean(name, known)}")
+    known = [found.stem for found in folder.glob("*.yaml")]
+    raise UserError(f"unknown {named} {name!r}; {did_you_mean(name, known)}")
 
 
 def find_checkpoint(name: str) -> Path:

@@ -1,0 +1,8 @@
+"""Pictures: what methods do, how runs learned, what networks fit, what samplers draw."""
+
+from robustbench_rkhs.pictures.deformations import deformations_picture, suited
+from robustbench_rkhs.pictures.fits import square_wave_picture
+from robustbench_rkhs.pictures.runs import curves_picture, learning_picture
+from robustbench_rkhs.pictures.samples import vae_picture
+
+__all__ = ["curves_picture", "deformations_picture", "learning_picture", "square_wave_picture", "suited", "vae_picture"]

@@ -1,0 +1,75 @@
+"""Pictures of runs over seeds: learning curves from metrics.jsonl, accuracy-versus-eps curves from verdict tables."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from robustbench_rkhs import verdicts
+from robustbench_rkhs.node import UserError
+from robustbench_rkhs.pictures.groups import each_once, folders, grouped, matching, stem, without_seed
+from robustbench_rkhs.report.learning import draw_learning
+from robustbench_rkhs.report.seeds import draw_seed_curves
+from robustbench_rkhs.report.spread import Band
+
+
+def learning_picture(models: Sequence[str], out: Path, name: str | None = None, band: Band = "range", note: str = "") -> list[Path]:
+    """OUT/learning-NAME.*: loss and validation numbers over epochs, seeds of one recipe together.
+
+    Raises UserError where a run is missing or its metrics are not readable.
+    """
+    runs = []
+    for label, folder in folders(models, "metrics.jsonl"):
+        runs.append((label, without_seed(folder.name, folder.parent.name), _recipe(folder), _records(folder)))
+    groups = grouped(runs)
+    return draw_learning(groups, stem(out, "learning", name, list(groups)), band, note)
+
+
+def curves_picture(
+    models: Sequence[str],
+    out: Path,
+    name: str | None = None,
+    band: Band = "range",
+    folder: Path = Path("reports/verdicts"),
+    norm: str = "l2",
+    note: str = "",
+) -> list[Path]:
+    """OUT/curves-NAME.*: accuracy over eps, empirical and certified, seeds together, from the verdict tables in `folder`.
+
+    Models whose names differ in a last `seed-N` alone are one group, as is what LABEL=GLOB names.
+    Raises UserError where there are no verdicts of a model.
+    """
+    stored = [one for one in verdicts.read_all(folder) if one.about["norm"] == norm] if folder.is_dir() else []
+    known = each_once(stored, lambda one: str(one.about["model"]))
+    chosen = matching(models, known, f"{folder} (l2 or linf as --norm says, run rkhs-eval first)" if not known else str(folder))
+    runs = []
+    for label, model in chosen:
+        for one in (one for one in stored if one.about["model"] == model):
+            runs.append((label, without_seed(model), without_seed(model), one))
+    groups = grouped(runs)
+    return draw_seed_curves(groups, stem(out, "curves", name, list(groups)), band, note)
+
+
+def _recipe(folder: Path) -> str:
+    """The recipe without its seed, as text; the folder's own name where it has none."""
+    path = folder / "recipe.yaml"
+    try:
+        stored = yaml.safe_load(path.read_text()) if path.is_file() else str(folder)
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable: {' '.join(str(error).split())[:120]}") from None
+    if isinstance(stored, dict):
+        stored.pop("seed", None)
+    return json.dumps(stored, sort_keys=True)
+
+
+def _records(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "metrics.jsonl"
+    try:
+        records = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not readable: {' '.join(str(error).split())[:120]}") from None
+    if not records or not all(isinstance(record, dict) and "epoch" in record for record in records):
+        raise UserError(f"{path}: expected an epoch in every line, found {len(records)} lines")
+    return records

@@ -1,0 +1,7 @@
+"""Sweeps: grids and searches over recipe fields, shared by any number of workers, picked on validation images alone."""
+
+from robustbench_rkhs.sweep.description import Prune, Range, Sweep
+from robustbench_rkhs.sweep.plan import Plan
+from robustbench_rkhs.sweep.work import check, gather, work
+
+__all__ = ["Plan", "Prune", "Range", "Sweep", "check", "gather", "work"]

@@ -1,0 +1,86 @@
+"""From a sweep's file to the recipe of every run, checked before anything is trained."""
+
+import itertools
+import json
+from functools import cached_property
+from typing import Any
+
+import yaml
+
+from robustbench_rkhs.attacks.pgd import PGD
+from robustbench_rkhs.node import UserError
+from robustbench_rkhs.places import find_recipe
+from robustbench_rkhs.recipe import TrainRecipe, override
+from robustbench_rkhs.sweep.description import RESERVED, Range, Setting, Sweep
+
+
+class Plan:
+    """A sweep and its base recipe, with every setting's recipe. Raises UserError for fields and values a recipe refuses."""
+
+    def __init__(self, sweep: Sweep, overrides: dict[str, str] | None = None) -> None:
+        self.sweep = sweep
+        self.base: dict[str, Any] = yaml.safe_load(find_recipe(sweep.recipe).read_text())
+        for key, value in sweep.settings.items():
+            override(self.base, key, yaml.safe_dump(value))
+        for key, text in (overrides or {}).items():
+            override(self.base, key, text)
+        for key in {"seed", "validate_with"} & {*sweep.settings, *(overrides or {})}:
+            raise UserError(f"{key}: {RESERVED[key]}")
+        plain = TrainRecipe.parse(json.loads(json.dumps(self.base)), sweep.recipe)
+        if plain.data.task == "regression":
+            raise UserError(f"data set {plain.data.title!r} is a regression: a sweep measures accuracies, which need classes")
+        if not plain.data.validation:
+            raise UserError("a sweep picks on validation images, found data.validation 0: set data.validation in `settings`")
+        box = plain.data.box
+        self.attack = PGD(norm=sweep.norm, eps=sweep.eps, steps=sweep.steps, targets=0, box=box)
+
+    @cached_property
+    def grid(self) -> list[Setting]:
+        """The grid's points in their order: the last field changes fastest."""
+        lists = [values for values in self.sweep.vary.values() if isinstance(values, list)]
+        return [dict(zip(self.sweep.vary, point, strict=True)) for point in itertools.product(*lists)]
+
+    @property
+    def trials(self) -> int:
+        """How many settings are tried."""
+        return len(self.grid) if self.sweep.sampler == "grid" else self.sweep.trials or 0
+
+    def recipe(self, setting: Setting, seed: int) -> TrainRecipe:
+        """The whole recipe of one run. Where robust accuracy picks the setting it picks the epoch, too."""
+        stored = json.loads(json.dumps(self.base))
+        for key, value in setting.items():
+            try:
+                override(stored, key, yaml.safe_dump(value))
+            except UserError as error:
+                raise UserError(f"vary.{str(error).removeprefix('--')}") from None
+        stored["seed"] = seed
+        if self.sweep.pick == "validation_robust":
+            stored["validate_with"] = self.attack.model_dump(mode="json")
+        return TrainRecipe.parse(stored, ", ".join(f"{key} {told(value)}" for key, value in setting.items()))
+
+    def recipes(self) -> list[TrainRecipe]:
+        """Every recipe of a grid; of draws, every value and both ends of every range, the other fields at their first."""
+        if self.sweep.sampler == "grid":
+            settings = self.grid
+        else:
+            values = {key: one.ends() if isinstance(one, Range) else one for key, one in self.sweep.vary.items()}
+            first = {key: some[0] for key, some in values.items()}
+            settings = [first | {key: value} for key, some in values.items() for value in some]
+        return [self.recipe(setting, self.sweep.seeds[0]) for setting in settings]
+
+    def record(self) -> dict[str, Any]:
+        """What a sweep that goes on must share with the one that was begun."""
+        return json.loads(json.dumps({"sweep": self.sweep.model_dump(mode="json", exclude={"about"}), "recipe": self.base}))
+
+
+def changes(before: Any, now: Any, place: str = "") -> list[str]:
+    """The places where two records differ, each with both values."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [*before, *(key for key in now if key not in before)]
+        return [line for key in keys for line in changes(before.get(key), now.get(key), f"{place}.{key}" if place else str(key))]
+    return [] if before == now else [f"{place}: {told(before)} before, {told(now)} now"]
+
+
+def told(value: Any) -> str:
+    """A value in one line."""
+    return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,122 @@
+"""One trial: a setting trained for every seed, scored on validation images, stopped early where it falls behind."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from optuna.trial import Trial
+from torch import nn
+
+from robustbench_rkhs import checkpoint
+from robustbench_rkhs.certificates import MarginCertificate
+from robustbench_rkhs.data import Split
+from robustbench_rkhs.files import write_text
+from robustbench_rkhs.lipschitz import Uncertifiable
+from robustbench_rkhs.recipe import TrainRecipe
+from robustbench_rkhs.sweep.description import Setting
+from robustbench_rkhs.sweep.plan import Plan
+from robustbench_rkhs.train import train
+from robustbench_rkhs.validation import validate
+
+Say = Callable[[str], None]
+
+
+class Stopped(Exception):
+    """The pruner stopped this trial."""
+
+
+def score(plan: Plan, model: nn.Module, validation: Split) -> dict[str, Any]:
+    """Clean, robust and certified accuracy of a trained model on validation images; `refused`: why nothing is certified."""
+    found = validate(model, validation, plan.attack)
+    certified, refused = certified_share(plan, model, validation)
+    return {
+        "clean": found["validation_clean"],
+        "robust": found["validation_robust"],
+        "certified": certified,
+        "refused": refused,
+    }
+
+
+def certified_share(plan: Plan, model: nn.Module, images: Split) -> tuple[float | None, str]:
+    """The share proved at eps by the margin certificate; None and the reason where it is refused."""
+    try:
+        radii = MarginCertificate(norm=plan.sweep.norm).radii(model, images.x, images.y)
+    except Uncertifiable as refusal:
+        return None, str(refusal)
+    return (radii >= plan.sweep.eps).double().mean().item(), ""
+
+
+class Watch:
+    """Hears of every epoch, tells the journal, and stops the training where the pruner says so.
+
+    Epochs of the second seed follow those of the first: at each step a trial is compared with what others had there. It stops
+    at the first step of the next epoch, when the last one is on disk.
+    """
+
+    def __init__(self, plan: Plan, trial: Trial, place: int, epochs: int) -> None:
+        self.trial, self.first, self.pruning, self.stop = trial, place * epochs, plan.sweep.prune is not None, False
+        self.key = plan.sweep.pick
+        self.reported = set(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        if self.stop:
+            raise Stopped
+        if "step" in record or not self.pruning or self.key not in record:
+            return
+        step = self.first + record["epoch"]
+        if step not in self.reported:  # a resumed training may tell an epoch again
+            self.trial.report(record[self.key], step)
+        self.stop = self.trial.should_prune()
+
+
+def run_trial(
+    plan: Plan, trial: Trial, setting: Setting, folder: Path, device: str, command: str, say: Say
+) -> list[dict[str, Any]]:
+    """Train and score a setting at every seed, in FOLDER/seed-S. Finished runs are read, not repeated.
+
+    Raises Stopped where the trial is pruned, UserError where its recipe is refused or its training does not stay finite.
+    """
+    runs = []
+    for place, seed in enumerate(plan.sweep.seeds):
+        recipe = plan.recipe(setting, seed)
+        run = folder / f"seed-{seed}"
+        stored = run / "score.json"
+        if not stored.is_file():
+            watch = Watch(plan, trial, place, recipe.epochs)
+            _trained(recipe, run, device, command, watch)
+            write_text(stored, json.dumps(_scored(plan, recipe, run, device), indent=2) + "\n")
+            if watch.stop and place + 1 < len(plan.sweep.seeds):
+                raise Stopped
+        runs.append(json.loads(stored.read_text()) | {"seed": seed, "folder": str(run)})
+        say(f"trial {trial.number}, seed {seed}: {words(runs[-1])}")
+    return runs
+
+
+def _trained(recipe: TrainRecipe, folder: Path, device: str, command: str, watch: Watch) -> None:
+    """Train, or go on with what was begun; a worker may have been killed between the training and its score."""
+    if not (folder / "config.json").is_file():
+        train(recipe, folder, device=device, command=command, save_seconds=60, report=watch)
+    for leftover in ("resume.pt", "last.safetensors"):
+        (folder / leftover).unlink(missing_ok=True)
+
+
+def _scored(plan: Plan, recipe: TrainRecipe, folder: Path, device: str) -> dict[str, Any]:
+    """The best epoch's model, as it is stored, on the validation images."""
+    loaded = checkpoint.load(folder)
+    with torch.random.fork_rng(devices=[]):
+        found = score(plan, loaded.model.to(device), recipe.data.load().validation.to(device))
+    return found | {
+        "epoch": loaded.config["epoch"],
+        "weights": loaded.weights,
+        "device": loaded.config["trained"]["device"],
+        "date": loaded.config["trained"]["date"],
+        "seconds": loaded.config["trained"]["seconds"],
+    }
+
+
+def words(run: dict[str, Any]) -> str:
+    """A run's scores in a line."""
+    certified = "not certifiable" if run["certified"] is None else f"certified {run['certified']:.1%}"
+    return f"validation clean {run['clean']:.1%}, robust {run['robust']:.1%}, {certified}"
