@@ -19,6 +19,10 @@ RECIPES = {  # a new method whose value depends on the whole batch, or that draw
     "cross_entropy": {},
     "pgd": {"attack": {"name": "pgd", "eps": 0.2, "steps": 2, "start": "random"}},
     "gradient": {"penalties": [{"name": "gradient", "weight": 0.01}]},
+    "adversarial_perturbation": {"penalties": [{"name": "adversarial_perturbation", "eps": 0.3, "steps": 2, "chunk": 24}]},
+    "loss_gradient": {"penalties": [{"name": "loss_gradient", "weight": 0.1}]},
+    "virtual_adversarial": {"penalties": [{"name": "virtual_adversarial", "eps": 0.3}]},
+    "spectral_norm": {"penalties": [{"name": "spectral_norm", "weight": 0.01}]},
     "projection": {"projections": [{"name": "spectral", "tau": 1.0}]},
 }
 
