@@ -75,7 +75,7 @@ def _fields(node: ast.ClassDef, by_class: dict[str, ast.ClassDef]) -> dict[str, 
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
             continue
         field, form = statement.target.id, ast.unparse(statement.annotation)
-        if field == "name" or form.startswith("ClassVar"):
+        if field == "name" or field.startswith("_") or form.startswith("ClassVar"):
             continue
         default = _default(statement.value)
         meaning = fields.get(field, ("", "", ""))[2]
