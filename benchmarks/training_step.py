@@ -1,0 +1,268 @@
+"""Time and memory of one training step of every method beside plain training: VGG-11, batch 128, CIFAR-10 images, float32.
+
+    nice -n 10 python benchmarks/training_step.py --threads 1      # minutes
+    python benchmarks/training_step.py --quick                     # batch 4, one round, no result file
+
+Each method runs in a process of its own: first alone, for its peak memory; then in turn with the plain step, for the ratio of
+the medians. A method that does not finish in its share of time is listed under `unfinished`, never guessed. Then three
+re-implementations of what was published against ours, on the same weights and images: the perturbation penalty (value and
+weight gradient; each in its better memory format, ours the recipe's channels-last), the spectral projection (in real steps of
+robust_vgg), the sandwich convolution. Clock: CPU seconds on one CPU thread, which neighbours on the machine disturb less;
+wall seconds otherwise. Memory: peak resident size of the process on CPUs, peak allocated on CUDA.
+"""
+
+import copy
+import importlib
+import json
+import multiprocessing
+import resource
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+from argparse import Namespace
+from collections.abc import Callable
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import arguments, finish, wait
+from projection import Timed
+from published_perturbation import published_perturbation
+from published_projection import published_projection
+
+from robustbench_rkhs.data import Split
+from robustbench_rkhs.penalties import AdversarialPerturbation
+from robustbench_rkhs.projections import as_matrix, weighted
+from robustbench_rkhs.recipe import TrainRecipe
+from robustbench_rkhs.train import Run
+
+PLAIN = {"attack": "null", "projections": "[]", "penalties": "[]", "validate_with": "null"}
+METHODS: dict[str, dict[str, str]] = {  # a new method adds a line here: what its recipe has that plain training has not
+    "plain": {},
+    "weight_decay": {"optimizer.weight_decay": "0.0005"},
+    "gradient": {"penalties": "[{name: gradient}]"},
+    "adversarial_perturbation": {"penalties": "[{name: adversarial_perturbation}]"},
+    "loss_gradient_l2": {"penalties": "[{name: loss_gradient, norm: l2}]"},
+    "loss_gradient_l1": {"penalties": "[{name: loss_gradient, norm: l1}]"},
+    "spectral_norm": {"penalties": "[{name: spectral_norm}]"},
+    "spectral_norm_operator": {"penalties": "[{name: spectral_norm, operator: operator}]"},
+    "spectral_norm_svd": {"penalties": "[{name: spectral_norm, method: svd}]"},
+    "virtual_adversarial": {"penalties": "[{name: virtual_adversarial}]"},
+    "jacobian": {"penalties": "[{name: jacobian}]"},
+    "jacobian_projected": {"penalties": "[{name: jacobian, projections: 1}]"},
+    "curvature": {"penalties": "[{name: curvature}]"},
+    "function_norm_uniform": {"penalties": "[{name: function_norm, samples: 1, sampler: {name: uniform}}]"},
+    "deformation_stability": {"penalties": "[{name: deformation_stability}]"},
+    "deformation_tangent": {"penalties": "[{name: deformation_tangent}]"},
+    "pgd": {"attack": "{name: pgd, eps: 1.0, steps: 5, step_size: 0.3, decay: false, loss: cross_entropy, keep: last, box: none}"},
+    "projection_reshaped": {"projections": "[{name: spectral, tau: 0.8, operator: reshaped}]"},
+    "projection_operator": {"projections": "[{name: spectral, tau: 0.8, operator: operator}]"},
+}
+STEPS = 5
+"""Ascent steps of the perturbation penalty, as published."""
+
+
+class Task:
+    """What every child process is given: where the images are, how many, how often, on what."""
+
+    def __init__(self, given: Namespace, file: Path) -> None:
+        self.device, self.threads, self.file = given.device, given.threads, file
+        self.batch, self.rounds, self.limit = (4, 1, 6.0) if given.quick else (128, 5, 60.0)
+        self.quick = given.quick
+
+    def clock(self) -> float:
+        wait(self.device)
+        alone = torch.device(self.device).type == "cpu" and self.threads == 1
+        return time.process_time() if alone else time.perf_counter()
+
+    def seconds(self, work: Callable[[], Any]) -> float:
+        started = self.clock()
+        work()
+        return self.clock() - started
+
+    def load(self) -> Split:
+        """The batch, as a training split."""
+        return torch.load(self.file, weights_only=False)
+
+    def stepper(self, name: str) -> Callable[[], None]:
+        """One training step of a method, again and again from one seed."""
+        split = self.load().take(torch.arange(self.batch))
+        run = Run(recipe(name, self.batch), split, self.device)
+        split = split.to(self.device)
+        run.prepare(split)
+        batch = next(iter(run.batches(split)))
+        return lambda: run.step(*batch)
+
+    def peak(self) -> float:
+        """MiB."""
+        if torch.device(self.device).type == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def recipe(name: str, batch: int) -> TrainRecipe:
+    changes = PLAIN | {"data.crop": "0", "data.flip": "false", "batch_size": str(batch)} | METHODS[name]
+    return TrainRecipe.read("robust_vgg_small", changes)
+
+
+def write_images(task: Task) -> dict[str, Any]:
+    """Real images, kept in a file so that no child pays for the whole data set's memory."""
+    splits = recipe("plain", task.batch).data.load()
+    torch.save(splits.train.take(torch.arange(min(640, len(splits.train)))), task.file)
+    return {"digest": splits.train.digest}
+
+
+def measure(task: Task, name: str) -> dict[str, float]:
+    """Peak memory alone, then seconds in turn with the plain step until `rounds` or a third of the limit are used up."""
+    step = task.stepper(name)
+    first = task.seconds(step)
+    second = task.seconds(step) if first < task.limit / 6 else first
+    peak = task.peak()
+    plain = task.stepper("plain")
+    plain()
+    ours, plains, used = [], [], 0.0
+    while len(ours) < task.rounds and (not ours or used + second < task.limit / 3):
+        plains.append(task.seconds(plain))
+        ours.append(task.seconds(step) if second < task.limit / 3 or task.quick else second)
+        used += ours[-1] + plains[-1]
+    seconds, plain_seconds = statistics.median(ours), statistics.median(plains)
+    return {"seconds": seconds, "ratio": seconds / plain_seconds, "peak": peak, "rounds": len(ours)}
+
+
+def perturbation(task: Task) -> dict[str, float]:
+    """Value and weight gradient of the published penalty and of ours, at the published steps."""
+    split = task.load().take(torch.arange(task.batch)).to(task.device)
+    ours = Run(recipe("plain", task.batch), split, task.device).model
+    theirs = copy.deepcopy(ours).to(memory_format=torch.contiguous_format)
+    x, y = split.x.contiguous(memory_format=torch.channels_last), split.y
+    penalty, values = AdversarialPerturbation(eps=1.0, steps=STEPS), {}
+
+    def mine(model: torch.nn.Module, images: torch.Tensor) -> None:
+        values["ours"] = penalty(model, images, y)
+        values["ours"].backward()
+
+    def published() -> None:
+        values["theirs"] = published_perturbation(theirs, split.x, 1.0, STEPS)
+        theirs.zero_grad()
+        values["theirs"].backward()
+
+    times: dict[str, list[float]] = {"mine": [], "published": [], "contiguous": []}
+    penalty(ours, x[:2], y[:2])  # warm
+    for _ in range(1 if task.quick or torch.device(task.device).type == "cpu" else 5):
+        times["mine"].append(task.seconds(lambda: mine(ours, x)))
+        times["published"].append(task.seconds(published))
+        times["contiguous"].append(task.seconds(lambda: mine(copy.deepcopy(theirs), split.x)))
+        times["mine"].append(task.seconds(lambda: mine(ours, x)))
+    middle = {name: statistics.median(one) for name, one in times.items()}
+    error = abs(values["ours"].item() / values["theirs"].item() - 1)
+    return {
+        "adversarial_perturbation_speedup": middle["published"] / middle["mine"],
+        "adversarial_perturbation_speedup_contiguous": middle["published"] / middle["contiguous"],
+        "adversarial_perturbation_error": error,
+        "adversarial_perturbation_value": values["ours"].item(),
+        "adversarial_perturbation_seconds": middle["mine"],
+    }
+
+
+def projection(task: Task) -> dict[str, float]:
+    """The published projection of every weight against ours, in the steps of robust_vgg once its projection is at work."""
+    settings = {"projections.0.kappa": "null", "validate_with": "null", "batch_size": str(task.batch)}
+    split = task.load()
+    run = Run(TrainRecipe.read("robust_vgg", settings), split, task.device)
+    timed = Timed(run.projections[0], task.device)
+    tau = timed.tau_at(0)
+    run.projections = [timed]  # type: ignore[list-item]
+    warm, measured = (1, 1) if task.quick else (10, 3)
+    ours, theirs, errors = [], [], []
+    for number, (step, x, y, keys) in enumerate(islice(cycle(list(run.batches(split.to(task.device)))), warm + measured)):
+        timed.keep = number >= warm
+        run.step(step, x, y, keys)
+        if not timed.keep:
+            continue
+        ours.append(timed.seconds)
+        if number == warm:  # it does the same work whatever the weights
+            started = time.perf_counter()
+            clipped = [published_projection(matrix, tau) for matrix in timed.before]
+            theirs.append(time.perf_counter() - started)
+            mine = [as_matrix(m.weight.data) for m in weighted(run.model)]
+            errors = [(a - b).abs().max().item() for a, b in zip(clipped, mine, strict=True)]
+    return {
+        "projection_speedup": theirs[0] / statistics.median(ours),
+        "projection_seconds": statistics.median(ours),
+        "projection_difference": max(errors),
+    }
+
+
+def sandwich(task: Task) -> dict[str, float | None]:
+    """Left null where the module is missing."""
+    try:
+        module = importlib.import_module("published_sandwich")
+    except ModuleNotFoundError:
+        return {"sandwich_conv_speedup": None}
+    return {"sandwich_conv_speedup": module.measure(task.quick, task.device)}
+
+
+def apart(task: Task, work: Callable[..., dict[str, Any]], *names: str, limit: float) -> dict[str, Any] | str:
+    """The answer of `work` in a process of its own, or why there is none."""
+    kind = multiprocessing.get_context("spawn" if torch.device(task.device).type == "cuda" else "fork")
+    receiver, sender = kind.Pipe(duplex=False)
+    child = kind.Process(target=answer, args=(sender, work, task, names))
+    child.start()
+    sender.close()
+    try:
+        found = receiver.recv() if receiver.poll(limit) else f"more than {limit:.0f} s"
+    except EOFError:
+        found = "it died"
+    child.kill()  # one that is still at it
+    child.join()
+    return found
+
+
+def answer(sender: Any, work: Callable[..., dict[str, Any]], task: Task, names: tuple[str, ...]) -> None:
+    """In the child."""
+    torch.set_num_threads(task.threads)
+    try:
+        sender.send(work(task, *names))
+    except Exception as error:
+        traceback.print_exc()
+        sender.send(f"{type(error).__name__}: {error}")
+
+
+def main() -> None:
+    given = arguments(__doc__)
+    unfinished: dict[str, str] = {}
+    figures: dict[str, Any] = {"cost_vs_plain": {}, "memory_vs_plain": {}, "seconds": {}, "peak_mib": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        task = Task(given, Path(folder) / "images.pt")
+        images = apart(task, write_images, limit=60)
+        assert isinstance(images, dict), images
+        for name in METHODS:
+            found = apart(task, measure, name, limit=task.limit)
+            if isinstance(found, str):
+                unfinished[name] = found
+                continue
+            figures["cost_vs_plain"][name], figures["seconds"][name] = found["ratio"], found["seconds"]
+            figures["peak_mib"][name] = found["peak"]
+            figures["memory_vs_plain"][name] = found["peak"] - figures["peak_mib"]["plain"]
+            print(json.dumps({name: found}), file=sys.stderr, flush=True)
+        for work in (perturbation, projection, sandwich):
+            found = apart(task, work, limit=20 if given.quick else 280)
+            if isinstance(found, str):
+                unfinished[work.__name__] = found
+            else:
+                figures |= found
+                print(json.dumps(found), file=sys.stderr, flush=True)
+    figures |= {"unfinished": unfinished, "batch": task.batch, "rounds": task.rounds, "memory_unit": "MiB above plain training"}
+    figures |= {"clock": "CPU seconds" if given.device == "cpu" and given.threads == 1 else "wall seconds"}
+    figures |= {"data_digest": images["digest"], "seed": recipe("plain", task.batch).seed}
+    sources = ["training_step", "projection", "published_perturbation", "published_projection", "common"]
+    package = ["train.py", "projections.py", "attacks/pgd.py"]
+    package += [f"penalties/{p.name}" for p in (Path(__file__).parent.parent / "robustbench_rkhs/penalties").glob("*.py")]
+    finish("training_step", figures, given, [f"benchmarks/{s}.py" for s in sources] + [f"robustbench_rkhs/{p}" for p in package])
+
+
+if __name__ == "__main__":
+    main()
