@@ -1,14 +1,15 @@
 """Time and memory of one training step of every method beside plain training: VGG-11, batch 128, CIFAR-10 images, float32.
 
-    nice -n 10 python benchmarks/training_step.py --threads 1      # minutes
-    python benchmarks/training_step.py --quick                     # batch 4, one round, no result file
+    nice -n 10 python benchmarks/training_step.py --threads 1      # a quarter of an hour on one core
+    python benchmarks/training_step.py --part costs                # one part; the result file keeps the other parts
+    python benchmarks/training_step.py --quick                     # four methods at batch 4, one round, no result file
 
-Each method runs in a process of its own: first alone, for its peak memory; then in turn with the plain step, for the ratio of
-the medians. A method that does not finish in its share of time is listed under `unfinished`, never guessed. Then three
-re-implementations of what was published against ours, on the same weights and images: the perturbation penalty (value and
-weight gradient; each in its better memory format, ours the recipe's channels-last), the spectral projection (in real steps of
-robust_vgg), the sandwich convolution. Clock: CPU seconds on one CPU thread, which neighbours on the machine disturb less;
-wall seconds otherwise. Memory: peak resident size of the process on CPUs, peak allocated on CUDA.
+Part `costs`: each method in a process of its own, first alone for its peak memory, then in turn with the plain step for the
+ratio of the medians. A method that does not finish in its share of time is listed under `unfinished`, never guessed. Parts
+`perturbation`, `projection`, `sandwich`: what was published, re-implemented, against ours on the same weights and images; the
+perturbation penalty with its weight gradient, published in the contiguous format of its code (`_same_format`: in ours,
+channels-last), the projection in real steps of robust_vgg. Clock: CPU seconds on one CPU thread, which neighbours on the
+machine disturb less; wall seconds otherwise. Memory: peak resident size of the process on CPUs, peak allocated on CUDA.
 """
 
 import copy
@@ -23,12 +24,13 @@ import time
 import traceback
 from argparse import Namespace
 from collections.abc import Callable
+from datetime import date
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import arguments, finish, wait
+from common import ROOT, arguments, finish, machine, sources_digest, wait
 from projection import Timed
 from published_perturbation import published_perturbation
 from published_projection import published_projection
@@ -61,8 +63,14 @@ METHODS: dict[str, dict[str, str]] = {  # a new method adds a line here: what it
     "projection_reshaped": {"projections": "[{name: spectral, tau: 0.8, operator: reshaped}]"},
     "projection_operator": {"projections": "[{name: spectral, tau: 0.8, operator: operator}]"},
 }
+QUICK = ("plain", "adversarial_perturbation", "pgd", "projection_reshaped")
 STEPS = 5
 """Ascent steps of the perturbation penalty, as published."""
+
+
+PARTS = ("costs", "perturbation", "projection", "sandwich")
+PROVENANCE = ("benchmark", "quick", "command", "machine", "torch", "date", "sources")
+"""Keys that `finish` writes."""
 
 
 class Task:
@@ -70,7 +78,7 @@ class Task:
 
     def __init__(self, given: Namespace, file: Path) -> None:
         self.device, self.threads, self.file = given.device, given.threads, file
-        self.batch, self.rounds, self.limit = (4, 1, 6.0) if given.quick else (128, 5, 60.0)
+        self.batch, self.rounds, self.limit = (4, 1, 10.0) if given.quick else (128, 5, 40.0)
         self.quick = given.quick
 
     def clock(self) -> float:
@@ -116,18 +124,22 @@ def write_images(task: Task) -> dict[str, Any]:
 
 
 def measure(task: Task, name: str) -> dict[str, float]:
-    """Peak memory alone, then seconds in turn with the plain step until `rounds` or a third of the limit are used up."""
+    """Peak memory alone, then seconds in turn with the plain step until the rounds or a quarter of the limit are used up."""
     step = task.stepper(name)
-    first = task.seconds(step)
-    second = task.seconds(step) if first < task.limit / 6 else first
+    ours = [task.seconds(step)]
+    quickly = ours[0] < task.limit / 10
+    if quickly:  # the first was a warm-up then
+        ours = [task.seconds(step)]
     peak = task.peak()
     plain = task.stepper("plain")
     plain()
-    ours, plains, used = [], [], 0.0
-    while len(ours) < task.rounds and (not ours or used + second < task.limit / 3):
+    plains, used = [task.seconds(plain)], 0.0
+    while len(plains) < task.rounds and used < task.limit / 4:
         plains.append(task.seconds(plain))
-        ours.append(task.seconds(step) if second < task.limit / 3 or task.quick else second)
-        used += ours[-1] + plains[-1]
+        if quickly:
+            ours.append(task.seconds(step))
+            used += ours[-1]
+        used += plains[-1]
     seconds, plain_seconds = statistics.median(ours), statistics.median(plains)
     return {"seconds": seconds, "ratio": seconds / plain_seconds, "peak": peak, "rounds": len(ours)}
 
@@ -136,46 +148,54 @@ def perturbation(task: Task) -> dict[str, float]:
     """Value and weight gradient of the published penalty and of ours, at the published steps."""
     split = task.load().take(torch.arange(task.batch)).to(task.device)
     ours = Run(recipe("plain", task.batch), split, task.device).model
-    theirs = copy.deepcopy(ours).to(memory_format=torch.contiguous_format)
+    contiguous = copy.deepcopy(ours).to(memory_format=torch.contiguous_format)
     x, y = split.x.contiguous(memory_format=torch.channels_last), split.y
     penalty, values = AdversarialPerturbation(eps=1.0, steps=STEPS), {}
 
-    def mine(model: torch.nn.Module, images: torch.Tensor) -> None:
-        values["ours"] = penalty(model, images, y)
-        values["ours"].backward()
+    def mine() -> None:
+        ours.zero_grad()
+        values["mine"] = penalty(ours, x, y)
+        values["mine"].backward()
 
-    def published() -> None:
-        values["theirs"] = published_perturbation(theirs, split.x, 1.0, STEPS)
-        theirs.zero_grad()
-        values["theirs"].backward()
+    def published(model: torch.nn.Module, images: torch.Tensor, name: str) -> None:
+        values[name] = published_perturbation(model, images, 1.0, STEPS)
+        model.zero_grad()  # of what the search leaves behind
+        values[name].backward()
 
-    times: dict[str, list[float]] = {"mine": [], "published": [], "contiguous": []}
+    works: dict[str, Callable[[], None]] = {
+        "mine": mine,
+        "published": lambda: published(contiguous, split.x, "published"),
+        "again": mine,
+        "same format": lambda: published(ours, x, "same format"),
+    }
     penalty(ours, x[:2], y[:2])  # warm
-    for _ in range(1 if task.quick or torch.device(task.device).type == "cpu" else 5):
-        times["mine"].append(task.seconds(lambda: mine(ours, x)))
-        times["published"].append(task.seconds(published))
-        times["contiguous"].append(task.seconds(lambda: mine(copy.deepcopy(theirs), split.x)))
-        times["mine"].append(task.seconds(lambda: mine(ours, x)))
-    middle = {name: statistics.median(one) for name, one in times.items()}
-    error = abs(values["ours"].item() / values["theirs"].item() - 1)
+    rounds = 1 if torch.device(task.device).type == "cpu" else task.rounds
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            times[name].append(task.seconds(work))
+    middle = {name: statistics.median(some) for name, some in times.items()}
+    seconds = statistics.median(times["mine"] + times["again"])
     return {
-        "adversarial_perturbation_speedup": middle["published"] / middle["mine"],
-        "adversarial_perturbation_speedup_contiguous": middle["published"] / middle["contiguous"],
-        "adversarial_perturbation_error": error,
-        "adversarial_perturbation_value": values["ours"].item(),
-        "adversarial_perturbation_seconds": middle["mine"],
+        "adversarial_perturbation_speedup": middle["published"] / seconds,
+        "adversarial_perturbation_speedup_same_format": middle["same format"] / seconds,
+        "adversarial_perturbation_error": abs(values["mine"].item() / values["published"].item() - 1),
+        "adversarial_perturbation_value": values["mine"].item(),
+        "adversarial_perturbation_seconds": seconds,
     }
 
 
-def projection(task: Task) -> dict[str, float]:
+def projection(task: Task) -> dict[str, float | None]:
     """The published projection of every weight against ours, in the steps of robust_vgg once its projection is at work."""
+    if task.quick:  # the published one alone takes a minute
+        return {"projection_speedup": None}
     settings = {"projections.0.kappa": "null", "validate_with": "null", "batch_size": str(task.batch)}
     split = task.load()
     run = Run(TrainRecipe.read("robust_vgg", settings), split, task.device)
     timed = Timed(run.projections[0], task.device)
     tau = timed.tau_at(0)
     run.projections = [timed]  # type: ignore[list-item]
-    warm, measured = (1, 1) if task.quick else (10, 3)
+    warm, measured = 8, 3
     ours, theirs, errors = [], [], []
     for number, (step, x, y, keys) in enumerate(islice(cycle(list(run.batches(split.to(task.device)))), warm + measured)):
         timed.keep = number >= warm
@@ -231,37 +251,59 @@ def answer(sender: Any, work: Callable[..., dict[str, Any]], task: Task, names: 
         sender.send(f"{type(error).__name__}: {error}")
 
 
+def costs(task: Task, unfinished: dict[str, str]) -> dict[str, Any]:
+    """Every method's ratio and memory."""
+    figures: dict[str, Any] = {key: {} for key in ("cost_vs_plain", "memory_vs_plain", "seconds", "peak_mib", "rounds")}
+    for name in QUICK if task.quick else METHODS:
+        found = apart(task, measure, name, limit=task.limit)
+        if isinstance(found, str):
+            unfinished[name] = found
+            continue
+        figures["cost_vs_plain"][name], figures["seconds"][name] = found["ratio"], found["seconds"]
+        figures["peak_mib"][name], figures["rounds"][name] = found["peak"], found["rounds"]
+        figures["memory_vs_plain"][name] = found["peak"] - figures["peak_mib"]["plain"]
+        print(json.dumps({name: found}), file=sys.stderr, flush=True)
+    return figures
+
+
+def others(digest: str) -> dict[str, Any]:
+    """What the result file already holds, if it was measured with the same sources."""
+    path = ROOT / "reports" / "benchmarks" / "training_step.json"
+    stored = json.loads(path.read_text()) if path.is_file() else {}
+    return stored if stored.get("sources", {}).get("sha256") == digest else {}
+
+
 def main() -> None:
-    given = arguments(__doc__)
-    unfinished: dict[str, str] = {}
-    figures: dict[str, Any] = {"cost_vs_plain": {}, "memory_vs_plain": {}, "seconds": {}, "peak_mib": {}}
+    given = arguments(__doc__, PARTS)
+    sources = ["training_step", "projection", "published_perturbation", "published_projection", "common"]
+    package = sorted((ROOT / "robustbench_rkhs/penalties").glob("*.py"))
+    files = [f"benchmarks/{name}.py" for name in sources] + [str(path.relative_to(ROOT)) for path in package]
+    files += [f"robustbench_rkhs/{name}" for name in ("train.py", "projections.py", "attacks/pgd.py")]
+    kept = {} if given.quick else others(sources_digest(files))
+    figures: dict[str, Any] = {key: value for key, value in kept.items() if key not in PROVENANCE}
+    figures.setdefault("parts", {})
+    unfinished: dict[str, str] = figures.get("unfinished", {})
     with tempfile.TemporaryDirectory() as folder:
         task = Task(given, Path(folder) / "images.pt")
         images = apart(task, write_images, limit=60)
         assert isinstance(images, dict), images
-        for name in METHODS:
-            found = apart(task, measure, name, limit=task.limit)
-            if isinstance(found, str):
-                unfinished[name] = found
-                continue
-            figures["cost_vs_plain"][name], figures["seconds"][name] = found["ratio"], found["seconds"]
-            figures["peak_mib"][name] = found["peak"]
-            figures["memory_vs_plain"][name] = found["peak"] - figures["peak_mib"]["plain"]
-            print(json.dumps({name: found}), file=sys.stderr, flush=True)
-        for work in (perturbation, projection, sandwich):
-            found = apart(task, work, limit=20 if given.quick else 280)
-            if isinstance(found, str):
-                unfinished[work.__name__] = found
+        for part in PARTS if given.part == "all" else (given.part,):
+            if part == "costs":
+                unfinished = {name: why for name, why in unfinished.items() if name in PARTS}
+                figures |= costs(task, unfinished)
             else:
-                figures |= found
-                print(json.dumps(found), file=sys.stderr, flush=True)
-    figures |= {"unfinished": unfinished, "batch": task.batch, "rounds": task.rounds, "memory_unit": "MiB above plain training"}
+                unfinished.pop(part, None)
+                found = apart(task, globals()[part], limit=20 if given.quick else 280)
+                if isinstance(found, str):
+                    unfinished[part] = found
+                else:
+                    figures |= found
+                    print(json.dumps(found), file=sys.stderr, flush=True)
+            figures["parts"][part] = f"{date.today().isoformat()}, {machine(given.device)}"
+    figures |= {"unfinished": unfinished, "batch": task.batch, "memory_unit": "MiB above plain training"}
     figures |= {"clock": "CPU seconds" if given.device == "cpu" and given.threads == 1 else "wall seconds"}
     figures |= {"data_digest": images["digest"], "seed": recipe("plain", task.batch).seed}
-    sources = ["training_step", "projection", "published_perturbation", "published_projection", "common"]
-    package = ["train.py", "projections.py", "attacks/pgd.py"]
-    package += [f"penalties/{p.name}" for p in (Path(__file__).parent.parent / "robustbench_rkhs/penalties").glob("*.py")]
-    finish("training_step", figures, given, [f"benchmarks/{s}.py" for s in sources] + [f"robustbench_rkhs/{p}" for p in package])
+    finish("training_step", figures, given, files)
 
 
 if __name__ == "__main__":
