@@ -52,8 +52,8 @@ def sources_digest(sources: list[str]) -> str:
     return sha.hexdigest()
 
 
-def finish(name: str, figures: dict[str, Any], given: argparse.Namespace, sources: list[str]) -> None:
-    """Print the figures as the last line; write the committed file after a full run."""
+def finish(name: str, figures: dict[str, Any], given: argparse.Namespace, sources: list[str], *, last: bool = True) -> None:
+    """Print the figures as the last line; write the committed file after a full run. Not `last`: only the file."""
     record = {
         "benchmark": name,
         **figures,
@@ -68,4 +68,5 @@ def finish(name: str, figures: dict[str, Any], given: argparse.Namespace, source
         path = ROOT / "reports" / "benchmarks" / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps(record))
+    if last:
+        print(json.dumps(record))

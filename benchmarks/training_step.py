@@ -1,7 +1,7 @@
 """Time and memory of one training step of every method beside plain training: VGG-11, batch 128, CIFAR-10 images, float32.
 
     nice -n 10 python benchmarks/training_step.py --threads 1      # a quarter of an hour on one core
-    python benchmarks/training_step.py --part costs                # one part; the result file keeps the other parts
+    python benchmarks/training_step.py --part costs                # one part (the file keeps the others); a killed one goes on
     python benchmarks/training_step.py --quick                     # four methods at batch 4, one round, no result file
 
 Part `costs`: each method in a process of its own, first alone for its peak memory, then in turn with the plain step for the
@@ -251,10 +251,13 @@ def answer(sender: Any, work: Callable[..., dict[str, Any]], task: Task, names: 
         sender.send(f"{type(error).__name__}: {error}")
 
 
-def costs(task: Task, unfinished: dict[str, str]) -> dict[str, Any]:
-    """Every method's ratio and memory."""
-    figures: dict[str, Any] = {key: {} for key in ("cost_vs_plain", "memory_vs_plain", "seconds", "peak_mib", "rounds")}
+def costs(task: Task, figures: dict[str, Any], unfinished: dict[str, str], save: Callable[[], None]) -> None:
+    """Every method's ratio and memory; those that the file holds are kept, so that a killed run goes on."""
+    for key in ("cost_vs_plain", "memory_vs_plain", "seconds", "peak_mib", "rounds"):
+        figures.setdefault(key, {})
     for name in QUICK if task.quick else METHODS:
+        if name in figures["cost_vs_plain"] or name in unfinished:
+            continue
         found = apart(task, measure, name, limit=task.limit)
         if isinstance(found, str):
             unfinished[name] = found
@@ -263,7 +266,7 @@ def costs(task: Task, unfinished: dict[str, str]) -> dict[str, Any]:
         figures["peak_mib"][name], figures["rounds"][name] = found["peak"], found["rounds"]
         figures["memory_vs_plain"][name] = found["peak"] - figures["peak_mib"]["plain"]
         print(json.dumps({name: found}), file=sys.stderr, flush=True)
-    return figures
+        save()
 
 
 def others(digest: str) -> dict[str, Any]:
@@ -282,27 +285,26 @@ def main() -> None:
     kept = {} if given.quick else others(sources_digest(files))
     figures: dict[str, Any] = {key: value for key, value in kept.items() if key not in PROVENANCE}
     figures.setdefault("parts", {})
-    unfinished: dict[str, str] = figures.get("unfinished", {})
+    unfinished: dict[str, str] = figures.setdefault("unfinished", {})
     with tempfile.TemporaryDirectory() as folder:
         task = Task(given, Path(folder) / "images.pt")
         images = apart(task, write_images, limit=60)
         assert isinstance(images, dict), images
+        figures |= {"batch": task.batch, "memory_unit": "MiB above plain training", "data_digest": images["digest"]}
+        figures |= {"clock": "CPU seconds" if given.device == "cpu" and given.threads == 1 else "wall seconds"}
+        figures |= {"seed": recipe("plain", task.batch).seed}
         for part in PARTS if given.part == "all" else (given.part,):
-            if part == "costs":
-                unfinished = {name: why for name, why in unfinished.items() if name in PARTS}
-                figures |= costs(task, unfinished)
-            else:
-                unfinished.pop(part, None)
-                found = apart(task, globals()[part], limit=20 if given.quick else 280)
-                if isinstance(found, str):
-                    unfinished[part] = found
-                else:
-                    figures |= found
-                    print(json.dumps(found), file=sys.stderr, flush=True)
             figures["parts"][part] = f"{date.today().isoformat()}, {machine(given.device)}"
-    figures |= {"unfinished": unfinished, "batch": task.batch, "memory_unit": "MiB above plain training"}
-    figures |= {"clock": "CPU seconds" if given.device == "cpu" and given.threads == 1 else "wall seconds"}
-    figures |= {"data_digest": images["digest"], "seed": recipe("plain", task.batch).seed}
+            if part == "costs":
+                costs(task, figures, unfinished, lambda: finish("training_step", figures, given, files, last=False))
+                continue
+            unfinished.pop(part, None)
+            found = apart(task, globals()[part], limit=20 if given.quick else 280)
+            if isinstance(found, str):
+                unfinished[part] = found
+            else:
+                figures.update(found)
+                print(json.dumps(found), file=sys.stderr, flush=True)
     finish("training_step", figures, given, files)
 
 
