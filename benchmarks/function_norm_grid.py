@@ -4,7 +4,8 @@
     python benchmarks/function_norm_grid.py --quick    # one subset of 100 images and 12 steps a run, within a minute
 
 {function norm on, off} x {BatchNorm (LeNet) or dropout (Net) on, off} x {weight decay 0, 5e-4} x {LeNet, Net}, at 100 and 300
-training images of MNIST. Where BatchNorm meets the norm, both split and the published (contaminated) statistics (clean ones diverge at this lr). Subsets are
+training images of MNIST. Where BatchNorm meets the norm, both split and the published (contaminated) statistics,
+for with clean ones it diverges at this learning rate. Subsets are
 stratified, seeded 0 to 9 and checked to be distinct; the seed also gives the initial weights and the order, so that cells of one
 subset are paired. Accuracy is that of the last step on validation images, cut from the training set; the test set is not used.
 
