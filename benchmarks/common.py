@@ -15,12 +15,14 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """--quick (a sample of the same work, within a minute), --device, --threads."""
+def arguments(description: str, parts: tuple[str, ...] = ()) -> argparse.Namespace:
+    """--quick (a sample of the same work, within a minute), --device, --threads; --part where there are such."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a sample of the same work, within a minute on 2 cores")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=2)
+    if parts:
+        parser.add_argument("--part", choices=("all", *parts), default="all", help="only this; the file keeps the others'")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     return given
@@ -42,11 +44,16 @@ def machine(device: str) -> str:
     return f"{model}, {torch.get_num_threads()} threads"
 
 
-def finish(name: str, figures: dict[str, Any], given: argparse.Namespace, sources: list[str]) -> None:
-    """Print the figures as the last line; write the committed file after a full run."""
+def sources_digest(sources: list[str]) -> str:
+    """sha256 of the files, in the order of their names."""
     sha = hashlib.sha256()
     for source in sorted(sources):
         sha.update((ROOT / source).read_bytes())
+    return sha.hexdigest()
+
+
+def finish(name: str, figures: dict[str, Any], given: argparse.Namespace, sources: list[str], *, last: bool = True) -> None:
+    """Print the figures as the last line; write the committed file after a full run. Not `last`: only the file."""
     record = {
         "benchmark": name,
         **figures,
@@ -55,10 +62,11 @@ def finish(name: str, figures: dict[str, Any], given: argparse.Namespace, source
         "machine": machine(given.device),
         "torch": torch.__version__,
         "date": date.today().isoformat(),
-        "sources": {"files": sorted(sources), "sha256": sha.hexdigest()},
+        "sources": {"files": sorted(sources), "sha256": sources_digest(sources)},
     }
     if not given.quick:
         path = ROOT / "reports" / "benchmarks" / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps(record))
+    if last:
+        print(json.dumps(record))

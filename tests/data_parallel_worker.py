@@ -24,6 +24,16 @@ RECIPES = {  # a new method whose value depends on the whole batch, or that draw
     "mma": {"loss": {"name": "mma", "eps_max": 0.5, "steps": 2, "bisections": 4}},
     "crown_ibp": {"loss": {"name": "crown_ibp", "eps": 0.02, "beta": 0.5, "schedule": {"eps": {"end": 0.5}}}},
     "mtl_ibp": {"loss": {"name": "mtl_ibp", "eps": 0.02, "steps": 2}},
+    "adversarial_perturbation": {"penalties": [{"name": "adversarial_perturbation", "eps": 0.3, "steps": 2, "chunk": 24}]},
+    "loss_gradient": {"penalties": [{"name": "loss_gradient", "weight": 0.1}]},
+    "virtual_adversarial": {"penalties": [{"name": "virtual_adversarial", "eps": 0.3}]},
+    "spectral_norm": {"penalties": [{"name": "spectral_norm", "weight": 0.01}]},
+    "jacobian": {"penalties": [{"name": "jacobian", "projections": 1}]},
+    "curvature": {"penalties": [{"name": "curvature", "weight": 0.01}]},
+    "function_norm": {"penalties": [{"name": "function_norm", "sampler": {"name": "uniform"}}]},
+    "deformation_stability": {"penalties": [{"name": "deformation_stability", "deformations": {"count": 1}}]},
+    "deformation_tangent": {"penalties": [{"name": "deformation_tangent", "deformations": {"count": 1}}]},
+    "sandwich": {"network": {"name": "lipschitz_bounded", "hidden": [16]}, "loss": {"name": "multi_margin"}},
     "projection": {"projections": [{"name": "spectral", "tau": 1.0}]},
 }
 

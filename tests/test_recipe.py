@@ -1,12 +1,17 @@
 """Recipes: every shipped one is valid, every mistake is one line that guesses what was meant."""
 
+from itertools import islice
+
 import pytest
+import torch
 import yaml
 
+from robustbench_rkhs.data import Split
 from robustbench_rkhs.listing import KINDS, cards, listing, models
 from robustbench_rkhs.node import UserError
 from robustbench_rkhs.places import models_folder
 from robustbench_rkhs.recipe import EvalRecipe, TrainRecipe, attack_from, parse
+from robustbench_rkhs.train import Run
 
 RECIPES = sorted(path.stem for path in models_folder().glob("*.yaml"))
 
@@ -115,3 +120,30 @@ def test_every_method_has_a_card_and_every_field_a_meaning(kind):
     assert set(models()) == set(RECIPES)
     with pytest.raises(UserError, match="known"):
         listing(kind, "nothing")
+
+
+SMALL = [name for name in RECIPES if name.startswith("rkhs_small_")]
+
+
+def test_the_rkhs_experiments_are_there():
+    methods = {TrainRecipe.read(name).penalties[0].name for name in SMALL if TrainRecipe.read(name).penalties}
+    assert {"gradient", "adversarial_perturbation", "loss_gradient", "spectral_norm", "virtual_adversarial"} <= methods
+    assert {"deformation_stability", "deformation_tangent"} <= methods
+    combined = TrainRecipe.read("rkhs_small_combined")
+    assert combined.penalties and combined.projections, "a lower bound and an upper bound"
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_an_rkhs_recipe_trains_two_steps(name):
+    """The recipe's own loss, penalties, attack and projections, on a tiny network and noise of the data set's shape."""
+    recipe = TrainRecipe.read(name, {"batch_size": "2", "network": "{name: mlp, hidden: [8]}"})
+    shape = {"cifar10": (3, 32, 32), "mnist": (1, 28, 28)}[recipe.data.title]
+    x = torch.rand(6, *shape, generator=torch.Generator().manual_seed(0))
+    split = Split("noise", "train", x, torch.arange(6), torch.arange(6), 10, "none")
+    run = Run(recipe, split, "cpu")
+    run.prepare(split)
+    before = [p.detach().clone() for p in run.model.parameters()]
+    for step, x, y, keys in islice(run.batches(split), 2):
+        run.step(step, x, y, keys)
+    assert run.position == 2 and 0 < run.mean_loss() < 1e3
+    assert all(not torch.equal(a, b) for a, b in zip(before, run.model.parameters(), strict=True))
