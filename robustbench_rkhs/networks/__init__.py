@@ -5,7 +5,9 @@ from typing import Annotated
 from pydantic import Field
 
 from robustbench_rkhs.networks.convolutional import Convolutional
+from robustbench_rkhs.networks.kwl import DNN, KWL
 from robustbench_rkhs.networks.lipschitz_bounded import LipschitzBounded
+from robustbench_rkhs.networks.lipschitz_resnet import LipschitzResNet, LiResNet
 from robustbench_rkhs.networks.mlp import MLP
 from robustbench_rkhs.networks.mnist import MNISTStable
 from robustbench_rkhs.networks.resnet import ResNet
@@ -21,6 +23,10 @@ Network = Annotated[
     | MLP
     | Convolutional
     | LipschitzBounded
+    | KWL
+    | DNN
+    | LipschitzResNet
+    | LiResNet
     | SequenceConvolutional
     | Net
     | LeNet
@@ -31,11 +37,15 @@ Network = Annotated[
 SpectrallyNormalised.model_rebuild(_types_namespace={"Network": Network})  # it holds any network
 
 __all__ = [
+    "DNN",
+    "KWL",
     "MLP",
     "VGG",
     "Convolutional",
     "LeNet",
+    "LiResNet",
     "LipschitzBounded",
+    "LipschitzResNet",
     "MNISTStable",
     "Net",
     "Network",

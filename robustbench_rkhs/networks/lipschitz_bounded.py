@@ -1,4 +1,4 @@
-"""A network whose Lipschitz bound holds by construction."""
+"""A dense network whose Lipschitz bound holds by construction."""
 
 import math
 from typing import Literal
@@ -7,27 +7,36 @@ from pydantic import Field
 from torch import nn
 
 from robustbench_rkhs.networks.contract import NetworkNode
+from robustbench_rkhs.networks.families import Activation, Family, Head, dense, ends, last
 from robustbench_rkhs.node import Real
 
 
 class LipschitzBounded(NetworkNode):
-    r"""Dense Sandwich layers between two scales of sqrt(gamma): ||f(x) - f(x')||_2 <= gamma ||x - x'||_2, whatever the weights.
+    r"""Dense layers of one family between two scales of sqrt(gamma): ||f(x) - f(x')||_2 <= gamma ||x - x'||_2.
 
-    Source: Wang & Manchester, ICML 2023.
+    That holds whatever the weights. With `head: normalized` only differences of two logits are bounded, and with family `plain`
+    nothing is.
+    Source: Wang & Manchester, ICML 2023 (Sandwich, Cayley-orthogonal, and their toy network of nine layers of 128).
     """
 
     name: Literal["lipschitz_bounded"] = "lipschitz_bounded"
     hidden: tuple[int, ...] = (128, 128)
-    """Widths of the Sandwich layers."""
+    """Widths of the layers."""
     lipschitz: Real = Field(1.0, gt=0)
-    """The bound gamma, in logits per unit l2 of pixels (before any normalisation)."""
+    """The bound gamma, in logits per unit l2 of pixels (before any normalisation); where it is learnt, what it starts from."""
+    family: Family = "sandwich"
+    """Which layers."""
+    activation: Activation = "relu"
+    """Between layers that have none inside."""
+    head: Head = "bounded"
+    """The last layer."""
+    learnable: bool = False
+    """Learn gamma's logarithm with the weights."""
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Sequential:
-        from robustbench_rkhs.layers import Sandwich, SandwichLinear, Scale
-
-        root = math.sqrt(self.lipschitz)
-        layers, features = [*self.first(shape), nn.Flatten(), Scale(root)], math.prod(shape)
+        first, before_last = ends(self.lipschitz, self.learnable)
+        layers, features = [*self.first(shape), nn.Flatten(), first], math.prod(shape)
         for width in self.hidden:
-            layers.append(Sandwich(features, width))
+            layers += dense(self.family, features, width, self.activation)
             features = width
-        return nn.Sequential(*layers, Scale(root), SandwichLinear(features, classes))
+        return nn.Sequential(*layers, before_last, *last(self.family, features, classes, self.head))

@@ -7,7 +7,7 @@ import torch
 
 from robustbench_rkhs.checkpoint import load
 from robustbench_rkhs.data.square_wave import square_wave
-from robustbench_rkhs.layers.sandwich import settled
+from robustbench_rkhs.layers.settling import settled
 from robustbench_rkhs.node import UserError
 from robustbench_rkhs.pictures.groups import folders, stem
 from robustbench_rkhs.report.fits import Fit, draw_fits

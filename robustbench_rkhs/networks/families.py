@@ -1,0 +1,122 @@
+"""The 1-Lipschitz layer families under one name each: what a network of a given plan is built from."""
+
+from typing import Literal
+
+from torch import nn
+
+from robustbench_rkhs.layers import (
+    AOL,
+    BRO,
+    CPL,
+    SLL,
+    AOLConv,
+    BROConv,
+    CPLConv,
+    FirstFeatures,
+    LearnableScale,
+    LinearNormalized,
+    MaxMin,
+    Orthogonal,
+    OrthogonalConv,
+    PadChannels,
+    Sandwich,
+    SandwichConv,
+    SandwichLinear,
+    Scale,
+    SLLConv,
+    SpaceToDepth,
+)
+from robustbench_rkhs.node import UserError
+
+Family = Literal["sandwich", "orthogonal", "aol", "sll", "cpl", "bro", "plain"]
+"""Layers of one kind; `plain` are unconstrained, for comparison."""
+Activation = Literal["relu", "maxmin"]
+"""MaxMin keeps the norm of gradients; ReLU halves it on average. Sandwich, SLL and CPL hold their ReLU inside."""
+Padding = Literal["circular", "zeros"]
+"""How convolutions see past the border."""
+Head = Literal["bounded", "normalized"]
+"""`bounded`: a last layer of norm at most one; `normalized`: rows of norm one, certified by pairs of classes only."""
+
+
+def dense(family: Family, inputs: int, outputs: int, activation: Activation = "relu") -> list[nn.Module]:
+    """A dense layer with its activation. The residual families keep their width: features are cut or padded before them."""
+    match family:
+        case "sandwich":
+            return [Sandwich(inputs, outputs)]
+        case "orthogonal":
+            return [Orthogonal(inputs, outputs, activation=activation)]
+        case "aol":
+            return [AOL(inputs, outputs, activation=activation)]
+        case "bro":
+            return [BRO(inputs, outputs, rank=max(1, min(inputs, outputs) // 2), activation=activation)]
+        case "sll":
+            return [*resized(inputs, outputs), SLL(outputs, outputs)]
+        case "cpl":
+            return [*resized(inputs, outputs), CPL(outputs, outputs)]
+        case "plain":
+            return [nn.Linear(inputs, outputs), MaxMin() if activation == "maxmin" else nn.ReLU()]
+
+
+def convolution(
+    family: Family,
+    inputs: int,
+    outputs: int,
+    stride: int = 1,
+    kernel: int = 3,
+    padding: Padding = "circular",
+    activation: Activation = "relu",
+) -> list[nn.Module]:
+    """A convolution with its activation; sizes become ceil(n / stride)."""
+    match family:
+        case "sandwich":
+            return [SandwichConv(inputs, outputs, kernel, stride, padding)]
+        case "orthogonal":
+            return [OrthogonalConv(inputs, outputs, kernel, stride, padding, activation=activation)]
+        case "aol":
+            return [AOLConv(inputs, outputs, kernel, stride, padding, activation=activation)]
+        case "bro":
+            return [BROConv(inputs, outputs, kernel_size=kernel, stride=stride, padding_mode=padding, activation=activation)]
+        case "sll" | "cpl":
+            shuffle: list[nn.Module] = [SpaceToDepth(stride)] if stride > 1 else []
+            block = SLLConv if family == "sll" else CPLConv
+            return [*shuffle, *resized(inputs * stride**2, outputs), block(outputs, outputs, kernel, padding)]
+        case "plain":
+            plain = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, padding_mode=padding)
+            return [plain, MaxMin() if activation == "maxmin" else nn.ReLU()]
+
+
+def last(family: Family, features: int, classes: int, head: Head = "bounded") -> list[nn.Module]:
+    """The layer that makes the logits."""
+    if head == "normalized":
+        return [LinearNormalized(features, classes)]
+    match family:
+        case "sandwich":
+            return [SandwichLinear(features, classes)]
+        case "aol":
+            return [AOL(features, classes, activation="none")]
+        case "plain":
+            return [nn.Linear(features, classes)]
+        case _:
+            return [Orthogonal(features, classes, activation="none")]
+
+
+def resized(inputs: int, outputs: int) -> list[nn.Module]:
+    """Features or channels cut or padded with zeros: norm one either way."""
+    if inputs == outputs:
+        return []
+    return [PadChannels(outputs)] if inputs < outputs else [FirstFeatures(outputs)]
+
+
+def ends(lipschitz: float, learnable: bool) -> tuple[nn.Module, nn.Module]:
+    """sqrt(gamma) for the network's input and for its last layer; one shared number where it is learnt."""
+    if learnable:
+        shared = LearnableScale(lipschitz**0.5)
+        return shared, shared
+    return Scale(lipschitz**0.5), Scale(lipschitz**0.5)
+
+
+def images_only(name: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Channels, height and width. Raises UserError at any other shape."""
+    if len(shape) != 3:
+        raise UserError(f"{name} needs images of (channel, height, width), found shape {shape}")
+    return shape[0], shape[1], shape[2]

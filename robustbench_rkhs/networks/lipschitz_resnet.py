@@ -1,0 +1,90 @@
+"""Deep Lipschitz-bounded networks of residual layers: SLL or CPL blocks, and the linear-residual LiResNet."""
+
+import math
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+
+from robustbench_rkhs.layers import (
+    FirstFeatures,
+    LinearNormalized,
+    LinearResidualConv,
+    MaxMin,
+    PadChannels,
+    ScaledAveragePool,
+)
+from robustbench_rkhs.networks.contract import NetworkNode, output_shape
+from robustbench_rkhs.networks.families import Head, Padding, convolution, dense, ends, images_only
+from robustbench_rkhs.node import Real, UserError
+
+
+class LipschitzResNet(NetworkNode):
+    """Padded to `channels`: `blocks` convolutional residual layers, 4x4 average pooling, dense ones, the first K features.
+
+    Small, as published: 20 blocks of 45 channels and 7 dense ones. Medium: 30, 60, 10. Large: 90, 60, 15.
+    Source: Araujo et al. (SLL), ICLR 2023; Meunier et al. (CPL), ICML 2022; sizes as in Wang & Manchester, ICML 2023.
+    """
+
+    name: Literal["lipschitz_resnet"] = "lipschitz_resnet"
+    family: Literal["sll", "cpl"] = "sll"
+    """Which residual layers."""
+    blocks: int = Field(20, ge=1)
+    """Convolutional layers."""
+    channels: int = Field(45, ge=1)
+    """Their width."""
+    dense_blocks: int = Field(7, ge=0)
+    """Dense layers after the pooling."""
+    lipschitz: Real = Field(1.0, gt=0)
+    """The bound gamma, in logits per unit l2 of pixels (before any normalisation)."""
+    padding: Padding = "zeros"
+    """How convolutions see past the border."""
+    head: Head = "bounded"
+    """`bounded`: the first features are the logits; `normalized`: a layer with rows of norm one."""
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Sequential:
+        channels, *_ = images_only(self.name, shape)
+        if channels > self.channels:
+            raise UserError(f"lipschitz_resnet: expected at least {channels} channels, found {self.channels}")
+        first, before_last = ends(self.lipschitz, False)
+        layers: list[nn.Module] = [*self.first(shape), first, PadChannels(self.channels)]
+        for _ in range(self.blocks):
+            layers += convolution(self.family, self.channels, self.channels, 1, 3, self.padding)
+        layers += [ScaledAveragePool(4), nn.Flatten()]
+        features = math.prod(output_shape(layers, shape))
+        for _ in range(self.dense_blocks):
+            layers += dense(self.family, features, features)
+        if self.head == "normalized":
+            return nn.Sequential(*layers, before_last, LinearNormalized(features, classes))
+        if features < classes:
+            raise UserError(f"lipschitz_resnet: {features} features cannot hold {classes} logits; expected more channels")
+        return nn.Sequential(*layers, before_last, FirstFeatures(classes))
+
+
+class LiResNet(NetworkNode):
+    r"""A stem, `blocks` linear residual convolutions x + W*x each with MaxMin, a strided neck, a dense layer, a normalised head.
+
+    Nothing is 1-Lipschitz by construction: the proven bound is the product of the layers', and training must hold it down
+    (a loss of margins over the bound, or a projection). Each residual convolution is merged into one, exactly.
+    Source: Hu et al., "Unlocking Deterministic Robustness Certification on ImageNet", NeurIPS 2023.
+    """
+
+    name: Literal["liresnet"] = "liresnet"
+    blocks: int = Field(4, ge=1)
+    """Linear residual convolutions."""
+    channels: int = Field(64, ge=2)
+    """Their width; even."""
+    features: int = Field(256, ge=2)
+    """Width of the dense layer; even."""
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Sequential:
+        channels, *_ = images_only(self.name, shape)
+        if self.channels % 2 or self.features % 2:
+            raise UserError(f"liresnet: expected even widths (MaxMin pairs them), found {self.channels} and {self.features}")
+        layers: list[nn.Module] = [*self.first(shape), nn.Conv2d(channels, self.channels, 3, 2, 1), MaxMin()]
+        for _ in range(self.blocks):
+            layers += [LinearResidualConv(self.channels), MaxMin()]
+        layers += [nn.Conv2d(self.channels, self.channels, 4, 4), MaxMin(), nn.Flatten()]
+        features = math.prod(output_shape(layers, shape))
+        layers += [nn.Linear(features, self.features), MaxMin()]
+        return nn.Sequential(*layers, LinearNormalized(self.features, classes))
