@@ -80,9 +80,9 @@ class AOLConv(nn.Module):
 
     where (P * P)_ij(d) = sum_{o,t} P_oi(t) P_oj(t + d): the dense layer's column sums, over channels and shifts. With a
     stride s the sums run within the convolution of the s x s blocks (space to depth), which is the same operator: one D
-    for each channel and place in the block, or for each output where these are fewer (as for `AOL`). The proof is that of `AOL` on the unbounded grid, of which both paddings are
-    a part or a quotient. Circular images are first made divisible by the stride, with zeros at their end; a circular
-    kernel that would wrap more than once is refused when it meets the image.
+    for each channel and place in the block, or for each output where these are fewer (as for `AOL`). The proof is that of
+    `AOL` on the unbounded grid, of which both paddings are a part or a quotient. Circular images are first made divisible by
+    the stride, with zeros at their end; a circular kernel that would wrap more than once is refused when it meets the image.
     The start is orthogonal on blocks. Cost: a correlation of the kernel with itself each forward pass.
     Source: Prach & Lampert, ECCV 2022.
     """
