@@ -282,16 +282,23 @@ def test_aol_is_its_definition():
     scale = (free.T @ free).abs().sum(0).rsqrt()
     x = torch.randn(4, 3, dtype=F64)
     torch.testing.assert_close(layer(x), torch.relu((x * scale) @ free.T + layer.bias))
+    rows = random(lambda: AOL(5, 3, "none"), 0).double()
+    wide = rows.weight.detach()
+    torch.testing.assert_close(rows.matrix(), wide * (wide @ wide.T).abs().sum(1).rsqrt()[:, None])
     assert affine(AOL(2, 2, "none")) and not affine(AOL(2, 2))
 
 
+@pytest.mark.parametrize("outputs", [1, 3, 20])
 @pytest.mark.parametrize("stride, kernel", [(1, 3), (1, 2), (2, 3), (2, 4), (3, 2)])
-def test_aol_convolution_is_the_dense_layer_of_its_own_matrix(stride, kernel):
-    """On a torus without aliasing, D is the dense AOL rescaling of the convolution's matrix."""
-    layer = random(lambda: AOLConv(2, 3, kernel, stride, "circular", "none"), 1).double()
+def test_aol_convolution_is_the_dense_layer_of_its_own_matrix(stride, kernel, outputs):
+    """On a torus without aliasing, D is the dense AOL rescaling of the convolution's matrix, of its smaller side."""
+    layer = random(lambda: AOLConv(2, outputs, kernel, stride, "circular", "none"), 1).double()
     shape = (2, 12, 12)
     free = dense(Free(layer), shape)
-    wanted = free * (free.T @ free).abs().sum(0).rsqrt().nan_to_num(posinf=0)  # a kernel below the stride skips pixels
+    if outputs < 2 * stride**2:
+        wanted = free * (free @ free.T).abs().sum(1).rsqrt()[:, None]
+    else:
+        wanted = free * (free.T @ free).abs().sum(0).rsqrt().nan_to_num(posinf=0)  # a kernel below the stride skips pixels
     torch.testing.assert_close(dense(layer, shape), wanted, rtol=1e-10, atol=1e-12)
 
 
@@ -533,12 +540,13 @@ def test_a_deep_stack_keeps_its_gradient_and_learns(kind):
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
-def test_starts_are_isometric_where_they_can_be(stride):
-    layer = AOLConv(2, 2 * stride**2, 3, stride, "circular", "none")
+def test_starts_are_isometric_where_they_can_be_and_of_norm_one_elsewhere(stride):
+    layer = AOLConv(2, 2 * stride**2, 3, stride, "circular", "none").requires_grad_(False)
     x = torch.randn(1, 2, 6, 6)
-    layer.requires_grad_(False)
     assert layer(x).norm() == pytest.approx(x.norm().item(), rel=1e-5)
-    assert AOL(3, 5, "none").requires_grad_(False)(x[0, 0, :, :3]).norm() == pytest.approx(x[0, 0, :, :3].norm().item(), rel=1e-5)
+    dense_layer, rows = AOL(3, 5, "none").requires_grad_(False), x[0, 0, :, :3]
+    assert dense_layer(rows).norm() == pytest.approx(rows.norm().item(), rel=1e-5)
+    assert upper(AOL(40, 5), (40,)).value == pytest.approx(1) == upper(AOLConv(3, 2, 3, stride, "circular"), (3, 6, 6)).value
 
 
 @pytest.mark.parametrize(

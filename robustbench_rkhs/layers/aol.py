@@ -1,4 +1,4 @@
-"""Almost-orthogonal layers: a free weight rescaled input by input, so that its norm is at most one."""
+"""Almost-orthogonal layers: a free weight rescaled row by row or column by column, so that its norm is at most one."""
 
 import math
 
@@ -35,10 +35,12 @@ class AOL(nn.Module):
 
     .. math:: y = \phi(P D x + b), \qquad D = \mathrm{diag}\Big(\sum_j |P^\top P|_{ij}\Big)^{-1/2}
 
-    For every x, sum_ij |P^T P|_ij |x_i x_j| <= sum_i x_i^2 sum_j |P^T P|_ij: so P^T P <= D^-2, and ||P D|| <= 1. The
-    start is (semi-)orthogonal. Evaluated in float64 and claimed as evaluated: the norm of P D of the stored weight.
-    A column of zeros stays zero. Raises UserError at sizes below 1, and at an odd number of outputs with `maxmin`.
-    Cost: a product of order in_features^2 out_features each forward pass. Source: Prach & Lampert, ECCV 2022.
+    For every x, sum_ij |P^T P|_ij |x_i x_j| <= sum_i x_i^2 sum_j |P^T P|_ij: so P^T P <= D^-2, and ||P D|| <= 1. With more
+    inputs than outputs the rows are rescaled instead, D P by |P P^T|: the same on the transpose, cheaper, and tight for
+    orthogonal rows, where rescaled columns are far below norm one. The start is (semi-)orthogonal, norm one. Evaluated in
+    float64 and claimed as evaluated: the norm of the rescaled weight. A column (row) of zeros stays zero.
+    Raises UserError at sizes below 1, and at an odd number of outputs with `maxmin`.
+    Cost: a product of order min(inputs, outputs) inputs outputs each forward pass. Source: Prach & Lampert, ECCV 2022.
     """
 
     def __init__(self, in_features: int, out_features: int, activation: Activation = "relu") -> None:
@@ -50,11 +52,13 @@ class AOL(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_features))
 
     def matrix(self) -> Float[Tensor, "outputs inputs"]:
-        """P D in float64."""
+        """The rescaled weight, in float64."""
         with torch.autocast(self.weight.device.type, enabled=False):
             free, _ = unit_peak(precise(self.weight))
-            sums = (free.T @ free).abs().sum(1)
-            return free * inverse_root(sums, sums > SMALLEST)
+            wide = self.in_features > self.out_features
+            sums = (free @ free.T if wide else free.T @ free).abs().sum(1)
+            scale = inverse_root(sums, sums > SMALLEST)
+            return scale[:, None] * free if wide else free * scale
 
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         return activated(functional.linear(x, self.matrix().to(x.dtype), self.bias), self.activation, -1)
@@ -76,9 +80,9 @@ class AOLConv(nn.Module):
 
     where (P * P)_ij(d) = sum_{o,t} P_oi(t) P_oj(t + d): the dense layer's column sums, over channels and shifts. With a
     stride s the sums run within the convolution of the s x s blocks (space to depth), which is the same operator: one D
-    for each channel and place in the block. The proof is that of `AOL` on the unbounded grid, of which both paddings are
-    a part or a quotient. Circular images are first made divisible by the stride, with zeros at their end; a circular
-    kernel that would wrap more than once is refused when it meets the image.
+    for each channel and place in the block, or for each output where these are fewer (as for `AOL`). The proof is that of
+    `AOL` on the unbounded grid, of which both paddings are a part or a quotient. Circular images are first made divisible by
+    the stride, with zeros at their end; a circular kernel that would wrap more than once is refused when it meets the image.
     The start is orthogonal on blocks. Cost: a correlation of the kernel with itself each forward pass.
     Source: Prach & Lampert, ECCV 2022.
     """
@@ -100,13 +104,15 @@ class AOLConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels))
 
     def kernel(self) -> Float[Tensor, "outputs inputs kernel kernel"]:
-        """P D in float64."""
+        """The rescaled weight, in float64."""
         with torch.autocast(self.weight.device.type, enabled=False):
             free, _ = unit_peak(precise(self.weight))
             size, stride = free.shape[-1], self.stride
             blocks = functional.pixel_unshuffle(functional.pad(free, (0, -size % stride) * 2), stride)
-            sums = correlation(blocks.transpose(0, 1)).sum(1)
-            rescaled = blocks * inverse_root(sums, sums > SMALLEST)[:, None, None]
+            wide = blocks.shape[1] > blocks.shape[0]
+            sums = correlation(blocks if wide else blocks.transpose(0, 1)).sum(1)
+            scale = inverse_root(sums, sums > SMALLEST)
+            rescaled = blocks * (scale[:, None, None, None] if wide else scale[:, None, None])
             return functional.pixel_shuffle(rescaled, stride)[..., :size, :size]
 
     def forward(self, x: Float[Tensor, "batch inputs height width"]) -> Float[Tensor, "batch outputs rows columns"]:
