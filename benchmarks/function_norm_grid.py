@@ -4,10 +4,10 @@
     python benchmarks/function_norm_grid.py --quick    # one subset of 100 images and 12 steps a run, within a minute
 
 {function norm on, off} x {BatchNorm (LeNet) or dropout (Net) on, off} x {weight decay 0, 5e-4} x {LeNet, Net}, at 100 and 300
-training images of MNIST. Where BatchNorm meets the norm, both split and the published (contaminated) statistics,
-for with clean ones it diverges at this learning rate. Subsets are
-stratified, seeded 0 to 9 and checked to be distinct; the seed also gives the initial weights and the order, so that cells of one
-subset are paired. Accuracy is that of the last step on validation images, cut from the training set; the test set is not used.
+training images of MNIST. Where BatchNorm meets the norm: clean, split, and the published (contaminated) statistics; a run whose
+loss stops being finite counts as diverged and enters no mean. Subsets are stratified, seeded 0 to 9 and checked to be distinct;
+the seed also gives the initial weights and the order, so that cells of one subset are paired. Accuracy is that of the last step
+on validation images, cut from the training set; the test set is not used.
 
 Published: 10,000 steps of batch 10 at lr 0.01 and momentum 0.5, 100 samples a step, a VAE of 10,000 steps, test accuracy. Here, to
 fit into the time: 300 steps of batch 25 at lr 0.05 and momentum 0.9 (lr x steps / (1 - momentum): 150 here, 200 there), 25 samples
@@ -31,6 +31,7 @@ from scipy import stats
 
 from robustbench_rkhs.data import Split, Splits
 from robustbench_rkhs.files import write_text
+from robustbench_rkhs.node import UserError
 from robustbench_rkhs.penalties import FunctionNorm
 from robustbench_rkhs.recipe import TrainRecipe
 from robustbench_rkhs.report.figures import MARKERS, PALETTE, figure, percent, save
@@ -49,7 +50,7 @@ def cells() -> list[dict[str, Any]]:
     for network in OPTIONS:
         for regularised in (False, True):
             for weight_decay in (0.0, 5e-4):
-                norms = ["none", "split", "contaminated"] if network == "lenet" and regularised else ["none", "clean"]
+                norms = NORMS if network == "lenet" and regularised else ["none", "clean"]
                 found += [
                     {"network": network, "regularised": regularised, "weight_decay": weight_decay, "norm": norm} for norm in norms
                 ]
@@ -84,10 +85,13 @@ def trained(recipe: TrainRecipe, splits: Splits, prepared: FunctionNorm | None, 
         run.penalties = [recipe.penalties[0].model_copy()]
         run.penalties[0]._source = prepared._source
     train, nothing = splits.train.to(device), splits.validation.take(torch.arange(0)).to(device)
-    while run.epoch < recipe.epochs:
-        for step, x, y, keys in run.batches(train):
-            run.step(step, x, y, keys)
-        run.finish_epoch(nothing)
+    try:
+        while run.epoch < recipe.epochs:
+            for step, x, y, keys in run.batches(train):
+                run.step(step, x, y, keys)
+            run.finish_epoch(nothing)
+    except UserError as diverged:  # a loss or gradient that is not finite, with its step
+        return {"accuracy": None, "steps": run.epoch * run.steps(train), "loss": None, "diverged": str(diverged)}
     steps = recipe.epochs * run.steps(train)
     scores = validate(run.evaluated(), splits.validation.to(device), None)
     return {"accuracy": scores["validation_clean"], "steps": steps, "loss": run.records[-1]["loss"]}
@@ -149,6 +153,7 @@ def chosen(train: Split) -> str:
 
 def interval(values: pd.Series) -> tuple[float, float, float]:
     """Mean and 95% t-interval over subsets; no interval from one subset."""
+    values = values.astype(float).dropna()
     mean, count = float(values.mean()), len(values)
     if count < 2:
         return mean, float("nan"), float("nan")
@@ -162,10 +167,11 @@ def summary(records: list[dict[str, Any]]) -> pd.DataFrame:
     rows = []
     for keys, group in table.groupby([*CELL, "norm"], sort=False):
         row = dict(zip([*CELL, "norm"], keys, strict=True)) | {"subsets": len(group), "steps": int(group["steps"].max())}
+        row["diverged"] = int(group["accuracy"].isna().sum())
         row |= dict(zip(["accuracy", "low", "high"], interval(group["accuracy"]), strict=True))
         same = table[(table[CELL] == pd.Series(dict(zip(CELL, keys[:-1], strict=True)))).all(axis=1) & (table["norm"] == "none")]
         if keys[-1] != "none":
-            change = group.set_index("subset")["accuracy"] - same.set_index("subset")["accuracy"]
+            change = group.set_index("subset")["accuracy"].astype(float) - same.set_index("subset")["accuracy"].astype(float)
             row |= dict(zip(["change", "change_low", "change_high"], interval(change), strict=True))
         rows.append(row | {"seconds": float(group["seconds"].mean())})
     return pd.DataFrame(rows)
@@ -192,9 +198,16 @@ def markdown(table: pd.DataFrame, records: list[dict[str, Any]], given: argparse
     for images, part in table.groupby("images"):
         lines += [f"## {images} training images", "", "| cell | norm | accuracy | change by the norm |", "|---|---|---|---|"]
         for _, row in part.iterrows():
-            lines.append(f"| {words(row)} | {row['norm']} | {spread(row, 'accuracy', '')} | {spread(row, 'change', 'change_')} |")
+            lines.append(
+                f"| {words(row)} | {row['norm']} | {spread(row, 'accuracy', '')}{diverged(row)} | {spread(row, 'change', 'change_')} |"
+            )
         lines.append("")
     return "\n".join(lines)
+
+
+def diverged(row: pd.Series) -> str:
+    """How many of the runs have no accuracy."""
+    return f" ({row['diverged']} of {row['subsets']} diverged)" if row["diverged"] else ""
 
 
 def spread(row: pd.Series, value: str, prefix: str) -> str:

@@ -29,6 +29,8 @@ def count(model):
         (KWL(family="orthogonal"), (3, 32, 32), 10, 3.00),
         (KWL(family="sandwich"), (3, 32, 32), 10, 2.98),
         (LipschitzBounded(hidden=(86,) * 9), (1,), 1, 0.13),
+        (LipschitzResNet(), (3, 32, 32), 100, 41.4),
+        (DNN(), (3, 32, 32), 100, 25.8),
     ],
 )
 def test_sizes_are_the_published_ones(node, shape, classes, millions):
@@ -92,7 +94,7 @@ def test_a_dense_network_keeps_its_bound_and_learns_gamma(family):
 @pytest.mark.parametrize("family", ["sll", "cpl"])
 def test_a_residual_network_keeps_its_bound(family):
     torch.manual_seed(0)
-    node = LipschitzResNet(family=family, blocks=3, channels=12, dense_blocks=2, lipschitz=1.5)
+    node = LipschitzResNet(family=family, blocks=3, channels=12, dense_blocks=2, inner_features=20, lipschitz=1.5)
     model = shaken(node.build((3, 8, 8), 10), 2)
     assert upper(model, (3, 8, 8)).value <= 1.5 * (1 + 1e-6)
     assert model(torch.rand(2, 3, 8, 8)).shape == (2, 10)

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Complex, Float64, Inexact
 from torch import Tensor, nn
 
+from robustbench_rkhs.layers.activations import Activation
 from robustbench_rkhs.layers.fourier import spectrum
 from robustbench_rkhs.layers.maps import DenseMap, FourierMap, dense_bound, fourier_bound
 from robustbench_rkhs.lipschitz import rule
@@ -51,7 +52,7 @@ class BRO(DenseMap):
     Source: Lai et al., ICML 2025.
     """
 
-    def __init__(self, in_features: int, out_features: int, rank: int | None = None, activation: str = "relu") -> None:
+    def __init__(self, in_features: int, out_features: int, rank: int | None = None, activation: Activation = "relu") -> None:
         super().__init__(in_features, out_features, activation)
         order = max(in_features, out_features)
         self.rank = _rank("BRO", rank, order)
@@ -79,7 +80,7 @@ class BROConv(FourierMap):
         kernel_size: int = 3,
         stride: int = 1,
         padding_mode: str = "circular",
-        activation: str = "relu",
+        activation: Activation = "relu",
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding_mode, activation)
         order = max(out_channels, self.folded_channels)

@@ -8,42 +8,23 @@ from jaxtyping import Complex, Float, Float64
 from torch import Tensor, nn
 from torch.nn import functional
 
+from robustbench_rkhs.layers.activations import Activated, Activation, activated, even
 from robustbench_rkhs.layers.fourier import FourierConv, multiplied
 from robustbench_rkhs.lipschitz import Bound, Uncertifiable, affine, constants, fan
 from robustbench_rkhs.lipschitz.bounds import spectral, weights
 from robustbench_rkhs.node import UserError
 
-ACTIVATIONS = ("relu", "maxmin", "none")
-
-
-def activated(activation: str, x: Float[Tensor, "batch *inputs"]) -> Float[Tensor, "batch *inputs"]:
-    """ReLU, MaxMin (channels in halves, as layers.MaxMin) or nothing: none raises a norm."""
-    if activation == "relu":
-        return functional.relu(x)
-    if activation == "none":
-        return x
-    one, other = x.chunk(2, dim=1)
-    return torch.cat([torch.maximum(one, other), torch.minimum(one, other)], dim=1)
-
-
-def _fitting(layer: str, activation: str, outputs: int) -> str:
-    """The activation. Raises UserError where there is none of this name, or the outputs cannot be paired."""
-    if activation not in ACTIVATIONS:
-        raise UserError(f"{layer}: expected activation {', '.join(ACTIVATIONS)}, found {activation!r}")
-    if activation == "maxmin" and outputs % 2:
-        raise UserError(f"{layer}: maxmin pairs outputs: expected an even number, found {outputs}")
-    return activation
-
 
 class DenseMap(nn.Module):
     """y = activation(M x + b) on the last dimension, M worked out from free parameters."""
 
-    def __init__(self, in_features: int, out_features: int, activation: str) -> None:
+    def __init__(self, in_features: int, out_features: int, activation: Activation) -> None:
         super().__init__()
         if min(in_features, out_features) < 1:
             raise UserError(f"{type(self).__name__}: expected sizes of at least 1, found {in_features} and {out_features}")
         self.in_features, self.out_features = in_features, out_features
-        self.activation = _fitting(type(self).__name__, activation, out_features)
+        even(type(self).__name__, activation, out_features)
+        self.activation = activation
         self.bias = nn.Parameter(torch.zeros(out_features))
 
     @abstractmethod
@@ -57,7 +38,7 @@ class DenseMap(nn.Module):
     def forward(self, x: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch outputs"]:
         with torch.autocast(x.device.type, enabled=False):
             matrix = self.matrix()
-        return activated(self.activation, functional.linear(x, matrix.to(x.dtype), self.bias))
+        return activated(functional.linear(x, matrix.to(x.dtype), self.bias), self.activation)
 
     @torch.no_grad()
     def settled(self) -> nn.Module:
@@ -65,7 +46,7 @@ class DenseMap(nn.Module):
         linear = nn.Linear(self.in_features, self.out_features).to(self.bias)
         linear.weight.copy_(self.matrix())
         linear.bias.copy_(self.bias)
-        return nn.Sequential(linear, SettledActivation(self.activation))
+        return Activated(linear, self.activation, 1)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, activation={self.activation!r}"
@@ -75,10 +56,11 @@ class FourierMap(FourierConv):
     """y = activation(M x + b), M a matrix for each frequency of the torus."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding_mode: str, activation: str
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding_mode: str, activation: Activation
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding_mode)
-        self.activation = _fitting(type(self).__name__, activation, out_channels)
+        even(type(self).__name__, activation, out_channels)
+        self.activation = activation
         self.bias = nn.Parameter(torch.zeros(out_channels))
 
     @abstractmethod
@@ -94,7 +76,7 @@ class FourierMap(FourierConv):
         torus, (rows, columns) = self.torus(*x.shape[-2:]), self.places(*x.shape[-2:])
         x = self.folded(x if x.dtype == torch.float64 else x.float())
         y = multiplied(x, matrices.to(x.dtype.to_complex()), torus)[..., :rows, :columns]
-        return activated(self.activation, y + self.bias.to(y.dtype)[:, None, None])
+        return activated(y + self.bias.to(y.dtype)[:, None, None], self.activation)
 
     def settled(self) -> nn.Module:
         """A twin for evaluation."""
@@ -118,17 +100,6 @@ class SettledMap(nn.Module):
             with torch.inference_mode(False), torch.no_grad():
                 self._known[torus] = self.layer.matrices(torus).to(torch.complex64 if x.dtype != torch.float64 else None)
         return self.layer.mapped(x, self._known[torus])
-
-
-class SettledActivation(nn.Module):
-    """The activation after a settled matrix."""
-
-    def __init__(self, activation: str) -> None:
-        super().__init__()
-        self.activation = activation
-
-    def forward(self, x: Float[Tensor, "batch *inputs"]) -> Float[Tensor, "batch *inputs"]:
-        return activated(self.activation, x)
 
 
 def dense_bound(module: DenseMap, shape: tuple[int, ...]) -> Bound:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Complex, Float64
 from torch import Tensor, nn
 
+from robustbench_rkhs.layers.activations import Activation
 from robustbench_rkhs.layers.cayley import at_length, cayley, scaled_cayley
 from robustbench_rkhs.layers.fourier import delta, spectrum
 from robustbench_rkhs.layers.maps import DenseMap, FourierMap, dense_bound, fourier_bound
@@ -30,7 +31,7 @@ class Orthogonal(DenseMap):
     Cost: an inverse of order min(in, out) at each forward pass. Source: Trockman & Kolter, ICLR 2021.
     """
 
-    def __init__(self, in_features: int, out_features: int, activation: str = "relu") -> None:
+    def __init__(self, in_features: int, out_features: int, activation: Activation = "relu") -> None:
         super().__init__(in_features, out_features, activation)
         weight = started(max(in_features, out_features), min(in_features, out_features))
         self.weight = nn.Parameter(weight if out_features >= in_features else weight.T.contiguous())
@@ -58,7 +59,7 @@ class OrthogonalConv(FourierMap):
         kernel_size: int = 3,
         stride: int = 1,
         padding_mode: str = "circular",
-        activation: str = "relu",
+        activation: Activation = "relu",
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding_mode, activation)
         rows, columns = max(out_channels, self.folded_channels), min(out_channels, self.folded_channels)

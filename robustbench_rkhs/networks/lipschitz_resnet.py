@@ -7,22 +7,27 @@ from pydantic import Field
 from torch import nn
 
 from robustbench_rkhs.layers import (
+    CPL,
+    SLL,
+    CPLConv,
     FirstFeatures,
     LinearNormalized,
     LinearResidualConv,
     MaxMin,
     PadChannels,
     ScaledAveragePool,
+    SLLConv,
 )
 from robustbench_rkhs.networks.contract import NetworkNode, output_shape
-from robustbench_rkhs.networks.families import Head, Padding, convolution, dense, ends, images_only
+from robustbench_rkhs.networks.families import Head, Padding, ends, images_only
 from robustbench_rkhs.node import Real, UserError
 
 
 class LipschitzResNet(NetworkNode):
     """Padded to `channels`: `blocks` convolutional residual layers, 4x4 average pooling, dense ones, the first K features.
 
-    Small, as published: 20 blocks of 45 channels and 7 dense ones. Medium: 30, 60, 10. Large: 90, 60, 15.
+    Small, as published: 20 blocks of 45 channels and 7 dense ones (41.4 million parameters at 32x32 pixels). Medium: 30, 60, 10.
+    Large: 90, 60, 15. Published inner widths: 5 channels, 2048 features.
     Source: Araujo et al. (SLL), ICLR 2023; Meunier et al. (CPL), ICML 2022; sizes as in Wang & Manchester, ICML 2023.
     """
 
@@ -35,6 +40,10 @@ class LipschitzResNet(NetworkNode):
     """Their width."""
     dense_blocks: int = Field(7, ge=0)
     """Dense layers after the pooling."""
+    inner_channels: int = Field(5, ge=1)
+    """Width inside a convolutional block, of its ReLU."""
+    inner_features: int = Field(2048, ge=1)
+    """Width inside a dense block."""
     lipschitz: Real = Field(1.0, gt=0)
     """The bound gamma, in logits per unit l2 of pixels (before any normalisation)."""
     padding: Padding = "zeros"
@@ -48,12 +57,11 @@ class LipschitzResNet(NetworkNode):
             raise UserError(f"lipschitz_resnet: expected at least {channels} channels, found {self.channels}")
         first, before_last = ends(self.lipschitz, False)
         layers: list[nn.Module] = [*self.first(shape), first, PadChannels(self.channels)]
-        for _ in range(self.blocks):
-            layers += convolution(self.family, self.channels, self.channels, 1, 3, self.padding)
+        block, dense_block = (SLLConv, SLL) if self.family == "sll" else (CPLConv, CPL)
+        layers += [block(self.channels, self.inner_channels, 3, self.padding) for _ in range(self.blocks)]
         layers += [ScaledAveragePool(4), nn.Flatten()]
         features = math.prod(output_shape(layers, shape))
-        for _ in range(self.dense_blocks):
-            layers += dense(self.family, features, features)
+        layers += [dense_block(features, self.inner_features) for _ in range(self.dense_blocks)]
         if self.head == "normalized":
             return nn.Sequential(*layers, before_last, LinearNormalized(features, classes))
         if features < classes:
