@@ -198,9 +198,8 @@ def markdown(table: pd.DataFrame, records: list[dict[str, Any]], given: argparse
     for images, part in table.groupby("images"):
         lines += [f"## {images} training images", "", "| cell | norm | accuracy | change by the norm |", "|---|---|---|---|"]
         for _, row in part.iterrows():
-            lines.append(
-                f"| {words(row)} | {row['norm']} | {spread(row, 'accuracy', '')}{diverged(row)} | {spread(row, 'change', 'change_')} |"
-            )
+            accuracy = spread(row, "accuracy", "") + diverged(row)
+            lines.append(f"| {words(row)} | {row['norm']} | {accuracy} | {spread(row, 'change', 'change_')} |")
         lines.append("")
     return "\n".join(lines)
 
