@@ -57,11 +57,6 @@ class PublishedSandwichConv(nn.Module):
         return torch.fft.irfft2(waves.permute(2, 1, 0).unflatten(-1, (self.side, self.side // 2 + 1)), s=(self.side,) * 2)
 
 
-def measure(quick: bool, device: str) -> float:
-    """Published time over ours: medians of alternating forward and backward passes, summed over the layers."""
-    return times(quick, device)["sandwich_conv_speedup"]
-
-
 def times(quick: bool, device: str) -> dict[str, float]:
     """Seconds of both, their ratio, and how far the two functions are apart at the same parameters."""
     totals, apart = {"published": 0.0, "ours": 0.0}, 0.0
