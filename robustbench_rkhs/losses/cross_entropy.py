@@ -12,11 +12,11 @@ from robustbench_rkhs.node import Real
 
 
 class CrossEntropy(LossNode):
-    r"""Mean over the batch of
+    r"""Cross-entropy with temperature and offset, mean over the batch.
 
     .. math:: t \cdot CE\big( (f(x) - c\, e_y) / t,\; y \big)
 
-    with temperature t and offset c (plain cross-entropy at t = 1, c = 0). An offset asks for a margin, in logits: the one
+    Temperature t, offset c; plain cross-entropy at t = 1, c = 0. An offset asks for a margin, in logits: the one
     knob by which a Lipschitz network trades clean for certified accuracy.
     Cost: one forward pass. Source: the offset form, Prach & Lampert, ECCV 2022.
     """

@@ -10,7 +10,7 @@ from robustbench_rkhs.losses.contract import LossNode
 
 
 class SquaredError(LossNode):
-    r"""Mean over the batch and the outputs of
+    r"""Squared error, mean over the batch and the outputs.
 
     .. math:: (f_k(x) - y_k)^2
 
