@@ -8,7 +8,7 @@ Part `costs`: each method in a process of its own, first alone for its peak memo
 ratio of the medians. A method that does not finish in its share of time is listed under `unfinished`, never guessed. Parts
 `perturbation`, `projection`, `sandwich`: what was published, re-implemented, against ours on the same weights and images; the
 perturbation penalty with its weight gradient, published in the contiguous format of its code (`_same_format`: in ours,
-channels-last), the projection in real steps of robust_vgg. Clock: CPU seconds on one CPU thread, which neighbours on the
+channels-last), the projection in real steps of robust_vgg. Part `compile`: torch.compile against eager mode. Clock: CPU seconds on one CPU thread, which neighbours on the
 machine disturb less; wall seconds otherwise. Memory: peak resident size of the process on CPUs, peak allocated on CUDA.
 """
 
@@ -75,7 +75,7 @@ STEPS = 5
 """Ascent steps of the perturbation penalty, as published."""
 
 
-PARTS = ("costs", "perturbation", "projection", "sandwich")
+PARTS = ("costs", "perturbation", "projection", "sandwich", "compile")
 PROVENANCE = ("benchmark", "quick", "command", "machine", "torch", "date", "sources")
 """Keys that `finish` writes."""
 
@@ -226,6 +226,26 @@ def projection(task: Task) -> dict[str, float | None]:
 def sandwich(task: Task) -> dict[str, float | None]:
     """Forward and backward passes of the convolutions of a small CIFAR-10 network."""
     return times(task.quick, task.device)
+
+
+def compile(task: Task) -> dict[str, float]:
+    """Forward and backward of plain training by torch.compile, over eager mode: above one it does not help."""
+    split = task.load().take(torch.arange(task.batch)).to(task.device)
+    model = Run(recipe("plain", task.batch), split, task.device).model
+    x, y, compiled = split.x.contiguous(memory_format=torch.channels_last), split.y, torch.compile(model)
+    works = {
+        "eager": lambda: torch.nn.functional.cross_entropy(model(x), y).backward(),
+        "compiled": lambda: torch.nn.functional.cross_entropy(compiled(x), y).backward(),
+    }
+    started = time.perf_counter()
+    works["compiled"]()
+    once = time.perf_counter() - started
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(task.rounds + 1):
+        for name, work in works.items():
+            times[name].append(task.seconds(work))
+    ratio = statistics.median(times["compiled"][1:]) / statistics.median(times["eager"][1:])
+    return {"compiled_over_eager": ratio, "compile_seconds": once}
 
 
 def apart(task: Task, work: Callable[..., dict[str, Any]], *names: str, limit: float) -> dict[str, Any] | str:
