@@ -8,8 +8,9 @@ Part `costs`: each method in a process of its own, first alone for its peak memo
 ratio of the medians. A method that does not finish in its share of time is listed under `unfinished`, never guessed. Parts
 `perturbation`, `projection`, `sandwich`: what was published, re-implemented, against ours on the same weights and images; the
 perturbation penalty with its weight gradient, published in the contiguous format of its code (`_same_format`: in ours,
-channels-last), the projection in real steps of robust_vgg. Part `compile`: torch.compile against eager mode. Clock: CPU seconds on one CPU thread, which neighbours on the
-machine disturb less; wall seconds otherwise. Memory: peak resident size of the process on CPUs, peak allocated on CUDA.
+channels-last), the projection in real steps of robust_vgg. Part `compile`: torch.compile against eager mode. Clock: CPU seconds
+on one CPU thread, which neighbours on the machine disturb less; wall seconds otherwise. Memory: peak resident size of the process
+on CPUs, peak allocated on CUDA.
 """
 
 import copy
