@@ -147,7 +147,9 @@ def main() -> None:
                 means = [statistics.mean(pair) for pair in zip(*(score(record) for record in records), strict=True)]
                 scores.append((means, strength))
         if scores:
-            results.append(evaluated(comparison, name, max(scores)[1], out, given.device))
+            means, strength = max(scores)
+            result = {"method": name, "validation": means[0]} | evaluated(comparison, name, strength, out, given.device)
+            results.append(result)
             print(json.dumps(results[-1]), flush=True)
     write(comparison, rows, results, failed, out, given)
 
@@ -184,7 +186,7 @@ def write(comparison: Comparison, rows: list[dict], results: list[dict], failed:
     table = pd.DataFrame(results)
     table.to_csv(out / "table.csv", index=False)
     last = [key for key in table.columns if key.startswith("robust@") and not key.endswith("spread")][-1]
-    shown = table.sort_values(last, ascending=False)
+    shown = table.sort_values("validation", ascending=False)
     percent = [key for key in table.columns if key == "clean" or ("@" in key and not key.endswith("spread"))]
     lines = [f"# {comparison.title}", ""]
     data = next(iter(comparison.methods))
@@ -192,15 +194,19 @@ def write(comparison: Comparison, rows: list[dict], results: list[dict], failed:
     digest = recipe.data.test().digest
     lines += [
         f"Base recipe with {recipe.epochs} epochs; seeds {comparison.seeds}; mean over seeds, spread (largest minus smallest) in",
-        "brackets. The strength of each method was chosen on validation; test images were used once, for this table.",
+        "brackets. Ordered by validation accuracy (robust, mean over seeds). The strength of each method was chosen on validation; test images were used once, for this table.",
         f"Evaluation: {json.dumps(comparison.evaluation)}. `step time`: a training step over a plain one, alternating, median.",
         "",
-        "| method | step time | " + " | ".join(percent) + " | chosen strength |",
-        "|---|---|" + "---|" * len(percent) + "---|",
+        "| method | validation | step time | " + " | ".join(percent) + " | chosen strength |",
+        "|---|---|---|" + "---|" * len(percent) + "---|",
     ]
     for _, row in shown.iterrows():
         cells = [f"{row[key]:.1%} ({row[key + ' spread']:.1%})" for key in percent]
-        lines.append(f"| {row['method']} | {row['step_time']:.2f}x | " + " | ".join(cells) + f" | `{row['chosen']}` |")
+        lines.append(
+            f"| {row['method']} | {row['validation']:.1%} | {row['step_time']:.2f}x | "
+            + " | ".join(cells)
+            + f" | `{row['chosen']}` |"
+        )
     if failed:
         lines += ["", "Trainings that did not stay finite:", ""]
         lines += [f"- {one['method']} strength {one['strength']} seed {one['seed']}: {one['reason']}" for one in failed]
