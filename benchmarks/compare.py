@@ -194,7 +194,8 @@ def write(comparison: Comparison, rows: list[dict], results: list[dict], failed:
     digest = recipe.data.test().digest
     lines += [
         f"Base recipe with {recipe.epochs} epochs; seeds {comparison.seeds}; mean over seeds, spread (largest minus smallest) in",
-        "brackets. Ordered by validation accuracy (robust, mean over seeds). The strength of each method was chosen on validation; test images were used once, for this table.",
+        "brackets. Each method's strength was chosen on validation, and the rows are in the order of that score (`validation`:",
+        "robust accuracy on validation images, mean over seeds); test images were used once, for this table.",
         f"Evaluation: {json.dumps(comparison.evaluation)}. `step time`: a training step over a plain one, alternating, median.",
         "",
         "| method | validation | step time | " + " | ".join(percent) + " | chosen strength |",
