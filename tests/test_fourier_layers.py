@@ -200,7 +200,7 @@ def test_a_subclass_with_another_matrix_is_refused():
     [
         (lambda: OrthogonalConv(2, 3, activation="maxmin"), "even number of outputs"),
         (lambda: SandwichConv(2, 3, 0), "sizes of at least 1"),
-        (lambda: SandwichConv(2, 3, padding_mode="reflect"), "circular or zeros, found 'reflect'"),
+        (lambda: SandwichConv(2, 3, padding_mode="reflect"), "'circular' or 'zeros', found 'reflect'"),
         (lambda: BROConv(2, 3, rank=4), "a rank of 1 to 3, found 4"),
     ],
 )

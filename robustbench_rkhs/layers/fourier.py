@@ -8,11 +8,9 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from robustbench_rkhs.layers.borders import checked, divisible
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.lipschitz.bounds import weights
-from robustbench_rkhs.node import UserError
-
-PADDING = ("circular", "zeros")
 
 
 class FourierConv(nn.Module):
@@ -27,22 +25,15 @@ class FourierConv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding_mode: str) -> None:
         super().__init__()
-        sizes = in_channels, out_channels, kernel_size, stride
-        if min(sizes) < 1:
-            raise UserError(f"{type(self).__name__}: expected sizes of at least 1, found {', '.join(map(str, sizes))}")
-        if padding_mode not in PADDING:
-            raise UserError(f"{type(self).__name__}: expected padding_mode circular or zeros, found {padding_mode!r}")
+        sizes = {"in_channels": in_channels, "out_channels": out_channels, "kernel_size": kernel_size, "stride": stride}
+        checked(type(self).__name__, padding_mode, **sizes)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride, self.padding_mode = kernel_size, stride, padding_mode
         self.folded_channels, self.taps = in_channels * stride**2, max(1, kernel_size // stride)
 
     def folded(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch folded rows columns"]:
         """Blocks of stride x stride pixels as channels."""
-        if self.stride == 1:
-            return x
-        height, width = x.shape[-2:]
-        x = functional.pad(x, (0, -width % self.stride, 0, -height % self.stride))
-        return functional.pixel_unshuffle(x, self.stride)
+        return x if self.stride == 1 else functional.pixel_unshuffle(divisible(x, self.stride), self.stride)
 
     def places(self, height: int, width: int) -> tuple[int, int]:
         """Size of the output."""
