@@ -19,7 +19,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import pandas as pd
 import torch
 import yaml
@@ -31,10 +30,9 @@ from robustbench_rkhs.evaluate import evaluate
 from robustbench_rkhs.node import Node, UserError
 from robustbench_rkhs.places import find_recipe
 from robustbench_rkhs.recipe import EvalRecipe, TrainRecipe, override, parse
+from robustbench_rkhs.report.figures import PALETTE, figure, percent, save
 from robustbench_rkhs.train import Run, train
 from robustbench_rkhs.validation import score
-
-matplotlib.use("agg")
 
 
 class Comparison:
@@ -214,25 +212,28 @@ def write(comparison: Comparison, rows: list[dict], results: list[dict], failed:
     command = shlex.join(["python", *sys.argv])
     lines += ["", f"`{command}`, {machine(given.device)}, torch {torch.__version__}, {date.today()}; test data {digest[:12]}"]
     (out / "table.md").write_text("\n".join(lines) + "\n")
-    draw(comparison, table, last, out)
+    draw(comparison, shown, last, out / "tradeoff")
     print(f"tables and picture: {out}")
 
 
-def draw(comparison: Comparison, table: pd.DataFrame, robust: str, out: Path) -> None:
-    from matplotlib import pyplot as plt
-
+def draw(comparison: Comparison, shown: pd.DataFrame, robust: str, stem: Path) -> None:
+    """A line a method, best validation on top: clean, robust and certified accuracy, each with its range over seeds."""
     certified = robust.replace("robust", "certified")
-    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
-    for position, (_, row) in enumerate(table.iterrows()):
-        color = plt.get_cmap("tab20")(position % 20)
-        axes.plot(row["clean"] * 100, row[robust] * 100, "o", color=color)
-        axes.plot([row["clean"] * 100] * 2, [row[certified] * 100, row[robust] * 100], "-", color=color, alpha=0.3)
-        axes.annotate(row["method"], (row["clean"] * 100, row[robust] * 100), xytext=(4, 3), textcoords="offset points", fontsize=7)
-    axes.set_xlabel("clean accuracy, %")
-    axes.set_ylabel(f"{robust} accuracy, % (line: down to what is certified)")
-    axes.set_title(comparison.title)
-    axes.grid(alpha=0.3)
-    figure.savefig(out / "tradeoff.png", dpi=150, metadata={"Software": None})
+    kinds = [("clean", "o", "clean", "#999999"), (robust, "s", "not broken", PALETTE[1])]
+    if shown[certified].max() > 0:
+        kinds.append((certified, "D", "certified", PALETTE[0]))
+    with figure(7, 1.2 + 0.27 * len(shown)) as (drawn, axes):
+        for key, marker, text, color in kinds:
+            half = shown[f"{key} spread"] / 2
+            axes.errorbar(shown[key], range(len(shown)), xerr=half, fmt=marker, color=color, ms=5, lw=1, label=text)
+        axes.set_yticks(range(len(shown)), list(shown["method"]))
+        axes.invert_yaxis()
+        percent(axes, "x")
+        eps = f"{comparison.evaluation['norm']} eps {robust.split('@')[1]}"
+        axes.set_xlabel(f"test accuracy at {eps}; bars: width of the range over seeds")
+        axes.set_title(comparison.title, loc="left", fontsize=9)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.6 / len(shown) - 0.06), ncols=3)
+        save(drawn, stem)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ The published table (Wang & Manchester, ICML 2023, Table 1) stands beside ours. 
 
 import json
 import statistics
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from robustbench_rkhs.checkpoint import load
 from robustbench_rkhs.layers.settling import settled
 from robustbench_rkhs.lipschitz import upper
 from robustbench_rkhs.recipe import TrainRecipe
+from robustbench_rkhs.report.fits import Fit, draw_fits
 from robustbench_rkhs.train import train
 
 PUBLISHED = {
@@ -70,7 +70,7 @@ def main() -> None:
         families, gammas, seeds, epochs = families[:1], gammas[:1], seeds[:1], 20
     out = ROOT / "reports" / ("square_wave-quick" if given.quick else "square_wave")
     rows: list[dict[str, Any]] = []
-    fits = {}
+    fits: list[Fit] = []
     for family in families:
         for gamma in gammas:
             for seed in seeds:
@@ -84,9 +84,10 @@ def main() -> None:
                 bound = upper(loaded.model, test.shape).value
                 steepest = slope(model)
                 assert steepest <= bound * (1 + 1e-6), f"UNSOUND: slope {steepest} above the bound {bound}"
+                x = torch.linspace(-2, 2, 801, dtype=torch.float64)[:, None]
                 with torch.no_grad():
                     error = (model(test.x.double())[:, 0] - test.y.double()).square().mean().item()
-                    fits.setdefault((family, gamma), model(torch.linspace(-2, 2, 801, dtype=torch.float64)[:, None])[:, 0].numpy())
+                    fits.append(Fit(family, f"bound gamma = {gamma:g}", model(x)[:, 0].numpy(), steepest))
                 rows.append(
                     {
                         "family": family,
@@ -117,30 +118,10 @@ def main() -> None:
     digest = recipe(families[0], 1.0, 0, epochs).data.test().digest
     lines += ["", f"`python benchmarks/square_wave.py`, test data {digest[:12]}; see reports/benchmarks/square_wave.json"]
     (out / "table.md").write_text("\n".join(lines) + "\n")
-    draw(fits, gammas, families, out)
+    grid = np.linspace(-2, 2, 801)
+    wave = ((grid <= -1) | ((grid > 0) & (grid <= 1))).astype(float)
+    draw_fits(grid, wave, fits, out / "fits", "python benchmarks/square_wave.py")
     finish("square_wave", figures, given, ["benchmarks/square_wave.py", "robustbench_rkhs/networks/lipschitz_bounded.py"])
-
-
-def draw(fits: dict, gammas: list[float], families: list[str], out: Path) -> None:
-    """Each family's fit at each gamma over the wave."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
-    x = np.linspace(-2, 2, 801)
-    wave = ((x <= -1) | ((x > 0) & (x <= 1))).astype(float)
-    figure, panels = plt.subplots(1, len(gammas), figsize=(4 * len(gammas), 3.4), sharey=True, layout="constrained", squeeze=False)
-    for panel, gamma in zip(panels[0], gammas, strict=True):
-        panel.plot(x, wave, color="black", linewidth=1, label="square wave")
-        for family in families:
-            panel.plot(x, fits[family, gamma], linewidth=1.2, label=family)
-        panel.set_title(f"bound gamma = {gamma:g}")
-        panel.set_xlabel("x")
-        panel.grid(alpha=0.3)
-    panels[0][0].set_ylabel("y")
-    panels[0][-1].legend(fontsize=8)
-    figure.savefig(out / "fits.png", dpi=150, metadata={"Software": None})
 
 
 if __name__ == "__main__":
