@@ -10,8 +10,8 @@ the seed also gives the initial weights and the order, so that cells of one subs
 on validation images, cut from the training set; the test set is not used.
 
 Published: 10,000 steps of batch 10 at lr 0.01 and momentum 0.5, 100 samples a step, a VAE of 10,000 steps, test accuracy. Here, to
-fit into the time: 300 steps of batch 25 at lr 0.02 and momentum 0.9 (lr x steps / (1 - momentum): 60 here, 200 there; at lr 0.05 LeNet diverges
-without any norm), 25 samples a step, a VAE of 2,000 steps that the cells of one subset share.
+fit into the time: 300 steps of batch 25 at lr 0.02 and momentum 0.9 (lr x steps / (1 - momentum): 60 here, 200 there; at lr 0.05
+LeNet diverges without any norm), 25 samples a step, a VAE of 2,000 steps that the cells of one subset share.
 
 Each finished run is one line of reports/function_norm/runs.jsonl, found again by the digest of its recipe (delete the file after
 changing code). From these: grid.csv, grid.md and grid_N.png, .pdf, .svg.
