@@ -4,7 +4,8 @@
     python benchmarks/compare.py models/comparisons/digits_methods.yaml --quick     # two methods, one seed, few epochs
 
 A comparison file names a base recipe, methods with one set of overrides for each strength, seeds and the radii of the
-evaluation. Runs are ordinary trainings in OUT/runs (a finished one is never redone; a killed one goes on), every number in the
+evaluation. Runs are ordinary trainings in OUT/runs (a finished one is never redone; a killed one goes on; `--only` lets
+several processes share the methods), every number in the
 table comes from reports/verdicts-like tables beside them. Writes OUT/runs.csv, OUT/table.csv, OUT/table.md, OUT/tradeoff.png.
 """
 
@@ -27,6 +28,7 @@ from common import machine
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.checkpoint import load
 from robustbench_rkhs.evaluate import evaluate
+from robustbench_rkhs.files import write_text
 from robustbench_rkhs.node import Node, UserError
 from robustbench_rkhs.places import find_recipe
 from robustbench_rkhs.recipe import EvalRecipe, TrainRecipe, override, parse
@@ -52,6 +54,12 @@ class Comparison:
         if quick:
             self.methods = {name: self.methods[name][:1] for name in list(self.methods)[:2]}
             self.seeds, self.base["epochs"], self.evaluation["samples"] = self.seeds[:1], 2, 20
+
+    def place(self, out: Path, method: str) -> Path:
+        """Where a method's figures are kept, by all they depend on but the code: delete them after changing that."""
+        recipes = [told(self.recipe(method, n, seed)) for n in range(len(self.methods[method])) for seed in self.seeds]
+        digest = hashlib.sha256(json.dumps([method, recipes, self.evaluation], sort_keys=True).encode()).hexdigest()[:16]
+        return out / "runs" / "figures" / f"{digest}.json"
 
     def recipe(self, method: str, strength: int, seed: int) -> TrainRecipe:
         stored = json.loads(json.dumps(self.base))
@@ -125,31 +133,41 @@ def main() -> None:
     for name in methods:  # all are valid before the first is trained
         for strength in range(len(comparison.methods[name])):
             comparison.recipe(name, strength, comparison.seeds[0])
-    rows, results, failed = [], [], []
     for name in methods:
-        scores = []
-        for strength, overrides in enumerate(comparison.methods[name]):
-            records = []
-            for seed in comparison.seeds:
-                recipe = comparison.recipe(name, strength, seed)
-                try:
-                    record = trained(recipe, folder_of(out, recipe), given.device)
-                except UserError as error:  # a training that does not stay finite is a result, too
-                    failed.append({"method": name, "strength": strength, "seed": seed, "reason": str(error)})
-                    continue
-                records.append(record)
-                kept = {key: record.get(key) for key in ("validation_clean", "validation_robust", "epoch", "weights")}
-                rows.append({"method": name, "strength": strength, "overrides": json.dumps(overrides), "seed": seed, **kept})
-                print(f"{name} [{strength}] seed {seed}: {kept}", flush=True)
-            if records:
-                means = [statistics.mean(pair) for pair in zip(*(score(record) for record in records), strict=True)]
-                scores.append((means, strength))
-        if scores:
-            means, strength = max(scores)
-            result = {"method": name, "validation": means[0]} | evaluated(comparison, name, strength, out, given.device)
-            results.append(result)
-            print(json.dumps(results[-1]), flush=True)
-    write(comparison, rows, results, failed, out, given)
+        place = comparison.place(out, name)
+        if not place.is_file():
+            found = measured(comparison, name, out, given.device)
+            write_text(place, json.dumps(found, indent=1) + "\n")
+            print(json.dumps(found["result"]), flush=True)
+    known = [comparison.place(out, name) for name in comparison.methods]
+    records = [json.loads(place.read_text()) for place in known if place.is_file()]
+    write(comparison, records, out, given)
+
+
+def measured(comparison: Comparison, name: str, out: Path, device: str) -> dict[str, Any]:
+    """Every strength and seed of a method trained, the best strength on validation evaluated on test."""
+    rows, failed, scores = [], [], []
+    for strength, overrides in enumerate(comparison.methods[name]):
+        records = []
+        for seed in comparison.seeds:
+            recipe = comparison.recipe(name, strength, seed)
+            try:
+                record = trained(recipe, folder_of(out, recipe), device)
+            except UserError as error:  # a training that does not stay finite is a result, too
+                failed.append({"method": name, "strength": strength, "seed": seed, "reason": str(error)})
+                continue
+            records.append(record)
+            kept = {key: record.get(key) for key in ("validation_clean", "validation_robust", "epoch", "weights")}
+            rows.append({"method": name, "strength": strength, "overrides": json.dumps(overrides), "seed": seed, **kept})
+            print(f"{name} [{strength}] seed {seed}: {kept}", flush=True)
+        if records:
+            means = [statistics.mean(pair) for pair in zip(*(score(record) for record in records), strict=True)]
+            scores.append((means, strength))
+    result = None
+    if scores:
+        means, strength = max(scores)
+        result = {"method": name, "validation": means[0]} | evaluated(comparison, name, strength, out, device)
+    return {"rows": rows, "failed": failed, "result": result, "machine": machine(device), "date": date.today().isoformat()}
 
 
 def evaluated(comparison: Comparison, method: str, strength: int, out: Path, device: str) -> dict[str, Any]:
@@ -178,10 +196,11 @@ def evaluated(comparison: Comparison, method: str, strength: int, out: Path, dev
     return result
 
 
-def write(comparison: Comparison, rows: list[dict], results: list[dict], failed: list[dict], out: Path, given: Any) -> None:
-    """Tables and the trade-off picture."""
-    pd.DataFrame(rows).to_csv(out / "runs.csv", index=False)
-    table = pd.DataFrame(results)
+def write(comparison: Comparison, records: list[dict[str, Any]], out: Path, given: Any) -> None:
+    """Tables and the trade-off picture of all methods that are done."""
+    failed = [one for record in records for one in record["failed"]]
+    pd.DataFrame([row for record in records for row in record["rows"]]).to_csv(out / "runs.csv", index=False)
+    table = pd.DataFrame([record["result"] for record in records if record["result"]])
     table.to_csv(out / "table.csv", index=False)
     last = [key for key in table.columns if key.startswith("robust@") and not key.endswith("spread")][-1]
     shown = table.sort_values("validation", ascending=False)
@@ -210,7 +229,8 @@ def write(comparison: Comparison, rows: list[dict], results: list[dict], failed:
         lines += ["", "Trainings that did not stay finite:", ""]
         lines += [f"- {one['method']} strength {one['strength']} seed {one['seed']}: {one['reason']}" for one in failed]
     command = shlex.join(["python", *sys.argv])
-    lines += ["", f"`{command}`, {machine(given.device)}, torch {torch.__version__}, {date.today()}; test data {digest[:12]}"]
+    when = ", ".join(sorted({f"{record['machine']}, {record['date']}" for record in records}))
+    lines += ["", f"`{command}`, {when}, torch {torch.__version__}; test data {digest[:12]}"]
     (out / "table.md").write_text("\n".join(lines) + "\n")
     draw(comparison, shown, last, out / "tradeoff")
     print(f"tables and picture: {out}")
