@@ -251,7 +251,7 @@ def draw(comparison: Comparison, shown: pd.DataFrame, robust: str, stem: Path) -
         percent(axes, "x")
         eps = f"{comparison.evaluation['norm']} eps {robust.split('@')[1]}"
         axes.set_xlabel(f"test accuracy at {eps}; bars: width of the range over seeds")
-        axes.set_title(comparison.title, loc="left", fontsize=9)
+        drawn.suptitle(comparison.title, x=0.01, ha="left", fontsize=9)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.6 / len(shown) - 0.06), ncols=3)
         save(drawn, stem)
 
