@@ -135,7 +135,8 @@ def _evaluate(
     eps: Names,
     norm: Literal["l2", "linf"] = "l2",
     attack: Names = (),
-    certify: Names = ("margin",),
+    certify: Names = ("portfolio",),
+    certify_seconds: float | None = None,
     samples: int | None = None,
     seed: int = 0,
     block: int = 64,
@@ -151,7 +152,7 @@ def _evaluate(
     $ rkhs-eval --model robust_vgg --eps 1.0
     $ rkhs-eval --model digits_mlp digits_sandwich --eps 0.25 0.5 36/255 --attack pgd foolbox:attack=ddn --samples 200
     $ rkhs-eval --model mypackage.nets:build --checkpoint net.safetensors --data mine.npz --eps 8/255 --norm linf
-    Without --attack: the margin certificate, then PGD, then AutoAttack on what still stands. Ctrl-C leaves a valid partial
+    Without --attack: the certificates, then PGD, then AutoAttack on what still stands. Ctrl-C leaves a valid partial
     table; the same command goes on from there.
 
     Args:
@@ -159,7 +160,8 @@ def _evaluate(
         eps: Radii, in pixels of [0, 1]; 36/255 is a number.
         norm: Distance they are measured in.
         attack: NAME or NAME:field=value,...; see rkhs-list attacks.
-        certify: Certificates by name, or none.
+        certify: NAME or NAME:field=value,..., cheapest first; portfolio: all of them; none. See rkhs-list certificates.
+        certify_seconds: Time limit of each certificate; images it does not reach are marked timeout.
         samples: Test images, a seeded stratified subset; all where not given.
         seed: Which images, and every random draw.
         block: Images a block, the unit of resuming.
@@ -173,10 +175,10 @@ def _evaluate(
     from rich.console import Console
 
     from robustbench_rkhs import verdicts
-    from robustbench_rkhs.evaluate import certificate, evaluate
-    from robustbench_rkhs.recipe import EvalRecipe, attack_from, parse
+    from robustbench_rkhs.evaluate import evaluate
+    from robustbench_rkhs.recipe import EvalRecipe, attack_from, certificate_from, parse
     from robustbench_rkhs.report import report as write_reports
-    from robustbench_rkhs.report.tables import console, console_attacks
+    from robustbench_rkhs.report.tables import console, console_attacks, console_certificates
     from robustbench_rkhs.subjects import load_model
 
     conditions = [Condition.read(text) for text in require]
@@ -184,14 +186,13 @@ def _evaluate(
         "norm": norm,
         "eps": [_number(text) for text in eps],
         "attacks": [attack_from(text) for text in attack],
-        "certificates": [name for name in certify if name != "none"],
+        "certificates": [one for one in map(certificate_from, certify) if one != "none"],
+        "certify_seconds": certify_seconds,
         "samples": samples,
         "seed": seed,
         "block": block,
     }
     recipe = parse(EvalRecipe, settings, "rkhs-eval")
-    for name in recipe.certificates:
-        certificate(name)
     screen = Console(stderr=as_json, soft_wrap=True)
     if not screen.is_terminal:
         screen.width = 120
@@ -209,6 +210,8 @@ def _evaluate(
             say=lambda line: screen.print(line, markup=False, highlight=False),
         )
         screen.print(console(done))
+        if len(recipe.certificates) > 1:
+            screen.print(console_certificates(done))
         screen.print(console_attacks(done))
         written = write_reports([done], out, leaderboard=False)
         for line in _warnings(done):
@@ -225,6 +228,7 @@ def _evaluate(
             {
                 "about": done.about,
                 "summary": json.loads(verdicts.summary(done).to_json(orient="records")),
+                "certificates": json.loads(verdicts.by_certificate(done).to_json(orient="records")),
                 "attacks": json.loads(verdicts.by_attack(done).to_json(orient="records")),
                 "digest": verdicts.digest(done.table),
                 "files": {kind: [str(path) for path in paths] for kind, paths in written.items()},

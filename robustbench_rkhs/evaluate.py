@@ -16,13 +16,12 @@ from torch import Tensor, nn
 
 from robustbench_rkhs import harness, verdicts
 from robustbench_rkhs.attacks import PGD, Attack, AutoAttack, FoolboxAttack
-from robustbench_rkhs.certificates import Certificate, MarginCertificate
 from robustbench_rkhs.checkpoint import weights_digest
 from robustbench_rkhs.data import Split, arrays_digest
 from robustbench_rkhs.harness import Subject
 from robustbench_rkhs.layers.settling import settled
-from robustbench_rkhs.lipschitz import Uncertifiable
-from robustbench_rkhs.node import UserError, did_you_mean
+from robustbench_rkhs.node import UserError
+from robustbench_rkhs.portfolio import Portfolio
 from robustbench_rkhs.recipe import EvalRecipe, parse
 from robustbench_rkhs.verdicts import Evaluation
 
@@ -116,7 +115,6 @@ class _Run:
         if len(set(labels)) < len(labels):
             labels = [f"{label}#{i}" if labels.count(label) > 1 else label for i, label in enumerate(labels)]
         self.labels = labels
-        self.certificates = [certificate(name) for name in recipe.certificates]
         self.shas = subject.inputs
         settings = recipe.model_dump(mode="json")
         self.digest = harness.digest_of([settings, subject.weights, split.digest, harness.sources_digest()], 12)
@@ -126,7 +124,7 @@ class _Run:
             "box": self.box,
             "epsilons": sorted(self.epsilons),
             "protocol": self.labels,
-            "certificates": list(recipe.certificates),
+            "certificates": [one.label for one in recipe.certificates],
             "samples": len(split),
             "seed": recipe.seed,
             "device": _device(subject.device),
@@ -153,8 +151,13 @@ class _Run:
         self.subject, predicted = replace(self.subject, answers=answers), logits.argmax(1)
         self.tables.append(self.subject.rows(positions, predicted, self.shas, norm=self.recipe.norm, box=self.box))
         try:
-            self.certify(positions, predicted)
-            self.proofs = len(self.tables)
+            proofs = Portfolio(self.subject, self.recipe, self.box, self.shas, predicted, self.say)
+            try:
+                proofs.all()
+            finally:  # what was proved before an interruption stays
+                self.tables += proofs.tables
+                self.about["refused"] += proofs.refused
+            self.certified, self.proofs = proofs.certified, len(self.tables)
             first = min(FIRST, self.recipe.block)
             blocks, started = [positions[:first], *positions[first:].split(self.recipe.block)], time.monotonic()
             for number, block in enumerate(block for block in blocks if len(block)):
@@ -169,50 +172,6 @@ class _Run:
         except KeyboardInterrupt:
             self.say("interrupted: the table holds what was finished; the same command goes on from here")
         return verdicts.merge(self.tables), complete
-
-    def certify(self, positions: Tensor, predicted: Tensor) -> None:
-        """One row an image and certificate; a refusal is a row of radius 0 with its reason."""
-        subject, norm = self.subject, self.recipe.norm
-        for method in self.certificates:
-            certify = method.model_copy(update={"norm": norm})
-            settings = harness.digest_of(certify.model_dump(mode="json"))
-
-            def work(certify: Certificate = certify, settings: str = settings, block: Tensor = positions) -> Evaluation:
-                x, y, keys = subject.split.x[block], subject.split.y[block], subject.split.index[block]
-                started, words = time.perf_counter(), []
-                try:
-                    certified = certify(subject.model, x, y, keys, self.epsilons)
-                    radius, reason = certified.radius.cpu().numpy(), certified.reason
-                    failure = certified.failure_probability.cpu().numpy()
-                except Uncertifiable as refusal:
-                    radius, reason, failure = np.zeros(len(x)), ["refused"] * len(x), np.zeros(len(x))
-                    words = [str(refusal)]
-                rows = subject.rows(
-                    block,
-                    predicted,
-                    self.shas,
-                    norm=norm,
-                    box=self.box,
-                    method=certify.label,
-                    settings=settings,
-                    state_reason=reason,
-                    radius=radius,
-                    forwards=1,
-                    seconds=(time.perf_counter() - started) / len(x),
-                    arithmetic=certify.arithmetic,
-                    failure_probability=failure,
-                )
-                return Evaluation(rows, {"refused": words})
-
-            key = {"job": "certificate", "method": certify.label, "settings": settings, "norm": norm, "box": self.box}
-            done = subject.part(key, positions, work)
-            for reason in done.about["refused"]:
-                self.about["refused"].append(reason)
-                self.say(f"no certificate: {reason}")
-            self.tables.append(done.table)
-            radius = torch.as_tensor(done.table["radius"].to_numpy(dtype=np.float64, copy=True))
-            claimed = torch.where(radius > 0, radius, -1.0)  # radius 0 claims nothing that could be broken
-            self.certified = torch.maximum(self.certified, claimed.to(self.certified))
 
     def states(self, block: Tensor, eps: float) -> pd.Series:
         """The state of each image of the block at eps, by its index."""
@@ -284,13 +243,6 @@ def protocol(recipe: EvalRecipe, split: Split) -> list[Attack]:
 
 def _mask(chosen: pd.Series, block: Tensor) -> Tensor:
     return torch.tensor(chosen.to_numpy(dtype=bool), device=block.device)
-
-
-def certificate(name: str) -> Certificate:
-    """A certificate by name. Raises UserError with a suggestion."""
-    if name != "margin":
-        raise UserError(f"unknown certificate {name!r}; {did_you_mean(name, ['margin'])}")
-    return MarginCertificate()
 
 
 def _device(device: str) -> str:

@@ -23,7 +23,17 @@ from robustbench_rkhs.data import Split
 from robustbench_rkhs.node import UserError
 from robustbench_rkhs.verdicts import Evaluation
 
-SOURCES = ("attacks", "certificates", "layers", "lipschitz", "counters.py", "harness.py", "evaluate.py")
+SOURCES = (
+    "attacks",
+    "certificates",
+    "layers",
+    "lipschitz",
+    "relaxations",
+    "counters.py",
+    "harness.py",
+    "portfolio.py",
+    "evaluate.py",
+)
 """What a part's contents depend on, in this package."""
 
 

@@ -11,6 +11,7 @@ from robustbench_rkhs.adaptive import Adaptive
 from robustbench_rkhs.attacks import AnyAttack
 from robustbench_rkhs.attacks.foolbox import Method as FoolboxMethod
 from robustbench_rkhs.attacks.pgd import PGD
+from robustbench_rkhs.certificates import Portfolio, certificate_names
 from robustbench_rkhs.data import Data
 from robustbench_rkhs.losses import CrossEntropy, Loss
 from robustbench_rkhs.networks import Network
@@ -126,8 +127,10 @@ class EvalRecipe(Node):
     """Asked-for radii, in pixels of [0, 1]."""
     attacks: tuple[AnyAttack, ...] = ()
     """The protocol: each runs on what still stands. Empty: PGD, then AutoAttack."""
-    certificates: tuple[str, ...] = ("margin",)
-    """Certificates by name; none where empty."""
+    certificates: Portfolio = Field(("portfolio",), validate_default=True)
+    """Certificates, cheapest first, each on the images that those before left open; `portfolio` is all of them, empty none."""
+    certify_seconds: Annotated[Real, Field(gt=0)] | None = None
+    """Time limit of each certificate; images it does not reach are marked `timeout`. None: as long as it takes."""
     samples: int | None = Field(None, ge=1)
     """Test images, a seeded stratified subset; all where not given."""
     seed: int = Field(0, ge=0)
@@ -201,6 +204,15 @@ FOOLBOX = get_args(FoolboxMethod)
 """Names that stand for an attack of foolbox."""
 
 
+def certificate_from(text: str) -> Any:
+    """`NAME` or `NAME:field=value,...` as typed after --certify; `portfolio` stays a word."""
+    name, _, rest = text.partition(":")
+    known = ["portfolio", "none", *certificate_names()]
+    if name not in known or (rest and name in known[:2]):
+        raise UserError(f"unknown certificate {text!r}; {did_you_mean(name, known)}")
+    return with_fields({"name": name}, rest, f"certificate {text!r}") if rest else name
+
+
 def attack_from(text: str) -> Any:
     """`NAME` or `NAME:field=value,...` as typed after --attack, as a mapping for a recipe.
 
@@ -210,9 +222,14 @@ def attack_from(text: str) -> Any:
     stored: dict[str, Any] = {"name": "foolbox", "attack": name} if name in FOOLBOX else {"name": name}
     if name not in {"pgd", "published", "foolbox", "autoattack", *FOOLBOX}:
         raise UserError(f"unknown attack {name!r}; {did_you_mean(name, ['pgd', 'published', 'foolbox', 'autoattack', *FOOLBOX])}")
+    return with_fields(stored, rest, f"attack {text!r}")
+
+
+def with_fields(stored: dict[str, Any], rest: str, source: str) -> dict[str, Any]:
+    """The mapping with `field=value,...` set in it."""
     for pair in re.split(r",(?![^\[]*\])", rest) if rest else []:
         field, equals, value = pair.partition("=")
         if not equals:
-            raise UserError(f"attack {text!r}: expected field=value after the colon, found {pair!r}")
+            raise UserError(f"{source}: expected field=value after the colon, found {pair!r}")
         override(stored, field.strip(), value)
     return stored

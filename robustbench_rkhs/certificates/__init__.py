@@ -1,13 +1,34 @@
 """Certificates: a proved radius for each image."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from robustbench_rkhs.certificates.contract import Certificate, Certified
 from robustbench_rkhs.certificates.margin import MarginCertificate
 
 AnyCertificate = Annotated[MarginCertificate, Field()]
 """Any certificate, chosen by `name`."""
+PORTFOLIO = ("margin",)
+"""What the word `portfolio` stands for: proofs of the network as it is, the cheapest first."""
 
-__all__ = ["AnyCertificate", "Certificate", "Certified", "MarginCertificate"]
+
+def listed(given: Any) -> Any:
+    """Certificates as typed: a name stands for its defaults, `portfolio` for all of PORTFOLIO."""
+    if not isinstance(given, (list, tuple)):
+        return given
+    found: list[Any] = []
+    for one in given:
+        found += PORTFOLIO if one == "portfolio" else [one]
+    return [{"name": one} if isinstance(one, str) else one for one in found]
+
+
+def certificate_names() -> list[str]:
+    """The names of all certificates."""
+    return ["margin"]
+
+
+Portfolio = Annotated[tuple[AnyCertificate, ...], BeforeValidator(listed)]
+"""Certificates in the order they run: each only on the images whose asked-for epsilons those before have not settled."""
+
+__all__ = ["PORTFOLIO", "AnyCertificate", "Certificate", "Certified", "MarginCertificate", "Portfolio", "certificate_names"]

@@ -21,6 +21,8 @@ class Certified(NamedTuple):
     """Why nothing was proved: `unknown`, `timeout`, `refused` or `error`; empty where the radius says it all."""
     failure_probability: Float64[Tensor, " batch"]
     """Probability that the claim is wrong: 0 for a proof."""
+    forwards: Int[Tensor, " batch"] | None = None
+    """Forward passes of the model spent on each image, where it counts them."""
 
 
 class Certificate(Node):
@@ -35,6 +37,8 @@ class Certificate(Node):
     """Norms it can certify."""
     arithmetic: ClassVar[str] = "real"
     """What the claim holds for: the network in real arithmetic."""
+    image_by_image: ClassVar[bool] = False
+    """True: its cost is each image's own, so that it runs block by block and can be stopped between two."""
 
     @property
     def label(self) -> str:

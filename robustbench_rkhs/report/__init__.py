@@ -7,23 +7,24 @@ from pathlib import Path
 from robustbench_rkhs.report.curves import draw_curve
 from robustbench_rkhs.report.figures import check_about
 from robustbench_rkhs.report.leaderboard import write_leaderboard
-from robustbench_rkhs.report.tables import write_tables
+from robustbench_rkhs.report.tables import write_images, write_tables
 from robustbench_rkhs.report.tradeoff import draw_tradeoff
 from robustbench_rkhs.verdicts import Evaluation, digest
 
-__all__ = ["draw_curve", "draw_tradeoff", "report", "write_leaderboard", "write_tables"]
+__all__ = ["draw_curve", "draw_tradeoff", "report", "write_images", "write_leaderboard", "write_tables"]
 
 
 def report(evaluations: Sequence[Evaluation], folder: str | Path, leaderboard: bool = True) -> dict[str, list[Path]]:
     """Curves, tables and trade-off plots under folder/curves, tables and tradeoff; the leaderboard in folder itself.
 
-    One set for each evaluation, named after its model, data, norm (and `nobox`); where several share data, norm and box, one
-    more named `all`, with the trade-off at every eps that at least two of them asked for. An evaluation alone has a trade-off
-    plot of its own. Returns the paths by kind. Raises UserError where they cannot be written.
+    One set for each evaluation, named after its model, data, norm (and `nobox`), with a row for each image (NAME-images.csv);
+    where several share data, norm and box, one more named `all`, with the trade-off at every eps that at least two of them asked
+    for. An evaluation alone has a trade-off plot of its own. Returns the paths by kind. Raises UserError where they cannot be
+    written.
     """
     check_about(evaluations)
     folder = Path(folder)
-    written: dict[str, list[Path]] = {"curves": [], "tables": [], "tradeoff": []}
+    written: dict[str, list[Path]] = {"curves": [], "tables": [], "images": [], "tradeoff": []}
     groups: dict[str, list[tuple[str, Evaluation]]] = {}
     stems = [_stem(str(one.about["model"]), one) for one in evaluations]
     for one, stem in zip(evaluations, stems, strict=True):
@@ -31,6 +32,7 @@ def report(evaluations: Sequence[Evaluation], folder: str | Path, leaderboard: b
         groups.setdefault(_stem("all", one), []).append((name, one))
         written["curves"] += draw_curve([one], folder / "curves" / name)
         written["tables"] += write_tables([one], folder / "tables" / name)
+        written["images"].append(write_images(one, folder / "tables" / f"{name}-images.csv"))
     for group, members in groups.items():
         together = [one for _, one in members]
         if len(members) > 1:

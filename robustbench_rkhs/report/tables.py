@@ -11,7 +11,7 @@ from rich.table import Table
 from robustbench_rkhs.files import write_whole
 from robustbench_rkhs.node import UserError
 from robustbench_rkhs.report.figures import check_about, domain, names
-from robustbench_rkhs.verdicts import Evaluation, by_attack, summary
+from robustbench_rkhs.verdicts import Evaluation, by_attack, by_certificate, images, summary
 
 WITHHELD = "withheld"
 """Printed for a robust accuracy while images are untested."""
@@ -91,6 +91,24 @@ def console_attacks(evaluation: Evaluation) -> Table:
         )
     table.caption = "alone: left standing by it; overstates: of those it ran on, broken by others; passes: forward + backward"
     return table
+
+
+def console_certificates(evaluation: Evaluation) -> Table:
+    """Each certificate for a terminal: images it ran on, proved at eps, won, and why it proved nothing on the others."""
+    table = Table(title=f"{evaluation.about['model']}: certificates, each on the images left open to it", title_justify="left")
+    for column in ("certificate", "eps", "ran on", "certified", "won", "nothing proved", "seconds"):
+        table.add_column(column, justify="left" if column == "certificate" else "right", no_wrap=True)
+    for row in records(by_certificate(evaluation)):
+        nothing = ", ".join(f"{row[reason]} {reason}" for reason in ("unknown", "timeout", "refused", "error") if row[reason])
+        counts = [str(row[column]) for column in ("ran", "certified", "won")]
+        table.add_row(row["certificate"], f"{row['eps']:.4g}", *counts, nothing or "-", f"{row['seconds']:.1f}")
+    table.caption = "won: images whose largest proved radius is this certificate's, at eps or above"
+    return table
+
+
+def write_images(evaluation: Evaluation, path: str | Path) -> Path:
+    """Image by image as csv: the radius each is proved robust up to, by which certificate, and the one it was broken at."""
+    return write_bytes(Path(path), images(evaluation).to_csv(index=False, lineterminator="\n"))
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The table of verdicts: every method says one thing about each image, a radius; all published numbers are its group-bys."""
 
+from robustbench_rkhs.verdicts.images import by_certificate, images
 from robustbench_rkhs.verdicts.schema import COLUMNS, KEY, Verdicts, validate
 from robustbench_rkhs.verdicts.soundness import breaches, pooled
 from robustbench_rkhs.verdicts.states import STATES, Evaluation, states
@@ -17,10 +18,12 @@ __all__ = [
     "accuracy_at",
     "breaches",
     "by_attack",
+    "by_certificate",
     "clopper_pearson",
     "curve",
     "digest",
     "holm",
+    "images",
     "mcnemar",
     "merge",
     "pooled",

@@ -1,0 +1,86 @@
+"""Image by image: who proved the most, who broke it nearest, and why there is no proof where there is none."""
+
+import numpy as np
+import pandas as pd
+
+from robustbench_rkhs.verdicts.states import Evaluation, Evidence, counted, proved
+
+REASONS = ["timeout", "error", "unknown", "refused"]
+"""Why an image has no proof, the one that most invites another try first."""
+IMAGES = [
+    "index",
+    "label",
+    "predicted",
+    "certified",
+    "certificate",
+    "reason",
+    "failure_probability",
+    "broken",
+    "attack",
+]
+
+
+def images(evaluation: Evaluation) -> pd.DataFrame:
+    """One row an image: the radius it is proved robust up to and the one it was broken at, in the evaluation's norm.
+
+    Columns: index, label, predicted; certified: the largest proved radius, 0 where nothing is proved; certificate: the method
+    that proved it, the earliest in the evaluation's order where several did; reason: why nothing is proved of an image that is
+    right (timeout, error, unknown or refused, the first of these that any method gave; `none`: no certificate ran), empty
+    elsewhere; failure_probability of the claim; broken: distance of the nearest counted adversarial image, inf where none is
+    known; attack: the method that found it, `clean` where the image is wrong as it is (broken at 0).
+    """
+    evidence, table, about = Evidence.of(evaluation), evaluation.table, evaluation.about
+    norm, box = about["norm"], about["box"]
+    said = table[(table["kind"] == "certificate") & (table["method"] == "prediction")].drop_duplicates("index").set_index("index")
+    found = said.loc[evidence.index, ["label", "predicted"]].reset_index()
+    order = {name: place for place, name in enumerate(about.get("certificates", []))}
+    claims = table[proved(table, norm, box) & (table["radius"] > 0) & (table["method"] != "prediction")]
+    claims = claims.assign(place=claims["method"].map(order).fillna(len(order)))
+    best = claims.sort_values(["radius", "place", "method"], ascending=[False, True, True]).drop_duplicates("index")
+    best = best.set_index("index").reindex(evidence.index)
+    right = evidence.correct
+    found["certified"] = np.where(right, best["radius"].fillna(0.0), 0.0)
+    found["certificate"] = np.where(right, best["method"].fillna(""), "")
+    found["reason"] = np.where(right & (found["certified"] == 0), _reasons(evaluation, evidence), "")
+    found["failure_probability"] = np.where(right, best["failure_probability"].fillna(0.0), 0.0)
+    distance = f"distance_{norm}"
+    falls = table[counted(table, norm, box)].sort_values([distance, "method"]).drop_duplicates("index")
+    falls = falls.set_index("index").reindex(evidence.index)
+    found["broken"] = np.where(right, evidence.broken, 0.0)
+    found["attack"] = np.where(right, falls["method"].fillna(""), "clean")
+    return found[IMAGES]
+
+
+def by_certificate(evaluation: Evaluation) -> pd.DataFrame:
+    """One row a certificate and eps: what it settled of the images that those before it had left open.
+
+    Columns: certificate, eps; ran: right images it was run on; certified: those it proved at eps; won: images whose largest
+    radius is its own and reaches eps; unknown, timeout, refused, error: right images by why it proved nothing at all; seconds:
+    spent in all.
+    """
+    evidence, table, about = Evidence.of(evaluation), evaluation.table, evaluation.about
+    best = images(evaluation)
+    right = evidence.index[evidence.correct]
+    rows = []
+    for name in about.get("certificates", []):
+        own = table[(table["kind"] == "certificate") & (table["method"] == name) & (table["norm"] == about["norm"])]
+        here = own[own["index"].isin(right)]
+        reasons = {reason: int((here["state_reason"] == reason).sum()) for reason in ("unknown", "timeout", "refused", "error")}
+        ran = len(here) - reasons["timeout"] - reasons["refused"]
+        for eps in sorted({float(eps) for eps in about.get("epsilons", [])}):
+            certified = int((here["radius"] >= eps).sum()) if ran else 0
+            won = int(((best["certificate"] == name) & (best["certified"] >= eps)).sum())
+            rows.append([name, eps, ran, certified, won, *reasons.values(), float(own["seconds"].sum())])
+    columns = ["certificate", "eps", "ran", "certified", "won", "unknown", "timeout", "refused", "error", "seconds"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _reasons(evaluation: Evaluation, evidence: Evidence) -> np.ndarray:
+    """For each image the first of REASONS that any certificate gave."""
+    table = evaluation.table
+    rows = table[(table["kind"] == "certificate") & (table["method"] != "prediction")]
+    reasons = np.full(len(evidence.index), "none", dtype=object)
+    for reason in reversed(REASONS):
+        given = rows.loc[rows["state_reason"] == reason, "index"].to_numpy()
+        reasons[np.isin(evidence.index, given)] = reason
+    return reasons
