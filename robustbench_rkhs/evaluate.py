@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_rkhs import harness, verdicts
+from robustbench_rkhs.arithmetic import exact
 from robustbench_rkhs.attacks import PGD, Attack, AutoAttack, FoolboxAttack
 from robustbench_rkhs.checkpoint import weights_digest
 from robustbench_rkhs.data import Split, arrays_digest
@@ -49,7 +50,8 @@ def evaluate(
     `samples`, `seed`, `block`). With a `folder`, finished parts are kept under folder/name/parts and never done again, and
     the table is written to folder/name/. Interrupted by the keyboard, it returns (and writes) what there is: images that no
     protocol reached are untested. The model, its mode and gradients are left as they were.
-    Raises UserError for bad input: eps out of range, NaN or probabilities from the model, a wrong class count.
+    TF32 and other reduced-precision short cuts are switched off meanwhile.
+    Raises UserError for bad input: eps out of range, NaN or probabilities from the model, a wrong class count, autocast.
     """
     recipe = recipe or parse(EvalRecipe, {"eps": tuple(eps), **settings}, "evaluate")
     split = _as_split(model, data).sample(recipe.samples, recipe.seed)
@@ -60,9 +62,10 @@ def evaluate(
         parts = Path(folder) / name / "parts" if folder else None
         weights = weights_digest(model.state_dict())
         subject = Subject(model, settled(model), split.to(device), name, weights, device, recipe.seed, parts)
-        run = _Run(subject, recipe, say)
-        run.about |= {"command": command}
-        table, complete = run.all()
+        with exact():
+            run = _Run(subject, recipe, say)
+            run.about |= {"command": command}
+            table, complete = run.all()
     finally:
         model.to(home)
         for module, training in modes.items():

@@ -53,7 +53,13 @@ def test_every_file_is_the_same_twice_and_from_the_parquet_alone(tmp_path):
     second = report(stored, tmp_path / "b")
     names = {kind: [path.relative_to(tmp_path / "a") for path in paths] for kind, paths in first.items()}
     assert names == {kind: [path.relative_to(tmp_path / "b") for path in paths] for kind, paths in second.items()}
-    assert {kind: len(paths) for kind, paths in names.items()} == {"curves": 12, "tables": 12, "tradeoff": 9, "leaderboard": 2}
+    assert {kind: len(paths) for kind, paths in names.items()} == {
+        "curves": 12,
+        "tables": 12,
+        "images": 3,
+        "tradeoff": 9,
+        "leaderboard": 2,
+    }
     for kind in first:
         for a, b in zip(first[kind], second[kind], strict=True):
             assert a.read_bytes() == b.read_bytes() and a.stat().st_size > 100, a
