@@ -27,6 +27,7 @@ from typing import Any
 import pandas as pd
 import torch
 from common import ROOT, machine
+from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from robustbench_rkhs.data import Split, Splits
@@ -239,6 +240,7 @@ def draw(table: pd.DataFrame, images: int, stem: Path) -> None:
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
         axes.set_xlabel(f"validation accuracy, {images} training images of MNIST (mean and 95% t-interval)")
+        axes.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))  # whole percents
         percent(axes, "x")
         axes.legend(loc="upper center", bbox_to_anchor=(0.4, 1.12), ncols=3)
         save(drawn, stem)

@@ -86,7 +86,7 @@ def main() -> None:
                 assert steepest <= bound * (1 + 1e-6), f"UNSOUND: slope {steepest} above the bound {bound}"
                 x = torch.linspace(-2, 2, 801, dtype=torch.float64)[:, None]
                 with torch.no_grad():
-                    error = (model(test.x.double())[:, 0] - test.y.double()).square().mean().item()
+                    error = (model(test.x.double()) - test.y.double()).square().mean().item()
                     fits.append(Fit(family, f"bound gamma = {gamma:g}", model(x)[:, 0].numpy(), steepest))
                 rows.append(
                     {
