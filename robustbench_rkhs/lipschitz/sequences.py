@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from robustbench_rkhs.lipschitz.bounds import Bound, Uncertifiable, affine, rule, upwards, weights
-from robustbench_rkhs.lipschitz.convolution import Axis, operator_norm
+from robustbench_rkhs.lipschitz.convolution import Axis, operator_bound
 from robustbench_rkhs.lipschitz.rounding import fan
 
 FLAT = Axis(1, 1)
@@ -60,8 +60,8 @@ def _(module: nn.Conv1d, shape: tuple[int, ...]) -> Bound:
     if channels != weight.shape[1] * module.groups:
         raise Uncertifiable(f"expected {weight.shape[1] * module.groups} channels, found an input of shape {shape}")
     axis = fitting(_axis(module, size), shape)
-    norm = operator_norm(weight.view(module.groups, -1, weight.shape[1], 1, weight.shape[2]), (FLAT, axis))
-    return Bound(norm, (weight.shape[0], axis.outputs))
+    norm, method = operator_bound(weight.view(module.groups, -1, weight.shape[1], 1, weight.shape[2]), (FLAT, axis))
+    return Bound(norm, (weight.shape[0], axis.outputs), method)
 
 
 @rule.register
@@ -74,7 +74,8 @@ def _(module: nn.AvgPool1d, shape: tuple[int, ...]) -> Bound:
         raise Uncertifiable("no rule for count_include_pad=False with padding")
     axis = fitting(Axis(size, kernel, stride, 1, padding, padding), shape)
     constant = torch.full((1, 1, 1, 1, kernel), 1 / kernel, dtype=torch.float64)
-    return Bound(operator_norm(constant, (FLAT, axis)), (channels, axis.outputs))
+    norm, method = operator_bound(constant, (FLAT, axis))
+    return Bound(upwards(norm), (channels, axis.outputs), method)  # rounded up for 1 / kernel
 
 
 @rule.register
