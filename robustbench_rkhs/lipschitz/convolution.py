@@ -216,7 +216,7 @@ def image_size(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return shape[0], shape[1], shape[2]
 
 
-def _axes(conv: nn.Conv2d, sizes: tuple[int, int]) -> tuple[Axis, Axis]:
+def conv_axes(conv: nn.Conv2d, sizes: tuple[int, int]) -> tuple[Axis, Axis]:
     """Both axes of the convolution its forward pass runs."""
     kernel = (conv.weight.shape[2], conv.weight.shape[3])
     stride, dilation = pair(conv.stride), pair(conv.dilation)
@@ -246,7 +246,7 @@ def _(module: nn.Conv2d, shape: tuple[int, ...]) -> Bound:
     channels, *sizes = image_size(shape)
     if channels != weight.shape[1] * module.groups:
         raise Uncertifiable(f"expected {weight.shape[1] * module.groups} channels, found an input of shape {shape}")
-    axes = _axes(module, (sizes[0], sizes[1]))
+    axes = conv_axes(module, (sizes[0], sizes[1]))
     norm, method = operator_bound(weight.view(module.groups, -1, *weight.shape[1:]), fitting(axes, shape))
     return Bound(norm, (weight.shape[0], axes[0].outputs, axes[1].outputs), method)
 

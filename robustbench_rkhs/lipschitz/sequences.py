@@ -33,7 +33,7 @@ def fitting(axis: Axis, shape: tuple[int, ...]) -> Axis:
     return axis
 
 
-def _axis(conv: nn.Conv1d, size: int) -> Axis:
+def sequence_axis(conv: nn.Conv1d, size: int) -> Axis:
     """The axis of the convolution its forward pass runs."""
     kernel, stride, dilation = conv.weight.shape[2], one(conv.stride), one(conv.dilation)
     circular = conv.padding_mode == "circular"
@@ -59,7 +59,7 @@ def _(module: nn.Conv1d, shape: tuple[int, ...]) -> Bound:
     channels, size = sequence_size(shape)
     if channels != weight.shape[1] * module.groups:
         raise Uncertifiable(f"expected {weight.shape[1] * module.groups} channels, found an input of shape {shape}")
-    axis = fitting(_axis(module, size), shape)
+    axis = fitting(sequence_axis(module, size), shape)
     norm, method = operator_bound(weight.view(module.groups, -1, weight.shape[1], 1, weight.shape[2]), (FLAT, axis))
     return Bound(norm, (weight.shape[0], axis.outputs), method)
 
