@@ -131,7 +131,7 @@ def test_power_iteration_from_ones_sees_an_eighth_where_the_norm_is_eight():
     steep = torch.tensor([1.0, -1, 1, -1], dtype=torch.float64) / 2
     matrix = 8 * torch.outer(steep, steep) + 0.125 * torch.outer(ones, ones)
     vector = ones
-    for _ in range(1000):
+    for _ in range(100):
         vector = matrix @ vector
         vector = vector / vector.norm()
     assert (matrix @ vector).norm() == 0.125
@@ -403,7 +403,7 @@ GLORO = {
     "network": {"name": "convolutional", "channels": [2, 2], "hidden": [8]},
     "loss": {"name": "gloro", "eps": 0.2},
     "optimizer": {"name": "adam", "lr": 0.01},
-    "epochs": 8,
+    "epochs": 5,
     "certify_eps": 0.05,
 }
 
