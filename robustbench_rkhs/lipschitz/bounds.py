@@ -33,7 +33,7 @@ class Bound(NamedTuple):
     shape: tuple[int, ...]
     """Output shape without the batch dimension."""
     method: str = ""
-    """Which proof gave the smallest value, where there are several: `dense`, `torus`, `schur`, `reshaped`."""
+    """Which proof gave the smallest value: `dense`, `torus`, `schur`, `reshaped`, `slope`; empty where its rule has but one."""
 
 
 @singledispatch
