@@ -63,6 +63,9 @@ class TrainRecipe(Node):
     """Memory format of convolutions; faster on most machines."""
     validate_with: PGD | None = None
     """Attack by which validation robust accuracy is measured and the best checkpoint chosen; clean accuracy where none."""
+    certify_eps: Annotated[Real, Field(ge=0)] | None = None
+    """l2 radius, in pixels of [0, 1], at which validation counts the images that the margin certificate proves; it chooses the best
+    checkpoint where there is no `validate_with`."""
     validate_every: int = Field(1, ge=1)
     """Epochs from one validation to the next; the last epoch is always validated."""
 
@@ -86,7 +89,7 @@ class TrainRecipe(Node):
         if self.data.task == "regression":
             parts = [self.loss, *self.penalties]
             needy = [repr(part.name) for part in parts if not part.regression]
-            needy += [key for key in ("attack", "validate_with", "adaptive") if getattr(self, key)]
+            needy += [key for key in ("attack", "validate_with", "adaptive", "certify_eps") if getattr(self, key)]
             if needy:
                 raise ValueError(f"data set {set_name!r} is a regression, which has no classes: {', '.join(needy)} cannot be used")
         if self.data.box == "none":

@@ -230,7 +230,7 @@ class Run:
             "loss": self.mean_loss(),
             "lr": self.optimizer.param_groups[0]["lr"],
             **{f"tau_{i}": p.tau_at(self.epoch + 1) for i, p in enumerate(self.projections)},
-            **(validate(self.evaluated(), validation, self.recipe.validate_with) if due else {}),
+            **(self.validated(validation) if due else {}),
             "seconds": round(self.seconds, 3),
         }
         record |= {f"weight_{one.penalty}": self.factors[one.penalty] for one in self.recipe.adaptive}
@@ -243,6 +243,11 @@ class Run:
         self.epoch, self.position, self.seconds = self.epoch + 1, 0, 0.0
         self.losses.zero_()
         return record
+
+    def validated(self, validation: Split) -> dict[str, float]:
+        """What validation measures of the network as it is."""
+        recipe = self.recipe
+        return validate(self.evaluated(), validation, recipe.validate_with, certify_eps=recipe.certify_eps)
 
     def save(self, folder: Path) -> None:
         """Write resume.pt: ours alone, read back with weights_only."""

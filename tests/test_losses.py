@@ -16,6 +16,7 @@ from robustbench_rkhs.losses import (
     MMA,
     CrossEntropy,
     CrownIBP,
+    Gloro,
     Hinge,
     MtlIbp,
     MultiMargin,
@@ -41,6 +42,8 @@ LOSSES = {  # a new loss adds a line here
     "ibp, l2": IBP(norm="l2", eps=0.3, kappa=0),
     "crown_ibp": CrownIBP(eps=0.03, beta=0.5),
     "crown_ibp, l2": CrownIBP(norm="l2", eps=0.3, beta=1),
+    "gloro": Gloro(eps=0.1),
+    "gloro, as trades": Gloro(eps=0.1, beta=3),
     "mtl_ibp": MtlIbp(eps=0.03, steps=3),
     "mtl_ibp, l2": MtlIbp(norm="l2", eps=0.3, steps=3, alpha=0.5),
 }

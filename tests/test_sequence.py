@@ -112,7 +112,7 @@ def test_max_pool_is_no_steeper_than_its_bound_and_reaches_it(kernel, stride, pa
 def test_global_pools():
     assert upper(nn.AdaptiveAvgPool1d(1), (3, 7)).value == pytest.approx(1 / math.sqrt(7))
     assert upper(nn.AdaptiveAvgPool1d(1), (3, 7)).value >= exact(nn.AdaptiveAvgPool1d(1), (3, 7)) - 1e-15
-    assert upper(nn.AdaptiveMaxPool1d(1), (3, 7)) == (1.0, (3, 1))
+    assert upper(nn.AdaptiveMaxPool1d(1), (3, 7))[:2] == (1.0, (3, 1))
     for pool in (nn.AdaptiveAvgPool1d(2), nn.AdaptiveMaxPool1d(2), nn.AdaptiveMaxPool1d(1, return_indices=True)):
         with pytest.raises(Uncertifiable, match="no proven Lipschitz bound"):
             upper(pool, (3, 7))

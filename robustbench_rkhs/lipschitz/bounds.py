@@ -8,15 +8,15 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor, nn
 
+from robustbench_rkhs.lipschitz import verified
+from robustbench_rkhs.lipschitz.verified import UNIT as UNIT
 from robustbench_rkhs.node import UserError
 
 SLACK = 1e-9
-"""Relative slack of every norm that comes out of an eigenvalue solver; float64 rounding is orders of magnitude
+"""Relative allowance for the rounding of a matrix whose entries were computed in float64, which is orders of magnitude
 below."""
 ROUND = 1e-15
 """Relative slack of a few float64 operations (four units in the last place)."""
-UNIT = 2.0**-53
-"""Unit roundoff of float64."""
 TINY = 1e-290
 """No bound of anything but an exact zero is smaller, so that underflow cannot turn a small slope into none."""
 
@@ -32,6 +32,8 @@ class Bound(NamedTuple):
     """Output l2 per unit of input l2."""
     shape: tuple[int, ...]
     """Output shape without the batch dimension."""
+    method: str = ""
+    """Which proof gave the smallest value: `dense`, `torus`, `schur`, `reshaped`, `slope`; empty where its rule has but one."""
 
 
 @singledispatch
@@ -51,22 +53,15 @@ def affine(module: nn.Module) -> bool:
     return False
 
 
-def spectral(matrices: Inexact[Tensor, "*batch rows columns"]) -> float:
-    """Upper bound of the largest l2 operator norm of a batch of finite float64 or complex128 matrices.
+def spectral(matrices: Inexact[Tensor, "*batch rows columns"], slack: float = SLACK) -> float:
+    """Proven upper bound of the largest l2 operator norm of a batch of finite float64 or complex128 matrices.
 
-    Scaled to peak 1, then sqrt of the largest eigenvalue of the smaller Gram matrix. With u the unit roundoff, forming
-    that loses at most rows columns u relative to the largest eigenvalue (since ||A||_F^2 <= min(rows, columns)
-    ||A||^2), and the solver a small multiple of the order; the slack 1e-9 + 8 u rows columns covers both.
-    Cost: one product and one Hermitian eigenvalue problem a matrix.
+    `verified.norm`: guessed by an eigenvalue solver, proved by Cholesky factorisations, in the rounding analysis of
+    `verified.proves`. Slack: a relative allowance on top for the rounding of the entries, where they were computed; zero for
+    weights as they are. Cost: a Gram product and a factorisation a matrix, and the eigenvalues of a few.
     """
-    peak = matrices.abs().max().item() if matrices.numel() else 0.0
-    if peak == 0:
-        return 0.0
-    rows, columns = matrices.shape[-2:]
-    scaled = matrices / peak
-    gram = scaled @ scaled.mH if rows <= columns else scaled.mH @ scaled
-    largest = max(torch.linalg.eigvalsh(gram).max().item(), 0.0)
-    return upwards(math.sqrt(largest) * peak, SLACK + 8 * UNIT * rows * columns)
+    value = verified.norm(matrices)
+    return upwards(value, max(slack, ROUND)) if value else 0.0
 
 
 def upwards(value: float, slack: float = ROUND) -> float:
@@ -101,14 +96,14 @@ def _(module: nn.Linear, shape: tuple[int, ...]) -> Bound:
         weights(module.bias, "bias")
     if not shape or shape[-1] != weight.shape[1]:
         raise Uncertifiable(f"expected {weight.shape[1]} features, found an input of shape {shape}")
-    return Bound(spectral(weight), (*shape[:-1], weight.shape[0]))
+    return Bound(spectral(weight, 0.0), (*shape[:-1], weight.shape[0]), "dense")
 
 
 def steepest(slope: float, shape: tuple[int, ...]) -> Bound:
     """The bound of an elementwise layer whose slope is at most 1 on one side and `slope` on the other."""
     if not math.isfinite(slope):
         raise Uncertifiable(f"expected a finite slope, found {slope}")
-    return Bound(max(1.0, abs(slope)), shape)
+    return Bound(max(1.0, abs(slope)), shape, "slope")
 
 
 @rule.register(nn.ReLU)
@@ -120,7 +115,7 @@ def _(module: nn.Module, shape: tuple[int, ...]) -> Bound:
 
 @rule.register
 def _(module: nn.Sigmoid, shape: tuple[int, ...]) -> Bound:
-    return Bound(0.25, shape)
+    return Bound(0.25, shape, "slope")
 
 
 @rule.register

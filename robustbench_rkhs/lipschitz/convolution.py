@@ -4,13 +4,16 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from robustbench_rkhs.lipschitz.bounds import Bound, Uncertifiable, affine, rule, spectral, upwards, weights
+from robustbench_rkhs.lipschitz import verified
+from robustbench_rkhs.lipschitz.bounds import ROUND, Bound, Uncertifiable, affine, rule, spectral, upwards, weights
 
 CHUNK = 2**21
 """Complex numbers held at once: 32 MiB."""
+DENSE_SIDE, DENSE_SIZE = 1024, 2**22
+"""A zero-padded convolution is written out as a matrix where its smaller side and its size are at most these."""
 
 
 class Axis(NamedTuple):
@@ -59,38 +62,143 @@ class Axis(NamedTuple):
         return max(blocks, blocks - first, last + reach, last - first + 1), self.stride, 1
 
 
-def operator_norm(weight: Float[Tensor, "groups outputs inputs height width"], axes: tuple[Axis, Axis]) -> float:
-    r"""Upper bound of max ||conv(x)||_2 / ||x||_2 of a float64 kernel; the bias plays no part.
+Kernel = Float[Tensor, "groups outputs inputs height width"]
+"""The weights of a convolution, its groups apart. Groups act on separate channels: the largest norm counts, not the product."""
+
+
+def operator_norm(weight: Kernel, axes: tuple[Axis, Axis]) -> float:
+    """The value of `operator_bound`."""
+    return operator_bound(weight, axes)[0]
+
+
+def operator_bound(weight: Kernel, axes: tuple[Axis, Axis]) -> tuple[float, str]:
+    r"""Smallest proven upper bound of max ||conv(x)||_2 / ||x||_2 of a float64 kernel, and which it was; the bias plays no part.
+
+    `dense`: the norm of the zero-padded operator itself, where its matrix is small; exact. Otherwise the smallest of `torus`
+    (exact for circular padding whose stride divides the image), `reshaped` (exact where no two windows overlap) and `schur`.
+    Costs: see each; the cheap ones run first.
+    """
+    if not weight.any():
+        return 0.0, "dense"
+    inputs, outputs = (weight.shape[2], weight.shape[1])
+    side, other = inputs * axes[0].size * axes[1].size, outputs * axes[0].outputs * axes[1].outputs
+    zeros = not any(axis.circular for axis in axes)
+    if zeros and min(side, other) <= DENSE_SIDE and weight.shape[0] * side * other <= DENSE_SIZE:
+        return spectral(operator_matrix(weight, axes), 0.0), "dense"
+    found = {"reshaped": reshaped_norm(weight, axes), "schur": schur_norm(weight, axes)}
+    if math.prod(overlap(axis) for axis in axes) > 1:
+        found["torus"] = torus_norm(weight, axes)
+    method = min(found, key=found.__getitem__)
+    return found[method], method
+
+
+def operator_matrix(weight: Kernel, axes: tuple[Axis, Axis]) -> Float[Tensor, "groups rows columns"]:
+    """The zero-padded operator of each group as a matrix: every entry is a weight as it is, or zero. Differentiable."""
+    groups, outputs, inputs, height, width = weight.shape
+    row, column = axes
+    matrix = weight.new_zeros(groups, outputs, row.outputs, column.outputs, inputs, row.size, column.size)
+    for s in range(height):
+        for t in range(width):
+            p, r = _places(row, s)
+            q, c = _places(column, t)
+            matrix[:, :, p[:, None], q[None, :], :, r[:, None], c[None, :]] = weight[..., s, t].expand(len(p), len(q), -1, -1, -1)
+    return matrix.flatten(4).flatten(1, 3)
+
+
+def _places(axis: Axis, tap: int) -> tuple[Tensor, Tensor]:
+    """The outputs that read the image through this tap, and where they read it."""
+    outputs = torch.arange(axis.outputs)
+    inputs = outputs * axis.stride + tap * axis.dilation - axis.before
+    inside = (inputs >= 0) & (inputs < axis.size)
+    return outputs[inside], inputs[inside]
+
+
+def overlap(axis: Axis) -> int:
+    """How many windows hold a point, at most: the taps that can meet it are stride / gcd(stride, dilation) apart."""
+    _, phases, repeats = axis.torus()
+    return -(-axis.kernel * math.gcd(phases, axis.dilation) // phases) * repeats
+
+
+def reshaped_norm(weight: Kernel, axes: tuple[Axis, Axis]) -> float:
+    """The kernel's norm as an (outputs, inputs height width) matrix, times the sqrt of how many windows hold a pixel.
+
+    The operator is the matrix on each window after the cut into windows, whose squared norm is that number. Exact weights.
+    """
+    return upwards(spectral(weight.flatten(2), 0.0) * math.sqrt(math.prod(overlap(axis) for axis in axes)))
+
+
+def schur_norm(weight: Kernel, axes: tuple[Axis, Axis]) -> float:
+    """sqrt(||M||_1 ||M||_inf): the largest sums of absolute weights into an output, and out of a pixel of any phase."""
+    spread, repeats = _spread(weight.abs(), axes)
+    into = spread.sum((2, 3, 4, 5, 6)).amax(1)
+    out = spread.sum((1, 3, 5)).flatten(1).amax(1) * repeats
+    return upwards((into.sqrt() * out.sqrt()).max().item(), ROUND + 2 * verified.gamma(spread.numel()))
+
+
+def torus_norm(weight: Kernel, axes: tuple[Axis, Axis]) -> float:
+    r"""The largest norm of the kernel's matrix at a frequency of the torus of `Axis.torus`.
 
     .. math:: \max_{g, \theta} \Big\lVert \sum_t W_{g,t}\, e^{i \langle \theta, t \rangle} \Big\rVert_2,
               \qquad \theta \in 2 \pi \{k / m\}
 
-    over the frequencies of the torus of `Axis.torus`; groups act on separate channels, so the largest counts, not the
-    product. Cost: one Hermitian eigenvalue problem for each frequency (half of them, by symmetry) and group.
+    Rounding: an angle is reduced in integers and errs by at most 20 u, sine and cosine by 4 u (an assumption on the library:
+    four units, of which it states one), so a wave by at most 48 u; the sum over T taps in real arithmetic by gamma_T in each
+    part. Entrywise that is at most (48 u + sqrt(2) gamma_(T+1)) sum_t |W_t|, and the Frobenius norm of that is added to what
+    `verified.norm` proves of the computed matrices.
+    Cost: a product and a Cholesky factorisation for each frequency (half of them, by symmetry) and group.
     Source: Sedghi et al., ICLR 2019, for the circular operator; the embedding makes it an upper bound at zero padding.
     """
+    cosine, sine, flat, shape, repeats = spectrum_parts(weight, axes)
+    chunk = max(1, CHUNK // flat.shape[1])
+    largest = 0.0
+    for cosines, sines in zip(cosine.split(chunk), sine.split(chunk), strict=True):
+        matrices = torch.complex(cosines @ flat, sines @ flat).view(len(cosines), *shape)
+        largest = verified.norm(matrices, largest)
+    taps = flat.shape[0]
+    allowance = (48 * verified.UNIT + 1.5 * verified.gamma(taps + 1)) * (1 + 4 * verified.gamma(flat.numel()))
+    sizes = _scaled_frobenius(flat.abs().sum(0).view(shape))
+    return upwards((largest + allowance * sizes) * math.sqrt(repeats))
+
+
+def _scaled_frobenius(matrices: Float[Tensor, "groups rows columns"]) -> float:
+    """The largest Frobenius norm, free of under- and overflow."""
+    peak = matrices.max().item()
+    return (matrices / peak).flatten(1).norm(dim=1).max().item() * peak if peak else 0.0
+
+
+def spectrum_parts(weight: Kernel, axes: tuple[Axis, Axis]) -> tuple[Tensor, Tensor, Tensor, tuple[int, int, int], int]:
+    """Cosines and sines (frequency, tap), the kernel (tap, entry) they multiply, the entries' shape, and the repeats.
+
+    An axis of one tap has the same matrix at every frequency, hence one. Differentiable in the kernel.
+    """
+    spread, repeats = _spread(weight, axes)
+    groups, outputs, inputs, down, row_phases, across, column_phases = spread.shape
+    flat = spread.permute(3, 5, 0, 1, 2, 4, 6).reshape(down * across, -1)
+    rows, columns = axes[0].torus()[0] if down > 1 else 1, axes[1].torus()[0] if across > 1 else 1
+    angles = _angles((rows, columns), (down, across))
+    shape = groups, outputs, inputs * row_phases * column_phases
+    return angles.cos().to(weight), angles.sin().to(weight), flat, shape, repeats
+
+
+def _spread(weight: Kernel, axes: tuple[Axis, Axis]) -> tuple[Tensor, int]:
+    """The kernel with its dilation filled in, cut into blocks of a stride: (group, output, input, tap, phase, tap, phase)."""
     groups, outputs, inputs = weight.shape[:3]
-    (rows, row_phases, row_repeats), (columns, column_phases, column_repeats) = (axis.torus() for axis in axes)
-    phases = (row_phases, column_phases)
-    taps = [-(-axis.reach // phase) for axis, phase in zip(axes, phases, strict=True)]
-    spread = weight.new_zeros(groups, outputs, inputs, taps[0] * row_phases, taps[1] * column_phases)
+    (_, row_phases, row_repeats), (_, column_phases, column_repeats) = (axis.torus() for axis in axes)
+    down, across = -(-axes[0].reach // row_phases), -(-axes[1].reach // column_phases)
+    spread = weight.new_zeros(groups, outputs, inputs, down * row_phases, across * column_phases)
     height, width = (slice(0, axis.reach, axis.dilation) for axis in axes)
     spread[..., height, width] = weight
-    spread = spread.view(groups, outputs, inputs, taps[0], row_phases, taps[1], column_phases)
-    flat = spread.permute(3, 5, 0, 1, 2, 4, 6).reshape(taps[0] * taps[1], -1).to(torch.complex128)
-    row = _waves(rows, taps[0], rows)
-    column = _waves(columns, taps[1], columns // 2 + 1)  # the other half are conjugates
-    waves = torch.einsum("as,bt->abst", row, column).flatten(2).flatten(0, 1)
-    chunk = max(1, CHUNK // flat.shape[1])
-    largest = max(spectral((part @ flat).view(len(part), groups, outputs, -1)) for part in waves.split(chunk))
-    repeats = row_repeats * column_repeats
-    return largest if repeats == 1 or largest == 0 else upwards(largest * math.sqrt(repeats))
+    return spread.view(groups, outputs, inputs, down, row_phases, across, column_phases), row_repeats * column_repeats
 
 
-def _waves(points: int, taps: int, frequencies: int) -> Complex[Tensor, "frequencies taps"]:
-    """e^(2 pi i k t / points), each angle reduced in integers first."""
-    angles = torch.outer(torch.arange(frequencies), torch.arange(taps)) % points
-    return torch.exp(2j * math.pi / points * angles.double())
+def _angles(points: tuple[int, int], taps: tuple[int, int]) -> Float[Tensor, "frequencies taps"]:
+    """2 pi (a s / m + b t / n) for half the frequencies, reduced in integers; the other half are conjugates."""
+    (m, n), (down, across) = points, taps
+    a, b = torch.arange(m), torch.arange(n // 2 + 1)
+    row = torch.outer(a, torch.arange(down)) % m
+    column = torch.outer(b, torch.arange(across)) % n
+    turns = (row[:, None, :, None] * n + column[None, :, None, :] * m) % (m * n)
+    return 2 * math.pi / (m * n) * turns.double().flatten(2).flatten(0, 1)
 
 
 def pair(value: int | tuple[int, ...]) -> tuple[int, int]:
@@ -108,7 +216,7 @@ def image_size(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return shape[0], shape[1], shape[2]
 
 
-def _axes(conv: nn.Conv2d, sizes: tuple[int, int]) -> tuple[Axis, Axis]:
+def conv_axes(conv: nn.Conv2d, sizes: tuple[int, int]) -> tuple[Axis, Axis]:
     """Both axes of the convolution its forward pass runs."""
     kernel = (conv.weight.shape[2], conv.weight.shape[3])
     stride, dilation = pair(conv.stride), pair(conv.dilation)
@@ -138,9 +246,9 @@ def _(module: nn.Conv2d, shape: tuple[int, ...]) -> Bound:
     channels, *sizes = image_size(shape)
     if channels != weight.shape[1] * module.groups:
         raise Uncertifiable(f"expected {weight.shape[1] * module.groups} channels, found an input of shape {shape}")
-    axes = _axes(module, (sizes[0], sizes[1]))
-    norm = operator_norm(weight.view(module.groups, -1, *weight.shape[1:]), fitting(axes, shape))
-    return Bound(norm, (weight.shape[0], axes[0].outputs, axes[1].outputs))
+    axes = conv_axes(module, (sizes[0], sizes[1]))
+    norm, method = operator_bound(weight.view(module.groups, -1, *weight.shape[1:]), fitting(axes, shape))
+    return Bound(norm, (weight.shape[0], axes[0].outputs, axes[1].outputs), method)
 
 
 def fitting(axes: tuple[Axis, Axis], shape: tuple[int, ...]) -> tuple[Axis, Axis]:

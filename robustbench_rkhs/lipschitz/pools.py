@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from robustbench_rkhs.lipschitz.bounds import Bound, Uncertifiable, affine, rule, upwards
-from robustbench_rkhs.lipschitz.convolution import Axis, fitting, image_size, operator_norm, pair
+from robustbench_rkhs.lipschitz.convolution import Axis, fitting, image_size, operator_bound, pair
 
 
 @rule.register
@@ -21,8 +21,8 @@ def _(module: nn.AvgPool2d, shape: tuple[int, ...]) -> Bound:
     axes = tuple(Axis(sizes[i], kernel[i], stride[i], 1, padding[i], padding[i]) for i in (0, 1))
     divisor = module.divisor_override or kernel[0] * kernel[1]
     constant = torch.full((1, 1, 1, *kernel), 1 / divisor, dtype=torch.float64)
-    norm = operator_norm(constant, fitting((axes[0], axes[1]), shape))
-    return Bound(norm, (channels, axes[0].outputs, axes[1].outputs))
+    norm, method = operator_bound(constant, fitting((axes[0], axes[1]), shape))
+    return Bound(upwards(norm), (channels, axes[0].outputs, axes[1].outputs), method)  # rounded up for 1 / divisor
 
 
 @rule.register

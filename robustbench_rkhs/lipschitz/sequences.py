@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from robustbench_rkhs.lipschitz.bounds import Bound, Uncertifiable, affine, rule, upwards, weights
-from robustbench_rkhs.lipschitz.convolution import Axis, operator_norm
+from robustbench_rkhs.lipschitz.convolution import Axis, operator_bound
 from robustbench_rkhs.lipschitz.rounding import fan
 
 FLAT = Axis(1, 1)
@@ -33,7 +33,7 @@ def fitting(axis: Axis, shape: tuple[int, ...]) -> Axis:
     return axis
 
 
-def _axis(conv: nn.Conv1d, size: int) -> Axis:
+def sequence_axis(conv: nn.Conv1d, size: int) -> Axis:
     """The axis of the convolution its forward pass runs."""
     kernel, stride, dilation = conv.weight.shape[2], one(conv.stride), one(conv.dilation)
     circular = conv.padding_mode == "circular"
@@ -59,9 +59,9 @@ def _(module: nn.Conv1d, shape: tuple[int, ...]) -> Bound:
     channels, size = sequence_size(shape)
     if channels != weight.shape[1] * module.groups:
         raise Uncertifiable(f"expected {weight.shape[1] * module.groups} channels, found an input of shape {shape}")
-    axis = fitting(_axis(module, size), shape)
-    norm = operator_norm(weight.view(module.groups, -1, weight.shape[1], 1, weight.shape[2]), (FLAT, axis))
-    return Bound(norm, (weight.shape[0], axis.outputs))
+    axis = fitting(sequence_axis(module, size), shape)
+    norm, method = operator_bound(weight.view(module.groups, -1, weight.shape[1], 1, weight.shape[2]), (FLAT, axis))
+    return Bound(norm, (weight.shape[0], axis.outputs), method)
 
 
 @rule.register
@@ -74,7 +74,8 @@ def _(module: nn.AvgPool1d, shape: tuple[int, ...]) -> Bound:
         raise Uncertifiable("no rule for count_include_pad=False with padding")
     axis = fitting(Axis(size, kernel, stride, 1, padding, padding), shape)
     constant = torch.full((1, 1, 1, 1, kernel), 1 / kernel, dtype=torch.float64)
-    return Bound(operator_norm(constant, (FLAT, axis)), (channels, axis.outputs))
+    norm, method = operator_bound(constant, (FLAT, axis))
+    return Bound(upwards(norm), (channels, axis.outputs), method)  # rounded up for 1 / kernel
 
 
 @rule.register

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from robustbench_rkhs.losses.cross_entropy import CrossEntropy
 from robustbench_rkhs.losses.crown_ibp import CrownIBP
+from robustbench_rkhs.losses.gloro import Gloro
 from robustbench_rkhs.losses.hinge import Hinge
 from robustbench_rkhs.losses.ibp import IBP
 from robustbench_rkhs.losses.mma import MMA
@@ -15,8 +16,8 @@ from robustbench_rkhs.losses.squared_error import SquaredError
 from robustbench_rkhs.losses.trades import Trades
 
 Loss = Annotated[
-    CrossEntropy | SquaredError | Hinge | MultiMargin | Trades | MMA | IBP | CrownIBP | MtlIbp, Field(discriminator="name")
+    CrossEntropy | SquaredError | Hinge | MultiMargin | Trades | MMA | IBP | CrownIBP | MtlIbp | Gloro, Field(discriminator="name")
 ]
 """Any loss, chosen by `name`."""
 
-__all__ = ["IBP", "MMA", "CrossEntropy", "CrownIBP", "Hinge", "Loss", "MtlIbp", "MultiMargin", "SquaredError", "Trades"]
+__all__ = ["IBP", "MMA", "CrossEntropy", "CrownIBP", "Gloro", "Hinge", "Loss", "MtlIbp", "MultiMargin", "SquaredError", "Trades"]
