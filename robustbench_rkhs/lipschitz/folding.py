@@ -68,7 +68,9 @@ def diagonal(layer: nn.Module, channels: int) -> tuple[Tensor, Tensor, Tensor] |
     value = getattr(layer, "value", None)
     if type(layer).__name__ == "Scale" and isinstance(value, float):
         return ones * value, zeros, zeros
-    if not isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) or layer.training or layer.running_mean is None:
+    if not isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) or layer.training:
+        return None
+    if layer.running_mean is None or layer.running_var is None:
         return None
     variance = weights(layer.running_var, "running variance") + layer.eps
     if not (variance > 0).all():
@@ -115,11 +117,11 @@ def added(branches: Sequence[Sequence[nn.Module]], shape: tuple[int, ...]) -> nn
         here = (..., slice(top, top + kernel.shape[2]), slice(left, left + kernel.shape[3]))
         total[here] += kernel
         absolute[here] += kernel.abs()
-    biases = [one.bias for one in real if one.bias is not None]
-    bias = sum((weights(one, "bias") for one in biases), torch.zeros(outputs, dtype=torch.float64))
-    sizes = sum(
-        (getattr(one, "sizes", 0 if one.bias is None else weights(one.bias, "bias").abs()) for one in real), torch.zeros_like(bias)
-    )
+    bias, sizes = torch.zeros(2, outputs, dtype=torch.float64)
+    for one in real:
+        if one.bias is not None:
+            values = weights(one.bias, "bias")
+            bias, sizes = bias + values, sizes + getattr(one, "sizes", values.abs())
     if isinstance(first, nn.Linear):
         merged = _made(FoldedLinear, first, total[..., 0, 0], bias, sizes)
     else:
@@ -151,9 +153,9 @@ def _centred(conv: nn.Conv2d) -> bool:
         return False
     if conv.padding_mode == "circular":
         return list(conv._reversed_padding_repeated_twice) == [half[1], half[1], half[0], half[0]]
-    return conv.padding_mode == "zeros" and (
-        conv.padding == "same" or (conv.padding != "valid" and list(pair(conv.padding)) == half)
-    )
+    if conv.padding_mode != "zeros" or conv.padding == "valid":
+        return False
+    return isinstance(conv.padding, str) or list(pair(conv.padding)) == half
 
 
 def _dense(conv: nn.Conv2d) -> Tensor:

@@ -28,7 +28,8 @@ def _pad(x: Any, pad: Sequence[int], mode: str = "constant", value: float | None
         raise Uncertifiable(
             f"no rule for padding {tuple(pad)} in mode {mode!r} with value {value}, expected zeros around the image"
         )
-    return nn.ZeroPad2d((*pad, *(0,) * (4 - len(pad))))
+    left, right, top, bottom = (*pad, *(0,) * (4 - len(pad)))
+    return nn.ZeroPad2d((left, right, top, bottom))
 
 
 def _flatten(x: Any, start_dim: int = 0, end_dim: int = -1) -> nn.Module:

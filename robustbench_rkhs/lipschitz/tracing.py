@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import _get_qualified_name
 
 from robustbench_rkhs.lipschitz.bounds import Uncertifiable
 from robustbench_rkhs.lipschitz.guard import foreign, intact, named, parts
@@ -15,6 +16,14 @@ PREFIX = "model"
 """The traced model's name in the module that holds it."""
 CALLS = ("__call__", "_call_impl", "_wrapped_call_impl", "_slow_forward", "__getattr__", "__getattribute__")
 """What runs around a forward pass, or finds its parts: a class that changes it is refused."""
+
+PUBLIC = {
+    "torch._C._fft.fft_": "torch.fft.",
+    "torch._C._linalg.linalg_": "torch.linalg.",
+    "torch._C._nn.": "torch.nn.functional.",
+    "_operator.": "operator.",
+}
+"""Where the user finds a function of torch's insides."""
 
 
 class Traced(NamedTuple):
@@ -113,10 +122,12 @@ def place(node: fx.Node) -> tuple[str, str]:
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     path = user_path(str(stack[-1][0])) if stack else ""
     target = node.target
-    if callable(target):
-        name = torch.overrides.resolve_name(target) or f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', target)}"
-        return path, name.replace("_operator.", "operator.").replace("builtins.", "").removeprefix("None.")
-    return path, str(target)
+    if not callable(target):
+        return path, str(target)
+    name = _get_qualified_name(target)
+    for inner, public in PUBLIC.items():
+        name = name.replace(inner, public)
+    return path, name
 
 
 def user_path(path: str) -> str:
