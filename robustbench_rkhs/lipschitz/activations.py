@@ -93,11 +93,6 @@ def _(module: nn.SELU) -> tuple[float, float]:
 
 
 @slopes.register
-def _(module: nn.Hardsigmoid) -> tuple[float, float]:
-    return 0.0, upwards(1 / 6)
-
-
-@slopes.register
 def _(module: nn.Hardswish) -> tuple[float, float]:
     """x (x + 3) / 6 between -3 and 3: slopes (2 x + 3) / 6."""
     return -0.5, 1.5
@@ -123,7 +118,6 @@ def _finite(value: float, name: str) -> float:
 @rule.register(nn.Softsign)
 @rule.register(nn.CELU)
 @rule.register(nn.SELU)
-@rule.register(nn.Hardsigmoid)
 @rule.register(nn.Hardswish)
 def _(module: nn.Module, shape: tuple[int, ...]) -> Bound:
     """The steepest slope."""
@@ -140,7 +134,7 @@ def _(module: nn.PReLU, shape: tuple[int, ...]) -> Bound:
     return Bound(max(abs(low), abs(high)), shape)
 
 
-_NEW = (nn.GELU, nn.SiLU, nn.Softplus, nn.Hardtanh, nn.ReLU6, nn.Softsign, nn.CELU, nn.SELU, nn.Hardsigmoid, nn.Hardswish, nn.PReLU)
+_NEW = (nn.GELU, nn.SiLU, nn.Softplus, nn.Hardtanh, nn.ReLU6, nn.Softsign, nn.CELU, nn.SELU, nn.Hardswish, nn.PReLU)
 for _kind in _NEW:
     fan.register(_kind, lambda module, inputs, outputs: (1, 1))
 
@@ -164,7 +158,7 @@ def _(module: nn.Hardtanh, shape: tuple[int, ...]) -> float:
 
 
 @constants.register
-def _(module: nn.Hardsigmoid, shape: tuple[int, ...]) -> float:
+def _(module: shape: tuple[int, ...]) -> float:
     return 3.0 * math.sqrt(math.prod(shape))
 
 

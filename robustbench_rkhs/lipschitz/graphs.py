@@ -117,6 +117,10 @@ class _Builder:
             raise Uncertifiable(
                 f"no proven Lipschitz bound for the model ({self.title}): expected one tensor of outputs, found {what}"
             )
+        try:
+            self._check_kept(found)
+        except Uncertifiable as refused:
+            raise Uncertifiable(self._named(output, refused)) from None
         return source, found
 
     def _named(self, node: fx.Node, refused: Uncertifiable) -> str:
@@ -137,9 +141,7 @@ class _Builder:
 
     def _add(self, node: fx.Node, operation: Operation) -> None:
         for one in operation.inputs:
-            root, version = self.roots[one]
-            if version < self.writes[root]:
-                raise Uncertifiable("it reads a value that an operation before it overwrites")
+            self._check_kept(one)
         self.operations[node] = operation
         first = operation.inputs[0]
         root, version = self.roots[first]
@@ -154,6 +156,12 @@ class _Builder:
         for one in operation.inputs[1:]:
             parent = self._common(parent, one)
         self.parents[node], self.depths[node] = parent, self.depths[parent] + 1
+
+    def _check_kept(self, value: fx.Node) -> None:
+        """Raises Uncertifiable where a value that is read now was overwritten after it was made."""
+        root, version = self.roots[value]
+        if version < self.writes[root]:
+            raise Uncertifiable("it reads a value that an operation before it overwrites")
 
     def _common(self, one: fx.Node, other: fx.Node) -> fx.Node:
         """The last value through which both come."""

@@ -90,7 +90,6 @@ LAYERS: dict[Any, Callable[..., nn.Module]] = {
     functional.softplus: lambda x, beta=1.0, threshold=20.0: nn.Softplus(beta, threshold),
     functional.hardtanh: lambda x, min_val=-1.0, max_val=1.0, inplace=False: nn.Hardtanh(min_val, max_val),
     functional.softsign: lambda x: nn.Softsign(),
-    functional.hardsigmoid: lambda x, inplace=False: nn.Hardsigmoid(),
     functional.hardswish: lambda x, inplace=False: nn.Hardswish(),
     functional.max_pool2d: _max_pool,
     functional.avg_pool2d: _average_pool,

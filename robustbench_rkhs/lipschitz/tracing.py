@@ -146,13 +146,11 @@ def _check(model: nn.Module) -> None:
             if kind.__name__ == "OptimizedModule" or isinstance(module, torch.jit.ScriptModule):
                 raise Uncertifiable("it is compiled, which no rule covers; certify the model it was made from")
             intact(module, kind)
-            if not foreign(module) and not isinstance(module, nn.Sequential):
-                continue
-            changed = [name for name in CALLS if getattr(kind, name, None) is not getattr(nn.Module, name, None)]
-            if changed:
-                raise Uncertifiable(f"{kind.__name__} overrides {', '.join(changed)} of Module")
             if module.training:
                 raise Uncertifiable("it is in training mode; call model.eval() first")
+            changed = [name for name in CALLS if getattr(kind, name, None) is not getattr(nn.Module, name, None)]
+            if changed and (foreign(module) or isinstance(module, nn.Sequential)):
+                raise Uncertifiable(f"{kind.__name__} overrides {', '.join(changed)} of Module")
         except Uncertifiable as refused:
             raise Uncertifiable(f"{named(path, module)}: {refused}") from None
 
