@@ -377,9 +377,9 @@ def test_activation_bounds_are_their_steepest_slopes(layer, slope):
 @pytest.mark.parametrize("layer", [layer for layer, _ in SLOPES.values()], ids=SLOPES.keys())
 def test_rounding_of_the_logits_holds_what_activations_err_by(layer):
     """float64 against the same formula in exact enough arithmetic: numpy's long doubles."""
-    from robustbench_rkhs.certificates.rounding import logits_and_error
-
     import numpy as np
+
+    from robustbench_rkhs.certificates.rounding import logits_and_error
 
     x = torch.randn(200, 7, dtype=torch.float64) * 8
     wide = x.numpy().astype(np.longdouble)

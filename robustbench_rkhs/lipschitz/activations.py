@@ -158,11 +158,6 @@ def _(module: nn.Hardtanh, shape: tuple[int, ...]) -> float:
 
 
 @constants.register
-def _(module: shape: tuple[int, ...]) -> float:
-    return 3.0 * math.sqrt(math.prod(shape))
-
-
-@constants.register
 def _(module: nn.Softplus, shape: tuple[int, ...]) -> float:
     """log 2 / beta at zero, and the jump at its threshold as a rounding error: a constant that rounds by as much."""
     jump = math.log1p(math.exp(-module.threshold)) / module.beta
