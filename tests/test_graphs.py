@@ -262,7 +262,7 @@ def test_linear_sums_are_one_matrix_and_what_cancels_is_left_alone():
     assert type(layer) is FoldedLinear and upper(model, (5,)).value == pytest.approx(truth, rel=1e-6)
     nn.init.eye_(linear.weight)
     linear.weight.data.neg_()
-    model.out = nn.Linear(5, 2)
+    model.out = nn.Linear(5, 2).eval()
     model.run = lambda m, x: m.out(F.relu(m.linear(x) + x))
     assert isinstance(chained(model, (5,))[0], Residual)
     bound = pairs(model, (5,), 2)[0, 1]
