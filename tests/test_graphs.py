@@ -702,3 +702,25 @@ def test_random_graphs_never_stretch_more_than_their_bound(program, seed):
         step = torch.randn_like(x) * torch.logspace(-4, 0, 200)[:, None].double()
         ratio = (double(x + step) - double(x)).norm(dim=1) / step.norm(dim=1)
     assert ratio.max() <= bound.value * (1 + 1e-9) + 1e-9
+
+
+def test_folded_rows_that_round_to_the_same_are_not_taken_for_the_same():
+    """1.5 x (1 + 2^-52) rounds to 1.5 x's neighbour and so does another row: in real arithmetic the logits still differ."""
+    linear = nn.Linear(1, 2, bias=False).double()
+    linear.weight.data = torch.tensor([[1.0], [1.0 + 2.0**-52]], dtype=torch.float64)
+    norm = nn.BatchNorm1d(2, eps=0.0).double()
+    model = nn.Sequential(made(lambda m, x: m.norm(m.linear(x)), linear=linear, norm=norm)).eval()
+    for tensor, value in ((norm.running_var, 1.0), (norm.weight.data, 1e-3), (norm.running_mean, 0.0), (norm.bias.data, 0.0)):
+        tensor.fill_(value)
+    norm.weight.data[0] *= 1 + 2.0**-52
+    chain = chained(model, (1,))
+    assert torch.equal(chain[0].weight[0], chain[0].weight[1])
+    assert 0 < pairs(model, (1,), 2)[0, 1] < 1e-15
+
+
+def test_products_out_of_range_are_not_folded():
+    linear, norm = nn.Linear(2, 2).double(), nn.BatchNorm1d(2).double()
+    model = made(lambda m, x: m.norm(m.linear(x)), linear=linear, norm=norm)
+    linear.weight.data.fill_(1e-200)
+    norm.weight.data.fill_(1e-200)
+    assert len(chained(model, (2,))) == 2 and upper(model, (2,)).value > 0

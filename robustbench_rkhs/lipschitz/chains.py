@@ -23,6 +23,7 @@ from robustbench_rkhs.lipschitz.bounds import (
     spectral,
     upwards,
 )
+from robustbench_rkhs.lipschitz.folding import FoldedLinear
 from robustbench_rkhs.lipschitz.guard import branches, foreign, leaves, named, parts
 from robustbench_rkhs.lipschitz.rounding import relative_rounding
 
@@ -269,13 +270,18 @@ def _materialised_error(run: list[Step]) -> float:
     Each product adds its own relative error; an underflow adds less than TINY, times what later layers make of it.
     """
     computed = [step for step in run if not isinstance(step.module, UNCOMPUTED)]
-    if len(computed) <= 1 and all(isinstance(step.module, nn.Linear) for step in computed):
+    if len(computed) <= 1 and all(_as_given(step.module) for step in computed):
         return 0.0
     relative, floor = 0.0, TINY
     for step in computed:
         relative += _relative(step)
         floor *= _growth(step)
     return relative * product([_size(step) for step in run]) + floor
+
+
+def _as_given(module: nn.Module) -> bool:
+    """Whether a layer's matrix is the model's own weight; a folded one is that of several layers, rounded."""
+    return isinstance(module, nn.Linear) and not isinstance(module, FoldedLinear)
 
 
 def _size(step: Step) -> float:
@@ -317,7 +323,7 @@ def opened(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
 def _equal_rows(run: list[Step]) -> Tensor | None:
     """Pairs of classes whose weights in the last layer are the same bit by bit: their logits differ by a constant."""
     computed = [step for step in run if not isinstance(step.module, UNCOMPUTED)]
-    if not computed or not isinstance(computed[-1].module, nn.Linear) or len(computed[-1].bound.shape) != 1:
+    if not computed or not _as_given(computed[-1].module) or len(computed[-1].bound.shape) != 1:
         return None
     rows = computed[-1].module.weight
     return torch.stack([(rows == row).all(1) for row in rows])

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustbench_rkhs.lipschitz.bounds import weights
+from robustbench_rkhs.lipschitz.bounds import TINY, weights
 from robustbench_rkhs.lipschitz.convolution import pair
 from robustbench_rkhs.lipschitz.rounding import constants, fan
 
@@ -57,7 +57,10 @@ def folded(layer: nn.Module, after: nn.Module, outputs: tuple[int, ...]) -> nn.M
     sizes = getattr(layer, "sizes", bias.abs())
     if len(scale) != len(weight):
         return None
-    new = weight * scale.view(-1, *[1] * (weight.dim() - 1))
+    factors = scale.view(-1, *[1] * (weight.dim() - 1))
+    new = weight * factors
+    if not new.isfinite().all() or ((new.abs() < TINY) & (weight != 0) & (factors != 0)).any():
+        return None  # the product leaves the range of float64, the bound of two layers does not
     kind = FoldedLinear if isinstance(layer, nn.Linear) else FoldedConv2d
     return _made(kind, layer, new, (bias - mean) * scale + shift, (sizes + mean.abs()) * scale.abs() + shift.abs())
 
