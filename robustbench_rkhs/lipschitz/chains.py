@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Sequence
 from functools import singledispatch
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from jaxtyping import Float64
@@ -279,7 +279,7 @@ def _materialised_error(run: list[Step]) -> float:
     return relative * product([_size(step) for step in run]) + floor
 
 
-def _as_given(module: nn.Module) -> bool:
+def _as_given(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a layer's matrix is the model's own weight; a folded one is that of several layers, rounded."""
     return isinstance(module, nn.Linear) and not isinstance(module, FoldedLinear)
 
@@ -323,7 +323,8 @@ def opened(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
 def _equal_rows(run: list[Step]) -> Tensor | None:
     """Pairs of classes whose weights in the last layer are the same bit by bit: their logits differ by a constant."""
     computed = [step for step in run if not isinstance(step.module, UNCOMPUTED)]
-    if not computed or not _as_given(computed[-1].module) or len(computed[-1].bound.shape) != 1:
+    last = computed[-1].module if computed else None
+    if last is None or not _as_given(last) or len(computed[-1].bound.shape) != 1:
         return None
-    rows = computed[-1].module.weight
+    rows = last.weight
     return torch.stack([(rows == row).all(1) for row in rows])
