@@ -332,7 +332,7 @@ def _poisoned_bias():
 
 
 REFUSED = {
-    "unknown": (nn.Sequential(nn.Linear(4, 4), nn.GELU()), (4,), r"1 \(GELU\)"),
+    "unknown": (nn.Sequential(nn.Linear(4, 4), nn.GLU()), (4,), r"1 \(GLU\)"),
     "nested": (nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.Softmax(1))), (4,), r"0\.1 \(Softmax\)"),
     "recurrent": (nn.LSTM(4, 4), (4,), r"the model \(LSTM\)"),
     "forward": (Doubling(4, 3), (4,), "overrides forward"),

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from robustbench_rkhs.certificates.contract import Certificate, Certified, Norm
 from robustbench_rkhs.certificates.rounding import logits_and_error
-from robustbench_rkhs.lipschitz import Step, steps
+from robustbench_rkhs.lipschitz import Step, Uncertifiable, opened, steps
 from robustbench_rkhs.lipschitz.chains import pair_bounds
 from robustbench_rkhs.lipschitz.guard import every
 from robustbench_rkhs.node import UserError
@@ -94,6 +94,7 @@ def _radii(model: nn.Module, x: Tensor, y: Tensor, norm: Norm) -> tuple[Tensor, 
 
 def _chain_and_bounds(model: nn.Module, shape: tuple[int, ...]) -> tuple[list[Step], Tensor]:
     """The float64 chain and the pair bounds: computed, or found by the digest of all they depend on."""
+    model = opened(model, shape)  # any other module is a chain from here on, and the digest is of all that is in it
     key = _digest(model, shape)
     if key in _known:
         _known.move_to_end(key)
@@ -118,7 +119,11 @@ def _digest(model: nn.Module, shape: tuple[int, ...]) -> bytes:
     else.
     """
     digest = hashlib.sha256(repr(shape).encode())
-    for path, layer in every(model):
+    try:
+        layers = list(every(model))
+    except Uncertifiable:
+        return b""  # a branch that is no chain, or nothing at all: `steps` says which
+    for path, layer in layers:
         if any(parametrize.is_parametrized(part) for part in layer.modules()):
             return b""  # a parametrization may depend on anything
         for inner, part in layer.named_modules(remove_duplicate=False):  # a block's branches count with all they are

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from robustbench_rkhs.lipschitz import Step
+from robustbench_rkhs.lipschitz import Step, gathered
 from robustbench_rkhs.lipschitz.bounds import TINY, UNIT
 from robustbench_rkhs.lipschitz.rounding import constants, relative_rounding
 
@@ -28,7 +28,7 @@ def logits_and_error(
         if step.branches:
             parts = [logits_and_error(branch, h, error) for branch in step.branches]
             size = torch.stack([part.flatten(1).norm(dim=1) for part, _ in parts]).sum(0)
-            h = torch.stack([part for part, _ in parts]).sum(0)
+            h = gathered(step.module, [part for part, _ in parts])
             error = torch.stack([gathered for _, gathered in parts]).sum(0) + 4 * UNIT * len(parts) * size + TINY
             continue
         inputs, outputs = math.prod(step.inputs), math.prod(step.bound.shape)

@@ -4,6 +4,7 @@ from robustbench_rkhs.layers.activations import GroupSort, MaxMin
 from robustbench_rkhs.layers.aol import AOL, AOLConv
 from robustbench_rkhs.layers.bro import BRO, BROConv
 from robustbench_rkhs.layers.cayley import CayleyOrthogonal
+from robustbench_rkhs.layers.concatenate import Concatenate
 from robustbench_rkhs.layers.cpl import CPL, CPLConv
 from robustbench_rkhs.layers.linear_residual import LinearResidual, LinearResidualConv
 from robustbench_rkhs.layers.normalize import Normalize
@@ -25,6 +26,7 @@ __all__ = [
     "BROConv",
     "CPLConv",
     "CayleyOrthogonal",
+    "Concatenate",
     "FirstFeatures",
     "GroupSort",
     "LearnableScale",

@@ -3,10 +3,11 @@
 from robustbench_rkhs.lipschitz import convolution as convolution  # these add their rules
 from robustbench_rkhs.lipschitz import normalizations as normalizations
 from robustbench_rkhs.lipschitz import pools as pools
+from robustbench_rkhs.lipschitz import rearrangements as rearrangements
 from robustbench_rkhs.lipschitz import sequences as sequences
 from robustbench_rkhs.lipschitz.bounds import Bound, Uncertifiable, affine, rule
-from robustbench_rkhs.lipschitz.chains import Step, joined, pairs, steps, upper
-from robustbench_rkhs.lipschitz.guard import branches
+from robustbench_rkhs.lipschitz.chains import Step, combined, joined, opened, pairs, stacked, steps, upper
+from robustbench_rkhs.lipschitz.guard import branches, gathered
 from robustbench_rkhs.lipschitz.rounding import constants, fan
 
 __all__ = [
@@ -15,11 +16,15 @@ __all__ = [
     "Uncertifiable",
     "affine",
     "branches",
+    "combined",
     "constants",
     "fan",
+    "gathered",
     "joined",
+    "opened",
     "pairs",
     "rule",
+    "stacked",
     "steps",
     "upper",
 ]

@@ -43,6 +43,12 @@ def branches(module: nn.Module) -> list[nn.Module]:
     return []
 
 
+@singledispatch
+def gathered(module: nn.Module, parts: list[Tensor]) -> Tensor:
+    """The output of a layer made of branches, from theirs: the sum, unless its type registers another."""
+    return torch.stack(parts).sum(0)
+
+
 def every(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
     """`leaves`, each followed by the leaves of its branches. Raises Uncertifiable as `leaves` does."""
     for at, layer in leaves(module, path):
@@ -69,19 +75,48 @@ def _check(module: nn.Module) -> type:
         if changed:
             raise Uncertifiable(f"{parent.__name__} overrides {', '.join(changed)} of {kind.__name__}, which the rule is for")
     for name, value in vars(module).items():
-        if callable(getattr(kind, name, None)) or (name == "_compiled_call_impl" and value is not None):
-            raise Uncertifiable(f"this instance replaces {name}, which the rule relies on")
         if isinstance(value, Tensor):
             raise Uncertifiable(f"{name} is a plain tensor, neither a parameter nor a buffer")
+    intact(module, kind)
+    if parametrize.is_parametrized(module):
+        _check_parametrized(module)
+    return kind
+
+
+def intact(module: nn.Module, kind: type) -> None:
+    """Raises Uncertifiable where the instance runs other code than its class, carries hooks, or has complex weights."""
+    for name, value in vars(module).items():
+        if callable(getattr(kind, name, None)) or (name == "_compiled_call_impl" and value is not None):
+            raise Uncertifiable(f"this instance replaces {name}, which the rule relies on")
     if any(tensor.is_complex() for tensor in [*module.parameters(), *module.buffers()]):
         raise Uncertifiable("expected real weights, found complex ones")
     if any(getattr(module, hooks, None) for hooks in HOOKS):
         raise Uncertifiable("it carries hooks (old-style weight_norm, spectral_norm and pruning do), which no rule covers")
     if internals._global_forward_hooks or internals._global_forward_pre_hooks or internals._global_backward_hooks:
         raise Uncertifiable("hooks on all modules are installed, which no rule covers")
-    if parametrize.is_parametrized(module):
-        _check_parametrized(module)
-    return kind
+
+
+def known(module: nn.Module) -> bool:
+    """Whether a class that the module is of has a rule."""
+    return any(parent in rule.registry for parent in type(module).__mro__ if parent is not object)
+
+
+def foreign(module: nn.Module) -> bool:
+    """Whether only its forward pass says what the module computes: neither a layer with a rule nor one of torch.nn."""
+    if known(module):
+        return False
+    if isinstance(module, nn.Sequential):
+        return type(module).forward is not nn.Sequential.forward
+    return not type(module).__module__.startswith("torch.nn.")
+
+
+def parts(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Dotted path and module, containers before what they hold; layers with a rule or of torch.nn are not opened."""
+    yield path, module
+    if foreign(module) or isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+        for name, child in module._modules.items():
+            if child is not None:
+                yield from parts(child, f"{path}.{name}" if path else name)
 
 
 def _check_parametrized(module: nn.Module) -> None:

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from robustbench_rkhs.lipschitz.bounds import Bound, Uncertifiable, affine, rule, upwards
 from robustbench_rkhs.lipschitz.convolution import Axis, fitting, image_size, operator_bound, pair
+from robustbench_rkhs.lipschitz.rounding import fan
 
 
 @rule.register
@@ -58,5 +59,17 @@ def _(module: nn.MaxPool2d, shape: tuple[int, ...]) -> Bound:
     return Bound(1.0 if windows == 1 else upwards(math.sqrt(windows)), (shape[0], height, width))
 
 
+@rule.register
+def _(module: nn.AdaptiveMaxPool2d, shape: tuple[int, ...]) -> Bound:
+    """|max a - max b| <= max |a - b| in each channel, which has one window."""
+    channels, _, _ = image_size(shape)
+    if module.output_size not in (1, (1, 1), [1, 1]):
+        raise Uncertifiable(f"no rule for output size {module.output_size}, expected 1")
+    if module.return_indices:
+        raise Uncertifiable("it returns indices beside the values")
+    return Bound(1.0, (channels, 1, 1))
+
+
+fan.register(nn.AdaptiveMaxPool2d, lambda module, inputs, outputs: (1, 1))
 for _kind in (nn.AvgPool2d, nn.AdaptiveAvgPool2d):
     affine.register(_kind, lambda module: True)

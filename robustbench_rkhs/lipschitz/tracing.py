@@ -1,0 +1,180 @@
+"""What a module's forward pass does, as a graph of operations, recorded by running it on a symbol."""
+
+import copy
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import _get_qualified_name
+
+from robustbench_rkhs.lipschitz.bounds import Uncertifiable
+from robustbench_rkhs.lipschitz.guard import foreign, intact, named, parts
+
+PREFIX = "model"
+"""The traced model's name in the module that holds it."""
+CALLS = ("__call__", "_call_impl", "_wrapped_call_impl", "_slow_forward", "__getattr__", "__getattribute__")
+"""What runs around a forward pass, or finds its parts: a class that changes it is refused."""
+
+PUBLIC = {
+    "torch._C._fft.fft_": "torch.fft.",
+    "torch._C._linalg.linalg_": "torch.linalg.",
+    "torch._C._nn.": "torch.nn.functional.",
+    "_operator.": "operator.",
+}
+"""Where the user finds a function of torch's insides."""
+
+
+class Traced(NamedTuple):
+    """A model's operations, in the order they run."""
+
+    model: nn.Module
+    """A float64 copy on the CPU."""
+    root: fx.GraphModule
+    graph: fx.Graph
+    values: dict[fx.Node, Any]
+    """What each operation gave for two random images: only shapes and constants are read."""
+
+
+class Holder(nn.Module):
+    """The model called as anybody calls it, with one argument."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Any) -> Any:
+        return self.model(x)
+
+
+def _in_place(name: str) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    return lambda self, other: self.tracer.create_proxy("call_function", getattr(operator, name), (self, other), {})
+
+
+class Symbol(fx.Proxy):
+    """A symbol that keeps `x += y` apart from `x = x + y`."""
+
+    __iadd__ = _in_place("iadd")
+    __isub__ = _in_place("isub")
+    __imul__ = _in_place("imul")
+    __itruediv__ = _in_place("itruediv")
+
+
+class Recorder(fx.Tracer):
+    """Opens what has no rule and is not of torch.nn."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not foreign(m) and not isinstance(m, nn.Sequential)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return Symbol(node, self)
+
+
+class _Values(fx.Interpreter):
+    """Keeps what each operation gives."""
+
+    def __init__(self, root: fx.GraphModule) -> None:
+        super().__init__(root)
+        self.found: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.found[n] = super().run_node(n)
+        return self.found[n]
+
+
+def trace(model: nn.Module, shape: tuple[int, ...]) -> Traced:
+    """The operations of a model in eval mode on images of `shape`.
+
+    Raises Uncertifiable where a module carries hooks, runs other code than its class' forward, is in training mode, or changes
+    itself when it runs; and where the forward pass cannot be traced (it branches on what it computes) or does not take such images.
+    """
+    _check(model)
+    double = copy.deepcopy(model).to("cpu", torch.float64).requires_grad_(False)
+    before, recorder = _state(double), Recorder()
+    try:
+        graph = recorder.trace(Holder(double))
+    except Uncertifiable:
+        raise
+    except Exception as refused:  # the model's own code runs here, and may raise anything
+        raise Uncertifiable(f"{named('', model)}: its forward cannot be traced: {_line(refused)}") from None
+    root = fx.GraphModule(recorder.root, graph)
+    values = _Values(root)
+    try:
+        values.run(images(shape, 2, 0))
+    except Exception as refused:
+        raise Uncertifiable(f"{named('', model)}: it does not take an input of shape {shape}: {_line(refused)}") from None
+    changed = sorted(name for name, value in _state(double).items() if not _same(before.get(name), value))
+    if changed:
+        raise Uncertifiable(f"{named('', model)}: its forward changes {changed[0]}")
+    return Traced(double, root, graph, values.found)
+
+
+def images(shape: tuple[int, ...], count: int, seed: int) -> Tensor:
+    """Random float64 images, the same at each call."""
+    return torch.randn(count, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def place(node: fx.Node) -> tuple[str, str]:
+    """Dotted path of the module in which an operation runs, and what a refusal calls the operation."""
+    if node.op == "call_module":
+        return user_path(str(node.target)), ""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path = user_path(str(stack[-1][0])) if stack else ""
+    target = node.target
+    if not callable(target):
+        return path, str(target)
+    name = _get_qualified_name(target)
+    for inner, public in PUBLIC.items():
+        name = name.replace(inner, public)
+    return path, name
+
+
+def user_path(path: str) -> str:
+    """A path in the holder as one in the model."""
+    return path.removeprefix(PREFIX).removeprefix(".")
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _check(model: nn.Module) -> None:
+    for path, module in parts(model):
+        kind = type(module)
+        try:
+            if kind.__name__ == "OptimizedModule" or isinstance(module, torch.jit.ScriptModule):
+                raise Uncertifiable("it is compiled, which no rule covers; certify the model it was made from")
+            intact(module, kind)
+            if module.training:
+                raise Uncertifiable("it is in training mode; call model.eval() first")
+            changed = [name for name in CALLS if getattr(kind, name, None) is not getattr(nn.Module, name, None)]
+            if changed and (foreign(module) or isinstance(module, nn.Sequential)):
+                raise Uncertifiable(f"{kind.__name__} overrides {', '.join(changed)} of Module")
+        except Uncertifiable as refused:
+            raise Uncertifiable(f"{named(path, module)}: {refused}") from None
+
+
+_PLAIN = (bool, int, float, str, tuple, list, dict, set, type(None))
+
+
+def _state(model: nn.Module) -> dict[str, Any]:
+    """All that a forward pass could change and a later one read: plain attributes and copies of tensors."""
+    state: dict[str, Any] = {}
+    for path, module in parts(model):
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):
+                state[f"{path}.{name}".lstrip(".")] = value.detach().clone()
+            elif isinstance(value, _PLAIN) and name not in ("_parameters", "_buffers", "_modules"):
+                state[f"{path}.{name}".lstrip(".")] = repr(value)
+            elif name not in ("_parameters", "_buffers", "_modules"):
+                state[f"{path}.{name}".lstrip(".")] = id(value)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        state[name] = tensor.detach().clone()
+    return state
+
+
+def _same(before: Any, after: Any) -> bool:
+    if isinstance(before, Tensor) and isinstance(after, Tensor):
+        return before.shape == after.shape and bool(torch.equal(before.nan_to_num(), after.nan_to_num()))
+    return type(before) is type(after) and bool(before == after)
