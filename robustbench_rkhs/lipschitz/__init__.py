@@ -6,7 +6,9 @@ from robustbench_rkhs.lipschitz import pools as pools
 from robustbench_rkhs.lipschitz import sequences as sequences
 from robustbench_rkhs.lipschitz.bounds import Bound, Uncertifiable, affine, rule
 from robustbench_rkhs.lipschitz.chains import Step, joined, pairs, steps, upper
+from robustbench_rkhs.lipschitz.eclipse import eclipse_pairs
 from robustbench_rkhs.lipschitz.guard import branches
+from robustbench_rkhs.lipschitz.liplt import liplt_pairs
 from robustbench_rkhs.lipschitz.rounding import constants, fan
 
 __all__ = [
@@ -16,8 +18,10 @@ __all__ = [
     "affine",
     "branches",
     "constants",
+    "eclipse_pairs",
     "fan",
     "joined",
+    "liplt_pairs",
     "pairs",
     "rule",
     "steps",
