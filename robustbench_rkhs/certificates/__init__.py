@@ -5,9 +5,11 @@ from typing import Annotated
 from pydantic import Field
 
 from robustbench_rkhs.certificates.contract import Certificate, Certified
+from robustbench_rkhs.certificates.eclipse import EclipseCertificate
+from robustbench_rkhs.certificates.liplt import LipLTCertificate
 from robustbench_rkhs.certificates.margin import MarginCertificate
 
-AnyCertificate = Annotated[MarginCertificate, Field()]
+AnyCertificate = Annotated[MarginCertificate | LipLTCertificate | EclipseCertificate, Field(discriminator="name")]
 """Any certificate, chosen by `name`."""
 
-__all__ = ["AnyCertificate", "Certificate", "Certified", "MarginCertificate"]
+__all__ = ["AnyCertificate", "Certificate", "Certified", "EclipseCertificate", "LipLTCertificate", "MarginCertificate"]

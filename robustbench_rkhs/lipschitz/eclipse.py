@@ -28,7 +28,8 @@ def eclipse_pairs(chain: list[Step], shape: tuple[int, ...], classes: int) -> Fl
     with N_i between zero and one. The step: u_i relates to z = W_i u_{i-1} by (u_i - a z) (b z - u_i) >= 0, entry by entry. With
     any w > 0, W = W_i / w and v = u_{i-1}, the sum of these over w^2 may be taken off:
 
-    .. math:: v^\top N_{i-1} v \ge v^\top (N_{i-1} + a b W^\top W) v - (a + b) \tfrac{u_i^\top}{w} W v + \tfrac{\lVert u_i \rVert^2}{w^2}
+    .. math:: v^\top N_{i-1} v \ge v^\top (N_{i-1} + a b W^\top W) v - (a + b) \tfrac{u_i^\top}{w} W v
+              + \tfrac{\lVert u_i \rVert^2}{w^2}
 
     and the right side is at least u_i^T N_i u_i / w^2 for all v and u_i, that is, the claim holds with l_i = w l_{i-1}, where
 
