@@ -7,13 +7,15 @@ import torch
 from jaxtyping import TypeCheckError
 from torch import nn
 
-from robustbench_rkhs.certificates import MarginCertificate
+from robustbench_rkhs.certificates import EclipseCertificate, LipLTCertificate, MarginCertificate
 from robustbench_rkhs.layers import MaxMin, Normalize, Sandwich, SandwichLinear, Scale
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.node import UserError
 
 CERTIFICATES = {  # a new certificate adds a line here
     "margin": MarginCertificate(),
+    "liplt": LipLTCertificate(),
+    "eclipse": EclipseCertificate(),
 }
 table = pytest.mark.parametrize("certificate", CERTIFICATES.values(), ids=CERTIFICATES.keys())
 

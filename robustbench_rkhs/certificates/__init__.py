@@ -1,15 +1,17 @@
 """Certificates: a proved radius for each image."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import BeforeValidator, Field
 
 from robustbench_rkhs.certificates.contract import Certificate, Certified
+from robustbench_rkhs.certificates.eclipse import EclipseCertificate
+from robustbench_rkhs.certificates.liplt import LipLTCertificate
 from robustbench_rkhs.certificates.margin import MarginCertificate
 
-AnyCertificate = Annotated[MarginCertificate, Field()]
+AnyCertificate = Annotated[MarginCertificate | LipLTCertificate | EclipseCertificate, Field(discriminator="name")]
 """Any certificate, chosen by `name`."""
-PORTFOLIO = ("margin",)
+PORTFOLIO = ("margin", "liplt", "eclipse")
 """What the word `portfolio` stands for: proofs of the network as it is, the cheapest first."""
 
 
@@ -25,10 +27,21 @@ def listed(given: Any) -> Any:
 
 def certificate_names() -> list[str]:
     """The names of all certificates."""
-    return ["margin"]
+    union = get_args(AnyCertificate)[0]
+    return [one.model_fields["name"].default for one in get_args(union)]
 
 
 Portfolio = Annotated[tuple[AnyCertificate, ...], BeforeValidator(listed)]
 """Certificates in the order they run: each only on the images whose asked-for epsilons those before have not settled."""
 
-__all__ = ["PORTFOLIO", "AnyCertificate", "Certificate", "Certified", "MarginCertificate", "Portfolio", "certificate_names"]
+__all__ = [
+    "PORTFOLIO",
+    "AnyCertificate",
+    "Certificate",
+    "Certified",
+    "EclipseCertificate",
+    "LipLTCertificate",
+    "MarginCertificate",
+    "Portfolio",
+    "certificate_names",
+]

@@ -35,10 +35,13 @@ class Certificate(Node):
 
     norms: ClassVar[frozenset[str]] = frozenset()
     """Norms it can certify."""
-    arithmetic: ClassVar[str] = "real"
-    """What the claim holds for: the network in real arithmetic."""
     image_by_image: ClassVar[bool] = False
     """True: its cost is each image's own, so that it runs block by block and can be stopped between two."""
+
+    @property
+    def arithmetic(self) -> str:
+        """What the claim holds for: the network in real arithmetic."""
+        return "real"
 
     @property
     def label(self) -> str:

@@ -1,33 +1,16 @@
 """The certificate of a proven Lipschitz bound: how far apart two logits are, over how fast they can meet."""
 
-import hashlib
-import math
-from collections import OrderedDict
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
-import torch
-from jaxtyping import Float, Float64, Int
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from jaxtyping import Float64
+from torch import Tensor
 
-from robustbench_rkhs.certificates.contract import Certificate, Certified, Norm
-from robustbench_rkhs.certificates.rounding import logits_and_error
-from robustbench_rkhs.lipschitz import Step, Uncertifiable, opened, steps
+from robustbench_rkhs.certificates.pairwise import PairwiseCertificate
+from robustbench_rkhs.lipschitz import Step
 from robustbench_rkhs.lipschitz.chains import pair_bounds
-from robustbench_rkhs.lipschitz.guard import every
-from robustbench_rkhs.node import UserError
-
-BATCH = 256
-"""Images a forward pass."""
-KEPT = 4
-"""Models whose bounds are kept between calls."""
-
-_known: OrderedDict[bytes, tuple[list[Step], Float64[Tensor, "classes classes"]]] = OrderedDict()
-"""Chains and pair bounds by the digest of all they depend on; the entries are private copies that nobody changes."""
 
 
-class MarginCertificate(Certificate):
+class MarginCertificate(PairwiseCertificate):
     r"""The smallest gap to another class, over the proven Lipschitz bound of that difference of logits.
 
     .. math:: r = \min_{j \ne y} \frac{f_y(x) - f_j(x) - 2e}{L_{yj}} (1 - 10^{-12}), \qquad
@@ -42,100 +25,7 @@ class MarginCertificate(Certificate):
     Source: Tsuzuku et al., NeurIPS 2018, with a bound for each pair of classes.
     """
 
-    norms: ClassVar[frozenset[str]] = frozenset({"l2", "linf"})
-
     name: Literal["margin"] = "margin"
-    norm: Norm = "l2"
-    """Distance the radius is measured in."""
 
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Float[Tensor, "batch *image"],
-        y: Int[Tensor, " batch"],
-        keys: Int[Tensor, " batch"],
-        epsilons: Sequence[float] = (),
-    ) -> Certified:
-        radius, finite = _radii(model, x, y, self.norm)
-        return Certified(radius, ["" if fine else "error" for fine in finite.tolist()], torch.zeros_like(radius))
-
-    def radii(
-        self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Int[Tensor, " batch"], norm: Norm | None = None
-    ) -> Float64[Tensor, " batch"]:
-        """The radii alone, in `norm` (its own where not given)."""
-        return _radii(model, x, y, norm or self.norm)[0]
-
-
-def _radii(model: nn.Module, x: Tensor, y: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
-    """Radius of each image, and whether image and logits are finite numbers."""
-    if norm not in MarginCertificate.norms:
-        raise UserError(f"certificate 'margin': expected norm l2 or linf, found {norm!r}")
-    if x.dim() < 2 or y.shape != x.shape[:1] or y.is_floating_point():
-        raise UserError(f"certificate 'margin': expected one integer label an image, found {tuple(x.shape)} and {tuple(y.shape)}")
-    shape = tuple(x.shape[1:])
-    y = y.detach().to("cpu", torch.int64)
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-        chain, bounds = _chain_and_bounds(model, shape)
-        if len(y) and not 0 <= int(y.min()) <= int(y.max()) < len(bounds):
-            span = f"{int(y.min())}..{int(y.max())}"
-            raise UserError(f"certificate 'margin': labels {span} do not fit the model's {len(bounds)} classes")
-        # a private copy of the images: a layer may work in place
-        images = x.detach().to("cpu", torch.float64)
-        parts = [logits_and_error(chain, part) for part in images.clone().split(BATCH)]
-        logits, error = (torch.cat(part) for part in zip(*parts, strict=True))
-    finite = images.flatten(1).isfinite().all(1) & logits.isfinite().all(1)
-    gaps = logits.gather(1, y[:, None]) - logits - 2 * error[:, None]
-    radii = (gaps / bounds[y]).masked_fill(gaps <= 0, 0.0)  # a gap over no slope at all: constant, hence infinite
-    radius = radii.scatter(1, y[:, None], torch.inf).amin(1) * (1 - 1e-12)
-    if norm == "linf":
-        radius = radius / (math.sqrt(math.prod(shape)) * (1 + 1e-12))
-    return torch.where(finite & ~radius.isnan(), radius, 0.0), finite
-
-
-def _chain_and_bounds(model: nn.Module, shape: tuple[int, ...]) -> tuple[list[Step], Tensor]:
-    """The float64 chain and the pair bounds: computed, or found by the digest of all they depend on."""
-    model = opened(model, shape)  # any other module is a chain from here on, and the digest is of all that is in it
-    key = _digest(model, shape)
-    if key in _known:
-        _known.move_to_end(key)
-        return _known[key]
-    chain = steps(model, shape)
-    classes = chain[-1].bound.shape[-1] if chain else shape[-1]
-    if classes < 2:
-        raise UserError(f"certificate 'margin': expected a logit for each of two classes or more, found {classes}")
-    found = chain, pair_bounds(chain, shape, classes)
-    if key:
-        _known[key] = found
-        if len(_known) > KEPT:
-            _known.popitem(last=False)
-    return found
-
-
-def _digest(model: nn.Module, shape: tuple[int, ...]) -> bytes:
-    """SHA-256 of the layers' types, plain attributes (stride, slope, mode ...) and tensors; empty where that is not
-    all there is.
-
-    Every layer is checked first, at every call: it runs the code of the class its rule is for, which reads nothing
-    else.
-    """
-    digest = hashlib.sha256(repr(shape).encode())
-    try:
-        layers = list(every(model))
-    except Uncertifiable:
-        return b""  # a branch that is no chain, or nothing at all: `steps` says which
-    for path, layer in layers:
-        if any(parametrize.is_parametrized(part) for part in layer.modules()):
-            return b""  # a parametrization may depend on anything
-        for inner, part in layer.named_modules(remove_duplicate=False):  # a block's branches count with all they are
-            plain = {name: value for name, value in vars(part).items() if isinstance(value, _PLAIN)}
-            kind = (path, inner, type(part).__module__, type(part).__qualname__, sorted(plain.items()))
-            digest.update(repr(kind).encode())
-        tensors = [*layer.named_parameters(remove_duplicate=False), *layer.named_buffers(remove_duplicate=False)]
-        for name, tensor in tensors:
-            values = tensor.detach().cpu().contiguous()
-            digest.update(repr((name, values.dtype, tuple(values.shape))).encode())
-            digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.digest()
-
-
-_PLAIN = (bool, int, float, str, tuple, list, type(None))
+    def pairs(self, chain: list[Step], shape: tuple[int, ...], classes: int) -> Float64[Tensor, "classes classes"]:
+        return pair_bounds(chain, shape, classes)

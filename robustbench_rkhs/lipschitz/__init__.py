@@ -7,7 +7,9 @@ from robustbench_rkhs.lipschitz import rearrangements as rearrangements
 from robustbench_rkhs.lipschitz import sequences as sequences
 from robustbench_rkhs.lipschitz.bounds import Bound, Uncertifiable, affine, rule
 from robustbench_rkhs.lipschitz.chains import Step, combined, joined, opened, pairs, stacked, steps, upper
+from robustbench_rkhs.lipschitz.eclipse import eclipse_pairs
 from robustbench_rkhs.lipschitz.guard import branches, gathered
+from robustbench_rkhs.lipschitz.liplt import liplt_pairs
 from robustbench_rkhs.lipschitz.rounding import constants, fan
 
 __all__ = [
@@ -18,9 +20,11 @@ __all__ = [
     "branches",
     "combined",
     "constants",
+    "eclipse_pairs",
     "fan",
     "gathered",
     "joined",
+    "liplt_pairs",
     "opened",
     "pairs",
     "rule",

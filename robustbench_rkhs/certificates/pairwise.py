@@ -1,0 +1,176 @@
+"""What certificates of differences of logits share: the radii, and bounds kept by the digest of all they depend on."""
+
+import hashlib
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from robustbench_rkhs.certificates.contract import Certificate, Certified, Norm
+from robustbench_rkhs.certificates.deployed import float32_error
+from robustbench_rkhs.certificates.rounding import logits_and_error
+from robustbench_rkhs.lipschitz import Step, Uncertifiable, opened, steps
+from robustbench_rkhs.lipschitz.guard import every
+from robustbench_rkhs.node import UserError
+
+BATCH = 256
+"""Images a forward pass."""
+KEPT = 4
+"""Models whose bounds are kept between calls."""
+
+
+class _Known(NamedTuple):
+    """A model's float64 chain, and its pair bounds by the kind of certificate: private copies that nobody changes."""
+
+    chain: list[Step]
+    bounds: dict[type, Tensor]
+
+
+_known: OrderedDict[bytes, _Known] = OrderedDict()
+"""By the digest of all they depend on."""
+
+
+class PairwiseCertificate(Certificate):
+    """Common ground of the certificates that divide gaps between logits by proven bounds of their differences.
+
+    A subclass has a name of its own and says what the bounds are: `pairs`.
+    """
+
+    norms: ClassVar[frozenset[str]] = frozenset({"l2", "linf"})
+
+    name: str = ""
+    norm: Norm = "l2"
+    """Distance the radius is measured in."""
+    network: Literal["real", "float32"] = "real"
+    """What the claim is about: the network in real arithmetic, or as this CPU computes it in float32 on float32 images."""
+
+    @property
+    def arithmetic(self) -> str:
+        return "real" if self.network == "real" else "float32 on CPU"
+
+    def pairs(self, chain: list[Step], shape: tuple[int, ...], classes: int) -> Float64[Tensor, "classes classes"]:
+        """Proven bounds L[y, j] of the Lipschitz constants of f_y - f_j, in logits per unit l2 of input."""
+        raise TypeError(f"{type(self).__name__} has no bounds by itself")
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Float[Tensor, "batch *image"],
+        y: Int[Tensor, " batch"],
+        keys: Int[Tensor, " batch"],
+        epsilons: Sequence[float] = (),
+    ) -> Certified:
+        radius, finite = self._radii(model, x, y, self.norm)
+        return Certified(radius, ["" if fine else "error" for fine in finite.tolist()], torch.zeros_like(radius))
+
+    def radii(
+        self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Int[Tensor, " batch"], norm: Norm | None = None
+    ) -> Float64[Tensor, " batch"]:
+        """The radii alone, in `norm` (its own where not given)."""
+        return self._radii(model, x, y, norm or self.norm)[0]
+
+    def _radii(self, model: nn.Module, x: Tensor, y: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+        """Radius of each image, and whether image and logits are finite numbers."""
+        if norm not in self.norms:
+            raise UserError(f"certificate '{self.name}': expected norm l2 or linf, found {norm!r}")
+        if x.dim() < 2 or y.shape != x.shape[:1] or y.is_floating_point():
+            raise UserError(
+                f"certificate '{self.name}': expected one integer label an image, found {tuple(x.shape)} and {tuple(y.shape)}"
+            )
+        shape = tuple(x.shape[1:])
+        y = y.detach().to("cpu", torch.int64)
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+            chain, bounds = self._chain_and_bounds(model, shape)
+            if len(y) and not 0 <= int(y.min()) <= int(y.max()) < len(bounds):
+                span = f"{int(y.min())}..{int(y.max())}"
+                raise UserError(f"certificate '{self.name}': labels {span} do not fit the model's {len(bounds)} classes")
+            # a private copy of the images: a layer may work in place
+            images = x.detach().to("cpu", torch.float64)
+            parts = [logits_and_error(chain, part) for part in images.clone().split(BATCH)]
+            logits, error = (torch.cat(part) for part in zip(*parts, strict=True))
+            if self.network == "float32":
+                error, bounds = self._in_float32(model, chain, images, error, bounds)
+        finite = images.flatten(1).isfinite().all(1) & logits.isfinite().all(1)
+        gaps = logits.gather(1, y[:, None]) - logits - 2 * error[:, None]
+        radii = (gaps / bounds[y]).masked_fill(gaps <= 0, 0.0)  # a gap over no slope at all: constant, hence infinite
+        radius = radii.scatter(1, y[:, None], torch.inf).amin(1) * (1 - 1e-12)
+        if norm == "linf":
+            radius = radius / (math.sqrt(math.prod(shape)) * (1 + 1e-12))
+        return torch.where(finite & ~radius.isnan(), radius, 0.0), finite
+
+    def _in_float32(
+        self, model: nn.Module, chain: list[Step], images: Tensor, error: Tensor, bounds: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Errors and bounds so that the same quotient is a radius of the float32 network: both logits err by e + s r.
+
+        Raises Uncertifiable for a network of another type, or whose layers do more than sums of products in float32.
+        """
+        if opened(model, tuple(images.shape[1:])) is not model:
+            raise Uncertifiable(
+                f"no float32 claim about {type(model).__name__}: it is proved as a chain of merged layers, not as run"
+            )
+        kinds = {tensor.dtype for tensor in [*model.parameters(), *model.buffers()] if tensor.is_floating_point()}
+        if kinds - {torch.float32}:
+            raise Uncertifiable(f"no float32 claim about a network with weights in {', '.join(sorted(map(str, kinds)))}")
+        more, slope = (torch.cat(part) for part in zip(*[_spread(chain, part) for part in images.split(BATCH)], strict=True))
+        return error + more, bounds + 2 * slope.max() if len(slope) else bounds
+
+    def _chain_and_bounds(self, model: nn.Module, shape: tuple[int, ...]) -> tuple[list[Step], Tensor]:
+        """The float64 chain and the pair bounds: computed, or found by the digest of all they depend on."""
+        model = opened(model, shape)  # any other module is a chain from here on, and the digest is of all that is in it
+        key = _digest(model, shape)
+        known = _known.get(key)
+        if known is None:
+            known = _Known(steps(model, shape), {})
+        if type(self) not in known.bounds:
+            chain = known.chain
+            classes = chain[-1].bound.shape[-1] if chain else shape[-1]
+            if classes < 2:
+                raise UserError(f"certificate '{self.name}': expected a logit for each of two classes or more, found {classes}")
+            known.bounds[type(self)] = self.pairs(chain, shape, classes)
+        if key:
+            _known[key] = known
+            _known.move_to_end(key)
+            if len(_known) > KEPT:
+                _known.popitem(last=False)
+        return known.chain, known.bounds[type(self)]
+
+
+def _spread(chain: list[Step], images: Tensor) -> tuple[Tensor, Tensor]:
+    error, slope = float32_error(chain, images)
+    return error, torch.full_like(error, slope)
+
+
+def _digest(model: nn.Module, shape: tuple[int, ...]) -> bytes:
+    """SHA-256 of the layers' types, plain attributes (stride, slope, mode ...) and tensors; empty where that is not
+    all there is.
+
+    Every layer is checked first, at every call: it runs the code of the class its rule is for, which reads nothing
+    else.
+    """
+    digest = hashlib.sha256(repr(shape).encode())
+    try:
+        layers = list(every(model))
+    except Uncertifiable:
+        return b""  # a branch that is no chain, or nothing at all: `steps` says which
+    for path, layer in layers:
+        if any(parametrize.is_parametrized(part) for part in layer.modules()):
+            return b""  # a parametrization may depend on anything
+        for inner, part in layer.named_modules(remove_duplicate=False):  # a block's branches count with all they are
+            plain = {name: value for name, value in vars(part).items() if isinstance(value, _PLAIN)}
+            kind = (path, inner, type(part).__module__, type(part).__qualname__, sorted(plain.items()))
+            digest.update(repr(kind).encode())
+        tensors = [*layer.named_parameters(remove_duplicate=False), *layer.named_buffers(remove_duplicate=False)]
+        for name, tensor in tensors:
+            values = tensor.detach().cpu().contiguous()
+            digest.update(repr((name, values.dtype, tuple(values.shape))).encode())
+            digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.digest()
+
+
+_PLAIN = (bool, int, float, str, tuple, list, type(None))
