@@ -6,8 +6,9 @@ from pydantic import BeforeValidator, Field
 
 from robustbench_rkhs.certificates.contract import Certificate, Certified
 from robustbench_rkhs.certificates.margin import MarginCertificate
+from robustbench_rkhs.certificates.smoothing import SmoothingCertificate
 
-AnyCertificate = Annotated[MarginCertificate, Field()]
+AnyCertificate = Annotated[MarginCertificate | SmoothingCertificate, Field(discriminator="name")]
 """Any certificate, chosen by `name`."""
 PORTFOLIO = ("margin",)
 """What the word `portfolio` stands for: proofs of the network as it is, the cheapest first."""
@@ -25,10 +26,19 @@ def listed(given: Any) -> Any:
 
 def certificate_names() -> list[str]:
     """The names of all certificates."""
-    return ["margin"]
+    return ["margin", "smoothing"]
 
 
 Portfolio = Annotated[tuple[AnyCertificate, ...], BeforeValidator(listed)]
 """Certificates in the order they run: each only on the images whose asked-for epsilons those before have not settled."""
 
-__all__ = ["PORTFOLIO", "AnyCertificate", "Certificate", "Certified", "MarginCertificate", "Portfolio", "certificate_names"]
+__all__ = [
+    "PORTFOLIO",
+    "AnyCertificate",
+    "Certificate",
+    "Certified",
+    "MarginCertificate",
+    "Portfolio",
+    "SmoothingCertificate",
+    "certificate_names",
+]
