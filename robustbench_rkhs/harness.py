@@ -21,6 +21,7 @@ from robustbench_rkhs.attacks.ball import distances, pull_inside
 from robustbench_rkhs.attacks.contract import Attacked
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.node import UserError
+from robustbench_rkhs.smoothing import Smoothed
 from robustbench_rkhs.verdicts import Evaluation
 
 SOURCES = (
@@ -29,6 +30,7 @@ SOURCES = (
     "layers",
     "lipschitz",
     "relaxations",
+    "smoothing.py",
     "counters.py",
     "harness.py",
     "portfolio.py",
@@ -187,6 +189,11 @@ def fallen(model: nn.Module, x: Tensor, y: Tensor, batch: int = 256) -> Tensor:
     return torch.cat(wrong) if wrong else torch.zeros(0, dtype=torch.bool, device=x.device)
 
 
+def counting(model: nn.Module) -> nn.Module:
+    """What adversarial images are counted by: the model, or a smoothed one's vote by draws that no attack has seen."""
+    return model.recounted() if isinstance(model, Smoothed) else model
+
+
 def run_attack(
     subject: Subject,
     attack: Attack,
@@ -224,7 +231,10 @@ def run_attack(
             attacked = Attacked(x, nothing, nothing)
             print(f"attack {label} failed on a block: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
         inside = pull_inside(x, attacked.images.to(x), attack.norm, attack.eps, attack.box)
-        broken = fallen(subject.asked, inside, y)
+        broken = fallen(counting(subject.asked), inside, y)
+        if isinstance(subject.asked, Smoothed):  # a vote against what is certified is believed only where it is proved
+            denied = broken & (distances(x, inside, attack.norm) <= certified.to(x.device))
+            broken[denied.clone()] = subject.asked.loses(inside[denied], y[denied])
         found = {norm: torch.where(broken, distances(x, inside, norm), torch.nan) for norm in ("l2", "linf")}
         radius = torch.where(broken, found[attack.norm], torch.inf)
         breaches = replay(subject, positions, inside, y, radius, certified, label)
@@ -262,7 +272,7 @@ def replay(
     hit = (radius <= certified.to(radius)).nonzero().flatten()
     if not len(hit):
         return []
-    twin = copy.deepcopy(subject.model).cpu().double()
+    twin = counting(copy.deepcopy(subject.model).cpu().double())
     wrong = fallen(twin, inside[hit].cpu().double(), y[hit].cpu())
     return [
         {

@@ -240,6 +240,6 @@ def with_fields(stored: dict[str, Any], rest: str, source: str) -> dict[str, Any
     for pair in re.split(r",(?![^\[]*\])", rest) if rest else []:
         field, equals, value = pair.partition("=")
         if not equals:
-            raise UserError(f"{source}: expected field=value after the colon, found {pair!r}")
+            raise UserError(f"{source}: expected field=value, found {pair!r}")
         override(stored, field.strip(), value)
     return stored

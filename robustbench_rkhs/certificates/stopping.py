@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from scipy.special import betaincinv, betaln
 
 Stopping = Literal["fixed", "spending", "sequence"]
-"""`fixed`: all draws, then one limit; `spending`: limits at planned looks share the error; `sequence`: a limit valid at all times."""
+"""`fixed`: one limit, after all draws; `spending`: limits at planned looks; `sequence`: a limit valid at any time."""
 FIRST, GROWTH, EVERY = 100, 2.0, 100
 """Draws at the first look of `spending`, factor from one look to the next, draws between two looks of `sequence`."""
 
