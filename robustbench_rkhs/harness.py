@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import Attack
-from robustbench_rkhs.attacks.ball import distances, pull_inside
+from robustbench_rkhs.attacks.ball import distances, per_image, pull_inside
 from robustbench_rkhs.attacks.contract import Attacked
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.node import UserError
@@ -232,9 +232,8 @@ def run_attack(
             print(f"attack {label} failed on a block: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
         inside = pull_inside(x, attacked.images.to(x), attack.norm, attack.eps, attack.box)
         broken = fallen(counting(subject.asked), inside, y)
-        if isinstance(subject.asked, Smoothed):  # a vote against what is certified is believed only where it is proved
-            denied = broken & (distances(x, inside, attack.norm) <= certified.to(x.device))
-            broken[denied.clone()] = subject.asked.loses(inside[denied], y[denied])
+        if isinstance(subject.asked, Smoothed):
+            inside, broken = believed(subject.asked, attack, x, inside, y, certified, broken)
         found = {norm: torch.where(broken, distances(x, inside, norm), torch.nan) for norm in ("l2", "linf")}
         radius = torch.where(broken, found[attack.norm], torch.inf)
         breaches = replay(subject, positions, inside, y, radius, certified, label)
@@ -260,6 +259,29 @@ def run_attack(
         return Evaluation(rows, {"breaches": breaches})
 
     return subject.part(key, positions, work)
+
+
+def believed(
+    model: Smoothed, attack: Attack, x: Tensor, inside: Tensor, y: Tensor, certified: Tensor, broken: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The images and which are broken, once each vote against a certificate was followed to the edge of its claim.
+
+    Attacks stop where the vote turns, and there a vote of finitely many draws proves nothing. The certificate speaks of its
+    whole ball: what is denied is moved on in the direction it was found, and counted where the label is proved to lose.
+    """
+    away = distances(x, inside, attack.norm)
+    denied = (broken & (away <= certified.to(away))).nonzero().flatten()
+    if not len(denied):
+        return inside, broken
+    reach = certified.to(away)[denied].clamp_max(torch.inf if attack.eps is None else attack.eps)
+    stretch = (reach / away[denied].clamp_min(1e-12) * (1 - 1e-6)).clamp_min(1)
+    further = x[denied] + (inside[denied] - x[denied]) * per_image(stretch, x).to(x)
+    further = further.clamp(0, 1) if attack.box == "unit" else further
+    lost = model.loses(further, y[denied])
+    inside, broken = inside.clone(), broken.clone()
+    inside[denied[lost]] = further[lost]
+    broken[denied[~lost]] = False
+    return inside, broken
 
 
 def replay(

@@ -35,9 +35,9 @@ class SmoothingCertificate(Certificate):
     `alpha` (its `failure_probability`), whenever the drawing stops; several probabilistic certificates of one image would have
     to share one alpha. Radii beyond the largest asked-for eps are what was known when drawing stopped.
     `fixed` draws n times (Cohen et al.). `spending` looks at n = 100, 200, 400 ... and divides alpha among the looks, half to
-    the last: Clopper-Pearson limits. `sequence` looks at every 100 draws at a limit that holds at all times (mixture
-    martingale). Both stop where every asked-for eps is certified, or where an upper limit of error `futility` says that the
-    true probability does not reach it: giving up needs no guarantee to be sound, this one keeps its power.
+    the last: Clopper-Pearson limits. `sequence` looks after every 100 draws, later every 5%, at a limit that holds at all
+    times (mixture martingale). Both stop where every asked-for eps is certified, or where an upper limit of error `futility`
+    says that the true probability does not reach it: giving up needs no guarantee to be sound, this one keeps its power.
     A draw counts only where the class is strictly on top. Draws are counted by (seed, key, number), and each image is asked
     alone: the same at any batch. Holds for the base as computed and exact Gaussian noise. Gaussian noise is not clamped to
     [0, 1]. Cost: at most n0 + n forward passes of the base an image, in `forwards`. Raises UserError for a plain model.
@@ -85,7 +85,7 @@ class SmoothingCertificate(Certificate):
             for image, label, key in zip(x, y.tolist(), keys.tolist(), strict=True):
                 found.append(_Image(self, base, model.sigma, image, key).certify(label, epsilons))
         radius = torch.tensor([one[0] for one in found], dtype=torch.float64)
-        failure = torch.where(radius > 0, self.alpha, 0.0).double()
+        failure = self.alpha * (radius > 0).double()
         draws = torch.tensor([one[2] for one in found], dtype=torch.int64)
         return Certified(radius, [one[1] for one in found], failure, draws)
 
