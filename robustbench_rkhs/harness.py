@@ -264,23 +264,24 @@ def run_attack(
 def believed(
     model: Smoothed, attack: Attack, x: Tensor, inside: Tensor, y: Tensor, certified: Tensor, broken: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The images and which are broken, once each vote against a certificate was followed to the edge of its claim.
+    """The images and which are broken, once certificates were tried at the edge of their claims.
 
-    Attacks stop where the vote turns, and there a vote of finitely many draws proves nothing. The certificate speaks of its
-    whole ball: what is denied is moved on in the direction it was found, and counted where the label is proved to lose.
+    Attacks stop near where the vote turns, and there a vote of finitely many draws proves nothing. A certificate speaks of its
+    whole ball: the label is tried at its edge, in the direction the attack found, and the claim is broken where the label is
+    proved to lose there. A vote inside the ball without that proof is not counted.
     """
     away = distances(x, inside, attack.norm)
-    denied = (broken & (away <= certified.to(away))).nonzero().flatten()
-    if not len(denied):
+    claimed = (broken & (certified.to(away) > 0)).nonzero().flatten()
+    if not len(claimed):
         return inside, broken
-    reach = certified.to(away)[denied].clamp_max(torch.inf if attack.eps is None else attack.eps)
-    stretch = (reach / away[denied].clamp_min(1e-12) * (1 - 1e-6)).clamp_min(1)
-    further = x[denied] + (inside[denied] - x[denied]) * per_image(stretch, x).to(x)
-    further = further.clamp(0, 1) if attack.box == "unit" else further
-    lost = model.loses(further, y[denied])
+    reach = certified.to(away)[claimed].clamp_max(torch.inf if attack.eps is None else attack.eps)
+    stretch = reach / away[claimed].clamp_min(1e-12) * (1 - 1e-6)
+    edge = x[claimed] + (inside[claimed] - x[claimed]) * per_image(stretch, x).to(x)
+    edge = edge.clamp(0, 1) if attack.box == "unit" else edge
+    lost = model.loses(edge, y[claimed])
     inside, broken = inside.clone(), broken.clone()
-    inside[denied[lost]] = further[lost]
-    broken[denied[~lost]] = False
+    inside[claimed[lost]] = edge[lost]
+    broken[claimed[~lost & (away[claimed] <= reach)]] = False
     return inside, broken
 
 
