@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -234,6 +235,13 @@ def test_the_limits_err_with_probability_alpha_over_all_looks_and_naive_peeking_
     assert wrong_ever(p, naive, stopping.lower_limit) > 1.5 * alpha
 
 
+@pytest.fixture
+def remembered(monkeypatch):
+    """Limits kept by their arguments: thousands of simulated images ask for the same few hundred."""
+    for name in ("lower_limit", "mixture_limits"):
+        monkeypatch.setattr(stopping, name, cache(getattr(stopping, name)))
+
+
 def false_certificates(rule, images, n, alpha=0.05, p=0.84):
     """Share of simulated images of true radius just below the asked-for eps that are certified at it."""
     generator = np.random.default_rng(0)
@@ -253,7 +261,7 @@ def false_certificates(rule, images, n, alpha=0.05, p=0.84):
     return wrong / images
 
 
-def test_false_certificates_are_no_more_than_alpha_and_peeking_makes_them_more(monkeypatch):
+def test_false_certificates_are_no_more_than_alpha_and_peeking_makes_them_more(monkeypatch, remembered):
     allowed = binom.ppf(0.999, 2000, 0.05) / 2000
     assert false_certificates("fixed", 2000, 800) <= allowed
     assert 0.01 < false_certificates("spending", 2000, 800) <= allowed
@@ -264,7 +272,7 @@ def test_false_certificates_are_no_more_than_alpha_and_peeking_makes_them_more(m
 
 
 @pytest.mark.parametrize("rule", ["spending", "sequence"])
-def test_giving_up_keeps_the_power_that_was_paid_for(rule):
+def test_giving_up_keeps_the_power_that_was_paid_for(rule, remembered):
     generator = np.random.default_rng(1)
     p, certificate = 0.9, SmoothingCertificate()
     eps = SIGMA * norm.ppf(p - 0.05)  # 4,000 draws tell them apart
