@@ -40,6 +40,8 @@ def training_card(
         f"- {trained['device']}, {trained['seconds']} s of training, {trained['date']}, torch {trained['torch']}",
         f"- Epoch {best_epoch + 1} was the best on validation ({', '.join(validation) or 'no validation split'})",
     ]
+    if recipe.noise:
+        lines.append(f"- Gaussian noise of standard deviation {recipe.noise:g} on training and validation images")
     if recipe.start_from:
         first = trained.get("started_from", {})
         lines.append(f"- Started from the weights of {recipe.start_from} ({first.get('weights', 'unknown')[:12]})")

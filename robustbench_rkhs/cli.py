@@ -137,6 +137,7 @@ def _evaluate(
     attack: Names = (),
     certify: Names = ("portfolio",),
     certify_seconds: float | None = None,
+    smooth: str | None = None,
     samples: int | None = None,
     seed: int = 0,
     block: int = 64,
@@ -152,6 +153,7 @@ def _evaluate(
     $ rkhs-eval --model robust_vgg --eps 1.0
     $ rkhs-eval --model digits_mlp digits_sandwich --eps 0.25 0.5 36/255 --attack pgd foolbox:attack=ddn --samples 200
     $ rkhs-eval --model mypackage.nets:build --checkpoint net.safetensors --data mine.npz --eps 8/255 --norm linf
+    $ rkhs-eval --model digits_smoothed --smooth sigma=0.25,n=10000 --eps 0.1 0.25 0.5
     Without --attack: the certificates, then PGD, then AutoAttack on what still stands. Ctrl-C leaves a valid partial
     table; the same command goes on from there.
 
@@ -162,6 +164,7 @@ def _evaluate(
         attack: NAME or NAME:field=value,...; see rkhs-list attacks.
         certify: NAME or NAME:field=value,..., cheapest first; portfolio: all of them; none. See rkhs-list certificates.
         certify_seconds: Time limit of each certificate; images it does not reach are marked timeout.
+        smooth: sigma=0.25,n=10000,...: evaluate the vote under Gaussian noise, certified; see rkhs-list certificates smoothing.
         samples: Test images, a seeded stratified subset; all where not given.
         seed: Which images, and every random draw.
         block: Images a block, the unit of resuming.
@@ -179,7 +182,7 @@ def _evaluate(
     from robustbench_rkhs.recipe import EvalRecipe, attack_from, certificate_from, parse
     from robustbench_rkhs.report import report as write_reports
     from robustbench_rkhs.report.tables import console, console_attacks, console_certificates
-    from robustbench_rkhs.subjects import load_model
+    from robustbench_rkhs.subjects import load_model, smoothed, smoothing_from
 
     conditions = [Condition.read(text) for text in require]
     settings = {
@@ -192,13 +195,19 @@ def _evaluate(
         "seed": seed,
         "block": block,
     }
+    votes: dict[str, Any] = {}
+    if smooth is not None:
+        counted, one = smoothing_from(smooth, seed)
+        votes = {"sigma": one.sigma, **counted}
+        if certify == ("portfolio",):
+            settings["certificates"] = [one]
     recipe = parse(EvalRecipe, settings, "rkhs-eval")
     screen = Console(stderr=as_json, soft_wrap=True)
     if not screen.is_terminal:
         screen.width = 120
     where, failed, results = _device(device), 0, []
     subjects = [load_model(name, checkpoint, data) for name in model]
-    for subject in subjects:
+    for subject in [smoothed(one, **votes) for one in subjects] if votes else subjects:
         done = evaluate(
             subject.model,
             subject.test,
@@ -243,6 +252,9 @@ def _warnings(done: Any) -> list[str]:
     lines = []
     if not done.about["complete"]:
         lines.append("incomplete: robust accuracy is withheld where images are untested")
+    claims = done.table[(done.table["kind"] == "certificate") & (done.table["radius"] > 0)]
+    if chance := float(claims["failure_probability"].max() if len(claims) else 0):
+        lines.append(f"certified by chance: each claim about an image is wrong with probability at most {chance:g}")
     if done.about["breaches"]:
         lines.append(f"UNSOUND: {len(done.about['breaches'])} certified images were broken; nothing of this may be published")
         lines += [str(breach) for breach in done.about["breaches"][:5]]

@@ -21,3 +21,8 @@ def mix(*numbers: int) -> int:
         state = ((state ^ (number & 0xFFFFFFFFFFFFFFFF)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
         state ^= state >> 31
     return state >> 1
+
+
+def noisy(x: Float[Tensor, "batch *image"], scale: float, keys: Int[Tensor, " batch"], *counters: int) -> Tensor:
+    """x plus Gaussian noise of standard deviation `scale`, counted by (counters, key); x itself where that is 0."""
+    return x + scale * draws(keys, mix(*counters), x) if scale else x

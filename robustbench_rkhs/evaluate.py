@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from robustbench_rkhs import harness, verdicts
 from robustbench_rkhs.arithmetic import exact
 from robustbench_rkhs.attacks import PGD, Attack, AutoAttack, FoolboxAttack
+from robustbench_rkhs.certificates import SmoothingCertificate
 from robustbench_rkhs.checkpoint import weights_digest
 from robustbench_rkhs.data import Split, arrays_digest
 from robustbench_rkhs.harness import Subject
@@ -24,6 +25,7 @@ from robustbench_rkhs.layers.settling import settled
 from robustbench_rkhs.node import UserError
 from robustbench_rkhs.portfolio import Portfolio
 from robustbench_rkhs.recipe import EvalRecipe, parse
+from robustbench_rkhs.smoothing import Smoothed
 from robustbench_rkhs.verdicts import Evaluation
 
 Say = Callable[[str], None]
@@ -54,6 +56,7 @@ def evaluate(
     Raises UserError for bad input: eps out of range, NaN or probabilities from the model, a wrong class count, autocast.
     """
     recipe = recipe or parse(EvalRecipe, {"eps": tuple(eps), **settings}, "evaluate")
+    recipe = for_smoothed(recipe) if isinstance(model, Smoothed) else recipe
     split = _as_split(model, data).sample(recipe.samples, recipe.seed)
     modes = {module: module.training for module in model.modules()}
     home = next(iter([*model.parameters(), *model.buffers()]), torch.zeros(1)).device
@@ -65,6 +68,7 @@ def evaluate(
         with exact():
             run = _Run(subject, recipe, say)
             run.about |= {"command": command}
+            run.about |= {"smoothed": model.extra_repr()} if isinstance(model, Smoothed) else {}
             table, complete = run.all()
     finally:
         model.to(home)
@@ -242,6 +246,14 @@ def protocol(recipe: EvalRecipe, split: Split) -> list[Attack]:
             raise UserError(f"data set {split.data!r} does not lie in [0, 1], where attack {attack.label!r} stays")
         attacks.append(attack.model_copy(update={"box": "none"}))
     return attacks
+
+
+def for_smoothed(recipe: EvalRecipe) -> EvalRecipe:
+    """What a smoothed classifier gets where the recipe names nothing: its own certificate, and PGD through the soft vote."""
+    missing: dict[str, Any] = {} if recipe.attacks else {"attacks": (PGD(seed=recipe.seed),)}
+    if "certificates" not in recipe.model_fields_set:
+        missing["certificates"] = (SmoothingCertificate(seed=recipe.seed),)
+    return recipe.model_copy(update=missing)
 
 
 def _mask(chosen: pd.Series, block: Tensor) -> Tensor:

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import Attack
-from robustbench_rkhs.attacks.ball import distances, pull_inside
+from robustbench_rkhs.attacks.ball import distances, per_image, pull_inside
 from robustbench_rkhs.attacks.contract import Attacked
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.node import UserError
+from robustbench_rkhs.smoothing import Smoothed
 from robustbench_rkhs.verdicts import Evaluation
 
 SOURCES = (
@@ -29,6 +30,7 @@ SOURCES = (
     "layers",
     "lipschitz",
     "relaxations",
+    "smoothing.py",
     "counters.py",
     "harness.py",
     "portfolio.py",
@@ -187,6 +189,11 @@ def fallen(model: nn.Module, x: Tensor, y: Tensor, batch: int = 256) -> Tensor:
     return torch.cat(wrong) if wrong else torch.zeros(0, dtype=torch.bool, device=x.device)
 
 
+def counting(model: nn.Module) -> nn.Module:
+    """What adversarial images are counted by: the model, or a smoothed one's vote by draws that no attack has seen."""
+    return model.recounted() if isinstance(model, Smoothed) else model
+
+
 def run_attack(
     subject: Subject,
     attack: Attack,
@@ -224,7 +231,9 @@ def run_attack(
             attacked = Attacked(x, nothing, nothing)
             print(f"attack {label} failed on a block: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
         inside = pull_inside(x, attacked.images.to(x), attack.norm, attack.eps, attack.box)
-        broken = fallen(subject.asked, inside, y)
+        broken = fallen(counting(subject.asked), inside, y)
+        if isinstance(subject.asked, Smoothed):
+            inside, broken = believed(subject.asked, attack, x, inside, y, certified, broken)
         found = {norm: torch.where(broken, distances(x, inside, norm), torch.nan) for norm in ("l2", "linf")}
         radius = torch.where(broken, found[attack.norm], torch.inf)
         breaches = replay(subject, positions, inside, y, radius, certified, label)
@@ -252,6 +261,30 @@ def run_attack(
     return subject.part(key, positions, work)
 
 
+def believed(
+    model: Smoothed, attack: Attack, x: Tensor, inside: Tensor, y: Tensor, certified: Tensor, broken: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The images and which are broken, once certificates were tried at the edge of their claims.
+
+    Attacks stop near where the vote turns, and there a vote of finitely many draws proves nothing. A certificate speaks of its
+    whole ball: the label is tried at its edge, in the direction the attack found, and the claim is broken where the label is
+    proved to lose there. A vote inside the ball without that proof is not counted.
+    """
+    away = distances(x, inside, attack.norm)
+    claimed = (broken & (certified.to(away) > 0)).nonzero().flatten()
+    if not len(claimed):
+        return inside, broken
+    reach = certified.to(away)[claimed].clamp_max(torch.inf if attack.eps is None else attack.eps)
+    stretch = reach / away[claimed].clamp_min(1e-12) * (1 - 1e-6)
+    edge = x[claimed] + (inside[claimed] - x[claimed]) * per_image(stretch, x).to(x)
+    edge = edge.clamp(0, 1) if attack.box == "unit" else edge
+    lost = model.loses(edge, y[claimed])
+    inside, broken = inside.clone(), broken.clone()
+    inside[claimed[lost]] = edge[lost]
+    broken[claimed[~lost & (away[claimed] <= reach)]] = False
+    return inside, broken
+
+
 def replay(
     subject: Subject, positions: Tensor, inside: Tensor, y: Tensor, radius: Tensor, certified: Tensor, label: str
 ) -> list[dict[str, Any]]:
@@ -262,7 +295,7 @@ def replay(
     hit = (radius <= certified.to(radius)).nonzero().flatten()
     if not len(hit):
         return []
-    twin = copy.deepcopy(subject.model).cpu().double()
+    twin = counting(copy.deepcopy(subject.model).cpu().double())
     wrong = fallen(twin, inside[hit].cpu().double(), y[hit].cpu())
     return [
         {

@@ -35,6 +35,9 @@ class TrainRecipe(Node):
     """Lowered on the (attacked) batch."""
     attack: PGD | None = None
     """Adversarial training: the batch is replaced by what this attack makes of it."""
+    noise: Real = Field(0.0, ge=0)
+    """Standard deviation of Gaussian noise added to the training images before the attack, not clamped to [0, 1]; validation
+    images bear the same. For smoothed classifiers. Penalties see the images without it."""
     attack_warmup: Real = Field(0.0, ge=0, le=1)
     """Share of the training in which the attack's eps and step size rise linearly from 0."""
     penalties: tuple[Penalty, ...] = ()
@@ -81,6 +84,13 @@ class TrainRecipe(Node):
             if not self.data.validation:
                 raise ValueError("adaptive: what it measures is validation, found data.validation 0")
         self._fit_the_task()
+        return self
+
+    @model_validator(mode="after")
+    def _noise_leaves_the_box(self) -> "TrainRecipe":
+        for key in ("attack", "validate_with", "loss") if self.noise else ():
+            if keeps_to_the_box(getattr(self, key)):
+                raise ValueError(f"noise takes images out of [0, 1]: give {key} box none, found box unit")
         return self
 
     def _fit_the_task(self) -> None:
@@ -233,6 +243,6 @@ def with_fields(stored: dict[str, Any], rest: str, source: str) -> dict[str, Any
     for pair in re.split(r",(?![^\[]*\])", rest) if rest else []:
         field, equals, value = pair.partition("=")
         if not equals:
-            raise UserError(f"{source}: expected field=value after the colon, found {pair!r}")
+            raise UserError(f"{source}: expected field=value, found {pair!r}")
         override(stored, field.strip(), value)
     return stored

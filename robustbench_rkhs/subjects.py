@@ -2,17 +2,19 @@
 
 import importlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
 from torch import nn
 
 from robustbench_rkhs import checkpoint
+from robustbench_rkhs.certificates import SmoothingCertificate
 from robustbench_rkhs.data import NPZ, Data, DataSet, Split
 from robustbench_rkhs.node import UserError, did_you_mean
 from robustbench_rkhs.places import find_checkpoint
-from robustbench_rkhs.recipe import TrainRecipe
+from robustbench_rkhs.recipe import TrainRecipe, parse, with_fields
+from robustbench_rkhs.smoothing import Smoothed
 
 SETS: dict[str, type[DataSet]] = {
     kind.model_fields["name"].default: kind
@@ -55,6 +57,22 @@ def load_model(name: str, weights: str | None = None, data: str | None = None) -
             f"data set {test.data!r} has {test.classes} of {test.shape}"
         )
     return Named(loaded.name, loaded.model, test, loaded.recipe.seed)
+
+
+def smoothing_from(text: str, seed: int = 0) -> tuple[dict[str, int], SmoothingCertificate]:
+    """`sigma=0.25,n=10000,...` as typed after --smooth: the votes of the classifier, and its certificate. Raises UserError."""
+    stored = with_fields({"name": "smoothing", "seed": seed}, text, "--smooth")
+    votes: dict[str, int] = {str(key): stored.pop(key) for key in ("votes", "recount") if key in stored}
+    certify: SmoothingCertificate = parse(SmoothingCertificate, stored, "--smooth")
+    if certify.sigma is None:
+        raise UserError(f"--smooth: expected sigma=0.25 or another standard deviation of the noise, found {text!r}")
+    return votes, certify
+
+
+def smoothed(named: Named, sigma: float, **votes: int) -> Named:
+    """The model under Gaussian noise, as a model of its own: own name, own digest."""
+    model = Smoothed(named.model, sigma, **votes).eval()
+    return replace(named, name=f"{named.name}~smoothed-{sigma:g}", model=model)
 
 
 def training_images(name: str, data: str | None = None) -> Split:

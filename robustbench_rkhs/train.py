@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from robustbench_rkhs import checkpoint
 from robustbench_rkhs.attacks.ball import mix
 from robustbench_rkhs.attacks.pgd import PGD
 from robustbench_rkhs.card import training_card
+from robustbench_rkhs.counters import noisy
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.distributed import average, join, rank, wait_for_all, world
 from robustbench_rkhs.files import write_text, write_whole
@@ -26,6 +28,8 @@ from robustbench_rkhs.recipe import TrainRecipe
 from robustbench_rkhs.validation import score, validate
 
 Report = Callable[[dict[str, Any]], None]
+NOISE = 7
+"""Counter that keeps the draws of the training noise apart from an attack's."""
 
 
 def train(
@@ -168,7 +172,8 @@ class Run:
         model.train()
         with self.arithmetic():
             attack = self.attack_at(progress)
-            x_train = attack(model, x, y, keys).images if attack else x
+            x_train = noisy(x, recipe.noise, keys, recipe.seed, NOISE)
+            x_train = attack(model, x_train, y, keys).images if attack else x_train
             loss = recipe.loss.at(progress)(model, x_train, y, keys)
             for penalty, factor in zip(self.penalties, self.factors, strict=True):
                 loss = loss + factor * penalty.at(progress)(model, x, y, keys)
@@ -221,6 +226,11 @@ class Run:
         """The network that is validated and saved."""
         return self.average if self.average is not None else self.model
 
+    def under_noise(self, validation: Split) -> Split:
+        """The validation images under the training's noise, the same in every epoch."""
+        x = noisy(validation.x, self.recipe.noise, validation.index, self.recipe.seed, NOISE, 1)
+        return replace(validation, x=x) if self.recipe.noise else validation
+
     def finish_epoch(self, validation: Split) -> dict[str, Any]:
         """Validate where it is due, keep the best, and move on. Returns the epoch's metrics."""
         last = self.epoch + 1 == self.recipe.epochs
@@ -230,7 +240,7 @@ class Run:
             "loss": self.mean_loss(),
             "lr": self.optimizer.param_groups[0]["lr"],
             **{f"tau_{i}": p.tau_at(self.epoch + 1) for i, p in enumerate(self.projections)},
-            **(self.validated(validation) if due else {}),
+            **(self.validated(self.under_noise(validation)) if due else {}),
             "seconds": round(self.seconds, 3),
         }
         record |= {f"weight_{one.penalty}": self.factors[one.penalty] for one in self.recipe.adaptive}

@@ -8,8 +8,11 @@ from robustbench_rkhs.certificates.contract import Certificate, Certified
 from robustbench_rkhs.certificates.eclipse import EclipseCertificate
 from robustbench_rkhs.certificates.liplt import LipLTCertificate
 from robustbench_rkhs.certificates.margin import MarginCertificate
+from robustbench_rkhs.certificates.smoothing import SmoothingCertificate
 
-AnyCertificate = Annotated[MarginCertificate | LipLTCertificate | EclipseCertificate, Field(discriminator="name")]
+AnyCertificate = Annotated[
+    MarginCertificate | LipLTCertificate | EclipseCertificate | SmoothingCertificate, Field(discriminator="name")
+]
 """Any certificate, chosen by `name`."""
 PORTFOLIO = ("margin", "liplt", "eclipse")
 """What the word `portfolio` stands for: proofs of the network as it is, the cheapest first."""
@@ -43,5 +46,6 @@ __all__ = [
     "LipLTCertificate",
     "MarginCertificate",
     "Portfolio",
+    "SmoothingCertificate",
     "certificate_names",
 ]

@@ -1,0 +1,155 @@
+"""The certificate of randomized smoothing: how sure the majority under noise is, and how far that carries."""
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from scipy.special import ndtri
+from torch import Tensor, nn
+
+from robustbench_rkhs.certificates.contract import Certificate, Certified, Norm
+from robustbench_rkhs.certificates.stopping import Stopping, estimate
+from robustbench_rkhs.layers.settling import settled
+from robustbench_rkhs.modes import per_image
+from robustbench_rkhs.node import Real, UserError
+from robustbench_rkhs.smoothing import Smoothed, noise
+
+SELECT, ESTIMATE = 11, 12
+"""Counters that keep the draws of the two questions apart, and from those of the classifier's own votes."""
+SLACK = 1e-9
+"""Relative rounding of the two quantiles, which SciPy computes to about 1e-12; it also closes the open ball of the theorem."""
+
+
+class SmoothingCertificate(Certificate):
+    r"""A lower limit of the probability that the base answers the class under noise, through the normal quantile.
+
+    .. math:: r = \sigma\, \Phi^{-1}(\underline p) \text{ where } \underline p > 1/2, \quad \text{else the certificate abstains};
+              \qquad r_\infty = r / \sqrt d
+
+    The model is a `Smoothed` classifier, and the claim is about it, never about its base. The class is picked on `n0` draws;
+    other draws, at most `n`, give the lower limit p of its probability. An image whose picked class is not the label has
+    radius 0; one of which nothing is proved has reason `unknown`. The claim about one image errs with probability at most
+    `alpha` (its `failure_probability`), whenever the drawing stops; several probabilistic certificates of one image would have
+    to share one alpha. Radii beyond the largest asked-for eps are what was known when drawing stopped.
+    `fixed` draws n times (Cohen et al.). `spending` looks at n = 100, 200, 400 ... and divides alpha among the looks, half to
+    the last: Clopper-Pearson limits. `sequence` looks after every 100 draws, later every 5%, at a limit that holds at all
+    times (mixture martingale). Both stop where every asked-for eps is certified, or where an upper limit of error `futility`
+    says that the true probability does not reach it: giving up needs no guarantee to be sound, this one keeps its power.
+    A draw counts only where the class is strictly on top. Draws are counted by (seed, key, number), and each image is asked
+    alone: the same at any batch. Holds for the base as computed and exact Gaussian noise. Gaussian noise is not clamped to
+    [0, 1]. Cost: at most n0 + n forward passes of the base an image, in `forwards`. Raises UserError for a plain model.
+    Source: Cohen et al., ICML 2019; Ville, 1939; the mixture of Robbins, 1970.
+    """
+
+    norms: ClassVar[frozenset[str]] = frozenset({"l2", "linf"})
+    image_by_image: ClassVar[bool] = True
+
+    name: Literal["smoothing"] = "smoothing"
+    norm: Norm = "l2"
+    """Distance the radius is measured in."""
+    sigma: Real | None = Field(None, gt=0)
+    """Standard deviation of the noise, in pixels of [0, 1]: the model's own, which it must equal where given."""
+    n: int = Field(100_000, ge=1)
+    """Draws of an image at most."""
+    n0: int = Field(100, ge=1)
+    """Draws on which the class is picked."""
+    alpha: Real = Field(0.001, gt=0, lt=0.5)
+    """Probability that the claim about an image is wrong."""
+    futility: Real = Field(0.001, gt=0, lt=0.5)
+    """Probability of giving up an eps that the true probability reaches."""
+    stopping: Stopping = "spending"
+    """When drawing stops: after `n`, or where every asked-for eps is settled."""
+    batch: int = Field(2000, ge=1)
+    """Draws a forward pass."""
+    seed: int = Field(0, ge=0)
+    """Random draws are counted from here."""
+
+    @property
+    def arithmetic(self) -> str:
+        return "the base as computed, exact Gaussian noise"
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Float[Tensor, "batch *image"],
+        y: Int[Tensor, " batch"],
+        keys: Int[Tensor, " batch"],
+        epsilons: Sequence[float] = (),
+    ) -> Certified:
+        if not isinstance(model, Smoothed):
+            raise UserError("the smoothing certificate speaks of a smoothed classifier: rkhs-eval --smooth sigma=0.25")
+        if self.sigma is not None and self.sigma != model.sigma:
+            raise UserError(f"certificate 'smoothing': sigma {self.sigma:g}, but the model is smoothed with {model.sigma:g}")
+        base, found = settled(model.base), []
+        with torch.no_grad(), per_image(base):
+            for image, label, key in zip(x, y.tolist(), keys.tolist(), strict=True):
+                found.append(_Image(self, base, model.sigma, image, key).certify(label, epsilons))
+        radius = torch.tensor([one[0] for one in found], dtype=torch.float64)
+        failure = self.alpha * (radius > 0).double()
+        draws = torch.tensor([one[2] for one in found], dtype=torch.int64)
+        return Certified(radius, [one[1] for one in found], failure, draws)
+
+    def radius_of(self, probability: float, sigma: float, inputs: int) -> float:
+        """The radius that a probability proves, rounded down; 0 up to 1/2."""
+        lowered = probability * (1 - SLACK)
+        if not lowered > 0.5:
+            return 0.0
+        radius = sigma * float(ndtri(lowered)) * (1 - SLACK)
+        return radius / math.sqrt(inputs) * (1 - SLACK) if self.norm == "linf" else radius
+
+
+class _Image:
+    """One image and its draws."""
+
+    def __init__(self, settings: SmoothingCertificate, base: nn.Module, sigma: float, image: Tensor, key: int) -> None:
+        self.settings, self.base, self.sigma, self.image, self.key = settings, base, sigma, image, key
+
+    def certify(self, label: int, epsilons: Sequence[float]) -> tuple[float, str, int]:
+        """Radius, reason and forward passes."""
+        settings = self.settings
+        if not self.image.isfinite().all():
+            return 0.0, "error", 0
+        if self.picked() != label:
+            return 0.0, "", settings.n0
+
+        def radius(probability: float) -> float:
+            return settings.radius_of(probability, self.sigma, self.image.numel())
+
+        found = estimate(
+            lambda begin, end: self.hits(label, begin, end),
+            radius,
+            [eps for eps in epsilons if eps > 0],
+            n=settings.n,
+            alpha=settings.alpha,
+            futility=settings.futility,
+            stopping=settings.stopping,
+        )
+        proved = radius(found.lower)
+        return proved, "" if proved > 0 else "unknown", settings.n0 + found.draws
+
+    def logits(self, stream: int, begin: int, end: int) -> Float[Tensor, "draws classes"]:
+        z = noise(tuple(self.image.shape), begin, end, self.settings.seed, self.key, stream).to(self.image)
+        found: Tensor = self.base(self.image + self.sigma * z)
+        return found
+
+    def parts(self, begin: int, end: int) -> list[tuple[int, int]]:
+        size = self.settings.batch
+        return [(start, min(start + size, end)) for start in range(begin, end, size)]
+
+    def picked(self) -> int:
+        """The class that most of the first n0 draws go to."""
+        votes = [self.logits(SELECT, *part).argmax(1) for part in self.parts(0, self.settings.n0)]
+        return int(torch.cat(votes).bincount().argmax())
+
+    def hits(self, label: int, begin: int, end: int) -> int:
+        """Draws begin .. end-1 on which the label is strictly on top; an answer that is not finite is no hit."""
+        total = 0
+        for part in self.parts(begin, end):
+            logits = self.logits(ESTIMATE, *part)
+            own, others = logits[:, label], logits.clone()
+            others[:, label] = -torch.inf
+            total += int(((own > others.amax(1)) & logits.isfinite().all(1)).sum())
+        return total

@@ -1,0 +1,118 @@
+"""How many coin flips until a lower limit of the share of heads settles what was asked, without peeking."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+from scipy.special import betaincinv, betaln
+
+Stopping = Literal["fixed", "spending", "sequence"]
+"""`fixed`: one limit, after all draws; `spending`: limits at planned looks; `sequence`: a limit valid at any time."""
+FIRST, GROWTH, STEP = 100, 2.0, 20
+"""Draws at a first look; factor from one look of `spending` to the next; `sequence` looks after another 1/20 of the draws."""
+
+
+class Estimate(NamedTuple):
+    """A lower limit of the share of heads, and the flips it took."""
+
+    lower: float
+    draws: int
+    hits: int
+
+
+class Limits(NamedTuple):
+    """At one look: a lower limit that errs with probability alpha over all looks, an upper one that errs with `futility`."""
+
+    lower: float
+    upper: float
+
+
+def looks(n: int, alpha: float) -> list[tuple[int, float]]:
+    """Draws at each look of `spending`, and its share of alpha: half for the last, the rest in equal parts.
+
+    Fixed before the first draw, so that by the union bound all limits hold at once with probability 1 - alpha.
+    """
+    numbers, at = [], float(FIRST)
+    while at < n / math.sqrt(GROWTH):
+        numbers.append(round(at / FIRST) * FIRST)
+        at *= GROWTH
+    return [(number, alpha / 2 / len(numbers)) for number in numbers] + [(n, alpha / 2 if numbers else alpha)]
+
+
+def moments(n: int, alpha: float) -> list[tuple[int, float]]:
+    """When `sequence` looks, each time with all of alpha: its limits hold at any time, so that this is only economy."""
+    numbers = [min(FIRST, n)]
+    while numbers[-1] < n:
+        numbers.append(min(numbers[-1] + max(FIRST, numbers[-1] // STEP // FIRST * FIRST), n))
+    return [(number, alpha) for number in numbers]
+
+
+def lower_limit(hits: int, n: int, alpha: float) -> float:
+    """Clopper-Pearson: the largest p at which `hits` or more of n have probability alpha; 0 without hits."""
+    return float(betaincinv(hits, n - hits + 1, alpha)) if hits else 0.0
+
+
+def upper_limit(hits: int, n: int, alpha: float) -> float:
+    """Clopper-Pearson: the smallest p at which `hits` or fewer of n have probability alpha; 1 without misses."""
+    return 1.0 - lower_limit(n - hits, n, alpha)
+
+
+def mixture_limits(hits: int, n: int, alpha: float) -> tuple[float, float]:
+    r"""The interval of shares that a bettor with the prior Beta(1/2, 1/2) has not yet made money against.
+
+    .. math:: M_n(p) = \frac{B(s + 1/2,\, n - s + 1/2)}{B(1/2, 1/2)\, p^s (1 - p)^{n - s}} < 1 / \alpha
+
+    M_n(p) is a martingale of mean 1 where p is true, so by Ville's inequality p leaves the interval, at any time ever, with
+    probability at most alpha. M_n falls in p up to s / n and rises after it: bisection, rounded outwards.
+    """
+    mass = float(betaln(hits + 0.5, n - hits + 0.5) - betaln(0.5, 0.5)) + math.log(alpha)
+
+    def excluded(p: float) -> bool:
+        if p <= 0 or p >= 1:
+            return hits > 0 if p <= 0 else hits < n
+        return mass - hits * math.log(p) - (n - hits) * math.log1p(-p) >= 0
+
+    def edge(outside: float, inside: float) -> float:
+        if not excluded(outside):
+            return outside
+        for _ in range(40):
+            middle = (outside + inside) / 2
+            outside, inside = (middle, inside) if excluded(middle) else (outside, middle)
+        return outside
+
+    return edge(0.0, hits / n), edge(1.0, hits / n)
+
+
+def estimate(
+    count: Callable[[int, int], int],
+    radius: Callable[[float], float],
+    epsilons: Sequence[float],
+    *,
+    n: int,
+    alpha: float,
+    futility: float,
+    stopping: Stopping,
+) -> Estimate:
+    """Flip until every eps is settled: `radius(lower limit)` reaches it, or `radius(upper limit)` does not; n flips at most.
+
+    count(begin, end): heads among flips number begin .. end-1. The lower limit exceeds the true share with probability at
+    most alpha, whenever the flipping stops. Giving up needs no such guarantee to be sound; the upper limit's `futility` bounds
+    the probability of giving up where the true share would do. Without any eps, all n flips are made.
+    """
+    if stopping == "fixed" or not epsilons:
+        hits = count(0, n)
+        low = mixture_limits(hits, n, alpha)[0] if stopping == "sequence" else lower_limit(hits, n, alpha)
+        return Estimate(low, n, hits)
+    plan = looks(n, alpha) if stopping == "spending" else moments(n, alpha)
+    best, least, hits, seen = 0.0, 1.0, 0, 0
+    for number, share in plan:
+        hits += count(seen, number)
+        seen = number
+        if stopping == "spending":
+            low, high = lower_limit(hits, seen, share), upper_limit(hits, seen, futility * share / alpha)
+        else:
+            low, high = mixture_limits(hits, seen, alpha)[0], mixture_limits(hits, seen, futility)[1]
+        best, least = max(best, low), min(least, high)  # all limits hold at once, so the best of them does
+        if all(radius(best) >= eps or radius(least) < eps for eps in epsilons):
+            break
+    return Estimate(best, seen, hits)
