@@ -203,7 +203,14 @@ class Diagonal(Affine):
         return self.bound * (1 + 4 * UNIT)
 
 
-class Reshape(Affine):
+class Move(Affine):
+    """Numbers moved, appended as zeros or left out: nothing is computed, so nothing rounds."""
+
+    def local(self, size: np.ndarray | float) -> np.ndarray | float:
+        return 0.0 * size
+
+
+class Reshape(Move):
     """The same numbers in the same order."""
 
     def __init__(self, inputs: Shape, outputs: Shape) -> None:
@@ -219,7 +226,7 @@ class Reshape(Affine):
         return v.reshape(len(v), *self.inputs)
 
 
-class Fit(Affine):
+class Fit(Move):
     """Zeros appended at the end of each dimension, or its end left out."""
 
     def __init__(self, inputs: Shape, outputs: Shape) -> None:
@@ -242,7 +249,7 @@ def _fitted(x: np.ndarray, shape: Shape) -> np.ndarray:
     return y
 
 
-class Unshuffle(Affine):
+class Unshuffle(Move):
     """Each block of n x n pixels as channels of one pixel: channel c, row i, column j of the block becomes c n^2 + i n + j."""
 
     def __init__(self, inputs: Shape, block: int) -> None:

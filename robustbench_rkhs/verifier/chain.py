@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from . import norms
-from .affine import Affine, Linear, Reshape
+from .affine import Linear, Move, Reshape
 from .norms import TINY, UNIT
 from .operations import Operation, Shape, expected, lengths, size
 
@@ -107,18 +107,13 @@ def dense(run: Sequence[Operation]) -> tuple[np.ndarray, float]:
         for operation in reversed(run) if by_rows else run:
             length = float(np.linalg.norm(x)) * (1 + 1e-9)
             error = operation.bound * error * FREE
-            if not _moves(operation):
+            if not isinstance(operation, Move):
                 error += operation.factor * operation.absolute * length + TINY
             x = operation.adjoint(x) if by_rows else operation.apply(x)
         parts.append(x.reshape(len(part), -1))
         square += error**2
     matrix = np.concatenate(parts)
     return matrix if by_rows else matrix.T, math.sqrt(square) * (1 + 1e-9)
-
-
-def _moves(operation: Operation) -> bool:
-    """Whether it rounds nothing."""
-    return type(operation).__call__ is getattr(type(operation), "apply", None) and isinstance(operation, Affine) and operation.fan == 1
 
 
 def pairs(chain: Chain, classes: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 from . import norms
 from .affine import Affine
 from .norms import TINY, UNIT
-from .operations import Operation, Shape, expected, size
+from .operations import Operation, Shape, expected
 
 Torus = tuple[int, int]
 
@@ -101,9 +101,3 @@ class Reflection(Operation):
         hidden = inner.grown(size)
         back = inner.bound * inner.local(size) + inner.factor * inner.absolute * hidden
         return 2 * back + 4 * UNIT * (size + 2 * inner.bound * hidden) + TINY
-
-
-def points(shape: Shape, torus: Torus) -> Torus:
-    """The torus itself, once an image is seen to have height and width on it."""
-    expected(len(shape) == 3 and size(torus) >= 1, "a torus needs images")
-    return torus
