@@ -100,7 +100,12 @@ def write(proof: dict[str, Any], arrays: dict[str, np.ndarray], tensors: dict[tu
         tensor = tensors.get(_key(array)) if name.startswith("layer_") else None
         table[name] = {"sha256": array_digest(array), "tensor": tensor}
     stored = (folder / "proof.npz").read_bytes()
-    whole = {"digest": "0" * 64, **proof, "npz": {"bytes": len(stored), "sha256": hashlib.sha256(stored).hexdigest()}, "arrays": table}
+    whole = {
+        "digest": "0" * 64,
+        **proof,
+        "npz": {"bytes": len(stored), "sha256": hashlib.sha256(stored).hexdigest()},
+        "arrays": table,
+    }
     text = json.dumps(whole, indent=1, allow_nan=False).encode() + b"\n"
     (folder / "proof.json").write_bytes(text.replace(b"0" * 64, digest_of(text, "0" * 64).encode(), 1))
 

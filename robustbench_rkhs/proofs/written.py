@@ -53,7 +53,9 @@ class Plain(NamedTuple):
 @singledispatch
 def written(module: nn.Module, step: Step) -> list[Plain]:
     """The layer as plain operations, in float64 with the weights as they are now. Raises UserError where there is no rule."""
-    raise UserError(f"no export rule for {step.path or 'the model'} ({type(module).__name__}): its certificate file cannot be written")
+    raise UserError(
+        f"no export rule for {step.path or 'the model'} ({type(module).__name__}): its certificate file cannot be written"
+    )
 
 
 def biased(bias: Tensor | None, **arrays: Tensor) -> dict[str, Tensor]:
@@ -123,7 +125,7 @@ def _settings(
 
 @written.register
 def _(module: nn.Conv2d, step: Step) -> list[Plain]:
-    kernel, stride, dilation = module.weight.shape[2:], pair(module.stride), pair(module.dilation)
+    stride, dilation = pair(module.stride), pair(module.dilation)
     circular = module.padding_mode == "circular"
     if circular or module.padding == "same":
         left, right, top, bottom = module._reversed_padding_repeated_twice
@@ -132,7 +134,6 @@ def _(module: nn.Conv2d, step: Step) -> list[Plain]:
         padding = [(0, 0), (0, 0)]
     else:
         padding = [(side, side) for side in pair(module.padding)]
-    assert len(kernel) == 2
     return [_convolution(step.bound.shape, module.weight, module.bias, stride, padding, circular, dilation, module.groups)]
 
 
@@ -232,15 +233,16 @@ def _(module: Scale | LearnableScale, step: Step) -> list[Plain]:
 @written.register
 def _(module: nn.BatchNorm1d | nn.BatchNorm2d, step: Step) -> list[Plain]:
     """At its running statistics."""
-    mean, scale = module.running_mean, (module.running_var + module.eps).rsqrt()  # type: ignore[operator]
-    assert mean is not None
-    if module.affine:
-        scale = scale * module.weight
+    mean, variance = module.running_mean, module.running_var
+    assert mean is not None and variance is not None  # its bound is proved, so it has statistics
+    scale = (variance + module.eps).rsqrt() * (module.weight if module.affine else 1)
     return _diagonal(step.bound.shape, mean, scale, module.bias if module.affine else torch.zeros_like(mean))
 
 
 @written.register
-def _(module: nn.AvgPool2d | nn.AvgPool1d | ScaledAveragePool | nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool1d, step: Step) -> list[Plain]:
+def _(
+    module: nn.AvgPool2d | nn.AvgPool1d | ScaledAveragePool | nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool1d, step: Step
+) -> list[Plain]:
     """Windows over a divisor; an adaptive pool to one pixel is one window, whatever its stride."""
     padding, before = (0, 0), list[Plain]()
     if isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool1d):

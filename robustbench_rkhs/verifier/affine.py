@@ -149,9 +149,7 @@ class Convolution(Affine):
 class Average(Affine):
     """Sums of windows in each channel, over a divisor; zeros beyond the border count."""
 
-    def __init__(
-        self, inputs: Shape, kernel: tuple[int, int], stride: tuple[int, int], padding: Ends, divisor: float
-    ) -> None:
+    def __init__(self, inputs: Shape, kernel: tuple[int, int], stride: tuple[int, int], padding: Ends, divisor: float) -> None:
         expected(min(kernel) >= 1 and math.isfinite(divisor) and divisor != 0, "a pool's sizes are not positive")
         channels, height, width = images(inputs)
         self.window = Convolution((1, height, width), np.full((1, 1, *kernel), 1 / divisor), None, stride, padding)
@@ -193,7 +191,8 @@ class Diagonal(Affine):
     def apply(self, x: np.ndarray) -> np.ndarray:
         return x * self.scale
 
-    adjoint = apply
+    def adjoint(self, v: np.ndarray) -> np.ndarray:
+        return v * self.scale
 
     def _bound(self) -> float:
         return float(np.abs(self.scale).max())

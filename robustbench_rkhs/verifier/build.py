@@ -59,7 +59,9 @@ class Row:
         array = self.proof.numbers(self.row["arrays"].get(name))
         self.taken.add(name)
         expected(array.ndim == dimensions, f"array {name!r} has {array.ndim} dimensions, expected {dimensions}")
-        expected(bool(np.isfinite(array).all()) and array.size > 0, f"array {name!r} of {self.row['layer']!r} is empty or not finite")
+        expected(
+            bool(np.isfinite(array).all()) and array.size > 0, f"array {name!r} of {self.row['layer']!r} is empty or not finite"
+        )
         return array
 
     def bias(self) -> np.ndarray | None:

@@ -45,9 +45,9 @@ class Branches(Operation):
     def error(self, x: np.ndarray, before: np.ndarray) -> np.ndarray:
         parts = [forward(chain, x, before) for chain in self.chains]
         if not self.added:
-            return np.sqrt(sum(error**2 for _, error in parts)) * (1 + 1e-9) + TINY
-        moved = 4 * UNIT * len(parts) * sum(lengths(y) for y, _ in parts)
-        return (sum(error for _, error in parts) + moved) * (1 + 1e-9) + TINY
+            return np.sqrt(np.sum([error**2 for _, error in parts], axis=0)) * (1 + 1e-9) + TINY
+        moved = 4 * UNIT * len(parts) * np.sum([lengths(y) for y, _ in parts], axis=0)
+        return (np.sum([error for _, error in parts], axis=0) + moved) * (1 + 1e-9) + TINY
 
 
 def forward(chain: Chain, x: np.ndarray, error: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -147,7 +147,11 @@ def radii(
         found = found / (math.sqrt(pixels) * (1 + 1e-12))
     wrong = logits.argmax(1) != label
     why = [
-        f"but the network says class {logits[i].argmax()} and the label is {label[i]}" if wrong[i] else "but it is tied" if not found[i] > 0 else ""
+        f"but the network says class {logits[i].argmax()} and the label is {label[i]}"
+        if wrong[i]
+        else "but it is tied"
+        if not found[i] > 0
+        else ""
         for i in rows
     ]
     return np.where(np.isnan(found), 0.0, found), why
@@ -165,13 +169,17 @@ def table(verdict: Verdict, epsilons: Sequence[float], seconds: float, radii: bo
     lines = [f"{about['model']} on {data.get('name')} {data.get('split')}, {about['norm']}"]
     product = max((own for _, _, own in verdict.layers), default=1.0)
     lines.append(f"  layers     {len(verdict.layers)}, the steepest bound {product:.6g}")
-    lines.append(f"  images     {count} of {len(verdict.proof.array('images'))}, median radius {rounded(float(np.median(verdict.radius)))}")
+    lines.append(
+        f"  images     {count} of {len(verdict.proof.array('images'))}, median radius {rounded(float(np.median(verdict.radius)))}"
+    )
     for eps in epsilons:
         share = float(((verdict.radius >= eps) & (verdict.radius > 0)).mean())
         lines.append(f"  certified  {share:.2%} at eps {eps:g}")
     lines += [f"  {note}" for note in verdict.notes]
     if radii:
-        lines += [f"  radius of image {index}: {rounded(value)}" for index, value in zip(verdict.index, verdict.radius, strict=True)]
+        lines += [
+            f"  radius of image {index}: {rounded(value)}" for index, value in zip(verdict.index, verdict.radius, strict=True)
+        ]
     return [*lines, f"  seconds    {seconds:.1f}", "verified"]
 
 

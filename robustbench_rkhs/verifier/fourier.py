@@ -17,14 +17,16 @@ class Fourier(Affine):
     r"""y = crop(F^-1 M_theta F pad(x)) + b: a matrix for each frequency (a, b) of the torus with b <= n / 2, in rows.
 
     The image stands on zeros on the torus, the result is cut to `places`: neither lengthens. Its norm is at most the largest of
-    the matrices': by Parseval the half plane's parts are orthogonal, and taking the real part (which is what the inverse transform of
-    real images does where b = 0 or n / 2) shortens.
+    the matrices': by Parseval the half plane's parts are orthogonal, and taking the real part (which is what the inverse
+    transform of real images does where b = 0 or n / 2) shortens.
     """
 
     def __init__(self, inputs: Shape, torus: Torus, places: Torus, matrices: np.ndarray, bias: np.ndarray | None) -> None:
         half = torus[1] // 2 + 1
         expected(len(inputs) == 3 and matrices.ndim == 3 and len(matrices) == torus[0] * half, "matrices do not fit their torus")
-        expected(matrices.shape[2] == inputs[0] and inputs[1] <= torus[0] and inputs[2] <= torus[1], "an image does not fit its torus")
+        expected(
+            matrices.shape[2] == inputs[0] and inputs[1] <= torus[0] and inputs[2] <= torus[1], "an image does not fit its torus"
+        )
         expected(1 <= places[0] <= torus[0] and 1 <= places[1] <= torus[1], "an output does not fit its torus")
         expected(bias is None or bias.shape == matrices.shape[1:2], "a bias does not fit its matrices")
         super().__init__(inputs, (matrices.shape[1], *places))

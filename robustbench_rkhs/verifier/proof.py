@@ -1,8 +1,8 @@
 """A proof's two files: what they hold, and reading them without trusting a byte.
 
-proof.json: text whose `digest` is the sha256 of the file itself with 64 zeros in the digest's place; `npz` names the size and sha256
-of proof.npz, `arrays` those of each array in it. proof.npz: plain arrays, stored and not compressed, never pickled. Numbers may be
-stored as float16 or float32 where that loses nothing; they count as float64.
+proof.json: text whose `digest` is the sha256 of the file itself with 64 zeros in the digest's place; `npz` names the size and
+sha256 of proof.npz, `arrays` those of each array in it. proof.npz: plain arrays, stored and not compressed, never pickled.
+Numbers may be stored as float16 or float32 where that loses nothing; they count as float64.
 """
 
 import hashlib
