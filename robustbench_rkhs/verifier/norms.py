@@ -21,7 +21,8 @@ def norm(matrices: np.ndarray) -> float:
 
     With G the smaller Gram matrix, n its order, k the longer side, u the unit roundoff: where the Cholesky factor of t I - G
     exists in floating point, t I - G + E is positive semidefinite with ||E|| <= 8 (n + 4) u trace(t I) (Demmel; Rump, BIT
-    2006), and G itself is off by at most 8 (k + 4) u ||A||_F^2. So ||A||^2 <= t (1 + 8 n (n + 4) u) + 8 (k + 4) u ||A||_F^2, whatever the solver said.
+    2006), and G itself is off by at most 8 (k + 4) u ||A||_F^2. Hence, whatever the solver said,
+    ||A||^2 <= t (1 + 8 n (n + 4) u) + 8 (k + 4) u ||A||_F^2.
     """
     peak = float(np.abs(matrices).max()) if matrices.size else 0.0
     if peak == 0:
@@ -54,7 +55,8 @@ def torus(size: int, reach: int, stride: int, before: int, outputs: int, circula
     y[o] = sum_t w[t] x[s o + t - before]. Count pixels from the low end of the padding and gather s of them in a block: the
     stride is gone, the image is in blocks first..last, and output o reads blocks o..o + r - 1. Only outputs a..b that read the
     image have weights. On m points these outputs are distinct if m >= b - a + 1, the image's blocks if m >= last - first + 1,
-    and no black block that they read falls onto the image if a + m > last and b + r - 1 - m < first. Rows and columns of a matrix have no larger norm.
+    and no black block that they read falls onto the image if a + m > last and b + r - 1 - m < first. Rows and columns of a
+    matrix have no larger norm.
     A circular image is its own torus; an output that is computed c times multiplies the norm by at most sqrt(c).
     """
     if circular:
