@@ -194,6 +194,8 @@ def _evaluate(
     recipe = parse(EvalRecipe, settings, "rkhs-eval")
     for name in recipe.certificates:
         certificate(name)
+    if certificate_files is not None and "margin" not in recipe.certificates:
+        raise UserError("--certificate: certificate files need the radii of --certify margin")
     screen = Console(stderr=as_json, soft_wrap=True)
     if not screen.is_terminal:
         screen.width = 120
@@ -559,7 +561,7 @@ def _pictures(
 
 def verify() -> None:
     """Re-check certificate files: NumPy alone, no torch; exit code 1 where one is not true, 2 where it is none."""
-    from robustbench_rkhs.verifier.check import main
+    from robustbench_rkhs.verifier.command import main
 
     raise SystemExit(main(sys.argv[1:]))
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import robustbench_rkhs
-from robustbench_rkhs import checkpoint, layers, lipschitz
+from robustbench_rkhs import checkpoint, cli, layers, lipschitz
 from robustbench_rkhs.certificates import MarginCertificate
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.node import UserError
@@ -28,10 +28,12 @@ from robustbench_rkhs.proofs import export, write_proof
 from robustbench_rkhs.subjects import load_model
 from robustbench_rkhs.verdicts import Evaluation
 from robustbench_rkhs.verifier import build, norms
-from robustbench_rkhs.verifier.affine import Average, Convolution, Diagonal, Fit, Linear, Unshuffle
+from robustbench_rkhs.verifier.affine import Diagonal, Fit, Linear, Unshuffle
+from robustbench_rkhs.verifier.chain import Branches, forward, pairs, product
 from robustbench_rkhs.verifier.chain import dense as matrix_of
-from robustbench_rkhs.verifier.chain import forward, pairs, product
-from robustbench_rkhs.verifier.check import main, verify
+from robustbench_rkhs.verifier.check import verify
+from robustbench_rkhs.verifier.command import main
+from robustbench_rkhs.verifier.convolution import Average, Convolution
 from robustbench_rkhs.verifier.curved import Maximum
 from robustbench_rkhs.verifier.operations import Malformed
 from robustbench_rkhs.verifier.proof import Rejected, digest_of, read
@@ -277,7 +279,7 @@ def _changed_weight(proof, arrays):
 
 def _changed_bias(proof, arrays):
     name = proof["layers"][-1]["arrays"]["bias"]
-    arrays[name] = arrays[name].astype(float) + [0, 1e-3, 0]
+    arrays[name] = arrays[name].astype(float) + np.array([0, 1e-3, 0])
 
 
 def _nan_logits(proof, arrays):
@@ -407,6 +409,34 @@ def test_other_norm_and_other_certificates(tmp_path):
     assert any("not re-checked: crown" in note for note in verdict.notes) and verdict.radius.max() < 9
 
 
+def test_the_evaluation_writes_a_certificate_file(tmp_path, monkeypatch, capsys):
+    flags = [
+        "--model",
+        "digits_mlp",
+        "--eps",
+        "0.1",
+        "--samples",
+        "8",
+        "--attack",
+        "pgd:steps=1",
+        "--out",
+        str(tmp_path / "reports"),
+    ]
+    monkeypatch.setattr(sys, "argv", ["rkhs-eval", *flags, "--device", "cpu", "--certificate", str(tmp_path / "proofs")])
+    with pytest.raises(SystemExit) as ended:
+        cli.evaluate()
+    assert ended.value.code == 0 and "digits_mlp (verified)" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "proofs").rglob("*")) == ["digits_mlp", "proof.json", "proof.npz"]
+    monkeypatch.setattr(sys, "argv", ["rkhs-verify", str(tmp_path / "proofs" / "digits_mlp"), "--samples", "3"])
+    with pytest.raises(SystemExit) as ended:
+        cli.verify()
+    assert ended.value.code == 0 and "verified for the first 3 images" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["rkhs-eval", *flags, "--certify", "none", "--certificate", str(tmp_path / "no")])
+    with pytest.raises(SystemExit) as ended:
+        cli.evaluate()
+    assert ended.value.code == 2 and "need the radii of --certify margin" in capsys.readouterr().err
+
+
 def test_refusals_write_nothing(tmp_path):
     class Stranger(nn.Module):
         """A layer with a rule and without an export."""
@@ -484,6 +514,20 @@ def test_overlapping_maximum_pool_attains_its_bound():
     spike = np.zeros((1, 1, 5, 5))
     spike[..., 1, 1] = 1
     assert np.isclose(np.linalg.norm(pool(spike)), pool.bound) and np.isclose(pool.bound, 2)
+
+
+def test_branches_one_after_the_other():
+    random = np.random.default_rng(0)
+    parts = [Linear((3,), random.normal(size=(rows, 3)), random.normal(size=rows)) for rows in (2, 4)]
+    both, added = Branches((3,), [[part] for part in parts], False), Branches((3,), [[parts[0]], [parts[0]]], True)
+    x, stacked = random.normal(size=(5, 3)), np.vstack([part.weight for part in parts])
+    np.testing.assert_allclose(both(x), np.concatenate([part(x) for part in parts], axis=1))
+    np.testing.assert_allclose(added(x), 2 * parts[0](x))
+    norm = [np.linalg.norm(part.weight, 2) for part in parts]
+    assert np.linalg.norm(stacked, 2) <= both.bound and np.isclose(both.bound, math.hypot(*norm))
+    assert np.isclose(added.bound, 2 * norm[0]) and np.all(both.error(x, np.ones(5)) >= both.bound * 0.999)
+    with pytest.raises(Malformed, match="branches do not fit"):
+        Branches((3,), [[part] for part in parts], True)
 
 
 def test_pairs_of_equal_rows_part_nowhere():

@@ -12,4 +12,4 @@ if not __package__:
     assert spec and spec.loader
     sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules[name])
-sys.exit(importlib.import_module(f"{name}.check").main(sys.argv[1:]))
+sys.exit(importlib.import_module(f"{name}.command").main(sys.argv[1:]))

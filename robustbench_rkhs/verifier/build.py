@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from .affine import Average, Convolution, Diagonal, Fit, Linear, Reshape, Unshuffle
+from .affine import Diagonal, Fit, Linear, Reshape, Unshuffle
 from .chain import Branches
+from .convolution import Average, Convolution
 from .curved import Activation, GroupSort, Maximum, MaxMin
 from .fourier import Fourier, Reflection, Sandwich
 from .operations import Malformed, Operation, Shape, expected

@@ -1,10 +1,7 @@
 """Decides whether a proof is true: own bounds, own logits, own radii."""
 
-import argparse
 import hashlib
 import math
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +12,7 @@ import numpy as np
 from . import build, weights
 from .chain import Branches, forward, pairs
 from .norms import Unproved
-from .operations import Malformed, Operation, expected, size
+from .operations import Operation, expected, size
 from .proof import Proof, Rejected, number, read
 
 SLACK = 1e-6
@@ -160,57 +157,3 @@ def radii(
 def rounded(value: float) -> str:
     """Four decimals, rounded down."""
     return "infinite" if math.isinf(value) else f"{math.floor(value * 1e4) / 1e4:.4f}"
-
-
-def table(verdict: Verdict, epsilons: Sequence[float], seconds: float, radii: bool = False) -> list[str]:
-    """What was re-checked, in a few lines."""
-    about, count = verdict.proof.about, len(verdict.radius)
-    data = about["data"] if isinstance(about["data"], dict) else {}
-    lines = [f"{about['model']} on {data.get('name')} {data.get('split')}, {about['norm']}"]
-    product = max((own for _, _, own in verdict.layers), default=1.0)
-    lines.append(f"  layers     {len(verdict.layers)}, the steepest bound {product:.6g}")
-    lines.append(
-        f"  images     {count} of {len(verdict.proof.array('images'))}, median radius {rounded(float(np.median(verdict.radius)))}"
-    )
-    for eps in epsilons:
-        share = float(((verdict.radius >= eps) & (verdict.radius > 0)).mean())
-        lines.append(f"  certified  {share:.2%} at eps {eps:g}")
-    lines += [f"  {note}" for note in verdict.notes]
-    if radii:
-        lines += [
-            f"  radius of image {index}: {rounded(value)}" for index, value in zip(verdict.index, verdict.radius, strict=True)
-        ]
-    return [*lines, f"  seconds    {seconds:.1f}", "verified"]
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Exit code 0: verified; 1: not true; 2: not a proof."""
-    parser = argparse.ArgumentParser(prog="rkhs-verify", description="Re-check certificate files, in NumPy alone.")
-    parser.add_argument("proof", nargs="+", type=Path, help="folder with proof.json and proof.npz")
-    parser.add_argument("--eps", nargs="*", type=_fraction, help="radii to count at; the proof's own where not given")
-    parser.add_argument("--samples", type=int, help="only the first images")
-    parser.add_argument("--weights", type=Path, help="model.safetensors that the proof must be of")
-    parser.add_argument("--radii", action="store_true", help="print each image's radius")
-    asked, code = parser.parse_args(arguments), 0
-    if asked.samples is not None and asked.samples < 1:
-        parser.error(f"--samples: expected at least 1, found {asked.samples}")
-    for folder in asked.proof:
-        started = time.perf_counter()
-        try:
-            verdict = verify(folder, asked.samples, asked.weights)
-            epsilons = verdict.proof.about["epsilons"] if asked.eps is None else asked.eps
-            expected(isinstance(epsilons, list), "expected a list of epsilons")
-            epsilons = [number(eps, "eps") for eps in epsilons]
-            print("\n".join(table(verdict, epsilons, time.perf_counter() - started, asked.radii)))
-        except Rejected as reason:
-            print(f"NOT verified: {folder}: {reason}")
-            code = max(code, 1)
-        except (Malformed, Unproved) as reason:
-            print(f"not a proof: {folder}: {reason}", file=sys.stderr)
-            code = 2
-    return code
-
-
-def _fraction(text: str) -> float:
-    above, _, below = text.partition("/")
-    return float(above) / float(below or 1)

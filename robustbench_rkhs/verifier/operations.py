@@ -71,7 +71,8 @@ class Operation:
 def lengths(x: np.ndarray) -> np.ndarray:
     """l2 length of each image, rounded up."""
     flat = x.reshape(len(x), -1)
-    return np.sqrt((flat * flat).sum(1)) * (1 + 1e-9)
+    peak = np.abs(flat).max(axis=1, initial=TINY)  # no square over- or underflows
+    return np.sqrt(((flat / peak[:, None]) ** 2).sum(1)) * peak * (1 + 1e-9)
 
 
 def expected(condition: bool, words: str) -> None:

@@ -21,6 +21,11 @@ from .operations import Malformed, Shape, expected
 FORMAT, VERSION = "robustbench_rkhs proof", 1
 LARGEST = 2**33
 """Bytes of a file beyond which it is not read."""
+UNREADABLE = (
+    *(ValueError, TypeError, OSError, KeyError, EOFError, SyntaxError, OverflowError, MemoryError),
+    *(RecursionError, NotImplementedError, zipfile.BadZipFile),
+)
+"""What NumPy and zipfile raise for foreign bytes."""
 TYPES = ("<f2", "<f4", "<f8", "<i8")
 KEYS = {
     *("digest", "format", "version", "model", "weights", "data", "preprocessing", "norm", "epsilons", "shape", "classes"),
@@ -128,7 +133,7 @@ def _arrays(stored: bytes, table: Any) -> dict[str, np.ndarray]:
             expected(sorted(member.filename for member in members) == sorted(f"{name}.npy" for name in table), "arrays are missing")
         with np.load(io.BytesIO(stored), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in table}
-    except (ValueError, OSError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, NotImplementedError) as error:
+    except UNREADABLE as error:
         raise Malformed(f"proof.npz is not readable: {str(error)[:80]}") from None
     for name, array in arrays.items():
         expected(array.dtype.str in TYPES, f"array {name!r} has type {array.dtype}")
