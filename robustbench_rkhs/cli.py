@@ -147,6 +147,7 @@ def _evaluate(
     out: Path = Path("reports"),
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
     require: Names = (),
+    certificate_files: Annotated[Path | None, tyro.conf.arg(name="certificate")] = None,
 ) -> int:
     """Certify and attack models; print the table of verdicts; write it, the curve and the report.
 
@@ -174,6 +175,7 @@ def _evaluate(
         out: Where verdicts and reports go.
         as_json: Print one JSON object on stdout, the tables on stderr.
         require: Conditions such as "robust@1.0>=0.45"; exit code 1 where one does not hold.
+        certificate_files: Folder that gets NAME/proof.json and proof.npz, which rkhs-verify re-checks without this package.
     """
     from rich.console import Console
 
@@ -202,6 +204,8 @@ def _evaluate(
         if certify == ("portfolio",):
             settings["certificates"] = [one]
     recipe = parse(EvalRecipe, settings, "rkhs-eval")
+    if certificate_files is not None and "margin" not in [one.label for one in recipe.certificates]:
+        raise UserError("--certificate: certificate files need the radii of --certify margin")
     screen = Console(stderr=as_json, soft_wrap=True)
     if not screen.is_terminal:
         screen.width = 120
@@ -228,6 +232,11 @@ def _evaluate(
         for kind, paths in {"verdicts": [Path(done.about["path"])], **written}.items():
             shown = " ".join(str(path) for path in paths)
             screen.print(f"{kind}: {shown}", markup=False, highlight=False)
+        if certificate_files is not None:
+            from robustbench_rkhs.proofs import write_proof
+
+            write_proof(subject.model, subject.test.sample(samples, seed), done, certificate_files / subject.name)
+            screen.print(f"certificate: {certificate_files / subject.name} (verified)", markup=False, highlight=False)
         for condition in conditions:
             held, line = condition.check(done)
             failed += not held
@@ -564,6 +573,13 @@ def _pictures(
     else:
         paths = draw.vae_picture(data, out, images, seed, vae)
     print(f"pictures: {' '.join(str(path) for path in paths)}")
+
+
+def verify() -> None:
+    """Re-check certificate files: NumPy alone, no torch; exit code 1 where one is not true, 2 where it is none."""
+    from robustbench_rkhs.verifier.command import main
+
+    raise SystemExit(main(sys.argv[1:]))
 
 
 train = command(_train, overrides=True)

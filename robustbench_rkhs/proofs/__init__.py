@@ -1,0 +1,7 @@
+"""Certificate files: networks written as plain operations, with what is claimed of them, for `rkhs-verify` to re-check."""
+
+from robustbench_rkhs.proofs import images as images  # these add their export rules
+from robustbench_rkhs.proofs.export import write_proof
+from robustbench_rkhs.proofs.written import Plain, written
+
+__all__ = ["Plain", "write_proof", "written"]

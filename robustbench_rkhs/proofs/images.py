@@ -1,0 +1,164 @@
+"""How layers on images are written: convolutions, layers worked out frequency by frequency, pools."""
+
+import math
+from typing import Any
+
+from torch import Tensor, nn
+
+from robustbench_rkhs.layers import AOLConv, LinearResidualConv, SandwichConv, ScaledAveragePool, SpaceToDepth
+from robustbench_rkhs.layers.borders import ends
+from robustbench_rkhs.layers.maps import FourierMap
+from robustbench_rkhs.layers.reflection import ReflectionConv
+from robustbench_rkhs.lipschitz import Step
+from robustbench_rkhs.lipschitz.convolution import pair
+from robustbench_rkhs.lipschitz.sequences import one
+from robustbench_rkhs.proofs.written import Plain, Shape, activation, biased, written
+
+
+def _convolution(
+    shape: Shape,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: list[tuple[int, int]],
+    circular: bool,
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+) -> Plain:
+    settings = _settings(stride, padding, circular, dilation, groups)
+    return Plain("convolution", shape, settings, biased(bias, weight=weight))
+
+
+def _settings(
+    stride: tuple[int, int], padding: list[tuple[int, int]], circular: bool, dilation: tuple[int, int] = (1, 1), groups: int = 1
+) -> dict[str, Any]:
+    sides = [list(side) for side in padding]
+    return {"stride": list(stride), "padding": sides, "dilation": list(dilation), "groups": groups, "circular": circular}
+
+
+@written.register
+def _(module: nn.Conv2d, step: Step) -> list[Plain]:
+    stride, dilation = pair(module.stride), pair(module.dilation)
+    circular = module.padding_mode == "circular"
+    if circular or module.padding == "same":
+        left, right, top, bottom = module._reversed_padding_repeated_twice
+        padding = [(top, bottom), (left, right)]
+    elif isinstance(module.padding, str):
+        padding = [(0, 0), (0, 0)]
+    else:
+        padding = [(side, side) for side in pair(module.padding)]
+    return [_convolution(step.bound.shape, module.weight, module.bias, stride, padding, circular, dilation, module.groups)]
+
+
+@written.register
+def _(module: nn.Conv1d, step: Step) -> list[Plain]:
+    """An image of height one."""
+    circular = module.padding_mode == "circular"
+    if circular or module.padding == "same":
+        before, after = module._reversed_padding_repeated_twice
+    else:
+        before = after = 0 if isinstance(module.padding, str) else one(module.padding)
+    stride, dilation = (1, one(module.stride)), (1, one(module.dilation))
+    shape, weight, padding = step.bound.shape, module.weight[:, :, None], [(0, 0), (before, after)]
+    return [_convolution(shape, weight, module.bias, stride, padding, circular, dilation, module.groups)]
+
+
+@written.register
+def _(module: AOLConv | LinearResidualConv, step: Step) -> list[Plain]:
+    stride = module.stride if isinstance(module, AOLConv) else 1
+    circular, plain = module.padding_mode == "circular", list[Plain]()
+    if circular:
+        plain += _divisible(step.inputs, stride)
+    weight = module.kernel()
+    both = [ends(weight.shape[-1])] * 2
+    plain.append(_convolution(step.bound.shape, weight, module.bias, (stride, stride), both, circular))
+    return plain + (activation(module.activation, step.bound.shape) if isinstance(module, AOLConv) else [])
+
+
+def _divisible(shape: Shape, by: int) -> list[Plain]:
+    """Zeros at the image's end, up to the next multiples."""
+    channels, *sides = shape
+    wide = (channels, *(-(-side // by) * by for side in sides))
+    return [] if wide == tuple(shape) else [Plain("fit", wide, bound=1.0)]
+
+
+def _folded(shape: Shape, by: int) -> list[Plain]:
+    channels, rows, columns = shape[0] * by**2, -(-shape[1] // by), -(-shape[2] // by)
+    return [*_divisible(shape, by), *([] if by == 1 else [Plain("unshuffle", (channels, rows, columns), {"block": by}, bound=1.0)])]
+
+
+def _complex(name: str, matrices: Tensor) -> dict[str, Tensor]:
+    whole = matrices.resolve_conj()
+    return {f"{name}_real": whole.real, f"{name}_imaginary": whole.imag}
+
+
+@written.register
+def _(module: FourierMap, step: Step) -> list[Plain]:
+    torus, shape = module.torus(*step.inputs[1:]), step.bound.shape
+    arrays = {**_complex("matrices", module.matrices(torus)), "bias": module.bias}
+    plain = Plain("fourier", shape, {"torus": list(torus), "places": list(shape[1:])}, arrays)
+    return [*_folded(step.inputs, module.stride), plain, *activation(module.activation, shape)]
+
+
+@written.register
+def _(module: SandwichConv, step: Step) -> list[Plain]:
+    torus, shape = module.torus(*step.inputs[1:]), step.bound.shape
+    outer, inner = module.matrices(torus)
+    arrays = {**_complex("outer", outer), **_complex("inner", inner), "shift": module.psi.exp() * module.bias}
+    plain = Plain("fourier_sandwich", shape, {"torus": list(torus), "places": list(shape[1:])}, arrays)
+    return [*_folded(step.inputs, module.stride), plain]
+
+
+@written.register
+def _(module: ReflectionConv, step: Step) -> list[Plain]:
+    u, shift = module.factor()
+    settings = _settings((1, 1), [ends(u.shape[-1])] * 2, module.padding_mode == "circular")
+    return [Plain("reflection_convolution", step.bound.shape, settings, {"u": u, "shift": shift})]
+
+
+@written.register
+def _(
+    module: nn.AvgPool2d | nn.AvgPool1d | ScaledAveragePool | nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool1d, step: Step
+) -> list[Plain]:
+    """Windows over a divisor; an adaptive pool to one pixel is one window, whatever its stride."""
+    padding, before = (0, 0), list[Plain]()
+    if isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool1d):
+        kernel = stride = tuple(step.inputs[1:]) if len(step.inputs) == 3 else (1, step.inputs[1])
+        divisor = math.prod(kernel)
+    elif isinstance(module, ScaledAveragePool):
+        kernel = stride = (module.size, module.size)
+        divisor, before = module.size, _divisible(step.inputs, module.size)
+    elif isinstance(module, nn.AvgPool1d):
+        kernel, stride, padding = (1, one(module.kernel_size)), (1, one(module.stride)), (0, one(module.padding))
+        divisor = kernel[1]
+    else:
+        kernel, stride, padding = pair(module.kernel_size), pair(module.stride), pair(module.padding)
+        divisor = module.divisor_override or math.prod(kernel)
+    sides = [[side, side] for side in padding]
+    settings = {"kernel": list(kernel), "stride": list(stride), "padding": sides, "divisor": divisor}
+    return [*before, Plain("average", step.bound.shape, settings)]
+
+
+@written.register
+def _(module: nn.MaxPool2d | nn.MaxPool1d | nn.AdaptiveMaxPool1d, step: Step) -> list[Plain]:
+    """ceil_mode shows in how many places there are."""
+    if isinstance(module, nn.AdaptiveMaxPool1d):
+        kernel = stride = (1, step.inputs[1])
+        before, dilation = (0, 0), (1, 1)
+    elif isinstance(module, nn.MaxPool1d):
+        kernel, stride, before, dilation = (
+            (least, one(value))
+            for least, value in ((1, module.kernel_size), (1, module.stride), (0, module.padding), (1, module.dilation))
+        )
+    else:
+        kernel, stride, before, dilation = (
+            pair(value) for value in (module.kernel_size, module.stride, module.padding, module.dilation)
+        )
+    places = (1, *step.bound.shape[1:])[-2:]
+    settings = {"kernel": kernel, "stride": stride, "before": before, "dilation": dilation, "places": places}
+    return [Plain("maximum", step.bound.shape, {key: list(value) for key, value in settings.items()})]
+
+
+@written.register
+def _(module: SpaceToDepth, step: Step) -> list[Plain]:
+    return _folded(step.inputs, module.size)

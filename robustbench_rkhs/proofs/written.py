@@ -1,0 +1,157 @@
+"""How each layer is written: as plain operations with their effective float64 arrays. A layer adds its own: `@written.register`."""
+
+from functools import singledispatch
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_rkhs.layers import (
+    AOL,
+    FirstFeatures,
+    GroupSort,
+    LearnableScale,
+    LinearNormalized,
+    LinearResidual,
+    MaxMin,
+    Normalize,
+    PadChannels,
+    Residual,
+    Sandwich,
+    SandwichLinear,
+    Scale,
+)
+from robustbench_rkhs.layers.maps import DenseMap
+from robustbench_rkhs.layers.reflection import Reflection
+from robustbench_rkhs.lipschitz import Step
+from robustbench_rkhs.node import UserError
+
+Shape = tuple[int, ...]
+
+
+class Plain(NamedTuple):
+    """One plain operation, as the verifier knows it by name."""
+
+    operation: str
+    outputs: Shape
+    """Output shape without the batch dimension."""
+    settings: dict[str, Any] = {}
+    arrays: dict[str, Tensor] = {}
+    bound: float | None = None
+    """Claimed; the step's own where None."""
+
+
+@singledispatch
+def written(module: nn.Module, step: Step) -> list[Plain]:
+    """The layer as plain operations, in float64 with the weights as they are now. Raises UserError where there is no rule."""
+    raise UserError(
+        f"no export rule for {step.path or 'the model'} ({type(module).__name__}): its certificate file cannot be written"
+    )
+
+
+def biased(bias: Tensor | None, **arrays: Tensor) -> dict[str, Tensor]:
+    """The arrays, and the bias where there is one."""
+    return arrays if bias is None else {**arrays, "bias": bias}
+
+
+def activation(kind: str, shape: Shape) -> list[Plain]:
+    """A layer's own activation."""
+    return [] if kind == "none" else [Plain(kind, shape, bound=1.0)]
+
+
+@written.register(nn.Identity)
+@written.register(nn.Dropout)
+@written.register(nn.Dropout2d)
+def _(module: nn.Module, step: Step) -> list[Plain]:
+    return []
+
+
+@written.register(nn.Flatten)
+def _(module: nn.Module, step: Step) -> list[Plain]:
+    return [Plain("reshape", step.bound.shape)]
+
+
+@written.register
+def _(module: nn.Linear, step: Step) -> list[Plain]:
+    return [Plain("linear", step.bound.shape, {}, biased(module.bias, weight=module.weight))]
+
+
+@written.register
+def _(module: LinearNormalized | LinearResidual | SandwichLinear, step: Step) -> list[Plain]:
+    if isinstance(module, SandwichLinear):
+        a, b = module.matrices()
+        return [Plain("linear", step.bound.shape, {}, {"weight": 2 * a.T @ b, "bias": module.bias})]
+    return [Plain("linear", step.bound.shape, {}, {"weight": module.matrix(), "bias": module.bias})]
+
+
+@written.register
+def _(module: DenseMap | AOL, step: Step) -> list[Plain]:
+    shape = step.bound.shape
+    if module.activation == "maxmin" and len(shape) > 1:
+        raise UserError(f"no export rule for {step.path} ({type(module).__name__}): maxmin on the last of several dimensions")
+    arrays = {"weight": module.matrix(), "bias": module.bias}
+    return [Plain("linear", shape, {}, arrays), *activation(module.activation, shape)]
+
+
+@written.register
+def _(module: Sandwich, step: Step) -> list[Plain]:
+    a, b = module.matrices()
+    return [Plain("sandwich", step.bound.shape, {}, {"a": a, "b": b, "shift": module.psi.exp() * module.bias})]
+
+
+@written.register
+def _(module: Reflection, step: Step) -> list[Plain]:
+    u, shift = module.factor()
+    return [Plain("reflection", step.bound.shape, {}, {"u": u, "shift": shift})]
+
+
+def _diagonal(shape: Shape, center: Tensor, scale: Tensor, shift: Tensor) -> list[Plain]:
+    return [Plain("diagonal", shape, {}, {"center": center.flatten(), "scale": scale.flatten(), "shift": shift.flatten()})]
+
+
+@written.register
+def _(module: Normalize, step: Step) -> list[Plain]:
+    return _diagonal(step.bound.shape, module.mean, 1 / module.std, torch.zeros_like(module.mean))
+
+
+@written.register
+def _(module: Scale | LearnableScale, step: Step) -> list[Plain]:
+    value = torch.tensor(module.value, dtype=torch.float64) if isinstance(module, Scale) else module.logarithm.exp()
+    return _diagonal(step.bound.shape, torch.zeros_like(value), value, torch.zeros_like(value))
+
+
+@written.register
+def _(module: nn.BatchNorm1d | nn.BatchNorm2d, step: Step) -> list[Plain]:
+    """At its running statistics."""
+    mean, variance = module.running_mean, module.running_var
+    assert mean is not None and variance is not None  # its bound is proved, so it has statistics
+    scale = (variance + module.eps).rsqrt() * (module.weight if module.affine else 1)
+    return _diagonal(step.bound.shape, mean, scale, module.bias if module.affine else torch.zeros_like(mean))
+
+
+for _kind, _name in {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", MaxMin: "maxmin"}.items():
+    written.register(_kind, lambda module, step, name=_name: [Plain(name, step.bound.shape)])
+
+
+@written.register
+def _(module: nn.LeakyReLU | nn.ELU, step: Step) -> list[Plain]:
+    if isinstance(module, nn.ELU):
+        return [Plain("elu", step.bound.shape, {"slope": float(module.alpha)})]
+    return [Plain("leaky_relu", step.bound.shape, {"slope": float(module.negative_slope)})]
+
+
+@written.register
+def _(module: GroupSort, step: Step) -> list[Plain]:
+    return [Plain("groupsort", step.bound.shape, {"group": module.group})]
+
+
+@written.register(PadChannels)
+@written.register(FirstFeatures)
+def _(module: nn.Module, step: Step) -> list[Plain]:
+    return [Plain("fit", step.bound.shape)]
+
+
+@written.register
+def _(module: Residual, step: Step) -> list[Plain]:
+    """Its branches are written by the chain."""
+    return [Plain("sum", step.bound.shape)]

@@ -1,0 +1,159 @@
+"""Decides whether a proof is true: own bounds, own logits, own radii."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import build, weights
+from .chain import Branches, forward, pairs
+from .norms import Unproved
+from .operations import Operation, expected, size
+from .proof import Proof, Rejected, number, read
+
+SLACK = 1e-6
+"""Relative: a claim is accepted up to this much beyond what is proved here. What is reported never exceeds what is proved here."""
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A proof that held."""
+
+    proof: Proof
+    index: np.ndarray
+    radius: np.ndarray
+    """The radius proved here, at most the claimed one, for each image looked at."""
+    layers: list[tuple[str, float | None, float]]
+    """Operation, claimed bound and own bound."""
+    notes: list[str] = field(default_factory=list)
+
+
+def verify(folder: str | Path, samples: int | None = None, checkpoint: str | Path | None = None) -> Verdict:
+    """Re-checks the proof in a folder. Raises Rejected with the first reason, Malformed where it is no proof."""
+    proof = read(Path(folder))
+    about = proof.about
+    notes = [] if checkpoint is None else [weights.check(proof, Path(checkpoint))]
+    expected(about["norm"] in ("l2", "linf"), f"expected norm l2 or linf, found {about['norm']!r}")
+    x, label = proof.array("images"), proof.array("label")
+    count = len(x)
+    expected(x.shape[1:] == proof.shape and x.dtype.kind == "f" and count >= 1, "images do not have the proof's shape")
+    for name in ("index", "label"):
+        expected(proof.array(name, count).dtype.kind == "i", f"{name} does not hold whole numbers")
+    expected(0 <= int(label.min()) <= int(label.max()) < proof.classes, "labels do not fit the classes")
+    digests = about["images"]
+    expected(isinstance(digests, list) and len(digests) == count, "expected a sha256 of each image")
+    for image, digest, index in zip(x, digests, proof.array("index"), strict=True):
+        if hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest() != digest:
+            raise Rejected(f"image {index}: its sha256 does not fit")
+    claims = _claims(proof, count, notes)
+    expected(about["adversarial"] == [], "adversarial images are not part of this version")  # theirs will be checked here
+    chain = build.chain(proof, about["layers"], proof.shape)
+    layers = bounds(chain, about["layers"])
+    slopes, claimed = pairs(chain, proof.classes), proof.numbers("pairs", proof.classes, proof.classes)
+    for y, j in zip(*np.nonzero(~(slopes <= claimed * (1 + SLACK))), strict=True):
+        raise Rejected(f"classes {y} and {j}: claimed bound {claimed[y, j]:.6g}, re-checked {slopes[y, j]:.6g}")
+    looked = count if samples is None else min(samples, count)
+    radius = _radii(proof, chain, slopes, claims, looked)
+    return Verdict(proof, proof.array("index")[:looked], radius, layers, notes)
+
+
+def _claims(proof: Proof, count: int, notes: list[str]) -> list[tuple[str, np.ndarray]]:
+    """Methods that can be re-checked, with their radii; a note on each other."""
+    rows = proof.about["certificates"]
+    expected(isinstance(rows, list) and all(isinstance(row, dict) for row in rows), "expected a list of certificates")
+    claims = []
+    for row in rows:
+        expected({"method", "checkable", "radii", "reason"} == set(row), f"a certificate has the keys {sorted(row)}")
+        radii = proof.numbers(row["radii"], count)
+        if row["checkable"] is not True:
+            notes.append(f"not re-checked: {row['method']} ({row['reason']})")
+            continue
+        expected(row["method"] == "margin", f"there is no re-check of certificate {row['method']!r}")
+        claims.append((row["method"], radii))
+    return claims
+
+
+def bounds(chain: Sequence[Operation], rows: list[dict[str, Any]]) -> list[tuple[str, float | None, float]]:
+    """Each layer's claimed and own bound, branches included. Raises Rejected where a claim is too small."""
+    found = []
+    for operation, row in zip(chain, rows, strict=True):
+        if isinstance(operation, Branches):
+            for part, entries in zip(operation.chains, row["branches"], strict=True):
+                found += bounds(part, entries)
+        claimed = None if row["bound"] is None else number(row["bound"], "bound")
+        name = f"{row['layer']} ({row['operation']})"
+        try:
+            own = operation.bound
+        except Unproved as refused:
+            raise Rejected(f"layer {name}: {refused}") from None
+        if claimed is not None and not own <= claimed * (1 + SLACK):
+            raise Rejected(f"layer {name}: claimed bound {claimed:.9g}, re-checked {own:.9g}")
+        found.append((name, claimed, own))
+    return found
+
+
+def _radii(
+    proof: Proof, chain: Sequence[Operation], slopes: np.ndarray, claims: list[tuple[str, np.ndarray]], looked: int
+) -> np.ndarray:
+    """Own radii, at most those claimed. Raises Rejected at the first image whose claim is larger."""
+    x, label, index = (proof.array(name)[:looked] for name in ("images", "label", "index"))
+    count = len(proof.array("images"))
+    claimed_logits, claimed_error = proof.numbers("logits", count, proof.classes), proof.numbers("error", count)
+    best = np.zeros(looked)
+    for start in range(0, looked, BATCH):
+        part = slice(start, min(start + BATCH, looked))
+        with np.errstate(all="ignore"):  # what is not finite is found below
+            logits, error = forward(chain, x[part].astype(np.float64))
+            apart = np.sqrt(((logits - claimed_logits[part]) ** 2).sum(1))
+            fits = apart <= (error + claimed_error[part]) * (1 + 1e-6)
+            own, why = radii(logits, error, label[part], slopes, size(proof.shape), proof.about["norm"])
+        finite = np.isfinite(logits).all(1) & np.isfinite(x[part]).all(axis=tuple(range(1, x.ndim)))
+        for at in range(len(own)):
+            where = f"image {index[start + at]}"
+            if finite[at] and not fits[at]:
+                raise Rejected(f"{where}: its claimed logits are not the network's")
+            if not finite[at]:
+                own[at], why[at] = 0.0, "image or logits are not finite"
+            for method, claimed in claims:
+                value = claimed[start + at]
+                if not value >= 0:
+                    raise Rejected(f"{where}: expected a radius of at least 0, {method} claims {value}")
+                if not value <= own[at] * (1 + SLACK):
+                    words = why[at] or f"re-checked {rounded(own[at])}"
+                    raise Rejected(f"{where}: {method} claims radius {value:.6g}, {words}")
+                best[start + at] = max(best[start + at], min(value, own[at]))
+    return best
+
+
+def radii(
+    logits: np.ndarray, error: np.ndarray, label: np.ndarray, slopes: np.ndarray, pixels: int, norm: str
+) -> tuple[np.ndarray, list[str]]:
+    """min_j (f_y - f_j - 2 e) / L_yj, rounded down, and why it is 0."""
+    rows = np.arange(len(label))
+    gaps = logits[rows, label][:, None] - logits
+    gaps = gaps - 2 * error[:, None] - 4 * 2.0**-53 * np.abs(gaps)
+    others = np.where(np.arange(logits.shape[1]) == label[:, None], np.inf, 0.0)
+    found = np.where(gaps > 0, gaps / slopes[label], 0.0)
+    found = np.where(others > 0, np.inf, found).min(1) * (1 - 1e-12)
+    if norm == "linf":
+        found = found / (math.sqrt(pixels) * (1 + 1e-12))
+    wrong = logits.argmax(1) != label
+    why = [
+        f"but the network says class {logits[i].argmax()} and the label is {label[i]}"
+        if wrong[i]
+        else "but it is tied"
+        if not found[i] > 0
+        else ""
+        for i in rows
+    ]
+    return np.where(np.isnan(found), 0.0, found), why
+
+
+def rounded(value: float) -> str:
+    """Four decimals, rounded down."""
+    return "infinite" if math.isinf(value) else f"{math.floor(value * 1e4) / 1e4:.4f}"

@@ -1,0 +1,69 @@
+"""The command `rkhs-verify`: what to re-check, and how it is said."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .check import Verdict, rounded, verify
+from .norms import Unproved
+from .operations import Malformed, expected
+from .proof import Rejected, number
+
+
+def table(verdict: Verdict, epsilons: Sequence[float], seconds: float, radii: bool = False) -> list[str]:
+    """What was re-checked, in a few lines."""
+    about, count = verdict.proof.about, len(verdict.radius)
+    data = about["data"] if isinstance(about["data"], dict) else {}
+    lines = [f"{about['model']} on {data.get('name')} {data.get('split')}, {about['norm']}"]
+    product = max((own for _, _, own in verdict.layers), default=1.0)
+    lines.append(f"  layers     {len(verdict.layers)}, the steepest bound {product:.6g}")
+    lines.append(
+        f"  images     {count} of {len(verdict.proof.array('images'))}, median radius {rounded(float(np.median(verdict.radius)))}"
+    )
+    for eps in epsilons:
+        share = float(((verdict.radius >= eps) & (verdict.radius > 0)).mean())
+        lines.append(f"  certified  {share:.2%} at eps {eps:g}")
+    lines += [f"  {note}" for note in verdict.notes]
+    if radii:
+        lines += [
+            f"  radius of image {index}: {rounded(value)}" for index, value in zip(verdict.index, verdict.radius, strict=True)
+        ]
+    all_of_it = count == len(verdict.proof.array("images"))
+    return [*lines, f"  seconds    {seconds:.1f}", "verified" if all_of_it else f"verified for the first {count} images"]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit code 0: verified; 1: not true; 2: not a proof."""
+    parser = argparse.ArgumentParser(prog="rkhs-verify", description="Re-check certificate files, in NumPy alone.")
+    parser.add_argument("proof", nargs="+", type=Path, help="folder with proof.json and proof.npz")
+    parser.add_argument("--eps", nargs="*", type=_fraction, help="radii to count at; the proof's own where not given")
+    parser.add_argument("--samples", type=int, help="only the first images")
+    parser.add_argument("--weights", type=Path, help="model.safetensors that the proof must be of")
+    parser.add_argument("--radii", action="store_true", help="print each image's radius")
+    asked, code = parser.parse_args(arguments), 0
+    if asked.samples is not None and asked.samples < 1:
+        parser.error(f"--samples: expected at least 1, found {asked.samples}")
+    for folder in asked.proof:
+        started = time.perf_counter()
+        try:
+            verdict = verify(folder, asked.samples, asked.weights)
+            epsilons = verdict.proof.about["epsilons"] if asked.eps is None else asked.eps
+            expected(isinstance(epsilons, list), "expected a list of epsilons")
+            epsilons = [number(eps, "eps") for eps in epsilons]
+            print("\n".join(table(verdict, epsilons, time.perf_counter() - started, asked.radii)))
+        except Rejected as reason:
+            print(f"NOT verified: {folder}: {reason}")
+            code = max(code, 1)
+        except (Malformed, Unproved, MemoryError, OverflowError) as reason:
+            print(f"not a proof: {folder}: {reason}", file=sys.stderr)
+            code = 2
+    return code
+
+
+def _fraction(text: str) -> float:
+    above, _, below = text.partition("/")
+    return float(above) / float(below or 1)

@@ -1,0 +1,118 @@
+"""Activations and maximum pools."""
+
+import math
+from functools import cached_property
+
+import numpy as np
+
+from .norms import UNIT
+from .operations import Operation, Shape, expected, images, like, size
+
+
+class Activation(Operation):
+    """An elementwise function; `steepest` slope, rounding of a few units (`units`) of outputs and of `constant`."""
+
+    units = 16
+
+    def __init__(self, inputs: Shape, kind: str, slope: float = 0.0) -> None:
+        expected(math.isfinite(slope), f"expected a finite slope, found {slope}")
+        super().__init__(inputs, inputs)
+        self.kind, self.slope = kind, slope
+        if kind == "elu":
+            self.constant = abs(slope) * math.sqrt(size(inputs))
+        if kind == "sigmoid":
+            self.constant = math.sqrt(size(inputs))
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        if self.kind == "relu":
+            return np.maximum(x, 0)
+        if self.kind == "leaky_relu":
+            return np.where(x > 0, x, self.slope * x)
+        if self.kind == "tanh":
+            return np.tanh(x)
+        if self.kind == "sigmoid":
+            return 0.5 * (1 + np.tanh(0.5 * x))
+        return np.where(x > 0, x, self.slope * np.expm1(np.minimum(x, 0)))
+
+    def _bound(self) -> float:
+        if self.kind == "sigmoid":
+            return 0.25
+        return max(1.0, abs(self.slope)) if self.kind in ("leaky_relu", "elu") else 1.0
+
+    @cached_property
+    def absolute(self) -> float:
+        return self.bound
+
+    def local(self, size: np.ndarray | float) -> np.ndarray | float:
+        if self.kind == "relu":
+            return 0.0 * size
+        return 2 * self.units * UNIT * (self.bound * size + self.constant) + 1e-290
+
+
+class MaxMin(Operation):
+    """Larger and smaller of channel i and i + c / 2: sorting contracts."""
+
+    def __init__(self, inputs: Shape) -> None:
+        expected(bool(inputs) and inputs[0] % 2 == 0, f"expected an even number of channels, found {inputs}")
+        super().__init__(inputs, inputs)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        one, other = np.split(x, 2, axis=1)
+        return np.concatenate([np.maximum(one, other), np.minimum(one, other)], axis=1)
+
+    def local(self, size: np.ndarray | float) -> np.ndarray | float:
+        return 0.0 * size
+
+
+class GroupSort(Operation):
+    """Each group of neighbouring channels in descending order: sorting contracts."""
+
+    def __init__(self, inputs: Shape, group: int) -> None:
+        expected(bool(inputs) and group >= 1 and inputs[0] % group == 0, f"expected channels in groups of {group}, found {inputs}")
+        super().__init__(inputs, inputs)
+        self.group = group
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        groups = x.reshape(len(x), -1, self.group, *self.inputs[1:])
+        return -np.sort(-groups, axis=2).reshape(x.shape)
+
+    def local(self, size: np.ndarray | float) -> np.ndarray | float:
+        return 0.0 * size
+
+
+class Maximum(Operation):
+    """Largest of each window in each channel; |max a - max b| <= max |a - b|, so at most sqrt(windows that hold one pixel)."""
+
+    def __init__(
+        self,
+        inputs: Shape,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        before: tuple[int, int],
+        dilation: tuple[int, int],
+        places: tuple[int, int],
+    ) -> None:
+        channels, *self.sizes = images(inputs)
+        expected(min(*kernel, *stride, *dilation, *places) >= 1 and min(before) >= 0, "a pool's sizes are not positive")
+        windows, self.taps = [], []
+        for axis in (0, 1):
+            reads = np.arange(places[axis])[:, None] * stride[axis] - before[axis] + np.arange(kernel[axis]) * dilation[axis]
+            inside = (reads >= 0) & (reads < self.sizes[axis])
+            expected(bool(inside.any(axis=1).all()), "a window holds no pixel")
+            windows.append(int(np.bincount(reads[inside], minlength=1).max()))
+            self.taps.append(np.where(inside, reads, self.sizes[axis]))
+        super().__init__(inputs, like(inputs, channels, *places))
+        self.windows = windows[0] * windows[1]
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        channels = images(self.inputs)[0]
+        x = np.pad(x.reshape(len(x), channels, *self.sizes), ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=-np.inf)
+        rows = np.maximum.reduce([x[:, :, tap] for tap in self.taps[0].T])
+        columns = np.maximum.reduce([rows[..., tap] for tap in self.taps[1].T])
+        return columns.reshape(len(x), *self.outputs)
+
+    def _bound(self) -> float:
+        return 1.0 if self.windows == 1 else math.sqrt(self.windows) * (1 + 4 * UNIT)
+
+    def local(self, size: np.ndarray | float) -> np.ndarray | float:
+        return 0.0 * size
