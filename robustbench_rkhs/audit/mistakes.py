@@ -1,0 +1,366 @@
+"""Known mistakes of published certificates, each re-enacted: the "certified" radius of every image that it would give.
+
+Nothing here is a certificate. Each function is None where the model has nothing it could act on, or where it changes nothing.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float64, Int
+from torch import Tensor, nn
+
+from robustbench_rkhs.audit.parts import Factor, Linearised, Part, chained, head, pairwise, parts, power, rows, weighted
+from robustbench_rkhs.counters import draws
+from robustbench_rkhs.layers import Normalize
+from robustbench_rkhs.lipschitz import Uncertifiable, pairs, upper
+from robustbench_rkhs.norms.lower import double
+
+Radii = Float64[Tensor, " images"]
+SAME = 1e-9
+"""Relative change of a bound below which a mistake is said to change nothing."""
+
+
+class Scene(NamedTuple):
+    """What a mistake looks at: the model taken apart, the images, and its logits."""
+
+    model: nn.Module
+    """A float64 copy on the CPU, in eval mode."""
+    chain: list[Part]
+    refused: str
+    """Why the whole is not proved; empty where it is."""
+    x: Float64[Tensor, "images *image"]
+    y: Int[Tensor, " images"]
+    logits: Float64[Tensor, "images classes"]
+    given: Float64[Tensor, "images classes"]
+    """Logits of the model as it was handed over, in its own arithmetic."""
+    bounds: Float64[Tensor, "classes classes"]
+    """Of f_y - f_j: proved, or where that is refused the product of what is, a layer without a rule counting as 1."""
+    norm: str
+    stale: list[str]
+
+    @property
+    def classes(self) -> int:
+        return self.logits.shape[1]
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: nn.Module, x: Tensor, y: Tensor, norm: str = "l2") -> "Scene":
+        """The model is only read."""
+        shape, stale = tuple(x.shape[1:]), stale_layers(model, x[:2])
+        twin, images = double(model), x.detach().to("cpu", torch.float64)
+        given = _asked(copy.deepcopy(model).eval(), x)
+        logits = _asked(twin, images)
+        chain, refused = parts(model, shape)
+        try:
+            bounds = pairs(double(model), shape, logits.shape[1])
+        except Uncertifiable as words:
+            refused = refused or str(words)
+            bounds = pairwise(chain, logits.shape[1])
+        return cls(twin, chain, refused, images, y.detach().cpu(), logits, given.double().cpu(), bounds, norm, stale)
+
+
+def _asked(model: nn.Module, x: Tensor) -> Tensor:
+    return torch.cat([model(part) for part in x.split(256)])
+
+
+def radii(
+    logits: Float64[Tensor, "images classes"],
+    y: Int[Tensor, " images"],
+    bounds: Float64[Tensor, "classes classes"],
+    shape: tuple[int, ...],
+    norm: str = "l2",
+    ties: bool = False,
+) -> Radii:
+    """min_j (f_y - f_j) / L_yj, over sqrt(d) in linf; -1 where the label's logit is not the largest alone.
+
+    `ties`: logits that equal the label's do not count as rivals.
+    """
+    gaps = logits.gather(1, y[:, None]) - logits
+    rival = torch.ones_like(gaps, dtype=torch.bool).scatter(1, y[:, None], False)
+    if ties:
+        rival &= gaps != 0
+    quotient = torch.where(bounds[y] > 0, gaps / bounds[y].clamp_min(1e-300), torch.inf)
+    quotient = torch.where(gaps > 0, quotient, -torch.inf).masked_fill(~rival, torch.inf)
+    smallest = quotient.amin(1) / (math.sqrt(math.prod(shape)) if norm == "linf" else 1.0)
+    return torch.where(smallest > 0, smallest, -1.0)
+
+
+def _with_bounds(scene: Scene, bounds: Tensor) -> Radii:
+    return radii(scene.logits, scene.y, bounds, tuple(scene.x.shape[1:]), scene.norm)
+
+
+def _with_logits(scene: Scene, logits: Tensor) -> Radii:
+    return radii(logits.double(), scene.y, scene.bounds, tuple(scene.x.shape[1:]), scene.norm)
+
+
+def _with_factor(scene: Scene, factor: Factor) -> Radii | None:
+    """Radii of the product in which the factor stands in; None where it changes no bound."""
+    changed, right = pairwise(scene.chain, scene.classes, factor), pairwise(scene.chain, scene.classes)
+    return None if torch.allclose(changed, right, rtol=SAME, atol=0) else _with_bounds(scene, changed)
+
+
+# In place of a layer's proven bound.
+
+
+def power_factor(part: Part, iterations: int, start: str) -> float | None:
+    """||A v|| after so many iterations, from all ones or from a random start, as GloRo, LiResNet and CPL certify."""
+    if not weighted(part) or math.prod(part.inputs) == 0:
+        return None
+    zeros = torch.zeros(1, *part.inputs, dtype=torch.float64)
+    v = torch.ones_like(zeros) if start == "ones" else draws(torch.zeros(1, dtype=torch.int64), 0, zeros, 0)
+    return float(power(Linearised(part.module, zeros), v, iterations))
+
+
+def reshaped_factor(part: Part) -> float | None:
+    """Largest singular value of the kernel as a matrix of C_out rows: what torch's parametrizations.spectral_norm bounds."""
+    if not isinstance(part.module, (nn.Conv1d, nn.Conv2d)):
+        return None
+    return float(torch.linalg.matrix_norm(part.module.weight.detach().flatten(1), 2))
+
+
+def circular_factor(part: Part) -> float | None:
+    r"""Norm of the circular convolution at the image's own size, in place of the zero-padded one.
+
+    .. math:: \max_\theta \frac1s \lVert [\hat K(\theta + 2\pi a / s)]_{a \in \{0..s-1\}^2} \rVert_2
+
+    Stride s folds s^2 frequencies into one; where it does not divide the size it counts as 1.
+    """
+    conv = part.module
+    if not isinstance(conv, nn.Conv2d) or conv.padding_mode != "zeros":
+        return None
+    height, width = part.inputs[1:]
+    kernel = conv.weight.detach().unflatten(0, (conv.groups, -1))
+    wrapped = kernel.new_zeros(*kernel.shape[:3], height, width)
+    for i in range(kernel.shape[3]):
+        for j in range(kernel.shape[4]):
+            wrapped[..., i * conv.dilation[0] % height, j * conv.dilation[1] % width] += kernel[..., i, j]
+    waves = torch.fft.fft2(wrapped).permute(3, 4, 0, 1, 2)
+    folds = [step if size % step == 0 else 1 for step, size in zip(conv.stride, (height, width), strict=True)]
+    waves = waves.unflatten(1, (folds[1], -1)).unflatten(0, (folds[0], -1))  # row fold, row, column fold, column, g, out, in
+    waves = waves.permute(1, 3, 4, 5, 0, 2, 6).flatten(4) / math.sqrt(folds[0] * folds[1])
+    return float(torch.linalg.matrix_norm(waves, 2).max())
+
+
+def pool_factor(part: Part) -> float | None:
+    """1 for a max-pool, whatever its windows share."""
+    return 1.0 if isinstance(part.module, (nn.MaxPool1d, nn.MaxPool2d)) else None
+
+
+def deviations(part: Part) -> Tensor | None:
+    """The standard deviations an input normalisation divides by: of ours, or a childless layer with tensors `mean` and `std`."""
+    std = getattr(part.module, "std", None)
+    plain = isinstance(getattr(part.module, "mean", None), Tensor) and not list(part.module.children())
+    return std.detach().double() if isinstance(std, Tensor) and (plain or isinstance(part.module, Normalize)) else None
+
+
+def normalisation_factor(part: Part) -> float | None:
+    """1 for the input normalisation, as if radii were in its units."""
+    return None if deviations(part) is None else 1.0
+
+
+def largest_deviation_factor(part: Part) -> float | None:
+    """1 / max std in place of 1 / min std."""
+    std = deviations(part)
+    return None if std is None else float(1 / std.max())
+
+
+def batch_norm_factor(part: Part) -> float | None:
+    """1 for BatchNorm."""
+    return 1.0 if isinstance(part.module, (nn.BatchNorm1d, nn.BatchNorm2d)) else None
+
+
+def groups_factor(part: Part) -> float | None:
+    """The product of the groups' norms in place of the largest."""
+    conv = part.module
+    if not isinstance(conv, nn.Conv2d) or conv.groups == 1:
+        return None
+    inputs, total = part.inputs[0] // conv.groups, 1.0
+    for kernel in conv.weight.detach().chunk(conv.groups):
+        options = {name: getattr(conv, name) for name in ("stride", "padding", "dilation", "padding_mode")}
+        alone = nn.Conv2d(inputs, len(kernel), conv.kernel_size, bias=False, dtype=torch.float64, **options)
+        with torch.no_grad():
+            alone.weight.copy_(kernel)
+        total *= upper(alone.eval(), (inputs, *part.inputs[1:])).value
+    return total
+
+
+# The radii that follow.
+
+
+def power_iteration(scene: Scene, iterations: int, start: str) -> Radii | None:
+    """Power iteration in place of every layer's proven norm; the last layer's rows are exact."""
+    return _with_factor(scene, partial(power_factor, iterations=iterations, start=start))
+
+
+def one_factor(scene: Scene, factor: Factor) -> Radii | None:
+    """One wrong factor in the product."""
+    return _with_factor(scene, factor)
+
+
+def unknown_as_one(scene: Scene) -> Radii | None:
+    """What no rule covers counted as 1; also what a forward pass does outside its layers."""
+    return _with_bounds(scene, pairwise(scene.chain, scene.classes)) if scene.refused else None
+
+
+def batch_statistics(scene: Scene) -> Radii | None:
+    """BatchNorm left in training mode: logits and bounds by the statistics of these very images."""
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
+    twin = copy.deepcopy(scene.model)
+    norms = [module for module in twin.modules() if isinstance(module, kinds) and module.running_mean is not None]
+    if not norms or len(scene.x) < 2:
+        return None
+    for module in norms:
+        module.momentum = 1.0
+        module.train()
+    with torch.no_grad():
+        logits = twin(scene.x)
+    chain, _ = parts(twin.eval(), tuple(scene.x.shape[1:]))
+    return radii(logits, scene.y, pairwise(chain, scene.classes), tuple(scene.x.shape[1:]), scene.norm)
+
+
+def root_two(scene: Scene) -> Radii:
+    """margin / L with L the bound of all logits together, in place of the pairs' or of sqrt(2) L."""
+    whole = torch.full_like(scene.bounds, chained(scene.chain, lambda part: None)).fill_diagonal_(0)
+    return _with_bounds(scene, torch.minimum(whole, scene.bounds))
+
+
+def single_logits(scene: Scene) -> Radii | None:
+    """Each logit's own constant in place of the difference's, max(||w_y||, ||w_j||): last-layer normalisation taken as 1."""
+    place = head(scene.chain, scene.classes)
+    if place == len(scene.chain):
+        return None
+    lengths = rows(scene.chain[place:], scene.classes).norm(dim=1)
+    single = chained(scene.chain[:place], lambda part: None) * torch.maximum(lengths[:, None], lengths)
+    return _with_bounds(scene, single.fill_diagonal_(0))
+
+
+def ties(scene: Scene) -> Radii | None:
+    """Logits that tie with the label's dropped from the rivals, so that ties are right and certified."""
+    shape = tuple(scene.x.shape[1:])
+    found = radii(scene.given, scene.y, scene.bounds, shape, scene.norm, ties=True)
+    return None if torch.equal(found, _with_logits(scene, scene.given)) else found
+
+
+def float32(scene: Scene) -> Radii:
+    """Margins of the network's own arithmetic, without its rounding."""
+    return _with_logits(scene, scene.given)
+
+
+def tf32(scene: Scene) -> Radii:
+    """Logits of a 10-bit mantissa, as TF32 products have."""
+    return _with_logits(scene, ten_bits(scene.given))
+
+
+def bfloat16(scene: Scene) -> Radii:
+    """Logits rounded to bfloat16."""
+    return _with_logits(scene, scene.given.to(torch.bfloat16))
+
+
+def ten_bits(x: Tensor) -> Tensor:
+    """Rounded to the nearest number of a 10-bit mantissa."""
+    mantissa, exponent = torch.frexp(x.double())
+    return torch.ldexp((mantissa * 2.0**11).round(), exponent - 11)
+
+
+def stale_cache(scene: Scene) -> Radii | None:
+    """Answers of caches that old weights left behind, over bounds of the weights as they are."""
+    return _with_logits(scene, scene.given) if scene.stale else None
+
+
+def stale_layers(model: nn.Module, x: Tensor) -> list[str]:
+    """Paths of the modules whose answer in eval mode stays the same when all their weights change after a forward pass.
+
+    A copy runs once, its weights are changed, and it runs again; a fresh copy, its plain tensors dropped, gets the same weights
+    before its first run. Stale: the two differ, or the answer did not move at all. The innermost are named.
+    """
+    found: list[str] = []
+    calls = _inputs(copy.deepcopy(model).eval(), x)
+    for path, module in model.named_modules():
+        floats = [p for p in module.parameters() if p.is_floating_point()]
+        if path not in calls or not floats or type(module) is nn.Sequential:
+            continue
+        used = copy.deepcopy(module).eval()
+        with torch.no_grad():
+            before = used(calls[path].clone())
+            after, answer = _changed(used)(calls[path].clone()), _first(_changed(_emptied(module)), calls[path].clone())
+        if not isinstance(before, Tensor):
+            continue
+        unmoved = torch.equal(before, after) and bool(before.any())
+        if unmoved or (answer is not None and not torch.allclose(after, answer, rtol=1e-3, atol=1e-5)):
+            found.append(path)
+    inner = [path for path in found if not any(other != path and f"{other}.".startswith(f"{path}." if path else "") for other in found)]
+    return [path or "the model" for path in inner]
+
+
+def _changed(module: nn.Module) -> nn.Module:
+    for tensor in module.parameters():
+        if tensor.is_floating_point():
+            tensor.mul_(-0.7).add_(0.1)
+    return module
+
+
+def _emptied(module: nn.Module) -> nn.Module:
+    """A copy in eval mode without its plain tensors, where caches are kept."""
+    fresh = copy.deepcopy(module).train().eval()
+    for part in fresh.modules():
+        for name, value in list(vars(part).items()):
+            if isinstance(value, Tensor):
+                setattr(part, name, None)
+    return fresh
+
+
+def _first(module: nn.Module, x: Tensor) -> Tensor | None:
+    """Its answer; None where it cannot do without what was dropped."""
+    try:
+        answer: Tensor = module(x)
+    except Exception:  # foreign code, asked without its plain tensors
+        return None
+    return answer
+
+
+def _inputs(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """What each module is given, by its path."""
+    found: dict[str, Tensor] = {}
+
+    def watch(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple) -> None:
+            if len(inputs) == 1 and isinstance(inputs[0], Tensor):
+                found[path] = inputs[0].detach().clone()
+
+        return hook
+
+    for path, module in model.named_modules():
+        module.register_forward_pre_hook(watch(path))
+    with torch.no_grad():
+        model(x)
+    return found
+
+
+MISTAKES: dict[str, Callable[[Scene], Radii | None]] = {
+    **{
+        f"power iteration, {count} from {words}": partial(power_iteration, iterations=count, start=start)
+        for start, words in (("random", "a random start"), ("ones", "all ones"))
+        for count in (1, 2, 5, 10, 100)
+    },
+    "norm of the reshaped kernel": partial(one_factor, factor=reshaped_factor),
+    "circular FFT at the image's size": partial(one_factor, factor=circular_factor),
+    "overlapping max-pool counted as 1": partial(one_factor, factor=pool_factor),
+    "input normalisation dropped": partial(one_factor, factor=normalisation_factor),
+    "1 / max std of the input normalisation": partial(one_factor, factor=largest_deviation_factor),
+    "BatchNorm counted as 1": partial(one_factor, factor=batch_norm_factor),
+    "BatchNorm in training mode": batch_statistics,
+    "layers without a rule counted as 1": unknown_as_one,
+    "groups multiplied": partial(one_factor, factor=groups_factor),
+    "margin / L, sqrt(2) left out": root_two,
+    "one logit's constant for a difference": single_logits,
+    "ties counted as certified": ties,
+    "float32 margins": float32,
+    "10-bit logits (TF32)": tf32,
+    "bfloat16 logits": bfloat16,
+    "stale caches": stale_cache,
+}
+"""Every mistake by the words of the report."""
