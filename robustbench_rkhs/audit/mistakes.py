@@ -7,7 +7,7 @@ import copy
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float64, Int
@@ -180,8 +180,9 @@ def groups_factor(part: Part) -> float | None:
         return None
     inputs, total = part.inputs[0] // conv.groups, 1.0
     for kernel in conv.weight.detach().chunk(conv.groups):
-        options = {name: getattr(conv, name) for name in ("stride", "padding", "dilation", "padding_mode")}
-        alone = nn.Conv2d(inputs, len(kernel), conv.kernel_size, bias=False, dtype=torch.float64, **options)
+        options: dict[str, Any] = {name: getattr(conv, name) for name in ("stride", "padding", "dilation", "padding_mode")}
+        height, width = kernel.shape[2:]
+        alone = nn.Conv2d(inputs, len(kernel), (height, width), bias=False, dtype=torch.float64, **options)
         with torch.no_grad():
             alone.weight.copy_(kernel)
         total *= upper(alone.eval(), (inputs, *part.inputs[1:])).value
@@ -292,7 +293,9 @@ def stale_layers(model: nn.Module, x: Tensor) -> list[str]:
         unmoved = torch.equal(before, after) and bool(before.any())
         if unmoved or (answer is not None and not torch.allclose(after, answer, rtol=1e-3, atol=1e-5)):
             found.append(path)
-    inner = [path for path in found if not any(other != path and f"{other}.".startswith(f"{path}." if path else "") for other in found)]
+    inner = [
+        path for path in found if not any(other != path and f"{other}.".startswith(f"{path}." if path else "") for other in found)
+    ]
     return [path or "the model" for path in inner]
 
 

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from robustbench_rkhs import harness, verdicts
 from robustbench_rkhs.arithmetic import exact
-from robustbench_rkhs.attacks import PGD, Attack, FoolboxAttack
-from robustbench_rkhs.attacks.ball import distances, pull_inside
+from robustbench_rkhs.attacks import FoolboxAttack
+from robustbench_rkhs.attacks.ball import Box, Norm, distances, pull_inside
 from robustbench_rkhs.audit.claims import Claim
 from robustbench_rkhs.audit.mistakes import MISTAKES, Scene
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.evaluate import evaluate
 from robustbench_rkhs.layers.settling import settled
 from robustbench_rkhs.node import UserError
-from robustbench_rkhs.recipe import EvalRecipe
+from robustbench_rkhs.recipe import EvalRecipe, parse
 from robustbench_rkhs.verdicts import Evaluation, Proportion
 
 Say = Callable[[str], None]
@@ -33,42 +33,33 @@ def audit(
     model: nn.Module,
     test: Split,
     claims: Sequence[Claim],
+    recipe: EvalRecipe | None = None,
     *,
     name: str = "model",
-    norm: str = "l2",
-    attacks: Sequence[Attack] = (),
-    certificates: Sequence[Any] = ("portfolio",),
-    samples: int | None = None,
-    seed: int = 0,
-    block: int = 64,
     folder: str | Path | None = None,
     device: str = "cpu",
     command: str = "",
     say: Say = lambda line: None,
+    **settings: Any,
 ) -> dict[str, Any]:
     """The audit as one JSON value: what report.audit writes and prints.
 
-    Certificates and attacks run through `evaluate`, at every eps that is claimed. Where a certified claim lies above what is proved,
-    each known mistake is re-enacted; images that some mistake would certify further than is proved are attacked once more by
-    minimal-norm attacks, so that its "certificates" are held against the nearest adversarial images known.
+    Certificates and attacks run through `evaluate` (`recipe`, or its fields by name; PGD where no attack is given), at every eps
+    that is claimed. Where a certified claim lies above what is proved, each known mistake is re-enacted; images that some mistake
+    would certify further than is proved are attacked once more by minimal-norm attacks, so that its "certificates" are held
+    against the nearest adversarial images known.
     Verdicts, within 95% limits of the images: `upheld`: what is measured reaches the claim; `refuted`: the claim lies above what
-    attacks left standing; `not proved`: it lies between. Raises UserError for bad input.
+    attacks left standing; `not proved`: it lies between. The model is left as it was. Raises UserError for bad input.
     """
     if not claims:
         raise UserError("expected at least one claim, found none")
     eps = tuple(sorted({claim.eps for claim in claims if claim.quantity != "clean"})) or (0.0,)
-    recipe = EvalRecipe(
-        norm=norm,
-        eps=eps,
-        attacks=tuple(attacks) or (PGD(),),
-        certificates=tuple(certificates),
-        samples=samples,
-        seed=seed,
-        block=block,
-    )
+    recipe = recipe or parse(EvalRecipe, {"attacks": ({"name": "pgd"},), "eps": eps, **settings}, "audit")
+    recipe = recipe.model_copy(update={"eps": eps})
     done = evaluate(model, test, recipe, name=name, folder=folder, device=device, command=command, say=say)
+    norm, seed, box = recipe.norm, recipe.seed, done.about["box"]
     images = verdicts.images(done).set_index("index")
-    split = test.sample(samples, seed)
+    split = test.sample(recipe.samples, seed)
     images = images.loc[split.index.tolist()]
     right = (images["label"] == images["predicted"]).to_numpy()
     proved, broken = np.where(right, images["certified"], -1.0), images["broken"].to_numpy(dtype=np.float64)
@@ -79,13 +70,14 @@ def audit(
     if above:
         say("a certified claim lies above what is proved: known mistakes are re-enacted")
         radii, stale, notes = reenact(model, split, norm)
-        broken = np.minimum(broken, closer(model, split, radii, proved, broken, norm, done.about["box"], seed, device, block))
+        broken = np.minimum(broken, closer(model, split, radii, proved, norm, box, seed, device, recipe.block))
     found = [_verdict(claim, done, proved, broken, right) for claim in claims]
     mistakes = [row for claim in above for row in _causes(claim, radii, broken)]
     for row in found:
         own = [mistake for mistake in mistakes if mistake["claim"] == row["claim"]]
-        row["causes"] = [mistake["mistake"] for mistake in own if mistake["reproduces"]]
-        row["nearest"] = own[0]["mistake"] if own else ""
+        raising = [mistake for mistake in own if mistake["certified"] > row["measured"] and row["verdict"] != "upheld"]
+        row["causes"] = [mistake["mistake"] for mistake in raising if mistake["reproduces"]]
+        row["nearest"] = raising[0]["mistake"] if raising else ""
     kept = ("model", "norm", "box", "samples", "seed", "device", "date", "data", "data_digest", "weights", "protocol", "versions")
     about = {key: done.about[key] for key in kept} | {"date": date.today().isoformat(), "command": command}
     return {
@@ -122,14 +114,13 @@ def closer(
     split: Split,
     radii: dict[str, Shares],
     proved: Shares,
-    broken: Shares,
-    norm: str,
-    box: str,
+    norm: Norm,
+    box: Box,
     seed: int,
     device: str,
     block: int,
 ) -> Shares:
-    """Distances of adversarial images nearer than `broken`, inf elsewhere, of the images that a mistake overstates."""
+    """Distances of what minimal-norm attacks find of the images that a mistake overstates; inf elsewhere."""
     nearest = np.full(len(proved), np.inf)
     if not radii:
         return nearest
@@ -195,6 +186,7 @@ def _causes(claim: Claim, radii: dict[str, Shares], broken: Shares) -> list[dict
             {
                 "claim": claim.text,
                 "eps": claim.eps,
+                "claimed": claim.share,
                 "mistake": name,
                 "certified": share.share,
                 "low": share.low,

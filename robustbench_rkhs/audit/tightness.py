@@ -27,6 +27,8 @@ KRYLOV = 60
 """Largest dimension of the space in which an affine layer's norm is looked for."""
 ITERATIONS = 30
 """Power iterations on the Jacobian of a layer that is not affine, at each image."""
+EXACT = 1e-7
+"""A layer whose ratio is within this of 1 loses nothing: rounding up alone costs 1e-9."""
 SLACK = 1e-9
 """Relative room for float64 rounding when a lower bound is held against a proven one."""
 
@@ -82,7 +84,7 @@ def tightness(
     layers = [_layer(part, at, seed) for part, at in zip(chain, _inputs(chain, twin, x, refused), strict=True)]
     total = math.fsum(row["lost"] for row in layers if row["lost"])
     for row in layers:
-        row["share"] = None if row["lost"] is None else row["lost"] / total if total > SLACK else 0.0
+        row["share"] = None if row["lost"] is None else row["lost"] / total if total > 0 else 0.0
     gradient, starts = gradient_bounds(twin, x, 4, 45)
     lower = gradient.largest(quotient_bounds(twin, starts))
     network = [_network(label, function, model, shape, lower.pairs) for label, function in proven()]
@@ -106,10 +108,18 @@ def tightness(
         "layers": layers,
         "waster": max(wasters, key=lambda row: row["share"])["layer"] if wasters else None,
         "lost": total,
+        "between": _between(layers, lower.logits, total),
         "network": network,
         "images": _images(model, folder, name),
         "refused": refused,
     }
+
+
+def _between(layers: list[dict[str, Any]], steepest: float, total: float) -> float | None:
+    """What the product loses beyond its factors: no image and direction is the worst for every layer at once."""
+    bounds = [row["upper"] for row in layers]
+    whole = math.prod(bound for bound in bounds if bound is not None)
+    return math.log(whole / steepest) - total if None not in bounds and whole > 0 and steepest > 0 else None
 
 
 def _inputs(chain: list[Part], twin: nn.Module, x: Tensor, refused: str) -> Iterator[Tensor]:
@@ -153,7 +163,7 @@ def _layer(part: Part, x: Tensor, seed: int) -> dict[str, Any]:
         "lower": lower,
         "empirical": how,
         "ratio": ratio,
-        "lost": None if ratio is None else max(math.log(ratio), 0.0),
+        "lost": None if ratio is None else math.log(ratio) if ratio > 1 + EXACT else 0.0,
     }
 
 
