@@ -15,8 +15,8 @@ MISTAKES = ["mistake", "would certify [95%]", "off the claim", "broken at eps", 
 SHOWN = 6
 """Mistakes of each claim on the terminal; all are in the files."""
 NOTE = (
-    "measured: proved for certified claims, left standing by proofs and attacks for robust ones (no attack proves robustness), right "
-    "for clean ones. Upheld: the claim is within the 95% limits of what is measured, or below. Refuted: above the limits of what "
+    "measured: proved for certified claims, left standing by proofs and attacks for robust ones (no attack proves robustness), "
+    "right for clean ones. Upheld: the claim is within the 95% limits of what is measured, or below. Refuted: above the limits of what "
     "attacks left. Not proved: between. A cause is a known mistake that raises the certified share to the claim, within its 95% "
     "limits; that it would is no proof that it was made."
 )
