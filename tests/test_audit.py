@@ -60,7 +60,7 @@ def test_an_honest_claim_is_upheld_and_a_claim_above_what_attacks_leave_is_refut
     far = float(l2.max() * 1.01)
     found = audit(model, split(x, y, 3), [Claim.read(f"certified@{far}=0.5"), Claim.read(f"robust@{far}=0.5")])
     assert [row["verdict"] for row in found["claims"]] == ["refuted", "refuted"]
-    assert found["claims"][0]["standing"] == 0 and found["claims"][0]["nearest"] == "" and model.training is False
+    assert found["claims"][0]["standing"] == 0 and found["claims"][0]["causes"] == [] and not model.training
 
 
 def test_power_iteration_is_named_and_its_certificates_are_broken(tmp_path):

@@ -4,6 +4,6 @@ from robustbench_rkhs.audit.claims import Claim
 from robustbench_rkhs.audit.mistakes import MISTAKES, Scene, stale_layers
 from robustbench_rkhs.audit.parts import Part, parts
 from robustbench_rkhs.audit.run import audit
-from robustbench_rkhs.audit.tightness import BOUNDS, tightness
+from robustbench_rkhs.audit.ratios import BOUNDS, tightness
 
 __all__ = ["BOUNDS", "MISTAKES", "Claim", "Part", "Scene", "audit", "parts", "stale_layers", "tightness"]

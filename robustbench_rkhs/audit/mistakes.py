@@ -13,11 +13,10 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor, nn
 
-from robustbench_rkhs.audit.parts import Factor, Linearised, Part, chained, head, pairwise, parts, power, rows, weighted
+from robustbench_rkhs.audit.parts import Factor, Linearised, Part, chained, doubled, head, pairwise, parts, power, rows, weighted
 from robustbench_rkhs.counters import draws
 from robustbench_rkhs.layers import Normalize
 from robustbench_rkhs.lipschitz import Uncertifiable, pairs, upper
-from robustbench_rkhs.norms.lower import double
 
 Radii = Float64[Tensor, " images"]
 SAME = 1e-9
@@ -51,12 +50,12 @@ class Scene(NamedTuple):
     def of(cls, model: nn.Module, x: Tensor, y: Tensor, norm: str = "l2") -> "Scene":
         """The model is only read."""
         shape, stale = tuple(x.shape[1:]), stale_layers(model, x[:2])
-        twin, images = double(model), x.detach().to("cpu", torch.float64)
+        twin, images = doubled(model), x.detach().to("cpu", torch.float64)
         given = _asked(copy.deepcopy(model).eval(), x)
         logits = _asked(twin, images)
         chain, refused = parts(model, shape)
         try:
-            bounds = pairs(double(model), shape, logits.shape[1])
+            bounds = pairs(twin, shape, logits.shape[1])
         except Uncertifiable as words:
             refused = refused or str(words)
             bounds = pairwise(chain, logits.shape[1])

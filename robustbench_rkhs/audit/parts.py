@@ -30,13 +30,23 @@ Factor = Callable[[Part], float | None]
 """What a mistake puts in the place of a layer's proven bound; None: it keeps it."""
 
 
+def doubled(model: nn.Module) -> nn.Module:
+    """A float64 copy on the CPU in eval mode; tensors that are neither parameter nor buffer (constants, caches) go with it."""
+    twin = double(model)
+    for module in twin.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, Tensor) and value.is_floating_point():
+                setattr(module, name, value.detach().to("cpu", torch.float64))
+    return twin
+
+
 def parts(model: nn.Module, shape: tuple[int, ...]) -> tuple[list[Part], str]:
     """The layers in the order they run, and why nothing is proved of the whole (empty where it is).
 
     Of a model that has a part without a rule, the layers that ran on an image of zeros: what the forward passes around them add
     (sums, functional calls, parameters of their own) is not among them.
     """
-    twin = double(model)
+    twin = doubled(model)
     try:
         return [_of(step) for step in steps(twin, shape)], ""
     except Uncertifiable as refused:

@@ -16,9 +16,9 @@ SHOWN = 6
 """Mistakes of each claim on the terminal; all are in the files."""
 NOTE = (
     "measured: proved for certified claims, left standing by proofs and attacks for robust ones (no attack proves robustness), "
-    "right for clean ones. Upheld: the claim is within the 95% limits of what is measured, or below. Refuted: above the limits of what "
-    "attacks left. Not proved: between. A cause is a known mistake that raises the certified share to the claim, within its 95% "
-    "limits; that it would is no proof that it was made."
+    "right for clean ones. Upheld: the claim is within the 95% limits of what is measured, or below. Refuted: above the limits of "
+    "what attacks left. Not proved: between. A cause is a known mistake that raises the certified share to the claim, within its "
+    "95% limits; that it would is no proof that it was made."
 )
 BROKEN = (
     "broken at eps: images it would certify for which an adversarial image within eps is known; broken nearer: for which one is "

@@ -16,9 +16,9 @@ LAYERS = ["layer", "proven", "empirical", "found by", "ratio", "share of what is
 NETWORK = ["proven bound of f_y - f_j", "largest pair", "empirical", "ratio", "median ratio of pairs"]
 NOTE = (
     "Output l2 per unit of input l2. Proven bounds hold everywhere. Empirical values lie below the truth: of affine layers the "
-    "norm found on the operator, of others the largest Jacobian norm at the images; of the network the steepest gradient at the images, "
-    "or quotient found by ascent. So a ratio is what may be lost at most, not what is. Share: log(ratio) of the layer over their "
-    "sum."
+    "norm found on the operator, of others the largest Jacobian norm at the images; of the network the steepest gradient at the "
+    "images, or quotient found by ascent. So a ratio is what may be lost at most, not what is. Share: log(ratio) of the layer over "
+    "their sum."
 )
 
 

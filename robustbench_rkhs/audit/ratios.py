@@ -13,14 +13,14 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from robustbench_rkhs import verdicts
-from robustbench_rkhs.audit.parts import Linearised, Part, parts, power
+from robustbench_rkhs.audit.parts import Linearised, Part, doubled, parts, power
 from robustbench_rkhs.checkpoint import weights_digest
 from robustbench_rkhs.counters import draws
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.lipschitz import Uncertifiable, affine, pairs, steps
 from robustbench_rkhs.lipschitz.bounds import product
 from robustbench_rkhs.norms import Unsound
-from robustbench_rkhs.norms.lower import double, gradient_bounds, quotient_bounds
+from robustbench_rkhs.norms.lower import gradient_bounds, quotient_bounds
 
 PairBounds = Callable[[nn.Module, tuple[int, ...], int], Tensor]
 KRYLOV = 60
@@ -77,7 +77,7 @@ def tightness(
     proved; Unsound where what was found lies above what is proved.
     """
     split = test.sample(min(samples or len(test), len(test)), seed)
-    twin, x, shape = double(model), split.x.to("cpu", torch.float64), split.shape
+    twin, x, shape = doubled(model), split.x.to("cpu", torch.float64), split.shape
     chain, refused = parts(model, shape)
     if not any(part.proven is not None for part in chain):
         raise Uncertifiable(refused or "no layer with a proven bound")
@@ -203,7 +203,7 @@ def _network(label: str, function: PairBounds, model: nn.Module, shape: tuple[in
     found = float(lower.max())
     row: dict[str, Any] = {"bound": label, "upper": None, "lower": found, "ratio": None, "median_ratio": None, "refused": ""}
     try:
-        upper = function(double(model), shape, len(lower))
+        upper = function(doubled(model), shape, len(lower))
     except Uncertifiable as refused:
         return row | {"refused": str(refused)}
     apart = (lower > 0) & ~torch.eye(len(lower), dtype=torch.bool)
