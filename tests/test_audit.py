@@ -112,7 +112,8 @@ def test_a_model_without_a_rule_is_audited_all_the_same():
     found = audit(model, split(x, model(x).argmax(1), 2), [Claim.read("certified@0.01=1")])
     assert found["refused"] and "count as 1" in found["notes"][0] and found["claims"][0]["measured"] == 0
     scene = Scene.of(model, x, model(x).argmax(1))
-    bound = float(torch.linalg.matrix_norm(model.first.weight.double(), 2) * (model.last.weight[0] - model.last.weight[1]).norm())
+    first, last = model.first.weight.detach().double(), model.last.weight.detach()
+    bound = float(torch.linalg.matrix_norm(first, 2) * (last[0] - last[1]).norm())
     logits = model.double()(x.double())
     expected = (logits[:, 0] - logits[:, 1]).abs() / bound
     torch.testing.assert_close(MISTAKES["layers without a rule counted as 1"](scene), expected.detach(), rtol=1e-6, atol=0)

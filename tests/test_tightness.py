@@ -11,7 +11,7 @@ from test_cli import rkhs
 from torch import nn
 
 from robustbench_rkhs.audit import tightness
-from robustbench_rkhs.audit.parts import Linearised, power
+from robustbench_rkhs.audit.factors import Linearised, power
 from robustbench_rkhs.audit.ratios import krylov, proven
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.evaluate import evaluate

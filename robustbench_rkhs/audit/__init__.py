@@ -1,9 +1,9 @@
 """Audits: a claimed accuracy against what is proved and broken, and where a certificate loses its tightness."""
 
 from robustbench_rkhs.audit.claims import Claim
+from robustbench_rkhs.audit.factors import Part, parts
 from robustbench_rkhs.audit.mistakes import MISTAKES, Scene, stale_layers
-from robustbench_rkhs.audit.parts import Part, parts
-from robustbench_rkhs.audit.run import audit
 from robustbench_rkhs.audit.ratios import BOUNDS, tightness
+from robustbench_rkhs.audit.run import audit
 
 __all__ = ["BOUNDS", "MISTAKES", "Claim", "Part", "Scene", "audit", "parts", "stale_layers", "tightness"]

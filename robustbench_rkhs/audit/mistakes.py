@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor, nn
 
-from robustbench_rkhs.audit.parts import Factor, Linearised, Part, chained, doubled, head, pairwise, parts, power, rows, weighted
+from robustbench_rkhs.audit.factors import Factor, Linearised, Part, chained, doubled, head, pairwise, parts, power, rows, weighted
 from robustbench_rkhs.counters import draws
 from robustbench_rkhs.layers import Normalize
 from robustbench_rkhs.lipschitz import Uncertifiable, pairs, upper

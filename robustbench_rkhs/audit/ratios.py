@@ -13,7 +13,7 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from robustbench_rkhs import verdicts
-from robustbench_rkhs.audit.parts import Linearised, Part, doubled, parts, power
+from robustbench_rkhs.audit.factors import Linearised, Part, doubled, parts, power
 from robustbench_rkhs.checkpoint import weights_digest
 from robustbench_rkhs.counters import draws
 from robustbench_rkhs.data import Split
