@@ -1,5 +1,6 @@
 """A model as a row of layers, whether or not a rule covers them, and what products of their factors would say."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -9,7 +10,6 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from robustbench_rkhs.lipschitz import Step, Uncertifiable, affine, rule, steps, upper
-from robustbench_rkhs.norms.lower import double
 
 
 class Part(NamedTuple):
@@ -30,13 +30,19 @@ Factor = Callable[[Part], float | None]
 """What a mistake puts in the place of a layer's proven bound; None: it keeps it."""
 
 
+def copied(module: nn.Module) -> nn.Module:
+    """A deep copy, also of a module that keeps a tensor worked out from others (old-style spectral_norm does)."""
+    kept = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(module, {id(value): value.detach().clone() for value in kept})
+
+
 def doubled(model: nn.Module) -> nn.Module:
     """A float64 copy on the CPU in eval mode; tensors that are neither parameter nor buffer (constants, caches) go with it."""
-    twin = double(model)
+    twin = copied(model).to("cpu", torch.float64).eval().requires_grad_(False)
     for module in twin.modules():
         for name, value in list(vars(module).items()):
             if isinstance(value, Tensor) and value.is_floating_point():
-                setattr(module, name, value.detach().to("cpu", torch.float64))
+                setattr(module, name, value.to("cpu", torch.float64))
     return twin
 
 

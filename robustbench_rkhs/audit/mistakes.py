@@ -3,7 +3,6 @@
 Nothing here is a certificate. Each function is None where the model has nothing it could act on, or where it changes nothing.
 """
 
-import copy
 import math
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +12,20 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor, nn
 
-from robustbench_rkhs.audit.factors import Factor, Linearised, Part, chained, doubled, head, pairwise, parts, power, rows, weighted
+from robustbench_rkhs.audit.factors import (
+    Factor,
+    Linearised,
+    Part,
+    chained,
+    copied,
+    doubled,
+    head,
+    pairwise,
+    parts,
+    power,
+    rows,
+    weighted,
+)
 from robustbench_rkhs.counters import draws
 from robustbench_rkhs.layers import Normalize
 from robustbench_rkhs.lipschitz import Uncertifiable, pairs, upper
@@ -51,7 +63,7 @@ class Scene(NamedTuple):
         """The model is only read."""
         shape, stale = tuple(x.shape[1:]), stale_layers(model, x[:2])
         twin, images = doubled(model), x.detach().to("cpu", torch.float64)
-        given = _asked(copy.deepcopy(model).eval(), x)
+        given = _asked(copied(model).eval(), x)
         logits = _asked(twin, images)
         chain, refused = parts(model, shape)
         try:
@@ -209,7 +221,7 @@ def unknown_as_one(scene: Scene) -> Radii | None:
 def batch_statistics(scene: Scene) -> Radii | None:
     """BatchNorm left in training mode: logits and bounds by the statistics of these very images."""
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
-    twin = copy.deepcopy(scene.model)
+    twin = copied(scene.model)
     norms = [module for module in twin.modules() if isinstance(module, kinds) and module.running_mean is not None]
     if not norms or len(scene.x) < 2:
         return None
@@ -218,7 +230,13 @@ def batch_statistics(scene: Scene) -> Radii | None:
         module.train()
     with torch.no_grad():
         logits = twin(scene.x)
-    chain, _ = parts(twin.eval(), tuple(scene.x.shape[1:]))
+    modules = dict(twin.eval().named_modules())
+    chain = [
+        part._replace(module=modules[part.path], proven=upper(modules[part.path], part.inputs).value)
+        if isinstance(modules.get(part.path), kinds)
+        else part
+        for part in scene.chain
+    ]
     return radii(logits, scene.y, pairwise(chain, scene.classes), tuple(scene.x.shape[1:]), scene.norm)
 
 
@@ -278,12 +296,12 @@ def stale_layers(model: nn.Module, x: Tensor) -> list[str]:
     before its first run. Stale: the two differ, or the answer did not move at all. The innermost are named.
     """
     found: list[str] = []
-    calls = _inputs(copy.deepcopy(model).eval(), x)
+    calls = _inputs(copied(model).eval(), x)
     for path, module in model.named_modules():
         floats = [p for p in module.parameters() if p.is_floating_point()]
         if path not in calls or not floats or type(module) is nn.Sequential:
             continue
-        used = copy.deepcopy(module).eval()
+        used = copied(module).eval()
         with torch.no_grad():
             before = used(calls[path].clone())
             after, answer = _changed(used)(calls[path].clone()), _first(_changed(_emptied(module)), calls[path].clone())
@@ -307,7 +325,7 @@ def _changed(module: nn.Module) -> nn.Module:
 
 def _emptied(module: nn.Module) -> nn.Module:
     """A copy in eval mode without its plain tensors, where caches are kept."""
-    fresh = copy.deepcopy(module).train().eval()
+    fresh = copied(module).train().eval()
     for part in fresh.modules():
         for name, value in list(vars(part).items()):
             if isinstance(value, Tensor):
