@@ -350,3 +350,14 @@ def test_the_command(tmp_path):
     assert err.startswith("error: ") and err.count("\n") == 1 and "certified@0.5=0.62" in err
     _, err = rkhs("audit", *flags, "--claim", "certified@99=0.1", folder=tmp_path, code=2)
     assert "above the data range" in err
+
+
+def test_claims_in_linf_rest_on_the_same_radii():
+    model, x, y, distance = steep(20)
+    claim = Claim.read("certified@0.05=0.9")  # 0.4 / sqrt(64)
+    found = audit(model, split(x, y, 2), [claim], norm="linf")
+    assert found["claims"][0]["measured"] == pytest.approx(float((distance >= 0.4).double().mean()))
+    radius = MISTAKES[RANDOM_ONCE](Scene.of(model, x, y)) / 8
+    torch.testing.assert_close(MISTAKES[RANDOM_ONCE](Scene.of(model, x, y, "linf")), radius, rtol=1e-9, atol=0)
+    named = next(row for row in found["mistakes"] if row["mistake"] == RANDOM_ONCE)
+    assert named["certificates"] == int((radius >= 0.05).sum())
