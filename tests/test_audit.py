@@ -12,6 +12,8 @@ from torch import nn
 
 from robustbench_rkhs.audit import MISTAKES, Claim, Scene, audit, parts, stale_layers
 from robustbench_rkhs.audit import mistakes as known
+from robustbench_rkhs.audit.factors import pairwise
+from robustbench_rkhs.audit.scene import radii
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.layers import Normalize
 from robustbench_rkhs.node import UserError
@@ -195,7 +197,7 @@ def test_overlapping_max_pool_doubles_every_radius():
     model = nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.Flatten(), nn.Linear(16, 3)).eval()
     x = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     scene = Scene.of(model, x, model(x).argmax(1))
-    honest = known.radii(scene.logits, scene.y, scene.bounds, (1, 8, 8))
+    honest = radii(scene.logits, scene.y, scene.bounds, (1, 8, 8))
     torch.testing.assert_close(MISTAKES["overlapping max-pool counted as 1"](scene), 2 * honest, rtol=1e-6, atol=0)
     assert MISTAKES["input normalisation dropped"](scene) is None and MISTAKES["groups multiplied"](scene) is None
 
@@ -204,7 +206,7 @@ def test_normalisation_mistakes_scale_every_radius():
     model = nn.Sequential(Normalize((0.5, 0.5), (0.25, 0.5)), nn.Flatten(), nn.Linear(18, 3), nn.ReLU(), nn.Linear(3, 3)).eval()
     x = torch.rand(6, 2, 3, 3, generator=torch.Generator().manual_seed(1))
     scene = Scene.of(model, x, model(x).argmax(1))
-    honest = known.radii(scene.logits, scene.y, known.pairwise(scene.chain, 3), (2, 3, 3))
+    honest = radii(scene.logits, scene.y, pairwise(scene.chain, 3), (2, 3, 3))
     torch.testing.assert_close(MISTAKES["input normalisation dropped"](scene), 4 * honest, rtol=1e-6, atol=0)
     torch.testing.assert_close(MISTAKES["1 / max std of the input normalisation"](scene), 2 * honest, rtol=1e-6, atol=0)
 
@@ -216,7 +218,7 @@ def test_margins_over_the_wrong_constant():
     x = torch.tensor([[0.8, 0, 0, 0], [0.2, 0.5, 0, 0]]).view(2, 1, 2, 2)
     scene = Scene.of(model, x, torch.tensor([0, 0]))
     gap = torch.tensor([1.6, 0.4], dtype=torch.float64)
-    torch.testing.assert_close(known.radii(scene.logits, scene.y, scene.bounds, (1, 2, 2)), gap / 2, rtol=1e-6, atol=0)
+    torch.testing.assert_close(radii(scene.logits, scene.y, scene.bounds, (1, 2, 2)), gap / 2, rtol=1e-6, atol=0)
     torch.testing.assert_close(known.single_logits(scene), gap, rtol=1e-6, atol=0)
     torch.testing.assert_close(known.root_two(scene), gap / math.sqrt(2), rtol=1e-6, atol=0)
     in_linf = Scene.of(model, x, torch.tensor([0, 0]), "linf")
@@ -229,7 +231,7 @@ def test_ties_count_as_certified_by_mistake_alone():
         model[1].weight.copy_(torch.tensor([[1.0, 0, 0, 0], [1.0, 0, 0, 0], [-1.0, 0, 0, 0]]))
     x = torch.full((3, 1, 2, 2), 0.5)
     scene = Scene.of(model, x, torch.zeros(3, dtype=torch.long))
-    assert (known.radii(scene.logits, scene.y, scene.bounds, (1, 2, 2)) == -1).all()
+    assert (radii(scene.logits, scene.y, scene.bounds, (1, 2, 2)) == -1).all()
     torch.testing.assert_close(known.ties(scene), torch.full((3,), 0.5, dtype=torch.float64), rtol=1e-6, atol=0)
     found = audit(model, split(x, scene.y, 3), [Claim.read("certified@0.25=1")])
     assert found["claims"][0]["causes"] == ["ties counted as certified"] and found["claims"][0]["measured"] == 0
@@ -243,7 +245,7 @@ def test_coarse_arithmetic_is_rounded_as_said():
     assert rounded[:4].tolist() == [1 + 2.0**-10, 1.0, -3.0, 0.0] and abs(float(rounded[4]) / 1e30 - 1) < 2.0**-11
     model, x, y, *_ = affine(classes=3, margin_scale=0.01)
     scene = Scene.of(model, x, y)
-    exact, coarse = (known.radii(logits, y, scene.bounds, (1, 4, 4)) for logits in (scene.logits, scene.given.bfloat16().double()))
+    exact, coarse = (radii(logits, y, scene.bounds, (1, 4, 4)) for logits in (scene.logits, scene.given.bfloat16().double()))
     assert torch.equal(known.bfloat16(scene), coarse) and (known.bfloat16(scene) > exact * 1.0001).any()
     torch.testing.assert_close(known.float32(scene), exact, rtol=1e-2, atol=1e-5)
 

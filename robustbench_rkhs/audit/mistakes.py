@@ -6,10 +6,9 @@ Nothing here is a certificate. Each function is None where the model has nothing
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Float64, Int
 from torch import Tensor, nn
 
 from robustbench_rkhs.audit.factors import (
@@ -18,86 +17,19 @@ from robustbench_rkhs.audit.factors import (
     Part,
     chained,
     copied,
-    doubled,
     head,
     pairwise,
-    parts,
     power,
     rows,
     weighted,
 )
+from robustbench_rkhs.audit.scene import Radii, Scene, radii
 from robustbench_rkhs.counters import draws
 from robustbench_rkhs.layers import Normalize
-from robustbench_rkhs.lipschitz import Uncertifiable, pairs, upper
+from robustbench_rkhs.lipschitz import upper
 
-Radii = Float64[Tensor, " images"]
 SAME = 1e-9
 """Relative change of a bound below which a mistake is said to change nothing."""
-
-
-class Scene(NamedTuple):
-    """What a mistake looks at: the model taken apart, the images, and its logits."""
-
-    model: nn.Module
-    """A float64 copy on the CPU, in eval mode."""
-    chain: list[Part]
-    refused: str
-    """Why the whole is not proved; empty where it is."""
-    x: Float64[Tensor, "images *image"]
-    y: Int[Tensor, " images"]
-    logits: Float64[Tensor, "images classes"]
-    given: Float64[Tensor, "images classes"]
-    """Logits of the model as it was handed over, in its own arithmetic."""
-    bounds: Float64[Tensor, "classes classes"]
-    """Of f_y - f_j: proved, or where that is refused the product of what is, a layer without a rule counting as 1."""
-    norm: str
-    stale: list[str]
-
-    @property
-    def classes(self) -> int:
-        return self.logits.shape[1]
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, model: nn.Module, x: Tensor, y: Tensor, norm: str = "l2") -> "Scene":
-        """The model is only read."""
-        shape, stale = tuple(x.shape[1:]), stale_layers(model, x[:2])
-        twin, images = doubled(model), x.detach().to("cpu", torch.float64)
-        given = _asked(copied(model).eval(), x)
-        logits = _asked(twin, images)
-        chain, refused = parts(model, shape)
-        try:
-            bounds = pairs(twin, shape, logits.shape[1])
-        except Uncertifiable as words:
-            refused = refused or str(words)
-            bounds = pairwise(chain, logits.shape[1])
-        return cls(twin, chain, refused, images, y.detach().cpu(), logits, given.double().cpu(), bounds, norm, stale)
-
-
-def _asked(model: nn.Module, x: Tensor) -> Tensor:
-    return torch.cat([model(part) for part in x.split(256)])
-
-
-def radii(
-    logits: Float64[Tensor, "images classes"],
-    y: Int[Tensor, " images"],
-    bounds: Float64[Tensor, "classes classes"],
-    shape: tuple[int, ...],
-    norm: str = "l2",
-    ties: bool = False,
-) -> Radii:
-    """min_j (f_y - f_j) / L_yj, over sqrt(d) in linf; -1 where the label's logit is not the largest alone.
-
-    `ties`: logits that equal the label's do not count as rivals.
-    """
-    gaps = logits.gather(1, y[:, None]) - logits
-    rival = torch.ones_like(gaps, dtype=torch.bool).scatter(1, y[:, None], False)
-    if ties:
-        rival &= gaps != 0
-    quotient = torch.where(bounds[y] > 0, gaps / bounds[y].clamp_min(1e-300), torch.inf)
-    quotient = torch.where(gaps > 0, quotient, -torch.inf).masked_fill(~rival, torch.inf)
-    smallest = quotient.amin(1) / (math.sqrt(math.prod(shape)) if norm == "linf" else 1.0)
-    return torch.where(smallest > 0, smallest, -1.0)
 
 
 def _with_bounds(scene: Scene, bounds: Tensor) -> Radii:
@@ -287,77 +219,6 @@ def ten_bits(x: Tensor) -> Tensor:
 def stale_cache(scene: Scene) -> Radii | None:
     """Answers of caches that old weights left behind, over bounds of the weights as they are."""
     return _with_logits(scene, scene.given) if scene.stale else None
-
-
-def stale_layers(model: nn.Module, x: Tensor) -> list[str]:
-    """Paths of the modules whose answer in eval mode stays the same when all their weights change after a forward pass.
-
-    A copy runs once, its weights are changed, and it runs again; a fresh copy, its plain tensors dropped, gets the same weights
-    before its first run. Stale: the two differ, or the answer did not move at all. The innermost are named.
-    """
-    found: list[str] = []
-    calls = _inputs(copied(model).eval(), x)
-    for path, module in model.named_modules():
-        floats = [p for p in module.parameters() if p.is_floating_point()]
-        if path not in calls or not floats or type(module) is nn.Sequential:
-            continue
-        used = copied(module).eval()
-        with torch.no_grad():
-            before = used(calls[path].clone())
-            after, answer = _changed(used)(calls[path].clone()), _first(_changed(_emptied(module)), calls[path].clone())
-        if not isinstance(before, Tensor):
-            continue
-        unmoved = torch.equal(before, after) and bool(before.any())
-        if unmoved or (answer is not None and not torch.allclose(after, answer, rtol=1e-3, atol=1e-5)):
-            found.append(path)
-    inner = [
-        path for path in found if not any(other != path and f"{other}.".startswith(f"{path}." if path else "") for other in found)
-    ]
-    return [path or "the model" for path in inner]
-
-
-def _changed(module: nn.Module) -> nn.Module:
-    for tensor in module.parameters():
-        if tensor.is_floating_point():
-            tensor.mul_(-0.7).add_(0.1)
-    return module
-
-
-def _emptied(module: nn.Module) -> nn.Module:
-    """A copy in eval mode without its plain tensors, where caches are kept."""
-    fresh = copied(module).train().eval()
-    for part in fresh.modules():
-        for name, value in list(vars(part).items()):
-            if isinstance(value, Tensor):
-                setattr(part, name, None)
-    return fresh
-
-
-def _first(module: nn.Module, x: Tensor) -> Tensor | None:
-    """Its answer; None where it cannot do without what was dropped."""
-    try:
-        answer: Tensor = module(x)
-    except Exception:  # foreign code, asked without its plain tensors
-        return None
-    return answer
-
-
-def _inputs(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """What each module is given, by its path."""
-    found: dict[str, Tensor] = {}
-
-    def watch(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple) -> None:
-            if len(inputs) == 1 and isinstance(inputs[0], Tensor):
-                found[path] = inputs[0].detach().clone()
-
-        return hook
-
-    for path, module in model.named_modules():
-        module.register_forward_pre_hook(watch(path))
-    with torch.no_grad():
-        model(x)
-    return found
 
 
 MISTAKES: dict[str, Callable[[Scene], Radii | None]] = {

@@ -15,7 +15,8 @@ from robustbench_rkhs.arithmetic import exact
 from robustbench_rkhs.attacks import FoolboxAttack
 from robustbench_rkhs.attacks.ball import Box, Norm, distances, pull_inside
 from robustbench_rkhs.audit.claims import Claim
-from robustbench_rkhs.audit.mistakes import MISTAKES, Scene
+from robustbench_rkhs.audit.mistakes import MISTAKES
+from robustbench_rkhs.audit.scene import Scene
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.evaluate import evaluate
 from robustbench_rkhs.layers.settling import settled
