@@ -363,3 +363,19 @@ def test_claims_in_linf_rest_on_the_same_radii():
     torch.testing.assert_close(MISTAKES[RANDOM_ONCE](Scene.of(model, x, y, "linf")), radius, rtol=1e-9, atol=0)
     named = next(row for row in found["mistakes"] if row["mistake"] == RANDOM_ONCE)
     assert named["certificates"] == int((radius >= 0.05).sum())
+
+
+def test_a_model_that_runs_in_float32_alone_is_still_judged():
+    class Single(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Linear(16, 2)
+
+        def forward(self, x):
+            return self.last(x.flatten(1).float())
+
+    torch.manual_seed(0)
+    model = Single().eval()
+    x = torch.rand(10, 1, 4, 4)
+    found = audit(model, split(x, model(x).argmax(1), 2), [Claim.read("certified@0.01=1")])
+    assert found["mistakes"] == [] and found["claims"][0]["nearest"] == "" and "float64" in found["notes"][0]

@@ -71,7 +71,7 @@ def audit(
     if above:
         say("a certified claim lies above what is proved: known mistakes are re-enacted")
         radii, stale, notes = reenact(model, split, norm)
-        broken = np.minimum(broken, closer(model, split, radii, proved, norm, box, seed, device, recipe.block))
+        broken = np.minimum(broken, closer(model, split, radii, proved, norm, box, seed, device, recipe.block, notes))
     found = [_verdict(claim, done, proved, broken, right) for claim in claims]
     mistakes = [row for claim in above for row in _causes(claim, radii, broken)]
     for row in found:
@@ -95,7 +95,10 @@ def audit(
 def reenact(model: nn.Module, split: Split, norm: str = "l2") -> tuple[dict[str, Shares], list[str], list[str]]:
     """Every mistake's radii, image by image; stale layers; and what could not be re-enacted, in words."""
     notes: list[str] = []
-    scene = Scene.of(model, split.x, split.y, norm)
+    try:
+        scene = Scene.of(model, split.x, split.y, norm)
+    except (RuntimeError, ValueError) as error:  # a foreign model that runs in float32 alone, say
+        return {}, [], [f"no mistake re-enacted: the model cannot be taken apart in float64: {' '.join(str(error).split())[:160]}"]
     if scene.refused:
         notes.append(f"nothing is proved of the whole ({scene.refused}); in every mistake below such parts count as 1")
     found: dict[str, Shares] = {}
@@ -120,8 +123,9 @@ def closer(
     seed: int,
     device: str,
     block: int,
+    notes: list[str],
 ) -> Shares:
-    """Distances of what minimal-norm attacks find of the images that a mistake overstates; inf elsewhere."""
+    """Distances of what minimal-norm attacks find of the images that a mistake overstates; inf elsewhere. Failures are noted."""
     nearest = np.full(len(proved), np.inf)
     if not radii:
         return nearest
@@ -136,7 +140,14 @@ def closer(
                 attack = FoolboxAttack(attack=kind, box=box).aimed(norm=norm, eps=None, seed=seed)  # type: ignore[arg-type]
                 for part in concerned.split(block):
                     x, y = split.x[part].to(device), split.y[part].to(device)
-                    inside = pull_inside(x, attack(asked, x, y, split.index[part]).images.to(x), norm, None, box)
+                    try:
+                        found = attack(asked, x, y, split.index[part]).images.to(x)
+                    except UserError:
+                        raise
+                    except Exception as error:  # a library's fault leaves images unbroken, and is said
+                        notes.append(f"attack {attack.label} failed on {len(x)} images: {type(error).__name__}")
+                        continue
+                    inside = pull_inside(x, found, norm, None, box)
                     away: Tensor = torch.where(harness.fallen(asked, inside, y), distances(x, inside, norm), torch.inf)
                     nearest[part.numpy()] = np.minimum(nearest[part.numpy()], away.cpu().double().numpy())
     finally:
