@@ -480,6 +480,132 @@ def _norms(
         print(json.dumps(found | {"files": [str(path) for path in written]}))
 
 
+def _audit(
+    model: str,
+    claim: Names,
+    norm: Literal["l2", "linf"] = "l2",
+    attack: Names = ("pgd",),
+    certify: Names = ("portfolio",),
+    samples: int | None = None,
+    seed: int = 0,
+    block: int = 64,
+    device: str = "auto",
+    checkpoint: str | None = None,
+    data: str | None = None,
+    out: Path = Path("reports"),
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> int:
+    """Hold claimed accuracies against what is proved and broken, and name the known mistakes that would explain the gap.
+
+    $ rkhs-audit --model mypackage.nets:build --checkpoint theirs.pth --data cifar10 --claim certified@36/255=0.62 clean=0.81
+    Verdicts: upheld, not proved (open images leave room), refuted (above what attacks left standing: exit code 1).
+
+    Args:
+        model: Name in checkpoints/, checkpoint folder, or package.module:builder.
+        claim: certified@EPS=SHARE, robust@EPS=SHARE or clean=SHARE; shares from 0 to 1.
+        norm: Distance the radii are measured in.
+        attack: NAME or NAME:field=value,... on images that no certificate settles; see rkhs-list attacks.
+        certify: NAME or NAME:field=value,...; portfolio: all of them; none.
+        samples: Test images, a seeded stratified subset; all where not given.
+        seed: Which images, and every random draw.
+        block: Images a block, the unit of resuming.
+        device: auto, cpu, cuda, cuda:1 ...
+        checkpoint: Weights (.safetensors, or .pth of a plain state dict) for a recipe or builder.
+        data: Data set or FILE.npz in place of the recipe's.
+        out: audits/MODEL.* goes here.
+        as_json: Print one JSON object on stdout, the tables on stderr.
+    """
+    from rich.console import Console
+
+    from robustbench_rkhs.audit import Claim
+    from robustbench_rkhs.audit import audit as run
+    from robustbench_rkhs.recipe import EvalRecipe, attack_from, certificate_from, parse
+    from robustbench_rkhs.report.audit import console_audit, write_audit
+    from robustbench_rkhs.subjects import load_model
+
+    claims = [Claim.read(text) for text in claim]
+    settings = {
+        "norm": norm,
+        "eps": sorted({one.eps for one in claims}),
+        "attacks": [attack_from(text) for text in attack],
+        "certificates": [one for one in map(certificate_from, certify) if one != "none"],
+        "samples": samples,
+        "seed": seed,
+        "block": block,
+    }
+    recipe = parse(EvalRecipe, settings, "rkhs-audit")
+    screen = Console(stderr=as_json, soft_wrap=True)
+    if not screen.is_terminal:
+        screen.width = 140
+    where, subject = _device(device), load_model(model, checkpoint, data)
+    found = run(
+        subject.model,
+        subject.test,
+        claims,
+        recipe,
+        name=subject.name,
+        folder=out / "audits" / "verdicts",
+        device=where,
+        command=_typed(),
+        say=lambda line: screen.print(line, markup=False, highlight=False),
+    )
+    for table in console_audit(found):
+        screen.print(table)
+    written = write_audit(found, out / "audits" / subject.name)
+    screen.print(f"audit: {' '.join(str(path) for path in written)}", markup=False, highlight=False)
+    if as_json:
+        print(json.dumps(found | {"files": [str(path) for path in written]}))
+    return 1 if found["breaches"] or any(row["verdict"] == "refuted" for row in found["claims"]) else 0
+
+
+def _tightness(
+    model: str,
+    samples: int = 32,
+    seed: int = 0,
+    checkpoint: str | None = None,
+    data: str | None = None,
+    out: Path = Path("reports"),
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Layer by layer, the proven bound over what is found from below: where the certificate is lost.
+
+    $ rkhs-tightness --model digits_conv --samples 32
+
+    Args:
+        model: Name in checkpoints/, checkpoint folder, or package.module:builder.
+        samples: Test images, a seeded stratified subset; all where there are fewer.
+        seed: Which images, and every random draw.
+        checkpoint: Weights (.safetensors, or .pth of a plain state dict) for a recipe or builder.
+        data: Data set or FILE.npz in place of the recipe's.
+        out: tightness/MODEL.* goes here; verdicts of the model are looked for in verdicts/.
+        as_json: Print one JSON object on stdout, the tables on stderr.
+    """
+    from rich.console import Console
+
+    from robustbench_rkhs.audit import tightness as run
+    from robustbench_rkhs.report.tightness import console_tightness, write_tightness
+    from robustbench_rkhs.subjects import load_model
+
+    if samples < 1:
+        raise UserError(f"--samples: expected at least 1, found {samples}")
+    subject = load_model(model, checkpoint, data)
+    folder = out / "verdicts"
+    found = run(subject.name, subject.model, subject.test, samples=samples, seed=seed, folder=folder, command=_typed())
+    screen = Console(stderr=as_json, soft_wrap=True)
+    if not screen.is_terminal:
+        screen.width = 140
+    for table in console_tightness(found):
+        screen.print(table)
+    written = write_tightness(found, out / "tightness" / subject.name)
+    screen.print(f"tightness: {' '.join(str(path) for path in written)}", markup=False, highlight=False)
+    if as_json:
+        print(json.dumps(found | {"files": [str(path) for path in written]}))
+
+
+audit = command(_audit)
+tightness = command(_tightness)
+
+
 def _sweep(
     fields: dict[str, str],
     /,

@@ -291,6 +291,7 @@ def test_a_single_logit_and_an_unknown_norm_are_refused():
 
 
 def test_label_and_claims():
-    assert MarginCertificate().label == "margin" and MarginCertificate.arithmetic == "real"
+    assert MarginCertificate().label == "margin" and MarginCertificate().arithmetic == "real"
+    assert MarginCertificate(network="float32").arithmetic == "float32 on CPU"
     assert MarginCertificate.norms == {"l2", "linf"}
     assert "L_{yj}" in MarginCertificate.card()

@@ -196,7 +196,7 @@ def test_chain_computes_what_the_model_does_and_its_bound_is_above_every_slope(b
 def test_a_concatenation_is_the_root_of_the_sum_of_squares():
     """Two identities attain sqrt 2: a rule without squares says 2, one that takes the largest says 1."""
     twice = made(lambda m, x: torch.cat([x, x], 1))
-    assert upper(twice, (5,)) == (pytest.approx(math.sqrt(2)), (10,)) and upper(twice, (5,)).value >= math.sqrt(2)
+    assert upper(twice, (5,))[:2] == (pytest.approx(math.sqrt(2)), (10,)) and upper(twice, (5,)).value >= math.sqrt(2)
     assert upper(twice, (2, 40, 40)).value == pytest.approx(math.sqrt(2))  # too large for its matrix
     bent = Concatenate([nn.Tanh(), nn.Sequential(Scale(3.0), nn.ReLU()), nn.Identity()])
     bound = upper(bent, (2, 3, 3))
@@ -419,9 +419,9 @@ def test_rearrangements_are_isometries_and_pools_take_one_window():
         bound = upper(layer, shape)
         assert bound.value == pytest.approx(torch.linalg.matrix_norm(dense(layer, shape), ord=2).item()) == 1
         assert bound.shape == layer(torch.zeros(1, *shape)).shape[1:]
-    assert upper(nn.AdaptiveMaxPool2d(1), (2, 3, 3)) == (1.0, (2, 1, 1))
-    assert upper(made(lambda m, x: F.adaptive_max_pool2d(x, 1).flatten(1)), (2, 3, 3)) == (1.0, (2,))
-    assert upper(made(lambda m, x: F.adaptive_avg_pool2d(x, (2, 1))), (1, 4, 3)) == (pytest.approx(1 / math.sqrt(6)), (1, 2, 1))
+    assert upper(nn.AdaptiveMaxPool2d(1), (2, 3, 3))[:2] == (1.0, (2, 1, 1))
+    assert upper(made(lambda m, x: F.adaptive_max_pool2d(x, 1).flatten(1)), (2, 3, 3))[:2] == (1.0, (2,))
+    assert upper(made(lambda m, x: F.adaptive_avg_pool2d(x, (2, 1))), (1, 4, 3))[:2] == (pytest.approx(1 / math.sqrt(6)), (1, 2, 1))
     assert upper(made(lambda m, x: F.avg_pool2d(x, x.size()[2] // 2)), (1, 4, 4)) == (pytest.approx(1 / 2), (1, 2, 2))
 
 

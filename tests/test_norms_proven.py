@@ -371,8 +371,8 @@ def test_layers_without_a_differentiable_bound_are_refused_by_name():
     model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(SandwichLinear(4, 4)), nn.Linear(4, 3))
     with pytest.raises(Uncertifiable, match=r"1\.0 \(SandwichLinear\): no differentiable bound"):
         gram_pairs(model, (4,), 3)
-    with pytest.raises(Uncertifiable, match="1 \\(GELU\\)"):
-        gram_pairs(nn.Sequential(nn.Linear(4, 4), nn.GELU()), (4,), 4)
+    with pytest.raises(Uncertifiable, match="1 \\(GLU\\)"):
+        gram_pairs(nn.Sequential(nn.Linear(4, 4), nn.GLU()), (4,), 4)
     with pytest.raises(Uncertifiable, match="expected 7 logits"):
         gram_pairs(nn.Linear(4, 3), (4,), 7)
     with pytest.raises(Uncertifiable, match="expected 4 features"):

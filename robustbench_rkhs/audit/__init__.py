@@ -1,0 +1,11 @@
+"""Audits: a claimed accuracy against what is proved and broken, and where a certificate loses its tightness."""
+
+from robustbench_rkhs.audit.claims import Claim
+from robustbench_rkhs.audit.factors import Part, parts
+from robustbench_rkhs.audit.mistakes import MISTAKES
+from robustbench_rkhs.audit.ratios import BOUNDS, tightness
+from robustbench_rkhs.audit.run import audit
+from robustbench_rkhs.audit.scene import Scene
+from robustbench_rkhs.audit.stale import stale_layers
+
+__all__ = ["BOUNDS", "MISTAKES", "Claim", "Part", "Scene", "audit", "parts", "stale_layers", "tightness"]

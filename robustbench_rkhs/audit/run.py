@@ -1,0 +1,213 @@
+"""The audit: claimed accuracies against what is proved and what is broken, and which known mistake would explain the gap."""
+
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from robustbench_rkhs import harness, verdicts
+from robustbench_rkhs.arithmetic import exact
+from robustbench_rkhs.attacks import FoolboxAttack
+from robustbench_rkhs.attacks.ball import Box, Norm, distances, pull_inside
+from robustbench_rkhs.audit.claims import Claim
+from robustbench_rkhs.audit.mistakes import MISTAKES
+from robustbench_rkhs.audit.scene import Scene
+from robustbench_rkhs.data import Split
+from robustbench_rkhs.evaluate import evaluate
+from robustbench_rkhs.layers.settling import settled
+from robustbench_rkhs.node import UserError
+from robustbench_rkhs.recipe import EvalRecipe, parse
+from robustbench_rkhs.verdicts import Evaluation, Proportion
+
+Say = Callable[[str], None]
+Shares = Float[np.ndarray, " images"]
+SLACK = 1e-9
+"""Relative room when an adversarial distance is held against a radius."""
+
+
+def audit(
+    model: nn.Module,
+    test: Split,
+    claims: Sequence[Claim],
+    recipe: EvalRecipe | None = None,
+    *,
+    name: str = "model",
+    folder: str | Path | None = None,
+    device: str = "cpu",
+    command: str = "",
+    say: Say = lambda line: None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """The audit as one JSON value: what report.audit writes and prints.
+
+    Certificates and attacks run through `evaluate` (`recipe`, or its fields by name; PGD where no attack is given), at every eps
+    that is claimed. Where a certified claim lies above what is proved, each known mistake is re-enacted; images that some mistake
+    would certify further than is proved are attacked once more by minimal-norm attacks, so that its "certificates" are held
+    against the nearest adversarial images known.
+    Verdicts, within 95% limits of the images: `upheld`: what is measured reaches the claim; `refuted`: the claim lies above what
+    attacks left standing; `not proved`: it lies between. The model is left as it was. Raises UserError for bad input.
+    """
+    if not claims:
+        raise UserError("expected at least one claim, found none")
+    eps = tuple(sorted({claim.eps for claim in claims if claim.quantity != "clean"})) or (0.0,)
+    recipe = recipe or parse(EvalRecipe, {"attacks": ({"name": "pgd"},), "eps": eps, **settings}, "audit")
+    recipe = recipe.model_copy(update={"eps": eps})
+    done = evaluate(model, test, recipe, name=name, folder=folder, device=device, command=command, say=say)
+    norm, seed, box = recipe.norm, recipe.seed, done.about["box"]
+    images = verdicts.images(done).set_index("index")
+    split = test.sample(recipe.samples, seed)
+    images = images.loc[split.index.tolist()]
+    right = (images["label"] == images["predicted"]).to_numpy()
+    proved, broken = np.where(right, images["certified"], -1.0), images["broken"].to_numpy(dtype=np.float64)
+    above = [c for c in claims if c.quantity == "certified" and float((proved >= c.eps).mean()) < c.share]
+    stale: list[str] = []
+    radii: dict[str, Shares] = {}
+    notes: list[str] = []
+    if above:
+        say("a certified claim lies above what is proved: known mistakes are re-enacted")
+        radii, stale, notes = reenact(model, split, norm)
+        broken = np.minimum(broken, closer(model, split, radii, proved, norm, box, seed, device, recipe.block, notes))
+    found = [_verdict(claim, done, proved, broken, right) for claim in claims]
+    mistakes = [row for claim in above for row in _causes(claim, radii, broken)]
+    for row in found:
+        own = [mistake for mistake in mistakes if mistake["claim"] == row["claim"]]
+        raising = [mistake for mistake in own if mistake["certified"] > row["measured"] and row["verdict"] != "upheld"]
+        row["causes"] = [mistake["mistake"] for mistake in raising if mistake["reproduces"]]
+        row["nearest"] = raising[0]["mistake"] if raising else ""
+    kept = ("model", "norm", "box", "samples", "seed", "device", "date", "data", "data_digest", "weights", "protocol", "versions")
+    about = {key: done.about[key] for key in kept} | {"date": date.today().isoformat(), "command": command}
+    return {
+        "about": about | {"certificates": done.about["certificates"], "complete": done.about["complete"]},
+        "claims": found,
+        "mistakes": mistakes,
+        "refused": list(done.about["refused"]),
+        "stale": stale,
+        "notes": notes,
+        "breaches": len(done.about["breaches"]),
+    }
+
+
+def reenact(model: nn.Module, split: Split, norm: str = "l2") -> tuple[dict[str, Shares], list[str], list[str]]:
+    """Every mistake's radii, image by image; stale layers; and what could not be re-enacted, in words."""
+    notes: list[str] = []
+    try:
+        scene = Scene.of(model, split.x, split.y, norm)
+    except (RuntimeError, ValueError) as error:  # a foreign model that runs in float32 alone, say
+        return {}, [], [f"no mistake re-enacted: the model cannot be taken apart in float64: {' '.join(str(error).split())[:160]}"]
+    if scene.refused:
+        notes.append(f"nothing is proved of the whole ({scene.refused}); in every mistake below such parts count as 1")
+    found: dict[str, Shares] = {}
+    for name, mistake in MISTAKES.items():
+        try:
+            radii = mistake(scene)
+        except (RuntimeError, ValueError, UserError) as error:  # a foreign layer that cannot be taken apart
+            notes.append(f"not re-enacted: {name}: {' '.join(str(error).split())[:120]}")
+            continue
+        if radii is not None:
+            found[name] = radii.numpy()
+    return found, scene.stale, notes
+
+
+def closer(
+    model: nn.Module,
+    split: Split,
+    radii: dict[str, Shares],
+    proved: Shares,
+    norm: Norm,
+    box: Box,
+    seed: int,
+    device: str,
+    block: int,
+    notes: list[str],
+) -> Shares:
+    """Distances of what minimal-norm attacks find of the images that a mistake overstates; inf elsewhere. Failures are noted."""
+    nearest = np.full(len(proved), np.inf)
+    if not radii:
+        return nearest
+    largest = np.max([np.where(np.isfinite(r), r, np.finfo(float).max) for r in radii.values()], axis=0)
+    concerned = torch.from_numpy(np.flatnonzero((proved >= 0) & (largest > np.maximum(proved, 0) * (1 + SLACK))))
+    home = next(iter([*model.parameters(), *model.buffers()]), torch.zeros(1)).device
+    modes = {module: module.training for module in model.modules()}
+    try:
+        asked = settled(model.eval().to(device))
+        with exact():
+            for kind in ("deepfool", "ddn" if norm == "l2" else "fmn"):
+                attack = FoolboxAttack(attack=kind, box=box).aimed(norm=norm, eps=None, seed=seed)  # type: ignore[arg-type]
+                for part in concerned.split(block):
+                    x, y = split.x[part].to(device), split.y[part].to(device)
+                    try:
+                        found = attack(asked, x, y, split.index[part]).images.to(x)
+                    except UserError:
+                        raise
+                    except Exception as error:  # a library's fault leaves images unbroken, and is said
+                        notes.append(f"attack {attack.label} failed on {len(x)} images: {type(error).__name__}")
+                        continue
+                    inside = pull_inside(x, found, norm, None, box)
+                    away: Tensor = torch.where(harness.fallen(asked, inside, y), distances(x, inside, norm), torch.inf)
+                    nearest[part.numpy()] = np.minimum(nearest[part.numpy()], away.cpu().double().numpy())
+    finally:
+        model.to(home)
+        for module, training in modes.items():
+            module.training = training
+    return nearest
+
+
+def _verdict(claim: Claim, done: Evaluation, proved: Shares, broken: Shares, right: Any) -> dict[str, Any]:
+    """Claimed, measured and what attacks left standing, with limits; and the verdict."""
+    images = len(right)
+    standing = int((right & (broken > claim.eps)).sum()) if claim.quantity != "clean" else int(right.sum())
+    if claim.quantity == "clean":
+        measured = Proportion.of(standing, images)
+    elif claim.quantity == "certified":
+        measured = Proportion.of(int((proved >= claim.eps).sum()), images)
+    else:
+        states = verdicts.states(done, claim.eps)["state"]
+        tested = int(states.isin(["certified", "survived"]).sum())
+        measured = Proportion.of(min(tested, standing), images)
+    limit = Proportion.of(standing, images)
+    upheld, refuted = measured.high >= claim.share, limit.high < claim.share
+    return {
+        "claim": claim.text,
+        "quantity": claim.quantity,
+        "eps": claim.eps,
+        "claimed": claim.share,
+        "measured": measured.share,
+        "measured_low": measured.low,
+        "measured_high": measured.high,
+        "standing": limit.share,
+        "standing_low": limit.low,
+        "standing_high": limit.high,
+        "images": images,
+        "difference": claim.share - measured.share,
+        "verdict": "upheld" if upheld else "refuted" if refuted else "not proved",
+    }
+
+
+def _causes(claim: Claim, radii: dict[str, Shares], broken: Shares) -> list[dict[str, Any]]:
+    """What each mistake would certify at the claim's eps, the nearest to the claim first."""
+    rows = []
+    for name, radius in radii.items():
+        said = radius >= claim.eps
+        share = Proportion.of(int(said.sum()), len(said))
+        rows.append(
+            {
+                "claim": claim.text,
+                "eps": claim.eps,
+                "claimed": claim.share,
+                "mistake": name,
+                "certified": share.share,
+                "low": share.low,
+                "high": share.high,
+                "away": abs(share.share - claim.share),
+                "certificates": share.successes,
+                "broken_within_eps": int((said & (broken <= claim.eps)).sum()),
+                "broken_within_radius": int((said & (broken < radius * (1 - SLACK))).sum()),
+                "reproduces": share.low <= claim.share <= share.high,
+            }
+        )
+    return sorted(rows, key=lambda row: (row["away"], -row["broken_within_radius"], row["mistake"]))
