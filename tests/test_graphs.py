@@ -200,7 +200,7 @@ def test_a_concatenation_is_the_root_of_the_sum_of_squares():
     assert upper(twice, (2, 40, 40)).value == pytest.approx(math.sqrt(2))  # too large for its matrix
     bent = Concatenate([nn.Tanh(), nn.Sequential(Scale(3.0), nn.ReLU()), nn.Identity()])
     bound = upper(bent, (2, 3, 3))
-    assert bound == (pytest.approx(math.sqrt(11)), (6, 3, 3)) and bound.value >= steepest(nn.Sequential(bent), (2, 3, 3)) > 3
+    assert bound[:2] == (pytest.approx(math.sqrt(11)), (6, 3, 3)) and bound.value >= steepest(nn.Sequential(bent), (2, 3, 3)) > 3
     x = torch.full((1, 1), 1e-3, dtype=torch.float64)
     assert (bent(x) - bent(2 * x)).norm() / x.norm() == pytest.approx(math.sqrt(11), rel=1e-5)
     with pytest.raises(Uncertifiable, match="fit but for their channels"):
