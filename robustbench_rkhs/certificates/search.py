@@ -12,7 +12,7 @@ from robustbench_rkhs.lipschitz.bounds import weights
 from robustbench_rkhs.lipschitz.guard import every
 from robustbench_rkhs.node import UserError
 from robustbench_rkhs.relaxations import Box, Norm, ball
-from robustbench_rkhs.relaxations.full import Found, affine, proved_trace
+from robustbench_rkhs.relaxations.full import NUMBERS, Found, affine, proved_trace, widest
 from robustbench_rkhs.relaxations.interval import Trace
 from robustbench_rkhs.relaxations.region import Region
 from robustbench_rkhs.relaxations.rounding import LEAST, UNIT
@@ -93,10 +93,13 @@ def _search(
     if len(y) and not 0 <= int(y.min()) <= int(y.max()) < classes:
         raise UserError(f"certificate {label!r}: labels {int(y.min())}..{int(y.max())} do not fit the model's {classes} classes")
 
-    def proves(which: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """The radius proved of these images by bounds over balls of these radii; and the first-order guess."""
+    sample = proved_trace(model, _ball(x.new_zeros(1, *x.shape[1:]), x.new_zeros(1), norm, box), False)
+    images = min(IMAGES, max(1, NUMBERS // (classes * widest(sample.steps))))
+
+    def proves(which: Tensor, eps: Tensor) -> Tensor:
+        """The radius proved of these images by bounds over balls of these radii."""
         proved = []
-        for part, radii in zip(which.split(IMAGES), eps.split(IMAGES), strict=True):
+        for part, radii in zip(which.split(images), eps.split(images), strict=True):
             trace = proved_trace(model, _ball(x[part], radii, norm, box), linear)
             margins, shares = proof(trace, y[part])
             others = margins.scatter(1, y[part][:, None], torch.inf).amin(1)
@@ -107,33 +110,34 @@ def _search(
             if not affine(trace):
                 reach = torch.minimum(reach, radii)  # the lines hold in this ball only
             proved.append(torch.where(others > 0, torch.maximum(radii, reach), reach).nan_to_num(nan=0.0, posinf=torch.inf))
-        return torch.cat(proved) if proved else eps.clone(), eps
+        return torch.cat(proved) if proved else eps.clone()
 
     everyone = torch.arange(len(x), device=x.device)
     best = x.new_zeros(len(x))
-    right, _ = proves(everyone, x.new_zeros(len(x)) + 1e-9)
+    right = proves(everyone, x.new_zeros(len(x)) + 1e-9)
     open_ = everyone[right > 0]
     best[open_] = right[open_] if search else 0.0
     asked = sorted({float(eps) for eps in epsilons if 0 < eps < float("inf")})
     failed = x.new_full((len(x),), torch.inf)
-    if asked and len(open_):
-        radii = x.new_tensor(asked)
-        reached, _ = proves(open_.repeat_interleave(len(asked)), radii.repeat(len(open_)))
-        reached = reached.view(-1, len(asked))
-        best[open_] = torch.maximum(best[open_], reached.amax(1))
-        failed[open_] = torch.where(reached < radii, radii, torch.inf).amin(1)
+    for eps in asked:  # where a ball was not proved, no larger one is tried
+        going = open_[failed[open_].isinf() & (best[open_] < eps)]
+        if len(going):
+            radii = best.new_full((len(going),), eps)
+            reached = proves(going, radii)
+            best[going] = torch.maximum(best[going], reached)
+            failed[going] = torch.where(reached < radii, radii, torch.inf)
     if not search:
         return best
     for _ in range(TRIES):
-        top = failed.masked_fill(failed <= best, torch.inf)
-        failed = top
+        failed = failed.masked_fill(failed <= best, torch.inf)
         going = open_[(best[open_] < LARGEST) & (failed[open_] > best[open_] * (1 + tolerance))]
         if not len(going):
             break
         low, high = best[going], failed[going]
         # far apart: by factors; near: halfway
-        middle = torch.where(high.isinf(), (4 * low).clamp_min(1e-3), torch.where(high > 4 * low, (low * high).sqrt(), (low + high) / 2))
-        reached, _ = proves(going, middle)
+        between = torch.where(high > 4 * low, (low * high).sqrt(), (low + high) / 2)
+        middle = torch.where(high.isinf(), (4 * low).clamp_min(1e-3), between)
+        reached = proves(going, middle)
         best[going] = torch.maximum(low, reached)
         failed[going] = torch.where(reached < middle, torch.minimum(high, middle), high)
     return best

@@ -57,7 +57,7 @@ def tighten(module: nn.Module, steps: list[Step], region: Region) -> Region:
         return region
     count = int(matters.sum(1).max())
     chosen = torch.topk(matters.to(torch.uint8), count, dim=1).indices
-    width = max([step.before.center[0].numel() for step in _all(steps)] + [lower.shape[1]])
+    width = max(widest(steps), lower.shape[1])
     chunk = max(1, NUMBERS // (width * len(lower)))
     shape = region.center.shape[1:]
     for part in chosen.split(chunk, dim=1):
@@ -78,6 +78,11 @@ def _exact(steps: list[Step]) -> bool:
     """Whether intervals are as good as lines: at most one layer that mixes values so far, and it is affine."""
     mixing = [step for step in steps if not isinstance(step.module, (nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout2d, *DIAGONAL))]
     return not mixing or (len(mixing) == 1 and isinstance(mixing[0].module, nn.Linear | nn.Conv1d | nn.Conv2d))
+
+
+def widest(steps: list[Step]) -> int:
+    """How many numbers the widest layer takes in."""
+    return max([step.before.center[0].numel() for step in _all(steps)], default=1)
 
 
 def _all(steps: list[Step]) -> list[Step]:
@@ -150,7 +155,7 @@ def interval_proof(found: Trace, y: Int[Tensor, " batch"]) -> Found:
     count = len(found.steps)
     while count and isinstance(found.steps[count - 1].module, (*AFFINE, *DIAGONAL)):
         count -= 1
-    margins, shares = backward(found._replace(), y, found.steps[count:])
+    margins, shares = backward(found, y, found.steps[count:])
     own = y[:, None]
     shares = torch.zeros_like(shares) if count else shares.nan_to_num(nan=0.0, posinf=math.inf)
     return Found(margins.scatter(1, own, 0.0), shares.scatter(1, own, torch.inf))
