@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from functools import partial
 
 import pytest
 import torch
@@ -15,10 +16,10 @@ from robustbench_rkhs.attacks import PGD
 from robustbench_rkhs.certificates import AlphaCrownCertificate, CrownCertificate, IBPCertificate
 from robustbench_rkhs.layers import Normalize, Residual, Sandwich
 from robustbench_rkhs.lipschitz import Uncertifiable
-from robustbench_rkhs.relaxations import ball, crown_margins, interval_margins, trace
+from robustbench_rkhs.relaxations import ball, interval_margins, trace
 from robustbench_rkhs.relaxations.full import interval_proof, linear_proof, proved_trace
 
-KINDS = {"ibp": IBPCertificate, "crown": CrownCertificate, "alpha_crown": AlphaCrownCertificate}
+KINDS = {"ibp": IBPCertificate, "crown": CrownCertificate, "alpha_crown": partial(AlphaCrownCertificate, steps=3)}
 kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 norms = pytest.mark.parametrize("norm", ["l2", "linf"])
 
@@ -63,28 +64,28 @@ def test_layers_before_the_first_kink_are_merged_exactly(norm):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(norm=st.sampled_from(["l2", "linf"]), eps=st.floats(1e-3, 1.0), seed=st.integers(0, 9))
 def test_bounds_hold_at_every_layer_and_no_bound_is_looser_than_a_cheaper_one(name, norm, eps, seed):
     model, x = network(name, seed), images(seed=seed)
     y = model(x).argmax(1)
     region = ball(x, eps, norm, "none")
     found, plain = proved_trace(model, region, True), proved_trace(model, region, False)
-    crown, alpha = linear_proof(found, y).margins, linear_proof(found, y, optimise=3).margins
-    shared, intervals = linear_proof(found, y, optimise=3, shared=True).margins, interval_proof(plain, y).margins
-    lowest = worst(model, x, y, eps, norm, "none", steps=4)
+    crown, alpha = linear_proof(found, y).margins, linear_proof(found, y, optimise=2).margins
+    shared, intervals = linear_proof(found, y, optimise=2, shared=True).margins, interval_proof(plain, y).margins
+    lowest = worst(model, x, y, eps, norm, "none", steps=2)
     for bound in (crown, alpha, shared, intervals):
         assert (bound <= lowest).all()
     assert (alpha >= crown).all() and (shared >= crown).all()
-    assert crown.sum() >= crown_margins(trace(model, region), y).sum() - 1e-9
+    assert (crown >= intervals - 1e-9).all()
     torch.testing.assert_close(intervals, interval_margins(trace(model, region), y), rtol=1e-9, atol=1e-9)
-    for point in samples(x, eps, norm, "none", count=20):
+    for point in samples(x, eps, norm, "none", count=8):
         for step in found.steps:
             assert (point >= step.before.lower - 1e-12).all() and (point <= step.before.upper + 1e-12).all(), step.path
             point = step.module(point).detach()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     side=st.integers(5, 7),
     kernel=st.integers(1, 3),
@@ -166,7 +167,9 @@ def test_neither_batches_nor_what_is_asked_for_change_the_answer(kind):
     y = model(x).argmax(1)
     certificate = kind(norm="l2", search=False)
     whole = certify(certificate, model, x, y, (1e-3, 0.02, 0.1)).radius
-    parts = torch.cat([certify(certificate, model, *part, (0.1, 1e-3, 0.02)).radius for part in zip(x.split(9), y.split(9))])
+    parts = torch.cat(
+        [certify(certificate, model, *part, (0.1, 1e-3, 0.02)).radius for part in zip(x.split(9), y.split(9), strict=True)]
+    )
     torch.testing.assert_close(parts, whole, rtol=1e-9, atol=1e-12)
     assert ((whole >= 1e-3).sum() > (whole >= 0.1).sum()) and (whole >= 1e-3).any()
     searched = certify(kind(norm="l2"), model, x[:9], y[:9], (1e-3, 0.02, 0.1)).radius

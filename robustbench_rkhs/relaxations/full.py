@@ -121,33 +121,62 @@ def backward(found: Trace, y: Int[Tensor, " batch"], steps: list[Step] | None = 
 def linear_proof(found: Trace, y: Int[Tensor, " batch"], optimise: int = 0, shared: bool = False, rate: float = 0.2) -> Found:
     r"""Proved lower bounds of f_y - f_j by linear bounds; with `optimise` steps of Adam on the lower slopes of ReLUs.
 
-    Every slope in [0, 1] is sound, so the best bound seen of each row is kept: never worse than without.
+    Every slope in [0, 1] is sound, so the best bound seen of each row is kept, that of intervals among them: never worse than
+    either. Images whose margins are all above zero without steps are left at that.
     """
     margins, shares = backward(found, y)
-    paths = [step for step in _all(found.steps) if isinstance(step.module, KINKS)]
-    if optimise and paths:
-        slopes = {}
-        for step in paths:
-            start = (step.before.upper > -step.before.lower).to(margins)[:, None]
-            rows = 1 if shared else margins.shape[1]
-            slopes[id(step)] = (0.8 * start + 0.1).expand(-1, rows, *start.shape[2:]).clone().requires_grad_()
-        adam = torch.optim.Adam(slopes.values(), lr=rate)
-        for _ in range(optimise):
-            with torch.enable_grad():
-                value, share = backward(found, y, _sloped(found.steps, slopes))
-                others = value.scatter(1, y[:, None], torch.inf)
-                goal = others.amin(1).sum() if shared else value.sum()
-                gradients = torch.autograd.grad(goal, list(slopes.values()), allow_unused=True)
-            for slope, gradient in zip(slopes.values(), gradients, strict=True):
-                slope.grad = None if gradient is None else -gradient.nan_to_num()
-            adam.step()
-            with torch.no_grad():
-                for slope in slopes.values():
-                    slope.clamp_(0, 1)
-                margins = torch.maximum(margins, value.detach().nan_to_num(nan=-torch.inf))
-                shares = torch.maximum(shares, share.detach().nan_to_num(nan=0.0))
+    margins = torch.maximum(margins, interval_proof(found, y).margins)
+    open_ = (margins.scatter(1, y[:, None], torch.inf).amin(1) <= 0).nonzero().squeeze(1)
+    if optimise and len(open_) and any(isinstance(step.module, KINKS) for step in _all(found.steps)):
+        raised, reached = _optimised(Trace(_of(found.steps, open_), _part(found.after, open_)), y[open_], optimise, shared, rate)
+        margins[open_] = torch.maximum(margins[open_], raised)
+        shares[open_] = torch.maximum(shares[open_], reached)
     own = y[:, None]
     return Found(margins.scatter(1, own, 0.0), shares.nan_to_num(nan=0.0, posinf=math.inf).scatter(1, own, torch.inf))
+
+
+def _optimised(found: Trace, y: Tensor, steps: int, shared: bool, rate: float) -> tuple[Tensor, Tensor]:
+    """The largest bounds and shares that Adam meets."""
+    slopes = {}
+    for step in _all(found.steps):
+        if isinstance(step.module, KINKS):
+            start = 0.8 * (step.before.upper > -step.before.lower).to(found.after.center)[:, None] + 0.1
+            rows = 1 if shared else found.after.center.shape[1]
+            slopes[id(step)] = start.expand(-1, rows, *start.shape[2:]).clone().requires_grad_()
+    adam = torch.optim.Adam(slopes.values(), lr=rate)
+    margins = torch.full_like(found.after.center, -torch.inf)
+    shares = torch.zeros_like(margins)
+    sloped = _sloped(found.steps, slopes)
+    for _ in range(steps):
+        with torch.enable_grad():
+            value, share = backward(found, y, sloped)
+            goal = value.scatter(1, y[:, None], torch.inf).amin(1).sum() if shared else value.sum()
+            gradients = torch.autograd.grad(goal, list(slopes.values()), allow_unused=True)
+        margins = torch.maximum(margins, value.detach().nan_to_num(nan=-torch.inf))
+        shares = torch.maximum(shares, share.detach().nan_to_num(nan=0.0))
+        for slope, gradient in zip(slopes.values(), gradients, strict=True):
+            slope.grad = None if gradient is None else -gradient.nan_to_num()
+        adam.step()
+        with torch.no_grad():
+            for slope in slopes.values():
+                slope.clamp_(0, 1)
+    return margins, shares
+
+
+def _part(region: Region, which: Tensor) -> Region:
+    return Region(region.center[which], region.radius[which], region.round)
+
+
+def _of(steps: list[Step], which: Tensor) -> list[Step]:
+    """The steps of some of the images."""
+    return [
+        step._replace(
+            before=_part(step.before, which),
+            size=None if step.size is None else step.size[which],
+            branches=tuple(_of(branch, which) for branch in step.branches),
+        )
+        for step in steps
+    ]
 
 
 def interval_proof(found: Trace, y: Int[Tensor, " batch"]) -> Found:
