@@ -99,6 +99,8 @@ def _search(
     def proves(which: Tensor, eps: Tensor) -> Tensor:
         """The radius proved of these images by bounds over balls of these radii."""
         proved = []
+        if not len(which):
+            return eps.clone()
         for part, radii in zip(which.split(images), eps.split(images), strict=True):
             trace = proved_trace(model, _ball(x[part], radii, norm, box), linear)
             margins, shares = proof(trace, y[part])
@@ -110,7 +112,7 @@ def _search(
             if not affine(trace):
                 reach = torch.minimum(reach, radii)  # the lines hold in this ball only
             proved.append(torch.where(others > 0, torch.maximum(radii, reach), reach).nan_to_num(nan=0.0, posinf=torch.inf))
-        return torch.cat(proved) if proved else eps.clone()
+        return torch.cat(proved)
 
     everyone = torch.arange(len(x), device=x.device)
     best = x.new_zeros(len(x))

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustbench_rkhs.layers import GroupSort, MaxMin, Normalize, Scale
-from robustbench_rkhs.node import UserError
 from robustbench_rkhs.relaxations.interval import NoRule, Step, Trace, diagonal, forked, kink
 from robustbench_rkhs.relaxations.planes import Planes, lines_of_gap, lines_of_kink, lines_of_smooth, lines_of_windows
 from robustbench_rkhs.relaxations.region import Region, wide
@@ -63,7 +62,8 @@ def crown_margins(found: Trace, y: Int[Tensor, " batch"]) -> Float[Tensor, "batc
     0. Where the line back has a positive slope the lower bound is taken, elsewhere the upper one; l and u are the intervals'.
     Over the image, A x + b is least by the dual norm: -eps ||A||_2 or -eps ||A||_1, within the pixel box where it was cut.
     Sound up to float rounding. Cost: one backward pass for each class (batched), after the intervals' two forward passes.
-    Of max-pools, sorted pairs and smooth activations: see `planes`. Source: Zhang et al., ICLR 2020 (CROWN-IBP) and NeurIPS 2018 (CROWN).
+    Of max-pools, sorted pairs and smooth activations: see `planes`.
+    Source: Zhang et al., ICLR 2020 (CROWN-IBP) and NeurIPS 2018 (CROWN).
     """
     rows = margin_rows(y, found.after.center.shape[1], found.after.center)
     return crown_least(found, rows)

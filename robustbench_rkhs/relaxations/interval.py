@@ -104,9 +104,9 @@ def _children(module: nn.Module) -> Iterable[tuple[str, nn.Module]]:
     return [(name, child) for name, child in module._modules.items() if child is not None]
 
 
-def _forked(module: nn.Module) -> type:
+def _forked(module: nn.Module) -> type[nn.Module]:
     """The class of a layer whose branches are added (Residual) or concatenated; nn.Module for other layers."""
-    kinds = (Residual, *([layers.Concatenate] if hasattr(layers, "Concatenate") else []))
+    kinds: tuple[type[nn.Module], ...] = (Residual, *([layers.Concatenate] if hasattr(layers, "Concatenate") else []))
     return next((kind for kind in kinds if isinstance(module, kind)), nn.Module)
 
 
