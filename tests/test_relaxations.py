@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from oracles import dense
 from torch import nn
 
-from robustbench_rkhs.layers import Normalize, Residual, Sandwich, Scale
+from robustbench_rkhs.layers import GroupSort, MaxMin, Normalize, Residual, Sandwich, Scale
 from robustbench_rkhs.node import UserError
 from robustbench_rkhs.relaxations import ball, crown_margins, interval_margins, trace
 
@@ -62,6 +62,20 @@ NETWORKS = {  # on images of (1, 6, 6); a new rule adds a line here
     "residual, shortened": lengthened,
     "residual first": lambda: nn.Sequential(
         Residual(nn.Conv2d(1, 1, 3, padding=1), nn.Identity()), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)
+    ),
+    "max-pool": lambda: nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1), nn.MaxPool2d(3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(27, 3)
+    ),
+    "max-pool first, hanging over": lambda: nn.Sequential(
+        nn.MaxPool2d((2, 3), (2, 2), ceil_mode=True), nn.Flatten(), nn.Linear(9, 3)
+    ),
+    "max-pool, dilated": lambda: nn.Sequential(nn.Conv2d(1, 2, 1), nn.MaxPool2d(2, 1, dilation=2), nn.Flatten(), nn.Linear(32, 3)),
+    "sorted": lambda: nn.Sequential(nn.Conv2d(1, 4, 3), MaxMin(), nn.Conv2d(4, 4, 2), GroupSort(2), nn.Flatten(), nn.Linear(36, 3)),
+    "smooth": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(36, 9), nn.Tanh(), nn.Linear(9, 8), nn.Sigmoid(), nn.Linear(8, 8), nn.ELU(0.7), nn.Linear(8, 3)
+    ),
+    "sequence": lambda: nn.Sequential(
+        nn.Flatten(2), nn.Conv1d(1, 4, 5, 2, 2, padding_mode="circular"), nn.ReLU(), nn.AvgPool1d(3), nn.Flatten(), nn.Linear(24, 3)
     ),
     "relu first": lambda: nn.Sequential(nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(9, 3)),
 }
@@ -136,11 +150,11 @@ def test_no_margin_in_the_ball_is_below_its_bounds(name, norm, box, eps, seed):
         assert torch.equal(bound.gather(1, y[:, None]), torch.zeros(3, 1, dtype=bound.dtype))
 
 
-@pytest.mark.parametrize("name", [*NETWORKS, "max-pool"])
+@pytest.mark.parametrize("name", [*NETWORKS, "pooled"])
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_what_comes_out_of_every_layer_lies_in_its_region(name, norm):
-    model = network("circular", 0) if name == "max-pool" else network(name, 0)
-    if name == "max-pool":
+    model = network("circular", 0) if name == "pooled" else network(name, 0)
+    if name == "pooled":
         model = nn.Sequential(*model[:2], POOLED, nn.Flatten(), nn.Linear(27, 3).double())
     x = images()
     found = trace(model, ball(x, 0.3, norm))
@@ -153,7 +167,7 @@ def test_what_comes_out_of_every_layer_lies_in_its_region(name, norm):
                 assert (((point - region.center) / region.radius).flatten(1).norm(dim=1) <= 1 + 1e-9).all()
             if layer is not None:
                 point = layer(point).detach()
-    assert name == "max-pool" or len(found.steps) > 1
+    assert name == "pooled" or len(found.steps) > 1
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
@@ -326,7 +340,7 @@ def hooked():
 
 
 REFUSED = {
-    "unknown": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.Tanh()), "layer '2' \\(Tanh\\): no rule"),
+    "unknown": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.Softplus()), "layer '2' \\(Softplus\\): no rule"),
     "nested": (lambda: nn.Sequential(nn.Flatten(), nn.Sequential(Sandwich(36, 3))), "layer '1.0' \\(Sandwich\\)"),
     "in a branch": (lambda: nn.Sequential(Residual(nn.GELU(), nn.Identity()), nn.Flatten()), "'0.body' \\(GELU\\)"),
     "overridden": (lambda: nn.Sequential(nn.Flatten(), Doubled(36, 3)), "'1' \\(Doubled\\): it overrides forward of Linear"),
@@ -344,10 +358,12 @@ def test_what_has_no_bounds_is_named(build, line):
         trace(build(), ball(images(dtype=torch.float32), 0.1, "linf"))
 
 
-def test_linear_bounds_know_no_max_pool_and_say_so():
-    model = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(9, 3))
-    found = trace(model, ball(images(dtype=torch.float32), 0.1, "linf"))
-    y = torch.tensor([0, 1, 2])
-    assert (interval_margins(found, y) <= margins(model, images(dtype=torch.float32), y) + 1e-6).all()
-    with pytest.raises(UserError, match="no linear bounds through layer '0' \\(MaxPool2d\\): intervals only"):
-        crown_margins(found, y)
+def test_a_layer_that_is_in_the_chain_twice_is_walked_through_twice():
+    torch.manual_seed(0)
+    layer, x, y = nn.Linear(4, 4).double(), torch.rand(3, 4, dtype=torch.float64), torch.tensor([0, 1, 2])
+    relu = nn.ReLU()
+    for model in (nn.Sequential(layer, relu, layer, relu, layer), Residual(layer, layer)):
+        found = trace(model, ball(x, 0.0, "linf"))
+        torch.testing.assert_close(found.after.center, model(x))
+        for bounds in BOUNDS.values():
+            torch.testing.assert_close(bounds(found, y), margins(model, x, y))

@@ -4,18 +4,35 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BeforeValidator, Field
 
+from robustbench_rkhs.certificates.alpha_crown import AlphaCrownCertificate
 from robustbench_rkhs.certificates.contract import Certificate, Certified
+from robustbench_rkhs.certificates.crown import CrownCertificate
 from robustbench_rkhs.certificates.eclipse import EclipseCertificate
+from robustbench_rkhs.certificates.ibp import IBPCertificate
 from robustbench_rkhs.certificates.liplt import LipLTCertificate
 from robustbench_rkhs.certificates.margin import MarginCertificate
 from robustbench_rkhs.certificates.smoothing import SmoothingCertificate
 
 AnyCertificate = Annotated[
-    MarginCertificate | LipLTCertificate | EclipseCertificate | SmoothingCertificate, Field(discriminator="name")
+    MarginCertificate
+    | LipLTCertificate
+    | EclipseCertificate
+    | IBPCertificate
+    | CrownCertificate
+    | AlphaCrownCertificate
+    | SmoothingCertificate,
+    Field(discriminator="name"),
 ]
 """Any certificate, chosen by `name`."""
-PORTFOLIO = ("margin", "liplt", "eclipse")
-"""What the word `portfolio` stands for: proofs of the network as it is, the cheapest first."""
+PORTFOLIO: tuple[dict[str, Any], ...] = (
+    {"name": "margin"},
+    {"name": "liplt"},
+    {"name": "eclipse"},
+    {"name": "ibp", "search": False},
+    {"name": "crown", "search": False},
+    {"name": "alpha_crown", "search": False},
+)
+"""What the word `portfolio` stands for: proofs of the network as it is, the cheapest first, asked for the epsilons alone."""
 
 
 def listed(given: Any) -> Any:
@@ -39,10 +56,13 @@ Portfolio = Annotated[tuple[AnyCertificate, ...], BeforeValidator(listed)]
 
 __all__ = [
     "PORTFOLIO",
+    "AlphaCrownCertificate",
     "AnyCertificate",
     "Certificate",
     "Certified",
+    "CrownCertificate",
     "EclipseCertificate",
+    "IBPCertificate",
     "LipLTCertificate",
     "MarginCertificate",
     "Portfolio",

@@ -9,12 +9,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustbench_rkhs.layers import Normalize, Residual, Scale
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.relaxations.interval import NoRule, Step, Trace, diagonal, kink
+from robustbench_rkhs.layers import GroupSort, MaxMin, Normalize, Scale
+from robustbench_rkhs.relaxations.interval import NoRule, Step, Trace, diagonal, forked, kink
+from robustbench_rkhs.relaxations.planes import Planes, lines_of_gap, lines_of_kink, lines_of_smooth, lines_of_windows
 from robustbench_rkhs.relaxations.region import Region, wide
 
-AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+POOLS = (nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, *POOLS)
 DIAGONAL = (Normalize, Scale, nn.BatchNorm1d, nn.BatchNorm2d)
 
 
@@ -25,6 +26,8 @@ class Lines(NamedTuple):
     """A."""
     offsets: Float[Tensor, "batch rows"]
     """b."""
+    errors: Float[Tensor, "batch rows"] | None = None
+    """How far below the true values the lines must be moved for float rounding; None: not accounted for."""
 
 
 def margin_rows(y: Int[Tensor, " batch"], classes: int, like: Tensor) -> Lines:
@@ -59,7 +62,8 @@ def crown_margins(found: Trace, y: Int[Tensor, " batch"]) -> Float[Tensor, "batc
     0. Where the line back has a positive slope the lower bound is taken, elsewhere the upper one; l and u are the intervals'.
     Over the image, A x + b is least by the dual norm: -eps ||A||_2 or -eps ||A||_1, within the pixel box where it was cut.
     Sound up to float rounding. Cost: one backward pass for each class (batched), after the intervals' two forward passes.
-    Raises UserError naming the layer at a MaxPool2d. Source: Zhang et al., ICLR 2020 (CROWN-IBP) and NeurIPS 2018 (CROWN).
+    Of max-pools, sorted pairs and smooth activations: see `planes`.
+    Source: Zhang et al., ICLR 2020 (CROWN-IBP) and NeurIPS 2018 (CROWN).
     """
     rows = margin_rows(y, found.after.center.shape[1], found.after.center)
     return crown_least(found, rows)
@@ -81,19 +85,44 @@ def least(rows: Lines, region: Region) -> Float[Tensor, "batch rows"]:
 
 
 def chain_back(steps: list[Step], rows: Lines) -> Lines:
-    """Lines of what comes out of a chain, as lines of what goes in."""
+    """Lines of what comes out of a chain, as lines of what goes in.
+
+    Rounding: A' = A W and b' = b + A c are computed, with sums of n terms. For every u that can go in, A (W u + c) + b differs
+    from A' u + b' by at most gamma_n (|A| (|W| |u| + |c|) + |b|): |A| is multiplied with the step's `size` (which bounds
+    |W| |u| + |c|) and `unit` (which is 2 n units of roundoff or more), and gathered in `errors`.
+    """
     for step in reversed(steps):
-        try:
-            rows = back(step.module, step, rows)
-        except NoRule as refused:
-            raise UserError(f"no linear bounds through layer {step.path!r} ({type(step.module).__name__}): {refused}") from None
+        moved = branches_back(step, rows) if forked(step.module) else back(step.module, step, rows)
+        if rows.errors is not None:
+            errors = rows.errors if moved.errors is None else rows.errors + moved.errors
+            if step.size is not None:
+                charged = torch.einsum("brn,bn->br", rows.slopes.detach().abs().flatten(2), step.size.flatten(1))
+                errors = errors + step.unit * (charged + rows.offsets.detach().abs())
+            moved = moved._replace(errors=errors)
+        rows = moved
     return rows
+
+
+def branches_back(step: Step, rows: Lines) -> Lines:
+    """Through branches that are added or concatenated. The rounding of the last sum is charged to the step's own `size`."""
+    zeros = torch.zeros_like(rows.offsets)
+    shares = rows.slopes.split(step.widths, 2) if step.widths else [rows.slopes] * len(step.branches)
+    errors = None if rows.errors is None else zeros
+    parts = [chain_back(branch, Lines(share, zeros, errors)) for branch, share in zip(step.branches, shares, strict=True)]
+    slopes = torch.stack([part.slopes for part in parts]).sum(0)
+    offsets = rows.offsets + torch.stack([part.offsets for part in parts]).sum(0)
+    if errors is not None:  # a sum of so many terms, each at most this large
+        most = (step.before.center.abs() + step.before.radius).flatten(1)
+        for part in parts:
+            ends = torch.einsum("brn,bn->br", part.slopes.detach().abs().flatten(2), most) + part.offsets.detach().abs()
+            errors = errors + (part.errors if part.errors is not None else 0) + 2.0**-48 * len(parts) * ends
+    return Lines(slopes, offsets, errors)
 
 
 @singledispatch
 def back(module: nn.Module, step: Step, rows: Lines) -> Lines:
     """Lines of what comes out of a layer, as lines (from below) of what goes in."""
-    raise NoRule("intervals only; train with the interval loss, or use average pools or strides")
+    raise NoRule("no linear bounds for this type of layer")
 
 
 @back.register(nn.Identity)
@@ -147,6 +176,8 @@ def _(module: nn.Conv1d | nn.Conv2d, step: Step, rows: Lines) -> Lines:
     return Lines(slopes.unflatten(0, rows.slopes.shape[:2]), offsets)
 
 
+@back.register(nn.AvgPool1d)
+@back.register(nn.AdaptiveAvgPool1d)
 @back.register(nn.AvgPool2d)
 @back.register(nn.AdaptiveAvgPool2d)
 def _(module: nn.Module, step: Step, rows: Lines) -> Lines:
@@ -165,21 +196,52 @@ def adjoint(linear: Callable[[Tensor], Tensor], shape: tuple[int, ...], values: 
 
 @back.register(nn.ReLU)
 @back.register(nn.LeakyReLU)
+@back.register(nn.Tanh)
+@back.register(nn.Sigmoid)
+@back.register(nn.ELU)
 def _(module: nn.Module, step: Step, rows: Lines) -> Lines:
-    left, lower, upper = kink(module), step.before.lower, step.before.upper
-    bent = (lower < 0) & (upper > 0)
-    gap = torch.where(bent, upper - lower, torch.ones_like(upper))
-    straight = (lower >= 0).to(upper) + left * (lower < 0).to(upper)
-    over = torch.where(bent, (upper - left * lower) / gap, straight)
-    height = torch.where(bent, (1 - over) * upper, torch.zeros_like(upper))
-    under = torch.where(bent, (upper > -lower).to(upper) * (1 - left) + left, straight)
-    rising, falling = rows.slopes.clamp_min(0), rows.slopes.clamp_max(0)
-    offsets = rows.offsets + (falling * height[:, None]).flatten(2).sum(2)
-    return Lines(rising * under[:, None] + falling * over[:, None], offsets)
+    if isinstance(module, nn.ReLU | nn.LeakyReLU):
+        lines = lines_of_kink(kink(module), step.before, step.slope)
+    else:
+        lines = lines_of_smooth(module, step.before)
+    slopes, offsets = bent(rows.slopes, lines)
+    return Lines(slopes, rows.offsets + offsets)
+
+
+def bent(slopes: Float[Tensor, "batch rows *shape"], lines: Planes) -> tuple[Tensor, Tensor]:
+    """Slopes and offsets behind a function that lies between lines: under it where the slope is positive, else over it."""
+    rising, falling = slopes.clamp_min(0), slopes.clamp_max(0)
+    offsets = (falling * lines.height[:, None]).flatten(2).sum(2)
+    if lines.depth is not None:
+        offsets = offsets + (rising * lines.depth[:, None]).flatten(2).sum(2)
+    return rising * lines.under + falling * lines.over[:, None], offsets
+
+
+@back.register(MaxMin)
+@back.register(GroupSort)
+def _(module: nn.Module, step: Step, rows: Lines) -> Lines:
+    """max(a, b) = a + relu(b - a) and min(a, b) = b - relu(b - a)."""
+    halves = isinstance(module, MaxMin)
+
+    def pairs(values: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        one, other = values.chunk(2, dim) if halves else values.unflatten(dim, (-1, 2)).unbind(dim + 1)
+        return one, other
+
+    low, high = pairs(step.before.lower, 1), pairs(step.before.upper, 1)
+    most, least_ = pairs(rows.slopes, 2)
+    slopes, offsets = bent(most - least_, lines_of_gap(low[1] - high[0], high[1] - low[0]))
+    ends = [most - slopes, least_ + slopes]
+    joined = torch.cat(ends, 2) if halves else torch.stack(ends, 3).flatten(2, 3)
+    return Lines(joined, rows.offsets + offsets)
 
 
 @back.register
-def _(module: Residual, step: Step, rows: Lines) -> Lines:
-    parts = [chain_back(branch, Lines(rows.slopes, torch.zeros_like(rows.offsets))) for branch in step.branches]
-    slopes = torch.stack([part.slopes for part in parts]).sum(0)
-    return Lines(slopes, rows.offsets + torch.stack([part.offsets for part in parts]).sum(0))
+def _(module: nn.MaxPool2d, step: Step, rows: Lines) -> Lines:
+    lines = lines_of_windows(module, step.before)
+    rising, falling = rows.slopes.clamp_min(0).flatten(2), rows.slopes.clamp_max(0).flatten(2)
+    offsets = rows.offsets + (falling * lines.height.flatten(1)[:, None]).sum(2)
+    pixels = step.before.center[0].numel()
+    slopes = falling.new_zeros(*falling.shape[:2], pixels)
+    for values, where in ((rising, lines.lowest), (falling * lines.over.flatten(1)[:, None], lines.highest)):
+        slopes = slopes.scatter_add(2, where.flatten(1)[:, None].expand_as(values), values)
+    return Lines(slopes.unflatten(2, step.before.center.shape[1:]), offsets)

@@ -1,6 +1,7 @@
 """Interval bounds: what every layer can be, when the image can be anything in a ball."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Iterable, Sequence
 from functools import singledispatch
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from robustbench_rkhs.layers import Normalize, Residual, Scale
+from robustbench_rkhs.layers import Concatenate, GroupSort, MaxMin, Normalize, Residual, Scale
 from robustbench_rkhs.node import UserError
 from robustbench_rkhs.relaxations.region import Region, between, wide
 
@@ -23,7 +24,15 @@ class Step(NamedTuple):
     module: nn.Module
     before: Region
     branches: tuple[list["Step"], ...] = ()
-    """The steps of the chains it adds, where it is a Residual."""
+    """The steps of the chains whose outputs it adds or concatenates, where it does."""
+    widths: tuple[int, ...] = ()
+    """Channels of each branch, where they are concatenated."""
+    size: Tensor | None = None
+    """Bound of the absolute values that each output is summed from, where rounding is accounted for."""
+    unit: float = 0.0
+    """Bound of the rounding relative to `size`."""
+    slope: Tensor | None = None
+    """Where a ReLU's lower line lies between its two sides, in [0, 1], (batch, rows or 1, *shape); None: the nearer one."""
 
 
 class Trace(NamedTuple):
@@ -33,7 +42,16 @@ class Trace(NamedTuple):
     after: Region
 
 
-def trace(model: nn.Module, region: Region, path: str = "") -> Trace:
+class Walk(NamedTuple):
+    """What else is done on the way through a model."""
+
+    tighten: Callable[[nn.Module, list[Step], Region], Region] | None = None
+    """A smaller region that goes into a layer, from the steps before it back to the image."""
+    round: Callable[[Step, Region], tuple[Step, Region]] | None = None
+    """What comes out, widened by what float arithmetic may have moved."""
+
+
+def trace(model: nn.Module, region: Region, path: str = "", walk: Walk = Walk()) -> Trace:  # noqa: B008 (immutable)
     r"""Interval bound propagation: a region that holds the output of every layer, for all inputs in `region`.
 
     .. math:: z = W u + b: \quad c_z = W c_u + b, \qquad
@@ -45,27 +63,58 @@ def trace(model: nn.Module, region: Region, path: str = "") -> Trace:
     Source: Gowal et al., "On the Effectiveness of Interval Bound Propagation", 2018; dual norms, Zhang et al., NeurIPS 2018.
     """
     with torch.autocast(region.center.device.type, enabled=False):
-        return _trace(model, region, path)
+        return _trace(model, region, path, walk, [])
 
 
-def _trace(model: nn.Module, region: Region, path: str) -> Trace:
+def _trace(model: nn.Module, region: Region, path: str, walk: Walk, before: list[Step]) -> Trace:
     if type(model) is nn.Sequential:
         steps: list[Step] = []
-        for name, child in model.named_children():
-            part = _trace(child, region, f"{path}.{name}" if path else name)
+        for name, child in _children(model):
+            part = _trace(child, region, f"{path}.{name}" if path else name, walk, before + steps)
             steps += part.steps
             region = part.after
         return Trace(steps, region)
-    if isinstance(model, Residual):
-        chains = [_trace(branch, region, f"{path}.{name}") for name, branch in model.named_children()]
-        total = Region(sum_of([one.after.center for one in chains]), sum_of([one.after.radius for one in chains]))
-        return Trace([Step(path, model, region, tuple(one.steps for one in chains))], total)
+    if forked(model):
+        if type(model).forward is not _forked(model).forward or "forward" in vars(model):
+            raise UserError(f"no bounds through layer {path or 'model'!r} ({type(model).__name__}): it overrides forward")
+        chains = [_trace(branch, region, f"{path}.{name}", walk, before) for name, branch in _children(model)]
+        centers, radii = [one.after.center for one in chains], [one.after.radius for one in chains]
+        widths = () if isinstance(model, Residual) else tuple(one.shape[1] for one in centers)
+        join = torch.cat if widths else _add
+        step = Step(path, model, region, tuple(one.steps for one in chains), widths)
+        after = Region(join(centers, 1), join(radii, 1))
+        if walk.round and not widths:
+            step, after = walk.round(step, after)
+        return Trace([step], after)
     try:
         check(model)
-        after = through(model, region)
+        if walk.tighten:
+            region = walk.tighten(model, before, region)
+        step, after = Step(path, model, region), through(model, region)
+        if walk.round:
+            step, after = walk.round(step, after)
     except NoRule as refused:
         raise UserError(f"no bounds through layer {path or 'model'!r} ({type(model).__name__}): {refused}") from None
-    return Trace([Step(path, model, region)], after)
+    return Trace([step], after)
+
+
+def _children(module: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+    """All of them, also where one is there twice."""
+    return [(name, child) for name, child in module._modules.items() if child is not None]
+
+
+def _forked(module: nn.Module) -> type[nn.Module]:
+    """The class of a layer whose branches are added (Residual) or concatenated; nn.Module for other layers."""
+    return next((kind for kind in (Residual, Concatenate) if isinstance(module, kind)), nn.Module)
+
+
+def forked(module: nn.Module) -> bool:
+    """Whether a layer adds or concatenates branches of the same image."""
+    return _forked(module) is not nn.Module
+
+
+def _add(tensors: list[Tensor], dim: int) -> Tensor:
+    return torch.stack(tensors).sum(0)
 
 
 class NoRule(UserError):
@@ -179,9 +228,33 @@ def kink(module: nn.Module) -> float:
     return slope
 
 
+@through.register(nn.Tanh)
+@through.register(nn.Sigmoid)
+@through.register(nn.ELU)
+def _(module: nn.Module, region: Region) -> Region:
+    if isinstance(module, nn.ELU) and not 0 <= module.alpha <= 1:
+        raise NoRule(f"expected alpha in [0, 1], where it is convex, found {module.alpha}")
+    bend = copy.copy(module)
+    if isinstance(bend, nn.ELU):
+        bend.inplace = False
+    return between(bend(region.lower), bend(region.upper))
+
+
+@through.register(MaxMin)
+@through.register(GroupSort)
+def _(module: nn.Module, region: Region) -> Region:
+    if isinstance(module, GroupSort) and module.group != 2:
+        raise NoRule(f"expected groups of 2, found {module.group}")
+    return between(module(region.lower), module(region.upper))
+
+
+@through.register(nn.AvgPool1d)
+@through.register(nn.AdaptiveAvgPool1d)
 @through.register(nn.AvgPool2d)
 @through.register(nn.AdaptiveAvgPool2d)
 def _(module: nn.Module, region: Region) -> Region:
+    if (getattr(module, "divisor_override", None) or 1) < 0:
+        raise NoRule("its divisor is negative")
     return Region(module(region.center), module(region.radius))
 
 
@@ -195,7 +268,3 @@ def _(module: nn.MaxPool2d, region: Region) -> Region:
 def root(squares: Tensor) -> Tensor:
     """Square roots with a finite slope."""
     return squares.clamp_min(SMALLEST).sqrt()
-
-
-def sum_of(tensors: list[Tensor]) -> Tensor:
-    return torch.stack(tensors).sum(0)

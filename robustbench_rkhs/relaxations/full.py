@@ -1,0 +1,202 @@
+"""CROWN with linear bounds at every kink, and bounds that hold in real arithmetic."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from robustbench_rkhs.layers import GroupSort, MaxMin
+from robustbench_rkhs.relaxations.crown import AFFINE, DIAGONAL, Lines, chain_back, margin_rows
+from robustbench_rkhs.relaxations.interval import Step, Trace, Walk, forked, trace
+from robustbench_rkhs.relaxations.region import Region
+from robustbench_rkhs.relaxations.rounding import LEAST, UNIT, most, rounded, widened
+
+NUMBERS = 2**22
+"""Numbers of one tensor of slopes at most: 32 MiB in float64, of which a pass holds a few."""
+KINKS = (nn.ReLU, nn.LeakyReLU)
+BENDS = (nn.Tanh, nn.Sigmoid, nn.ELU, nn.MaxPool2d, MaxMin, GroupSort)
+
+
+class Found(NamedTuple):
+    """What linear bounds prove of f_y - f_j."""
+
+    margins: Float[Tensor, "batch classes"]
+    """Lower bounds over the region; zero at j = y."""
+    radii: Float[Tensor, "batch classes"]
+    """Radius around each image within which the lines stay above zero, were they to hold everywhere; infinite at j = y."""
+
+
+def proved_trace(model: nn.Module, region: Region, linear: bool) -> Trace:
+    """`trace` with regions that hold in real arithmetic, `linear`: cut at every kink by linear bounds back to the image.
+
+    In float64. Cost: three forward passes; where `linear`, two backward passes for each value that can be on both sides of a
+    kink (all values before a smooth activation, a max-pool or a sorted pair), several at a time.
+    """
+    if region.center.dtype != torch.float64:
+        raise TypeError(f"expected float64, found {region.center.dtype}")
+    return trace(model, region, walk=Walk(tighten if linear else keep, rounded))
+
+
+def keep(module: nn.Module, steps: list[Step], region: Region) -> Region:
+    """The region as it is, with room for the rounding of its bounds where a kink will read them."""
+    if isinstance(module, (*KINKS, *BENDS)):
+        return widened(Region(region.center, region.radius), 8 * UNIT * most(region))
+    return region
+
+
+def tighten(module: nn.Module, steps: list[Step], region: Region) -> Region:
+    """The region cut by linear bounds of the values that matter to the module."""
+    if not isinstance(module, (*KINKS, *BENDS)):
+        return region
+    region = keep(module, steps, region)
+    lower, upper = region.lower.flatten(1), region.upper.flatten(1)
+    matters = (lower < 0) & (upper > 0) if isinstance(module, KINKS) else lower < upper
+    if _exact(steps) or not matters.any():
+        return region
+    count = int(matters.sum(1).max())
+    chosen = torch.topk(matters.to(torch.uint8), count, dim=1).indices
+    width = max(widest(steps), lower.shape[1])
+    chunk = max(1, NUMBERS // (width * len(lower)))
+    shape = region.center.shape[1:]
+    for part in chosen.split(chunk, dim=1):
+        rows = lower.new_zeros(*part.shape, lower.shape[1]).scatter_(2, part[:, :, None], 1.0)
+        for sign in (1, -1):
+            lines = Lines((sign * rows).unflatten(2, shape), *lower.new_zeros(2, *part.shape).unbind(0))
+            bound = sign * least_proved(chain_back(steps, lines), steps[0].before)[0]
+            old = (lower if sign > 0 else upper).gather(1, part)
+            better = torch.where(bound > old if sign > 0 else bound < old, bound, old)
+            (lower if sign > 0 else upper).scatter_(1, part, better)
+    center = (lower + upper) / 2
+    radius = torch.maximum(upper - center, center - lower)
+    cut = Region(center.unflatten(1, shape), radius.unflatten(1, shape))
+    return widened(cut, 8 * UNIT * most(cut))
+
+
+def _exact(steps: list[Step]) -> bool:
+    """Whether intervals are as good as lines: at most one layer that mixes values so far, and it is affine."""
+    mixing = [step for step in steps if not isinstance(step.module, (nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout2d, *DIAGONAL))]
+    return not mixing or (len(mixing) == 1 and isinstance(mixing[0].module, nn.Linear | nn.Conv1d | nn.Conv2d))
+
+
+def widest(steps: list[Step]) -> int:
+    """How many numbers the widest layer takes in."""
+    return max([step.before.center[0].numel() for step in _all(steps)], default=1)
+
+
+def kinked(found: Trace) -> int:
+    """How many values of an image go into kinks and bends."""
+    return sum(step.before.center[0].numel() for step in _all(found.steps) if isinstance(step.module, (*KINKS, *BENDS)))
+
+
+def _all(steps: list[Step]) -> list[Step]:
+    return [inner for step in steps for inner in (step, *(deep for branch in step.branches for deep in _all(branch)))]
+
+
+def least_proved(rows: Lines, region: Region) -> tuple[Tensor, Tensor]:
+    """The least value of each line over the region, in real arithmetic; and the radius per unit of the region's own within
+    which it stays above zero. Rounding: n terms each, as in `rounded`."""
+    assert rows.errors is not None
+    slopes, center, radius = rows.slopes.flatten(2), region.center.flatten(1), region.radius.flatten(1)
+    middle = torch.einsum("brn,bn->br", slopes, center) + rows.offsets
+    absolute = slopes.abs()
+    unit = 4 * UNIT * (center.shape[1] + 64)
+    sums = torch.einsum("brn,bn->br", absolute, center.abs() + radius) + rows.offsets.abs()
+    middle = middle - 2 * rows.errors - unit * sums - LEAST
+    weighted = slopes * radius[:, None]
+    length = (weighted.norm(dim=2) if region.round else weighted.abs().sum(2)) * (1 + unit)
+    return middle - length - 4 * UNIT * (middle.abs() + length), (middle / length).clamp_min(0) * (1 - 8 * UNIT)
+
+
+def affine(found: Trace) -> bool:
+    """Whether there is no kink anywhere: lines then hold everywhere."""
+    return all(forked(step.module) or isinstance(step.module, (*AFFINE, *DIAGONAL)) for step in _all(found.steps))
+
+
+def backward(found: Trace, y: Int[Tensor, " batch"], steps: list[Step] | None = None) -> tuple[Tensor, Tensor]:
+    """Lower bounds of f_y - f_j, and shares of the region's radius, through `steps` in place of the trace's own."""
+    rows = margin_rows(y, found.after.center.shape[1], found.after.center)
+    rows = rows._replace(errors=torch.zeros_like(rows.offsets))
+    steps = found.steps if steps is None else steps
+    first = steps[0].before if steps else found.after
+    return least_proved(chain_back(steps, rows), first)
+
+
+def linear_proof(found: Trace, y: Int[Tensor, " batch"], optimise: int = 0, shared: bool = False, rate: float = 0.2) -> Found:
+    r"""Proved lower bounds of f_y - f_j by linear bounds; with `optimise` steps of Adam on the lower slopes of ReLUs.
+
+    Every slope in [0, 1] is sound, so the best bound seen of each row is kept, that of intervals among them: never worse than
+    either. Images whose margins are all above zero without steps are left at that.
+    """
+    margins, shares = backward(found, y)
+    margins = torch.maximum(margins, interval_proof(found, y).margins)
+    open_ = (margins.scatter(1, y[:, None], torch.inf).amin(1) <= 0).nonzero().squeeze(1)
+    if optimise and len(open_) and any(isinstance(step.module, KINKS) for step in _all(found.steps)):
+        raised, reached = _optimised(Trace(_of(found.steps, open_), _part(found.after, open_)), y[open_], optimise, shared, rate)
+        margins[open_] = torch.maximum(margins[open_], raised)
+        shares[open_] = torch.maximum(shares[open_], reached)
+    own = y[:, None]
+    return Found(margins.scatter(1, own, 0.0), shares.nan_to_num(nan=0.0, posinf=math.inf).scatter(1, own, torch.inf))
+
+
+def _optimised(found: Trace, y: Tensor, steps: int, shared: bool, rate: float) -> tuple[Tensor, Tensor]:
+    """The largest bounds and shares that Adam meets."""
+    slopes = {}
+    for step in _all(found.steps):
+        if isinstance(step.module, KINKS):
+            start = 0.8 * (step.before.upper > -step.before.lower).to(found.after.center)[:, None] + 0.1
+            rows = 1 if shared else found.after.center.shape[1]
+            slopes[id(step)] = start.expand(-1, rows, *start.shape[2:]).clone().requires_grad_()
+    adam = torch.optim.Adam(slopes.values(), lr=rate)
+    margins = torch.full_like(found.after.center, -torch.inf)
+    shares = torch.zeros_like(margins)
+    sloped = _sloped(found.steps, slopes)
+    for _ in range(steps):
+        with torch.enable_grad():
+            value, share = backward(found, y, sloped)
+            goal = value.scatter(1, y[:, None], torch.inf).amin(1).sum() if shared else value.sum()
+            gradients = torch.autograd.grad(goal, list(slopes.values()), allow_unused=True)
+        margins = torch.maximum(margins, value.detach().nan_to_num(nan=-torch.inf))
+        shares = torch.maximum(shares, share.detach().nan_to_num(nan=0.0))
+        for slope, gradient in zip(slopes.values(), gradients, strict=True):
+            slope.grad = None if gradient is None else -gradient.nan_to_num()
+        adam.step()
+        with torch.no_grad():
+            for slope in slopes.values():
+                slope.clamp_(0, 1)
+    return margins, shares
+
+
+def _part(region: Region, which: Tensor) -> Region:
+    return Region(region.center[which], region.radius[which], region.round)
+
+
+def _of(steps: list[Step], which: Tensor) -> list[Step]:
+    """The steps of some of the images."""
+    return [
+        step._replace(
+            before=_part(step.before, which),
+            size=None if step.size is None else step.size[which],
+            branches=tuple(_of(branch, which) for branch in step.branches),
+        )
+        for step in steps
+    ]
+
+
+def interval_proof(found: Trace, y: Int[Tensor, " batch"]) -> Found:
+    """Proved lower bounds of f_y - f_j by intervals, the last affine layers merged with the difference."""
+    count = len(found.steps)
+    while count and isinstance(found.steps[count - 1].module, (*AFFINE, *DIAGONAL)):
+        count -= 1
+    margins, shares = backward(found, y, found.steps[count:])
+    own = y[:, None]
+    shares = torch.zeros_like(shares) if count else shares.nan_to_num(nan=0.0, posinf=math.inf)
+    return Found(margins.scatter(1, own, 0.0), shares.scatter(1, own, torch.inf))
+
+
+def _sloped(steps: list[Step], slopes: dict[int, Tensor]) -> list[Step]:
+    return [
+        step._replace(slope=slopes.get(id(step)), branches=tuple(_sloped(branch, slopes) for branch in step.branches))
+        for step in steps
+    ]

@@ -1,0 +1,147 @@
+"""How far float arithmetic can move what a layer computes, value by value."""
+
+import math
+from functools import singledispatch
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_rkhs.layers import GroupSort, MaxMin, Normalize, Scale
+from robustbench_rkhs.lipschitz import fan
+from robustbench_rkhs.relaxations.interval import Step, diagonal, forked
+from robustbench_rkhs.relaxations.region import Region
+
+UNIT = 2.0**-53
+"""Unit roundoff of float64."""
+SMOOTH = 256
+"""Units by which exp, tanh and sigmoid are taken to err at most, relative to size plus one."""
+LEAST = 1e-290
+"""Added to every radius, against underflow."""
+
+
+def most(region: Region) -> Tensor:
+    """Bound of the absolute values in a region."""
+    return region.center.abs() + region.radius
+
+
+def rounded(step: Step, after: Region) -> tuple[Step, Region]:
+    r"""The step with its `size` and `unit`, and what comes out widened by their product.
+
+    A sum of n products in any order errs by at most gamma_n sum |w| |u|, gamma_n = n u / (1 - n u), u = 2^-53. `size` bounds
+    that sum with |c| for the constant, as the layer's absolute weights times the absolute values that go in; it is itself
+    computed within a relative gamma_n. `unit` is 4 n u, four times what is needed: n counts terms forward, terms backward
+    (nine times, for borders that are read again) and outputs, which the offsets are summed over.
+    """
+    inputs, outputs = step.before.center[0].numel(), after.center[0].numel()
+    if forked(step.module):
+        parts = len(step.branches)
+        return step, after._replace(radius=after.radius + 8 * parts * UNIT * most(after) + LEAST)
+    smooth = isinstance(step.module, nn.Tanh | nn.Sigmoid | nn.ELU)
+    unit = 4 * UNIT * (9 * max(fan(step.module, inputs, outputs)) + outputs + (SMOOTH if smooth else 64))
+    size = magnitude(step.module, most(step.before))
+    return step._replace(size=size, unit=unit), widened(after, unit * size)
+
+
+def widened(region: Region, by: Tensor) -> Region:
+    """A region that still holds what was in it, moved by at most `by`.
+
+    An ellipsoid grows as a whole: ||z / r'|| <= ||z / r|| / (1 + k) + sqrt(d) max(by / r) / (1 + k) <= 1.
+    """
+    if region.round:
+        if not by.any():
+            return region
+        dimensions = region.center[0].numel()
+        ratio = (by / region.radius).flatten(1).amax(1)
+        if bool((ratio * dimensions < 1e-3).all()):
+            factor = 1 + 2 * math.sqrt(dimensions) * ratio
+            return region._replace(radius=region.radius * factor.view(-1, *[1] * (region.center.dim() - 1)))
+    return Region(region.center, region.radius + by + LEAST)
+
+
+@singledispatch
+def magnitude(module: nn.Module, size: Tensor) -> Tensor:
+    """|W| size + |c|, and for what lies between lines: the sizes of these lines."""
+    raise NotImplementedError(type(module).__name__)
+
+
+@magnitude.register(nn.Identity)
+@magnitude.register(nn.Dropout)
+@magnitude.register(nn.Dropout2d)
+def _(module: nn.Module, size: Tensor) -> Tensor:
+    return torch.zeros_like(size)
+
+
+@magnitude.register
+def _(module: nn.Flatten, size: Tensor) -> Tensor:
+    return torch.zeros_like(module(size))
+
+
+@magnitude.register(nn.AvgPool1d)
+@magnitude.register(nn.AdaptiveAvgPool1d)
+@magnitude.register(nn.AvgPool2d)
+@magnitude.register(nn.AdaptiveAvgPool2d)
+def _(module: nn.Module, size: Tensor) -> Tensor:
+    return module(size)
+
+
+@magnitude.register
+def _(module: nn.MaxPool2d, size: Tensor) -> Tensor:
+    return 4 * module(size)
+
+
+@magnitude.register(Normalize)
+@magnitude.register(Scale)
+@magnitude.register(nn.BatchNorm1d)
+@magnitude.register(nn.BatchNorm2d)
+def _(module: nn.Module, size: Tensor) -> Tensor:
+    scale, shift = diagonal(module, size)
+    shape = (-1, *[1] * (size.dim() - 2))
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_mean is not None:
+        shift = (module.running_mean.view(shape) * scale).abs()
+        if module.bias is not None:
+            shift = shift + module.bias.view(shape).abs()
+    return scale.abs() * size + shift.abs()
+
+
+@magnitude.register
+def _(module: nn.Linear, size: Tensor) -> Tensor:
+    return nn.functional.linear(size, module.weight.abs(), _constants(module))
+
+
+@magnitude.register(nn.Conv1d)
+@magnitude.register(nn.Conv2d)
+def _(module: nn.Conv1d | nn.Conv2d, size: Tensor) -> Tensor:
+    return module._conv_forward(size, module.weight.abs(), _constants(module))
+
+
+@magnitude.register(nn.ReLU)
+@magnitude.register(nn.LeakyReLU)
+def _(module: nn.Module, size: Tensor) -> Tensor:
+    return 4 * size
+
+
+@magnitude.register(nn.Tanh)
+@magnitude.register(nn.Sigmoid)
+@magnitude.register(nn.ELU)
+def _(module: nn.Module, size: Tensor) -> Tensor:
+    return 4 * size + 4
+
+
+@magnitude.register
+def _(module: MaxMin, size: Tensor) -> Tensor:
+    one, other = size.chunk(2, 1)
+    return 4 * torch.cat([one + other, one + other], 1)
+
+
+@magnitude.register
+def _(module: GroupSort, size: Tensor) -> Tensor:
+    pairs = size.unflatten(1, (-1, 2))
+    return 4 * pairs.sum(2, keepdim=True).expand_as(pairs).flatten(1, 2)
+
+
+def _constants(module: nn.Linear | nn.Conv1d | nn.Conv2d) -> Tensor | None:
+    """Absolute values of the bias; of a layer made of several, how large its constants were before they were added up."""
+    if module.bias is None:
+        return None
+    sizes = getattr(module, "sizes", None)
+    return module.bias.abs() if sizes is None else torch.maximum(module.bias.abs(), sizes.view_as(module.bias))
