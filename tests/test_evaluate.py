@@ -179,11 +179,11 @@ def test_bad_images_and_labels_are_refused(x, y, line):
 
 def test_a_model_without_a_rule_is_refused_a_certificate_by_name_and_still_attacked():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.GELU(), nn.Linear(8, 4))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 16), nn.GLU(), nn.Linear(8, 4))
     x = images()
     done = evaluate(model, (x, model(x).argmax(1)), eps=(0.1,), attacks=QUICK)
     assert (done.table[done.table["method"] == "margin"]["state_reason"] == "refused").all()
-    assert "GELU" in done.about["refused"][0]
+    assert "GLU" in done.about["refused"][0]
     assert verdicts.summary(done).iloc[0]["robust"] >= 0
 
 

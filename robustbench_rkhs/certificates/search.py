@@ -62,8 +62,7 @@ def largest(
         images[~finite] = 0.0
         try:
             double = twin(opened(model, tuple(x.shape[1:])), device)
-            limit(double, images, norm, box, neurons)
-            found = _search(double, images, labels, epsilons, norm, box, linear, proof, search, tolerance, label)
+            found = _search(double, images, labels, epsilons, norm, box, linear, proof, search, tolerance, label, neurons)
         except Uncertifiable:
             raise
         except UserError as refused:
@@ -72,16 +71,6 @@ def largest(
             raise Uncertifiable(str(refused)) from None
         radius = torch.where(finite, found, 0.0).cpu()
     return Certified(radius, ["" if fine else "error" for fine in finite.tolist()], torch.zeros_like(radius))
-
-
-def limit(model: nn.Module, x: Tensor, norm: Norm, box: Box, neurons: int | None) -> None:
-    """Raises Uncertifiable where more values than `neurons` go into kinks: each costs backward passes of its own."""
-    if neurons is None:
-        return
-    trace = proved_trace(model, _ball(x.new_zeros(1, *x.shape[1:]), x.new_zeros(1), norm, box), False)
-    count = kinked(trace)
-    if count > neurons:
-        raise Uncertifiable(f"{count:,} values go into kinks, expected at most {neurons:,}: raise `neurons` to wait for it")
 
 
 def _search(
@@ -96,6 +85,7 @@ def _search(
     search: bool,
     tolerance: float,
     label: str,
+    neurons: int | None,
 ) -> Tensor:
     try:
         classes = model(x[:1] if len(x) else x.new_zeros(1, *x.shape[1:])).shape[1]
@@ -107,6 +97,10 @@ def _search(
         raise UserError(f"certificate {label!r}: labels {int(y.min())}..{int(y.max())} do not fit the model's {classes} classes")
 
     sample = proved_trace(model, _ball(x.new_zeros(1, *x.shape[1:]), x.new_zeros(1), norm, box), False)
+    if neurons is not None and kinked(sample) > neurons:  # each costs backward passes of its own
+        raise Uncertifiable(
+            f"{kinked(sample):,} values go into kinks, expected at most {neurons:,}: raise `neurons` to wait for it"
+        )
     images = min(IMAGES, max(1, NUMBERS // (classes * widest(sample.steps))))
 
     def proves(which: Tensor, eps: Tensor) -> Tensor:
