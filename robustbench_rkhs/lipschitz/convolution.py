@@ -91,9 +91,8 @@ def operator_bound(weight: Kernel, axes: tuple[Axis, Axis]) -> tuple[float, str]
         found["torus"] = torus_norm(weight, axes)
     method = min(found, key=found.__getitem__)
     if zeros and weight.shape[0] == 1 and min(side, other) <= gramian.SIDE:
-        places = tuple([_places(axis, tap) for tap in range(axis.kernel)] for axis in axes)
         sizes, outs = (axes[0].size, axes[1].size), (axes[0].outputs, axes[1].outputs)
-        tighter = gramian.tightened(weight[0], sizes, outs, (places[0], places[1]), found[method])
+        tighter = gramian.tightened(weight[0], sizes, outs, places_of(axes), found[method])
         if tighter < found[method]:
             return tighter, "gramian"
     return found[method], method
@@ -118,6 +117,12 @@ def _places(axis: Axis, tap: int) -> tuple[Tensor, Tensor]:
     inputs = outputs * axis.stride + tap * axis.dilation - axis.before
     inside = (inputs >= 0) & (inputs < axis.size)
     return outputs[inside], inputs[inside]
+
+
+def places_of(axes: tuple[Axis, Axis]) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
+    """For each tap of both axes, the outputs that read through it, and where."""
+    rows, columns = ([_places(axis, tap) for tap in range(axis.kernel)] for axis in axes)
+    return rows, columns
 
 
 def overlap(axis: Axis) -> int:

@@ -48,8 +48,8 @@ def tightened(
     order = (kernel.shape[1] if by_inputs else kernel.shape[0]) * math.prod(points)
     if order > SIDE or not math.isfinite(claimed):
         return bound
-    guess = _guess(scaled, sizes, outputs, places)
-    if claimed**2 <= guess * LOOSE**2:
+    reached = guess(scaled, sizes, outputs, places)
+    if claimed**2 <= reached * LOOSE**2:
         return bound
     gram, frobenius = _gram(scaled, points, places, by_inputs)
     taps = kernel.shape[2] * kernel.shape[3]
@@ -57,7 +57,7 @@ def tightened(
     cholesky = verified.gamma(4 * (order + 4))
     inflation = (1 + verified.UNIT + order * cholesky / (1 - cholesky)) * (1 + 8 * verified.UNIT)
     for margin in MARGINS:
-        square = guess * (1 + margin)
+        square = reached * (1 + margin)
         if square >= claimed**2:
             break
         if _completes(gram, square):
@@ -107,13 +107,19 @@ def _meeting(first: Places, second: Places, by_inputs: bool) -> tuple[Tensor, Te
     return here[same[:, 0]], there[same[:, 1]]
 
 
-def _guess(kernel: Kernel, sizes: tuple[int, int], outputs: tuple[int, int], places: tuple[list[Places], list[Places]]) -> float:
+def guess(
+    kernel: Kernel,
+    sizes: tuple[int, int],
+    outputs: tuple[int, int],
+    places: tuple[list[Places], list[Places]],
+    steps: int = STEPS,
+) -> float:
     """The largest Ritz value of M^T M after some Lanczos steps: a lower estimate, which needs no proof."""
     rows, columns = places
     generator = torch.Generator().manual_seed(0)
     vector: Float[Tensor, "inputs height width"] = torch.randn(kernel.shape[1], *sizes, dtype=torch.float64, generator=generator)
     basis, diagonal, off = [vector / vector.norm()], list[float](), list[float]()
-    for _ in range(min(STEPS, vector.numel())):
+    for _ in range(min(steps, vector.numel())):
         moved = _adjoint(kernel, _forward(kernel, basis[-1], outputs, rows, columns), sizes, rows, columns)
         diagonal.append(float((moved * basis[-1]).sum()))
         for known in [*basis, *basis]:  # twice is enough
