@@ -106,7 +106,38 @@ LAYERS = {
     "linear residual": (lambda: layers.LinearResidual(4), (4,)),
     "linear residual conv": (lambda: layers.LinearResidualConv(2, 2, "circular"), (2, 4, 3)),
     "normalised": (lambda: layers.LinearNormalized(3, 5), (3,)),
+    "relu6": (lambda: nn.ReLU6(), (4,)),
+    "hardtanh": (lambda: nn.Hardtanh(-0.5, 0.25), (4,)),
+    "softplus": (lambda: nn.Softplus(2.0), (4,)),
+    "softsign": (lambda: nn.Softsign(), (4,)),
+    "silu": (lambda: nn.SiLU(), (4,)),
+    "gelu": (lambda: nn.GELU(), (4,)),
+    "celu": (lambda: nn.CELU(0.5), (4,)),
+    "selu": (lambda: nn.SELU(), (4,)),
+    "hardswish": (lambda: nn.Hardswish(), (4,)),
+    "prelu": (lambda: nn.PReLU(3), (3, 2, 2)),
+    "prelu of one": (lambda: nn.PReLU(), (4,)),
+    "padding": (lambda: nn.ZeroPad2d((1, 0, 2, 1)), (2, 3, 4)),
+    "padding that cuts": (lambda: nn.ConstantPad2d((-1, 2, 1, -2), 0.5), (2, 4, 3)),
+    "pixel unshuffle": (lambda: nn.PixelUnshuffle(2), (2, 4, 6)),
+    "pixel shuffle": (lambda: nn.PixelShuffle(2), (8, 2, 3)),
+    "adaptive max": (lambda: nn.AdaptiveMaxPool2d(1), (3, 4, 2)),
+    "concatenation": (lambda: layers.Concatenate([nn.Identity(), nn.Conv2d(2, 3, 3, padding=1)]), (2, 4, 3)),
+    "concatenation with a bend": (lambda: layers.Concatenate([nn.Sequential(nn.Linear(4, 3), nn.ReLU()), nn.Identity()]), (4,)),
+    "affine residual": (lambda: layers.Residual(nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 1)), (2, 4, 3)),
+    "residual that is centred": (lambda: _block(nn.ReLU()), (2, 4, 3)),
+    "residual that is centred otherwise": (lambda: _block(nn.SiLU()), (2, 3, 3)),
+    "conv of many channels": (lambda: nn.Conv2d(24, 8, 3, padding=1), (24, 7, 7)),
+    "conv of many outputs": (lambda: nn.Conv2d(20, 24, 3, padding=1, stride=1), (20, 8, 8)),
 }
+
+
+def _block(activation: nn.Module) -> nn.Module:
+    """x + W_2 a(W_1 x), with W_2 W_1 far from zero."""
+    body = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), activation, nn.Conv2d(3, 2, 3, padding=1))
+    return layers.Residual(body, nn.Identity())
+
+
 
 
 def far(module: nn.Module, seed: int = 0) -> nn.Module:
