@@ -128,7 +128,6 @@ LAYERS = {
     "residual that is centred": (lambda: _block(nn.ReLU()), (2, 4, 3)),
     "residual that is centred otherwise": (lambda: _block(nn.SiLU()), (2, 3, 3)),
     "conv of many channels": (lambda: nn.Conv2d(24, 8, 3, padding=1), (24, 7, 7)),
-    "conv of many outputs": (lambda: nn.Conv2d(20, 24, 3, padding=1, stride=1), (20, 8, 8)),
 }
 
 
@@ -171,13 +170,12 @@ def written(model: nn.Module, shape: tuple[int, ...], folder: Path, classes: int
     return put(model, split, radius.numpy(), folder, norm)
 
 
-def put(model: nn.Module, split: Split, radius: np.ndarray, folder: Path, norm: str = "l2", other: float = 0.0) -> Path:
-    """The file of a split and given radii (and others that a second method claims), without an evaluation."""
+def put(model: nn.Module, split: Split, radius: np.ndarray, folder: Path, norm: str = "l2", **others) -> Path:
+    """The file of a split and given radii of margin (and of others by name), without an evaluation."""
     shas = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in split.x]
-    rows = {"kind": "certificate", "index": split.index.numpy(), "input_sha256": shas}
-    table = pd.concat([pd.DataFrame({**rows, "method": method, "radius": radius}) for method in ("prediction", "margin")])
-    if other:
-        table = pd.concat([table, pd.DataFrame({**rows, "method": "crown", "radius": other})])
+    rows = {"kind": "certificate", "index": split.index.numpy(), "input_sha256": shas, "arithmetic": "real"}
+    found = {"prediction": radius, "margin": radius, **others}
+    table = pd.concat([pd.DataFrame({**rows, "method": method, "radius": radii}) for method, radii in found.items()])
     weights = checkpoint.weights_digest(model.state_dict())
     about = {"model": "mine", "weights": weights, "norm": norm, "epsilons": [0.1], "date": "2026-01-01"}
     write_proof(model, split, Evaluation(table, about), folder)
@@ -296,7 +294,7 @@ def _smaller_bound(proof, arrays):
 
 
 def _smaller_pair(proof, arrays):
-    arrays["pairs"][1, 2] *= 1 - 1e-5
+    arrays["pairs_0"][1, 2] *= 1 - 1e-5
 
 
 def _swapped_label(proof, arrays):
@@ -343,7 +341,7 @@ def _tied(proof, arrays):
 FORGERIES = {
     _larger_radius: "image 10: margin claims radius .*, re-checked",
     _smaller_bound: r"layer 0 Conv2d \(convolution\): claimed bound",
-    _smaller_pair: "classes 1 and 2: claimed bound",
+    _smaller_pair: "margin, classes 1 and 2: claimed bound",
     _swapped_label: "image 10: margin claims radius .* but the network says class",
     _changed_weight: "layer 5 Linear|classes|claimed logits are not the network's",
     _changed_bias: "image 10: its claimed logits are not the network's",
@@ -374,14 +372,14 @@ def test_an_unchanged_forgery_is_accepted(small, tmp_path):
 MALFORMED = {
     "unknown operation": lambda proof, arrays: proof["layers"][1].update(operation="softmax"),
     "unexpected keys": lambda proof, arrays: proof["layers"][1].update(slope=0.1),
-    "unexpected arrays": lambda proof, arrays: proof["layers"][1].update(arrays={"weight": "pairs"}),
+    "unexpected arrays": lambda proof, arrays: proof["layers"][1].update(arrays={"weight": "pairs_0"}),
     "lacks one of": lambda proof, arrays: proof["layers"][1].pop("bound"),
     "the one before makes": lambda proof, arrays: proof["layers"].pop(0),
     "expected 3 logits": lambda proof, arrays: proof["layers"].pop(),
     "is empty or not finite": lambda proof, arrays: arrays[proof["layers"][0]["arrays"]["weight"]].__setitem__(0, np.inf),
     "no array": lambda proof, arrays: arrays.pop("logits"),
     "norm l2 or linf": lambda proof, arrays: proof.update(norm="l7"),
-    "version": lambda proof, arrays: proof.update(version=2),
+    "version": lambda proof, arrays: proof.update(version=3),
     "is not a 'robustbench": lambda proof, arrays: proof.update(format="pickle"),
     "expected the keys": lambda proof, arrays: proof.update(more=1),
     "labels do not fit": lambda proof, arrays: arrays["label"].__setitem__(0, 3),
@@ -414,7 +412,7 @@ def test_pickles_are_never_read(small, tmp_path):
         def __reduce__(self):
             return (tmp_path / "exploded").touch, ()
 
-    arrays = {**read(small).arrays, "pairs": np.array([[Bomb()]], dtype=object)}
+    arrays = {**read(small).arrays, "pairs_0": np.array([[Bomb()]], dtype=object)}
     folder = tmp_path / "pickled"
     folder.mkdir()
     np.savez(folder / "proof.npz", **arrays)
@@ -436,7 +434,7 @@ def test_other_norm_and_other_certificates(tmp_path):
     x, y = torch.rand(3, 1, 2, 2), torch.zeros(3, dtype=torch.int64)
     split = Split("arrays", "test", x, y, torch.arange(3), 3, "0" * 64)
     radius = MarginCertificate().radii(model, x, y).numpy()
-    verdict = verify(put(model, split, radius, tmp_path / "two", other=9.0))
+    verdict = verify(put(model, split, radius, tmp_path / "two", crown=9.0))
     assert any("not re-checked: crown" in note for note in verdict.notes) and verdict.radius.max() < 9
 
 
@@ -465,7 +463,7 @@ def test_the_evaluation_writes_a_certificate_file(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(sys, "argv", ["rkhs-eval", *flags, "--certify", "none", "--certificate", str(tmp_path / "no")])
     with pytest.raises(SystemExit) as ended:
         cli.evaluate()
-    assert ended.value.code == 2 and "need the radii of --certify margin" in capsys.readouterr().err
+    assert ended.value.code == 2 and "need the radii of --certify margin, liplt or eclipse" in capsys.readouterr().err
 
 
 def test_refusals_write_nothing(tmp_path):

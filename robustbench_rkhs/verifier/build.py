@@ -177,6 +177,8 @@ ACTIVATIONS = {
     "celu": ("alpha",),
     "hardtanh": ("low", "high"),
     "softplus": ("beta",),
+    "prelu": (),
 }
 for _kind, _keys in ACTIVATIONS.items():
-    OPERATIONS[_kind] = lambda row, kind=_kind, keys=_keys: Activation(row.inputs, kind, row.numbers(*keys))
+    if _kind != "prelu":  # it has a slope a channel
+        OPERATIONS[_kind] = lambda row, kind=_kind, keys=_keys: Activation(row.inputs, kind, row.numbers(*keys))

@@ -196,15 +196,22 @@ def pairs(chain: Chain, classes: int) -> np.ndarray:
         return apart * (times(prefix, math.sqrt(2) * FREE))
     rows, error = _rows(tail)
     last = next((operation for operation in reversed(tail) if not isinstance(operation, Reshape)), None)
-    found = np.zeros((classes, classes))
-    for y in range(classes):
-        difference = rows - rows[y]
-        peak = np.abs(difference).max(axis=1)
-        scaled = difference / np.where(peak > 0, peak, 1)[:, None]
-        found[y] = np.sqrt((scaled**2).sum(1)) * peak * (1 + 1e-10) + np.where(peak > 0, TINY, 0) + 2 * error
-        if isinstance(last, Linear) and last.inputs[:-1] == ():  # rows that are the same bit by bit part nowhere
-            found[y][(last.weight == last.weight[y]).all(axis=1)] = 0
+    found = differences(rows, error)
+    if isinstance(last, Linear) and last.inputs[:-1] == ():  # rows that are the same bit by bit part nowhere
+        found = np.where([(last.weight == row).all(axis=1) for row in last.weight], 0.0, found)
     return np.where((apart > 0) & (found > 0) & (prefix > 0), np.maximum(found * prefix * FREE, TINY), 0)
+
+
+def differences(rows: np.ndarray, error: float) -> np.ndarray:
+    """Bounds of ||row_y - row_j||, each row off by at most `error`; zero on the diagonal."""
+    found = np.zeros((len(rows), len(rows)))
+    for y in range(len(rows)):
+        apart = rows - rows[y]
+        peak = np.abs(apart).max(axis=1)
+        scaled = apart / np.where(peak > 0, peak, 1)[:, None]
+        found[y] = np.sqrt((scaled**2).sum(1)) * peak * (1 + 1e-10) + np.where(peak > 0, TINY, 0) + 2 * error
+    np.fill_diagonal(found, 0)
+    return found
 
 
 def _rows(tail: list[Operation]) -> tuple[np.ndarray, float]:
