@@ -20,7 +20,7 @@ from torch import nn
 
 import robustbench_rkhs
 from robustbench_rkhs import checkpoint, cli, layers, lipschitz
-from robustbench_rkhs.certificates import MarginCertificate
+from robustbench_rkhs.certificates import EclipseCertificate, LipLTCertificate, MarginCertificate
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.node import UserError
 from robustbench_rkhs.places import find_checkpoint
@@ -38,6 +38,7 @@ from robustbench_rkhs.verifier.curved import Maximum
 from robustbench_rkhs.verifier.operations import Malformed
 from robustbench_rkhs.verifier.proof import Rejected, digest_of, read
 
+CHECKED = (MarginCertificate, LipLTCertificate, EclipseCertificate)
 VERIFIER = Path(robustbench_rkhs.__file__).parent / "verifier"
 LAYERS = {
     "identity": (lambda: nn.Identity(), (3,)),
@@ -237,6 +238,65 @@ def test_every_layer_goes_round(make, shape, tmp_path):
             matrix, rounding = matrix_of(head)
             torch.testing.assert_close(torch.as_tensor(matrix), jacobian(double[0], torch.zeros(1, *shape, dtype=torch.float64)))
             assert rounding < 1e-9 * (1 + truth_norm)
+
+
+def _images(*body: nn.Module) -> nn.Sequential:
+    return nn.Sequential(*body, nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+DEEP = {
+    "relu": (lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 3)), (6,)),
+    "slopes": (
+        lambda: nn.Sequential(nn.Linear(6, 5), nn.LeakyReLU(0.2), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 4), nn.Sigmoid())
+        .append(nn.Linear(4, 4))
+        .append(nn.ELU(0.5))
+        .append(nn.Linear(4, 3)),
+        (6,),
+    ),
+    "images": (lambda: _images(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2)), (1, 4, 4)),
+    "starting anew": (lambda: _images(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.MaxPool2d(2)), (1, 4, 4)),
+    "starting anew twice": (lambda: _images(nn.ReLU(), layers.MaxMin(), nn.Conv2d(4, 4, 1), layers.MaxMin()), (4, 2, 2)),
+    "starting anew at once": (lambda: _images(nn.Conv2d(4, 4, 1), nn.ReLU(), layers.MaxMin()), (4, 2, 2)),
+    "activations within layers": (lambda: nn.Sequential(layers.AOL(6, 5, "relu"), nn.ReLU(), nn.Linear(5, 5), nn.GELU()).extend(
+        [nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)]), (6,)),
+    "sandwich": (lambda: nn.Sequential(layers.Sandwich(6, 5), nn.Linear(5, 5), nn.ReLU(), layers.SandwichLinear(5, 3)), (6,)),
+    "residual": (lambda: _images(nn.Conv2d(1, 4, 2, 2), _deep_block(), nn.ReLU(), _deep_block()), (1, 4, 4)),
+    "concatenation": (lambda: _images(nn.ReLU(), layers.Concatenate([nn.Conv2d(2, 2, 1), nn.ReLU()]), nn.ReLU()), (2, 2, 2)),
+    "ending in an activation": (lambda: nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3), nn.LeakyReLU(0.1)), (6,)),
+    "nothing but zeros": (lambda: nn.Sequential(_zeros(nn.Linear(6, 4)), nn.ReLU(), nn.Linear(4, 3)), (6,)),
+}  # fmt: skip
+
+
+def _deep_block() -> nn.Module:
+    body = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    return layers.Residual(body, nn.Conv2d(4, 4, 1))
+
+
+def _zeros(layer: nn.Linear) -> nn.Linear:
+    nn.init.zeros_(layer.weight)
+    return layer
+
+
+def deep(make, shape: tuple[int, ...], folder: Path) -> Path:
+    """A certificate file with the radii of all certificates that are re-checked."""
+    torch.manual_seed(0)
+    model = make().eval()
+    x = torch.rand(6, *shape, generator=torch.Generator().manual_seed(1))
+    y = model(x).argmax(1)
+    split = Split("arrays", "test", x, y, torch.arange(6) + 10, 3, "0" * 64)
+    found = {kind.model_fields["name"].default: kind().radii(model, x, y).numpy() for kind in CHECKED}
+    return put(model, split, found.pop("margin"), folder, **found)
+
+
+@pytest.mark.parametrize("make, shape", DEEP.values(), ids=DEEP.keys())
+def test_every_certificate_of_layers_goes_round(make, shape, tmp_path):
+    verdict = verify(deep(make, shape, tmp_path / "proof"))
+    arrays = verdict.proof.arrays
+    radii = np.stack([arrays[f"radii_{number}"].astype(float) for number in range(3)])
+    assert np.allclose(verdict.radius, radii.max(0), rtol=1e-5) and np.all(verdict.radius <= radii.max(0))
+    assert np.array_equal(arrays["best"], np.where(radii.max(0) > 0, radii.argmax(0), -1))
+    for row in verdict.proof.about["certificates"]:
+        assert row["checkable"] and np.all(arrays[row["pairs"]] <= arrays["pairs_0"] * (1 + 1e-9))
 
 
 @pytest.mark.parametrize("name", ["digits_mlp", "digits_conv", "digits_sandwich"])
