@@ -27,7 +27,7 @@ from robustbench_rkhs.places import find_checkpoint
 from robustbench_rkhs.proofs import export, write_proof
 from robustbench_rkhs.subjects import load_model
 from robustbench_rkhs.verdicts import Evaluation
-from robustbench_rkhs.verifier import build, norms
+from robustbench_rkhs.verifier import activations, build, kernels, norms
 from robustbench_rkhs.verifier.affine import Diagonal, Fit, Linear, Unshuffle
 from robustbench_rkhs.verifier.chain import Branches, forward, pairs, product
 from robustbench_rkhs.verifier.chain import dense as matrix_of
@@ -299,6 +299,98 @@ def test_every_certificate_of_layers_goes_round(make, shape, tmp_path):
         assert row["checkable"] and np.all(arrays[row["pairs"]] <= arrays["pairs_0"] * (1 + 1e-9))
 
 
+@pytest.fixture(scope="module")
+def stepped(tmp_path_factory) -> Path:
+    make, shape = DEEP["starting anew"]
+    return deep(make, shape, tmp_path_factory.mktemp("proofs") / "stepped")
+
+
+def _row(proof, method):
+    return next(row for row in proof["certificates"] if row["method"] == method)
+
+
+def _changed_witness(at, by, **changes):
+    def change(proof, arrays):
+        entry = _row(proof, "eclipse")["witness"][at]
+        for key in changes:
+            entry[key] = changes[key] if by is None else entry[key] * by
+
+    return change
+
+
+def _smaller_pairs(method, by=1e-5):
+    def change(proof, arrays):
+        arrays[_row(proof, method)["pairs"]][0, 2] *= 1 - by
+
+    return change
+
+
+def _larger_radii(method):
+    def change(proof, arrays):
+        arrays[_row(proof, method)["radii"]][:5] *= 1 + 1e-5
+
+    return change
+
+
+def _without_witness(proof, arrays):
+    _row(proof, "eclipse")["witness"] = None
+
+
+def _witness_at(at, place):
+    def change(proof, arrays):
+        _row(proof, "eclipse")["witness"][at]["at"] = place
+
+    return change
+
+
+def _another_best(proof, arrays):
+    arrays["best"][:] = 0
+    arrays["best"][0] = -1
+
+
+def _strangest_places(proof, arrays):
+    _row(proof, "liplt")["witness"] = ["all"]
+
+
+STEPPED = {
+    "a smaller scale": (_changed_witness(0, 0.5, scale=0), Rejected, "eclipse: no Cholesky factor proves the step over relu"),
+    "a larger scale": (_changed_witness(0, 1.1, scale=0), Rejected, "eclipse, classes . and .: claimed bound .*, re-checked"),
+    "a larger floor": (_changed_witness(-1, 2.5, floor=0), Rejected, "eclipse: no Cholesky factor proves the step over relu"),
+    "no floor": (_changed_witness(0, None, floor=0.0), Rejected, "expected above 0"),
+    "an infinite scale": (_changed_witness(0, None, scale="inf"), Malformed, "expected scale to be a finite number"),
+    "nothing proved": (_changed_witness(-1, None, scale=None), Rejected, "eclipse, classes . and .: claimed bound"),
+    "a smaller factor": (_changed_witness(1, 0.9, factor=0), Rejected, "eclipse: no Cholesky factor proves the factor"),
+    "a negative factor": (_changed_witness(1, None, factor=-1.0), Rejected, "eclipse: no Cholesky factor proves the factor"),
+    "an earlier end": (_changed_witness(1, None, end=3), Malformed, "a witness passes over a layer that is not affine"),
+    "a later step": (_witness_at(0, 2), Malformed, "a witness passes over a layer that is not affine"),
+    "an earlier step": (_witness_at(0, 0), Malformed, "not at an activation"),
+    "behind the end": (_witness_at(-1, 99), Malformed, "behind the last layer"),
+    "no witness": (_without_witness, Malformed, "expected a list as witness"),
+    "smaller pairs of eclipse": (_smaller_pairs("eclipse"), Rejected, "eclipse, classes 0 and 2: claimed bound"),
+    "smaller pairs of liplt": (_smaller_pairs("liplt"), Rejected, "liplt, classes 0 and 2: claimed bound"),
+    "larger radii of eclipse": (_larger_radii("eclipse"), Rejected, "image 10: eclipse claims radius"),
+    "larger radii of liplt": (_larger_radii("liplt"), Rejected, "image 10: liplt claims radius"),
+    "places that are none": (_strangest_places, Malformed, "expected a list of places"),
+    "another best": (_another_best, Rejected, "its largest radius is not by certificate -1"),
+}
+
+
+@pytest.mark.parametrize("change, kind, words", STEPPED.values(), ids=STEPPED.keys())
+def test_forged_witnesses_are_rejected(change, kind, words, stepped, tmp_path):
+    with pytest.raises(kind, match=words):
+        verify(forged(stepped, tmp_path / "forged", change))
+
+
+def test_any_place_to_start_anew_is_sound(stepped, tmp_path):
+    """What LipLT's witness names changes how tight its bounds are: they are rejected as larger, or never exceed the claim."""
+
+    def change(proof, arrays):
+        _row(proof, "liplt")["witness"] = [[1], [6]]
+
+    with pytest.raises(Rejected, match="liplt, classes"):
+        verify(forged(stepped, tmp_path / "forged", change))
+
+
 @pytest.mark.parametrize("name", ["digits_mlp", "digits_conv", "digits_sandwich"])
 def test_shipped_models_go_round_and_belong_to_their_checkpoints(name, tmp_path, capsys):
     subject = load_model(name)
@@ -498,6 +590,59 @@ def test_other_norm_and_other_certificates(tmp_path):
     assert any("not re-checked: crown" in note for note in verdict.notes) and verdict.radius.max() < 9
 
 
+class Net(nn.Module):
+    """A small residual network with batch norm and a concatenation, written as a forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(1, 4, 3, 2, 1, bias=False), nn.BatchNorm2d(4)
+        self.one, self.two = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(4), nn.BatchNorm2d(4)])
+        self.side, self.last = nn.Conv2d(4, 2, 1), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.norm(self.first(x)).relu()
+        x = (x + self.norms[1](self.two(self.norms[0](self.one(x)).relu()))).relu()
+        x = torch.cat([x, self.side(x).relu()], dim=1)
+        return self.last(x.mean((2, 3)))
+
+
+def test_a_module_that_is_no_chain_goes_round(tmp_path):
+    model = far(Net())
+    x = torch.rand(5, 1, 8, 8)
+    y = model(x).argmax(1)
+    split = Split("arrays", "test", x, y, torch.arange(5), 3, "0" * 64)
+    found = {kind.model_fields["name"].default: kind().radii(model, x, y).numpy() for kind in CHECKED}
+    assert np.all(found["margin"] > 0)
+    verdict = verify(put(model, split, found.pop("margin"), tmp_path / "net", **found))
+    proof = verdict.proof
+    logits = forward(build.chain(proof, proof.about["layers"], proof.shape), x.double().numpy())[0]
+    torch.testing.assert_close(torch.as_tensor(logits), model.double()(x.double()), rtol=1e-9, atol=1e-9)
+    names = [row["operation"] for row in proof.about["layers"]]
+    assert "sum" in names and "concatenate" in names and "diagonal" not in names  # each batch norm is folded
+    assert np.allclose(verdict.radius, np.max([proof.arrays[f"radii_{i}"].astype(float) for i in range(3)], axis=0), rtol=1e-5)
+
+
+def test_claims_of_other_arithmetic_and_what_was_not_asked(tmp_path):
+    """Images that a certificate was not asked have radius 0 of it; a float32 claim is listed with its reason."""
+    model = far(nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)))
+    x = torch.rand(4, 1, 2, 2)
+    y = model(x).argmax(1)
+    split = Split("arrays", "test", x, y, torch.arange(4), 3, "0" * 64)
+    radii = {"margin": MarginCertificate().radii(model, x, y).numpy(), "eclipse": EclipseCertificate().radii(model, x, y).numpy()}
+    shas = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in x]
+    rows = {"kind": "certificate", "index": split.index.numpy(), "input_sha256": shas}
+    claims = (("margin", "margin#0", "real"), ("eclipse", "eclipse", "real"), ("margin", "margin#3", "float32 on CPU"))
+    parts = [pd.DataFrame({**rows, "method": name, "radius": radii[of], "arithmetic": how}) for of, name, how in claims]
+    parts[1] = parts[1].iloc[2:]
+    about = {"model": "mine", "weights": "", "norm": "l2", "epsilons": [0.1], "date": "2026-01-01"}
+    verdict = write_proof(model, split, Evaluation(pd.concat(parts), about), tmp_path / "proof")
+    assert np.array_equal(verdict.proof.arrays["best"], [0, 0, 1, 1]) and verdict.proof.arrays["radii_1"][0] == 0
+    assert any("margin#3 (its claim is about the network as float32 on CPU computes it" in note for note in verdict.notes)
+    with pytest.raises(UserError, match="on all images"):
+        write_proof(model, split, Evaluation(pd.concat(parts[1:]), about), tmp_path / "other")
+
+
 def test_the_evaluation_writes_a_certificate_file(tmp_path, monkeypatch, capsys):
     flags = [
         "--model",
@@ -569,6 +714,51 @@ def test_convolution_bounds_cover_the_dense_norm(data):
     assert np.linalg.norm(np.abs(matrix), 2) <= conv.absolute * (1 + 1e-12)
     columns = conv.apply(np.eye(math.prod(shape)).reshape(-1, *shape)).reshape(math.prod(shape), -1).T
     np.testing.assert_allclose(matrix, columns, atol=1e-12)  # rows come from the adjoint, columns from the operation
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_one_factor_of_the_gram_matrix_decides_a_claim(data):
+    draw = lambda low, high: data.draw(st.integers(low, high))  # noqa: E731
+    height, width, rows, columns = draw(1, 6), draw(1, 6), draw(1, 3), draw(1, 3)
+    kernel, stride, dilation = (draw(1, 4), draw(1, 4)), (draw(1, 3), draw(1, 3)), (draw(1, 2), draw(1, 2))
+    padding = ((draw(0, 3), draw(0, 3)), (draw(0, 3), draw(0, 3)))
+    weight = np.random.default_rng(draw(0, 10**6)).normal(size=(rows, columns, *kernel)) * 10.0 ** draw(-3, 3)
+    try:
+        conv = Convolution((columns, height, width), weight, None, stride, padding, dilation)
+    except Malformed:
+        return
+    matrix, _ = matrix_of([conv])
+    truth = float(np.linalg.norm(matrix, 2))
+    before = padding[0][0], padding[1][0]
+    window = kernels.Window(conv.sizes, conv.places, stride, dilation, before, False)
+    reads = window.reads(0, kernel[0]), window.reads(1, kernel[1])
+    np.testing.assert_allclose(kernels._matrix(weight, reads), matrix, atol=1e-12 * np.abs(weight).max())
+    for by_inputs in (True, False):
+        assert truth == 0 or kernels._by_gram(weight, reads, by_inputs, truth * (1 + 1e-9))
+        assert not kernels._by_gram(weight, reads, by_inputs, truth * (1 - 1e-7))
+    truths = [kernels._of_sums(weight[None], reads), kernels._of_windows(weight[None], reads), conv.bound]
+    assert all(truth <= value * (1 + 1e-12) for value in truths)
+
+
+def test_a_convolution_of_many_channels_is_proved_by_its_gram_matrix(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(17, 18, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(18 * 64, 3)).eval()
+    assert lipschitz.rule(model[0].double(), (17, 8, 8)).method == "gramian"
+    written(model.float(), (17, 8, 8), tmp_path / "proof")
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 10**6), st.sampled_from(sorted(activations.FUNCTIONS)), st.floats(0.05, 3))
+def test_slopes_of_activations_hold_every_difference_quotient(seed, kind, number):
+    keys = {"hardtanh": (-number, number / 2), "leaky_relu": (number,), "elu": (number,), "celu": (number,), "softplus": (number,)}
+    function = activations.Activation((2000,), kind, keys.get(kind, ()))
+    x = np.sort(np.random.default_rng(seed).normal(size=(1, 2000)) * 4)
+    x = x[:, np.concatenate([[True], np.diff(x[0]) > 1e-6])]
+    quotients = np.diff(function(x)) / np.diff(x)
+    low, high = function.slopes
+    assert low - 1e-8 <= quotients.min() and quotients.max() <= high + 1e-8
+    assert np.abs(function(np.zeros((1, 1)))).max() <= function._largest()
 
 
 def test_a_torus_of_the_image_alone_would_be_too_small():
