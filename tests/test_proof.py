@@ -138,8 +138,6 @@ def _block(activation: nn.Module) -> nn.Module:
     return layers.Residual(body, nn.Identity())
 
 
-
-
 def far(module: nn.Module, seed: int = 0) -> nn.Module:
     """The module in eval mode, with every parameter and statistic far from its start."""
     generator = torch.Generator().manual_seed(seed)

@@ -52,9 +52,9 @@ def liplt_pairs(chain: list[Step], shape: tuple[int, ...], classes: int) -> Floa
               L_{yj} = \lVert (e_y - e_j)^\top T_0 \rVert_2 + \sum_i r_i \lVert (e_y - e_j)^\top T_i \rVert_2 \, m_i
 
     For ReLU c = r = 1/2. Branches that are added share the linear path: their maps add. A layer that is neither affine nor
-    elementwise (MaxMin, GroupSort, max-pool, Sandwich, a concatenation ...) starts anew, with its own bound times all before it. T is the exact
-    matrix where it is small or ends in logits, else the product of its layers' bounds; each m_k is no larger than the product
-    up to there. Cost: a matrix for each pair of activations. Raises Uncertifiable as `pair_bounds` does.
+    elementwise (MaxMin, GroupSort, max-pool, Sandwich, a concatenation ...) starts anew, with its own bound times all before it. T
+    is the exact matrix where it is small or ends in logits, else the product of its layers' bounds; each m_k is no larger than the
+    product up to there. Cost: a matrix for each pair of activations. Raises Uncertifiable as `pair_bounds` does.
     Source: Fazlyab et al., NeurIPS 2023.
     """
     simple = pair_bounds(chain, shape, classes)

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustbench_rkhs.certificates import LipLTCertificate, MarginCertificate
 from robustbench_rkhs.certificates.rounding import logits_and_error
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.files import Unwritable
-from robustbench_rkhs.lipschitz import Step, Uncertifiable, liplt_pairs, steps
-from robustbench_rkhs.lipschitz.chains import pair_bounds
+from robustbench_rkhs.lipschitz import Step, Uncertifiable
 from robustbench_rkhs.lipschitz.eclipse import Advanced, Restarted, eclipse_proof
 from robustbench_rkhs.lipschitz.liplt import slopes
 from robustbench_rkhs.node import UserError
@@ -49,9 +49,9 @@ def write_proof(model: nn.Module, split: Split, evaluation: Evaluation, folder: 
     arrays: dict[str, np.ndarray] = {}
     certificates = _claims(split, evaluation, arrays)
     with torch.inference_mode(False), torch.no_grad():
-        chain = steps(model, split.shape)
+        chain = MarginCertificate().chain_and_bounds(model, split.shape)[0]  # at hand since the evaluation
         rows = _rows(chain, arrays)
-        _prove(chain, split, certificates, arrays)
+        _prove(model, chain, split, certificates, arrays)
         parts = [logits_and_error(chain, part) for part in split.x.detach().cpu().double().split(BATCH)]
     arrays["logits"], arrays["error"] = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
     arrays["best"] = best(certificates, arrays)
@@ -143,7 +143,9 @@ def _claims(split: Split, evaluation: Evaluation, arrays: dict[str, np.ndarray])
     images = split.x.detach().cpu().contiguous().numpy()
     shas = {index: hashlib.sha256(image.tobytes()).hexdigest() for index, image in zip(indices, images, strict=True)}
     proofs, asked = table[(table["kind"] == "certificate") & (table["method"] != "prediction")], set[int]()
-    for number, (method, found) in enumerate(proofs.groupby("method", sort=False)):
+    methods = sorted(proofs["method"].unique(), key=lambda method: KINDS.index(kind_of(method)) if kind_of(method) in KINDS else 9)
+    for number, method in enumerate(methods):
+        found = proofs[proofs["method"] == method]
         known = {int(row["index"]): row for row in found.to_dict("records")}
         if not set(known) <= set(indices) or any(row["input_sha256"] != shas[index] for index, row in known.items()):
             raise UserError(f"no certificate file: the radii of {method!r} are not those of these {len(indices)} images")
@@ -172,7 +174,9 @@ def _unchecked(method: str, arithmetic: set[str]) -> str:
     return ""
 
 
-def _prove(chain: list[Step], split: Split, certificates: list[dict[str, Any]], arrays: dict[str, np.ndarray]) -> None:
+def _prove(
+    model: nn.Module, chain: list[Step], split: Split, certificates: list[dict[str, Any]], arrays: dict[str, np.ndarray]
+) -> None:
     """Pair bounds and witness of every certificate that can be re-checked; one that has no proof for this model is listed only."""
     for number, row in enumerate(certificates):
         if not row["checkable"]:
@@ -180,14 +184,14 @@ def _prove(chain: list[Step], split: Split, certificates: list[dict[str, Any]], 
         witness: list[Any] = []
         try:
             if kind_of(row["method"]) == "margin":
-                found = pair_bounds(chain, split.shape, split.classes)
+                found = MarginCertificate().chain_and_bounds(model, split.shape)[1]
             elif kind_of(row["method"]) == "liplt":
-                found, witness = liplt_pairs(chain, split.shape, split.classes), anew(chain)
+                found, witness = LipLTCertificate().chain_and_bounds(model, split.shape)[1], anew(chain)
             else:
-                found, steps_of = eclipse_proof(chain, split.shape, split.classes)
-                witness = [_entry(one, chain) for one in steps_of]
+                found, proof = eclipse_proof(chain, split.shape, split.classes)
+                witness = [_entry(one, chain) for one in proof]
         except Uncertifiable as refused:
-            if number == 0 or (arrays[row["radii"]] > 0).any():
+            if (arrays[row["radii"]] > 0).any():
                 raise
             row.update(checkable=False, reason=f"it proves nothing here: {refused}")
             continue
@@ -198,6 +202,8 @@ def _prove(chain: list[Step], split: Split, certificates: list[dict[str, Any]], 
 def best(certificates: list[dict[str, Any]], arrays: dict[str, np.ndarray]) -> np.ndarray:
     """Which certificate gives each image its largest radius among those that are re-checked, the first of equal ones; -1: none."""
     kept = [number for number, row in enumerate(certificates) if row["checkable"]]
+    if not kept:
+        raise UserError(f"no certificate file: {certificates[0]['method']}: {certificates[0]['reason']}")
     radii = np.stack([arrays[certificates[number]["radii"]] for number in kept])
     return np.where(radii.max(0) > 0, np.array(kept)[radii.argmax(0)], -1).astype("<i8")
 

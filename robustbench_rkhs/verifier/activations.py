@@ -1,6 +1,7 @@
 """Elementwise activations: what they compute, the interval of their slopes, and how they round."""
 
 import math
+from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
@@ -36,7 +37,9 @@ class Activation(Operation):
             return abs(self.settings[0])
         if self.kind == "hardtanh":
             return max(map(abs, self.settings))
-        return {"sigmoid": 1.0, "selu": 2.0, "softplus": 1 / self.settings[0] if self.kind == "softplus" else 0.0}.get(self.kind, 0.0)
+        if self.kind == "softplus":
+            return 1 / self.settings[0]
+        return {"sigmoid": 1.0, "selu": 2.0}.get(self.kind, 0.0)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         if self.weight is not None:
@@ -93,7 +96,7 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 0.5 * (1 + np.tanh(0.5 * x))
 
 
-FUNCTIONS = {
+FUNCTIONS: dict[str, Callable[..., np.ndarray]] = {
     "relu": lambda x: np.maximum(x, 0),
     "tanh": np.tanh,
     "sigmoid": _sigmoid,

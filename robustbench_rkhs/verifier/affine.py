@@ -172,8 +172,9 @@ class Pad(Move):
         kept = [(max(-ends[i][0], 0), min(sizes[i], sizes[i] + ends[i][1])) for i in (0, 1)]
         expected(min(outputs) >= 1 and all(low < high for low, high in kept), "nothing of an image is left")
         super().__init__(inputs, outputs)
-        self.value, self.read = value, (..., *(slice(low, high) for low, high in kept))
-        self.written = (..., *(slice(low + end[0], high + end[0]) for (low, high), end in zip(kept, ends, strict=True)))
+        rows, columns = (slice(low, high) for low, high in kept)
+        down, across = (slice(kept[i][0] + ends[i][0], kept[i][1] + ends[i][0]) for i in (0, 1))
+        self.value, self.read, self.written = value, (..., rows, columns), (..., down, across)
         self.constant = abs(value) * math.sqrt(size(outputs))
 
     def _around(self, x: np.ndarray, value: float) -> np.ndarray:

@@ -143,7 +143,7 @@ def times(one: float, other: float) -> float:
 
 
 def run_norm(run: Sequence[Operation]) -> float:
-    """Bound of affine operations in a row, or of one of any kind: of their matrix where it is small, else of longest parts that are."""
+    """Bound of affine operations in a row, or of one of any kind: of their matrix where it is small, else of parts that are."""
     total = 1.0
     for operation in run:
         total = times(total, operation.bound)

@@ -20,6 +20,7 @@ SLACK = 1e-6
 BATCH = 64
 METHODS = ("margin", "liplt", "eclipse")
 """Certificates that are re-checked."""
+KEYS = {"method", "checkable", "reason", "radii", "pairs", "witness"}
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,9 @@ def verify(folder: str | Path, samples: int | None = None, checkpoint: str | Pat
     expected(about["adversarial"] == [], "adversarial images are not part of this version")  # theirs will be checked here
     chain = build.chain(proof, about["layers"], proof.shape)
     layers = bounds(chain, about["layers"])
+    simple = pairs(chain, proof.classes)
     for claim in claims:
-        claim.prove(proof, chain)
+        claim.prove(proof, chain, simple)
     looked = count if samples is None else min(samples, count)
     radius = _radii(proof, chain, claims, looked)
     best = _best(proof, claims, count)[:looked]
@@ -80,14 +82,14 @@ class Claim:
     slopes: np.ndarray = field(default_factory=lambda: np.zeros(0))
     """Own pair bounds, once proved."""
 
-    def prove(self, proof: Proof, chain: Sequence[Operation]) -> None:
-        """Own pair bounds by the method's own way; never above those of layers. Raises Rejected where a claimed one is smaller."""
+    def prove(self, proof: Proof, chain: Sequence[Operation], simple: np.ndarray) -> None:
+        """Own pair bounds, never above `simple`, those of the layers. Raises Rejected where a claimed one is smaller."""
         kind, classes = self.method.partition("#")[0], proof.classes
         claimed = proof.numbers(self.pairs, classes, classes)
-        self.slopes = pairs(chain, classes)
+        self.slopes = simple
         if kind != "margin":
             way = eclipse.pairs if kind == "eclipse" else liplt.pairs
-            self.slopes = np.minimum(self.slopes, way(chain, self.witness, classes))
+            self.slopes = np.minimum(simple, way(chain, self.witness, classes))
         else:
             expected(self.witness == [], "margin has no witness")
         for y, j in zip(*np.nonzero(~(self.slopes <= claimed * (1 + SLACK))), strict=True):
@@ -100,17 +102,15 @@ def _claims(proof: Proof, count: int, notes: list[str]) -> list[Claim]:
     rows = proof.about["certificates"]
     expected(isinstance(rows, list) and all(isinstance(row, dict) for row in rows), "expected a list of certificates")
     claims = []
-    for number, row in enumerate(rows):
-        expected(
-            {"method", "checkable", "radii", "reason", "pairs", "witness"} == set(row), f"a certificate has the keys {sorted(row)}"
-        )
+    for place, row in enumerate(rows):
+        expected(set(row) == KEYS, f"a certificate has the keys {sorted(row)}")
         radii = proof.numbers(row["radii"], count)
         if row["checkable"] is not True:
             notes.append(f"not re-checked: {row['method']} ({row['reason']})")
             continue
         known = isinstance(row["method"], str) and row["method"].partition("#")[0] in METHODS
         expected(known, f"there is no re-check of certificate {row['method']!r}")
-        claims.append(Claim(number, row["method"], radii, row["pairs"], row["witness"]))
+        claims.append(Claim(place, row["method"], radii, row["pairs"], row["witness"]))
     expected(bool(claims), "there is no certificate to re-check")
     return claims
 
