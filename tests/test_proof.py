@@ -635,7 +635,7 @@ def test_claims_of_other_arithmetic_and_what_was_not_asked(tmp_path):
     parts[1] = parts[1].iloc[2:]
     about = {"model": "mine", "weights": "", "norm": "l2", "epsilons": [0.1], "date": "2026-01-01"}
     verdict = write_proof(model, split, Evaluation(pd.concat(parts), about), tmp_path / "proof")
-    assert np.array_equal(verdict.proof.arrays["best"], [0, 0, 1, 1]) and verdict.proof.arrays["radii_1"][0] == 0
+    assert np.array_equal(verdict.proof.arrays["best"], [0, 0, 2, 2]) and verdict.proof.arrays["radii_2"][0] == 0
     assert any("margin#3 (its claim is about the network as float32 on CPU computes it" in note for note in verdict.notes)
     with pytest.raises(UserError, match="on all images"):
         write_proof(model, split, Evaluation(pd.concat(parts[1:]), about), tmp_path / "other")
