@@ -27,7 +27,7 @@ from robustbench_rkhs.places import find_checkpoint
 from robustbench_rkhs.proofs import export, write_proof
 from robustbench_rkhs.subjects import load_model
 from robustbench_rkhs.verdicts import Evaluation
-from robustbench_rkhs.verifier import activations, build, kernels, norms
+from robustbench_rkhs.verifier import activations, build, eclipse, kernels, liplt, norms
 from robustbench_rkhs.verifier.affine import Diagonal, Fit, Linear, Unshuffle
 from robustbench_rkhs.verifier.chain import Branches, forward, pairs, product
 from robustbench_rkhs.verifier.chain import dense as matrix_of
@@ -286,15 +286,27 @@ def deep(make, shape: tuple[int, ...], folder: Path) -> Path:
     return put(model, split, found.pop("margin"), folder, **found)
 
 
+def apart(model: nn.Module, shape: tuple[int, ...]) -> np.ndarray:
+    """The largest norms of differences of rows of Jacobians at random places."""
+    places = torch.randn(20, 1, *shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    rows = torch.stack([jacobian(model, x) for x in places])
+    return (rows[:, :, None] - rows[:, None]).norm(dim=3).amax(0).numpy()
+
+
 @pytest.mark.parametrize("make, shape", DEEP.values(), ids=DEEP.keys())
 def test_every_certificate_of_layers_goes_round(make, shape, tmp_path):
     verdict = verify(deep(make, shape, tmp_path / "proof"))
-    arrays = verdict.proof.arrays
+    proof, arrays = verdict.proof, verdict.proof.arrays
     radii = np.stack([arrays[f"radii_{number}"].astype(float) for number in range(3)])
     assert np.allclose(verdict.radius, radii.max(0), rtol=1e-5) and np.all(verdict.radius <= radii.max(0))
     assert np.array_equal(arrays["best"], np.where(radii.max(0) > 0, radii.argmax(0), -1))
-    for row in verdict.proof.about["certificates"]:
-        assert row["checkable"] and np.all(arrays[row["pairs"]] <= arrays["pairs_0"] * (1 + 1e-9))
+    torch.manual_seed(0)
+    truth, chain = apart(make().eval().double(), shape), build.chain(proof, proof.about["layers"], shape)
+    margin, *others = proof.about["certificates"]
+    assert np.all(truth <= pairs(chain, 3) * (1 + 1e-12))
+    for row, way in zip(others, (liplt.pairs, eclipse.pairs), strict=True):
+        assert row["checkable"] and np.all(arrays[row["pairs"]] <= arrays[margin["pairs"]] * (1 + 1e-9))
+        assert np.all(truth <= way(chain, row["witness"], 3) * (1 + 1e-12))
 
 
 @pytest.fixture(scope="module")
