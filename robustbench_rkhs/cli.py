@@ -204,8 +204,8 @@ def _evaluate(
         if certify == ("portfolio",):
             settings["certificates"] = [one]
     recipe = parse(EvalRecipe, settings, "rkhs-eval")
-    if certificate_files is not None and "margin" not in [one.label for one in recipe.certificates]:
-        raise UserError("--certificate: certificate files need the radii of --certify margin")
+    if certificate_files is not None and not {"margin", "liplt", "eclipse"} & {one.label for one in recipe.certificates}:
+        raise UserError("--certificate: certificate files need the radii of --certify margin, liplt or eclipse")
     screen = Console(stderr=as_json, soft_wrap=True)
     if not screen.is_terminal:
         screen.width = 120

@@ -11,7 +11,7 @@ from oracles import dense
 from torch import nn
 
 from robustbench_rkhs.certificates import EclipseCertificate, LipLTCertificate, MarginCertificate
-from robustbench_rkhs.layers import MaxMin
+from robustbench_rkhs.layers import Concatenate, MaxMin
 from robustbench_rkhs.layers.residual import Residual
 from robustbench_rkhs.lipschitz import Uncertifiable, eclipse_pairs, liplt_pairs, steps
 from robustbench_rkhs.lipschitz.chains import pair_bounds
@@ -179,13 +179,23 @@ def test_two_layers_in_closed_form():
 
 
 def test_a_residual_block_in_closed_form():
-    """x + V relu(W x) with V W = -1: the linear path is 1 - 1/2, the rest half of |V| |W|; the product says 1 + |V| |W|."""
+    """x + V relu(W x) with V W = -1: the linear path is 1 - 1/2, the rest half of |V| |W|: 1, as the block's own bound."""
     body = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
     model = nn.Sequential(Residual(body, nn.Identity())).double()
     body[0].weight.data, body[2].weight.data = 2 * torch.eye(2).double(), -0.5 * torch.eye(2).double()
     chain = steps(model, (2,))
-    assert chain[0].bound.value == pytest.approx(2) and liplt(chain) == pytest.approx(1, rel=1e-6)
+    assert chain[0].bound.value == pytest.approx(1) and liplt(chain) == pytest.approx(1, rel=1e-6)
     assert liplt_pairs(chain, (2,), 2)[0, 1].item() == pytest.approx(math.sqrt(2), rel=1e-6)
+
+
+def test_a_concatenation_starts_anew():
+    """sqrt 2 of relu(x) beside itself, then a row that reads both halves alike: exact."""
+    both = Concatenate([nn.ReLU(), nn.ReLU()])
+    last = nn.Linear(4, 2, bias=False)
+    last.weight.data = torch.tensor([[1.0, 0, 1, 0], [0, 0, 0, 0]])
+    chain = steps(nn.Sequential(both, last).double().eval(), (2,))
+    assert liplt_pairs(chain, (2,), 2)[0, 1].item() == pytest.approx(2, rel=1e-6)
+    assert eclipse_pairs(chain, (2,), 2)[0, 1].item() == pytest.approx(2, rel=1e-6)
 
 
 @table

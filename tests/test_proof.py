@@ -20,14 +20,14 @@ from torch import nn
 
 import robustbench_rkhs
 from robustbench_rkhs import checkpoint, cli, layers, lipschitz
-from robustbench_rkhs.certificates import MarginCertificate
+from robustbench_rkhs.certificates import EclipseCertificate, LipLTCertificate, MarginCertificate
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.node import UserError
 from robustbench_rkhs.places import find_checkpoint
 from robustbench_rkhs.proofs import export, write_proof
 from robustbench_rkhs.subjects import load_model
 from robustbench_rkhs.verdicts import Evaluation
-from robustbench_rkhs.verifier import build, norms
+from robustbench_rkhs.verifier import activations, build, eclipse, kernels, liplt, norms
 from robustbench_rkhs.verifier.affine import Diagonal, Fit, Linear, Unshuffle
 from robustbench_rkhs.verifier.chain import Branches, forward, pairs, product
 from robustbench_rkhs.verifier.chain import dense as matrix_of
@@ -38,6 +38,7 @@ from robustbench_rkhs.verifier.curved import Maximum
 from robustbench_rkhs.verifier.operations import Malformed
 from robustbench_rkhs.verifier.proof import Rejected, digest_of, read
 
+CHECKED = (MarginCertificate, LipLTCertificate, EclipseCertificate)
 VERIFIER = Path(robustbench_rkhs.__file__).parent / "verifier"
 LAYERS = {
     "identity": (lambda: nn.Identity(), (3,)),
@@ -106,7 +107,35 @@ LAYERS = {
     "linear residual": (lambda: layers.LinearResidual(4), (4,)),
     "linear residual conv": (lambda: layers.LinearResidualConv(2, 2, "circular"), (2, 4, 3)),
     "normalised": (lambda: layers.LinearNormalized(3, 5), (3,)),
+    "relu6": (lambda: nn.ReLU6(), (4,)),
+    "hardtanh": (lambda: nn.Hardtanh(-0.5, 0.25), (4,)),
+    "softplus": (lambda: nn.Softplus(2.0), (4,)),
+    "softsign": (lambda: nn.Softsign(), (4,)),
+    "silu": (lambda: nn.SiLU(), (4,)),
+    "gelu": (lambda: nn.GELU(), (4,)),
+    "celu": (lambda: nn.CELU(0.5), (4,)),
+    "selu": (lambda: nn.SELU(), (4,)),
+    "hardswish": (lambda: nn.Hardswish(), (4,)),
+    "prelu": (lambda: nn.PReLU(3), (3, 2, 2)),
+    "prelu of one": (lambda: nn.PReLU(), (4,)),
+    "padding": (lambda: nn.ZeroPad2d((1, 0, 2, 1)), (2, 3, 4)),
+    "padding that cuts": (lambda: nn.ConstantPad2d((-1, 2, 1, -2), 0.5), (2, 4, 3)),
+    "pixel unshuffle": (lambda: nn.PixelUnshuffle(2), (2, 4, 6)),
+    "pixel shuffle": (lambda: nn.PixelShuffle(2), (8, 2, 3)),
+    "adaptive max": (lambda: nn.AdaptiveMaxPool2d(1), (3, 4, 2)),
+    "concatenation": (lambda: layers.Concatenate([nn.Identity(), nn.Conv2d(2, 3, 3, padding=1)]), (2, 4, 3)),
+    "concatenation with a bend": (lambda: layers.Concatenate([nn.Sequential(nn.Linear(4, 3), nn.ReLU()), nn.Identity()]), (4,)),
+    "affine residual": (lambda: layers.Residual(nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 1)), (2, 4, 3)),
+    "residual that is centred": (lambda: _block(nn.ReLU()), (2, 4, 3)),
+    "residual that is centred otherwise": (lambda: _block(nn.SiLU()), (2, 3, 3)),
+    "conv of many channels": (lambda: nn.Conv2d(24, 8, 3, padding=1), (24, 7, 7)),
 }
+
+
+def _block(activation: nn.Module) -> nn.Module:
+    """x + W_2 a(W_1 x), with W_2 W_1 far from zero."""
+    body = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), activation, nn.Conv2d(3, 2, 3, padding=1))
+    return layers.Residual(body, nn.Identity())
 
 
 def far(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -140,13 +169,12 @@ def written(model: nn.Module, shape: tuple[int, ...], folder: Path, classes: int
     return put(model, split, radius.numpy(), folder, norm)
 
 
-def put(model: nn.Module, split: Split, radius: np.ndarray, folder: Path, norm: str = "l2", other: float = 0.0) -> Path:
-    """The file of a split and given radii (and others that a second method claims), without an evaluation."""
+def put(model: nn.Module, split: Split, radius: np.ndarray, folder: Path, norm: str = "l2", **others) -> Path:
+    """The file of a split and given radii of margin (and of others by name), without an evaluation."""
     shas = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in split.x]
-    rows = {"kind": "certificate", "index": split.index.numpy(), "input_sha256": shas}
-    table = pd.concat([pd.DataFrame({**rows, "method": method, "radius": radius}) for method in ("prediction", "margin")])
-    if other:
-        table = pd.concat([table, pd.DataFrame({**rows, "method": "crown", "radius": other})])
+    rows = {"kind": "certificate", "index": split.index.numpy(), "input_sha256": shas, "arithmetic": "real"}
+    found = {"prediction": radius, "margin": radius, **others}
+    table = pd.concat([pd.DataFrame({**rows, "method": method, "radius": radii}) for method, radii in found.items()])
     weights = checkpoint.weights_digest(model.state_dict())
     about = {"model": "mine", "weights": weights, "norm": norm, "epsilons": [0.1], "date": "2026-01-01"}
     write_proof(model, split, Evaluation(table, about), folder)
@@ -210,6 +238,169 @@ def test_every_layer_goes_round(make, shape, tmp_path):
             assert rounding < 1e-9 * (1 + truth_norm)
 
 
+def _images(*body: nn.Module) -> nn.Sequential:
+    return nn.Sequential(*body, nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+DEEP = {
+    "relu": (lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 3)), (6,)),
+    "slopes": (
+        lambda: nn.Sequential(nn.Linear(6, 5), nn.LeakyReLU(0.2), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 4), nn.Sigmoid())
+        .append(nn.Linear(4, 4))
+        .append(nn.ELU(0.5))
+        .append(nn.Linear(4, 3)),
+        (6,),
+    ),
+    "images": (lambda: _images(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2)), (1, 4, 4)),
+    "starting anew": (lambda: _images(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.MaxPool2d(2)), (1, 4, 4)),
+    "starting anew twice": (lambda: _images(nn.ReLU(), layers.MaxMin(), nn.Conv2d(4, 4, 1), layers.MaxMin()), (4, 2, 2)),
+    "starting anew at once": (lambda: _images(nn.Conv2d(4, 4, 1), nn.ReLU(), layers.MaxMin()), (4, 2, 2)),
+    "activations within layers": (lambda: nn.Sequential(layers.AOL(6, 5, "relu"), nn.ReLU(), nn.Linear(5, 5), nn.GELU()).extend(
+        [nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)]), (6,)),
+    "sandwich": (lambda: nn.Sequential(layers.Sandwich(6, 5), nn.Linear(5, 5), nn.ReLU(), layers.SandwichLinear(5, 3)), (6,)),
+    "residual": (lambda: _images(nn.Conv2d(1, 4, 2, 2), _deep_block(), nn.ReLU(), _deep_block()), (1, 4, 4)),
+    "concatenation": (lambda: _images(nn.ReLU(), layers.Concatenate([nn.Conv2d(2, 2, 1), nn.ReLU()]), nn.ReLU()), (2, 2, 2)),
+    "ending in an activation": (lambda: nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3), nn.LeakyReLU(0.1)), (6,)),
+    "nothing but zeros": (lambda: nn.Sequential(_zeros(nn.Linear(6, 4)), nn.ReLU(), nn.Linear(4, 3)), (6,)),
+}  # fmt: skip
+
+
+def _deep_block() -> nn.Module:
+    body = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    return layers.Residual(body, nn.Conv2d(4, 4, 1))
+
+
+def _zeros(layer: nn.Linear) -> nn.Linear:
+    nn.init.zeros_(layer.weight)
+    return layer
+
+
+def deep(make, shape: tuple[int, ...], folder: Path) -> Path:
+    """A certificate file with the radii of all certificates that are re-checked."""
+    torch.manual_seed(0)
+    model = make().eval()
+    x = torch.rand(6, *shape, generator=torch.Generator().manual_seed(1))
+    y = model(x).argmax(1)
+    split = Split("arrays", "test", x, y, torch.arange(6) + 10, 3, "0" * 64)
+    found = {kind.model_fields["name"].default: kind().radii(model, x, y).numpy() for kind in CHECKED}
+    return put(model, split, found.pop("margin"), folder, **found)
+
+
+def apart(model: nn.Module, shape: tuple[int, ...]) -> np.ndarray:
+    """The largest norms of differences of rows of Jacobians at random places."""
+    places = torch.randn(20, 1, *shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    rows = torch.stack([jacobian(model, x) for x in places])
+    return (rows[:, :, None] - rows[:, None]).norm(dim=3).amax(0).numpy()
+
+
+@pytest.mark.parametrize("make, shape", DEEP.values(), ids=DEEP.keys())
+def test_every_certificate_of_layers_goes_round(make, shape, tmp_path):
+    verdict = verify(deep(make, shape, tmp_path / "proof"))
+    proof, arrays = verdict.proof, verdict.proof.arrays
+    radii = np.stack([arrays[f"radii_{number}"].astype(float) for number in range(3)])
+    assert np.allclose(verdict.radius, radii.max(0), rtol=1e-5) and np.all(verdict.radius <= radii.max(0))
+    assert np.array_equal(arrays["best"], np.where(radii.max(0) > 0, radii.argmax(0), -1))
+    torch.manual_seed(0)
+    truth, chain = apart(make().eval().double(), shape), build.chain(proof, proof.about["layers"], shape)
+    margin, *others = proof.about["certificates"]
+    assert np.all(truth <= pairs(chain, 3) * (1 + 1e-12))
+    for row, way in zip(others, (liplt.pairs, eclipse.pairs), strict=True):
+        assert row["checkable"] and np.all(arrays[row["pairs"]] <= arrays[margin["pairs"]] * (1 + 1e-9))
+        assert np.all(truth <= way(chain, row["witness"], 3) * (1 + 1e-12))
+
+
+@pytest.fixture(scope="module")
+def stepped(tmp_path_factory) -> Path:
+    make, shape = DEEP["starting anew"]
+    return deep(make, shape, tmp_path_factory.mktemp("proofs") / "stepped")
+
+
+def _row(proof, method):
+    return next(row for row in proof["certificates"] if row["method"] == method)
+
+
+def _changed_witness(at, by, **changes):
+    def change(proof, arrays):
+        entry = _row(proof, "eclipse")["witness"][at]
+        for key in changes:
+            entry[key] = changes[key] if by is None else entry[key] * by
+
+    return change
+
+
+def _smaller_pairs(method, by=1e-5):
+    def change(proof, arrays):
+        arrays[_row(proof, method)["pairs"]][0, 2] *= 1 - by
+
+    return change
+
+
+def _larger_radii(method):
+    def change(proof, arrays):
+        arrays[_row(proof, method)["radii"]][:5] *= 1 + 1e-5
+
+    return change
+
+
+def _without_witness(proof, arrays):
+    _row(proof, "eclipse")["witness"] = None
+
+
+def _witness_at(at, place):
+    def change(proof, arrays):
+        _row(proof, "eclipse")["witness"][at]["at"] = place
+
+    return change
+
+
+def _another_best(proof, arrays):
+    arrays["best"][:] = 0
+    arrays["best"][0] = -1
+
+
+def _strangest_places(proof, arrays):
+    _row(proof, "liplt")["witness"] = ["all"]
+
+
+STEPPED = {
+    "a smaller scale": (_changed_witness(0, 0.5, scale=0), Rejected, "eclipse: no Cholesky factor proves the step over relu"),
+    "a larger scale": (_changed_witness(0, 1.1, scale=0), Rejected, "eclipse, classes . and .: claimed bound .*, re-checked"),
+    "a larger floor": (_changed_witness(-1, 2.5, floor=0), Rejected, "eclipse: no Cholesky factor proves the step over relu"),
+    "no floor": (_changed_witness(0, None, floor=0.0), Rejected, "expected above 0"),
+    "an infinite scale": (_changed_witness(0, None, scale="inf"), Malformed, "expected scale to be a finite number"),
+    "nothing proved": (_changed_witness(-1, None, scale=None), Rejected, "eclipse, classes . and .: claimed bound"),
+    "a smaller factor": (_changed_witness(1, 0.9, factor=0), Rejected, "eclipse: no Cholesky factor proves the factor"),
+    "a negative factor": (_changed_witness(1, None, factor=-1.0), Rejected, "eclipse: no Cholesky factor proves the factor"),
+    "an earlier end": (_changed_witness(1, None, end=3), Malformed, "a witness passes over a layer that is not affine"),
+    "a later step": (_witness_at(0, 2), Malformed, "a witness passes over a layer that is not affine"),
+    "an earlier step": (_witness_at(0, 0), Malformed, "not at an activation"),
+    "behind the end": (_witness_at(-1, 99), Malformed, "behind the last layer"),
+    "no witness": (_without_witness, Malformed, "expected a list as witness"),
+    "smaller pairs of eclipse": (_smaller_pairs("eclipse"), Rejected, "eclipse, classes 0 and 2: claimed bound"),
+    "smaller pairs of liplt": (_smaller_pairs("liplt"), Rejected, "liplt, classes 0 and 2: claimed bound"),
+    "larger radii of eclipse": (_larger_radii("eclipse"), Rejected, "image 10: eclipse claims radius"),
+    "larger radii of liplt": (_larger_radii("liplt"), Rejected, "image 10: liplt claims radius"),
+    "places that are none": (_strangest_places, Malformed, "expected a list of places"),
+    "another best": (_another_best, Rejected, "its largest radius is not by certificate -1"),
+}
+
+
+@pytest.mark.parametrize("change, kind, words", STEPPED.values(), ids=STEPPED.keys())
+def test_forged_witnesses_are_rejected(change, kind, words, stepped, tmp_path):
+    with pytest.raises(kind, match=words):
+        verify(forged(stepped, tmp_path / "forged", change))
+
+
+def test_any_place_to_start_anew_is_sound(stepped, tmp_path):
+    """What LipLT's witness names changes how tight its bounds are: they are rejected as larger, or never exceed the claim."""
+
+    def change(proof, arrays):
+        _row(proof, "liplt")["witness"] = [[1], [6]]
+
+    with pytest.raises(Rejected, match="liplt, classes"):
+        verify(forged(stepped, tmp_path / "forged", change))
+
+
 @pytest.mark.parametrize("name", ["digits_mlp", "digits_conv", "digits_sandwich"])
 def test_shipped_models_go_round_and_belong_to_their_checkpoints(name, tmp_path, capsys):
     subject = load_model(name)
@@ -265,7 +456,7 @@ def _smaller_bound(proof, arrays):
 
 
 def _smaller_pair(proof, arrays):
-    arrays["pairs"][1, 2] *= 1 - 1e-5
+    arrays["pairs_0"][1, 2] *= 1 - 1e-5
 
 
 def _swapped_label(proof, arrays):
@@ -312,7 +503,7 @@ def _tied(proof, arrays):
 FORGERIES = {
     _larger_radius: "image 10: margin claims radius .*, re-checked",
     _smaller_bound: r"layer 0 Conv2d \(convolution\): claimed bound",
-    _smaller_pair: "classes 1 and 2: claimed bound",
+    _smaller_pair: "margin, classes 1 and 2: claimed bound",
     _swapped_label: "image 10: margin claims radius .* but the network says class",
     _changed_weight: "layer 5 Linear|classes|claimed logits are not the network's",
     _changed_bias: "image 10: its claimed logits are not the network's",
@@ -343,14 +534,14 @@ def test_an_unchanged_forgery_is_accepted(small, tmp_path):
 MALFORMED = {
     "unknown operation": lambda proof, arrays: proof["layers"][1].update(operation="softmax"),
     "unexpected keys": lambda proof, arrays: proof["layers"][1].update(slope=0.1),
-    "unexpected arrays": lambda proof, arrays: proof["layers"][1].update(arrays={"weight": "pairs"}),
+    "unexpected arrays": lambda proof, arrays: proof["layers"][1].update(arrays={"weight": "pairs_0"}),
     "lacks one of": lambda proof, arrays: proof["layers"][1].pop("bound"),
     "the one before makes": lambda proof, arrays: proof["layers"].pop(0),
     "expected 3 logits": lambda proof, arrays: proof["layers"].pop(),
     "is empty or not finite": lambda proof, arrays: arrays[proof["layers"][0]["arrays"]["weight"]].__setitem__(0, np.inf),
     "no array": lambda proof, arrays: arrays.pop("logits"),
     "norm l2 or linf": lambda proof, arrays: proof.update(norm="l7"),
-    "version": lambda proof, arrays: proof.update(version=2),
+    "version": lambda proof, arrays: proof.update(version=3),
     "is not a 'robustbench": lambda proof, arrays: proof.update(format="pickle"),
     "expected the keys": lambda proof, arrays: proof.update(more=1),
     "labels do not fit": lambda proof, arrays: arrays["label"].__setitem__(0, 3),
@@ -383,7 +574,7 @@ def test_pickles_are_never_read(small, tmp_path):
         def __reduce__(self):
             return (tmp_path / "exploded").touch, ()
 
-    arrays = {**read(small).arrays, "pairs": np.array([[Bomb()]], dtype=object)}
+    arrays = {**read(small).arrays, "pairs_0": np.array([[Bomb()]], dtype=object)}
     folder = tmp_path / "pickled"
     folder.mkdir()
     np.savez(folder / "proof.npz", **arrays)
@@ -405,8 +596,61 @@ def test_other_norm_and_other_certificates(tmp_path):
     x, y = torch.rand(3, 1, 2, 2), torch.zeros(3, dtype=torch.int64)
     split = Split("arrays", "test", x, y, torch.arange(3), 3, "0" * 64)
     radius = MarginCertificate().radii(model, x, y).numpy()
-    verdict = verify(put(model, split, radius, tmp_path / "two", other=9.0))
+    verdict = verify(put(model, split, radius, tmp_path / "two", crown=9.0))
     assert any("not re-checked: crown" in note for note in verdict.notes) and verdict.radius.max() < 9
+
+
+class Net(nn.Module):
+    """A small residual network with batch norm and a concatenation, written as a forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(1, 4, 3, 2, 1, bias=False), nn.BatchNorm2d(4)
+        self.one, self.two = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(4), nn.BatchNorm2d(4)])
+        self.side, self.last = nn.Conv2d(4, 2, 1), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.norm(self.first(x)).relu()
+        x = (x + self.norms[1](self.two(self.norms[0](self.one(x)).relu()))).relu()
+        x = torch.cat([x, self.side(x).relu()], dim=1)
+        return self.last(x.mean((2, 3)))
+
+
+def test_a_module_that_is_no_chain_goes_round(tmp_path):
+    model = far(Net())
+    x = torch.rand(5, 1, 8, 8)
+    y = model(x).argmax(1)
+    split = Split("arrays", "test", x, y, torch.arange(5), 3, "0" * 64)
+    found = {kind.model_fields["name"].default: kind().radii(model, x, y).numpy() for kind in CHECKED}
+    assert np.all(found["margin"] > 0)
+    verdict = verify(put(model, split, found.pop("margin"), tmp_path / "net", **found))
+    proof = verdict.proof
+    logits = forward(build.chain(proof, proof.about["layers"], proof.shape), x.double().numpy())[0]
+    torch.testing.assert_close(torch.as_tensor(logits), model.double()(x.double()), rtol=1e-9, atol=1e-9)
+    names = [row["operation"] for row in proof.about["layers"]]
+    assert "sum" in names and "concatenate" in names and "diagonal" not in names  # each batch norm is folded
+    assert np.allclose(verdict.radius, np.max([proof.arrays[f"radii_{i}"].astype(float) for i in range(3)], axis=0), rtol=1e-5)
+
+
+def test_claims_of_other_arithmetic_and_what_was_not_asked(tmp_path):
+    """Images that a certificate was not asked have radius 0 of it; a float32 claim is listed with its reason."""
+    model = far(nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)))
+    x = torch.rand(4, 1, 2, 2)
+    y = model(x).argmax(1)
+    split = Split("arrays", "test", x, y, torch.arange(4), 3, "0" * 64)
+    radii = {"margin": MarginCertificate().radii(model, x, y).numpy(), "eclipse": EclipseCertificate().radii(model, x, y).numpy()}
+    shas = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in x]
+    rows = {"kind": "certificate", "index": split.index.numpy(), "input_sha256": shas}
+    claims = (("margin", "margin#0", "real"), ("eclipse", "eclipse", "real"), ("margin", "margin#3", "float32 on CPU"))
+    parts = [pd.DataFrame({**rows, "method": name, "radius": radii[of], "arithmetic": how}) for of, name, how in claims]
+    parts[1] = parts[1].iloc[2:]
+    about = {"model": "mine", "weights": "", "norm": "l2", "epsilons": [0.1], "date": "2026-01-01"}
+    verdict = write_proof(model, split, Evaluation(pd.concat(parts), about), tmp_path / "proof")
+    assert np.array_equal(verdict.proof.arrays["best"], [0, 0, 2, 2]) and verdict.proof.arrays["radii_2"][0] == 0
+    assert any("margin#3 (its claim is about the network as float32 on CPU computes it" in note for note in verdict.notes)
+    with pytest.raises(UserError, match="on all images"):
+        write_proof(model, split, Evaluation(pd.concat(parts[1:]), about), tmp_path / "other")
 
 
 def test_the_evaluation_writes_a_certificate_file(tmp_path, monkeypatch, capsys):
@@ -434,7 +678,7 @@ def test_the_evaluation_writes_a_certificate_file(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(sys, "argv", ["rkhs-eval", *flags, "--certify", "none", "--certificate", str(tmp_path / "no")])
     with pytest.raises(SystemExit) as ended:
         cli.evaluate()
-    assert ended.value.code == 2 and "need the radii of --certify margin" in capsys.readouterr().err
+    assert ended.value.code == 2 and "need the radii of --certify margin, liplt or eclipse" in capsys.readouterr().err
 
 
 def test_refusals_write_nothing(tmp_path):
@@ -480,6 +724,51 @@ def test_convolution_bounds_cover_the_dense_norm(data):
     assert np.linalg.norm(np.abs(matrix), 2) <= conv.absolute * (1 + 1e-12)
     columns = conv.apply(np.eye(math.prod(shape)).reshape(-1, *shape)).reshape(math.prod(shape), -1).T
     np.testing.assert_allclose(matrix, columns, atol=1e-12)  # rows come from the adjoint, columns from the operation
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_one_factor_of_the_gram_matrix_decides_a_claim(data):
+    draw = lambda low, high: data.draw(st.integers(low, high))  # noqa: E731
+    height, width, rows, columns = draw(1, 6), draw(1, 6), draw(1, 3), draw(1, 3)
+    kernel, stride, dilation = (draw(1, 4), draw(1, 4)), (draw(1, 3), draw(1, 3)), (draw(1, 2), draw(1, 2))
+    padding = ((draw(0, 3), draw(0, 3)), (draw(0, 3), draw(0, 3)))
+    weight = np.random.default_rng(draw(0, 10**6)).normal(size=(rows, columns, *kernel)) * 10.0 ** draw(-3, 3)
+    try:
+        conv = Convolution((columns, height, width), weight, None, stride, padding, dilation)
+    except Malformed:
+        return
+    matrix, _ = matrix_of([conv])
+    truth = float(np.linalg.norm(matrix, 2))
+    before = padding[0][0], padding[1][0]
+    window = kernels.Window(conv.sizes, conv.places, stride, dilation, before, False)
+    reads = window.reads(0, kernel[0]), window.reads(1, kernel[1])
+    np.testing.assert_allclose(kernels._matrix(weight, reads), matrix, atol=1e-12 * np.abs(weight).max())
+    for by_inputs in (True, False):
+        assert truth == 0 or kernels._by_gram(weight, reads, by_inputs, truth * (1 + 1e-9))
+        assert not kernels._by_gram(weight, reads, by_inputs, truth * (1 - 1e-7))
+    truths = [kernels._of_sums(weight[None], reads), kernels._of_windows(weight[None], reads), conv.bound]
+    assert all(truth <= value * (1 + 1e-12) for value in truths)
+
+
+def test_a_convolution_of_many_channels_is_proved_by_its_gram_matrix(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(17, 18, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(18 * 64, 3)).eval()
+    assert lipschitz.rule(model[0].double(), (17, 8, 8)).method == "gramian"
+    written(model.float(), (17, 8, 8), tmp_path / "proof")
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 10**6), st.sampled_from(sorted(activations.FUNCTIONS)), st.floats(0.05, 3))
+def test_slopes_of_activations_hold_every_difference_quotient(seed, kind, number):
+    keys = {"hardtanh": (-number, number / 2), "leaky_relu": (number,), "elu": (number,), "celu": (number,), "softplus": (number,)}
+    function = activations.Activation((2000,), kind, keys.get(kind, ()))
+    x = np.sort(np.random.default_rng(seed).normal(size=(1, 2000)) * 4)
+    x = x[:, np.concatenate([[True], np.diff(x[0]) > 1e-6])]
+    quotients = np.diff(function(x)) / np.diff(x)
+    low, high = function.slopes
+    assert low - 1e-8 <= quotients.min() and quotients.max() <= high + 1e-8
+    assert np.abs(function(np.zeros((1, 1)))).max() <= function._largest()
 
 
 def test_a_torus_of_the_image_alone_would_be_too_small():

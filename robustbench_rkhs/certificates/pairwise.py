@@ -85,7 +85,7 @@ class PairwiseCertificate(Certificate):
         shape = tuple(x.shape[1:])
         y = y.detach().to("cpu", torch.int64)
         with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-            chain, bounds = self._chain_and_bounds(model, shape)
+            chain, bounds = self.chain_and_bounds(model, shape)
             if len(y) and not 0 <= int(y.min()) <= int(y.max()) < len(bounds):
                 span = f"{int(y.min())}..{int(y.max())}"
                 raise UserError(f"certificate '{self.name}': labels {span} do not fit the model's {len(bounds)} classes")
@@ -120,8 +120,8 @@ class PairwiseCertificate(Certificate):
         more, slope = (torch.cat(part) for part in zip(*[_spread(chain, part) for part in images.split(BATCH)], strict=True))
         return error + more, bounds + 2 * slope.max() if len(slope) else bounds
 
-    def _chain_and_bounds(self, model: nn.Module, shape: tuple[int, ...]) -> tuple[list[Step], Tensor]:
-        """The float64 chain and the pair bounds: computed, or found by the digest of all they depend on."""
+    def chain_and_bounds(self, model: nn.Module, shape: tuple[int, ...]) -> tuple[list[Step], Tensor]:
+        """The float64 chain and the pair bounds: computed, or found by the digest of all they depend on. Not to be changed."""
         model = opened(model, shape)  # any other module is a chain from here on, and the digest is of all that is in it
         key = _digest(model, shape)
         known = _known.get(key)

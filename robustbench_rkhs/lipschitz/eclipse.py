@@ -45,23 +45,56 @@ def eclipse_pairs(chain: list[Step], shape: tuple[int, ...], classes: int) -> Fl
     all but the last product. Raises Uncertifiable as `pair_bounds` does, and where a layer is too wide.
     Source: Xu and Sivaranjani, NeurIPS 2024.
     """
-    simple = pair_bounds(chain, shape, classes)
+    return eclipse_proof(chain, shape, classes)[0]
+
+
+class Advanced(NamedTuple):
+    """A step of the recursion behind an activation: what it is proved with."""
+
+    position: int
+    """Of the activation in the chain."""
+    scale: float
+    """w of `eclipse_pairs`, rounded up; infinite where nothing could be proved."""
+    floor: float
+    """N_i >= floor I."""
+
+
+class Restarted(NamedTuple):
+    """A layer at which the recursion starts anew."""
+
+    position: int
+    factor: float
+    """The affine run before it, between the last form and this layer, has W^T W <= factor^2 N; infinite where not proved."""
+
+
+Witness = list[Advanced | Restarted]
+"""The numbers from which all of `eclipse_pairs` can be proved again, without a search."""
+
+
+def eclipse_proof(chain: list[Step], shape: tuple[int, ...], classes: int) -> tuple[Float64[Tensor, "classes classes"], Witness]:
+    """`eclipse_pairs`, and what it is proved with."""
+    simple, witness = pair_bounds(chain, shape, classes), Witness()
     before, form, run, start = 1.0, _identity(), list[Step](), 0
     for position, step in enumerate(chain):
         interval = slopes(step.module)
         if affine(step.module):
             run.append(step)
         elif interval is not None and 0 <= interval[0] < interval[1]:
-            form, run = _advanced(form, run, step, interval), []
+            size = form.size
+            form, run = _advanced(form._replace(size=1.0) if size else form, run, step, interval), []
+            witness.append(Advanced(position, form.size, form.floor))
+            form = form._replace(size=product([size, form.size]))
         else:
-            before = product([before, min(_norm(form, run, step), merged(chain[start:position])), step.bound.value])
+            factor = _norm(form, run, step)
+            before = product([before, min(product([form.size, factor]), merged(chain[start:position])), step.bound.value])
+            witness.append(Restarted(position, factor))
             form, run, start = _identity(), [], position + 1
     if run:
         rows, error = dense(run)
     else:
         rows, error = torch.eye(classes, dtype=torch.float64), 0.0
     found = _pairs(form, rows, error) * before * (1 + SLACK)
-    return torch.minimum(simple, found.nan_to_num(torch.inf, torch.inf)).fill_diagonal_(0)
+    return torch.minimum(simple, found.nan_to_num(torch.inf, torch.inf)).fill_diagonal_(0), witness
 
 
 class _Form(NamedTuple):
@@ -188,11 +221,11 @@ def _inner(matrix: Tensor | None, weight: Tensor) -> float:
 
 
 def _norm(form: _Form, run: list[Step], step: Step) -> float:
-    """Bound of everything from the form's start up to a layer: kappa with W^T W <= kappa^2 N, proved as a step is."""
+    """Everything from the form up to a layer, over the form's size: kappa with W^T W <= kappa^2 N, proved as a step is."""
     if form.matrix is None:  # nothing before the run, or nothing known
-        return product([form.size, merged(run)])
+        return merged(run)
     if not run:
-        return product([form.size, upwards(math.sqrt(1 / form.floor), SLACK)])
+        return upwards(math.sqrt(1 / form.floor), SLACK)
     weight, peak, error = _scaled(run, step)
     kappa = math.sqrt(_inner(form.matrix, weight)) * (1 + 1e-6) if weight.isfinite().all() else 0.0
     if not 0 < kappa < math.inf or peak == 0:
@@ -200,7 +233,7 @@ def _norm(form: _Form, run: list[Step], step: Step) -> float:
     error = error / kappa * (1 + SLACK) + UNIT * weight.norm().item() / kappa
     if not proved(form.matrix, weight / kappa, error, torch.zeros(len(weight), len(weight), dtype=torch.float64), (0.0, 2.0)):
         return math.inf
-    return product([form.size, upwards(peak * kappa)])
+    return upwards(peak * kappa)
 
 
 def _pairs(form: _Form, rows: Tensor, error: float) -> Float64[Tensor, "classes classes"]:

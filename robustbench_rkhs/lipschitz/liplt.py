@@ -18,6 +18,7 @@ from robustbench_rkhs.lipschitz.chains import (
     merged,
     pair_bounds,
 )
+from robustbench_rkhs.lipschitz.guard import gathered
 from robustbench_rkhs.lipschitz.rounding import fan, relative_rounding
 
 
@@ -51,9 +52,9 @@ def liplt_pairs(chain: list[Step], shape: tuple[int, ...], classes: int) -> Floa
               L_{yj} = \lVert (e_y - e_j)^\top T_0 \rVert_2 + \sum_i r_i \lVert (e_y - e_j)^\top T_i \rVert_2 \, m_i
 
     For ReLU c = r = 1/2. Branches that are added share the linear path: their maps add. A layer that is neither affine nor
-    elementwise (MaxMin, GroupSort, max-pool, Sandwich ...) starts anew, with its own bound times all before it. T is the exact
-    matrix where it is small or ends in logits, else the product of its layers' bounds; each m_k is no larger than the product
-    up to there. Cost: a matrix for each pair of activations. Raises Uncertifiable as `pair_bounds` does.
+    elementwise (MaxMin, GroupSort, max-pool, Sandwich, a concatenation ...) starts anew, with its own bound times all before it. T
+    is the exact matrix where it is small or ends in logits, else the product of its layers' bounds; each m_k is no larger than the
+    product up to there. Cost: a matrix for each pair of activations. Raises Uncertifiable as `pair_bounds` does.
     Source: Fazlyab et al., NeurIPS 2023.
     """
     simple = pair_bounds(chain, shape, classes)
@@ -139,7 +140,7 @@ def _walk(chain: list[Step], signal: _Signal) -> _Signal:
             linear = Step(step.path, _Times(middle), step.inputs, Bound(abs(middle), step.inputs))
             terms = [term._replace(route=[*term.route, linear]) for term in signal.terms]
             signal = _Signal([*terms, _Term(product([rest, size]), [], object())], product([step.bound.value, size]), [])
-        elif step.branches:
+        elif step.branches and gathered.dispatch(type(step.module)) is gathered.dispatch(object):  # they are added
             signal = _added(step, signal)
         else:
             size = product([step.bound.value, _bound(signal)])

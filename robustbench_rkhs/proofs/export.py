@@ -13,21 +13,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustbench_rkhs.certificates import LipLTCertificate, MarginCertificate
 from robustbench_rkhs.certificates.rounding import logits_and_error
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.files import Unwritable
-from robustbench_rkhs.lipschitz import Step, steps
-from robustbench_rkhs.lipschitz.chains import pair_bounds
+from robustbench_rkhs.lipschitz import Step, Uncertifiable
+from robustbench_rkhs.lipschitz.eclipse import Advanced, Restarted, eclipse_proof
+from robustbench_rkhs.lipschitz.liplt import slopes
 from robustbench_rkhs.node import UserError
 from robustbench_rkhs.proofs.written import written
 from robustbench_rkhs.verdicts import Evaluation
+from robustbench_rkhs.verifier.build import ACTIVATIONS
 from robustbench_rkhs.verifier.check import Verdict, verify
 from robustbench_rkhs.verifier.operations import Malformed
 from robustbench_rkhs.verifier.proof import FORMAT, VERSION, Rejected, array_digest, digest_of
 
 BATCH = 64
-UNCHECKED = "its proof is more than bounds of layers, which is all that is re-checked"
-"""Why other certificates than `margin` are listed only."""
+KINDS = ("margin", "liplt", "eclipse")
+"""Certificates whose proofs are bounds of differences of logits, which are re-checked."""
+REASONS = {
+    "smoothing": "its proof is a count of random draws",
+    "crown": "its proof is a linear relaxation at each image, which is not re-checked",
+    "alpha_crown": "its proof is a linear relaxation at each image, which is not re-checked",
+    "ibp": "its proof is a box around each image, which is not re-checked",
+}
+"""Why others are listed only."""
 
 
 def write_proof(model: nn.Module, split: Split, evaluation: Evaluation, folder: Path) -> Verdict:
@@ -39,11 +49,12 @@ def write_proof(model: nn.Module, split: Split, evaluation: Evaluation, folder: 
     arrays: dict[str, np.ndarray] = {}
     certificates = _claims(split, evaluation, arrays)
     with torch.inference_mode(False), torch.no_grad():
-        chain = steps(model, split.shape)
+        chain = MarginCertificate().chain_and_bounds(model, split.shape)[0]  # at hand since the evaluation
         rows = _rows(chain, arrays)
-        arrays["pairs"] = pair_bounds(chain, split.shape, split.classes).numpy()
+        _prove(model, chain, split, certificates, arrays)
         parts = [logits_and_error(chain, part) for part in split.x.detach().cpu().double().split(BATCH)]
     arrays["logits"], arrays["error"] = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
+    arrays["best"] = best(certificates, arrays)
     x = split.x.detach().cpu().contiguous().numpy()
     if x.dtype.str not in ("<f2", "<f4", "<f8"):
         raise UserError(f"certificate files hold images of 16, 32 or 64 bits, found {split.x.dtype}")
@@ -92,7 +103,7 @@ def publish(proof: dict[str, Any], arrays: dict[str, np.ndarray], tensors: dict[
 
 def write(proof: dict[str, Any], arrays: dict[str, np.ndarray], tensors: dict[tuple[int, str], str], folder: Path) -> None:
     """proof.npz, then proof.json with all digests."""
-    kept = {name: array if name in ("images", "pairs") else narrow(array) for name, array in arrays.items()}
+    kept = {name: array if name == "images" or name.startswith("pairs_") else narrow(array) for name, array in arrays.items()}
     with open(folder / "proof.npz", "wb") as file:
         np.savez(file, **kept)  # type: ignore[arg-type]
     table = {}
@@ -126,23 +137,102 @@ def _whole(values: Tensor) -> np.ndarray:
 
 
 def _claims(split: Split, evaluation: Evaluation, arrays: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Each certificate's radii as an array, and a row on it."""
+    """Each certificate's radii as an array (0 where it was not asked), and a row on it."""
     table, rows = evaluation.table, []
     indices = split.index.tolist()
     images = split.x.detach().cpu().contiguous().numpy()
     shas = {index: hashlib.sha256(image.tobytes()).hexdigest() for index, image in zip(indices, images, strict=True)}
-    proofs = table[(table["kind"] == "certificate") & (table["method"] != "prediction")]
-    for number, (method, found) in enumerate(proofs.groupby("method", sort=True)):
+    proofs, asked = table[(table["kind"] == "certificate") & (table["method"] != "prediction")], set[int]()
+    methods = sorted(proofs["method"].unique(), key=lambda method: KINDS.index(kind_of(method)) if kind_of(method) in KINDS else 9)
+    for number, method in enumerate(methods):
+        found = proofs[proofs["method"] == method]
         known = {int(row["index"]): row for row in found.to_dict("records")}
-        if set(known) != set(indices) or any(known[index]["input_sha256"] != shas[index] for index in indices):
+        if not set(known) <= set(indices) or any(row["input_sha256"] != shas[index] for index, row in known.items()):
             raise UserError(f"no certificate file: the radii of {method!r} are not those of these {len(indices)} images")
-        arrays[f"radii_{number}"] = np.array([known[index]["radius"] for index in indices], dtype="<f8")
-        checkable = method == "margin"
-        row = {"method": method, "checkable": checkable, "reason": "" if checkable else UNCHECKED, "radii": f"radii_{number}"}
-        rows.append(row)
-    if not any(row["checkable"] for row in rows):
-        raise UserError("no certificate file: it needs the radii of --certify margin")
+        radii = [known[index]["radius"] if index in known else 0.0 for index in indices]
+        arrays[f"radii_{number}"] = np.array(radii, dtype="<f8")
+        reason = _unchecked(str(method), {str(row["arithmetic"]) for row in known.values()})
+        asked |= set() if reason else set(known)
+        row = {"method": method, "checkable": not reason, "reason": reason, "radii": f"radii_{number}"}
+        rows.append({**row, "pairs": None, "witness": None})
+    if asked != set(indices):
+        raise UserError(f"no certificate file: it needs the radii of --certify {' or '.join(KINDS)} on all images")
     return rows
+
+
+def kind_of(method: str) -> str:
+    """A certificate's name, from its label in tables (`margin#0` where two share one)."""
+    return method.partition("#")[0]
+
+
+def _unchecked(method: str, arithmetic: set[str]) -> str:
+    """Why a certificate's radii cannot be re-checked; empty where they can."""
+    if kind_of(method) not in KINDS:
+        return REASONS.get(kind_of(method), "its proof is more than bounds of layers, which is all that is re-checked")
+    if arithmetic != {"real"}:
+        return f"its claim is about the network as {' and '.join(sorted(arithmetic))} computes it, not in real arithmetic"
+    return ""
+
+
+def _prove(
+    model: nn.Module, chain: list[Step], split: Split, certificates: list[dict[str, Any]], arrays: dict[str, np.ndarray]
+) -> None:
+    """Pair bounds and witness of every certificate that can be re-checked; one that has no proof for this model is listed only."""
+    for number, row in enumerate(certificates):
+        if not row["checkable"]:
+            continue
+        witness: list[Any] = []
+        try:
+            if kind_of(row["method"]) == "margin":
+                found = MarginCertificate().chain_and_bounds(model, split.shape)[1]
+            elif kind_of(row["method"]) == "liplt":
+                found, witness = LipLTCertificate().chain_and_bounds(model, split.shape)[1], anew(chain)
+            else:
+                found, proof = eclipse_proof(chain, split.shape, split.classes)
+                witness = [_entry(one, chain) for one in proof]
+        except Uncertifiable as refused:
+            if (arrays[row["radii"]] > 0).any():
+                raise
+            row.update(checkable=False, reason=f"it proves nothing here: {refused}")
+            continue
+        row.update(pairs=f"pairs_{number}", witness=witness)
+        arrays[f"pairs_{number}"] = found.numpy()
+
+
+def best(certificates: list[dict[str, Any]], arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """Which certificate gives each image its largest radius among those that are re-checked, the first of equal ones; -1: none."""
+    kept = [number for number, row in enumerate(certificates) if row["checkable"]]
+    if not kept:
+        raise UserError(f"no certificate file: {certificates[0]['method']}: {certificates[0]['reason']}")
+    radii = np.stack([arrays[certificates[number]["radii"]] for number in kept])
+    return np.where(radii.max(0) > 0, np.array(kept)[radii.argmax(0)], -1).astype("<i8")
+
+
+def _places(chain: list[Step]) -> list[int]:
+    """Where the rows of each step begin, and after the last one where all end."""
+    counts = [len(written(step.module, step)) for step in chain]
+    return [sum(counts[:number]) for number in range(len(counts) + 1)]
+
+
+def _entry(one: Advanced | Restarted, chain: list[Step]) -> dict[str, Any]:
+    """A step of an ECLipsE proof as it is written: numbers that are not finite as null."""
+    places = _places(chain)
+    at = places[one.position]
+    if isinstance(one, Restarted):
+        return {"at": at, "end": places[one.position + 1], "factor": one.factor if math.isfinite(one.factor) else None}
+    return {"at": at, "scale": one.scale if math.isfinite(one.scale) else None, "floor": one.floor}
+
+
+def anew(chain: list[Step]) -> list[list[int]]:
+    """Places of the activations that LipLT's linear path does not follow: those inside of layers, and of kinds unknown to it."""
+    found, places = [], _places(chain)
+    for at, step in zip(places, chain, strict=False):
+        if step.branches:
+            for number, branch in enumerate(step.branches):
+                found += [[at, number, *rest] for rest in anew(branch)]
+        elif slopes(step.module) is None:
+            found += [[at + number] for number, plain in enumerate(written(step.module, step)) if plain.operation in ACTIVATIONS]
+    return found
 
 
 def _rows(chain: list[Step], arrays: dict[str, np.ndarray]) -> list[dict[str, Any]]:

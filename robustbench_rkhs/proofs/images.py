@@ -140,10 +140,10 @@ def _(
 
 
 @written.register
-def _(module: nn.MaxPool2d | nn.MaxPool1d | nn.AdaptiveMaxPool1d, step: Step) -> list[Plain]:
+def _(module: nn.MaxPool2d | nn.MaxPool1d | nn.AdaptiveMaxPool2d | nn.AdaptiveMaxPool1d, step: Step) -> list[Plain]:
     """ceil_mode shows in how many places there are."""
-    if isinstance(module, nn.AdaptiveMaxPool1d):
-        kernel = stride = (1, step.inputs[1])
+    if isinstance(module, nn.AdaptiveMaxPool2d | nn.AdaptiveMaxPool1d):
+        kernel = stride = (1, *step.inputs[1:])[-2:]
         before, dilation = (0, 0), (1, 1)
     elif isinstance(module, nn.MaxPool1d):
         kernel, stride, before, dilation = (
@@ -162,3 +162,18 @@ def _(module: nn.MaxPool2d | nn.MaxPool1d | nn.AdaptiveMaxPool1d, step: Step) ->
 @written.register
 def _(module: SpaceToDepth, step: Step) -> list[Plain]:
     return _folded(step.inputs, module.size)
+
+
+@written.register(nn.ConstantPad2d)
+@written.register(nn.ZeroPad2d)
+def _(module: nn.ConstantPad2d, step: Step) -> list[Plain]:
+    left, right, top, bottom = module.padding
+    return [Plain("pad", step.bound.shape, {"padding": [[top, bottom], [left, right]], "value": float(module.value)})]
+
+
+@written.register
+def _(module: nn.PixelUnshuffle | nn.PixelShuffle, step: Step) -> list[Plain]:
+    """Both order a block's pixels row by row within each channel."""
+    if isinstance(module, nn.PixelShuffle):
+        return [Plain("shuffle", step.bound.shape, {"block": module.upscale_factor})]
+    return [Plain("unshuffle", step.bound.shape, {"block": module.downscale_factor})]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from robustbench_rkhs.layers import (
     AOL,
+    Concatenate,
     FirstFeatures,
     GroupSort,
     LearnableScale,
@@ -129,15 +130,44 @@ def _(module: nn.BatchNorm1d | nn.BatchNorm2d, step: Step) -> list[Plain]:
     return _diagonal(step.bound.shape, mean, scale, module.bias if module.affine else torch.zeros_like(mean))
 
 
-for _kind, _name in {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", MaxMin: "maxmin"}.items():
+_PLAIN: dict[type[nn.Module], str] = {
+    nn.ReLU: "relu",
+    nn.Tanh: "tanh",
+    nn.Sigmoid: "sigmoid",
+    nn.GELU: "gelu",
+    nn.SiLU: "silu",
+    nn.SELU: "selu",
+    nn.Softsign: "softsign",
+    nn.Hardswish: "hardswish",
+    MaxMin: "maxmin",
+}
+for _kind, _name in _PLAIN.items():
     written.register(_kind, lambda module, step, name=_name: [Plain(name, step.bound.shape)])
 
 
 @written.register
-def _(module: nn.LeakyReLU | nn.ELU, step: Step) -> list[Plain]:
+def _(module: nn.LeakyReLU | nn.ELU | nn.CELU, step: Step) -> list[Plain]:
+    if isinstance(module, nn.CELU):
+        return [Plain("celu", step.bound.shape, {"alpha": float(module.alpha)})]
     if isinstance(module, nn.ELU):
         return [Plain("elu", step.bound.shape, {"slope": float(module.alpha)})]
     return [Plain("leaky_relu", step.bound.shape, {"slope": float(module.negative_slope)})]
+
+
+@written.register
+def _(module: nn.Hardtanh, step: Step) -> list[Plain]:
+    return [Plain("hardtanh", step.bound.shape, {"low": float(module.min_val), "high": float(module.max_val)})]
+
+
+@written.register
+def _(module: nn.Softplus, step: Step) -> list[Plain]:
+    """Without the jump at its threshold, which counts as rounding."""
+    return [Plain("softplus", step.bound.shape, {"beta": float(module.beta)})]
+
+
+@written.register
+def _(module: nn.PReLU, step: Step) -> list[Plain]:
+    return [Plain("prelu", step.bound.shape, {}, {"weight": module.weight})]
 
 
 @written.register
@@ -155,3 +185,8 @@ def _(module: nn.Module, step: Step) -> list[Plain]:
 def _(module: Residual, step: Step) -> list[Plain]:
     """Its branches are written by the chain."""
     return [Plain("sum", step.bound.shape)]
+
+
+@written.register
+def _(module: Concatenate, step: Step) -> list[Plain]:
+    return [Plain("concatenate", step.bound.shape)]

@@ -36,7 +36,7 @@ class Linear(Affine):
         return v @ self.weight
 
     def _bound(self) -> float:
-        return norms.norm(self.weight)
+        return norms.norm(self.weight, self.claim)
 
     @cached_property
     def absolute(self) -> float:
@@ -75,6 +75,9 @@ class Diagonal(Affine):
 
 class Move(Affine):
     """Numbers moved, appended as zeros or left out: nothing is computed, so nothing rounds."""
+
+    def moved(self, length: float, back: bool) -> float:
+        return 0.0
 
     def local(self, size: np.ndarray | float) -> np.ndarray | float:
         return 0.0 * size
@@ -139,3 +142,53 @@ class Unshuffle(Move):
         (channels, height, width), n = self.inputs, self.block
         v = v.reshape(-1, channels, n, n, height // n, width // n).transpose(0, 1, 4, 2, 5, 3)
         return v.reshape(-1, *self.inputs)
+
+
+class Shuffle(Move):
+    """Channels as blocks of n x n pixels: the inverse of Unshuffle."""
+
+    def __init__(self, inputs: Shape, block: int) -> None:
+        expected(len(inputs) == 3 and block >= 1 and not inputs[0] % block**2, "channels do not make blocks of an image")
+        channels, height, width = inputs
+        self.back = Unshuffle((channels // block**2, height * block, width * block), block)
+        super().__init__(inputs, self.back.inputs)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return self.back.adjoint(x)
+
+    apply = __call__
+
+    def adjoint(self, v: np.ndarray) -> np.ndarray:
+        return self.back.apply(v)
+
+
+class Pad(Move):
+    """A constant around each image: (top, bottom), (left, right); where negative, pixels are cut off."""
+
+    def __init__(self, inputs: Shape, ends: tuple[tuple[int, int], tuple[int, int]], value: float) -> None:
+        expected(len(inputs) == 3 and math.isfinite(value), "a border does not fit an image")
+        channels, *sizes = inputs
+        outputs = (channels, *(sizes[i] + sum(ends[i]) for i in (0, 1)))
+        kept = [(max(-ends[i][0], 0), min(sizes[i], sizes[i] + ends[i][1])) for i in (0, 1)]
+        expected(min(outputs) >= 1 and all(low < high for low, high in kept), "nothing of an image is left")
+        super().__init__(inputs, outputs)
+        rows, columns = (slice(low, high) for low, high in kept)
+        down, across = (slice(kept[i][0] + ends[i][0], kept[i][1] + ends[i][0]) for i in (0, 1))
+        self.value, self.read, self.written = value, (..., rows, columns), (..., down, across)
+        self.constant = abs(value) * math.sqrt(size(outputs))
+
+    def _around(self, x: np.ndarray, value: float) -> np.ndarray:
+        y = np.full((len(x), *self.outputs), value)
+        y[self.written] = x[self.read]
+        return y
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return self._around(x, self.value)
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        return self._around(x, 0.0)
+
+    def adjoint(self, v: np.ndarray) -> np.ndarray:
+        x = np.zeros((len(v), *self.inputs))
+        x[self.read] = v[self.written]
+        return x

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from .affine import Diagonal, Fit, Linear, Reshape, Unshuffle
+from .activations import Activation
+from .affine import Diagonal, Fit, Linear, Pad, Reshape, Shuffle, Unshuffle
 from .chain import Branches
 from .convolution import Average, Convolution
-from .curved import Activation, GroupSort, Maximum, MaxMin
+from .curved import GroupSort, Maximum, MaxMin
 from .fourier import Fourier, Reflection, Sandwich
 from .operations import Malformed, Operation, Shape, expected
 from .proof import Proof, number, shape_of, whole
@@ -41,13 +42,17 @@ class Row:
         expected(isinstance(value, list) and len(value) == 2, f"expected two numbers as {key}, found {value!r}")
         return whole(value[0], key, least), whole(value[1], key, least)
 
-    def ends(self) -> tuple[tuple[int, int], tuple[int, int]]:
+    def ends(self, least: int = 0) -> tuple[tuple[int, int], tuple[int, int]]:
         """Padding: [[top, bottom], [left, right]]."""
         value = self.get("padding")
         expected(isinstance(value, list) and len(value) == 2, f"expected four ends of padding, found {value!r}")
         expected(all(isinstance(side, list) and len(side) == 2 for side in value), f"expected four ends, found {value!r}")
-        (top, bottom), (left, right) = ((whole(a, "padding"), whole(b, "padding")) for a, b in value)
+        (top, bottom), (left, right) = ((whole(a, "padding", least), whole(b, "padding", least)) for a, b in value)
         return (top, bottom), (left, right)
+
+    def numbers(self, *keys: str) -> tuple[float, ...]:
+        """Finite settings."""
+        return tuple(number(self.get(key), key) for key in keys)
 
     def flag(self, key: str) -> bool:
         """True or false."""
@@ -96,6 +101,7 @@ def chain(proof: Proof, rows: Any, inputs: Shape, depth: int = 0) -> list[Operat
         expected(set(entry["arrays"]) == row.taken, f"unexpected arrays in {entry['operation']!r}")
         inputs = shape_of(entry["outputs"])
         expected(operation.outputs == inputs, f"layer {entry['layer']!r} makes {operation.outputs}, not {inputs}")
+        operation.claim = None if entry["bound"] is None else number(entry["bound"], "bound")
         found.append(operation)
     return found
 
@@ -152,11 +158,9 @@ OPERATIONS: dict[str, Callable[[Row], Operation]] = {
     "reshape": lambda row: Reshape(row.inputs, shape_of(row.row["outputs"])),
     "fit": lambda row: Fit(row.inputs, shape_of(row.row["outputs"])),
     "unshuffle": lambda row: Unshuffle(row.inputs, whole(row.get("block"), "block", 1)),
-    "relu": lambda row: Activation(row.inputs, "relu"),
-    "tanh": lambda row: Activation(row.inputs, "tanh"),
-    "sigmoid": lambda row: Activation(row.inputs, "sigmoid"),
-    "leaky_relu": lambda row: Activation(row.inputs, "leaky_relu", number(row.get("slope"), "slope")),
-    "elu": lambda row: Activation(row.inputs, "elu", number(row.get("slope"), "slope")),
+    "shuffle": lambda row: Shuffle(row.inputs, whole(row.get("block"), "block", 1)),
+    "pad": lambda row: Pad(row.inputs, row.ends(-(2**20)), number(row.get("value"), "value")),
+    "prelu": lambda row: Activation(row.inputs, "prelu", (), row.weight("weight", 1)),
     "maxmin": lambda row: MaxMin(row.inputs),
     "groupsort": lambda row: GroupSort(row.inputs, whole(row.get("group"), "group", 1)),
     "sandwich": _sandwich,
@@ -166,4 +170,15 @@ OPERATIONS: dict[str, Callable[[Row], Operation]] = {
     "sum": lambda row: _branches(row, True),
     "concatenate": lambda row: _branches(row, False),
 }
-"""Every operation a proof may hold, by name."""
+"""Every operation a proof may hold, by name; and the activations, with their settings:"""
+ACTIVATIONS = {
+    **dict.fromkeys(("relu", "tanh", "sigmoid", "selu", "hardswish", "softsign", "silu", "gelu"), ()),
+    **dict.fromkeys(("leaky_relu", "elu"), ("slope",)),
+    "celu": ("alpha",),
+    "hardtanh": ("low", "high"),
+    "softplus": ("beta",),
+    "prelu": (),
+}
+for _kind, _keys in ACTIVATIONS.items():
+    if _kind != "prelu":  # it has a slope a channel
+        OPERATIONS[_kind] = lambda row, kind=_kind, keys=_keys: Activation(row.inputs, kind, row.numbers(*keys))

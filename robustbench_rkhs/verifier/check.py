@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from . import build, weights
+from . import build, eclipse, liplt, weights
 from .chain import Branches, forward, pairs
 from .norms import Unproved
 from .operations import Operation, expected, size
@@ -18,6 +18,9 @@ from .proof import Proof, Rejected, number, read
 SLACK = 1e-6
 """Relative: a claim is accepted up to this much beyond what is proved here. What is reported never exceeds what is proved here."""
 BATCH = 64
+METHODS = ("margin", "liplt", "eclipse")
+"""Certificates that are re-checked."""
+KEYS = {"method", "checkable", "reason", "radii", "pairs", "witness"}
 
 
 @dataclass(frozen=True)
@@ -54,28 +57,71 @@ def verify(folder: str | Path, samples: int | None = None, checkpoint: str | Pat
     expected(about["adversarial"] == [], "adversarial images are not part of this version")  # theirs will be checked here
     chain = build.chain(proof, about["layers"], proof.shape)
     layers = bounds(chain, about["layers"])
-    slopes, claimed = pairs(chain, proof.classes), proof.numbers("pairs", proof.classes, proof.classes)
-    for y, j in zip(*np.nonzero(~(slopes <= claimed * (1 + SLACK))), strict=True):
-        raise Rejected(f"classes {y} and {j}: claimed bound {claimed[y, j]:.6g}, re-checked {slopes[y, j]:.6g}")
+    simple = pairs(chain, proof.classes)
+    for claim in claims:
+        claim.prove(proof, chain, simple)
     looked = count if samples is None else min(samples, count)
-    radius = _radii(proof, chain, slopes, claims, looked)
+    radius = _radii(proof, chain, claims, looked)
+    best = _best(proof, claims, count)[:looked]
+    for claim in claims if len(claims) > 1 else []:
+        notes.append(f"{claim.method}: {int((best == claim.number).sum())} of the largest radii")
     return Verdict(proof, proof.array("index")[:looked], radius, layers, notes)
 
 
-def _claims(proof: Proof, count: int, notes: list[str]) -> list[tuple[str, np.ndarray]]:
-    """Methods that can be re-checked, with their radii; a note on each other."""
+@dataclass
+class Claim:
+    """A certificate whose radii are re-checked."""
+
+    number: int
+    """Its place in the proof's list."""
+    method: str
+    radii: np.ndarray
+    pairs: Any
+    """Name of the array of its pair bounds."""
+    witness: Any
+    slopes: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    """Own pair bounds, once proved."""
+
+    def prove(self, proof: Proof, chain: Sequence[Operation], simple: np.ndarray) -> None:
+        """Own pair bounds, never above `simple`, those of the layers. Raises Rejected where a claimed one is smaller."""
+        kind, classes = self.method.partition("#")[0], proof.classes
+        claimed = proof.numbers(self.pairs, classes, classes)
+        self.slopes = simple
+        if kind != "margin":
+            way = eclipse.pairs if kind == "eclipse" else liplt.pairs
+            self.slopes = np.minimum(simple, way(chain, self.witness, classes))
+        else:
+            expected(self.witness == [], "margin has no witness")
+        for y, j in zip(*np.nonzero(~(self.slopes <= claimed * (1 + SLACK))), strict=True):
+            words = f"claimed bound {claimed[y, j]:.6g}, re-checked {self.slopes[y, j]:.6g}"
+            raise Rejected(f"{self.method}, classes {y} and {j}: {words}")
+
+
+def _claims(proof: Proof, count: int, notes: list[str]) -> list[Claim]:
+    """Certificates that can be re-checked; a note on each other."""
     rows = proof.about["certificates"]
     expected(isinstance(rows, list) and all(isinstance(row, dict) for row in rows), "expected a list of certificates")
     claims = []
-    for row in rows:
-        expected({"method", "checkable", "radii", "reason"} == set(row), f"a certificate has the keys {sorted(row)}")
+    for place, row in enumerate(rows):
+        expected(set(row) == KEYS, f"a certificate has the keys {sorted(row)}")
         radii = proof.numbers(row["radii"], count)
         if row["checkable"] is not True:
             notes.append(f"not re-checked: {row['method']} ({row['reason']})")
             continue
-        expected(row["method"] == "margin", f"there is no re-check of certificate {row['method']!r}")
-        claims.append((row["method"], radii))
+        known = isinstance(row["method"], str) and row["method"].partition("#")[0] in METHODS
+        expected(known, f"there is no re-check of certificate {row['method']!r}")
+        claims.append(Claim(place, row["method"], radii, row["pairs"], row["witness"]))
+    expected(bool(claims), "there is no certificate to re-check")
     return claims
+
+
+def _best(proof: Proof, claims: list[Claim], count: int) -> np.ndarray:
+    """Which certificate gives each image's largest radius. Raises Rejected where the proof names another one."""
+    radii, numbers = np.stack([claim.radii for claim in claims]), np.array([claim.number for claim in claims])
+    found = np.where(radii.max(0) > 0, numbers[radii.argmax(0)], -1)
+    for at in np.nonzero(found != proof.array("best", count))[0]:
+        raise Rejected(f"image {proof.array('index')[at]}: its largest radius is not by certificate {proof.array('best')[at]}")
+    return found
 
 
 def bounds(chain: Sequence[Operation], rows: list[dict[str, Any]]) -> list[tuple[str, float | None, float]]:
@@ -97,9 +143,7 @@ def bounds(chain: Sequence[Operation], rows: list[dict[str, Any]]) -> list[tuple
     return found
 
 
-def _radii(
-    proof: Proof, chain: Sequence[Operation], slopes: np.ndarray, claims: list[tuple[str, np.ndarray]], looked: int
-) -> np.ndarray:
+def _radii(proof: Proof, chain: Sequence[Operation], claims: list[Claim], looked: int) -> np.ndarray:
     """Own radii, at most those claimed. Raises Rejected at the first image whose claim is larger."""
     x, label, index = (proof.array(name)[:looked] for name in ("images", "label", "index"))
     count = len(proof.array("images"))
@@ -111,21 +155,21 @@ def _radii(
             logits, error = forward(chain, x[part].astype(np.float64))
             apart = np.sqrt(((logits - claimed_logits[part]) ** 2).sum(1))
             fits = apart <= (error + claimed_error[part]) * (1 + 1e-6)
-            own, why = radii(logits, error, label[part], slopes, size(proof.shape), proof.about["norm"])
+            found = [radii(logits, error, label[part], one.slopes, size(proof.shape), proof.about["norm"]) for one in claims]
         finite = np.isfinite(logits).all(1) & np.isfinite(x[part]).all(axis=tuple(range(1, x.ndim)))
-        for at in range(len(own)):
+        for at in range(len(logits)):
             where = f"image {index[start + at]}"
             if finite[at] and not fits[at]:
                 raise Rejected(f"{where}: its claimed logits are not the network's")
-            if not finite[at]:
-                own[at], why[at] = 0.0, "image or logits are not finite"
-            for method, claimed in claims:
-                value = claimed[start + at]
+            for claim, (own, why) in zip(claims, found, strict=True):
+                if not finite[at]:
+                    own[at], why[at] = 0.0, "image or logits are not finite"
+                value = claim.radii[start + at]
                 if not value >= 0:
-                    raise Rejected(f"{where}: expected a radius of at least 0, {method} claims {value}")
+                    raise Rejected(f"{where}: expected a radius of at least 0, {claim.method} claims {value}")
                 if not value <= own[at] * (1 + SLACK):
                     words = why[at] or f"re-checked {rounded(own[at])}"
-                    raise Rejected(f"{where}: {method} claims radius {value:.6g}, {words}")
+                    raise Rejected(f"{where}: {claim.method} claims radius {value:.6g}, {words}")
                 best[start + at] = max(best[start + at], min(value, own[at]))
     return best
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from . import norms
 from .affine import Affine
+from .kernels import Window, bound
 from .operations import Shape, expected, images, like
 
 Ends = tuple[tuple[int, int], tuple[int, int]]
@@ -104,7 +105,8 @@ class Convolution(Affine):
     def _bound(self) -> float:
         weight = self.weight.reshape(self.groups, -1, *self.weight.shape[1:])
         before = self.padding[0][0], self.padding[1][0]
-        return norms.convolution(weight, self.sizes, self.places, self.stride, self.dilation, before, self.circular)
+        window = Window(self.sizes, self.places, self.stride, self.dilation, before, self.circular)
+        return bound(weight, window, self.claim)
 
     @cached_property
     def absolute(self) -> float:
@@ -133,6 +135,7 @@ class Average(Affine):
         return self.window.adjoint(v.reshape(-1, *self.window.outputs)).reshape(len(v), *self.inputs)
 
     def _bound(self) -> float:
+        self.window.claim = self.claim
         return self.window.bound
 
     @cached_property

@@ -1,52 +1,11 @@
-"""Activations and maximum pools."""
+"""Sorting and maximum pools."""
 
 import math
-from functools import cached_property
 
 import numpy as np
 
 from .norms import UNIT
-from .operations import Operation, Shape, expected, images, like, size
-
-
-class Activation(Operation):
-    """An elementwise function; `steepest` slope, rounding of a few units (`units`) of outputs and of `constant`."""
-
-    units = 16
-
-    def __init__(self, inputs: Shape, kind: str, slope: float = 0.0) -> None:
-        expected(math.isfinite(slope), f"expected a finite slope, found {slope}")
-        super().__init__(inputs, inputs)
-        self.kind, self.slope = kind, slope
-        if kind == "elu":
-            self.constant = abs(slope) * math.sqrt(size(inputs))
-        if kind == "sigmoid":
-            self.constant = math.sqrt(size(inputs))
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        if self.kind == "relu":
-            return np.maximum(x, 0)
-        if self.kind == "leaky_relu":
-            return np.where(x > 0, x, self.slope * x)
-        if self.kind == "tanh":
-            return np.tanh(x)
-        if self.kind == "sigmoid":
-            return 0.5 * (1 + np.tanh(0.5 * x))
-        return np.where(x > 0, x, self.slope * np.expm1(np.minimum(x, 0)))
-
-    def _bound(self) -> float:
-        if self.kind == "sigmoid":
-            return 0.25
-        return max(1.0, abs(self.slope)) if self.kind in ("leaky_relu", "elu") else 1.0
-
-    @cached_property
-    def absolute(self) -> float:
-        return self.bound
-
-    def local(self, size: np.ndarray | float) -> np.ndarray | float:
-        if self.kind == "relu":
-            return 0.0 * size
-        return 2 * self.units * UNIT * (self.bound * size + self.constant) + 1e-290
+from .operations import Operation, Shape, expected, images, like
 
 
 class MaxMin(Operation):

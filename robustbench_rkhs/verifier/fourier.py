@@ -50,7 +50,7 @@ class Fourier(Affine):
         return self._multiplied(v, self.matrices.conj().swapaxes(1, 2), (self.inputs[1], self.inputs[2]))
 
     def _bound(self) -> float:
-        return norms.norm(self.matrices)
+        return norms.norm(self.matrices, self.claim)
 
     @cached_property
     def absolute(self) -> float:

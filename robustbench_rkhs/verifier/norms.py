@@ -8,110 +8,112 @@ UNIT = 2.0**-53
 """Unit roundoff of float64."""
 TINY = 1e-290
 """No bound of anything but an exact zero is smaller."""
-CHUNK = 2**20
-"""Complex numbers of a convolution's spectrum held at once."""
+CLOSE = 1e-8
+"""A claim is a witness: where it is proved to hold but for this much, relatively, nothing tighter is looked for."""
 
 
 class Unproved(Exception):
     """A norm could not be proved; says why."""
 
 
-def norm(matrices: np.ndarray) -> float:
+def met(value: float, claim: float | None) -> bool:
+    """Whether an own bound confirms a claim."""
+    return claim is not None and value <= claim * (1 + CLOSE)
+
+
+def norm(matrices: np.ndarray, claim: float | None = None) -> float:
     r"""Upper bound of the largest l2 norm of a batch of finite matrices (..., rows, columns), real or complex.
 
     With G the smaller Gram matrix, n its order, k the longer side, u the unit roundoff: where the Cholesky factor of t I - G
     exists in floating point, t I - G + E is positive semidefinite with ||E|| <= 8 (n + 4) u trace(t I) (Demmel; Rump, BIT
     2006), and G itself is off by at most 8 (k + 4) u ||A||_F^2. Hence, whatever the solver said,
     ||A||^2 <= t (1 + 8 n (n + 4) u) + 8 (k + 4) u ||A||_F^2.
+    A claim that one factor at its own square proves is taken as it is; otherwise an eigenvalue solver guesses.
     """
-    peak = float(np.abs(matrices).max()) if matrices.size else 0.0
-    if peak == 0:
+    if not matrices.size or not matrices.any():
         return 0.0
+    if claim is not None and below(matrices, claim):
+        return max(claim * (1 + CLOSE), TINY)
+    gram, scale, added = _gram(matrices)
+    order = gram.shape[-1]
+    guess = max(float(np.linalg.eigvalsh(gram).max()), 1 / 16)
+    for slack in (1e-10, 1e-9, 1e-8, 1e-7):
+        top = guess * (1 + slack + 32 * order * (order + 4) * UNIT)
+        if proved(gram, top):
+            square = top * inflation(order) + added
+            return max(math.sqrt(square) * (1 + 8 * UNIT) / scale, TINY)
+    raise Unproved("no Cholesky factor proves its norm")
+
+
+def below(matrices: np.ndarray, claim: float) -> bool:
+    """Whether one factor proves every norm of a batch to be at most a claim (but for CLOSE)."""
+    gram, scale, added = _gram(matrices)
+    return scaled_down(claim, scale) and proved(gram, admitted(claim * (1 + CLOSE) * scale, gram.shape[-1], added))
+
+
+def _gram(matrices: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """The smaller Gram matrices of a scaled batch, the scale, and how far they are off in norm."""
+    peak = float(np.abs(matrices).max())
     if not math.isfinite(peak):
         raise Unproved("a matrix is not finite")
-    scale = 2.0 ** min(max(-math.frexp(peak)[1], -1000), 1000)  # a power of two: no rounding
+    scale = 1.0 if peak == 0 else 2.0 ** min(max(-math.frexp(peak)[1], -1000), 1000)  # a power of two: no rounding
     scaled = matrices.reshape(-1, *matrices.shape[-2:]) * scale
     rows, columns = scaled.shape[-2:]
     order, length = min(rows, columns), max(rows, columns)
     other = scaled.conj().swapaxes(-1, -2)
     gram = scaled @ other if rows <= columns else other @ scaled
     frobenius = float((np.abs(scaled) ** 2).sum(axis=(1, 2)).max()) * (1 + 4 * (order * length + 4) * UNIT)
-    guess = max(float(np.linalg.eigvalsh(gram).max()), (scale * peak) ** 2)
-    identity = np.eye(order)
-    for slack in (1e-10, 1e-9, 1e-8, 1e-7):
-        top = guess * (1 + slack + 32 * order * (order + 4) * UNIT)
-        try:
-            np.linalg.cholesky(top * identity - gram)
-        except np.linalg.LinAlgError:
-            continue
-        square = top * (1 + (8 * order * (order + 4) + 8) * UNIT) + 8 * (length + 4) * UNIT * frobenius + 1e-280
-        return max(math.sqrt(square) * (1 + 8 * UNIT) / scale, TINY)
-    raise Unproved("no Cholesky factor proves its norm")
+    return gram, scale, 8 * (length + 4) * UNIT * frobenius + 1e-280
 
 
-def torus(size: int, reach: int, stride: int, before: int, outputs: int, circular: bool) -> tuple[int, int, int]:
-    r"""(points, phases, copies) of one axis: a circular convolution on blocks of `phases` pixels that contains this one.
+def scaled_down(claim: float, scale: float) -> bool:
+    """Whether a claim times the scale is a number whose square is one."""
+    return 1e-100 < claim * scale < 1e100
 
-    y[o] = sum_t w[t] x[s o + t - before]. Count pixels from the low end of the padding and gather s of them in a block: the
-    stride is gone, the image is in blocks first..last, and output o reads blocks o..o + r - 1. Only outputs a..b that read the
-    image have weights. On m points these outputs are distinct if m >= b - a + 1, the image's blocks if m >= last - first + 1,
-    and no black block that they read falls onto the image if a + m > last and b + r - 1 - m < first. Rows and columns of a
-    matrix have no larger norm.
-    A circular image is its own torus; an output that is computed c times multiplies the norm by at most sqrt(c).
+
+def inflation(order: int) -> float:
+    """What a factor of t I - G leaves open of t, the diagonal's own rounding included."""
+    return 1 + (8 * order * (order + 4) + 8) * UNIT
+
+
+def admitted(bound: float, order: int, added: float) -> float:
+    """The largest t whose factor proves this bound, where G is off by `added`; rounded down."""
+    return (bound * bound * (1 - 4 * UNIT) - added) / inflation(order) * (1 - 4 * UNIT)
+
+
+def proved(gram: np.ndarray, top: float) -> bool:
+    """Whether the Cholesky factors of top I - G exist."""
+    if not top > 0:
+        return False
+    tested = -gram
+    diagonal = np.arange(gram.shape[-1])
+    tested[..., diagonal, diagonal] += top
+    return factored(tested)
+
+
+def factored(matrices: np.ndarray) -> bool:
+    """Whether symmetric matrices have finite Cholesky factors with positive pivots."""
+    if not np.isfinite(matrices).all():
+        return False
+    try:
+        pivots = np.diagonal(np.linalg.cholesky(matrices), axis1=-2, axis2=-1)
+    except np.linalg.LinAlgError:
+        return False
+    return bool(np.isfinite(pivots).all() and (pivots.real > 0).all())
+
+
+def positive(matrix: np.ndarray, slack: float) -> bool:
+    """Whether every symmetric matrix within `slack` (l2 norm) of this real one is proved positive semidefinite.
+
+    A factor that exists is exact for a matrix at most 2 (n + 2) u trace away (Demmel; Rump): it is tried on the matrix less that.
     """
-    if circular:
-        phases = stride if size % stride == 0 else 1
-        points = size // phases
-        places = (np.arange(outputs) * (stride // phases)) % points
-        return points, phases, int(np.bincount(places).max())
-    if outputs == 1:
-        stride = reach  # there is but one output: any stride is its own
-    first, last, blocks = before // stride, (before + size - 1) // stride, -(-reach // stride)
-    a, b = max(0, first - blocks + 1), min(outputs - 1, last)
-    return max(b - a + 1, last - first + 1, last - a + 1, b + blocks - first, 1), stride, 1
-
-
-def convolution(
-    weight: np.ndarray,
-    sizes: tuple[int, int],
-    outputs: tuple[int, int],
-    stride: tuple[int, int],
-    dilation: tuple[int, int],
-    before: tuple[int, int],
-    circular: bool,
-) -> float:
-    """Upper bound of the norm of a convolution with kernel (groups, outputs, inputs, height, width): the largest over frequencies.
-
-    Groups act on channels of their own, so the largest of them counts. The matrices at the frequencies are off by at most
-    (4 T + 48) u sum_t ||W_t||_F for T taps, which is added.
-    """
-    groups, rows, columns, *kernel = weight.shape
-    reach = [dilation[i] * (kernel[i] - 1) + 1 for i in (0, 1)]
-    axes = [torus(sizes[i], reach[i], stride[i], before[i], outputs[i], circular) for i in (0, 1)]
-    blocks = [-(-reach[i] // axes[i][1]) for i in (0, 1)]
-    phases = axes[0][1], axes[1][1]
-    spread = np.zeros((groups, rows, columns, blocks[0] * phases[0], blocks[1] * phases[1]))
-    spread[..., : reach[0] : dilation[0], : reach[1] : dilation[1]] = weight
-    spread = spread.reshape(groups, rows, columns, blocks[0], phases[0], blocks[1], phases[1])
-    flat = spread.transpose(3, 5, 0, 1, 2, 4, 6).reshape(blocks[0] * blocks[1], -1)
-    turns = [_waves(axes[0][0], blocks[0], axes[0][0]), _waves(axes[1][0], blocks[1], axes[1][0] // 2 + 1)]
-    waves = np.einsum("as,bt->abst", *turns).reshape(-1, blocks[0] * blocks[1])
-    step, largest = max(1, CHUNK // flat.shape[1]), 0.0
-    for start in range(0, len(waves), step):
-        part = (waves[start : start + step] @ flat).reshape(-1, rows, columns * phases[0] * phases[1])
-        largest = max(largest, norm(part))
-    if largest == 0:
-        return 0.0 if not weight.any() else TINY
-    taps, peak = len(flat), float(np.abs(flat).max())
-    lengths = np.sqrt(((flat / peak).reshape(taps, groups, -1) ** 2).sum(2)).sum(0).max() * peak
-    total = largest + (4 * taps + 48) * UNIT * float(lengths)
-    return max(total * math.sqrt(axes[0][2] * axes[1][2]) * (1 + 8 * UNIT), TINY)
-
-
-def _waves(points: int, taps: int, frequencies: int) -> np.ndarray:
-    """e^(2 pi i k t / points), each angle reduced in integers first."""
-    turns = np.outer(np.arange(frequencies), np.arange(taps)) % points
-    return np.exp(2j * math.pi / points * turns)
+    order, trace = len(matrix), float(np.abs(np.diagonal(matrix)).sum())
+    shift = (slack + 4 * (order + 2) * UNIT * trace + TINY) * (1 + 1e-9)
+    if not math.isfinite(shift):
+        return False
+    lowered = matrix.copy()
+    lowered[np.arange(order), np.arange(order)] -= shift
+    return factored(lowered)
 
 
 def absolute(rows: np.ndarray, columns: np.ndarray) -> float:

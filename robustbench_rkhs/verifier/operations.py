@@ -25,6 +25,8 @@ class Operation:
 
     def __init__(self, inputs: Shape, outputs: Shape) -> None:
         self.inputs, self.outputs = inputs, outputs
+        self.claim: float | None = None
+        """What a proof claims of its bound: a witness, which own proofs may start from."""
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         raise NotImplementedError
@@ -54,6 +56,10 @@ class Operation:
     def factor(self) -> float:
         """Sums of n terms err by at most n units, in any order, of the sum of absolute values; a few more for the terms."""
         return 2 * (self.fan + 8) * UNIT
+
+    def moved(self, length: float, back: bool) -> float:
+        """How far rounding moves its linear part (or the transpose) of vectors whose Frobenius norm is `length`."""
+        return self.factor * self.absolute * length + TINY
 
     def local(self, size: np.ndarray | float) -> np.ndarray | float:
         """How far rounding moves what it computes from an input of this l2 length."""

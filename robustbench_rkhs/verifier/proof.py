@@ -18,7 +18,7 @@ import numpy as np
 
 from .operations import Malformed, Shape, expected
 
-FORMAT, VERSION = "robustbench_rkhs proof", 1
+FORMAT, VERSION = "robustbench_rkhs proof", 2
 LARGEST = 2**33
 """Bytes of a file beyond which it is not read."""
 UNREADABLE = (
