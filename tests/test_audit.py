@@ -17,6 +17,7 @@ from robustbench_rkhs.audit.scene import radii
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.layers import Normalize
 from robustbench_rkhs.node import UserError
+from robustbench_rkhs.recipe import EvalRecipe, parse
 from robustbench_rkhs.report.audit import console_audit, write_audit
 
 RANDOM_ONCE = "power iteration, 1 from a random start"
@@ -94,7 +95,8 @@ def test_what_lies_between_proof_and_attack_is_not_proved():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Flatten(), nn.Linear(36, 3)).eval()
     x = torch.rand(40, 1, 6, 6)
-    found = audit(model, split(x, model(x).argmax(1), 3), [Claim.read("certified@0.1=0.9")])
+    recipe = parse(EvalRecipe, {"eps": (0.1,), "certificates": ("margin",)}, "test")  # the others prove it
+    found = audit(model, split(x, model(x).argmax(1), 3), [Claim.read("certified@0.1=0.9")], recipe)
     assert found["claims"][0]["verdict"] == "not proved"
     assert "overlapping max-pool counted as 1" in found["claims"][0]["causes"]
 
@@ -103,7 +105,7 @@ def test_a_model_without_a_rule_is_audited_all_the_same():
     class Odd(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.act, self.last = nn.Linear(16, 8), nn.Softsign(), nn.Linear(8, 2)
+            self.first, self.act, self.last = nn.Linear(16, 8), nn.Mish(), nn.Linear(8, 2)
 
         def forward(self, x):
             return self.last(3 * self.act(self.first(x.flatten(1))))
