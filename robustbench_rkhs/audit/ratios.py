@@ -1,6 +1,5 @@
 """Where a certificate is lost: each layer's proven bound over what is found from below, and the same of the whole network."""
 
-import importlib
 import math
 from collections.abc import Callable, Iterator
 from datetime import date
@@ -17,7 +16,7 @@ from robustbench_rkhs.audit.factors import Linearised, Part, doubled, parts, pow
 from robustbench_rkhs.checkpoint import weights_digest
 from robustbench_rkhs.counters import draws
 from robustbench_rkhs.data import Split
-from robustbench_rkhs.lipschitz import Uncertifiable, affine, pairs, steps
+from robustbench_rkhs.lipschitz import Uncertifiable, affine, eclipse_pairs, liplt_pairs, pairs, steps
 from robustbench_rkhs.lipschitz.bounds import product
 from robustbench_rkhs.norms import Unsound
 from robustbench_rkhs.norms.lower import gradient_bounds, quotient_bounds
@@ -39,21 +38,18 @@ def layer_product(model: nn.Module, shape: tuple[int, ...], classes: int) -> Ten
     return math.sqrt(2) * (1 + 1e-15) * whole * (1 - torch.eye(classes, dtype=torch.float64))
 
 
-BOUNDS: list[tuple[str, PairBounds]] = [("product of layers, sqrt(2)", layer_product), ("pairs (certificate 'margin')", pairs)]
-"""Proven bounds of f_y - f_j by name; `proven` adds lipschitz.liplt and lipschitz.eclipse where the package has them."""
+def of_chain(bounds: Callable[..., Any]) -> PairBounds:
+    """The bounds of a certificate that works on the float64 chain."""
+    return lambda model, shape, classes: bounds(steps(model, shape), shape, classes)
 
 
-def proven() -> list[tuple[str, PairBounds]]:
-    """BOUNDS, and the function `pairs(model, shape, classes)` of each further module that is there."""
-    found = list(BOUNDS)
-    for name in ("liplt", "eclipse"):
-        try:
-            module = importlib.import_module(f"robustbench_rkhs.lipschitz.{name}")
-        except ImportError:
-            continue
-        if callable(function := getattr(module, "pairs", None)):
-            found.append((name, function))
-    return found
+BOUNDS: list[tuple[str, PairBounds]] = [
+    ("product of layers, sqrt(2)", layer_product),
+    ("pairs (certificate 'margin')", pairs),
+    ("pairs (certificate 'liplt')", of_chain(liplt_pairs)),
+    ("pairs (certificate 'eclipse')", of_chain(eclipse_pairs)),
+]
+"""Proven bounds of f_y - f_j by name."""
 
 
 def tightness(
@@ -87,7 +83,7 @@ def tightness(
         row["share"] = None if row["lost"] is None else row["lost"] / total if total > 0 else 0.0
     gradient, starts = gradient_bounds(twin, x, 4, 45)
     lower = gradient.largest(quotient_bounds(twin, starts))
-    network = [_network(label, function, model, shape, lower.pairs) for label, function in proven()]
+    network = [_network(label, function, model, shape, lower.pairs) for label, function in BOUNDS]
     for row in [*layers, *network]:
         if row["ratio"] is not None and row["ratio"] < 1 - SLACK:
             raise Unsound(f"{row.get('layer') or row['bound']}: {row['lower']:.6g} was found, {row['upper']:.6g} is proved")
