@@ -14,6 +14,7 @@ smoothing: forward passes of early stopping against a fixed 100,000, at the same
 """
 
 import json
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,9 @@ def around(model: nn.Module, test: Any, held: Any, starts: int) -> int:
     radius = torch.tensor(certified["certified"].to_numpy(), dtype=torch.float64).clamp_max(5.0).view(-1, 1, 1, 1)
     found = torch.zeros(len(x), dtype=torch.bool)
     for start in range(starts):
-        way = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(start))
-        delta = way / way.flatten(1).norm(dim=1).view(-1, 1, 1, 1) * radius * torch.rand(1).item()
+        generator = torch.Generator().manual_seed(start)
+        way = torch.randn(x.shape, dtype=torch.float64, generator=generator)
+        delta = way / way.flatten(1).norm(dim=1).view(-1, 1, 1, 1) * radius * torch.rand(1, generator=generator).item()
         for _ in range(40):
             delta.requires_grad_()
             logits = double(x + delta)
@@ -111,7 +113,7 @@ def crown(quick: bool) -> dict[str, Any]:
     folder = ROOT / "reports" / "benchmarks" / "plain_digits"
     one = TrainRecipe.parse(recipe, "plain digits")
     if quick or not (folder / "config.json").is_file():
-        folder = Path("/tmp/plain_digits_quick") if quick else folder
+        folder = Path(tempfile.mkdtemp()) if quick else folder
         train(one, folder, device="cpu", command="python benchmarks/certificates.py --part crown", fresh=True)
     model, test = load(folder).model, one.data.test()
     test = test.sample(50 if quick else 397, 0)
