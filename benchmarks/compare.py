@@ -201,6 +201,8 @@ def write(comparison: Comparison, records: list[dict[str, Any]], out: Path, give
     failed = [one for record in records for one in record["failed"]]
     pd.DataFrame([row for record in records for row in record["rows"]]).to_csv(out / "runs.csv", index=False)
     table = pd.DataFrame([record["result"] for record in records if record["result"]])
+    if not comparison.evaluation.get("certificates", True):  # nothing was proved, so nothing is said of it
+        table = table[[key for key in table.columns if not key.startswith("certified@")]]
     table.to_csv(out / "table.csv", index=False)
     last = [key for key in table.columns if key.startswith("robust@") and not key.endswith("spread")][-1]
     shown = table.sort_values("validation", ascending=False)
@@ -240,7 +242,7 @@ def draw(comparison: Comparison, shown: pd.DataFrame, robust: str, stem: Path) -
     """A line a method, best validation on top: clean, robust and certified accuracy, each with its range over seeds."""
     certified = robust.replace("robust", "certified")
     kinds = [("clean", "o", "clean", "#999999"), (robust, "s", "not broken", PALETTE[1])]
-    if shown[certified].max() > 0:
+    if certified in shown and shown[certified].max() > 0:
         kinds.append((certified, "D", "certified", PALETTE[0]))
     with figure(7, 1.2 + 0.27 * len(shown)) as (drawn, axes):
         for key, marker, text, color in kinds:
