@@ -1,4 +1,4 @@
-"""Arithmetic that is what it says: no TF32, no bfloat16 short cuts, no autocast while anything is measured or proved."""
+"""Arithmetic that is what it says: no TF32, bfloat16, Winograd or autocast short cuts while anything is measured or proved."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +10,11 @@ from robustbench_rkhs.node import UserError
 
 @contextmanager
 def exact() -> Iterator[None]:
-    """TF32 (cuDNN, cuBLAS) and reduced-precision products off, autocast refused; as before afterwards.
+    """TF32 (cuDNN, cuBLAS) and reduced-precision products off, NNPACK off, autocast refused; as before afterwards.
 
     PyTorch lets cuDNN convolve float32 in TF32 (10 bits of significand) unless told otherwise, and a user may have allowed more:
-    what is then measured is not the float32 network. Raises UserError where it is called under autocast.
+    what is then measured is not the float32 network. NNPACK convolves batches of 16 and more on a CPU by Winograd or Fourier
+    transforms, whose rounding no sum of products bounds. Raises UserError where it is called under autocast.
     """
     for device in ("cuda", "cpu"):
         if torch.is_autocast_enabled(device):
@@ -23,7 +24,8 @@ def exact() -> Iterator[None]:
     try:
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
-        yield
+        with torch.backends.nnpack.flags(enabled=False):
+            yield
     finally:
         torch.backends.cudnn.allow_tf32 = convolutions
         torch.set_float32_matmul_precision(precision)
@@ -38,7 +40,16 @@ def reduced() -> list[str]:
         found.append("TF32 matrix products")
     if torch.backends.cudnn.allow_tf32:
         found.append("TF32 convolutions")
+    if _nnpack():
+        found.append("NNPACK convolutions")
     for device in ("cuda", "cpu"):
         if torch.is_autocast_enabled(device):
             found.append(f"autocast on {device}")
     return found
+
+
+def _nnpack() -> bool:
+    """Whether NNPACK is on: its flag can only be read by setting it."""
+    (was,) = torch.backends.nnpack.set_flags(False)
+    torch.backends.nnpack.set_flags(was)
+    return bool(was)

@@ -118,6 +118,11 @@ class _Run:
         if len(boxes) > 1:
             raise UserError("attacks with box 'none' and with box 'unit' make two evaluations: run them apart")
         self.box = boxes.pop()
+        for certificate in recipe.certificates:
+            if self.box == "none" and getattr(certificate, "box", "none") == "unit":
+                raise UserError(
+                    f"{certificate.label} with box 'unit' proves nothing outside [0, 1]: expected box 'none', as attacked"
+                )
         labels = [attack.label for attack in self.protocol]
         if len(set(labels)) < len(labels):
             labels = [f"{label}#{i}" if labels.count(label) > 1 else label for i, label in enumerate(labels)]

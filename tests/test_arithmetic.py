@@ -24,6 +24,17 @@ def test_reduced_precision_is_off_inside_and_as_before_afterwards():
         torch.set_float32_matmul_precision(before)
 
 
+def test_transforms_instead_of_sums_of_products_are_off_inside_and_on_again_afterwards():
+    (before,) = torch.backends.nnpack.set_flags(True)
+    try:
+        assert "NNPACK convolutions" in reduced()
+        with exact():
+            assert reduced() == []
+        assert "NNPACK convolutions" in reduced()
+    finally:
+        torch.backends.nnpack.set_flags(before)
+
+
 def test_an_evaluation_under_autocast_is_refused():
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     with torch.autocast("cpu"), pytest.raises(UserError, match=r"autocast to torch.bfloat16 on cpu"):

@@ -13,6 +13,7 @@ from torch import nn
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import PGD, Attacked, AutoAttack, FoolboxAttack, PublishedPGD
+from robustbench_rkhs.certificates import CrownCertificate
 from robustbench_rkhs.evaluate import evaluate
 from robustbench_rkhs.node import UserError
 
@@ -153,6 +154,10 @@ BAD_ASKS = {
     "no eps": (dict(eps=()), "at least one eps"),
     "certificate": (dict(eps=(0.1,), certificates=("magin",)), "did you mean 'margin'"),
     "samples": (dict(eps=(0.1,), samples=25), "1 to 24 samples"),
+    "box of a certificate": (
+        dict(eps=(0.1,), attacks=(PGD(box="none"),), certificates=(CrownCertificate(box="unit"),)),
+        r"crown.* proves nothing outside \[0, 1\]: expected box 'none'",
+    ),
     "boxes": (dict(eps=(0.1,), attacks=(PGD(), PublishedPGD())), "run them apart"),
 }
 
@@ -230,6 +235,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 sys.path.insert(0, sys.argv[2])
 from test_evaluate import small_net, images
 from robustbench_rkhs.attacks import PGD, FoolboxAttack
+from robustbench_rkhs.certificates import CrownCertificate
 from robustbench_rkhs.evaluate import evaluate
 from robustbench_rkhs import harness, verdicts
 original, count = harness.run_attack, 0

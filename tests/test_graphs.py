@@ -1,6 +1,7 @@
 """Any module as a chain of layers: the same outputs, bounds above every slope found, and refusals that say where and what."""
 
 import math
+from decimal import Context, Decimal, localcontext
 
 import pytest
 import torch
@@ -14,8 +15,10 @@ from robustbench_rkhs.certificates import MarginCertificate
 from robustbench_rkhs.layers import Concatenate, Residual, Sandwich, Scale
 from robustbench_rkhs.lipschitz import Uncertifiable, pairs, steps, upper
 from robustbench_rkhs.lipschitz.chains import joined, merged
+from robustbench_rkhs.lipschitz.eclipse import eclipse_pairs
 from robustbench_rkhs.lipschitz.folding import FoldedConv2d, FoldedLinear
 from robustbench_rkhs.lipschitz.graphs import chained
+from robustbench_rkhs.lipschitz.liplt import liplt_pairs
 
 
 class Made(nn.Module):
@@ -724,3 +727,30 @@ def test_products_out_of_range_are_not_folded():
     linear.weight.data.fill_(1e-200)
     norm.weight.data.fill_(1e-200)
     assert len(chained(model, (2,))) == 2 and upper(model, (2,)).value > 0
+
+
+def test_rounding_of_folded_weights_is_allowed_for():
+    """Two logits whose folded rows agree to the last bit or two: the true difference is below the bound all the same."""
+    generator = torch.Generator().manual_seed(0)
+    below = 0
+    for _ in range(40):
+        linear, norm = nn.Linear(1, 2).double(), nn.BatchNorm1d(2).double().eval()
+        with torch.no_grad():
+            linear.weight.copy_(torch.rand(2, 1, generator=generator, dtype=torch.float64) + 0.5)
+            norm.running_var.uniform_(0.5, 2, generator=generator)
+            scale = (norm.running_var + norm.eps).rsqrt()
+            norm.weight.copy_(torch.stack([torch.tensor(1.0), linear.weight[0, 0] * scale[0] / (linear.weight[1, 0] * scale[1])]))
+        with localcontext(Context(prec=60)):
+            exact = [
+                Decimal(w) * Decimal(g) / (Decimal(v) + Decimal(norm.eps)).sqrt()
+                for w, g, v in zip(linear.weight.flatten().tolist(), norm.weight.tolist(), norm.running_var.tolist(), strict=True)
+            ]
+            truth = float(abs(exact[0] - exact[1]))
+        model = Made(lambda self, x: self.norm(self.linear(x.flatten(1))), linear=linear, norm=norm).eval()
+        chain = steps(model, (1,))
+        assert isinstance(chain[-1].module, FoldedLinear)
+        rows = chain[-1].module.weight
+        below += abs(rows[0] - rows[1]).item() < truth
+        for found in (pairs(model, (1,), 2), liplt_pairs(chain, (1,), 2), eclipse_pairs(chain, (1,), 2)):
+            assert truth <= found[0, 1] < 1e-6
+    assert below  # the rows at hand alone would have claimed too much

@@ -194,7 +194,7 @@ def pair_bounds(chain: list[Step], shape: tuple[int, ...], classes: int) -> Floa
     if prefix == 0 or product([step.bound.value for step in run]) == 0:
         return torch.zeros_like(apart)
     norms = _differences(materialise(run))
-    norms = torch.where(norms > 0, (norms * (1 + SLACK)).clamp_min(TINY), 0) + _materialised_error(run)
+    norms = torch.where(norms > 0, (norms * (1 + SLACK)).clamp_min(TINY), 0) + 2 * _materialised_error(run)
     constant = _equal_rows(run)
     if constant is not None:
         norms = norms.masked_fill(constant, 0)
@@ -224,7 +224,7 @@ def _run_norm(run: list[Step]) -> float:
     if not _small(inputs, outputs):
         return total
     exact = spectral(materialise(run)) + _materialised_error(run)
-    return min(total, exact)
+    return min(total, upwards(exact))
 
 
 def _small(inputs: int, outputs: int) -> bool:
@@ -265,21 +265,23 @@ def _differences(rows: Float64[Tensor, "classes inputs"]) -> Float64[Tensor, "cl
 
 
 def _materialised_error(run: list[Step]) -> float:
-    """Bound of the rounding in `materialise`, in l2 operator norm: zero for a lone nn.Linear, whose rows are read off.
+    """Bound of the rounding in `materialise`, in Frobenius norm: zero for a lone nn.Linear, whose rows are read off.
 
-    Each product adds its own relative error; an underflow adds less than TINY, times what later layers make of it.
+    Each product adds its own relative error; an underflow adds less than TINY, times what later layers make of it. That is for
+    one row (or column): all of them together err by the root of their number as much.
     """
     computed = [step for step in run if not isinstance(step.module, UNCOMPUTED)]
-    if len(computed) <= 1 and all(_as_given(step.module) for step in computed):
+    if len(computed) <= 1 and all(as_given(step.module) for step in computed):
         return 0.0
+    count = max(math.prod(run[0].inputs), math.prod(run[-1].bound.shape))
     relative, floor = 0.0, TINY
     for step in computed:
         relative += _relative(step)
         floor *= _growth(step)
-    return relative * product([_size(step) for step in run]) + floor
+    return (relative * product([_size(step) for step in run]) + floor) * math.sqrt(count)
 
 
-def _as_given(module: nn.Module) -> TypeGuard[nn.Linear]:
+def as_given(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a layer's matrix is the model's own weight; a folded one is that of several layers, rounded."""
     return isinstance(module, nn.Linear) and not isinstance(module, FoldedLinear)
 
@@ -324,7 +326,7 @@ def _equal_rows(run: list[Step]) -> Tensor | None:
     """Pairs of classes whose weights in the last layer are the same bit by bit: their logits differ by a constant."""
     computed = [step for step in run if not isinstance(step.module, UNCOMPUTED)]
     last = computed[-1].module if computed else None
-    if last is None or not _as_given(last) or len(computed[-1].bound.shape) != 1:
+    if last is None or not as_given(last) or len(computed[-1].bound.shape) != 1:
         return None
     rows = last.weight
     return torch.stack([(rows == row).all(1) for row in rows])

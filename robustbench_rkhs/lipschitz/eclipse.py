@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from robustbench_rkhs.lipschitz.activations import slopes
 from robustbench_rkhs.lipschitz.bounds import SLACK, TINY, UNIT, Uncertifiable, affine, product, upwards
 from robustbench_rkhs.lipschitz.chains import Step, merged, pair_bounds
-from robustbench_rkhs.lipschitz.liplt import dense, differences, slopes
+from robustbench_rkhs.lipschitz.liplt import dense, differences
 
 WIDEST, WIDEST_IMAGE = 2048, 4096
 """Most features of a layer, and of the image, whose dense matrices are worked with."""

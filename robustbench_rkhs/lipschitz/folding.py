@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustbench_rkhs.lipschitz.bounds import TINY, weights
+from robustbench_rkhs.lipschitz.bounds import SLACK, TINY, Bound, rule, upwards, weights
 from robustbench_rkhs.lipschitz.convolution import pair
 from robustbench_rkhs.lipschitz.rounding import constants, fan
 
@@ -22,6 +22,14 @@ class FoldedLinear(nn.Linear):
     """A linear layer made of several; `sizes` as for FoldedConv2d."""
 
     sizes: Tensor
+
+
+@rule.register(FoldedConv2d)
+@rule.register(FoldedLinear)
+def _(module: FoldedConv2d | FoldedLinear, shape: tuple[int, ...]) -> Bound:
+    """That of the kernel at hand, and an allowance for the rounding of its entries."""
+    found = rule.dispatch(nn.Linear if isinstance(module, nn.Linear) else nn.Conv2d)(module, shape)
+    return found._replace(value=upwards(found.value, SLACK) if found.value else 0.0)
 
 
 @constants.register(FoldedConv2d)
@@ -45,7 +53,7 @@ def folded(layer: nn.Module, after: nn.Module, outputs: tuple[int, ...]) -> nn.M
 
     .. math:: W'_o = s_o W_o, \quad b'_o = s_o (b_o - \mu_o) + \beta_o, \qquad s_o = \gamma_o / \sqrt{\sigma_o^2 + \epsilon}
 
-    In float64: each entry of W' errs by a few units of itself, which the slack of every norm covers; `sizes` keeps what cancels
+    In float64: each entry of W' errs by a few units of itself, which the slack of their rule covers; `sizes` keeps what cancels
     in b'. `outputs`: the shape between the two.
     """
     found = diagonal(after, outputs[0] if outputs else 0)

@@ -7,35 +7,21 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from robustbench_rkhs.lipschitz.bounds import SLACK, TINY, UNIT, Bound, affine, product, rule, spectral, upwards
+from robustbench_rkhs.lipschitz.activations import slopes
+from robustbench_rkhs.lipschitz.bounds import SLACK, TINY, UNIT, Bound, affine, product, spectral, upwards
 from robustbench_rkhs.lipschitz.chains import (
     DENSE_SIDE,
     DENSE_SIZE,
     UNCOMPUTED,
     Step,
     _differences,
+    as_given,
     materialise,
     merged,
     pair_bounds,
 )
 from robustbench_rkhs.lipschitz.guard import gathered
 from robustbench_rkhs.lipschitz.rounding import fan, relative_rounding
-
-
-def slopes(module: nn.Module) -> tuple[float, float] | None:
-    """The interval of an elementwise activation's slopes, by the type its rule is for; None for any other layer."""
-    kind = next(parent for parent in type(module).__mro__ if parent in rule.registry)
-    if kind in (nn.ReLU, nn.Tanh):
-        return 0.0, 1.0
-    if kind is nn.Sigmoid:
-        return 0.0, 0.25
-    if kind is nn.LeakyReLU:
-        slope = float(module.negative_slope)  # type: ignore[arg-type]
-        return min(slope, 1.0), max(slope, 1.0)
-    if kind is nn.ELU:  # alpha e^x on one side, which comes close to zero
-        alpha = float(module.alpha)  # type: ignore[arg-type]
-        return min(alpha, 0.0), max(alpha, 1.0)
-    return None
 
 
 def liplt_pairs(chain: list[Step], shape: tuple[int, ...], classes: int) -> Float64[Tensor, "classes classes"]:
@@ -193,7 +179,7 @@ def dense(route: list[Step]) -> tuple[Float64[Tensor, "outputs inputs"], float]:
     """The matrix of a nonempty linear route in float64, and a bound of its distance to the true one in l2 (Frobenius) norm."""
     matrix = materialise(route)
     computed = [step for step in route if not isinstance(step.module, UNCOMPUTED)]
-    if not computed or (len(computed) == 1 and isinstance(computed[0].module, nn.Linear)):
+    if not computed or (len(computed) == 1 and as_given(computed[0].module)):
         return matrix, 0.0  # read off, not computed
     return matrix, _rounding(route)[1] * math.sqrt(max(matrix.shape))
 

@@ -18,8 +18,8 @@ from robustbench_rkhs.certificates.rounding import logits_and_error
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.files import Unwritable
 from robustbench_rkhs.lipschitz import Step, Uncertifiable
+from robustbench_rkhs.lipschitz.activations import slopes
 from robustbench_rkhs.lipschitz.eclipse import Advanced, Restarted, eclipse_proof
-from robustbench_rkhs.lipschitz.liplt import slopes
 from robustbench_rkhs.node import UserError
 from robustbench_rkhs.proofs.written import written
 from robustbench_rkhs.verdicts import Evaluation
