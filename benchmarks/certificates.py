@@ -8,36 +8,35 @@ digits: the shipped digits_gloro on its whole test set: the portfolio at eps 0.2
 open, the audit and a minimal-norm attack from ten starts around every certified image (violations must be none).
 crown: linear bounds over l2 balls on a plain digits network, each image and eps; the figures of another implementation
 (auto_LiRPA, which cannot be installed here) on another such network stand beside it.
-resnet18: proven norms of all 20 convolutions of a CIFAR ResNet-18 with random weights, against a Lanczos estimate of the dense
-operator (a lower bound of its norm, so the excess is an upper one) where its order is at most 8,192, and elsewhere.
-smoothing: forward passes of early stopping against a fixed 100,000, at the same certified decisions.
+resnet18: proven norms of all 20 convolutions of a CIFAR ResNet-18 (resnet18_norms.py), the plain way beside them.
+smoothing: forward passes of early stopping against a fixed 100,000, at the same certified decisions (smoothing.py).
 """
 
 import json
 import tempfile
 import time
+from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import resnet18_norms
+import smoothing
 import torch
-from common import ROOT, arguments, finish
-from resnet18_norms import resnet18
+from common import ROOT, arguments, finish, machine
 from torch import nn
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import PGD, AutoAttack
-from robustbench_rkhs.certificates import CrownCertificate, SmoothingCertificate
+from robustbench_rkhs.certificates import CrownCertificate
 from robustbench_rkhs.checkpoint import load
 from robustbench_rkhs.evaluate import evaluate
-from robustbench_rkhs.lipschitz import gramian
-from robustbench_rkhs.lipschitz.convolution import conv_axes, operator_bound, places_of
 from robustbench_rkhs.recipe import TrainRecipe
-from robustbench_rkhs.smoothing import Smoothed
 from robustbench_rkhs.train import train
 
 PARTS = ("digits", "crown", "resnet18", "smoothing")
 SOURCES = [
-    "benchmarks/certificates.py",
+    *(f"benchmarks/{name}.py" for name in ("certificates", "resnet18_norms", "smoothing")),
     *sorted(
         str(path.relative_to(ROOT))
         for folder in ("certificates", "lipschitz", "relaxations")
@@ -131,64 +130,21 @@ def crown(quick: bool) -> dict[str, Any]:
     }
 
 
-def norms(quick: bool) -> dict[str, Any]:
-    torch.manual_seed(0)
-    layers = [layer for layer in resnet18() if not quick or layer.side <= 8][: 5 if quick else None]
-    convs = [layer.build() for layer in layers]
-    bounds, seconds = [], 0.0
-    for layer, conv in zip(layers, convs, strict=True):
-        axes = conv_axes(conv, (layer.side, layer.side))
-        started = time.perf_counter()
-        bounds.append(operator_bound(conv.weight.detach()[None], axes))
-        seconds += time.perf_counter() - started
-    small, rest = {}, {}
-    for layer, conv, (value, method) in zip(layers, convs, bounds, strict=True):
-        axes = conv_axes(conv, (layer.side, layer.side))
-        outputs = axes[0].outputs, axes[1].outputs
-        guess = gramian.guess(conv.weight.detach(), (layer.side, layer.side), outputs, places_of(axes), 80) ** 0.5
-        order = min(layer.inputs * layer.side**2, layer.outputs * outputs[0] * outputs[1])
-        (small if order <= gramian.SIDE else rest)[f"{layer.name} ({method})"] = round(100 * (value / guess - 1), 3)
-    return {
-        "resnet18_seconds": round(seconds, 2),
-        "resnet18_excess": max(small.values(), default=None),
-        "resnet18_excess_unit": "percent above the dense operator's norm",
-        "resnet18_excess_larger_layers": max(rest.values(), default=None),
-        "resnet18_layers": small | rest,
-        "resnet18_note": "every bound is proved by a Cholesky factorisation in float64; naive SVD at every frequency: 137 s",
-    }
-
-
-def smoothing(quick: bool) -> dict[str, Any]:
-    images, n, eps = (10, 10_000, (0.1, 0.5)) if quick else (100, 100_000, (0.1, 0.25, 0.5))
-    loaded = load(ROOT / "checkpoints" / "digits_smoothed")
-    test = loaded.recipe.data.test().sample(images, 0)
-    model = Smoothed(loaded.model, 0.25).eval()
-    spent, decided = {}, {}
-    for rule in ("fixed", "spending"):
-        found = SmoothingCertificate(n=n, stopping=rule)(model, test.x, test.y, test.index, eps)
-        assert found.forwards is not None
-        spent[rule] = found.forwards.double().sum().item()
-        decided[rule] = torch.stack([found.radius >= one for one in eps])
-    return {
-        "smoothing_forward_ratio": round(spent["fixed"] / spent["spending"], 2),
-        "smoothing_decisions_that_differ": int((decided["fixed"] != decided["spending"]).sum()),
-        "smoothing_certified": {
-            str(e): round(100 * row.double().mean().item(), 1) for e, row in zip(eps, decided["fixed"], strict=True)
-        },
-        "smoothing_weights": loaded.weights,
-    }
-
-
 def main() -> None:
     given = arguments(__doc__ or "", PARTS)
     path = ROOT / "reports" / "benchmarks" / "certificates.json"
     kept: dict[str, Any] = json.loads(path.read_text()).get("figures", {}) if path.is_file() and not given.quick else {}
-    work = dict(zip(PARTS, (digits, crown, norms, smoothing), strict=True))
+    work: dict[str, Callable[[], dict[str, Any]]] = {
+        "digits": lambda: digits(given.quick),
+        "crown": lambda: crown(given.quick),
+        "resnet18": lambda: resnet18_norms.measure(given.quick),
+        "smoothing": lambda: smoothing.measure(given.quick, given.device),
+    }
     for part in PARTS if given.part == "all" else [given.part]:
-        kept[part] = work[part](given.quick)
+        kept[part] = work[part]() | {"machine": machine(given.device), "date": date.today().isoformat()}
         print(part, json.dumps(kept[part]), flush=True)
     keys = ("portfolio_at_025", "portfolio_at_05", "gap_to_attack_at_05", "violations", "resnet18_seconds", "resnet18_excess")
-    flat = {key: value for part in kept.values() for key, value in part.items()}
+    flat = {key: value for part in kept.values() for key, value in part.items() if key not in ("machine", "date")}
     heads = {key: flat[key] for key in (*keys, "smoothing_forward_ratio") if key in flat}
     finish("certificates", heads | {"figures": kept}, given, SOURCES)
 

@@ -1,15 +1,13 @@
 """Forward passes of the smoothing certificate: early stopping against all 100,000 draws, at the same certified curve.
 
-    python benchmarks/smoothing.py            # 100 images, n = 100,000
-    python benchmarks/smoothing.py --quick    # 20 images, n = 10,000
-
-The shipped digits_smoothed at sigma 0.25, asked at eps 0.1, 0.25 and 0.5, alpha 0.001. The same draws (counted by image and
-number) under each rule, so that decisions differ by the rule alone. A ratio of counted forward passes: no clock is in it.
+A part of certificates.py. The shipped digits_smoothed at sigma 0.25, asked at eps 0.1, 0.25 and 0.5, alpha 0.001. The same draws
+(counted by image and number) under each rule, so that decisions differ by the rule alone. A ratio of counted forward passes: no
+clock is in it.
 """
 
 from typing import Any
 
-from common import ROOT, arguments, finish
+from common import ROOT
 
 from robustbench_rkhs import checkpoint
 from robustbench_rkhs.certificates import SmoothingCertificate
@@ -18,12 +16,12 @@ from robustbench_rkhs.smoothing import Smoothed
 EPSILONS = (0.1, 0.25, 0.5)
 
 
-def main() -> None:
-    given = arguments(__doc__)
-    images, n = (20, 10_000) if given.quick else (100, 100_000)
+def measure(quick: bool, device: str) -> dict[str, Any]:
+    """Each rule on 100 images at n = 100,000; quick: 20 images at 10,000."""
+    images, n = (20, 10_000) if quick else (100, 100_000)
     loaded = checkpoint.load(ROOT / "checkpoints" / "digits_smoothed")
-    test = loaded.recipe.data.test().sample(images, 0).to(given.device)
-    model = Smoothed(loaded.model.to(given.device), 0.25).eval()
+    test = loaded.recipe.data.test().sample(images, 0).to(device)
+    model = Smoothed(loaded.model.to(device), 0.25).eval()
     found, rules = {}, {}
     for rule in ("fixed", "spending", "sequence"):
         certify = SmoothingCertificate(n=n, stopping=rule)
@@ -40,24 +38,15 @@ def main() -> None:
             "abstained": found[rule].reason.count("unknown"),
         }
         rules[rule] = figures
-        print(rule, figures, flush=True)
     ratios = {rule: rules["fixed"]["forwards_an_image"] / rules[rule]["forwards_an_image"] for rule in rules}
-    figures = {
-        "smoothing_forward_ratio": ratios["spending"],
-        "sequence_forward_ratio": ratios["sequence"],
-        "decisions": images * len(EPSILONS),
-        "decisions_that_differ": sum(rules["spending"]["decisions_that_differ"].values()),
-        "rules": rules,
-        "sigma": 0.25,
-        "alpha": 0.001,
-        "n": n,
-        "images": images,
-        "weights": loaded.weights,
-        "data_digest": test.digest,
+    return {
+        "smoothing_forward_ratio": round(ratios["spending"], 2),
+        "sequence_forward_ratio": round(ratios["sequence"], 2),
+        "smoothing_decisions": images * len(EPSILONS),
+        "smoothing_decisions_that_differ": sum(rules["spending"]["decisions_that_differ"].values()),
+        "smoothing_rules": rules,
+        "smoothing_n": n,
+        "smoothing_images": images,
+        "smoothing_weights": loaded.weights,
+        "smoothing_data": test.digest,
     }
-    sources = [f"robustbench_rkhs/certificates/{file}.py" for file in ("smoothing", "stopping")]
-    finish("smoothing", figures, given, ["benchmarks/smoothing.py", "robustbench_rkhs/smoothing.py", *sources])
-
-
-if __name__ == "__main__":
-    main()

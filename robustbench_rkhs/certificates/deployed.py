@@ -46,7 +46,8 @@ def float32_error(chain: list[Step], x: Float64[Tensor, "batch *image"]) -> tupl
               + \tau_k, \qquad P_k = L_k P_{k-1}
 
     with gamma_k the relative rounding of a layer at the unit roundoff 2^-24 (products summed in any order, with or without fused
-    multiply-add, never by Winograd or Fourier transforms: NNPACK must be off, as in every evaluation here), o_k its constants, and tau_k what
+    multiply-add, never by Winograd or Fourier transforms: NNPACK is off in every
+    evaluation here), o_k its constants, and tau_k what
     underflow can lose, 2^-126 an operation. Each E_k is affine in r. e is infinite where a sum could overflow.
     Raises Uncertifiable, naming the layer, where float32 work beyond such sums is done. Cost: one float64 forward pass.
     """
