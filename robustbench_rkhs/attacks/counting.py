@@ -89,11 +89,11 @@ def gain(logits: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]) -> Fl
 
 
 @contextmanager
-def counting(model: nn.Module, x: Float[Tensor, "batch *image"]) -> Iterator[Counted]:
-    """The model in eval mode with frozen weights, wrapped for images like `x`; all is given back as it was.
+def frozen(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode with frozen weights; all is given back as it was.
 
-    Frozen weights spare a library that calls `.backward()` the weight gradients (29% of FAB on VGG-11) and keep `.grad`
-    untouched. Every submodule gets its own mode back, and a buffer that a forward pass wrote to its value.
+    Frozen weights spare weight gradients (29% of FAB on VGG-11) and keep `.grad` untouched. Every submodule gets its own mode
+    back, and a buffer that a forward pass wrote to its value.
     """
     modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -102,7 +102,7 @@ def counting(model: nn.Module, x: Float[Tensor, "batch *image"]) -> Iterator[Cou
         model.eval()
         for parameter, _ in wanted:
             parameter.requires_grad_(False)
-        yield Counted(model, x.shape[1:], x.dtype)
+        yield
     finally:
         for parameter, flag in wanted:
             parameter.requires_grad_(flag)
@@ -112,6 +112,13 @@ def counting(model: nn.Module, x: Float[Tensor, "batch *image"]) -> Iterator[Cou
             for buffer, before in buffers:
                 if not torch.equal(buffer, before):
                     buffer.copy_(before)
+
+
+@contextmanager
+def counting(model: nn.Module, x: Float[Tensor, "batch *image"]) -> Iterator[Counted]:
+    """The model, `frozen`, wrapped for a library's images like `x`."""
+    with frozen(model):
+        yield Counted(model, x.shape[1:], x.dtype)
 
 
 @contextmanager
