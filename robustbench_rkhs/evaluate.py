@@ -144,6 +144,7 @@ class _Run:
             "versions": {"torch": torch.__version__, "python": platform.python_version()},
             "data": split.data,
             "data_digest": split.digest,
+            "pixels": math.prod(split.shape),
             "weights": subject.weights,
             "settings": settings,
             "refused": [],

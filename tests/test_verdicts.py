@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from scipy.stats import binom, binomtest
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.node import UserError
 from robustbench_rkhs.verdicts import Evaluation
+from robustbench_rkhs.verdicts.images import implied
 
 NAN, INF = float("nan"), float("inf")
 ABOUT = {
@@ -296,3 +298,12 @@ def test_states_refuse_what_they_cannot_answer():
 def test_verdicts_and_reports_never_import_torch():
     code = "import sys, robustbench_rkhs.verdicts, robustbench_rkhs.report as r; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@given(st.floats(1e-100, 8), st.integers(1, 3072), st.sampled_from(["l2", "linf"]), st.sampled_from(["l1", "l2", "linf"]))
+def test_implied_balls_lie_inside_the_proved_one_and_no_larger_ball_does(radius, pixels, norm, other):
+    """The farthest point of the implied ball, in the proved norm: its corner for linf, a multiple of one axis for l1 and l2."""
+    found = Fraction(float(implied(np.array([radius]), norm, other, pixels)[0]))
+    farthest = found**2 * (pixels if (norm, other) == ("l2", "linf") else 1)
+    assert Fraction(radius) ** 2 * Fraction(1 - 1e-14) <= farthest <= Fraction(radius) ** 2
+    assert np.isnan(implied(np.array([radius]), "l2", "linf", None)).all()

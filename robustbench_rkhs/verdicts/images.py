@@ -12,6 +12,9 @@ IMAGES = [
     "label",
     "predicted",
     "certified",
+    "certified_l1",
+    "certified_l2",
+    "certified_linf",
     "certificate",
     "reason",
     "failure_probability",
@@ -21,9 +24,10 @@ IMAGES = [
 
 
 def images(evaluation: Evaluation) -> pd.DataFrame:
-    """One row an image: the radius it is proved robust up to and the one it was broken at, in the evaluation's norm.
+    r"""One row an image: the radius it is proved robust up to and the one it was broken at, in the evaluation's norm.
 
-    Columns: index, label, predicted; certified: the largest proved radius, 0 where nothing is proved; certificate: the method
+    Columns: index, label, predicted; certified: the largest proved radius, 0 where nothing is proved; certified_l1, certified_l2,
+    certified_linf: the radius of the largest ball of that norm inside the proved one (`implied`); certificate: the method
     that proved it, the earliest in the evaluation's order where several did; reason: why nothing is proved of an image that is
     right (timeout, error, unknown or refused, the first of these that any method gave; `none`: no certificate ran), empty
     elsewhere; failure_probability of the claim; broken: distance of the nearest counted adversarial image, inf where none is
@@ -40,6 +44,8 @@ def images(evaluation: Evaluation) -> pd.DataFrame:
     best = best.set_index("index").reindex(evidence.index)
     right = evidence.correct
     found["certified"] = np.where(right, best["radius"].fillna(0.0), 0.0)
+    for other in ("l1", "l2", "linf"):
+        found[f"certified_{other}"] = implied(found["certified"].to_numpy(), norm, other, about.get("pixels"))
     found["certificate"] = np.where(right, best["method"].fillna(""), "")
     found["reason"] = np.where(right & (found["certified"] == 0), _reasons(evaluation, evidence), "")
     found["failure_probability"] = np.where(right, best["failure_probability"].fillna(0.0), 0.0)
@@ -49,6 +55,20 @@ def images(evaluation: Evaluation) -> pd.DataFrame:
     found["broken"] = np.where(right, evidence.broken, 0.0)
     found["attack"] = np.where(right, falls["method"].fillna(""), "clean")
     return found[IMAGES]
+
+
+def implied(radius: np.ndarray, norm: str, other: str, pixels: int | None) -> np.ndarray:
+    r"""Radius of the largest ball of another norm inside a ball of d pixels, rounded down; NaN where d is needed and unknown.
+
+    .. math:: \lVert v \rVert_\infty \le \lVert v \rVert_2 \le \lVert v \rVert_1, \qquad
+              \lVert v \rVert_2 \le \sqrt d \, \lVert v \rVert_\infty
+
+    So a proof for l2 holds for l1 at the same radius and for linf at radius / sqrt(d); one for linf holds for l1 and l2 as it is.
+    Each is attained: no larger ball of that norm lies inside.
+    """
+    if other == "linf" and norm == "l2":
+        return np.nextafter(radius / np.sqrt(pixels), 0) * (1 - 2.0**-50) if pixels else np.full(len(radius), np.nan)
+    return radius.copy()
 
 
 def by_certificate(evaluation: Evaluation) -> pd.DataFrame:
