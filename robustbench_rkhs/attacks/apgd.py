@@ -137,9 +137,9 @@ class APGD(EngineAttack):
         step, zero = 2 * engine.eps[at].to(start.dtype), torch.zeros_like(start)
         worst, no = torch.full_like(step, torch.inf), torch.zeros_like(at, dtype=torch.bool)
         rows = Rows(at, target, start, start, zero, worst, start, zero, worst, worst, no, torch.zeros_like(at), step)
-        last = 0
+        marks, last, lowered = self.checkpoints, 0, self._lowered(engine, at, target)
         for k in range(self.steps):
-            found = engine.slope(rows.at, rows.images, self._lowered(engine, rows.at, rows.target))
+            found = engine.slope(rows.at, rows.images, lowered)
             value = found.value.to(start.dtype).nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
             improved = rows.improved + (value < rows.value) if k else rows.improved
             rows = rows._replace(value=value, gradient=found.gradient, improved=improved)
@@ -148,8 +148,9 @@ class APGD(EngineAttack):
                 rows = rows.kept(standing)
                 if not len(rows.at):
                     return
+                lowered = self._lowered(engine, rows.at, rows.target)
             rows = self._remembered(rows)
-            if k in self.checkpoints:
+            if k in marks:
                 rows, last = self._looked_back(rows, k - last), k
             rows = self._moved(engine, rows, MOMENTUM if k else 1.0)
         engine.logits(rows.at, rows.images)
@@ -189,12 +190,13 @@ class APGD(EngineAttack):
     def _lowered(self, engine: Engine, at: Tensor, target: Tensor) -> Value:
         """The loss of logits asked about these rows."""
         y, gain = engine.y[at], engine.gain[at][:, None]
+        ends = torch.stack([y, target], 1)
 
         def value(logits: Tensor, rows: Tensor) -> Tensor:
             scaled = logits * gain[rows] if self.scale_invariant else logits
             if self.loss == "targeted":
-                ends = scaled.gather(1, torch.stack([y, target], 1)[rows])
-                gap = ends[:, 0] - ends[:, 1]
+                own, other = scaled.gather(1, ends[rows]).unbind(1)
+                gap = own - other
                 if scaled.shape[1] < 4:
                     return gap
                 top = scaled.topk(4, dim=1).values
