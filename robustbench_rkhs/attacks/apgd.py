@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robustbench_rkhs.attacks.ball import draws, mix, per_image, unit
 from robustbench_rkhs.attacks.engine import Engine, EngineAttack, Value
-from robustbench_rkhs.attacks.objective import margin, objective
+from robustbench_rkhs.attacks.objective import dlr, margin, objective, targeted_dlr
 from robustbench_rkhs.node import Real, UserError
 
 Loss = Literal["cross_entropy", "dlr", "margin", "targeted"]
@@ -190,20 +190,16 @@ class APGD(EngineAttack):
     def _lowered(self, engine: Engine, at: Tensor, target: Tensor) -> Value:
         """The loss of logits asked about these rows."""
         y, gain = engine.y[at], engine.gain[at][:, None]
-        ends = torch.stack([y, target], 1)
 
         def value(logits: Tensor, rows: Tensor) -> Tensor:
-            scaled = logits * gain[rows] if self.scale_invariant else logits
-            if self.loss == "targeted":
-                own, other = scaled.gather(1, ends[rows]).unbind(1)
-                gap = own - other
-                if scaled.shape[1] < 4:
-                    return gap
-                top = scaled.topk(4, dim=1).values
-                return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp_min(1e-12) + TILT * gap
-            if self.loss != "dlr":
-                return objective(self.loss, scaled, y[rows])
-            gap = margin(scaled, y[rows])
-            return gap if scaled.shape[1] < 4 else objective("dlr", scaled, y[rows]) + TILT * gap
+            scaled, own = logits * gain[rows] if self.scale_invariant else logits, y[rows]
+            if self.loss in ("cross_entropy", "margin"):
+                return objective(self.loss, scaled, own)
+            few = scaled.shape[1] < 4
+            if self.loss == "dlr":
+                gap = margin(scaled, own)
+                return gap if few else dlr(scaled, own) + TILT * gap
+            gap = (scaled.gather(1, own[:, None]) - scaled.gather(1, target[rows][:, None]))[:, 0]
+            return gap if few else targeted_dlr(scaled, own, target[rows]) + TILT * gap
 
         return value
