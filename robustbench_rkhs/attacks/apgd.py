@@ -76,8 +76,9 @@ class APGD(EngineAttack):
     the published protocol. The other losses see every scale alike."""
     targets: int = Field(9, ge=1)
     """Classes that `targeted` runs towards, the most likely first; at most all but the right one."""
-    parallel: int = Field(1, ge=1)
-    """Targets of an image in the batch at once. An image that stands costs the same passes, one that falls may cost more."""
+    parallel: int = Field(8, ge=1)
+    """Targets of an image in the batch at once, after the first, which runs alone as most images that fall, fall to it. An image
+    that stands costs the same passes."""
     restarts: int = Field(1, ge=1)
     """Runs, each from its own random start; of `targeted`: rounds over all targets."""
     rho: Real = Field(0.75, ge=0, le=1)
@@ -113,13 +114,14 @@ class APGD(EngineAttack):
             ranks = list(range(min(self.targets, classes - 1)))
             likely = engine.clean.scatter(1, engine.y[:, None], -torch.inf)
             order = likely.argsort(dim=1, descending=True, stable=True)
+        groups = [ranks[:1], *(ranks[first : first + self.parallel] for first in range(1, len(ranks), self.parallel))]
         for restart in range(self.restarts):
-            for first in range(0, len(ranks), self.parallel):
-                at, some = engine.open(), ranks[first : first + self.parallel]
-                if not len(at):
+            for some in groups:
+                if not len(standing := engine.open()):
                     return
-                start = torch.cat([self._start(engine, at, restart, rank) for rank in some])
-                self._run(engine, at.repeat(len(some)), start, order[at][:, some].T.flatten())
+                for at in standing.split(max(1, self.batch_size // len(some))):  # no more rows than a batch in memory
+                    start = torch.cat([self._start(engine, at, restart, rank) for rank in some])
+                    self._run(engine, at.repeat(len(some)), start, order[at][:, some].T.flatten())
 
     def _start(self, engine: Engine, at: Tensor, restart: int, rank: int) -> Tensor:
         """A random point at distance eps, counted by loss, restart and rank of the target."""
