@@ -1,10 +1,43 @@
 """A model as its linearisation sees it: the gaps to the likeliest other classes, and the nearest point of a half-space in the box."""
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from robustbench_rkhs.attacks.ball import Box, Norm, per_image
+from robustbench_rkhs.attacks.engine import Engine, Value
+
+
+class Near(NamedTuple):
+    """Images by position, each once for every class chosen, and the gap f_y - f_class there."""
+
+    at: Int[Tensor, " rows"]
+    classes: Int[Tensor, " rows"]
+    gap: Float[Tensor, " rows"]
+    gradient: Float[Tensor, "rows *image"]
+    reach: Float[Tensor, " rows"]
+    """Distance to where the linearised gap is 0."""
+
+
+def nearest_classes(engine: Engine, at: Int[Tensor, " some"], classes: Int[Tensor, "some few"], targets: int) -> Near:
+    """The `targets` of these classes whose linearised boundary is nearest, nearest first. One forward pass, one backward a class."""
+    y = engine.y[at]
+    asked = torch.cat([y[:, None], classes], 1)
+    logits, gradients = engine.jacobian(at, engine.x[at], asked)
+    gaps = (logits.gather(1, y[:, None]) - logits.gather(1, classes)).nan_to_num(nan=0.0)
+    slopes = gradients[:, :1] - gradients[:, 1:]
+    lengths = reach(gaps.flatten(), slopes.flatten(0, 1), engine.norm).view_as(gaps)
+    order = lengths.argsort(dim=1, stable=True)[:, :targets]
+    row = torch.arange(len(at), device=at.device)[:, None]
+    several = (classes.gather(1, order), gaps.gather(1, order), slopes[row, order], lengths.gather(1, order))
+    return Near(at.repeat_interleave(order.shape[1]), *(values.flatten(0, 1) for values in several))
+
+
+def towards(y: Int[Tensor, " some"], target: Int[Tensor, " some"]) -> Value:
+    """f_y - f_target, of each row its own."""
+    return lambda logits, rows: (logits.gather(1, y[rows, None]) - logits.gather(1, target[rows, None])).squeeze(1)
 
 
 def likeliest(logits: Float[Tensor, "some classes"], y: Int[Tensor, " some"], candidates: int) -> Int[Tensor, "some few"]:
