@@ -73,7 +73,7 @@ class FAB(EngineAttack):
         classes = engine.clean.shape[1]
         if classes < 2:
             return
-        likeliest = engine.clean.nan_to_num().scatter(1, engine.y[:, None], -torch.inf).argsort(1, descending=True, stable=True)
+        likeliest = engine.clean.nan_to_num().scatter(1, engine.y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
         # with two classes the nearest other class is no question, and one gradient serves
         runs = likeliest[:, : min(self.targets or int(classes == 2), classes - 1)].split(self.parallel, 1)
         for restart in range(self.restarts):
