@@ -58,6 +58,8 @@ class Engine:
         self.norm, self.box, self.seed, self.batch_size, self.expectation = norm, box, seed, batch_size, expectation
         self.eps = eps
         """Each image's own budget; infinite where the nearest adversarial image is looked for."""
+        self.watch: Callable[[Tensor, Tensor], None] | None = None
+        """Told (positions, logits) of every answer, where something is to be learnt from them."""
         self.images = x.clone()
         """The nearest adversarial image found; the image itself where none was."""
         self.distance = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
@@ -171,6 +173,8 @@ class Engine:
     @torch.no_grad()
     def _seen(self, at: Tensor, images: Tensor, logits: Tensor) -> None:
         """Keep the misclassified images that are inside, where they are the nearest so far."""
+        if self.watch is not None:
+            self.watch(at, logits)
         wrong = ((logits.argmax(1) != self.y[at]) | ~logits.isfinite().all(1)).nonzero().flatten()
         if not len(wrong):
             return
