@@ -14,6 +14,7 @@ from oracles import Affine, affine, bent, constant_model, masking_model
 from pydantic import ValidationError
 from torch import nn
 
+from robustbench_rkhs.attacks.apgd import APGD
 from robustbench_rkhs.attacks.autoattack import AutoAttack
 from robustbench_rkhs.attacks.ball import distances, pull_inside
 from robustbench_rkhs.attacks.contract import Attack, Attacked
@@ -44,6 +45,11 @@ TABLE = {  # a new attack adds a line here
     "fab-t": Row(AutoAttack(version="custom", attacks=("fab-t",)), 1.05, 1.05),
     "fab": Row(AutoAttack(version="custom", attacks=("fab",)), 1.05, 1.05),
     "apgd-dlr": Row(AutoAttack(version="custom", attacks=("apgd-dlr",)), 2.5, 2.5),
+    "apgd": Row(APGD(steps=40), 1.6, 1.6),
+    "apgd dlr": Row(APGD(steps=40, loss="dlr"), 1.05, 1.05),
+    "apgd margin": Row(APGD(steps=40, loss="margin"), 1.05, 1.05),
+    "apgd targeted": Row(APGD(steps=40, loss="targeted"), 1.05, 1.05),
+    "apgd targeted at once": Row(APGD(steps=40, loss="targeted", parallel=3), 1.05, 1.05),
     "apgd-ce": Row(AutoAttack(version="custom", attacks=("apgd-ce",), rescale=True), 1.6, 1.6),
 }
 QUICK = {name: row for name, row in TABLE.items() if name != "brendel_bethge"}  # it compiles for 20 s: one test below

@@ -4,12 +4,13 @@ from typing import Annotated
 
 from pydantic import Field
 
+from robustbench_rkhs.attacks.apgd import APGD
 from robustbench_rkhs.attacks.autoattack import AutoAttack
 from robustbench_rkhs.attacks.contract import Attack, Attacked
 from robustbench_rkhs.attacks.foolbox import FoolboxAttack
 from robustbench_rkhs.attacks.pgd import PGD, PublishedPGD
 
-AnyAttack = Annotated[PGD | PublishedPGD | FoolboxAttack | AutoAttack, Field(discriminator="name")]
+AnyAttack = Annotated[PGD | PublishedPGD | APGD | FoolboxAttack | AutoAttack, Field(discriminator="name")]
 """Any attack, chosen by `name`."""
 
-__all__ = ["PGD", "AnyAttack", "Attack", "Attacked", "AutoAttack", "FoolboxAttack", "PublishedPGD"]
+__all__ = ["APGD", "PGD", "AnyAttack", "Attack", "Attacked", "AutoAttack", "FoolboxAttack", "PublishedPGD"]
