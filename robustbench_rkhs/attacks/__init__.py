@@ -8,8 +8,9 @@ from robustbench_rkhs.attacks.autoattack import AutoAttack
 from robustbench_rkhs.attacks.contract import Attack, Attacked
 from robustbench_rkhs.attacks.foolbox import FoolboxAttack
 from robustbench_rkhs.attacks.pgd import PGD, PublishedPGD
+from robustbench_rkhs.attacks.square import Square
 
-AnyAttack = Annotated[PGD | PublishedPGD | FoolboxAttack | AutoAttack, Field(discriminator="name")]
+AnyAttack = Annotated[PGD | PublishedPGD | FoolboxAttack | AutoAttack | Square, Field(discriminator="name")]
 """Any attack, chosen by `name`."""
 
-__all__ = ["PGD", "AnyAttack", "Attack", "Attacked", "AutoAttack", "FoolboxAttack", "PublishedPGD"]
+__all__ = ["PGD", "AnyAttack", "Attack", "Attacked", "AutoAttack", "FoolboxAttack", "PublishedPGD", "Square"]
