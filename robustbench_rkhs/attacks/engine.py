@@ -17,7 +17,7 @@ from robustbench_rkhs.attacks.through import through
 from robustbench_rkhs.node import UserError
 
 INSIDE = 1 - 1e-6
-"""Images are projected to this share of eps, so that rounding cannot take them out of the ball again."""
+"""Images are projected to this share of eps, less what rounding can move them: it cannot take them out of the ball again."""
 
 Value = Callable[[Tensor, Tensor], Tensor]
 """(logits, rows) -> one number a row, to be lowered; `rows`: which of the images asked about these logits belong to."""
@@ -66,6 +66,9 @@ class Engine:
         self.forwards = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self.backwards = torch.zeros_like(self.forwards)
         self.right = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        peak = x.flatten(1).abs().amax(1).double().clamp_min(1) if x.numel() else self.distance
+        self.rounding = peak * torch.finfo(x.dtype).eps / 2 * (x[:1].numel() ** 0.5 if norm == "l2" else 1)
+        """How far rounding its pixels can move an image: at small eps more than a millionth of it."""
         every = torch.arange(len(x), device=x.device)
         self.clean = self.logits(every, x) if len(x) else x.new_zeros(0, 1)
         """Logits of the images themselves."""
@@ -137,10 +140,10 @@ class Engine:
         return found, torch.cat(rows)
 
     def project(self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"]) -> Float[Tensor, "some *image"]:
-        """Into the box, then towards the image at the position into a ball a millionth smaller than its eps."""
+        """Into the box, then towards the image at the position into a ball a millionth, and the rounding, smaller than its eps."""
         x = self.x[at]
         delta = (images.clamp(0, 1) if self.box == "unit" else images) - x
-        eps = per_image((self.eps[at] * INSIDE).to(x.dtype), x)
+        eps = per_image((self.eps[at] * INSIDE - self.rounding[at]).clamp_min(0).to(x.dtype), x)
         if self.norm == "linf":
             return x + torch.maximum(torch.minimum(delta, eps), -eps)
         length = per_image(delta.flatten(1).norm(dim=1), x)
