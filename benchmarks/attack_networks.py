@@ -1,4 +1,4 @@
-"""The networks that benchmarks/attacks.py attacks: trained here once by our own recipes, kept in reports/benchmarks/attack_networks."""
+"""The networks that benchmarks/attacks.py attacks: trained once by our own recipes, kept in reports/benchmarks/attack_networks."""
 
 import tempfile
 from pathlib import Path
@@ -83,15 +83,14 @@ class Wavy(nn.Module):
 
 
 class Saturated(nn.Module):
-    """Answers through a logistic function so steep that it is flat in float32 nearly everywhere."""
+    """Probabilities so sure that float32 holds nothing but 0 and 1 nearly everywhere."""
 
-    def __init__(self, model: nn.Module, steepness: float = 3.0) -> None:
+    def __init__(self, model: nn.Module, steepness: float = 20.0) -> None:
         super().__init__()
         self.model, self.steepness = model, steepness
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = self.model(x)
-        return torch.sigmoid(self.steepness * (logits - logits.mean(1, keepdim=True)))
+        return torch.softmax(self.steepness * self.model(x), 1)
 
 
 def masked(model: nn.Module) -> dict[str, nn.Module]:

@@ -1,6 +1,7 @@
 """Our own AutoAttack: a battery in one engine, each part on what the earlier ones left undecided."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Literal
 
 from jaxtyping import Float, Float64, Int
@@ -40,15 +41,15 @@ class Ensemble(EngineAttack):
 
     .. math:: \exists x' \in B_\varepsilon(x) \cap [0,1]^d : \arg\max_k f_k(x') \ne y \; ?
 
-    standard: as above, 9 targets (or all there are), 5000 queries. plus: also untargeted APGD on DLR and untargeted FAB, 5 restarts of
-    the untargeted ones. rand: APGD on both losses, every answer the mean of 20 passes, for models that draw. custom:
+    standard: as above, 9 targets (or all there are), 5000 queries. plus: also untargeted APGD on DLR and untargeted FAB, 5 restarts
+    of the untargeted ones. rand: APGD on both losses, every answer the mean of 20 passes, for models that draw. custom:
     `attacks`. An image that any iterate of any part breaks leaves at once; answers to the images themselves are
     asked for once; no weight gradients; two classes are enough, and any rank of input. Draws are counted by (seed, key), so with
     `effort: full` the verdict on an image does not depend on the others.
 
-    effort adaptive: a cheap opening on every image (50 steps on the margin, 100 at each of the three nearest classes); the battery
-    only on a pilot, a fifth of the open images (at least 16) that came nearest to falling and a tenth (at least 16) drawn by key. What
-    breaks near images only goes on, nearest first, until it breaks none; what breaks no pilot image is left out for the rest:
+    effort adaptive: a cheap opening on every image (50 steps on the margin, 100 at each of the three likeliest classes); the
+    battery only on a pilot, a fifth of the open images (at least 16) that came nearest to falling and a tenth (at least 16) drawn
+    by key. What breaks near images only goes on, nearest first, until it breaks none; what breaks no pilot image is left out for the rest:
     with n drawn images, at most a share 1 - 0.05^(1/n) of these would have fallen to it, at 95 % confidence. All get the whole
     battery where a drawn image fell to it, Square came lower than the gradients did on any pilot image, more than a tenth of
     the gradients are zero or do not say how the margin falls, or answers differ from one question to the next. So a verdict
@@ -62,7 +63,7 @@ class Ensemble(EngineAttack):
     version: Literal["standard", "plus", "rand", "custom"] = "standard"
     """Which battery."""
     attacks: tuple[AnyPart, ...] = ()
-    """The battery of `custom`; of a part's own fields batch_size, expectation and straight_through do not count, the ensemble's do."""
+    """The battery of `custom`. Norm, box, seed, batch_size, expectation and straight_through are the ensemble's, not the part's."""
     effort: Literal["full", "adaptive"] = "full"
     """`full`: every part on every image still open. `adaptive`: the whole battery only where a pilot says that it may pay."""
 
@@ -88,20 +89,24 @@ class Ensemble(EngineAttack):
         tail = [part for part in (version, self.effort) if part not in ("standard", "full")]
         return ":".join([self.name, *tail])
 
+    @contextmanager
     def engaged(
         self, model: nn.Module, x: Tensor, y: Tensor, keys: Tensor, eps: Float64[Tensor, " batch"] | None = None
-    ) -> AbstractContextManager[Engine]:
+    ) -> Iterator[Engine]:
         passes = PASSES_OF_RAND if self.version == "rand" and self.expectation == 1 else self.expectation
-        return EngineAttack.engaged(self.model_copy(update={"expectation": passes}), model, x, y, keys, eps)
+        with EngineAttack.engaged(self.model_copy(update={"expectation": passes}), model, x, y, keys, eps) as engine:
+            yield engine
 
     def search(self, engine: Engine) -> None:
         self._search(engine)
 
     def _search(self, engine: Engine) -> Spending:
+        shared = {"norm": self.norm, "box": self.box, "seed": self.seed, "batch_size": self.batch_size}
+        parts = [part.model_copy(update=shared) for part in self.parts]
         if self.effort == "adaptive":
-            asks = [ASKS[part.name] for part in self.parts]
-            return frugal(engine, OPENING, self.parts, asks)
-        for part in self.parts:
+            opening = [part.model_copy(update=shared) for part in OPENING]
+            return frugal(engine, opening, parts, [ASKS[part.name] for part in self.parts])
+        for part in parts:
             if len(engine.open()):
                 part.search(engine)
         return Spending()

@@ -15,7 +15,7 @@ from robustbench_rkhs.attacks.objective import margin
 NEAR, DRAWN, LEAST = 0.2, 0.1, 16
 """The pilot: this share of the open images nearest to falling, this share drawn from the rest; at least so many of each."""
 AGREE = 4.0
-"""A small step along the gradient lowers the margin by what the gradient says, up to this factor, where gradients mean something."""
+"""Where gradients mean something, a small step along one lowers the margin by what it says, up to this factor."""
 DOUBTFUL = 0.1
 """Share of the open images whose gradients may be useless before no image is spared any more."""
 
@@ -127,8 +127,8 @@ def pilot(
 def frugal(engine: Engine, opening: Sequence[EngineAttack], battery: Sequence[EngineAttack], asks: Sequence[Asks]) -> Spending:
     """The opening on every image, the battery on a pilot, and on the rest what the pilot says may pay.
 
-    `asks`: what each part of the battery asks. Where queries come lower than every gradient did, or anything breaks a drawn image, or
-    there are `doubts`, the battery runs on all; what broke only images nearest to falling goes on, nearest first, until it
+    `asks`: what each part of the battery asks. Where queries come lower than every gradient did, or anything breaks a drawn image,
+    or there are `doubts`, the battery runs on all; what broke only images nearest to falling goes on, nearest first, until it
     breaks none of the next so many.
     """
     at = engine.open()
