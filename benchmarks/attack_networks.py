@@ -9,6 +9,7 @@ from common import ROOT
 from torch import Tensor, nn
 
 from robustbench_rkhs.checkpoint import load
+from robustbench_rkhs.data import Split
 from robustbench_rkhs.recipe import TrainRecipe
 from robustbench_rkhs.train import train
 
@@ -47,6 +48,11 @@ def network(name: str, quick: bool = False) -> nn.Module:
         folder, recipe = (Path(tempfile.mkdtemp()), recipe | {"epochs": 6}) if quick else (folder, recipe)
         train(TrainRecipe.parse(recipe, name), folder, device="cpu", command="python benchmarks/attack_networks.py", fresh=True)
     return load(folder).model.eval()
+
+
+def images(count: int) -> Split:
+    """Of the digits test images, a seeded stratified sample."""
+    return TrainRecipe.parse({"data": DATA, **SCHEDULE, **RECIPES["std"]}, "std").data.test().sample(count, 0)
 
 
 class Rounded(nn.Module):
