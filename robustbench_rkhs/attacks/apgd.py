@@ -17,6 +17,8 @@ Loss = Literal["cross_entropy", "dlr", "margin", "targeted"]
 """What a run lowers; `targeted` is the targeted DLR loss, one run towards each of several classes."""
 MOMENTUM = 0.75
 """Share of the new step in each move; the rest is the last move again."""
+TILT = 1e-4
+"""Times the gap, which is 10 on the image itself, added to DLR losses: alone they are flat where the logits that follow tie."""
 
 
 class Rows(NamedTuple):
@@ -57,7 +59,8 @@ class APGD(EngineAttack):
 
     Losses: cross-entropy; margin :math:`f_y - \max_{j \ne y} f_j`; DLR, the margin over :math:`f_{(1)} - f_{(3)}`; targeted DLR,
     :math:`(f_y - f_t) / (f_{(1)} - (f_{(3)} + f_{(4)}) / 2)`. All are of logits times a constant of each image that puts its clean
-    margin at 10. With fewer than four classes the denominators degenerate, and this constant alone takes their place.
+    margin at 10. A DLR loss is flat where the second logit equals the third, so 1e-4 times its numerator is added. With fewer than
+    four classes the denominators degenerate, and the constant alone takes their place.
     Cost of an image that stands: steps + 1 forward and steps backward passes a run, and 1 forward pass; runs = restarts, times
     min(targets, classes - 1) for `targeted`. Raises UserError for a missing, negative or infinite eps.
     Source: Croce & Hein, ICML 2020.
@@ -195,9 +198,10 @@ class APGD(EngineAttack):
                 if scaled.shape[1] < 4:
                     return gap
                 top = scaled.topk(4, dim=1).values
-                return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp_min(1e-12)
-            if self.loss == "dlr" and scaled.shape[1] < 4:
-                return margin(scaled, y[rows])
-            return objective(self.loss, scaled, y[rows])
+                return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp_min(1e-12) + TILT * gap
+            if self.loss != "dlr":
+                return objective(self.loss, scaled, y[rows])
+            gap = margin(scaled, y[rows])
+            return gap if scaled.shape[1] < 4 else objective("dlr", scaled, y[rows]) + TILT * gap
 
         return value
