@@ -215,6 +215,8 @@ def override(stored: dict[str, Any], key: str, text: str) -> None:
 
 FOOLBOX = get_args(FoolboxMethod)
 """Names that stand for an attack of foolbox."""
+OURS = [attack.model_fields["name"].default for attack in get_args(get_args(AnyAttack)[0])]
+"""Names of the attack classes."""
 
 
 def certificate_from(text: str) -> Any:
@@ -233,8 +235,8 @@ def attack_from(text: str) -> Any:
     """
     name, _, rest = text.partition(":")
     stored: dict[str, Any] = {"name": "foolbox", "attack": name} if name in FOOLBOX else {"name": name}
-    if name not in {"pgd", "published", "foolbox", "autoattack", *FOOLBOX}:
-        raise UserError(f"unknown attack {name!r}; {did_you_mean(name, ['pgd', 'published', 'foolbox', 'autoattack', *FOOLBOX])}")
+    if name not in {*OURS, *FOOLBOX}:
+        raise UserError(f"unknown attack {name!r}; {did_you_mean(name, [*OURS, *FOOLBOX])}")
     return with_fields(stored, rest, f"attack {text!r}")
 
 

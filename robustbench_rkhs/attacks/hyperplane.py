@@ -54,7 +54,7 @@ def _filled(room: Tensor, size: Tensor, speed: Tensor, wanted: Tensor) -> Tensor
         free &= ~full
 
 
-def reach(offset: Float[Tensor, "batch *image"], norm: Norm) -> Float[Tensor, "batch *image"]:
+def reach(offset: Float[Tensor, "batch *image"], norm: Norm) -> Float[Tensor, "batch ..."]:
     """Length of each offset, shaped to broadcast over images."""
     flat = offset.flatten(1)
     return per_image(flat.norm(dim=1) if norm == "l2" else flat.abs().amax(1), offset)
