@@ -19,6 +19,7 @@ from robustbench_rkhs.attacks.autoattack import AutoAttack
 from robustbench_rkhs.attacks.ball import distances, pull_inside
 from robustbench_rkhs.attacks.contract import Attack, Attacked
 from robustbench_rkhs.attacks.counting import confined_randomness, counting
+from robustbench_rkhs.attacks.fab import FAB
 from robustbench_rkhs.attacks.foolbox import FoolboxAttack
 from robustbench_rkhs.attacks.pgd import PGD, PublishedPGD
 from robustbench_rkhs.node import UserError
@@ -44,6 +45,9 @@ TABLE = {  # a new attack adds a line here
     "apgd-t": Row(AutoAttack(version="custom", attacks=("apgd-t",)), 1.05, 1.05),
     "fab-t": Row(AutoAttack(version="custom", attacks=("fab-t",)), 1.05, 1.05),
     "fab": Row(AutoAttack(version="custom", attacks=("fab",)), 1.05, 1.05),
+    "our fab": Row(FAB(steps=40), 1.05, 1.05),
+    "our fab targeted": Row(FAB(targets=9, parallel=9, steps=30), 1.05, 1.05),
+    "our fab relook": Row(FAB(targets=3, restarts=2, steps=15, relook=True), 1.05, 1.05),
     "apgd-dlr": Row(AutoAttack(version="custom", attacks=("apgd-dlr",)), 2.5, 2.5),
     "apgd": Row(APGD(steps=20), 1.6, 1.6),
     "apgd dlr": Row(APGD(steps=20, loss="dlr", restarts=3), 1.6, 1.6),
@@ -109,7 +113,7 @@ def test_what_is_not_scale_invariant_says_so():
     assert AutoAttack().scale_invariant
 
 
-@pytest.mark.parametrize("name", ["pgd", "deepfool", "ddn", "cw", "fmn"])
+@pytest.mark.parametrize("name", ["pgd", "deepfool", "ddn", "cw", "fmn", "our fab", "our fab relook"])
 def test_without_a_box_images_may_leave_it(name):
     oracle = affine(3, (1, 4, 4), images=8)
     shifted = Affine(nn.Sequential(Shift(0.45), *oracle.model), oracle.x - 0.45, oracle.y, oracle.l2, oracle.linf)
