@@ -86,12 +86,13 @@ class Walk:
         for step, (height, width) in enumerate(windows):
             if len(self.at) == 0:
                 return
-            cells, state = self.propose(places[step], signs[step], height, width) if begin + step else self.start()
+            cells = self.propose(places[step], signs[step], height, width) if begin + step else self.start()
             value = margin(self.engine.logits(self.at, self.picture.images(cells)), self.y)
             # a proposal of equal margin is taken: so a model with flat answers is walked over
-            better = value <= self.lowest
-            self.state = torch.where(better[:, None], state, self.state)
-            self.lowest = torch.where(better, value, self.lowest)
+            better = (value <= self.lowest).nonzero().flatten()
+            if len(better):
+                self.state.index_copy_(0, better, self.reached(better, cells.index_select(0, better)))
+                self.lowest = torch.fmin(value, self.lowest)
             if not (value > 0).all():
                 stands = self.engine.standing(self.at)
                 if not stands.all():
@@ -120,12 +121,16 @@ class Walk:
             signs = 2 * signs + (draw[..., first : first + 1] < 0.5).long()
         return (above * picture.width + left).contiguous()[..., None], signs.contiguous()
 
-    def start(self) -> tuple[Tensor, Tensor]:
-        """The first images, as cells, and their states."""
+    def start(self) -> Tensor:
+        """The first images, as cells."""
         raise NotImplementedError
 
-    def propose(self, place: Tensor, sign: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Changed images, as cells, and their states."""
+    def propose(self, place: Tensor, sign: Tensor, height: int, width: int) -> Tensor:
+        """Changed images, as cells."""
+        raise NotImplementedError
+
+    def reached(self, rows: Tensor, cells: Tensor) -> Tensor:
+        """The states of these rows at these images."""
         raise NotImplementedError
 
 
@@ -144,19 +149,20 @@ class Stripes(Walk):
         super().keep(stands)
         self.ends = self.ends[stands]
 
-    def start(self) -> tuple[Tensor, Tensor]:
+    def start(self) -> Tensor:
         picture = self.picture
         signs = self.uniforms(picture.channels * picture.width, -1).view(-1, picture.channels, 1, picture.width) < 0.5
         low, high = self.ends.view(-1, 2, picture.channels, picture.height, picture.width).unbind(1)
-        cells = torch.where(signs, low, high).flatten(1)
-        return cells, cells
+        return torch.where(signs, low, high).flatten(1)
 
-    def propose(self, place: Tensor, sign: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    def propose(self, place: Tensor, sign: Tensor, height: int, width: int) -> Tensor:
         offsets, _ = _window(height, width, self.picture, self.state.dtype, self.state.device)
         window = place[:, 0] + offsets
         other = (sign * self.state.shape[1])[:, :, None].expand(-1, -1, height * width)
-        cells = self.state.scatter(1, window, self.ends.gather(1, window + other.flatten(1)))
-        return cells, cells
+        return self.state.scatter(1, window, self.ends.gather(1, window + other.flatten(1)))
+
+    def reached(self, rows: Tensor, cells: Tensor) -> Tensor:
+        return cells
 
 
 class Pyramids(Walk):
@@ -179,7 +185,7 @@ class Pyramids(Walk):
         super().keep(stands)
         self.x, self.eps, self.budget = self.x[stands], self.eps[stands], self.budget[stands]
 
-    def start(self) -> tuple[Tensor, Tensor]:
+    def start(self) -> Tensor:
         number, pattern, many = tiles(self.picture.height, self.picture.width)
         number, pattern = number.to(self.x.device), pattern.to(self.x)
         draw = self.uniforms((1 + self.picture.channels) * many, -1).view(-1, 1 + self.picture.channels, many) < 0.5
@@ -189,7 +195,7 @@ class Pyramids(Walk):
             offset = offset * self.pixel
         return self.clipped(offset * (self.eps / offset.norm(dim=1, keepdim=True)))
 
-    def propose(self, place: Tensor, sign: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    def propose(self, place: Tensor, sign: Tensor, height: int, width: int) -> Tensor:
         channels, length = self.picture.channels, torch.linalg.vector_norm
         offsets, table = _window(height, width, self.picture, self.state.dtype, self.state.device)
         windows = place + offsets
@@ -207,13 +213,13 @@ class Pyramids(Walk):
         moved.scatter_(1, into, (way * (freed / (length(way, dim=2) + TINY))[:, :, None]).flatten(1))
         return self.clipped(moved)
 
-    def clipped(self, offset: Tensor) -> tuple[Tensor, Tensor]:
-        """The image with this offset inside the box, and what is left of the offset."""
+    def reached(self, rows: Tensor, cells: Tensor) -> Tensor:
+        return cells - self.x.index_select(0, rows)
+
+    def clipped(self, offset: Tensor) -> Tensor:
+        """The image with this offset, cell by cell inside the box."""
         cells = self.x + offset
-        if self.engine.box == "none":
-            return cells, offset
-        cells = cells.clamp_(0, 1)
-        return cells, cells - self.x
+        return cells.clamp_(0, 1) if self.engine.box == "unit" else cells
 
 
 @lru_cache(maxsize=64)
