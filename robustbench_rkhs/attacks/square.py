@@ -17,6 +17,8 @@ from robustbench_rkhs.node import Real, UserError
 
 CHUNK = 250
 """Queries whose random numbers are drawn at once; after them what still stands is put into full batches again."""
+TURNED = 16
+"""Cells of the largest linf window that is turned round where it would change nothing; larger ones hardly ever would."""
 TINY = 1e-30
 SALT = 0x5173
 """Sets these draws apart from other attacks' under the same seed."""
@@ -69,7 +71,7 @@ class Square(EngineAttack):
 
 
 class Walk:
-    """Some images on their way through a chunk of queries."""
+    """Some images, each a flat row of cells, on their way through a chunk of queries."""
 
     smooth: ClassVar[bool]
     """Whether its windows carry the l2 pattern."""
@@ -86,13 +88,13 @@ class Walk:
         for step, (height, width) in enumerate(windows):
             if len(self.at) == 0:
                 return
-            cells, state = self.propose(places[step], signs[step], height, width) if begin + step else self.start()
-            logits = self.engine.logits(self.at, self.picture.images(cells))
-            value = margin(logits, self.y)
+            cells = self.propose(places[step], signs[step], height, width) if begin + step else self.start()
+            value = margin(self.engine.logits(self.at, self.picture.images(cells)), self.y)
             # a proposal of equal margin is taken: so a model with flat answers is walked over
-            better = value <= self.lowest
-            self.state = torch.where(better[:, None, None], state, self.state)
-            self.lowest = torch.where(better, value, self.lowest)
+            better = (value <= self.lowest).nonzero().flatten()
+            if len(better):
+                self.state.index_copy_(0, better, self.reached(better, cells.index_select(0, better)))
+                self.lowest = torch.fmin(value, self.lowest)
             if not (value > 0).all():
                 stands = self.engine.standing(self.at)
                 if not stands.all():
@@ -107,7 +109,7 @@ class Walk:
         """Random numbers of these images."""
         return uniforms(self.engine.keys[self.at], self.seed, count, draw)
 
-    def drawn(self, begin: int, windows: list[tuple[int, int]]) -> tuple[Int[Tensor, "steps some windows"], Tensor]:
+    def drawn(self, begin: int, windows: list[tuple[int, int]]) -> tuple[Int[Tensor, "steps some windows 1"], Tensor]:
         """First cells of the windows and patterns of the channels for every step: all that is random, in a few operations."""
         picture, first = self.picture, 2 * self.windows
         each = first + 1 + picture.channels
@@ -119,14 +121,18 @@ class Walk:
         signs = (draw[..., first + 1 :] < 0.5).long()
         if self.smooth:
             signs = 2 * signs + (draw[..., first : first + 1] < 0.5).long()
-        return (above * picture.width + left).contiguous(), signs.contiguous()
+        return (above * picture.width + left).contiguous()[..., None], signs.contiguous()
 
-    def start(self) -> tuple[Tensor, Tensor]:
-        """The first images, as cells, and their states."""
+    def start(self) -> Tensor:
+        """The first images, as cells."""
         raise NotImplementedError
 
-    def propose(self, place: Tensor, sign: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Changed images, as cells, and their states."""
+    def propose(self, place: Tensor, sign: Tensor, height: int, width: int) -> Tensor:
+        """Changed images, as cells."""
+        raise NotImplementedError
+
+    def reached(self, rows: Tensor, cells: Tensor) -> Tensor:
+        """The states of these rows at these images."""
         raise NotImplementedError
 
 
@@ -139,25 +145,30 @@ class Stripes(Walk):
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
         low, high = ends(self.engine.x[self.at], self.engine.eps[self.at], self.engine.box)
-        self.ends = torch.cat([self.picture.cells(low), self.picture.cells(high)], 2)
+        self.ends = torch.cat([self.picture.cells(low), self.picture.cells(high)], 1)
 
     def keep(self, stands: Tensor) -> None:
         super().keep(stands)
         self.ends = self.ends[stands]
 
-    def start(self) -> tuple[Tensor, Tensor]:
-        channels, width = self.picture.channels, self.picture.width
-        signs = self.uniforms(channels * width, -1).view(-1, channels, 1, width) < 0.5
-        low, high = self.ends.unflatten(2, (2, -1, width)).unbind(2)
-        cells = torch.where(signs, low, high).flatten(2)
-        return cells, cells
+    def start(self) -> Tensor:
+        picture = self.picture
+        signs = self.uniforms(picture.channels * picture.width, -1).view(-1, picture.channels, 1, picture.width) < 0.5
+        low, high = self.ends.view(-1, 2, picture.channels, picture.height, picture.width).unbind(1)
+        return torch.where(signs, low, high).flatten(1)
 
-    def propose(self, place: Tensor, sign: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-        offsets, _ = _window(height, width, self.picture.width, self.state.dtype, self.state.device)
-        window = (place + offsets)[:, None].expand(-1, self.picture.channels, -1)
-        values = self.ends.gather(2, window + sign[:, :, None] * self.state.shape[2])
-        cells = self.state.scatter(2, window, values)
-        return cells, cells
+    def propose(self, place: Tensor, sign: Tensor, height: int, width: int) -> Tensor:
+        offsets, _ = _window(height, width, self.picture, self.state.dtype, self.state.device)
+        window = place[:, 0] + offsets
+        other = (sign * self.state.shape[1])[:, :, None].expand(-1, -1, height * width)
+        values, cells = self.ends.gather(1, window + other.flatten(1)), self.state.shape[1]
+        if height * width <= TURNED:  # what would change nothing is turned round
+            same = (values == self.state.gather(1, window)).all(1, keepdim=True)
+            values = torch.where(same, self.ends.gather(1, window + (cells - other).flatten(1)), values)
+        return self.state.scatter(1, window, values)
+
+    def reached(self, rows: Tensor, cells: Tensor) -> Tensor:
+        return cells
 
 
 class Pyramids(Walk):
@@ -171,52 +182,58 @@ class Pyramids(Walk):
         engine, picture = self.engine, self.picture
         self.x = picture.cells(engine.x[self.at])
         # a little less, so that rounding cannot take an image out of the ball
-        self.eps = (engine.eps[self.at] * INSIDE - torch.finfo(self.x.dtype).eps).clamp_min(0).to(self.x.dtype)
-        self.pixel = picture.cells(torch.ones_like(engine.x[:1]))[0, 0] if picture.padding else None
+        self.eps = (engine.eps[self.at] * INSIDE - torch.finfo(self.x.dtype).eps).clamp_min(0).to(self.x.dtype)[:, None]
+        self.budget = self.eps.square() / picture.channels
+        self.pixel = picture.cells(torch.ones_like(engine.x[:1])) if picture.padding else None
         """1 where a cell is a pixel."""
 
     def keep(self, stands: Tensor) -> None:
         super().keep(stands)
-        self.x, self.eps = self.x[stands], self.eps[stands]
+        self.x, self.eps, self.budget = self.x[stands], self.eps[stands], self.budget[stands]
 
-    def start(self) -> tuple[Tensor, Tensor]:
+    def start(self) -> Tensor:
         number, pattern, many = tiles(self.picture.height, self.picture.width)
         number, pattern = number.to(self.x.device), pattern.to(self.x)
         draw = self.uniforms((1 + self.picture.channels) * many, -1).view(-1, 1 + self.picture.channels, many) < 0.5
         turned, signs = draw[:, :1, number], draw[:, 1:, number]
-        offset = torch.where(turned, pattern[0], pattern[1]) * torch.where(signs, 1, -1)
+        offset = (torch.where(turned, pattern[0], pattern[1]) * torch.where(signs, 1, -1)).flatten(1)
         if self.pixel is not None:
             offset = offset * self.pixel
-        return self.clipped(offset * (self.eps / offset.flatten(1).norm(dim=1))[:, None, None])
+        return self.clipped(offset * (self.eps / offset.norm(dim=1, keepdim=True)))
 
-    def propose(self, place: Tensor, sign: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-        channels = self.picture.channels
-        offsets, table = _window(height, width, self.picture.width, self.state.dtype, self.state.device)
-        into, wiped = (place[:, :, None, None] + offsets).expand(-1, -1, channels, -1).unbind(1)
-        moved = self.state.scatter(2, wiped, 0)
-        spare = (self.eps.square() - self.state.square().sum((1, 2))).clamp_min(0) / channels
-        freed = self.state.gather(2, wiped).square().sum(2) + moved.gather(2, into).square().sum(2) + spare[:, None]
-        old = self.state.gather(2, into)
-        way = table[sign] + old / (old.norm(dim=2, keepdim=True) + TINY)
+    def propose(self, place: Tensor, sign: Tensor, height: int, width: int) -> Tensor:
+        channels, length = self.picture.channels, torch.linalg.vector_norm
+        offsets, table = _window(height, width, self.picture, self.state.dtype, self.state.device)
+        windows = place + offsets
+        into, wiped = windows.unbind(1)
+        old = self.state.gather(1, windows.flatten(1)).view(-1, 2, channels, height * width)
+        before = length(old, dim=3, keepdim=True)
+        moved = self.state.scatter(1, wiped, 0)
+        rest = length(moved.gather(1, into).view(-1, channels, height * width), dim=2)
+        # what the new window may have: the length of both old ones, and a share of what no pixel uses
+        spare = torch.addcmul(self.budget, used := length(self.state, dim=1, keepdim=True), used, value=-1 / channels).clamp_min_(0)
+        freed = torch.addcmul(torch.addcmul(spare, rest, rest), before[:, 1, :, 0], before[:, 1, :, 0]).sqrt_()
+        way = torch.addcdiv(table.index_select(0, sign.flatten()).view(-1, channels, height * width), old[:, 0], before[:, 0] + TINY)
         if self.pixel is not None:
-            way = way * self.pixel[into]
-        moved.scatter_(2, into, way * (freed.sqrt() / (way.norm(dim=2) + TINY))[:, :, None])
+            way = way * self.pixel[0][into][:, None]
+        moved.scatter_(1, into, (way * (freed / (length(way, dim=2) + TINY))[:, :, None]).flatten(1))
         return self.clipped(moved)
 
-    def clipped(self, offset: Tensor) -> tuple[Tensor, Tensor]:
-        """The image with this offset inside the box, and what is left of the offset."""
+    def reached(self, rows: Tensor, cells: Tensor) -> Tensor:
+        return cells - self.x.index_select(0, rows)
+
+    def clipped(self, offset: Tensor) -> Tensor:
+        """The image with this offset, cell by cell inside the box."""
         cells = self.x + offset
-        if self.engine.box == "none":
-            return cells, offset
-        cells = cells.clamp(0, 1)
-        return cells, cells - self.x
+        return cells.clamp_(0, 1) if self.engine.box == "unit" else cells
 
 
 @lru_cache(maxsize=64)
 def _window(
-    height: int, width: int, stride: int, dtype: torch.dtype, device: torch.device
+    height: int, width: int, picture: Picture, dtype: torch.dtype, device: torch.device
 ) -> tuple[Int[Tensor, " window"], Float[Tensor, "4 window"]]:
-    """Where the cells of a window lie from its first one, and the pattern in them: stacked or beside, and both the other way."""
-    offsets = (torch.arange(height)[:, None] * stride + torch.arange(width)).flatten()
+    """Where the cells of a window lie from its first one, in every channel; the pattern in one: stacked or beside, and both minus."""
+    channels = torch.arange(picture.channels)[:, None, None] * (picture.height * picture.width)
+    offsets = (channels + torch.arange(height)[:, None] * picture.width + torch.arange(width)).flatten()
     pattern = halves(height, width).flatten(1)
     return offsets.to(device), torch.cat([pattern, -pattern]).to(device, dtype)

@@ -37,15 +37,14 @@ class Picture(NamedTuple):
         """Cells that are no pixel, at the end of the one channel."""
         return self.channels * self.height * self.width - self.pixels
 
-    def cells(self, images: Float[Tensor, "batch *image"]) -> Float[Tensor, "batch channels cells"]:
+    def cells(self, images: Float[Tensor, "batch *image"]) -> Float[Tensor, "batch cells"]:
         """The images as this picture, 0 where it is padded."""
-        flat = torch.nn.functional.pad(images.flatten(1), (0, self.padding)) if self.padding else images.flatten(1)
-        return flat.reshape(len(images), self.channels, self.height * self.width)
+        flat = images.flatten(1)
+        return torch.nn.functional.pad(flat, (0, self.padding)) if self.padding else flat
 
-    def images(self, cells: Float[Tensor, "batch channels cells"]) -> Float[Tensor, "batch *image"]:
+    def images(self, cells: Float[Tensor, "batch cells"]) -> Float[Tensor, "batch *image"]:
         """Back to images, padding left out."""
-        flat = cells.flatten(1)[:, : self.pixels] if self.padding else cells
-        return flat.reshape(-1, *self.shape)
+        return (cells[:, : self.pixels] if self.padding else cells).reshape(-1, *self.shape)
 
 
 def share(start: float, query: int, queries: int) -> float:
