@@ -1,4 +1,4 @@
-"""What DDN and FMN share: gradient steps on a ball whose radius shrinks where the image is misclassified and grows where it is not."""
+"""What DDN and FMN share: gradient steps in a ball that shrinks where the image is misclassified and grows where it is not."""
 
 import math
 from typing import ClassVar
@@ -74,7 +74,9 @@ class RadiusAttack(EngineAttack):
             held |= ~wrong
             nearest = nearest.scatter_reduce(0, at, found, "amin")
             fade = LAST + (1 - LAST) * (1 + math.cos(math.pi * step / self.steps)) / 2
-            radius = self._radius(radius, away, found, wrong, held, reach(margin(told.logits, engine.y[at]), told.gradient, engine.norm), fade)
+            radius = self._radius(
+                radius, away, found, wrong, held, reach(margin(told.logits, engine.y[at]), told.gradient, engine.norm), fade
+            )
             direction = unit(told.gradient) * (1 if engine.norm == "l2" else x[0].numel() ** 0.5)
             delta = image - x - direction * per_image((length * self.step_size * fade).to(x.dtype), x)
             image = x + self.placed(delta, radius.to(x.dtype))
@@ -92,7 +94,11 @@ class RadiusAttack(EngineAttack):
         gap = gap.to(radius).nan_to_num(nan=0.0, posinf=0.0)
         shrunk = torch.minimum(radius, away)
         gamma = self.gamma * fade
-        inwards = torch.where(held, shrunk * (1 - gamma), torch.minimum((shrunk - gap).maximum(shrunk / 2), shrunk * (1 - self.gamma)))
+        inwards = torch.where(
+            held, shrunk * (1 - gamma), torch.minimum((shrunk - gap).maximum(shrunk / 2), shrunk * (1 - self.gamma))
+        )
         never = found == torch.inf
-        outwards = torch.where(never, torch.maximum(away + gap, radius * (1 + self.gamma)).minimum(2 * radius), radius * (1 + gamma))
+        outwards = torch.where(
+            never, torch.maximum(away + gap, radius * (1 + self.gamma)).minimum(2 * radius), radius * (1 + gamma)
+        )
         return torch.where(wrong, inwards, outwards)
