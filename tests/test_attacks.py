@@ -40,7 +40,7 @@ TABLE = {  # a new attack adds a line here
     "pgd restarts": Row(PGD(start="random", restarts=3), 1.05, 1.05),
     "superdeepfool": Row(SuperDeepFool(), 1.01, 1.01),
     "ddn": Row(DDN(), 1.01),
-    "ddn cross-entropy": Row(DDN(loss="cross_entropy"), 1.01),
+    "ddn cross-entropy": Row(DDN(loss="cross_entropy", steps=30), 1.01),
     "fmn": Row(FMN(), 1.01, 1.01),
     "deepfool": Row(FoolboxAttack(attack="deepfool"), 1.05, 1.25),
     "foolbox ddn": Row(FoolboxAttack(attack="ddn", steps=300), 1.3),

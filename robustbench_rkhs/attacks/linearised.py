@@ -59,7 +59,8 @@ def reach(gap: Float[Tensor, " some"], gradient: Float[Tensor, "some *image"], n
     """|gap| / ||gradient||_*: how far the plane is, were there no box; infinite where there is no slope."""
     peak = gradient.flatten(1).abs().amax(1)
     length = dual_length(gradient / per_image(torch.where(peak > 0, peak, 1), gradient), norm)
-    return torch.where(peak > 0, gap.abs() / peak / torch.where(peak > 0, length, 1), torch.inf).nan_to_num(nan=torch.inf)
+    far = gap.abs() / peak / torch.where(peak > 0, length, 1)
+    return torch.where((peak > 0) & ~far.isnan(), far, torch.inf)
 
 
 def onto_plane(
