@@ -213,7 +213,9 @@ class Pyramids(Walk):
         # what the new window may have: the length of both old ones, and a share of what no pixel uses
         spare = torch.addcmul(self.budget, used := length(self.state, dim=1, keepdim=True), used, value=-1 / channels).clamp_min_(0)
         freed = torch.addcmul(torch.addcmul(spare, rest, rest), before[:, 1, :, 0], before[:, 1, :, 0]).sqrt_()
-        way = torch.addcdiv(table.index_select(0, sign.flatten()).view(-1, channels, height * width), old[:, 0], before[:, 0] + TINY)
+        way = torch.addcdiv(
+            table.index_select(0, sign.flatten()).view(-1, channels, height * width), old[:, 0], before[:, 0] + TINY
+        )
         if self.pixel is not None:
             way = way * self.pixel[0][into][:, None]
         moved.scatter_(1, into, (way * (freed / (length(way, dim=2) + TINY))[:, :, None]).flatten(1))
