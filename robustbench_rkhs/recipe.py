@@ -239,8 +239,10 @@ def override(stored: dict[str, Any], key: str, text: str) -> None:
         at = at[step]
 
 
-FOOLBOX = get_args(FoolboxMethod)
-"""Names that stand for an attack of foolbox."""
+ATTACKS = {kind.model_fields["name"].default for kind in get_args(get_args(AnyAttack)[0])}
+"""Names of attacks."""
+FOOLBOX = set(get_args(FoolboxMethod)) - ATTACKS
+"""Names that stand for an attack of foolbox, where none of ours has that name."""
 
 
 def certificate_from(text: str) -> Any:
@@ -255,12 +257,13 @@ def certificate_from(text: str) -> Any:
 def attack_from(text: str) -> Any:
     """`NAME` or `NAME:field=value,...` as typed after --attack, as a mapping for a recipe.
 
-    A library attack's own name stands for it: `ddn` for `foolbox:attack=ddn`. Raises UserError with a suggestion.
+    A library attack's own name stands for it, where we have none of that name: `cw` for `foolbox:attack=cw`.
+    Raises UserError with a suggestion.
     """
     name, _, rest = text.partition(":")
     stored: dict[str, Any] = {"name": "foolbox", "attack": name} if name in FOOLBOX else {"name": name}
-    if name not in {"pgd", "published", "foolbox", "autoattack", *FOOLBOX}:
-        raise UserError(f"unknown attack {name!r}; {did_you_mean(name, ['pgd', 'published', 'foolbox', 'autoattack', *FOOLBOX])}")
+    if name not in ATTACKS | FOOLBOX:
+        raise UserError(f"unknown attack {name!r}; {did_you_mean(name, ATTACKS | FOOLBOX)}")
     return with_fields(stored, rest, f"attack {text!r}")
 
 

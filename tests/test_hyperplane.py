@@ -2,11 +2,16 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from robustbench_rkhs.attacks.hyperplane import towards
+from robustbench_rkhs.attacks import hyperplane
+
+
+def towards(points, normal, rise, norm, box):
+    """One point a row."""
+    return hyperplane.towards(points[:, None], normal, rise[:, None], norm, box)[:, 0]
 
 
 def problem(seed, size, rows=16, zeros=0.3):
@@ -28,7 +33,7 @@ def bisected(points, normal, rise, norm):
             return (x + t * way).clamp(0, 1) - x
 
         low, high = 0.0, 1.0 / max(way.abs()[way != 0].min().item(), 1e-12) if (way != 0).any() else 1.0
-        for _ in range(200):
+        for _ in range(90):
             middle = (low + high) / 2
             low, high = (middle, high) if abs(w @ moved(middle)) < abs(c) else (low, middle)
         found.append(moved(high))
@@ -36,10 +41,11 @@ def bisected(points, normal, rise, norm):
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10**6), size=st.integers(1, 12), share=st.floats(-1.5, 1.5))
 def test_the_projection_is_that_of_bisection(norm, seed, size, share):
     """`share` of what the box allows: beyond one, the plane cannot be reached and the answer is the corner the way of w."""
-    points, normal, _ = problem(seed, size)
+    points, normal, _ = problem(seed, size, rows=4)
     ahead = (normal * (normal.sign() - 2 * points + 1) / 2).sum(1)
     behind = (normal * (normal.sign() + 2 * points - 1) / 2).sum(1)
     rise = share * (ahead if share >= 0 else behind)
@@ -87,9 +93,9 @@ def test_any_scale_of_the_normal_gives_the_same_offset(norm, box, scale):
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("box", ["unit", "none"])
 def test_without_a_normal_there_is_no_offset(norm, box):
-    points = torch.rand(3, 1, 2, 2)
+    points = torch.rand(3, 4)
     assert not towards(points, torch.zeros_like(points), torch.tensor([1.0, -1.0, 0.0]), norm, box).any()
-    assert towards(points[:0], points[:0], torch.zeros(0), norm, box).shape == (0, 1, 2, 2)
+    assert towards(points[:0], points[:0], torch.zeros(0), norm, box).shape == (0, 4)
     wild = towards(points, torch.full_like(points, 1e-38), torch.tensor([1e30, -torch.inf, torch.nan]), norm, box)
     assert wild.isfinite().all() and not wild[2].any()
 
@@ -111,3 +117,13 @@ def test_a_row_does_not_depend_on_its_neighbours(norm):
     for i in (0, 5, 15):
         alone = towards(points[[i]], normal[[i]], rise[[i]], norm, "unit")
         assert torch.allclose(alone[0], together[i], atol=1e-14, rtol=0)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("box", ["unit", "none"])
+def test_several_points_share_a_normal(norm, box):
+    points, normal, generator = problem(9, 6)
+    others, rise = torch.rand(16, 6, generator=generator, dtype=torch.float64), torch.linspace(-2, 2, 32, dtype=torch.float64)
+    both = hyperplane.towards(torch.stack([points, others], 1), normal, rise.view(16, 2), norm, box)
+    assert torch.equal(both[:, 0], towards(points, normal, rise[::2], norm, box))
+    assert torch.equal(both[:, 1], towards(others, normal, rise[1::2], norm, box))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustbench_rkhs.attacks.ball import draws, per_image, unit
 from robustbench_rkhs.attacks.engine import Engine, EngineAttack
-from robustbench_rkhs.attacks.hyperplane import reach, towards
+from robustbench_rkhs.attacks.hyperplane import towards
 from robustbench_rkhs.attacks.objective import margin
 from robustbench_rkhs.node import Real
 
@@ -142,13 +142,14 @@ class FAB(EngineAttack):
 
     def _step(self, x: Tensor, points: Tensor, plane: _Plane) -> Tensor:
         """Both projections in one batch, the convex combination of what they give, and the box."""
-        from_points = -plane.value
-        from_x = from_points + (plane.normal * (points - x)).flatten(1).sum(1)
-        normals = torch.cat([plane.normal, plane.normal])
-        offset, offset_x = towards(torch.cat([points, x]), normals, torch.cat([from_points, from_x]), self.norm, self.box).chunk(2)
-        length, length_x = reach(offset, self.norm), reach(offset_x, self.norm)
-        alpha = (length / (length + length_x)).nan_to_num(nan=0.0).clamp_max(self.alpha_max)
-        moved = (1 - alpha) * (points + self.overshoot * offset) + alpha * (x + self.overshoot * offset_x)
+        both, normal = torch.stack([points.flatten(1), x.flatten(1)], 1), plane.normal.flatten(1)
+        ahead = -plane.value
+        rise = torch.stack([ahead, ahead + (normal * (both[:, 0] - both[:, 1])).sum(1)], 1)
+        offset = towards(both, normal, rise, self.norm, self.box)
+        length = offset.norm(dim=2, keepdim=True) if self.norm == "l2" else offset.abs().amax(2, keepdim=True)
+        alpha = (length[:, 0] / length.sum(1)).nan_to_num(nan=0.0).clamp_max(self.alpha_max)
+        ends = both + self.overshoot * offset
+        moved = (ends[:, 0] + alpha * (ends[:, 1] - ends[:, 0])).view_as(x)
         return moved.clamp(0, 1) if self.box == "unit" else moved
 
     def _look(self, engine: Engine, at: Tensor, points: Tensor, target: Tensor | None) -> _Plane:

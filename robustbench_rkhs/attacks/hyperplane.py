@@ -4,17 +4,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robustbench_rkhs.attacks.ball import Box, Norm, per_image
+from robustbench_rkhs.attacks.ball import Box, Norm
 
 
 def towards(
-    points: Float[Tensor, "batch *image"],
-    normal: Float[Tensor, "batch *image"],
-    rise: Float[Tensor, " batch"],
+    points: Float[Tensor, "batch points size"],
+    normal: Float[Tensor, "batch size"],
+    rise: Float[Tensor, "batch points"],
     norm: Norm,
     box: Box,
-) -> Float[Tensor, "batch *image"]:
-    r"""The shortest offset that takes each point of the box onto its plane, without leaving the box.
+) -> Float[Tensor, "batch points size"]:
+    r"""The shortest offset that takes each point of the box up by `rise` along its row's normal, without leaving the box.
 
     .. math:: \min_\delta \lVert \delta \rVert_p \;:\; \langle w, \delta \rangle = \text{rise}, \; x + \delta \in [0, 1]^d
 
@@ -24,37 +24,33 @@ def towards(
     box does not reach: the box's corner the way of w. Zero w: no offset. Any scale of w and rise: both are divided by max |w_i|.
     Source: Croce & Hein, ICML 2020, section 3 (there by sorting).
     """
-    flat, way = points.flatten(1), normal.flatten(1)
-    peak = way.abs().amax(1, keepdim=True) if way.shape[1] else way.new_zeros(len(way), 1)
+    peak = normal.abs().amax(1, keepdim=True) if normal.shape[1] else normal.new_zeros(len(normal), 1)
+    peak = torch.where(peak > 0, peak, 1)
     largest = torch.finfo(points.dtype).max
-    wanted = (rise[:, None] / torch.where(peak > 0, peak, 1)).nan_to_num(nan=0.0).clamp(-largest, largest)
-    way = way / torch.where(peak > 0, peak, 1) * torch.where(wanted < 0, -1.0, 1.0).to(way)
-    wanted, size = wanted.abs(), way.abs()
+    wanted = (rise / peak).nan_to_num(nan=0.0).clamp(-largest, largest)[:, :, None]
+    way = (normal / peak)[:, None]
+    size = way.abs()
     speed = size if norm == "l2" else (size > 0).to(size)
+    slope = size * speed
     if box == "none":
-        slope = (size * speed).sum(1, keepdim=True)
-        offset = speed * (wanted / torch.where(slope > 0, slope, 1))
-    else:
-        room = torch.where(way > 0, 1 - flat, flat).clamp_min(0)
-        offset = _filled(room, size, speed, wanted)
-    return torch.where(way < 0, -offset, offset).view_as(points)
+        total = slope.sum(2, keepdim=True)
+        return (way if norm == "l2" else way.sign()) * (wanted / torch.where(total > 0, total, 1))
+    up = (way > 0) == (wanted >= 0)
+    room = torch.where(up, 1 - points, points).clamp_min(0)
+    offset = _filled(room, size, speed, slope, wanted.abs())
+    return torch.where(up, offset, -offset)
 
 
-def _filled(room: Tensor, size: Tensor, speed: Tensor, wanted: Tensor) -> Tensor:
+def _filled(room: Tensor, size: Tensor, speed: Tensor, slope: Tensor, wanted: Tensor) -> Tensor:
     """min(room, t speed) for the t at which the sum of size times it is `wanted`; room where no t is enough."""
-    slope, capacity = size * speed, size * room
-    free = (slope > 0) & (room > 0)
+    room, largest = torch.where(size > 0, room, 0), torch.finfo(room.dtype).max
+    capacity = size * room
+    free = room > 0
     while True:
-        left = (wanted - capacity.masked_fill(free, 0).sum(1, keepdim=True)).clamp_min(0)
-        along = slope.masked_fill(~free, 0).sum(1, keepdim=True)
-        offset = speed * (left / torch.where(along > 0, along, 1))
+        left = (wanted - torch.where(free, 0, capacity).sum(2, keepdim=True)).clamp_min(0)
+        along = torch.where(free, slope, 0).sum(2, keepdim=True)
+        offset = speed * (left / along).nan_to_num(nan=0.0, posinf=largest)
         full = free & (offset >= room)
         if not full.any():
-            return torch.where(free, offset, room * (size > 0))
+            return torch.where(free, offset, room)
         free &= ~full
-
-
-def reach(offset: Float[Tensor, "batch *image"], norm: Norm) -> Float[Tensor, "batch *image"]:
-    """Length of each offset, shaped to broadcast over images."""
-    flat = offset.flatten(1)
-    return per_image(flat.norm(dim=1) if norm == "l2" else flat.abs().amax(1), offset)

@@ -1,4 +1,4 @@
-"""A model as its linearisation sees it: the gaps to the likeliest other classes, and the nearest point of a half-space in the box."""
+"""A model as its linearisation sees it: gaps to the likeliest other classes, and the nearest point of a plane in the box."""
 
 from typing import NamedTuple
 
@@ -22,7 +22,10 @@ class Near(NamedTuple):
 
 
 def nearest_classes(engine: Engine, at: Int[Tensor, " some"], classes: Int[Tensor, "some few"], targets: int) -> Near:
-    """The `targets` of these classes whose linearised boundary is nearest, nearest first. One forward pass, one backward a class."""
+    """The `targets` of these classes whose linearised boundary is nearest, nearest first.
+
+    Cost: a forward pass, and a backward pass for each of the classes and the image's own.
+    """
     y = engine.y[at]
     asked = torch.cat([y[:, None], classes], 1)
     logits, gradients = engine.jacobian(at, engine.x[at], asked)
@@ -56,7 +59,8 @@ def reach(gap: Float[Tensor, " some"], gradient: Float[Tensor, "some *image"], n
     """|gap| / ||gradient||_*: how far the plane is, were there no box; infinite where there is no slope."""
     peak = gradient.flatten(1).abs().amax(1)
     length = dual_length(gradient / per_image(torch.where(peak > 0, peak, 1), gradient), norm)
-    return torch.where(peak > 0, gap.abs() / peak / torch.where(peak > 0, length, 1), torch.inf).nan_to_num(nan=torch.inf)
+    far = gap.abs() / peak / torch.where(peak > 0, length, 1)
+    return torch.where((peak > 0) & ~far.isnan(), far, torch.inf)
 
 
 def onto_plane(

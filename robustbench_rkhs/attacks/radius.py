@@ -1,10 +1,10 @@
-"""What DDN and FMN share: gradient steps on a ball whose radius shrinks where the image is misclassified and grows where it is not."""
+"""What DDN and FMN share: gradient steps in a ball that shrinks where the image is misclassified and grows where it is not."""
 
 import math
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Float64, Int
 from pydantic import Field
 from torch import Tensor
 
@@ -20,12 +20,27 @@ LAST = 0.01
 """The last step's and radius change's share of the first."""
 
 
+class Seen(NamedTuple):
+    """What is known of each start's perturbation."""
+
+    radius: Float64[Tensor, " some"]
+    away: Float64[Tensor, " some"]
+    """Its length, which the box may have made less than the radius."""
+    gap: Float64[Tensor, " some"]
+    """Linearised distance from there to the boundary."""
+    wrong: Bool[Tensor, " some"]
+    held: Bool[Tensor, " some"]
+    """A point short of the boundary was seen."""
+    never: Bool[Tensor, " some"]
+    """No point beyond the boundary was seen."""
+
+
 class RadiusAttack(EngineAttack):
     """Fields and search of the two; each says how a perturbation is put on its ball."""
 
     minimal_norm: ClassVar[bool] = True
 
-    steps: int = Field(100, ge=1)
+    steps: int = Field(50, ge=1)
     """Gradient steps of each start."""
     step_size: Real = Field(1.0, gt=0)
     """Length of the first step, in linearised distances of the image to its boundary; the last is a hundredth of it."""
@@ -42,7 +57,7 @@ class RadiusAttack(EngineAttack):
     def scale_invariant(self) -> bool:
         return True
 
-    def value(self, engine: Engine, at: Tensor) -> Value:
+    def value(self, engine: Engine, at: Int[Tensor, " some"]) -> Value:
         """What is lowered."""
         return lambda logits, rows: margin(logits, engine.y[at[rows]])
 
@@ -59,40 +74,36 @@ class RadiusAttack(EngineAttack):
         at, x = near.at, engine.x[near.at]
         image = x + onto_plane(x, near.gap, near.gradient, engine.norm, engine.box)
         radius = distances(x, image, engine.norm)
-        length, found = radius.clone(), torch.full_like(radius, torch.inf)
-        nearest = torch.full_like(engine.distance, torch.inf)
+        first, found = radius.clone(), torch.full_like(radius, torch.inf)
+        nearest = torch.full_like(engine.distance, torch.inf)  # of all starts of an image, inside its eps or not
         held = torch.zeros_like(at, dtype=torch.bool)  # a point short of the boundary was seen
-        for step in range(self.steps + 1):
-            if step == self.steps:
-                engine.logits(at, image)
-                return
+        root = 1.0 if engine.norm == "l2" else x[:1].numel() ** 0.5
+        for step in range(self.steps):
             told = engine.slope(at, image, self.value(engine, at))
+            x, away = engine.x[at], distances(engine.x[at], image, engine.norm)
             wrong = (told.logits.argmax(1) != engine.y[at]) | ~told.logits.isfinite().all(1)
-            x = engine.x[at]
-            away = distances(x, image, engine.norm)
             found = torch.where(wrong, torch.minimum(found, away), found)
-            held |= ~wrong
             nearest = nearest.scatter_reduce(0, at, found, "amin")
+            held |= ~wrong
             fade = LAST + (1 - LAST) * (1 + math.cos(math.pi * step / self.steps)) / 2
-            radius = self._radius(radius, away, found, wrong, held, reach(margin(told.logits, engine.y[at]), told.gradient, engine.norm), fade)
-            direction = unit(told.gradient) * (1 if engine.norm == "l2" else x[0].numel() ** 0.5)
-            delta = image - x - direction * per_image((length * self.step_size * fade).to(x.dtype), x)
+            gap = reach(margin(told.logits, engine.y[at]), told.gradient, engine.norm).to(radius)
+            radius = self._radius(Seen(radius, away, gap, wrong, held, found == torch.inf), fade)
+            length = (root * self.step_size * fade * first).to(x.dtype)
+            delta = image - x - unit(told.gradient) * per_image(length, x)
             image = x + self.placed(delta, radius.to(x.dtype))
             image = image.clamp(0, 1) if engine.box == "unit" else image
-            on = engine.standing(at)
-            if step >= SCOUTED:
-                on &= ~(found > self.hopeless * nearest[at])
-            if not on.all():
-                at, image, radius, length, found, held = (values[on] for values in (at, image, radius, length, found, held))
-                if not len(at):
-                    return
+            on = engine.standing(at) & ~((step >= SCOUTED) & (found > self.hopeless * nearest[at]))
+            at, image, radius, first, found, held = (values[on] for values in (at, image, radius, first, found, held))
+            if not len(at):
+                return
+        engine.logits(at, image)
 
-    def _radius(self, radius: Tensor, away: Tensor, found: Tensor, wrong: Tensor, held: Tensor, gap: Tensor, fade: float) -> Tensor:
+    def _radius(self, seen: Seen, fade: float) -> Float64[Tensor, " some"]:
         """Smaller where wrong, larger where not; by the linearised distance to the boundary while only one side was seen."""
-        gap = gap.to(radius).nan_to_num(nan=0.0, posinf=0.0)
-        shrunk = torch.minimum(radius, away)
-        gamma = self.gamma * fade
-        inwards = torch.where(held, shrunk * (1 - gamma), torch.minimum((shrunk - gap).maximum(shrunk / 2), shrunk * (1 - self.gamma)))
-        never = found == torch.inf
-        outwards = torch.where(never, torch.maximum(away + gap, radius * (1 + self.gamma)).minimum(2 * radius), radius * (1 + gamma))
-        return torch.where(wrong, inwards, outwards)
+        gap = torch.where(seen.gap.isfinite(), seen.gap, 0)
+        inside = torch.minimum(seen.radius, seen.away)
+        jump = (inside - gap).clamp(inside / 2, inside * (1 - self.gamma))
+        inwards = torch.where(seen.held, inside * (1 - self.gamma * fade), jump)
+        jump = (seen.away + gap).clamp(seen.radius * (1 + self.gamma), 2 * seen.radius)
+        outwards = torch.where(seen.never, jump, seen.radius * (1 + self.gamma * fade))
+        return torch.where(seen.wrong, inwards, outwards)

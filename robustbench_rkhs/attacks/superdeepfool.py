@@ -26,7 +26,7 @@ class SuperDeepFool(EngineAttack):
     g = f_y - f_t for the `targets` other classes t that are nearest by linearisation at x, each on its own. Both steps are the
     shortest in l2 or linf that stay in the box. A run ends where its projections stand still, or lie `hopeless` times as far as
     the nearest image found. A binary search along the line from the image to what was found ends it.
-    Cost: at most 1 + targets * steps + line forward and min(candidates + 1, classes) + targets * steps backward passes.
+    Cost: at most 2 + targets * steps + line forward and min(candidates + 1, classes) + targets * steps backward passes.
     Source: Abdollahi et al., SuperDeepFool, arXiv 2303.12481 (m = infinity, n = 1); Moosavi-Dezfooli et al., CVPR 2016.
     """
 
