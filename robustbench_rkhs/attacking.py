@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from robustbench_rkhs import harness
-from robustbench_rkhs.attacks import PGD, Attack, FoolboxAttack, schedule
+from robustbench_rkhs.attacks import PGD, Attack, SuperDeepFool, schedule
 from robustbench_rkhs.attacks.engine import EngineAttack
 from robustbench_rkhs.attacks.schedule import FIRST, Known
 from robustbench_rkhs.harness import Subject
@@ -22,6 +22,10 @@ Places = Int[np.ndarray, " some"]
 Radii = Float[np.ndarray, " some"]
 TOLD = 10.0
 """The time to go is told where it is more than these seconds."""
+LEARNING = 512
+"""Images of a block, at least, of an attack that learns from some what pays on the others."""
+PILOTS = 64
+"""The same where a budget cuts blocks."""
 
 
 class OutOfTime(Exception):
@@ -46,8 +50,8 @@ class Attacking:
     Minimal-norm attacks first, in the protocol's order, each on every image still open at some eps. Then rounds of the fixed-budget
     attacks, each image at its largest open eps, until nothing is open. Then the sampled check of inferred survivals, the masking
     check where no attack of the protocol is scale-invariant, and the audit of the certified images that no minimal-norm attack saw.
-    An attack of our engine takes each image's own eps in one call, and its parts are kept image by image; others are called once an
-    eps, and keep their blocks. What is asked next follows from the parts alone, so a run resumes wherever it stopped.
+    An attack of our engine takes each image's own eps in one call, and its rows are kept image by image; others are called once an
+    eps, and keep their blocks. A block bounds the memory. What is asked next follows from the parts alone, so a run resumes wherever it stopped.
     """
 
     subject: Subject
@@ -111,13 +115,16 @@ class Attacking:
         """Rounds of the fixed-budget attacks: every open image at its largest open eps, until none is open."""
         by_eps = not all(isinstance(attack, EngineAttack) for attack in self.fixed.values())
         first: int | None = FIRST
+        size = self.recipe.block
+        if any(map(learns, self.fixed.values())):  # its pilot is the dearer the smaller the block
+            first, size = None, max(size, LEARNING)
         while self.fixed:
             known = self.known()
             eps = schedule.next_eps(self.epsilons, known)
             places = schedule.order(eps, known, self.margins, by_eps)
             if not len(places):
                 return
-            for block in self.told(schedule.blocks(places, self.recipe.block, first), len(places), "+".join(self.fixed)):
+            for block in self.told(schedule.blocks(places, size, first), len(places), "+".join(self.fixed)):
                 for label, attack in self.fixed.items():
                     still = block[(self.broken[block] > eps[block]) & (self.survived[label][block] < eps[block])]
                     self.run(attack, label, still, eps[still])
@@ -159,12 +166,11 @@ class Attacking:
         certified = self.right & (self.proved >= asked[0]) & (self.broken > asked[0])
         for label in self.minimal:
             certified &= self.survived[label] < np.inf
-        attack = auditor(self.recipe.norm, self.box)
-        aimed = attack.aimed(norm=self.recipe.norm, eps=None, seed=self.recipe.seed)
-        label = f"audit:{getattr(attack, 'attack', attack.label)}"
+        attack = SuperDeepFool(norm=self.recipe.norm, box=self.box, seed=self.recipe.seed)
+        label = f"audit:{attack.label}"
         places = np.flatnonzero(certified)
         for block in self.told(schedule.blocks(places, self.recipe.block, FIRST), len(places), label):
-            self.run(aimed, label, block)
+            self.run(attack, label, block)
 
     def known(self, survived: Radii | None = None) -> Known:
         """What is known of every image; where an attack failed, nothing is open."""
@@ -193,7 +199,8 @@ class Attacking:
             if isinstance(attack, EngineAttack) and self.clock.budget is not None:
                 # half of what the time left is enough for: the overshoot is about an image
                 pace = self.pace.get(label, 0.0)
-                size = min(size, max(1, int(self.clock.left() / pace / 2)) if pace > 0 else 1)
+                least = PILOTS if learns(attack) else 1
+                size = min(size, max(least, int(self.clock.left() / pace / 2)) if pace > 0 else least)
             some = slice(start, start + size)
             self.part(attack, label, places[some], None if eps is None else eps[some])
             start += size
@@ -244,6 +251,6 @@ class Attacking:
                     self.say(f"{what}: {line}")
 
 
-def auditor(norm: str, box: str) -> Attack:
-    """The cheapest attack that finds the nearest adversarial image near enough to contradict a certificate."""
-    return FoolboxAttack(attack="deepfool", box=box, norm=norm)
+def learns(attack: Attack) -> bool:
+    """Whether what the attack does to an image depends on what it found of the others in its block."""
+    return getattr(attack, "effort", "full") == "adaptive"

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from robustbench_rkhs import harness, verdicts
 from robustbench_rkhs.arithmetic import exact
 from robustbench_rkhs.attacking import Attacking, Clock, OutOfTime
-from robustbench_rkhs.attacks import PGD, Attack, AutoAttack, FoolboxAttack
+from robustbench_rkhs.attacks import PGD, Attack, AutoAttack
+from robustbench_rkhs.attacks.efforts import protocol_of
 from robustbench_rkhs.attacks.objective import margin
 from robustbench_rkhs.certificates import SmoothingCertificate
 from robustbench_rkhs.checkpoint import weights_digest
@@ -183,17 +184,15 @@ class _Run:
 
 
 def protocol(recipe: EvalRecipe, split: Split) -> list[Attack]:
-    """The attacks of the evaluation, in the split's box where they name none.
+    """The attacks of the evaluation, in the split's box where they name none; those of its `effort` where it names no attack.
 
-    Without any: PGD and AutoAttack; where inputs do not lie in [0, 1], which AutoAttack needs, PGD and a minimal-norm attack.
     Raises UserError for an attack that keeps to [0, 1] inputs which do not.
     """
+    named = recipe.attacks or protocol_of(recipe.effort, recipe.norm)
     if split.box == "unit":
-        return list(recipe.attacks) or [PGD(), AutoAttack()]
+        return list(named)
     attacks: list[Attack] = []
-    if not recipe.attacks:
-        attacks = [PGD(box="none"), FoolboxAttack(attack="ddn" if recipe.norm == "l2" else "fmn", box="none")]
-    for attack in recipe.attacks:
+    for attack in named:
         if isinstance(attack, AutoAttack) or ("box" in attack.model_fields_set and attack.box == "unit"):
             raise UserError(f"data set {split.data!r} does not lie in [0, 1], where attack {attack.label!r} stays")
         attacks.append(attack.model_copy(update={"box": "none"}))

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from robustbench_rkhs.adaptive import Adaptive
 from robustbench_rkhs.attacks import AnyAttack
+from robustbench_rkhs.attacks.efforts import Effort
 from robustbench_rkhs.attacks.foolbox import Method as FoolboxMethod
 from robustbench_rkhs.attacks.pgd import PGD
 from robustbench_rkhs.certificates import Portfolio, certificate_names
@@ -151,7 +152,7 @@ class EvalRecipe(Node):
     """Asked-for radii, in pixels of [0, 1]."""
     attacks: tuple[AnyAttack, ...] = ()
     """The protocol: minimal-norm attacks, then the others, each on what still stands. Empty: what `effort` says."""
-    effort: Literal["quick", "adaptive", "standard"] = "standard"
+    effort: Effort = "standard"
     """The protocol where no attack is named. quick: the union of the minimal-norm attacks. standard: cheap minimal-norm attacks,
     then the full ensemble at the largest eps that is open. adaptive: the same with what still pays of the ensemble."""
     certificates: Portfolio = Field(("portfolio",), validate_default=True)

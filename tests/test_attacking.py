@@ -117,7 +117,7 @@ def test_every_image_has_the_verdict_of_its_true_radius_by_one_run_more_than_it_
     rows = attacked(done.table)
     assert (rows["eps"].isna() | (proved[rows["index"]] < rows["eps"])).all()  # nothing certified was attacked, but by the audit
     assert len(rows[rows["method"].isin(done.about["protocol"])]) < len(GRID) * len(x) * len(protocol) / 2
-    audited = set(attacked(done.table, "audit:deepfool")["index"])
+    audited = set(attacked(done.table, "audit:superdeepfool")["index"])
     want = {i for i in range(len(x)) if certified and proved[i] >= GRID[0]}
     assert audited == (want if len(protocol) < 2 or not protocol[0].minimal_norm else want & audited)
     table = verdicts.summary(done)

@@ -81,7 +81,7 @@ def test_certified_images_are_audited_and_not_attacked_otherwise():
     done = evaluate(model, (x, y), eps=(eps,), attacks=QUICK)
     table = done.table
     certified = set(table[(table["method"] == "margin") & (table["radius"] >= eps)]["index"])
-    assert certified and certified == set(table[table["method"] == "audit:deepfool"]["index"])
+    assert certified and certified == set(table[table["method"] == "audit:superdeepfool"]["index"])
     assert not certified & set(table[table["method"] == "pgd"]["index"])
 
 
