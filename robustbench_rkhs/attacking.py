@@ -51,7 +51,8 @@ class Attacking:
     attacks, each image at its largest open eps, until nothing is open. Then the sampled check of inferred survivals, the masking
     check where no attack of the protocol is scale-invariant, and the audit of the certified images that no minimal-norm attack saw.
     An attack of our engine takes each image's own eps in one call, and its rows are kept image by image; others are called once an
-    eps, and keep their blocks. A block bounds the memory. What is asked next follows from the parts alone, so a run resumes wherever it stopped.
+    eps, and keep their blocks. A block bounds the memory. What is asked next follows from the parts alone, so a run resumes
+    wherever it stopped.
     """
 
     subject: Subject

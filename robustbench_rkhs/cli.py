@@ -272,7 +272,8 @@ def _warnings(done: Any) -> list[str]:
         lines.append("incomplete: robust accuracy is withheld where images are untested")
     if done.about["budget"] and not done.about["complete"]:
         counts = verdicts.summary(done)
-        untested = ", ".join(f"{row.count_untested} at {row.eps:.4g}" for row in counts.itertuples() if row.count_untested)
+        left = zip(counts["eps"], counts["count_untested"], strict=True)
+        untested = ", ".join(f"{count} at {eps:.4g}" for eps, count in left if count)
         lines.append(
             f"budget used up with images untested: {untested or 'none'}; the same command without --budget goes on from here"
         )

@@ -94,8 +94,10 @@ def same(one, other):
     np.testing.assert_allclose(one[measured].to_numpy(float), other[measured].to_numpy(float), rtol=1e-6)
 
 
-@pytest.mark.parametrize("protocol", [(Reach(),), (Nearest(), Reach()), (PGD(steps=10), Reach()), (Reach(), PGD(steps=10))])
-@pytest.mark.parametrize("certified", [False, True])
+PROTOCOLS = [((Reach(),), True), ((Nearest(), Reach()), True), ((Nearest(), Reach()), False), ((PGD(steps=5), Reach()), False)]
+
+
+@pytest.mark.parametrize("protocol, certified", PROTOCOLS)
 def test_every_image_has_the_verdict_of_its_true_radius_by_one_run_more_than_it_fell(protocol, certified):
     model, x, y, truth = scene()
     certificates = (MarginCertificate(),) if certified else ()
@@ -174,7 +176,7 @@ def test_interrupted_after_any_part_it_goes_on_to_the_same_table(tmp_path, monke
         whole = evaluate(model, (x, y), asked)
         parts, images = counter.calls, counter.images
     assert len(set(images)) == len(images)
-    for stop in sorted({1, parts // 2, parts - 1}):
+    for stop in (parts // 2, parts - 1):
         folder = tmp_path / str(stop)
         with monkeypatch.context() as patch:
             first = Counter(patch, stop)
@@ -213,9 +215,9 @@ class FakeTime:
         return found._replace(columns=found.columns | {"seconds": self.cost})
 
 
-@pytest.mark.parametrize("budget", [1, 10, 30, 40])
+@pytest.mark.parametrize("budget", [1, 14, 20])
 def test_a_budget_leaves_an_honest_interval_and_is_gone_on_from(tmp_path, monkeypatch, budget):
-    model, x, y, truth = scene()
+    model, x, y, truth = scene(12)
     asked, said = recipe(Nearest(), Reach(), block=24), []
     whole = evaluate(model, (x, y), asked)
     with monkeypatch.context() as patch:
