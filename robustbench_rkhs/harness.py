@@ -119,12 +119,12 @@ class Subject:
         path = self.parts and self.parts / f"{digest_of(identity, 32)}.parquet"
         if path and path.is_file():
             try:
-                return verdicts.read(path)
+                return verdicts.read(path, part=True)
             except UserError:
                 path.unlink()  # a damaged part is done again
         done = work()
         if path:
-            verdicts.write(Evaluation(done.table, done.about | {"part": identity}), path)
+            verdicts.write(Evaluation(done.table, done.about | {"part": identity}), path, part=True)
         return done
 
     def each(self, key: dict[str, Any], positions: Tensor, eps: list[float], work: Callable[[Tensor], Evaluation]) -> Evaluation:

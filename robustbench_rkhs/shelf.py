@@ -30,7 +30,7 @@ class Shelf:
         self.where: dict[Pair, tuple[int, int]] = {}
         for path in sorted(folder.glob("*.parquet")) if folder else []:
             try:
-                self._hold(verdicts.read(path))
+                self._hold(verdicts.read(path, part=True))
             except UserError:
                 path.unlink()  # a damaged part is done again
 
@@ -41,7 +41,7 @@ class Shelf:
         """Keep a finished part."""
         if self.folder and not (done.table["state_reason"] == "error").any():
             name = hashlib.sha256(json.dumps(pairs_of(done.table)).encode()).hexdigest()[:32]
-            verdicts.write(Evaluation(done.table, done.about | {"part": identity}), self.folder / f"{name}.parquet")
+            verdicts.write(Evaluation(done.table, done.about | {"part": identity}), self.folder / f"{name}.parquet", part=True)
         self._hold(done)
 
     def take(self, pairs: Sequence[Pair]) -> Evaluation:
