@@ -48,12 +48,12 @@ class Ensemble(EngineAttack):
     `effort: full` the verdict on an image does not depend on the others.
 
     effort adaptive: a cheap opening on every image (50 steps on the margin, 100 at each of the three likeliest classes); the
-    battery only on a pilot, a fifth of the open images (at least 16) that came nearest to falling and a tenth (at least 16) drawn
-    by key. What breaks near images only goes on, nearest first, until it breaks none; what breaks no pilot image is left out for the rest:
-    with n drawn images, at most a share 1 - 0.05^(1/n) of these would have fallen to it, at 95 % confidence. All get the whole
-    battery where a drawn image fell to it, Square came lower than the gradients did on any pilot image, more than a tenth of
-    the gradients are zero or do not say how the margin falls, or answers differ from one question to the next. So a verdict
-    depends on the images of a block, and can only err towards calling an image robust.
+    battery only on a pilot, a fifth of the open images (at least 16) that came nearest to falling and a tenth (at least 16)
+    drawn by key. What breaks near images only goes on, nearest first, until it breaks none; what breaks no pilot image is left
+    out for the rest: with n drawn images, at most a share 1 - 0.05^(1/n) of these would have fallen to it, at 95 % confidence.
+    All get the whole battery where a drawn image fell to it, Square came lower than the gradients did on any pilot image, more
+    than a tenth of the gradients are zero or do not say how the margin falls, or answers differ from one question to the next.
+    So a verdict depends on the images of a block, and can only err towards calling an image robust.
     Cost of a robust image: about 7,850 forward and 1,910 backward passes at ten classes (standard), a third of it (adaptive).
     Raises UserError for a missing or negative eps, and in box `unit` for images outside [0, 1].
     Source: Croce & Hein, ICML 2020 (the battery); Clopper & Pearson, Biometrika 1934 (the bound).
