@@ -1,4 +1,4 @@
-"""The ensemble against AutoAttack's own package and closed forms; the spared effort against the full one, where gradients lie too."""
+"""The ensemble against AutoAttack's own package and closed forms; the spared effort against the full one, masked or not."""
 
 import pytest
 import torch
@@ -56,11 +56,11 @@ def stands(attack, model, x, y):
 @pytest.mark.parametrize(("norm", "eps"), [("l2", 0.2), ("l2", 0.4), ("linf", 0.03), ("linf", 0.06)])
 def test_not_above_the_authors_package(digits, norm, eps):
     model, x, y = digits
+    parts, names = Ensemble().parts[:2], ("apgd-ce", "apgd-t")  # the others break next to nothing and take minutes
     if (norm, eps) == ("l2", 0.4):
-        ours, theirs = Ensemble(norm=norm, eps=eps), AutoAttack(norm=norm, eps=eps)
-    else:  # without the 5,000 queries
-        ours = Ensemble(version="custom", attacks=Ensemble().parts[:3], norm=norm, eps=eps)
-        theirs = AutoAttack(version="custom", attacks=("apgd-ce", "apgd-t", "fab-t"), norm=norm, eps=eps)
+        parts, names = Ensemble().parts[:3], (*names, "fab-t")
+    ours = Ensemble(version="custom", attacks=parts, norm=norm, eps=eps)
+    theirs = AutoAttack(version="custom", attacks=names, norm=norm, eps=eps)
     left, right = stands(ours, model, x, y).sum(), stands(theirs, model, x, y).sum()
     assert left <= right + 1
     assert 0 < left < len(x)
@@ -81,8 +81,9 @@ def test_every_version_breaks_what_can_be_broken(version, norm):
 def test_few_classes_and_any_rank_of_input(classes, shape, effort):
     """What is farther than eps stands, whatever runs."""
     oracle = affine(classes, shape, images=4)
-    attack = Ensemble(version="custom", attacks=SHORT, eps=oracle.l2.median().item(), effort=effort)
-    assert torch.equal(stands(attack, oracle.model, oracle.x, oracle.y), oracle.l2 > attack.eps)
+    attack = Ensemble(version="custom", attacks=SHORT, eps=oracle.l2.sort().values[1:3].mean().item(), effort=effort)
+    left = stands(attack, oracle.model, oracle.x, oracle.y)
+    assert left[oracle.l2 > attack.eps].all() and not left[oracle.l2 < attack.eps / 1.05].any()
 
 
 def test_each_image_has_its_own_eps_and_company_changes_nothing(digits):
@@ -223,23 +224,22 @@ class Key(EngineAttack):
         engine.logits(at, opened)
 
 
-def spent(model, x, y, battery):
-    with Ensemble(eps=0.5).engaged(model, x, y, torch.arange(len(x))) as engine:
+def spent(model, x, y, eps, battery):
+    with Ensemble(eps=eps).engaged(model, x, y, torch.arange(len(x))) as engine:
         spending = frugal(engine, (APGD(loss="margin", steps=5),), battery, ["boundary"] * len(battery))
         return engine.fallen.clone(), spending
 
 
 def test_a_drawn_image_that_falls_late_brings_the_battery_to_all():
-    oracle = affine(4, (1, 8, 8), images=150, margin_scale=3)
-    kept = oracle.l2 > 0.55
-    model, x, y = Trapdoor(oracle.model), oracle.x[kept], oracle.y[kept]
-    x.view(len(x), -1)[:, 0] = 0.4
-    y = model(x).argmax(1)
-    fell, spending = spent(model, x, y, (Key(every=1),))
-    assert fell.all() and spending.signs == (f"key broke {len(x) // 10 if len(x) > 160 else 16} of 16 drawn images",)
-    none, quiet = spent(oracle.model, x, y, (Key(every=1),))
-    assert not none.any() and not quiet.signs and quiet.parts[0].tried < quiet.parts[0].left_out + quiet.parts[0].tried
-    assert quiet.parts[0].tried + quiet.parts[0].left_out == len(x)
+    oracle = affine(4, (1, 8, 8), images=120)
+    x, eps = oracle.x.clone(), 0.5 * oracle.l2.min().item()
+    x.view(len(x), -1)[:, 0] = 1 / 3 + 0.001
+    y = oracle.model(x).argmax(1)
+    fell, spending = spent(Trapdoor(oracle.model), x, y, eps, (Key(),))
+    assert fell.all() and spending.signs == ("key broke 16 of 16 drawn images",)
+    none, quiet = spent(oracle.model, oracle.x, oracle.y, eps, (Key(),))
+    assert not none.any() and not quiet.signs
+    assert (quiet.parts[0].tried, quiet.parts[0].left_out) == (24 + 16, 80)
     assert quiet.parts[0].bound == pytest.approx(1 - 0.05 ** (1 / 16))
 
 

@@ -18,19 +18,19 @@ from robustbench_rkhs.attacks.square import Square
 AnyPart = Annotated[APGD | FAB | Square, Field(discriminator="name")]
 """What a battery may be made of."""
 BATTERIES: dict[str, tuple[AnyPart, ...]] = {
-    "standard": (APGD(loss="cross_entropy"), APGD(loss="targeted"), FAB(targets=9), Square()),
+    "standard": (APGD(loss="cross_entropy"), APGD(loss="targeted", parallel=3), FAB(targets=9, parallel=9), Square()),
     "plus": (
         APGD(loss="cross_entropy", restarts=5),
         APGD(loss="dlr", restarts=5),
         FAB(targets=0, restarts=5),
         Square(),
-        APGD(loss="targeted"),
-        FAB(targets=9),
+        APGD(loss="targeted", parallel=3),
+        FAB(targets=9, parallel=9),
     ),
     "rand": (APGD(loss="cross_entropy"), APGD(loss="dlr")),
 }
-"""The parts of each version, in order."""
-OPENING = (APGD(loss="margin", steps=50), APGD(loss="targeted", targets=3))
+"""The parts of each version, in order. Targets run side by side where few images are left: fewer and larger batches."""
+OPENING = (APGD(loss="margin", steps=50), APGD(loss="targeted", targets=3, parallel=3))
 """What `effort: adaptive` does to every image first."""
 ASKS: dict[str, Asks] = {"apgd": "gradients", "fab": "boundary", "square": "queries"}
 PASSES_OF_RAND = 20

@@ -18,6 +18,8 @@ AGREE = 4.0
 """Where gradients mean something, a small step along one lowers the margin by what it says, up to this factor."""
 DOUBTFUL = 0.1
 """Share of the open images whose gradients may be useless before no image is spared any more."""
+DEEPER = 0.01
+"""Queries go lower than gradients where they leave less of the clean margin, by this share of it."""
 
 Asks = Literal["gradients", "boundary", "queries"]
 """What an attack learns from: gradients inside the ball, points at the boundary wherever that is, or answers alone."""
@@ -157,8 +159,9 @@ def frugal(engine: Engine, opening: Sequence[EngineAttack], battery: Sequence[En
         if fell[drawn].any():
             signs.append(f"{part.label} broke {int(fell[drawn].sum())} of {len(drawn)} drawn images")
     seen = torch.cat([near, drawn])
-    if len(rest) and (blind[seen] < left[seen] - 1e-6).any():
-        signs.append(f"queries go lower than gradients on {int((blind[seen] < left[seen] - 1e-6).sum())} of {len(seen)} images")
+    deeper = int((blind[seen] < left[seen] - DEEPER).sum())
+    if len(rest) and deeper:
+        signs.append(f"queries go lower than gradients on {deeper} of {len(seen)} images")
     for place, part in enumerate(battery):
         group = rest if signs else rest[: max(LEAST, len(near) // 2)]
         further = rest[len(group) :]
