@@ -166,7 +166,7 @@ class Sick(nn.Module):
 @BOTH
 @KINDS
 def test_answers_that_are_nan_are_errors_of_the_model_and_no_nan_comes_back(norm, fields):
-    """The boundary is 0.5 in the sum: reached before the NaN in linf; one pixel's room makes NaN nearer than that never."""
+    """The boundary, at 0.5 more in the sum of four pixels, is nearer than the NaN."""
     x = torch.full((2, 1, 2, 2), 0.5)
     attacked = FAB(norm=norm, steps=12, **fields)(Sick(), x, torch.zeros(2, dtype=torch.int64), torch.arange(2))
     assert attacked.images.isfinite().all()
