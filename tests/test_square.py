@@ -111,7 +111,8 @@ def test_the_schedule_is_the_published_one():
     from pyautoattack.square import SquareAttack
 
     for queries in (37, 500, 5000):
-        library = SquareAttack(None, n_queries=queries, p_init=0.8, rescale_schedule=True)
+        library = SquareAttack(None, n_queries=queries, p_init=0.8)
+        library.rescale_schedule = True
         for query in range(1, queries):
             assert share(0.8, query, queries) == library.p_selection(query)
 

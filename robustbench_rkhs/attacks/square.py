@@ -210,10 +210,14 @@ class Pyramids(Walk):
         before = length(old, dim=3, keepdim=True)
         moved = self.state.scatter(1, wiped, 0)
         rest = length(moved.gather(1, into).view(-1, channels, height * width), dim=2)
-        # what the new window may have: the length of both old ones, and a share of what no pixel uses
-        spare = torch.addcmul(self.budget, used := length(self.state, dim=1, keepdim=True), used, value=-1 / channels).clamp_min_(0)
-        freed = torch.addcmul(torch.addcmul(spare, rest, rest), before[:, 1, :, 0], before[:, 1, :, 0]).sqrt_()
-        way = torch.addcdiv(table.index_select(0, sign.flatten()).view(-1, channels, height * width), old[:, 0], before[:, 0] + TINY)
+        # what the new window may have: the length of both old ones, and a share of what no pixel uses (or, by rounding, has too much)
+        used, second = length(self.state, dim=1, keepdim=True), before[:, 1, :, 0]
+        spare = torch.addcmul(self.budget, used, used, value=-1 / channels)
+        freed = torch.addcmul(torch.addcmul(spare, rest, rest), second, second).clamp_min_(0).sqrt_()
+        pattern = table.index_select(0, sign.flatten()).view(-1, channels, height * width)
+        way = torch.addcdiv(pattern, old[:, 0], before[:, 0] + TINY)
+        if height * width in (1, self.picture.height * self.picture.width):  # the same window again: it may be the very opposite
+            way = torch.where(length(way, dim=2, keepdim=True) > 1e-3, way, pattern)
         if self.pixel is not None:
             way = way * self.pixel[0][into][:, None]
         moved.scatter_(1, into, (way * (freed / (length(way, dim=2) + TINY))[:, :, None]).flatten(1))
@@ -231,7 +235,7 @@ class Pyramids(Walk):
 @lru_cache(maxsize=64)
 def _window(
     height: int, width: int, picture: Picture, dtype: torch.dtype, device: torch.device
-) -> tuple[Int[Tensor, " window"], Float[Tensor, "4 window"]]:
+) -> tuple[Int[Tensor, " cells"], Float[Tensor, "4 window"]]:
     """Where the cells of a window lie from its first one, in every channel; the pattern in one: stacked or beside, and both minus."""
     channels = torch.arange(picture.channels)[:, None, None] * (picture.height * picture.width)
     offsets = (channels + torch.arange(height)[:, None] * picture.width + torch.arange(width)).flatten()
