@@ -104,7 +104,9 @@ def test_the_tiles_cover_the_picture_once():
         number, pattern, many = tiles(height, width)
         assert many == min(height, 5) * min(width, 5) and set(number.tolist()) == set(range(many))
         assert (pattern != 0).all()
-        assert torch.allclose(torch.zeros(many, dtype=torch.float64).index_add(0, number, pattern[0] ** 2), torch.ones(many).double())
+        assert torch.allclose(
+            torch.zeros(many, dtype=torch.float64).index_add(0, number, pattern[0] ** 2), torch.ones(many).double()
+        )
 
 
 def test_the_schedule_is_the_published_one():
