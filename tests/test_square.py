@@ -150,7 +150,7 @@ def test_every_question_is_inside_and_changes_one_window(norm, shape, box, dtype
     x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
     x[0].clamp_(0, 0), x[1].clamp_(1, 1)
     eps = torch.tensor([0.004, 0.3, 1.3, 0.05], dtype=torch.float64)
-    model, picture, queries = Recording(constant_model(3, answer=1)), Picture.of(shape), 60
+    model, picture, queries = Recording(constant_model(3, answer=1)), Picture.of(shape), 40
     attacked = run(Square(norm=norm, box=box, queries=queries), model, x, torch.ones(4, dtype=torch.int64), eps)
     assert torch.equal(attacked.images, x) and attacked.forwards.tolist() == [queries + 1] * 4 and not attacked.backwards.any()
     cells = [picture.cells(asked) for asked in model.asked[1:]]
@@ -178,12 +178,12 @@ def test_the_outcome_does_not_depend_on_the_company(norm):
     oracle = affine(4, (3, 5, 6), images=9)
     model, x, y, keys = copy.deepcopy(oracle.model).double(), oracle.x.double(), oracle.y, torch.arange(9) + 50
     eps = oracle.distance(norm) * (1.7 if norm == "l2" else 1.1)
-    attack = Square(norm=norm, queries=300, seed=3)
+    attack = Square(norm=norm, queries=260, seed=3)
     together = run(attack, model, x, y, eps, keys)
     fell = broken(model, together, y)
     assert fell.any() and not fell.all()
-    for rows in (torch.tensor([4]), torch.tensor([8, 2, 0]), torch.arange(9).flip(0)):
-        for size in (256, 2):
+    for rows in (torch.tensor([4]), torch.tensor([8, 2, 0])):
+        for size in (256, 2)[: len(rows)]:
             part = run(attack.model_copy(update={"batch_size": size}), model, x[rows], y[rows], eps[rows], keys[rows])
             assert torch.allclose(part.images, together.images[rows], atol=1e-9, rtol=0)
             assert torch.equal(part.forwards, together.forwards[rows])
@@ -196,12 +196,12 @@ def test_an_image_that_fell_is_asked_about_no_more(norm):
     oracle = affine(3, (1, 4, 4), images=8)
     model = Recording(oracle.model)
     eps = oracle.distance(norm) * torch.tensor([2.5, 0.9] * 4)
-    attacked = run(Square(norm=norm, queries=300, restarts=2), model, oracle.x, oracle.y, eps)
+    attacked = run(Square(norm=norm, queries=100, restarts=2), model, oracle.x, oracle.y, eps)
     fell = broken(oracle.model, attacked, oracle.y)
     assert fell.tolist() == [True, False] * 4
     sizes = [len(asked) for asked in model.asked]
     assert sizes == sorted(sizes, reverse=True) and sizes[-1] == 4 and sum(sizes) == attacked.forwards.sum()
-    assert attacked.forwards[1::2].tolist() == [601] * 4 and attacked.forwards[::2].max() < 301
+    assert attacked.forwards[1::2].tolist() == [201] * 4 and attacked.forwards[::2].max() < 101
 
 
 # What it finds
@@ -270,8 +270,8 @@ def digits() -> Affine:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(1, 12, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(192, 10))
         optimizer = torch.optim.Adam(model.parameters(), 5e-3)
-        for _ in range(150):
-            rows = torch.randint(0, 1400, (128,))
+        for _ in range(100):
+            rows = torch.randint(0, 1400, (64,))
             x = images[rows].requires_grad_()
             (slope,) = torch.autograd.grad(nn.functional.cross_entropy(model(x), labels[rows]), x)
             x = (x + 0.5 * slope / slope.flatten(1).norm(dim=1).view(-1, 1, 1, 1).clamp_min(1e-12)).clamp(0, 1).detach()
@@ -293,12 +293,12 @@ def test_no_weaker_than_pyautoattack_at_as_many_queries(digits, norm, budgets):
     ours = theirs = 0
     for eps in budgets:
         for seed in (0, 1):
-            attacked = run(Square(norm=norm, eps=eps, queries=500, seed=seed), model, x, y)
+            attacked = run(Square(norm=norm, eps=eps, queries=300, seed=seed), model, x, y)
             assert distances(x, attacked.images, norm).max() <= eps
             ours += int((~broken(model, attacked, y)).sum())
             with torch.random.fork_rng():
                 library = Library(model, norm={"l2": "L2", "linf": "Linf"}[norm], eps=eps, seed=seed, device="cpu")
-                library.attacks_to_run, library.square.n_queries = ["square"], 500
+                library.attacks_to_run, library.square.n_queries = ["square"], 300
                 found, _ = library.run_standard_evaluation(x, y, batch_size=60)
             theirs += int((model(found).argmax(1) == y).sum())
     assert 0 < ours <= theirs + 2 and theirs < 4 * len(x)
