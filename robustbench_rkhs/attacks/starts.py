@@ -14,8 +14,6 @@ from robustbench_rkhs.attacks.linearised import Near, likeliest, nearest_classes
 from robustbench_rkhs.attacks.objective import margin
 from robustbench_rkhs.node import Real
 
-SCOUTED = 10
-"""Steps after which a start is judged by what it found."""
 LAST = 0.01
 """What `fade` ends at."""
 
@@ -43,6 +41,8 @@ class StartsAttack(EngineAttack):
     """Fields and loop of the three; each says what it keeps of a start and where it moves."""
 
     minimal_norm: ClassVar[bool] = True
+    scouted: ClassVar[int] = 10
+    """Steps after which a start is judged by what it found."""
 
     steps: int = Field(50, ge=1)
     """Gradient steps of each start."""
@@ -51,7 +51,7 @@ class StartsAttack(EngineAttack):
     candidates: int = Field(10, ge=1)
     """Likeliest other classes that are looked at when the nearest are chosen."""
     hopeless: Real = Field(1.05, gt=1)
-    """After ten steps a start leaves where the nearest it found is so many times as far as the image's nearest."""
+    """After its first steps a start leaves where the nearest it found is so many times as far as the image's nearest."""
 
     @property
     def scale_invariant(self) -> bool:
@@ -93,7 +93,7 @@ class StartsAttack(EngineAttack):
             seen = Seen(x, image - x, away, told.gradient, short, wrong, found == torch.inf, gap, step, fade)
             delta, kept = self.move(seen, kept)
             image = (x + delta).clamp(0, 1) if engine.box == "unit" else x + delta
-            on = engine.standing(at) & ~((step >= SCOUTED) & (found > self.hopeless * nearest[at]))
+            on = engine.standing(at) & ~((step >= self.scouted) & (found > self.hopeless * nearest[at]))
             at, image, found, *rest = (values[on] for values in (at, image, found, *kept))
             kept = tuple(rest)
             if not len(at):
