@@ -4,7 +4,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-from robustbench_rkhs.attacks.alma import ALMA
 from robustbench_rkhs.attacks.autoattack import AutoAttack
 from robustbench_rkhs.attacks.contract import Attack, Attacked
 from robustbench_rkhs.attacks.ddn import DDN
@@ -13,9 +12,7 @@ from robustbench_rkhs.attacks.foolbox import FoolboxAttack
 from robustbench_rkhs.attacks.pgd import PGD, PublishedPGD
 from robustbench_rkhs.attacks.superdeepfool import SuperDeepFool
 
-AnyAttack = Annotated[
-    PGD | PublishedPGD | SuperDeepFool | DDN | FMN | ALMA | FoolboxAttack | AutoAttack, Field(discriminator="name")
-]
+AnyAttack = Annotated[PGD | PublishedPGD | SuperDeepFool | DDN | FMN | FoolboxAttack | AutoAttack, Field(discriminator="name")]
 """Any attack, chosen by `name`."""
 
 __all__ = [
