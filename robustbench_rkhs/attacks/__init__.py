@@ -16,7 +16,6 @@ AnyAttack = Annotated[PGD | PublishedPGD | SuperDeepFool | DDN | FMN | FoolboxAt
 """Any attack, chosen by `name`."""
 
 __all__ = [
-    "ALMA",
     "DDN",
     "FMN",
     "PGD",
