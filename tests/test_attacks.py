@@ -14,7 +14,6 @@ from oracles import Affine, affine, bent, constant_model, masking_model
 from pydantic import ValidationError
 from torch import nn
 
-from robustbench_rkhs.attacks.alma import ALMA
 from robustbench_rkhs.attacks.autoattack import AutoAttack
 from robustbench_rkhs.attacks.ball import distances, pull_inside
 from robustbench_rkhs.attacks.contract import Attack, Attacked
@@ -43,7 +42,6 @@ TABLE = {  # a new attack adds a line here
     "ddn": Row(DDN(), 1.01),
     "ddn cross-entropy": Row(DDN(loss="cross_entropy", steps=30), 1.01),
     "fmn": Row(FMN(), 1.01, 1.01),
-    "alma": Row(ALMA(), 1.02),
     "deepfool": Row(FoolboxAttack(attack="deepfool"), 1.05, 1.25),
     "foolbox ddn": Row(FoolboxAttack(attack="ddn", steps=300), 1.3),
     "foolbox fmn": Row(FoolboxAttack(attack="fmn", steps=200, step_size=0.02), 4.0, 1.5),
