@@ -159,7 +159,7 @@ def single(quick: bool) -> dict[str, Any]:
 
 
 def quick(quick: bool) -> dict[str, Any]:
-    """Minimal-norm attacks alone, on 60 images, against AutoAttack at every eps (on 100 images: its passes are taken by the share)."""
+    """Minimal-norm attacks alone, on 60 images, against AutoAttack at every eps (its passes: the share of 100)."""
     figures, count, full = {}, 20 if quick else 60, 20 if quick else 100
     for name in NETWORKS:
         model, test = network(name), images(full)

@@ -226,7 +226,7 @@ class Key(EngineAttack):
 
 def spent(model, x, y, eps, battery):
     with Ensemble(eps=eps).engaged(model, x, y, torch.arange(len(x))) as engine:
-        spending = frugal(engine, (APGD(loss="margin", steps=5),), battery, ["boundary"] * len(battery))
+        spending = frugal(engine, (APGD(steps=5), *battery), ["gradients", *["boundary"] * len(battery)])
         return engine.fallen.clone(), spending
 
 
@@ -239,8 +239,8 @@ def test_a_drawn_image_that_falls_late_brings_the_battery_to_all():
     assert fell.all() and spending.signs == ("key broke 16 of 16 drawn images",)
     none, quiet = spent(oracle.model, oracle.x, oracle.y, eps, (Key(),))
     assert not none.any() and not quiet.signs
-    assert (quiet.parts[0].tried, quiet.parts[0].left_out) == (24 + 16, 80)
-    assert quiet.parts[0].bound == pytest.approx(1 - 0.05 ** (1 / 16))
+    assert quiet.parts[0].tried == 120 and (quiet.parts[1].tried, quiet.parts[1].left_out) == (24 + 16, 80)
+    assert quiet.parts[1].bound == pytest.approx(1 - 0.05 ** (1 / 16))
 
 
 def test_the_pilot_parts_the_images_by_nearness_and_by_key():
