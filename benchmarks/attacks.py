@@ -1,16 +1,15 @@
 """Our attacks against AutoAttack: the same verdicts, for how many passes and CPU seconds.
 
-    python benchmarks/attacks.py                    # every part but vgg: an hour on one core, most of it AutoAttack's
+    python benchmarks/attacks.py                    # every part: half an hour on a quiet core, most of it AutoAttack's
     python benchmarks/attacks.py --quick            # a sample of each
     python benchmarks/attacks.py --part curve       # one part; the file keeps the others' figures
 
-curve: ten epsilons on an adversarially trained and a plain digits network: minimal-norm bounds, then each image at its largest open
-eps, the whole ensemble on every survivor, against pyautoattack at every eps (attack_peers.py; its runs are kept).
+curve: ten epsilons on an adversarially trained and a plain digits network, one evaluation with effort standard: every survivor gets
+the whole ensemble at its largest open eps; against pyautoattack at every eps (attack_peers.py; its runs are kept).
 adaptive: the same with effort adaptive; and on networks built to mask gradients, against the full ensemble.
 lipschitz: a 1-Lipschitz network: certificates, then the ensemble on what they leave open; with the audit of the certified too.
 single: one eps, no certificate, alternating runs: CPU seconds, at middling and at no robust accuracy.
-quick: minimal-norm bounds alone.
-vgg: seconds of each part on VGG-11 and 64 images of CIFAR-10, extrapolated from short runs; only when asked for.
+quick: an evaluation with effort quick, minimal-norm attacks alone.
 """
 
 import json
@@ -18,7 +17,7 @@ import statistics
 import time
 from collections.abc import Callable
 from datetime import date
-from typing import Any
+from typing import Any, Literal
 
 import attack_peers
 import torch
@@ -27,76 +26,36 @@ from attack_peers import GRID, autoattack
 from common import ROOT, arguments, finish, machine
 from torch import Tensor, nn
 
-from robustbench_rkhs.attacks import FAB, Ensemble, FoolboxAttack
-from robustbench_rkhs.attacks.ball import distances
+from robustbench_rkhs import verdicts
+from robustbench_rkhs.attacks import Ensemble, SuperDeepFool
 from robustbench_rkhs.attacks.contract import Attacked
 from robustbench_rkhs.certificates import MarginCertificate
+from robustbench_rkhs.evaluate import evaluate
 from robustbench_rkhs.layers.settling import settled
 
 PARTS = ("curve", "adaptive", "lipschitz", "single", "quick")
-BOUNDS: tuple[FAB, ...] = (FAB(steps=10),)
-"""What brings every image's distance near to the truth first, at a hundredth of the ensemble's cost."""
+NETWORKS = ("adv", "std")
+"""Those without a certificate."""
 SOURCES = [
     *(f"benchmarks/{name}.py" for name in ("attacks", "attack_networks", "attack_peers")),
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "robustbench_rkhs" / "attacks").glob("*.py")),
 ]
 
 
-class Curve:
-    """Who stands at each eps of a grid, and what it took."""
-
-    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, keys: Tensor) -> None:
-        self.given, self.passes, self.rounds = (model, x, y, keys), len(x), 0
-        with torch.no_grad():
-            self.right = model(x).argmax(1) == y
-        self.broken = torch.full((len(x),), torch.inf, dtype=torch.float64)
-        self.survived = torch.zeros(len(x), dtype=torch.float64)
-
-    def take(self, chosen: Tensor, attacked: Attacked) -> None:
-        _, x, _, _ = self.given
-        away = distances(x[chosen], attacked.images, "l2")
-        self.passes += int(attacked.forwards.sum() + attacked.backwards.sum())
-        self.broken[chosen] = torch.minimum(self.broken[chosen], torch.where(away > 0, away, torch.inf))
-
-    def bound(self) -> "Curve":
-        """Minimal-norm attacks on every image."""
-        model, x, y, keys = self.given
-        chosen = self.right.nonzero().flatten()
-        for attack in BOUNDS:
-            self.take(chosen, attack(model, x[chosen], y[chosen], keys[chosen]))
-        return self
-
-    def settle(self, attack: Ensemble, grid: Tensor) -> "Curve":
-        """Each image at its largest open eps, until none is open; what survives at an eps is taken to survive below."""
-        model, x, y, keys = self.given
-        while True:
-            open_ = (grid[None] < self.broken[:, None]) & (grid[None] > self.survived[:, None]) & self.right[:, None]
-            chosen = open_.any(1).nonzero().flatten()
-            if not len(chosen):
-                return self
-            eps = torch.where(open_[chosen], grid[None], 0).amax(1)
-            self.take(chosen, attack(model, x[chosen], y[chosen], keys[chosen], eps))
-            stands = self.broken[chosen] > eps
-            self.survived[chosen[stands]] = eps[stands]
-            self.rounds += 1
-
-    def standing(self, eps: float) -> int:
-        return int((self.right & (self.broken > eps)).sum())
-
-
-def ours(name: str, effort: str, count: int) -> dict[str, Any]:
-    """The whole curve of one network."""
+def ours(name: str, effort: Literal["quick", "adaptive", "standard"], count: int) -> dict[str, Any]:
+    """The whole curve of one network, by an evaluation without certificates: every pass of it is counted, its checks too."""
     model, test = network(name), images(count)
     started = time.process_time()
-    done = Curve(model, test.x, test.y, test.index).bound()
-    bounds = {"passes": done.passes, "stands": [done.standing(eps) for eps in GRID]}
-    done.settle(Ensemble(effort=effort), torch.tensor(GRID, dtype=torch.float64))
+    done = evaluate(model, test, eps=GRID, effort=effort, certificates=())
+    seconds = time.process_time() - started
+    rows = done.table[done.table["kind"] == "attack"]
+    passes = (rows["forwards"] + rows["backwards"]).groupby(rows["method"]).sum()
+    states = [verdicts.states(done, eps)["state"].value_counts() for eps in GRID]
     return {
-        "stands": [done.standing(eps) for eps in GRID],
-        "passes": done.passes,
-        "seconds": round(time.process_time() - started, 1),
-        "rounds": done.rounds,
-        "bounds": bounds,
+        "stands": [int(sum(state.get(one, 0) for one in ("survived", "certified", "untested"))) for state in states],
+        "passes": count + int(passes.sum()),
+        "seconds": round(seconds, 1),
+        "by_attack": {str(method): int(number) for method, number in passes.items()},
     }
 
 
@@ -117,9 +76,9 @@ def above(one: list[int], other: list[int], count: int) -> float:
     return round(max(a - b for a, b in zip(one, other, strict=True)) * 300 / count, 2)
 
 
-def curve(quick: bool, effort: str = "full") -> dict[str, Any]:
-    count, prefix = (20 if quick else 100), ("curve" if effort == "full" else effort)
-    rows = {name: {"ours": ours(name, effort, count), "autoattack": peer(name, count)} for name in ("adv", "std")}
+def curve(quick: bool, effort: Literal["adaptive", "standard"] = "standard") -> dict[str, Any]:
+    count, prefix = (20 if quick else 100), ("curve" if effort == "standard" else effort)
+    rows = {name: {"ours": ours(name, effort, count), "autoattack": peer(name, count)} for name in NETWORKS}
     ratio = {
         what: round(sum(row["autoattack"][what] for row in rows.values()) / sum(row["ours"][what] for row in rows.values()), 2)
         for what in ("passes", "seconds")
@@ -158,8 +117,7 @@ def lipschitz(quick: bool) -> dict[str, Any]:
         found = Ensemble(eps=eps)(model, test.x[open_], test.y[open_], test.index[open_])
         passes = count + _passes(found)  # one pass an image is the certificate's
         certified = (radius >= eps).nonzero().flatten()
-        audit = FoolboxAttack(attack="deepfool").aimed(norm="l2", eps=None, seed=0)
-        audited = _passes(audit(model, test.x[certified], test.y[certified], test.index[certified]))
+        audited = _passes(SuperDeepFool()(model, test.x[certified], test.y[certified], test.index[certified]))
         figures |= {
             f"lipschitz_pass_ratio_{key}": round(theirs / passes, 2),
             f"lipschitz_pass_ratio_{key}_audited": round(theirs / (passes + audited), 2),
@@ -201,17 +159,20 @@ def single(quick: bool) -> dict[str, Any]:
 
 
 def quick(quick: bool) -> dict[str, Any]:
-    """Minimal-norm bounds alone, on 60 images, against AutoAttack at every eps."""
+    """Minimal-norm attacks alone, on 60 images, against AutoAttack at every eps (its passes: the share of 100)."""
     figures, count, full = {}, 20 if quick else 60, 20 if quick else 100
-    for name in ("adv", "std"):
+    for name in NETWORKS:
         model, test = network(name), images(full)
         held = {run["eps"]: run for run in attack_peers.kept(name, test.digest, full)}
         runs = [held.get(eps) or autoattack(model, test.x, test.y, eps) for eps in GRID]
-        done = Curve(model, test.x[:count], test.y[:count], test.index[:count]).bound()
-        stands = [run["stands"][:count].count("1") for run in runs]
-        share = sum(run["forwards"] + run["backwards"] for run in runs) * count / full / done.passes
-        gap = max(done.standing(eps) - one for eps, one in zip(GRID, stands, strict=True))
-        figures[name] = {"images_above": gap, "pass_ratio": round(share, 1), "autoattack": stands}
+        here = images(count)
+        where = [test.index.tolist().index(index) for index in here.index.tolist() if index in test.index.tolist()]
+        assert len(where) == count, "expected the smaller sample inside the larger one"
+        stands = [sum(int(run["stands"][place]) for place in where) for run in runs]
+        done = ours(name, "quick", count)
+        share = sum(run["forwards"] + run["backwards"] for run in runs) * count / full / done["passes"]
+        gap = max(a - b for a, b in zip(done["stands"], stands, strict=True))
+        figures[name] = {"images_above": gap, "pass_ratio": round(share, 1), "autoattack": stands, "ours": done}
     worst = max(row["images_above"] for row in figures.values())
     return {"quick_images_above": worst, "quick_images": count, "quick_networks": figures}
 

@@ -115,16 +115,16 @@ def test_starts_are_on_the_sphere_and_differ(norm):
     assert (flat @ flat.T - torch.eye(12)).abs().max() < 0.6
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_an_image_that_stands_costs_what_the_card_says_and_one_that_fell_nothing_more(loss):
+@pytest.mark.parametrize(("loss", "steps", "restarts"), [("cross_entropy", 100, 1), ("dlr", 9, 2), ("targeted", 9, 2)])
+def test_an_image_that_stands_costs_what_the_card_says_and_one_that_fell_nothing_more(loss, steps, restarts):
     """Half of the images have three times the eps they need, the others half of it; the model is asked about nobody else."""
     oracle = affine(4, images=8)
     eps = oracle.l2 * torch.tensor([3.0, 0.5] * 4)
     recorder = Recorder(oracle.model)
-    attacked = run(APGD(loss=loss, restarts=2), oracle, eps, recorder)
-    runs = 2 * (3 if loss == "targeted" else 1)
-    assert attacked.forwards[1::2].tolist() == [101 * runs + 1] * 4
-    assert attacked.backwards[1::2].tolist() == [100 * runs] * 4
+    attacked = run(APGD(loss=loss, steps=steps, restarts=restarts), oracle, eps, recorder)
+    runs = restarts * (3 if loss == "targeted" else 1)
+    assert attacked.forwards[1::2].tolist() == [(steps + 1) * runs + 1] * 4
+    assert attacked.backwards[1::2].tolist() == [steps * runs] * 4
     assert stands(oracle, attacked).tolist() == [False, True] * 4
     assert attacked.forwards[::2].max() <= 12 and (attacked.forwards - attacked.backwards)[::2].tolist() == [1] * 4
     sizes = [len(asked) for asked in recorder.asked]
@@ -153,14 +153,14 @@ def test_an_image_that_falls_at_its_random_start_costs_two_passes():
 def test_targets_side_by_side_cost_a_survivor_the_same_and_break_the_same(parallel):
     oracle = double(affine(7, images=12))
     eps = oracle.l2.median().expand(12)
-    attacked = run(APGD(loss="targeted", steps=20, parallel=parallel), oracle, eps)
-    one = run(APGD(loss="targeted", steps=20), oracle, eps)
+    attacked = run(APGD(loss="targeted", steps=10, parallel=parallel), oracle, eps)
+    one = run(APGD(loss="targeted", steps=10), oracle, eps)
     standing = stands(oracle, attacked)
     assert torch.equal(standing, stands(oracle, one)) and 0 < standing.sum() < 12
-    assert (attacked.forwards[standing] == 21 * 6 + 1).all() and (attacked.backwards[standing] == 20 * 6).all()
+    assert (attacked.forwards[standing] == 11 * 6 + 1).all() and (attacked.backwards[standing] == 10 * 6).all()
     assert (attacked.forwards[~standing] <= parallel * one.forwards[~standing]).all()
-    few = run(APGD(loss="targeted", steps=20, targets=2, parallel=parallel), oracle, eps * 0.1)
-    assert (few.forwards == 21 * 2 + 1).all()
+    few = run(APGD(loss="targeted", steps=10, targets=2, parallel=parallel), oracle, eps * 0.1)
+    assert (few.forwards == 11 * 2 + 1).all()
 
 
 def test_the_most_likely_target_comes_first():
@@ -200,7 +200,7 @@ def test_an_image_alone_gets_what_it_gets_in_company(norm, loss, parallel):
 def test_scaled_logits_give_the_same_images(loss):
     model, x, y = smooth(classes=4)
     eps = torch.tensor([0.01, 0.4, 0.02, 2.0], dtype=torch.float64)
-    attack = APGD(loss=loss, steps=20)
+    attack = APGD(loss=loss, steps=10)
     plain = attack(model, x, y, torch.arange(4), eps)
     assert 0 < (plain.images == x).flatten(1).all(1).sum() < 4
     for scale in (1e-4, 1e4):
@@ -268,10 +268,9 @@ def digits():
     images, labels = load_digits(return_X_y=True)
     x, y = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(labels)
     torch.manual_seed(0)
-    layers = [nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 32), nn.ReLU(), nn.Linear(32, 10)]
-    model = nn.Sequential(*layers)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    for _ in range(12):
+    for _ in range(8):
         for part in torch.randperm(1497).split(64):
             noisy = (x[part] + 0.15 * torch.randn_like(x[part])).clamp(0, 1)
             optimizer.zero_grad()
@@ -282,7 +281,7 @@ def digits():
     return Affine(model, x[right], y[right], x[right], x[right])
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("l2", 0.5), ("l2", 1.0), ("linf", 0.08)])
+@pytest.mark.parametrize(("norm", "eps"), [("l2", 1.0), ("linf", 0.08)])
 def test_no_weaker_than_its_authors_package(digits, norm, eps):
     peer = AutoAttack(version="custom", attacks=("apgd-ce", "apgd-t"), norm=norm, eps=eps)
     theirs = stands(digits, run(peer, digits))

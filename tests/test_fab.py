@@ -16,8 +16,8 @@ from robustbench_rkhs.recipe import attack_from
 BOTH = pytest.mark.parametrize("norm", ["l2", "linf"])
 KINDS = pytest.mark.parametrize(
     "fields",
-    [{}, {"targets": 2}, {"targets": 3, "parallel": 3}, {"targets": 1, "relook": True}],
-    ids=["all", "2", "3at1", "relook"],
+    [{}, {"targets": 2, "parallel": 1}, {"targets": 3}, {"targets": 1, "relook": True}],
+    ids=["all", "2", "3 at once", "relook"],
 )
 
 
@@ -166,7 +166,7 @@ class Sick(nn.Module):
 @BOTH
 @KINDS
 def test_answers_that_are_nan_are_errors_of_the_model_and_no_nan_comes_back(norm, fields):
-    """The boundary is 0.5 in the sum: reached before the NaN in linf; one pixel's room makes NaN nearer than that never."""
+    """The boundary, at 0.5 more in the sum of four pixels, is nearer than the NaN."""
     x = torch.full((2, 1, 2, 2), 0.5)
     attacked = FAB(norm=norm, steps=12, **fields)(Sick(), x, torch.zeros(2, dtype=torch.int64), torch.arange(2))
     assert attacked.images.isfinite().all()
@@ -181,15 +181,15 @@ def test_by_name():
 
 @pytest.fixture(scope="session")
 def digits():
-    """A small convolution network trained on digits, and 60 other images."""
+    """A small convolution network trained on digits 0 to 4 (the library runs its targets one by one), and 60 other images."""
     torch.manual_seed(0)
-    stored = load_digits()
+    stored = load_digits(n_class=5)
     x, y = torch.tensor(stored.images, dtype=torch.float32)[:, None] / 16, torch.tensor(stored.target)
     net = nn.Sequential(
-        nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 32), nn.ReLU(), nn.Linear(32, 10)
+        nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 5)
     )
     optimizer = torch.optim.Adam(net.parameters(), 5e-3)
-    for batch in torch.arange(1200).repeat(4).split(60):
+    for batch in torch.arange(840).repeat(6).split(60):
         optimizer.zero_grad()
         nn.functional.cross_entropy(net(x[batch]), y[batch]).backward()
         optimizer.step()
@@ -198,13 +198,24 @@ def digits():
 
 @pytest.mark.parametrize(("norm", "eps"), [("l2", (0.3, 0.5)), ("linf", (0.05, 0.08))])
 def test_no_weaker_than_the_library_by_more_than_one_image_of_sixty(norm, eps, digits):
-    """Its FAB-T at two budgets of which neither breaks all or none; ours within them, and once without one."""
+    """Its FAB-T at two budgets of which neither breaks all or none; ours within them for less, and once without one."""
     model, x, y = digits
-    nearest = distances(x, FAB(norm=norm, targets=9)(model, x, y, torch.arange(60)).images, norm)
+    nearest = distances(x, FAB(norm=norm, targets=4)(model, x, y, torch.arange(60)).images, norm)
     for budget in eps:
         theirs = AutoAttack(version="custom", attacks=("fab-t",), norm=norm, eps=budget)(model, x, y, torch.arange(60))
         robust = int((model(theirs.images).argmax(1) == y).sum())
-        ours = bounded(FAB(norm=norm, targets=9), model, x, y, budget)
+        ours = bounded(FAB(norm=norm, targets=4), model, x, y, budget)
         assert 5 < robust < 55
         assert int((~ours.fallen).sum()) <= robust + 1 and int((nearest > budget).sum()) <= robust + 1
-        assert ours.forwards.sum() + ours.backwards.sum() < theirs.forwards.sum() + theirs.backwards.sum()
+        assert ours.forwards.sum() + ours.backwards.sum() < 0.8 * (theirs.forwards.sum() + theirs.backwards.sum())
+
+
+@BOTH
+def test_distances_are_the_librarys_to_two_percent(norm, digits):
+    """Its FAB with so large a budget that it minimises."""
+    model, x, y = digits
+    library = AutoAttack(version="custom", attacks=("fab",), norm=norm, eps=8.0 if norm == "l2" else 1.0)
+    theirs = distances(x, library(model, x, y, torch.arange(60)).images, norm)
+    for fields in ({}, {"targets": 9}):
+        ours = distances(x, FAB(norm=norm, **fields)(model, x, y, torch.arange(60)).images, norm)
+        assert ours.median() <= 1.02 * theirs.median() and ours.isfinite().all()

@@ -1,4 +1,4 @@
-"""DDN and FMN: on networks with a closed form, alone and in company, with and without eps, and on images they start badly at."""
+"""DDN and FMN: on networks with a closed form, alone and in company, with and without eps, and from bad starts."""
 
 import copy
 

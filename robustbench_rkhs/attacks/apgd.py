@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robustbench_rkhs.attacks.ball import draws, mix, per_image, unit
 from robustbench_rkhs.attacks.engine import Engine, EngineAttack, Value
-from robustbench_rkhs.attacks.objective import margin, objective
+from robustbench_rkhs.attacks.objective import dlr, margin, objective, targeted_dlr
 from robustbench_rkhs.node import Real, UserError
 
 Loss = Literal["cross_entropy", "dlr", "margin", "targeted"]
@@ -76,8 +76,9 @@ class APGD(EngineAttack):
     the published protocol. The other losses see every scale alike."""
     targets: int = Field(9, ge=1)
     """Classes that `targeted` runs towards, the most likely first; at most all but the right one."""
-    parallel: int = Field(1, ge=1)
-    """Targets of an image in the batch at once. An image that stands costs the same passes, one that falls may cost more."""
+    parallel: int = Field(8, ge=1)
+    """Targets of an image in the batch at once, after the first, which runs alone as most images that fall, fall to it. An image
+    that stands costs the same passes."""
     restarts: int = Field(1, ge=1)
     """Runs, each from its own random start; of `targeted`: rounds over all targets."""
     rho: Real = Field(0.75, ge=0, le=1)
@@ -113,13 +114,14 @@ class APGD(EngineAttack):
             ranks = list(range(min(self.targets, classes - 1)))
             likely = engine.clean.scatter(1, engine.y[:, None], -torch.inf)
             order = likely.argsort(dim=1, descending=True, stable=True)
+        groups = [ranks[:1], *(ranks[first : first + self.parallel] for first in range(1, len(ranks), self.parallel))]
         for restart in range(self.restarts):
-            for first in range(0, len(ranks), self.parallel):
-                at, some = engine.open(), ranks[first : first + self.parallel]
-                if not len(at):
+            for some in groups:
+                if not len(standing := engine.open()):
                     return
-                start = torch.cat([self._start(engine, at, restart, rank) for rank in some])
-                self._run(engine, at.repeat(len(some)), start, order[at][:, some].T.flatten())
+                for at in standing.split(max(1, self.batch_size // len(some))):  # no more rows than a batch in memory
+                    start = torch.cat([self._start(engine, at, restart, rank) for rank in some])
+                    self._run(engine, at.repeat(len(some)), start, order[at][:, some].T.flatten())
 
     def _start(self, engine: Engine, at: Tensor, restart: int, rank: int) -> Tensor:
         """A random point at distance eps, counted by loss, restart and rank of the target."""
@@ -137,9 +139,9 @@ class APGD(EngineAttack):
         step, zero = 2 * engine.eps[at].to(start.dtype), torch.zeros_like(start)
         worst, no = torch.full_like(step, torch.inf), torch.zeros_like(at, dtype=torch.bool)
         rows = Rows(at, target, start, start, zero, worst, start, zero, worst, worst, no, torch.zeros_like(at), step)
-        last = 0
+        marks, last, lowered = self.checkpoints, 0, self._lowered(engine, at, target)
         for k in range(self.steps):
-            found = engine.slope(rows.at, rows.images, self._lowered(engine, rows.at, rows.target))
+            found = engine.slope(rows.at, rows.images, lowered)
             value = found.value.to(start.dtype).nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
             improved = rows.improved + (value < rows.value) if k else rows.improved
             rows = rows._replace(value=value, gradient=found.gradient, improved=improved)
@@ -148,8 +150,9 @@ class APGD(EngineAttack):
                 rows = rows.kept(standing)
                 if not len(rows.at):
                     return
+                lowered = self._lowered(engine, rows.at, rows.target)
             rows = self._remembered(rows)
-            if k in self.checkpoints:
+            if k in marks:
                 rows, last = self._looked_back(rows, k - last), k
             rows = self._moved(engine, rows, MOMENTUM if k else 1.0)
         engine.logits(rows.at, rows.images)
@@ -191,17 +194,14 @@ class APGD(EngineAttack):
         y, gain = engine.y[at], engine.gain[at][:, None]
 
         def value(logits: Tensor, rows: Tensor) -> Tensor:
-            scaled = logits * gain[rows] if self.scale_invariant else logits
-            if self.loss == "targeted":
-                ends = scaled.gather(1, torch.stack([y, target], 1)[rows])
-                gap = ends[:, 0] - ends[:, 1]
-                if scaled.shape[1] < 4:
-                    return gap
-                top = scaled.topk(4, dim=1).values
-                return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp_min(1e-12) + TILT * gap
-            if self.loss != "dlr":
-                return objective(self.loss, scaled, y[rows])
-            gap = margin(scaled, y[rows])
-            return gap if scaled.shape[1] < 4 else objective("dlr", scaled, y[rows]) + TILT * gap
+            scaled, own = logits * gain[rows] if self.scale_invariant else logits, y[rows]
+            if self.loss in ("cross_entropy", "margin"):
+                return objective(self.loss, scaled, own)
+            few = scaled.shape[1] < 4
+            if self.loss == "dlr":
+                gap = margin(scaled, own)
+                return gap if few else dlr(scaled, own) + TILT * gap
+            gap = (scaled.gather(1, own[:, None]) - scaled.gather(1, target[rows][:, None]))[:, 0]
+            return gap if few else targeted_dlr(scaled, own, target[rows]) + TILT * gap
 
         return value

@@ -194,12 +194,11 @@ class Engine:
             flat = images.flatten(1)
             better &= (flat >= 0).all(1) & (flat <= 1).all(1)
         best, away = at[better], away[better]
-        if len(best) > len(best.unique()):  # an image stands in the batch several times: the farthest first, the nearest last
-            order = away.argsort(descending=True)
-            for place, image, length in zip(best[order].tolist(), images[better][order], away[order].tolist(), strict=True):
-                self.images[place], self.distance[place] = image, length
-            return
-        self.images[best], self.distance[best] = images[better], away
+        order = away.argsort(stable=True)  # an image may stand in the batch several times: its nearest, of equals the first
+        order = order[best[order].argsort(stable=True)]
+        places, several = best[order].unique_consecutive(return_counts=True)
+        first = order[several.cumsum(0) - several]
+        self.images[places], self.distance[places] = images[better][first], away[first]
 
 
 def _gradient(value: Float[Tensor, ""], x: Tensor, keep: bool = False) -> Tensor:

@@ -27,6 +27,18 @@ def dlr(logits: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]) -> Flo
     return margin(logits, y) / spread.clamp_min(1e-12)
 
 
+def targeted_dlr(
+    logits: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"], target: Int[Tensor, " batch"]
+) -> Float[Tensor, " batch"]:
+    """(f_y - f_t) / (f_(1) - (f_(3) + f_(4)) / 2), sorted logits; needs four classes.
+
+    Source: Croce & Hein, ICML 2020.
+    """
+    top = logits.topk(4, dim=1).values
+    own, other = logits.gather(1, torch.stack([y, target], 1)).unbind(1)
+    return (own - other) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp_min(1e-12)
+
+
 def objective(kind: Objective, logits: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
     """The named objective; all are lowered."""
     if kind == "margin":

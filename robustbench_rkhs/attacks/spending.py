@@ -18,6 +18,8 @@ AGREE = 4.0
 """Where gradients mean something, a small step along one lowers the margin by what it says, up to this factor."""
 DOUBTFUL = 0.1
 """Share of the open images whose gradients may be useless before no image is spared any more."""
+DEEPER = 0.01
+"""Queries go lower than gradients where they leave less of the clean margin, by this share of it."""
 
 Asks = Literal["gradients", "boundary", "queries"]
 """What an attack learns from: gradients inside the ball, points at the boundary wherever that is, or answers alone."""
@@ -59,15 +61,16 @@ def only(engine: Engine, chosen: Int[Tensor, " some"]) -> Iterator[None]:
 
 
 @contextmanager
-def lowest(engine: Engine, kept: Float64[Tensor, " batch"]) -> Iterator[None]:
-    """Inside, `kept` follows the lowest share of its clean margin that any question about an image left standing."""
+def lowest(engine: Engine, kept: Float64[Tensor, " batch"] | None) -> Iterator[None]:
+    """Inside, `kept` (where given) follows the lowest share of its clean margin that any question about an image left standing."""
     clean = margin(engine.clean, engine.y).double().clamp_min(1e-300)
 
     def watch(at: Tensor, logits: Tensor) -> None:
+        assert kept is not None
         left = (margin(logits, engine.y[at]).double() / clean[at]).nan_to_num(nan=0.0)
         kept.scatter_reduce_(0, at, left, "amin")
 
-    engine.watch = watch
+    engine.watch = watch if kept is not None else None
     try:
         yield
     finally:
@@ -124,56 +127,53 @@ def pilot(
     return order[:near], others[drawn], others[~drawn]
 
 
-def frugal(engine: Engine, opening: Sequence[EngineAttack], battery: Sequence[EngineAttack], asks: Sequence[Asks]) -> Spending:
-    """The opening on every image, the battery on a pilot, and on the rest what the pilot says may pay.
+def frugal(engine: Engine, battery: Sequence[EngineAttack], asks: Sequence[Asks]) -> Spending:
+    """The parts that ask for gradients on every image; the others on a pilot, and on the rest where the pilot says that it may pay.
 
-    `asks`: what each part of the battery asks. Where queries come lower than every gradient did, or anything breaks a drawn image,
-    or there are `doubts`, the battery runs on all; what broke only images nearest to falling goes on, nearest first, until it
-    breaks none of the next so many.
+    Where queries come lower than every gradient did, anything breaks a drawn image, or there are `doubts`, every part runs on all;
+    what broke only images nearest to falling goes on, nearest first, until it breaks none of the next so many.
     """
     at = engine.open()
     if not len(at):
         return Spending()
     doubtful, signs = doubts(engine, at)
-    left = torch.full_like(engine.distance, torch.inf)
-    with lowest(engine, left):
-        for part in opening:
-            run(engine, part, engine.open())
+    left, blind = torch.full_like(engine.distance, torch.inf), torch.full_like(engine.distance, torch.inf)
+    tried, broke = [0] * len(battery), [0] * len(battery)
+
+    def go(place: int, chosen: Tensor, kept: Tensor | None = None) -> Tensor:
+        standing = chosen[engine.standing(chosen)]
+        with lowest(engine, kept):
+            fell = run(engine, battery[place], standing)
+        tried[place], broke[place] = tried[place] + len(standing), broke[place] + int(fell.sum())
+        return fell
+
+    late = [place for place, ask in enumerate(asks) if ask != "gradients"]
+    for place in (place for place in range(len(battery)) if place not in late):
+        go(place, engine.open(), left)
     near, drawn, rest = pilot(engine, engine.open(), left, doubtful)
     if signs:
-        near, rest = torch.cat([near, drawn, rest]), rest[:0]
-        drawn = rest
-    tried, broke = [0] * len(battery), [0] * len(battery)
-    late: list[Int[Tensor, " some"]] = [near] * len(battery)
-    blind, outside = torch.full_like(left, torch.inf), torch.full_like(left, torch.inf)
-    going = [False] * len(battery)
-    for place, part in enumerate(battery):
-        standing = torch.cat([near, drawn])
-        standing = standing[engine.standing(standing)]
-        with lowest(engine, {"gradients": left, "queries": blind}.get(asks[place], outside)):
-            fell = run(engine, part, standing)
-        tried[place], broke[place], late[place] = len(standing), int(fell.sum()), rest
-        going[place] = bool(fell[near].any())
-        if fell[drawn].any():
-            signs.append(f"{part.label} broke {int(fell[drawn].sum())} of {len(drawn)} drawn images")
-    seen = torch.cat([near, drawn])
-    if len(rest) and (blind[seen] < left[seen] - 1e-6).any():
-        signs.append(f"queries go lower than gradients on {int((blind[seen] < left[seen] - 1e-6).sum())} of {len(seen)} images")
-    for place, part in enumerate(battery):
-        group = rest if signs else rest[: max(LEAST, len(near) // 2)]
-        further = rest[len(group) :]
-        while len(group) and (signs or going[place]):
-            standing = group[engine.standing(group)]
-            fell = run(engine, part, standing)
-            tried[place], broke[place], late[place] = tried[place] + len(standing), broke[place] + int(fell.sum()), further
-            going[place] = bool(fell.any())
-            group, further = further[: len(group)], further[len(group) :]
-    spared = [int(engine.standing(one).sum()) for one in late]
+        near, drawn, rest = torch.cat([near, drawn, rest]), rest[:0], rest[:0]
+    seen, going = torch.cat([near, drawn]), set()
+    for place in late:
+        fell = go(place, seen, blind if asks[place] == "queries" else None)
+        if fell[near].any():
+            going.add(place)
+        if fell[drawn].any() and len(rest):
+            signs.append(f"{battery[place].label} broke {int(fell[drawn].sum())} of {len(drawn)} drawn images")
+    deeper = int((blind[seen] < left[seen] - DEEPER).sum())
+    if deeper and len(rest):
+        signs.append(f"queries go lower than gradients on {deeper} of {len(seen)} images")
+    spared = [rest[:0]] * len(battery)
+    for place in late:
+        group, further = (rest, rest[:0]) if signs else rest.tensor_split([max(LEAST, len(near) // 2)])
+        while len(group) and (signs or place in going):
+            if not go(place, group).any():
+                going.discard(place)
+            group, further = further.tensor_split([len(group)])
+        spared[place] = torch.cat([group, further])
+    counts = [int(engine.standing(those).sum()) for those in spared]
     bound = 1 - 0.05 ** (1 / max(len(drawn), 1))
+    rows = zip(battery, tried, broke, counts, strict=True)
     return Spending(
-        tuple(
-            Part(part.label, tried[place], broke[place], spared[place], bound if spared[place] else 0.0)
-            for place, part in enumerate(battery)
-        ),
-        tuple(signs),
+        tuple(Part(part.label, a, b, left_out, bound if left_out else 0.0) for part, a, b, left_out in rows), tuple(signs)
     )

@@ -58,7 +58,7 @@ def share(start: float, query: int, queries: int) -> float:
 
 
 def sides(start: float, query: int, queries: int, picture: Picture, smooth: bool) -> tuple[int, int]:
-    """Height and width of a window: a square, or the share of a narrow picture; `smooth`: odd and 3 at least, for the l2 pattern."""
+    """Height and width of a window: a square, or the share of a narrow picture; `smooth` (l2): odd and 3 at least."""
     area = share(start, query, queries) * picture.height * picture.width
     side = max(round(math.sqrt(area)), 1)
     if smooth:
