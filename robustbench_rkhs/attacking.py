@@ -26,6 +26,8 @@ LEARNING = 512
 """Images of a block, at least, of an attack that learns from some what pays on the others."""
 PILOTS = 64
 """The same where a budget cuts blocks."""
+SHARE = 0.8
+"""Share of the time left that a part is cut to: images that are farther from falling take longer than those before them."""
 
 
 class OutOfTime(Exception):
@@ -195,10 +197,10 @@ class Attacking:
         while start < len(places):
             size = len(places) - start
             if isinstance(attack, EngineAttack) and self.clock.budget is not None:
-                # half of what the time left is enough for: the overshoot is about an image
+                # what the time left is enough for at the pace so far, which is slower than that of more images at once
                 pace = self.pace.get(label, 0.0)
                 least = PILOTS if learns(attack) else 1
-                size = min(size, max(least, int(self.clock.left() / pace / 2)) if pace > 0 else least)
+                size = min(size, max(least, int(SHARE * self.clock.left() / pace)) if pace > 0 else least)
             some = slice(start, start + size)
             self.part(attack, label, places[some], None if eps is None else eps[some])
             start += size
