@@ -1,4 +1,4 @@
-"""Seconds an image that stands costs on VGG-11 and CIFAR-10, part by part, extrapolated from short runs of ours and pyautoattack."""
+"""Seconds that a standing image costs on VGG-11 and CIFAR-10, part by part, extrapolated from short runs of ours and theirs."""
 
 import time
 from typing import Any
@@ -13,7 +13,7 @@ FULL = {"apgd-ce": 101, "apgd-t": 909, "fab-t": 900, "square": 5000}
 
 
 def measure(quick: bool) -> dict[str, Any]:
-    """An untrained VGG-11 and labels that are its own answers, at an eps at which nothing falls: the time is that of a trained one."""
+    """An untrained VGG-11, labels that are its own answers, an eps at which nothing falls: the time is that of a trained one."""
     torch.manual_seed(0)
     count, steps = (4, 2) if quick else (64, 5)
     recipe = TrainRecipe.parse({"data": {"name": "cifar10"}, "network": {"name": "vgg"}}, "vgg")
