@@ -115,21 +115,18 @@ class Attacking:
     def find_within(self) -> None:
         """Rounds of the fixed-budget attacks: every open image at its largest open eps, until none is open."""
         by_eps = not all(isinstance(attack, EngineAttack) for attack in self.fixed.values())
-        first: int | None = FIRST
-        size = self.recipe.block
-        if any(map(learns, self.fixed.values())):  # its pilot is the dearer the smaller the block
-            first, size = None, max(size, LEARNING)
+        learning = any(map(learns, self.fixed.values()))  # its pilot is the dearer the smaller the block
+        size = max(self.recipe.block, LEARNING) if learning else self.recipe.block
         while self.fixed:
             known = self.known()
             eps = schedule.next_eps(self.epsilons, known)
             places = schedule.order(eps, known, self.margins, by_eps)
             if not len(places):
                 return
-            for block in self.told(schedule.blocks(places, size, first), len(places), "+".join(self.fixed)):
+            for block in self.told(schedule.blocks(places, size), len(places), "+".join(self.fixed)):
                 for label, attack in self.fixed.items():
                     still = block[(self.broken[block] > eps[block]) & (self.survived[label][block] < eps[block])]
                     self.run(attack, label, still, eps[still])
-            first = None
 
     def recheck(self) -> None:
         """The sampled check of the heuristic: inferred survivals get the fixed-budget attacks at their own eps."""
@@ -142,9 +139,9 @@ class Attacking:
         chosen = schedule.sample(pairs, self.index, self.recipe.seed, self.recipe.rechecked)
         for label, attack in self.fixed.items():
             todo = [(place, eps) for place, eps in chosen if eps not in self.ran[label].get(place, {}) and self.broken[place] > eps]
-            if todo:
-                places, eps = np.array([place for place, _ in todo]), np.array([eps for _, eps in todo])
-                self.run(attack, label, places, eps)
+            places, eps = np.array([place for place, _ in todo], dtype=int), np.array([eps for _, eps in todo])
+            for some in schedule.blocks(np.arange(len(todo)), self.recipe.block):
+                self.run(attack, label, places[some], eps[some])
         fell = sum(bool(self.broken[place] <= eps) for place, eps in chosen)
         self.rechecked = {"pairs": len(chosen), "fell": fell}
         if fell:

@@ -144,27 +144,32 @@ def test_one_call_takes_each_images_own_eps_and_others_are_called_once_an_eps(mo
     assert all(eps in GRID and budgets is None for label, eps, budgets in calls if label == "pgd")
 
 
-@pytest.mark.parametrize("block", [3, 24])
-def test_the_table_is_the_same_at_any_block_size(block):
-    model, x, y, _ = scene()
-    protocol = (Nearest(), Reach(beyond=1.1), Lucky())
-    tables = [evaluate(model, (x, y), recipe(*protocol, block=size, rechecked=6)).table for size in (block, 9)]
-    same(*tables)
-
-
 class Counter:
     """Counts the images each attack was called on, and interrupts after so many calls."""
 
     def __init__(self, monkeypatch, stop=None):
-        self.calls, self.images, self.stop, self.original = 0, [], stop, harness._counted
+        self.calls, self.largest, self.images, self.stop, self.original = 0, 0, [], stop, harness._counted
         monkeypatch.setattr(harness, "_counted", self)
 
     def __call__(self, subject, attack, positions, certified, budgets, label):
         if self.calls == self.stop:
             raise KeyboardInterrupt
         self.calls += 1
+        self.largest = max(self.largest, len(positions))
         self.images += [(label, *pair) for pair in zip(positions.tolist(), budgets.tolist(), strict=True)]
         return self.original(subject, attack, positions, certified, budgets, label)
+
+
+@pytest.mark.parametrize("block", [3, 24])
+def test_the_table_is_the_same_at_any_block_size_which_bounds_what_is_asked_at_once(block, monkeypatch):
+    model, x, y, _ = scene()
+    protocol, tables = (Nearest(), Reach(beyond=1.1), Lucky()), []
+    for size in (block, 9):
+        with monkeypatch.context() as patch:
+            counter = Counter(patch)
+            tables.append(evaluate(model, (x, y), recipe(*protocol, block=size, rechecked=16)).table)
+            assert counter.largest <= size
+    same(*tables)
 
 
 @pytest.mark.parametrize("protocol", [(Nearest(), Reach(), Lucky()), (FoolboxAttack(attack="deepfool"), PGD(steps=3))])
@@ -302,3 +307,15 @@ def test_a_model_all_wrong_is_asked_nothing_more():
     y = (model(x).argmax(1) + 1) % 4
     done = evaluate(model, (x, y), recipe(Nearest(), Reach()))
     assert not len(attacked(done.table)) and done.about["complete"]
+
+
+def test_a_budget_used_up_leaves_certificates_out_too_and_they_are_gone_on_from(tmp_path):
+    model, x, y, _ = scene(8)
+    asked = recipe(Reach(), certificates=(MarginCertificate(),))
+    short = evaluate(model, (x, y), asked.model_copy(update={"budget": 1e-9}), folder=tmp_path)
+    margin = short.table[short.table["method"] == "margin"]
+    assert (margin["state_reason"] == "timeout").all() and not (margin["radius"] > 0).any() and not len(attacked(short.table))
+    assert (verdicts.summary(short)["not_broken"] == 1).all() and (verdicts.summary(short)["certified"] == 0).all()
+    again = evaluate(model, (x, y), asked, folder=tmp_path)
+    assert verdicts.digest(again.table) == verdicts.digest(evaluate(model, (x, y), asked).table)
+    assert again.about["path"] == short.about["path"] and again.about["complete"]

@@ -1,11 +1,15 @@
 """The schedule against brute force: every verdict of a full grid, by the least runs."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustbench_rkhs.attacks import schedule
+from robustbench_rkhs.attacks.efforts import protocol_of
 from robustbench_rkhs.attacks.schedule import Known
+from robustbench_rkhs.node import UserError
+from robustbench_rkhs.recipe import EvalRecipe, parse
 
 GRID = st.lists(st.floats(0.01, 2), min_size=1, max_size=8, unique=True)
 IMAGE = st.tuples(
@@ -140,3 +144,27 @@ def test_the_sample_is_counted_whatever_the_others_are():
     assert set(schedule.sample(chosen, keys, 3, 8)) == set(chosen)
     assert schedule.sample(pairs, keys, 4, 8) != chosen
     assert len(schedule.sample(pairs, keys, 3, 100)) == 60 and schedule.sample([], keys, 3, 8) == []
+
+
+@pytest.mark.parametrize("text, value", [("90", 90), ("90s", 90), ("10min", 600), (" 2 h", 7200), ("1.5min", 90), (45, 45)])
+def test_a_time_is_read(text, value):
+    assert parse(EvalRecipe, {"eps": (1.0,), "budget": text}, "test").budget == value
+
+
+@pytest.mark.parametrize("text", ["", "min", "10 days", "1.2.3s", "-5s", "0s", "nan", "inf"])
+def test_no_time_is_refused_in_one_line(text):
+    with pytest.raises(UserError, match="budget: ") as refused:
+        parse(EvalRecipe, {"eps": (1.0,), "budget": text}, "test")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_each_effort_has_its_protocol_and_named_attacks_win(norm):
+    names = {effort: [attack.label for attack in protocol_of(effort, norm)] for effort in ("quick", "standard", "adaptive")}
+    near = ["superdeepfool", "ddn" if norm == "l2" else "fmn"]
+    assert names == {"quick": [*near, "fab"], "standard": [*near, "ensemble"], "adaptive": [*near, "ensemble:adaptive"]}
+    assert all(attack.scale_invariant for attack in protocol_of("standard", norm))
+    named = {"eps": (1.0,), "norm": norm, "attacks": ({"name": "pgd"},)}
+    assert parse(EvalRecipe, named, "test").effort == "standard"
+    with pytest.raises(UserError, match="effort 'quick' chooses the attacks itself"):
+        parse(EvalRecipe, named | {"effort": "quick"}, "test")

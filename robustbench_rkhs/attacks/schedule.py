@@ -30,7 +30,7 @@ from jaxtyping import Bool, Float, Int
 from robustbench_rkhs.counters import mix
 
 FIRST = 8
-"""Images of a phase's first block: after it, the time to go is told."""
+"""Images of the first block of a cheap attack: after it, the time to go is told."""
 
 
 @dataclass(frozen=True)
