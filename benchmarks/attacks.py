@@ -10,6 +10,7 @@ adaptive: the same with effort adaptive; and on networks built to mask gradients
 lipschitz: a 1-Lipschitz network: certificates, then the ensemble on what they leave open; with the audit of the certified too.
 single: one eps, no certificate, alternating runs: CPU seconds, at middling and at no robust accuracy.
 quick: an evaluation with effort quick, minimal-norm attacks alone.
+vgg: seconds of each part on VGG-11 and 64 images of CIFAR-10, extrapolated from short runs; only when asked for.
 """
 
 import json
@@ -20,6 +21,7 @@ from datetime import date
 from typing import Any, Literal
 
 import attack_peers
+import attack_vgg
 import torch
 from attack_networks import RECIPES, images, masked, network
 from attack_peers import GRID, autoattack
@@ -37,7 +39,7 @@ PARTS = ("curve", "adaptive", "lipschitz", "single", "quick")
 NETWORKS = ("adv", "std")
 """Those without a certificate."""
 SOURCES = [
-    *(f"benchmarks/{name}.py" for name in ("attacks", "attack_networks", "attack_peers")),
+    *(f"benchmarks/{name}.py" for name in ("attacks", "attack_networks", "attack_peers", "attack_vgg")),
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "robustbench_rkhs" / "attacks").glob("*.py")),
 ]
 
@@ -202,7 +204,7 @@ KEYS = (
 
 
 def main() -> None:
-    given = arguments(__doc__ or "", PARTS)
+    given = arguments(__doc__ or "", (*PARTS, "vgg"))
     path = ROOT / "reports" / "benchmarks" / "attacks.json"
     kept: dict[str, Any] = json.loads(path.read_text()).get("figures", {}) if path.is_file() and not given.quick else {}
     work: dict[str, Callable[[bool], dict[str, Any]]] = {
@@ -211,6 +213,7 @@ def main() -> None:
         "lipschitz": lipschitz,
         "single": single,
         "quick": quick,
+        "vgg": attack_vgg.measure,
     }
     about = {"machine": machine(given.device), "date": date.today().isoformat(), "seed": 0, "data": images(1).digest}
     for part in PARTS if given.part == "all" else [given.part]:

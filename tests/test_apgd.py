@@ -121,7 +121,7 @@ def test_an_image_that_stands_costs_what_the_card_says_and_one_that_fell_nothing
     oracle = affine(4, images=8)
     eps = oracle.l2 * torch.tensor([3.0, 0.5] * 4)
     recorder = Recorder(oracle.model)
-    attacked = run(APGD(loss=loss, steps=steps, restarts=restarts), oracle, eps, recorder)
+    attacked = run(APGD(loss=loss, steps=steps, restarts=restarts, parallel=1), oracle, eps, recorder)
     runs = restarts * (3 if loss == "targeted" else 1)
     assert attacked.forwards[1::2].tolist() == [(steps + 1) * runs + 1] * 4
     assert attacked.backwards[1::2].tolist() == [steps * runs] * 4
@@ -154,11 +154,13 @@ def test_targets_side_by_side_cost_a_survivor_the_same_and_break_the_same(parall
     oracle = double(affine(7, images=12))
     eps = oracle.l2.median().expand(12)
     attacked = run(APGD(loss="targeted", steps=10, parallel=parallel), oracle, eps)
-    one = run(APGD(loss="targeted", steps=10), oracle, eps)
+    one = run(APGD(loss="targeted", steps=10, parallel=1), oracle, eps)
     standing = stands(oracle, attacked)
     assert torch.equal(standing, stands(oracle, one)) and 0 < standing.sum() < 12
     assert (attacked.forwards[standing] == 11 * 6 + 1).all() and (attacked.backwards[standing] == 10 * 6).all()
     assert (attacked.forwards[~standing] <= parallel * one.forwards[~standing]).all()
+    first = one.forwards <= 12  # the first target runs alone
+    assert first.any() and torch.equal(attacked.forwards[first], one.forwards[first])
     few = run(APGD(loss="targeted", steps=10, targets=2, parallel=parallel), oracle, eps * 0.1)
     assert (few.forwards == 11 * 2 + 1).all()
 

@@ -38,7 +38,7 @@ class Row(NamedTuple):
     linf: float | None = None
 
 
-BATTERY = (APGD(steps=40), APGD(loss="targeted", steps=40, parallel=3), FAB(steps=15, targets=3, parallel=3), Square(queries=60))
+BATTERY = (APGD(steps=40), APGD(loss="targeted", steps=40), FAB(steps=15, targets=3, parallel=3), Square(queries=60))
 """An ensemble in small."""
 TABLE = {  # a new attack adds a line here
     "pgd": Row(PGD(), 1.05, 1.05),

@@ -33,12 +33,9 @@ class Rows(NamedTuple):
     best: Float[Tensor, "rows *image"]
     best_gradient: Float[Tensor, "rows *image"]
     best_value: Float[Tensor, " rows"]
-    marked_value: Float[Tensor, " rows"]
-    """The best value at the last checkpoint."""
-    halved: Bool[Tensor, " rows"]
-    """Whether the step was halved at the last checkpoint."""
-    improved: Int[Tensor, " rows"]
-    """Steps since the last checkpoint that lowered the value."""
+    marked_value: Float[Tensor, " rows"]  # best_value at the last checkpoint
+    halved: Bool[Tensor, " rows"]  # whether step was at the last checkpoint
+    improved: Int[Tensor, " rows"]  # steps since then that lowered the value
     step: Float[Tensor, " rows"]
 
     def kept(self, standing: Bool[Tensor, " rows"]) -> "Rows":
@@ -127,11 +124,8 @@ class APGD(EngineAttack):
         """A random point at distance eps, counted by loss, restart and rank of the target."""
         x = engine.x[at]
         noise = draws(engine.keys[at], engine.seed, x, mix(get_args(Loss).index(self.loss), restart, rank))
-        if engine.norm == "linf":
-            uniform = torch.erf(noise / 2**0.5)
-            way = uniform / per_image(uniform.flatten(1).abs().amax(1), x)
-        else:
-            way = unit(noise)
+        uniform = torch.erf(noise / 2**0.5)
+        way = unit(noise) if engine.norm == "l2" else uniform / per_image(uniform.flatten(1).abs().amax(1), x)
         return engine.project(at, x + per_image(engine.eps[at].to(x.dtype), x) * way)
 
     def _run(self, engine: Engine, at: Tensor, start: Tensor, target: Tensor) -> None:
@@ -143,10 +137,9 @@ class APGD(EngineAttack):
         for k in range(self.steps):
             found = engine.slope(rows.at, rows.images, lowered)
             value = found.value.to(start.dtype).nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
-            improved = rows.improved + (value < rows.value) if k else rows.improved
-            rows = rows._replace(value=value, gradient=found.gradient, improved=improved)
-            standing = engine.standing(rows.at)
-            if not standing.all():
+            lower = value < (rows.value if k else value)
+            rows = rows._replace(value=value, gradient=found.gradient, improved=rows.improved + lower)
+            if not (standing := engine.standing(rows.at)).all():
                 rows = rows.kept(standing)
                 if not len(rows.at):
                     return
@@ -168,8 +161,7 @@ class APGD(EngineAttack):
 
     def _looked_back(self, rows: Rows, steps: int) -> Rows:
         """A checkpoint, `steps` after the last one."""
-        stuck = ~rows.halved & (rows.best_value == rows.marked_value)
-        halved = (rows.improved < self.rho * steps) | stuck
+        halved = (rows.improved < self.rho * steps) | (~rows.halved & (rows.best_value == rows.marked_value))
         wide = per_image(halved, rows.images)
         return rows._replace(
             step=torch.where(halved, rows.step / 2, rows.step),
@@ -182,8 +174,8 @@ class APGD(EngineAttack):
         )
 
     def _moved(self, engine: Engine, rows: Rows, share: float) -> Rows:
-        way = unit(rows.gradient) if engine.norm == "l2" else rows.gradient.sign()
-        moved = engine.project(rows.at, rows.images - per_image(rows.step, way) * way)
+        way = (unit(rows.gradient) if engine.norm == "l2" else rows.gradient.sign()) * per_image(rows.step, rows.images)
+        moved = engine.project(rows.at, rows.images - way)
         if share < 1:
             mixed = rows.images + share * (moved - rows.images) + (1 - share) * (rows.images - rows.previous)
             moved = engine.project(rows.at, mixed)
@@ -197,11 +189,11 @@ class APGD(EngineAttack):
             scaled, own = logits * gain[rows] if self.scale_invariant else logits, y[rows]
             if self.loss in ("cross_entropy", "margin"):
                 return objective(self.loss, scaled, own)
-            few = scaled.shape[1] < 4
+            few, towards = scaled.shape[1] < 4, target[rows]
             if self.loss == "dlr":
                 gap = margin(scaled, own)
                 return gap if few else dlr(scaled, own) + TILT * gap
-            gap = (scaled.gather(1, own[:, None]) - scaled.gather(1, target[rows][:, None]))[:, 0]
-            return gap if few else targeted_dlr(scaled, own, target[rows]) + TILT * gap
+            gap = (scaled.gather(1, own[:, None]) - scaled.gather(1, towards[:, None]))[:, 0]
+            return gap if few else targeted_dlr(scaled, own, towards) + TILT * gap
 
         return value

@@ -18,13 +18,13 @@ from robustbench_rkhs.attacks.square import Square
 AnyPart = Annotated[APGD | FAB | Square, Field(discriminator="name")]
 """What a battery may be made of."""
 BATTERIES: dict[str, tuple[AnyPart, ...]] = {
-    "standard": (APGD(loss="cross_entropy"), APGD(loss="targeted", parallel=3), FAB(targets=9, parallel=9), Square()),
+    "standard": (APGD(loss="cross_entropy"), APGD(loss="targeted"), FAB(targets=9, parallel=9), Square()),
     "plus": (
         APGD(loss="cross_entropy", restarts=5),
         APGD(loss="dlr", restarts=5),
         FAB(targets=0, restarts=5),
         Square(),
-        APGD(loss="targeted", parallel=3),
+        APGD(loss="targeted"),
         FAB(targets=9, parallel=9),
     ),
     "rand": (APGD(loss="cross_entropy"), APGD(loss="dlr")),
