@@ -47,10 +47,11 @@ def evaluate(
 ) -> Evaluation:
     """The table of verdicts of any `nn.Module` that maps images in [0, 1] to logits.
 
-    `data`: a Split, or images and labels. `recipe`, or its fields by name (`eps`, `norm`, `attacks`, `certificates`,
-    `samples`, `seed`, `block`). With a `folder`, finished parts are kept under folder/name/parts and never done again, and
-    the table is written to folder/name/. Interrupted by the keyboard, or when `budget` seconds are used up, it returns (and writes)
-    what there is: images that no protocol reached are untested. The model, its mode and gradients are left as they were.
+    `data`: a Split, or images and labels. `recipe`, or its fields by name (`eps`, `norm`, `attacks`, `effort`, `budget`,
+    `certificates`, `samples`, `seed`, `block`, `rechecked`). With a `folder`, finished parts are kept under folder/name/parts and
+    never done again, and the table is written to folder/name/. Interrupted by the keyboard, or when `budget` seconds are used up,
+    it returns (and writes) what there is: images that no protocol reached are untested. The model, its mode and gradients are left
+    as they were.
     TF32 and other reduced-precision short cuts are switched off meanwhile.
     Raises UserError for bad input: eps out of range, NaN or probabilities from the model, a wrong class count, autocast.
     """

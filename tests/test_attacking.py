@@ -319,3 +319,17 @@ def test_a_budget_used_up_leaves_certificates_out_too_and_they_are_gone_on_from(
     again = evaluate(model, (x, y), asked, folder=tmp_path)
     assert verdicts.digest(again.table) == verdicts.digest(evaluate(model, (x, y), asked).table)
     assert again.about["path"] == short.about["path"] and again.about["complete"]
+
+
+class Learning(Reach):
+    name: Literal["learning"] = "learning"
+    effort: str = "adaptive"
+
+
+def test_an_attack_that_learns_from_a_block_gets_a_large_one(monkeypatch):
+    model, x, y, _ = scene()
+    for attack, largest in ((Learning(), 24), (Reach(), 5)):
+        with monkeypatch.context() as patch:
+            counter = Counter(patch)
+            done = evaluate(model, (x, y), recipe(attack, block=5))
+        assert counter.largest == largest and not verdicts.summary(done)["count_untested"].any()
