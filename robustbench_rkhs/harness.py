@@ -3,12 +3,13 @@
 import copy
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,8 +20,10 @@ from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import Attack
 from robustbench_rkhs.attacks.ball import distances, per_image, pull_inside
 from robustbench_rkhs.attacks.contract import Attacked
+from robustbench_rkhs.attacks.engine import EngineAttack
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.node import UserError
+from robustbench_rkhs.shelf import Pair, Shelf
 from robustbench_rkhs.smoothing import Smoothed
 from robustbench_rkhs.verdicts import Evaluation
 
@@ -34,6 +37,7 @@ SOURCES = (
     "counters.py",
     "harness.py",
     "portfolio.py",
+    "attacking.py",
     "evaluate.py",
 )
 """What a part's contents depend on, in this package."""
@@ -72,6 +76,8 @@ class Subject:
     """Folder of finished parts; nothing is kept where None."""
     answers: str = ""
     """sha256 of its clean logits: code that changed while the weights did not must not be served old parts."""
+    shelves: dict[str, Shelf] = field(default_factory=dict, compare=False, repr=False)
+    """Finished rows of the jobs met so far, by the job's identity."""
 
     @property
     def inputs(self) -> list[str]:
@@ -109,7 +115,37 @@ class Subject:
 
     def part(self, key: dict[str, Any], positions: Tensor, work: Callable[[], Evaluation]) -> Evaluation:
         """One job over these images, its rows and what it noticed: read where finished, else worked out and kept."""
-        identity = {
+        identity = self.identity(key) | {"indices": digest_of(self.split.index[positions].tolist(), 64)}
+        path = self.parts and self.parts / f"{digest_of(identity, 32)}.parquet"
+        if path and path.is_file():
+            try:
+                return verdicts.read(path, part=True)
+            except UserError:
+                path.unlink()  # a damaged part is done again
+        done = work()
+        if path:
+            verdicts.write(Evaluation(done.table, done.about | {"part": identity}), path, part=True)
+        return done
+
+    def each(self, key: dict[str, Any], positions: Tensor, eps: list[float], work: Callable[[Tensor], Evaluation]) -> Evaluation:
+        """A job whose outcome for an image depends on no other: rows that any part holds are read, the rest is one new part.
+
+        `work`: of positions among these. `eps`: each image's own; -1 where it has none.
+        """
+        identity = self.identity(key)
+        name = digest_of(identity, 32)
+        if name not in self.shelves:
+            self.shelves[name] = Shelf(self.parts and self.parts / name)
+        shelf = self.shelves[name]
+        pairs: list[Pair] = list(zip(self.split.index[positions].tolist(), eps, strict=True))
+        missing = [place for place, pair in enumerate(pairs) if pair not in shelf]
+        if missing:
+            shelf.put(work(torch.tensor(missing, device=positions.device)), identity)
+        return shelf.take(pairs)
+
+    def identity(self, key: dict[str, Any]) -> dict[str, Any]:
+        """What a job's rows depend on, besides which images it covers."""
+        return {
             **key,
             "weights": self.weights,
             "answers": self.answers,
@@ -117,23 +153,12 @@ class Subject:
             "split": self.split.split,
             "model": self.name,
             "seed": self.seed,
-            "indices": digest_of(self.split.index[positions].tolist(), 64),
             "sources": sources_digest(),
             "torch": torch.__version__,
             "device": torch.device(self.device).type,
             "threads": torch.get_num_threads() if torch.device(self.device).type == "cpu" else 0,
             "dtype": str(self.split.x.dtype),
         }
-        path = self.parts and self.parts / f"{digest_of(identity, 32)}.parquet"
-        if path and path.is_file():
-            try:
-                return verdicts.read(path)
-            except UserError:
-                path.unlink()  # a damaged part is done again
-        done = work()
-        if path:
-            verdicts.write(Evaluation(done.table, done.about | {"part": identity}), path)
-        return done
 
 
 @torch.no_grad()
@@ -202,67 +227,98 @@ def run_attack(
     shas: list[str],
     certified: Tensor,
     label: str = "",
+    budgets: Tensor | None = None,
 ) -> Evaluation:
     """Attack these images and count what fell: pulled exactly inside ball and box, measured in float64, asked again.
 
     `certified`: each image's largest certified radius; one that fell within it is a breach, replayed in float64 and noted.
+    `budgets`: each image's own eps in place of the attack's, for the attacks of our engine; their rows are kept image by image, as
+    their outcome for an image depends on no other image.
     An attack that fails with an error leaves rows that say so; they count neither as broken nor as survived.
     """
     label = label or attack.label
     settings = digest_of(attack.model_dump(mode="json", exclude={"eps", "seed", "norm"}))
-    key = {
-        "job": "attack",
-        "method": label,
-        "settings": settings,
+    key = {"job": "attack", "method": label, "settings": settings, "norm": attack.norm, "box": attack.box}
+    if budgets is None:
+        value = torch.inf if attack.eps is None else attack.eps
+        budgets = torch.full((len(positions),), value, dtype=torch.float64, device=positions.device)
+    budgets = budgets.to(positions.device, torch.float64)
+
+    def work(some: Tensor) -> Evaluation:
+        counted = _counted(subject, attack, positions[some], certified[some], budgets[some], label)
+        rows = subject.rows(positions[some], predicted, shas, settings=settings, **counted.columns)
+        return Evaluation(rows, {"breaches": counted.breaches})
+
+    if isinstance(subject.asked, Smoothed):  # what is believed of a vote depends on what is claimed of it
+        key["certified"] = digest_of(certified.tolist())
+    whole = torch.arange(len(positions), device=positions.device)
+    if isinstance(attack, EngineAttack):
+        done = subject.each(key, positions, torch.where(budgets.isfinite(), budgets, -1.0).tolist(), work)
+    else:
+        done = subject.part(key | {"eps": attack.eps}, positions, lambda: work(whole))
+    broken = int((done.table["radius"].to_numpy() <= certified.cpu().numpy()).sum())
+    # rows kept from before there was this certificate: the replay needs the images again
+    return done if len(done.about["breaches"]) >= broken else work(whole)
+
+
+class _Count(NamedTuple):
+    """Columns of an attack's rows, and the certificates it broke."""
+
+    columns: dict[str, Any]
+    breaches: list[dict[str, Any]]
+
+
+def _counted(subject: Subject, attack: Attack, positions: Tensor, certified: Tensor, budgets: Tensor, label: str) -> _Count:
+    """What an attack found on these images, each within its own budget."""
+    x, y = subject.split.x[positions], subject.split.y[positions]
+    keys, started, reason = subject.split.index[positions], time.perf_counter(), ""
+    try:
+        if isinstance(attack, EngineAttack):
+            attacked = attack(subject.asked, x, y, keys, budgets)
+        else:
+            attacked = attack(subject.asked, x, y, keys)
+    except UserError:
+        raise
+    except Exception as error:  # a library's fault is a row, not the end of the evaluation
+        reason, nothing = "error", torch.zeros(len(x), dtype=torch.int64)
+        attacked = Attacked(x, nothing, nothing)
+        print(f"attack {label} failed on a block: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    inside, found_images = x.clone(), attacked.images.to(x)
+    for eps in budgets.unique().tolist():  # a grid has few
+        own = budgets == eps
+        inside[own] = pull_inside(x[own], found_images[own], attack.norm, eps if math.isfinite(eps) else None, attack.box)
+    broken = fallen(counting(subject.asked), inside, y)
+    if isinstance(subject.asked, Smoothed):
+        inside, broken = believed(subject.asked, attack, x, inside, y, certified, broken, budgets)
+    found = {norm: torch.where(broken, distances(x, inside, norm), torch.nan) for norm in ("l2", "linf")}
+    radius = torch.where(broken, found[attack.norm], torch.inf)
+    columns = {
         "norm": attack.norm,
         "box": attack.box,
-        "eps": attack.eps,
+        "kind": "attack",
+        "method": label,
+        "eps": torch.where(budgets.isfinite(), budgets, torch.nan).cpu().numpy(),
+        "state_reason": reason,
+        "radius": radius.cpu().numpy(),
+        "distance_l2": found["l2"].cpu().numpy(),
+        "distance_linf": found["linf"].cpu().numpy(),
+        "forwards": attacked.forwards.cpu().numpy() + 1,
+        "backwards": attacked.backwards.cpu().numpy(),
+        "seconds": (time.perf_counter() - started) / max(len(x), 1),
+        "arithmetic": f"{str(x.dtype).removeprefix('torch.')} on {torch.device(subject.device).type}",
     }
-
-    def work() -> Evaluation:
-        x, y = subject.split.x[positions], subject.split.y[positions]
-        started, reason = time.perf_counter(), ""
-        try:
-            attacked = attack(subject.asked, x, y, subject.split.index[positions])
-        except UserError:
-            raise
-        except Exception as error:  # a library's fault is a row, not the end of the evaluation
-            reason, nothing = "error", torch.zeros(len(x), dtype=torch.int64)
-            attacked = Attacked(x, nothing, nothing)
-            print(f"attack {label} failed on a block: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
-        inside = pull_inside(x, attacked.images.to(x), attack.norm, attack.eps, attack.box)
-        broken = fallen(counting(subject.asked), inside, y)
-        if isinstance(subject.asked, Smoothed):
-            inside, broken = believed(subject.asked, attack, x, inside, y, certified, broken)
-        found = {norm: torch.where(broken, distances(x, inside, norm), torch.nan) for norm in ("l2", "linf")}
-        radius = torch.where(broken, found[attack.norm], torch.inf)
-        breaches = replay(subject, positions, inside, y, radius, certified, label)
-        rows = subject.rows(
-            positions,
-            predicted,
-            shas,
-            norm=attack.norm,
-            box=attack.box,
-            kind="attack",
-            method=label,
-            settings=settings,
-            eps=np.nan if attack.eps is None else attack.eps,
-            state_reason=reason,
-            radius=radius.cpu().numpy(),
-            distance_l2=found["l2"].cpu().numpy(),
-            distance_linf=found["linf"].cpu().numpy(),
-            forwards=attacked.forwards.cpu().numpy() + 1,
-            backwards=attacked.backwards.cpu().numpy(),
-            seconds=(time.perf_counter() - started) / max(len(x), 1),
-            arithmetic=f"{str(x.dtype).removeprefix('torch.')} on {torch.device(subject.device).type}",
-        )
-        return Evaluation(rows, {"breaches": breaches})
-
-    return subject.part(key, positions, work)
+    return _Count(columns, replay(subject, positions, inside, y, radius, certified, label))
 
 
 def believed(
-    model: Smoothed, attack: Attack, x: Tensor, inside: Tensor, y: Tensor, certified: Tensor, broken: Tensor
+    model: Smoothed,
+    attack: Attack,
+    x: Tensor,
+    inside: Tensor,
+    y: Tensor,
+    certified: Tensor,
+    broken: Tensor,
+    budgets: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The images and which are broken, once certificates were tried at the edge of their claims.
 
@@ -274,7 +330,7 @@ def believed(
     claimed = (broken & (certified.to(away) > 0)).nonzero().flatten()
     if not len(claimed):
         return inside, broken
-    reach = certified.to(away)[claimed].clamp_max(torch.inf if attack.eps is None else attack.eps)
+    reach = torch.minimum(certified.to(away), budgets.to(away))[claimed]
     stretch = reach / away[claimed].clamp_min(1e-12) * (1 - 1e-6)
     edge = x[claimed] + (inside[claimed] - x[claimed]) * per_image(stretch, x).to(x)
     edge = edge.clamp(0, 1) if attack.box == "unit" else edge

@@ -19,8 +19,14 @@ from robustbench_rkhs.attacks.autoattack import AutoAttack
 from robustbench_rkhs.attacks.ball import distances, pull_inside
 from robustbench_rkhs.attacks.contract import Attack, Attacked
 from robustbench_rkhs.attacks.counting import confined_randomness, counting
+from robustbench_rkhs.attacks.ddn import DDN
+from robustbench_rkhs.attacks.ensemble import Ensemble
+from robustbench_rkhs.attacks.fab import FAB
+from robustbench_rkhs.attacks.fmn import FMN
 from robustbench_rkhs.attacks.foolbox import FoolboxAttack
 from robustbench_rkhs.attacks.pgd import PGD, PublishedPGD
+from robustbench_rkhs.attacks.square import Square
+from robustbench_rkhs.attacks.superdeepfool import SuperDeepFool
 from robustbench_rkhs.node import UserError
 
 
@@ -32,18 +38,30 @@ class Row(NamedTuple):
     linf: float | None = None
 
 
+BATTERY = (APGD(steps=40), APGD(loss="targeted", steps=40), FAB(steps=15, targets=3, parallel=3), Square(queries=60))
+"""An ensemble in small."""
 TABLE = {  # a new attack adds a line here
     "pgd": Row(PGD(), 1.05, 1.05),
     "pgd dlr": Row(PGD(loss="dlr"), 1.05, 1.05),
     "pgd restarts": Row(PGD(start="random", restarts=3), 1.05, 1.05),
+    "superdeepfool": Row(SuperDeepFool(), 1.01, 1.01),
+    "ddn": Row(DDN(), 1.01),
+    "ddn cross-entropy": Row(DDN(loss="cross_entropy", steps=30), 1.01),
+    "fmn": Row(FMN(), 1.01, 1.01),
     "deepfool": Row(FoolboxAttack(attack="deepfool"), 1.05, 1.25),
-    "ddn": Row(FoolboxAttack(attack="ddn", steps=300), 1.3),
-    "fmn": Row(FoolboxAttack(attack="fmn", steps=200, step_size=0.02), 4.0, 1.5),
+    "foolbox ddn": Row(FoolboxAttack(attack="ddn", steps=300), 1.3),
+    "foolbox fmn": Row(FoolboxAttack(attack="fmn", steps=200, step_size=0.02), 4.0, 1.5),
     "cw": Row(FoolboxAttack(attack="cw", steps=150), 2.0),
     "brendel_bethge": Row(FoolboxAttack(attack="brendel_bethge", steps=60), 4.0),
+    "ensemble": Row(Ensemble(version="custom", attacks=BATTERY), 1.05, 1.05),
+    "ensemble adaptive": Row(Ensemble(version="custom", attacks=BATTERY, effort="adaptive"), 1.05, 1.05),
+    "square": Row(Square(queries=1000), 2.5, 1.3),
     "apgd-t": Row(AutoAttack(version="custom", attacks=("apgd-t",)), 1.05, 1.05),
     "fab-t": Row(AutoAttack(version="custom", attacks=("fab-t",)), 1.05, 1.05),
     "fab": Row(AutoAttack(version="custom", attacks=("fab",)), 1.05, 1.05),
+    "our fab": Row(FAB(steps=20), 1.05, 1.05),
+    "our fab targeted": Row(FAB(targets=9, steps=20), 1.05, 1.05),
+    "our fab relook": Row(FAB(targets=3, restarts=2, steps=15, relook=True), 1.05, 1.05),
     "apgd-dlr": Row(AutoAttack(version="custom", attacks=("apgd-dlr",)), 2.5, 2.5),
     "apgd": Row(APGD(steps=20), 1.6, 1.6),
     "apgd dlr": Row(APGD(steps=20, loss="dlr", restarts=3), 1.6, 1.6),
@@ -84,7 +102,7 @@ def holds(row: Row, norm: str, oracle: Affine) -> None:
     else:
         assert found.max() <= eps + 1e-6
         assert broken[exact <= eps / factor].all() and not broken[exact > eps * (1 + 1e-4)].any()
-    assert (attacked.forwards > 0).all() and (attacked.backwards > 0).all()
+    assert (attacked.forwards > 0).all() and ((attacked.backwards > 0).all() or isinstance(attack, Square))
 
 
 @pytest.mark.parametrize(("name", "norm"), PAIRS)
@@ -109,7 +127,9 @@ def test_what_is_not_scale_invariant_says_so():
     assert AutoAttack().scale_invariant
 
 
-@pytest.mark.parametrize("name", ["pgd", "deepfool", "ddn", "cw", "fmn"])
+@pytest.mark.parametrize(
+    "name", ["pgd", "superdeepfool", "deepfool", "ddn", "foolbox ddn", "cw", "fmn", "foolbox fmn", "our fab", "our fab relook"]
+)
 def test_without_a_box_images_may_leave_it(name):
     oracle = affine(3, (1, 4, 4), images=8)
     shifted = Affine(nn.Sequential(Shift(0.45), *oracle.model), oracle.x - 0.45, oracle.y, oracle.l2, oracle.linf)
@@ -230,7 +250,7 @@ def test_pgd_does_not_depend_on_the_block(norm):
         assert alone.forwards == together.forwards[i]
 
 
-@pytest.mark.parametrize("name", ["ddn", "apgd-t"])
+@pytest.mark.parametrize("name", ["foolbox ddn", "apgd-t"])
 def test_library_attacks_repeat_themselves_and_confine_their_draws(name):
     oracle = affine(4, (1, 4, 4), images=6)
     attack = TABLE[name].attack.aimed(norm="l2", eps=oracle.l2.median().item(), seed=5)

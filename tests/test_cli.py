@@ -60,6 +60,16 @@ def test_train_evaluate_report(home):
     assert "digits_mlp" in board
 
 
+def test_a_budget_shows_where_robust_accuracy_lies_and_the_command_without_it_goes_on(home):
+    flags = ["--model", "digits_mlp", "--eps", "0.2", "0.4", "--samples", "30", "--effort", "quick", "--certify", "none"]
+    flags += ["--out", "budgeted"]
+    out, _ = rkhs("evaluate", *flags, "--budget", "0.001s", folder=home)
+    assert "withheld: 0.0 to" in out and "budget of 0.001 s used up" in out and "images untested" in out
+    (first,) = (home / "budgeted/verdicts").rglob("l2-*.parquet")
+    out, _ = rkhs("evaluate", *flags, folder=home)
+    assert "withheld" not in out and [*(home / "budgeted/verdicts").rglob("l2-*.parquet")] == [first]
+
+
 def test_json_and_require(home):
     flags = ["--model", "digits_mlp", "--eps", "0.1", *FAST, "--json"]
     out, err = rkhs("evaluate", *flags, "--require", "clean>=0.2", "certified@0.1>=0", folder=home)
@@ -124,6 +134,9 @@ MISTAKES = {
     "eps negative": (["evaluate", "--model", "digits_mlp", "--eps", "-1"], "greater than or equal to 0"),
     "eps too large": (["evaluate", "--model", "digits_mlp", "--eps", "9"], "above the data range"),
     "eps not finite": (["evaluate", "--model", "digits_mlp", "--eps", "inf"], "finite"),
+    "effort and attack": (["evaluate", "--model", "digits_mlp", "--eps", "1", "--effort", "quick", "--attack", "pgd"], "leave out"),
+    "budget": (["evaluate", "--model", "digits_mlp", "--eps", "1", "--budget", "10 days"], "such as 90, 90s, 10min or 2h"),
+    "no budget": (["evaluate", "--model", "digits_mlp", "--eps", "1", "--budget", "0min"], "greater than 0"),
     "samples": (["evaluate", "--model", "digits_mlp", "--eps", "0.1", "--samples", "9999"], "1 to 500 samples"),
     "require": (["evaluate", "--model", "digits_mlp", "--eps", "0.1", "--require", "robust>0"], "robust@1.0>=0.45"),
     "device": (["evaluate", "--model", "digits_mlp", "--eps", "0.1", "--device", "cudaa"], "cannot be used here"),

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from robustbench_rkhs.attacks.ball import mix, per_image
 from robustbench_rkhs.attacks.contract import Attack, Attacked
 from robustbench_rkhs.attacks.counting import Counted, confined_randomness, counting, gain
+from robustbench_rkhs.attacks.hopskip import hop_skip_jump
 from robustbench_rkhs.attacks.objective import margin
 from robustbench_rkhs.node import Real, UserError
 
-Method = Literal["deepfool", "ddn", "fmn", "cw", "brendel_bethge"]
+Method = Literal["deepfool", "ddn", "fmn", "cw", "brendel_bethge", "hop_skip_jump"]
 
 CLASSES = {
     ("deepfool", "l2"): "L2DeepFoolAttack",
@@ -26,10 +27,12 @@ CLASSES = {
     ("cw", "l2"): "L2CarliniWagnerAttack",
     ("brendel_bethge", "l2"): "L2BrendelBethgeAttack",
     ("brendel_bethge", "linf"): "LinfinityBrendelBethgeAttack",
+    ("hop_skip_jump", "l2"): "HopSkipJumpAttack",
+    ("hop_skip_jump", "linf"): "HopSkipJumpAttack",
 }
 """What foolbox has, by method and norm."""
-STEPS = {"deepfool": 50, "ddn": 100, "fmn": 100, "cw": 1000, "brendel_bethge": 200}
-"""Default steps: the library's, except cw (there 10,000) and brendel_bethge (there 1,000)."""
+STEPS = {"deepfool": 50, "ddn": 100, "fmn": 100, "cw": 1000, "brendel_bethge": 200, "hop_skip_jump": 10}
+"""Default steps: the library's, except cw (there 10,000), brendel_bethge (there 1,000) and hop_skip_jump (there 64)."""
 REGION = 0.05
 """First trust region of brendel_bethge, as a share of the box's diagonal."""
 
@@ -44,13 +47,16 @@ class FoolboxAttack(Attack):
     no finer than its steps: weak, set `step_size`. cw (l2): Adam on distance plus a searched multiple of the margin.
     brendel_bethge (l2, linf): walks along the boundary from a far adversarial image (a corner of the box, another image of
     the block, or noise), on the CPU; where none is found the image is returned as it was. Compiles for a minute at first.
+    hop_skip_jump (l2, linf; black box): sees the predicted class alone; from the same starts, along the boundary, in directions
+    estimated by sampling decisions. Only for box `unit`, and for models that answer alike twice.
     Only images classified correctly are attacked. Draws are counted by (seed, keys of the block): another block, other ones.
     Box `none`: the library needs bounds, and gets three times the images' range (at least 1) on either side.
     Cost: forward and backward passes an image: ddn, fmn, brendel_bethge one a step; deepfool up to 9 a step, few steps;
-    cw up to nine searches of `steps`.
+    cw up to nine searches of `steps`; hop_skip_jump about 67 steps^1.5 (steps 10: 2,200; 64: 34,000) and 10 to 20 a step forward
+    passes, and one backward pass, for its start.
     Raises UserError for a norm that foolbox has no such attack in, a step size it would ignore, images outside the box.
     Source: Rauber et al., JOSS 2020; Moosavi-Dezfooli et al., CVPR 2016; Rony et al., CVPR 2019; Pintor et al., NeurIPS 2021;
-    Carlini & Wagner, S&P 2017; Brendel et al., NeurIPS 2019.
+    Carlini & Wagner, S&P 2017; Brendel et al., NeurIPS 2019; Chen et al., S&P 2020.
     """
 
     minimal_norm: ClassVar[bool] = True
@@ -59,7 +65,7 @@ class FoolboxAttack(Attack):
     attack: Method = "ddn"
     """Which of the library's attacks."""
     steps: int | None = Field(None, ge=1)
-    """Steps; deepfool 50, ddn and fmn 100, cw 1000, brendel_bethge 200 where not given."""
+    """Steps; deepfool 50, ddn and fmn 100, cw 1000, brendel_bethge 200, hop_skip_jump 10 where not given."""
     step_size: Real | None = Field(None, gt=0)
     """First step of fmn (pixels, library's default 1) or cw (Adam's, as a share of the box, 0.01); the others have none."""
     rescale: bool = True
@@ -68,7 +74,7 @@ class FoolboxAttack(Attack):
 
     @property
     def scale_invariant(self) -> bool:
-        return self.rescale or self.attack in ("deepfool", "fmn", "brendel_bethge")
+        return self.rescale or self.attack in ("deepfool", "fmn", "brendel_bethge", "hop_skip_jump")
 
     @property
     def label(self) -> str:
@@ -86,6 +92,8 @@ class FoolboxAttack(Attack):
             raise UserError(f"foolbox has no {self.attack} in {self.norm}; it has {there}")
         if self.step_size is not None and self.attack not in ("fmn", "cw"):
             raise UserError(f"{self.label} has no step_size, found {self.step_size}; fmn and cw have one")
+        if self.attack == "hop_skip_jump" and self.box != "unit":
+            raise UserError(f"{self.label} clips to [0, 1]: it expects box 'unit', found {self.box!r}")
         if self.box == "unit" and len(x) and (x.amin() < 0 or x.amax() > 1):
             raise UserError(f"box 'unit' expects images in [0, 1], found {x.amin():.4g} to {x.amax():.4g}")
         images = x.clone()
@@ -104,17 +112,21 @@ class FoolboxAttack(Attack):
             import foolbox  # here, not above: it takes a second
 
             low, high = self._bounds(x)
-            if self.rescale:
+            if self.rescale and self.attack != "hop_skip_jump":  # it sees no logits
                 with torch.no_grad():
                     counted.gain = gain(counted(x), y)
             starts, begun = {}, torch.ones_like(y, dtype=torch.bool)
-            if self.attack == "brendel_bethge":
+            if self.attack in ("brendel_bethge", "hop_skip_jump"):
                 points, begun = _starts(counted, x, y, low, high)
                 starts = {"starting_points": points[begun]}
                 counted.gain = None if counted.gain is None else counted.gain[begun]
             found = x.clone()
             if begun.any():
                 net = foolbox.PyTorchModel(counted, bounds=(low, high), device=x.device)
+                if self.attack == "hop_skip_jump":
+                    steps = self.steps or STEPS[self.attack]
+                    found[begun] = hop_skip_jump(net, x[begun], y[begun], points[begun], self.norm, steps)
+                    return found
                 attack = getattr(foolbox.attacks, CLASSES[self.attack, self.norm])(**self._settings(x[begun], high - low))
                 found[begun] = attack.run(net, x[begun], foolbox.criteria.Misclassification(y[begun]), **starts).to(x)
             return found

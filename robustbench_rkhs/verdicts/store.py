@@ -19,18 +19,24 @@ from robustbench_rkhs.verdicts.states import Evaluation
 METADATA = b"robustbench_rkhs"
 
 
-def write(evaluation: Evaluation, path: str | Path) -> Path:
-    """One parquet file, whole or absent. Raises UserError for an invalid table, a full disk, no permission."""
+def write(evaluation: Evaluation, path: str | Path, part: bool = False) -> Path:
+    """One parquet file, whole or absent. Raises UserError for an invalid table, a full disk, no permission.
+
+    `part`: of an evaluation under way, whose rows are checked when they are merged (a check takes longer than many attacks).
+    """
     path = Path(path)
-    table = pa.Table.from_pandas(validate(evaluation.table), preserve_index=False)
+    table = pa.Table.from_pandas(evaluation.table if part else validate(evaluation.table), preserve_index=False)
     about = json.dumps(evaluation.about, sort_keys=True, default=_plain)
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), METADATA: about.encode()})
     write_whole(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
     return path
 
 
-def read(path: str | Path) -> Evaluation:
-    """The evaluation in a file. Raises UserError where it is missing, truncated, foreign or not a table of verdicts."""
+def read(path: str | Path, part: bool = False) -> Evaluation:
+    """The evaluation in a file. Raises UserError where it is missing, truncated, foreign or not a table of verdicts.
+
+    `part`: as for `write`.
+    """
     path = Path(path)
     try:
         found = pq.read_table(path)
@@ -43,7 +49,7 @@ def read(path: str | Path) -> Evaluation:
         raise UserError(f"{path} is a parquet file of something else: expected metadata 'robustbench_rkhs'")
     try:
         said = json.loads(about)
-        table = validate(found.to_pandas())
+        table = found.to_pandas() if part else validate(found.to_pandas())
     except (ValueError, pa.ArrowException) as error:
         raise UserError(f"cannot read verdicts {path}: {' '.join(str(error).split())[:160]}") from None
     except UserError as error:

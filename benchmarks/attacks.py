@@ -1,0 +1,229 @@
+"""Our attacks against AutoAttack: the same verdicts, for how many passes and CPU seconds.
+
+    python benchmarks/attacks.py                    # every part: half an hour on a quiet core, most of it AutoAttack's
+    python benchmarks/attacks.py --quick            # a sample of each
+    python benchmarks/attacks.py --part curve       # one part; the file keeps the others' figures
+
+curve: ten epsilons on an adversarially trained and a plain digits network, one evaluation with effort standard: every survivor gets
+the whole ensemble at its largest open eps; against pyautoattack at every eps (attack_peers.py; its runs are kept).
+adaptive: the same with effort adaptive; and on networks built to mask gradients, against the full ensemble.
+lipschitz: a 1-Lipschitz network: certificates, then the ensemble on what they leave open; with the audit of the certified too.
+single: one eps, no certificate, alternating runs: CPU seconds, at middling and at no robust accuracy.
+quick: an evaluation with effort quick, minimal-norm attacks alone.
+vgg: seconds of each part on VGG-11 and 64 images of CIFAR-10, extrapolated from short runs; only when asked for.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+from typing import Any, Literal
+
+import attack_peers
+import attack_vgg
+import torch
+from attack_networks import RECIPES, images, masked, network
+from attack_peers import GRID, autoattack
+from common import ROOT, arguments, finish, machine
+from torch import Tensor, nn
+
+from robustbench_rkhs import verdicts
+from robustbench_rkhs.attacks import Ensemble, SuperDeepFool
+from robustbench_rkhs.attacks.contract import Attacked
+from robustbench_rkhs.certificates import MarginCertificate
+from robustbench_rkhs.evaluate import evaluate
+from robustbench_rkhs.layers.settling import settled
+
+PARTS = ("curve", "adaptive", "lipschitz", "single", "quick")
+NETWORKS = ("adv", "std")
+"""Those without a certificate."""
+SOURCES = [
+    *(f"benchmarks/{name}.py" for name in ("attacks", "attack_networks", "attack_peers", "attack_vgg")),
+    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "robustbench_rkhs" / "attacks").glob("*.py")),
+]
+
+
+def ours(name: str, effort: Literal["quick", "adaptive", "standard"], count: int) -> dict[str, Any]:
+    """The whole curve of one network, by an evaluation without certificates: every pass of it is counted, its checks too."""
+    model, test = network(name), images(count)
+    started = time.process_time()
+    done = evaluate(model, test, eps=GRID, effort=effort, certificates=())
+    seconds = time.process_time() - started
+    rows = done.table[done.table["kind"] == "attack"]
+    passes = (rows["forwards"] + rows["backwards"]).groupby(rows["method"]).sum()
+    states = [verdicts.states(done, eps)["state"].value_counts() for eps in GRID]
+    return {
+        "stands": [int(sum(state.get(one, 0) for one in ("survived", "certified", "untested"))) for state in states],
+        "passes": count + int(passes.sum()),
+        "seconds": round(seconds, 1),
+        "by_attack": {str(method): int(number) for method, number in passes.items()},
+    }
+
+
+def peer(name: str, count: int) -> dict[str, Any]:
+    """pyautoattack at every eps: what is kept, or run now."""
+    model, test = network(name), images(count)
+    held = {run["eps"]: run for run in attack_peers.kept(name, test.digest, count)}
+    runs = [held.get(eps) or autoattack(model, test.x, test.y, eps) for eps in GRID]
+    return {
+        "stands": [run["stands"].count("1") for run in runs],
+        "passes": sum(run["forwards"] + run["backwards"] for run in runs),
+        "seconds": round(sum(run["seconds"] for run in runs), 1),
+    }
+
+
+def above(one: list[int], other: list[int], count: int) -> float:
+    """By how many images in 300 the first curve lies above the second, at the worst eps."""
+    return round(max(a - b for a, b in zip(one, other, strict=True)) * 300 / count, 2)
+
+
+def curve(quick: bool, effort: Literal["adaptive", "standard"] = "standard") -> dict[str, Any]:
+    count, prefix = (20 if quick else 100), ("curve" if effort == "standard" else effort)
+    rows = {name: {"ours": ours(name, effort, count), "autoattack": peer(name, count)} for name in NETWORKS}
+    ratio = {
+        what: round(sum(row["autoattack"][what] for row in rows.values()) / sum(row["ours"][what] for row in rows.values()), 2)
+        for what in ("passes", "seconds")
+    }
+    worst = max(above(row["ours"]["stands"], row["autoattack"]["stands"], count) for row in rows.values())
+    figures = {f"{prefix}_pass_ratio": ratio["passes"], f"{prefix}_time_ratio": ratio["seconds"], f"{prefix}_images_above": worst}
+    return figures | {f"{prefix}_networks": rows, f"{prefix}_images": count}
+
+
+def adaptive(quick: bool) -> dict[str, Any]:
+    """The curve, and one eps on masked networks: there the full ensemble is the measure."""
+    figures, count = curve(quick, "adaptive"), 12 if quick else 40
+    test, rows = images(count), {}
+    for name, model in masked(network("std")).items():
+        full = Ensemble(eps=0.3)(model, test.x, test.y, test.index)
+        spared, spending = Ensemble(eps=0.3, effort="adaptive").explained(model, test.x, test.y, test.index)
+        rows[name] = {
+            "full": _stands(model, full, test.y),
+            "adaptive": _stands(model, spared, test.y),
+            "pass_ratio": round(_passes(full) / _passes(spared), 2),
+            "signs": list(spending.signs),
+        }
+    worst = max(300 / count * (row["adaptive"] - row["full"]) for row in rows.values())
+    figures["adaptive_images_above"] = max(figures["adaptive_images_above"], round(worst, 2))
+    return figures | {"masked": rows, "masked_images": count}
+
+
+def lipschitz(quick: bool) -> dict[str, Any]:
+    count = 30 if quick else 100
+    model, test = settled(network("lip")), images(count)
+    radius, figures = MarginCertificate()(network("lip"), test.x, test.y, test.index).radius, {}
+    for eps, key in ((0.25, "025"), (0.5, "05")):
+        library = autoattack(model, test.x, test.y, eps)
+        theirs = library["forwards"] + library["backwards"]
+        open_ = (radius < eps).nonzero().flatten()
+        found = Ensemble(eps=eps)(model, test.x[open_], test.y[open_], test.index[open_])
+        passes = count + _passes(found)  # one pass an image is the certificate's
+        certified = (radius >= eps).nonzero().flatten()
+        audited = _passes(SuperDeepFool()(model, test.x[certified], test.y[certified], test.index[certified]))
+        figures |= {
+            f"lipschitz_pass_ratio_{key}": round(theirs / passes, 2),
+            f"lipschitz_pass_ratio_{key}_audited": round(theirs / (passes + audited), 2),
+            f"lipschitz_{key}": {
+                "certified": len(certified),
+                "ours": len(certified) + _stands(model, found, test.y[open_]),
+                "autoattack": library["stands"].count("1"),
+                "passes": passes,
+                "audit": audited,
+                "autoattack_passes": theirs,
+            },
+        }
+    return figures | {"lipschitz_images": count}
+
+
+def single(quick: bool) -> dict[str, Any]:
+    """Alternating runs at one eps: medians of CPU seconds."""
+    figures: dict[str, Any] = {}
+    for key, name, eps, count in (("single_eps", "adv", 0.65, 60), ("weak_model", "std", 1.0, 200)):
+        model, test = network(name), images(8 if quick else count)
+        seconds: dict[str, list[float]] = {"ours": [], "autoattack": []}
+        for _ in range(1 if quick else 3):
+            started = time.process_time()
+            found = Ensemble(eps=eps)(model, test.x, test.y, test.index)
+            seconds["ours"].append(time.process_time() - started)
+            library = autoattack(model, test.x, test.y, eps)
+            seconds["autoattack"].append(library["seconds"])
+        medians = {who: statistics.median(times) for who, times in seconds.items()}
+        figures[f"{key}_time_ratio"] = round(medians["autoattack"] / max(medians["ours"], 1e-9), 2)
+        figures[key] = {
+            "network": name,
+            "eps": eps,
+            "images": len(test),
+            "seconds": {who: round(value, 2) for who, value in medians.items()},
+            "passes": {"ours": _passes(found), "autoattack": library["forwards"] + library["backwards"]},
+            "stands": {"ours": _stands(model, found, test.y), "autoattack": library["stands"].count("1")},
+        }
+    return figures
+
+
+def quick(quick: bool) -> dict[str, Any]:
+    """Minimal-norm attacks alone, on 60 images, against AutoAttack at every eps (its passes: the share of 100)."""
+    figures, count, full = {}, 20 if quick else 60, 20 if quick else 100
+    for name in NETWORKS:
+        model, test = network(name), images(full)
+        held = {run["eps"]: run for run in attack_peers.kept(name, test.digest, full)}
+        runs = [held.get(eps) or autoattack(model, test.x, test.y, eps) for eps in GRID]
+        here = images(count)
+        where = [test.index.tolist().index(index) for index in here.index.tolist() if index in test.index.tolist()]
+        assert len(where) == count, "expected the smaller sample inside the larger one"
+        stands = [sum(int(run["stands"][place]) for place in where) for run in runs]
+        done = ours(name, "quick", count)
+        share = sum(run["forwards"] + run["backwards"] for run in runs) * count / full / done["passes"]
+        gap = max(a - b for a, b in zip(done["stands"], stands, strict=True))
+        figures[name] = {"images_above": gap, "pass_ratio": round(share, 1), "autoattack": stands, "ours": done}
+    worst = max(row["images_above"] for row in figures.values())
+    return {"quick_images_above": worst, "quick_images": count, "quick_networks": figures}
+
+
+def _passes(found: Attacked) -> int:
+    return int(found.forwards.sum() + found.backwards.sum())
+
+
+@torch.no_grad()
+def _stands(model: nn.Module, found: Attacked, y: Tensor) -> int:
+    return int((model(found.images).argmax(1) == y).sum()) if len(y) else 0
+
+
+KEYS = (
+    "curve_pass_ratio",
+    "curve_time_ratio",
+    "adaptive_pass_ratio",
+    "adaptive_images_above",
+    "lipschitz_pass_ratio_025_audited",
+    "curve_images_above",
+    "lipschitz_pass_ratio_025",
+    "lipschitz_pass_ratio_05",
+    "single_eps_time_ratio",
+    "weak_model_time_ratio",
+    "quick_images_above",
+)
+
+
+def main() -> None:
+    given = arguments(__doc__ or "", (*PARTS, "vgg"))
+    path = ROOT / "reports" / "benchmarks" / "attacks.json"
+    kept: dict[str, Any] = json.loads(path.read_text()).get("figures", {}) if path.is_file() and not given.quick else {}
+    work: dict[str, Callable[[bool], dict[str, Any]]] = {
+        "curve": curve,
+        "adaptive": adaptive,
+        "lipschitz": lipschitz,
+        "single": single,
+        "quick": quick,
+        "vgg": attack_vgg.measure,
+    }
+    about = {"machine": machine(given.device), "date": date.today().isoformat(), "seed": 0, "data": images(1).digest}
+    for part in PARTS if given.part == "all" else [given.part]:
+        kept[part] = work[part](given.quick) | about
+        print(part, json.dumps(kept[part]), flush=True)
+    flat = {key: value for part in kept.values() for key, value in part.items()}
+    finish(
+        "attacks", {key: flat[key] for key in KEYS if key in flat} | {"networks": list(RECIPES), "figures": kept}, given, SOURCES
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,304 @@
+"""The Square attack: its draws, patterns and windows by definition, what it asks the model, and pyautoattack's as an oracle."""
+
+import copy
+import logging
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from oracles import Affine, affine, constant_model
+from torch import nn
+
+from robustbench_rkhs.attacks.ball import distances, ends
+from robustbench_rkhs.attacks.pgd import PGD
+from robustbench_rkhs.attacks.square import Square
+from robustbench_rkhs.attacks.windows import Picture, halves, pyramid, share, sides, tiles
+from robustbench_rkhs.counters import uniforms
+from robustbench_rkhs.node import UserError
+
+SHAPES = [(1, 6, 6), (3, 5, 9), (2, 9, 4), (1, 1, 1), (3, 1, 7), (7,), (1,), (12,), (6, 4), (2, 3, 2, 2)]
+NORMS = ["l2", "linf"]
+
+
+def run(attack, model, x, y, eps=None, keys=None):
+    eps = None if eps is None else torch.as_tensor(eps, dtype=torch.float64).expand(len(x)).clone()
+    return attack(model, x, y, torch.arange(len(x)) if keys is None else keys, eps)
+
+
+def broken(model, attacked, y):
+    with torch.no_grad():
+        return model(attacked.images).argmax(1) != y
+
+
+class Recording(nn.Module):
+    """Keeps every batch it is asked about."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.asked = model, []
+
+    def forward(self, x):
+        self.asked.append(x.clone())
+        return self.model(x)
+
+
+class Through(nn.Module):
+    """A function of another model's logits."""
+
+    def __init__(self, model, function):
+        super().__init__()
+        self.model, self.function = model, function
+
+    def forward(self, x):
+        return self.function(self.model(x))
+
+
+# Draws and ends
+
+
+def test_uniform_numbers_are_counted_by_the_image():
+    keys = torch.tensor([5, 3, 2**40])
+    found = uniforms(keys, seed=1, count=1000)
+    assert found.shape == (3, 1000) and found.min() >= 0 and found.max() < 1
+    assert torch.equal(uniforms(keys.flip(0)[1:], 1, 1000), found.flip(0)[1:])
+    assert torch.equal(uniforms(keys, 1, 400), found[:, :400])  # a shorter draw is the head of a longer one
+    assert (found.mean(1) - 0.5).abs().max() < 0.05 and torch.corrcoef(found).fill_diagonal_(0).abs().max() < 0.15
+    for other in (uniforms(keys, 2, 1000), uniforms(keys, 1, 1000, draw=1)):
+        assert (other != found).float().mean() > 0.99
+    assert uniforms(keys[:0], 1, 4).shape == (0, 4)
+
+
+@given(st.floats(0, 1, width=32), st.floats(0, 2), st.sampled_from([torch.float32, torch.float64]))
+def test_the_ends_are_the_last_numbers_inside_the_ball(pixel, eps, dtype):
+    x, budget = torch.tensor([[pixel]], dtype=dtype), torch.tensor([eps], dtype=torch.float64)
+    for box in ("unit", "none"):
+        for end, away in zip(ends(x, budget, box), (-torch.inf, torch.inf), strict=True):
+            assert distances(x, end, "linf") <= eps and (box == "none" or 0 <= end <= 1)
+            beyond = torch.nextafter(torch.nextafter(end, torch.full_like(end, away)), torch.full_like(end, away))
+            assert distances(x, beyond, "linf") > eps * (1 - 1e-7) or (box == "unit" and end in (0, 1))
+
+
+# Windows
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 4), (2, 3), (3, 3), (2, 5), (7, 3), (6, 6)])
+def test_pyramids_are_the_papers_sum(height, width):
+    n = max(height, width) // 2
+    for r in range(1, height + 1):
+        for s in range(1, width + 1):
+            inside = n - max(abs(r - height // 2 - 1), abs(s - width // 2 - 1))
+            expected = sum(1 / (n + 1 - k) ** 2 for k in range(inside + 1))
+            assert pyramid(height, width)[r - 1, s - 1].item() == pytest.approx(expected)
+    both = halves(height, width)
+    assert torch.allclose(both.flatten(1).norm(dim=1), torch.ones(2, dtype=torch.float64))
+    if height > 1:
+        assert (both[0, : height // 2] > 0).all() and (both[0, height // 2 :] < 0).all()
+    if width > 1:
+        assert (both[1, :, : width // 2] > 0).all() and (both[1, :, width // 2 :] < 0).all()
+
+
+def test_the_tiles_cover_the_picture_once():
+    for height, width in ((10, 15), (8, 8), (32, 32), (3, 7), (1, 1)):
+        number, pattern, many = tiles(height, width)
+        assert many == min(height, 5) * min(width, 5) and set(number.tolist()) == set(range(many))
+        assert (pattern != 0).all()
+        assert torch.allclose(
+            torch.zeros(many, dtype=torch.float64).index_add(0, number, pattern[0] ** 2), torch.ones(many).double()
+        )
+
+
+def test_the_schedule_is_the_published_one():
+    from pyautoattack.square import SquareAttack
+
+    for queries in (37, 500, 5000):
+        library = SquareAttack(None, n_queries=queries, p_init=0.8)
+        library.rescale_schedule = True
+        for query in range(1, queries):
+            assert share(0.8, query, queries) == library.p_selection(query)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_picture_holds_the_image_and_its_windows(shape):
+    picture, x = Picture.of(shape), torch.rand(3, *shape)
+    assert torch.equal(picture.images(picture.cells(x)), x)
+    assert 0 <= picture.padding < picture.width and (len(shape) not in (2, 3) or picture.padding == 0)
+    for smooth in (False, True):
+        for query in (1, 20, 400, 9999):
+            height, width = sides(0.8, query, 10_000, picture, smooth)
+            assert 1 <= height <= picture.height and 1 <= width <= picture.width
+
+
+def test_the_windows_cover_their_share():
+    assert sides(0.8, 1, 10_000, Picture.of((3, 32, 32)), False) == (29, 29)
+    assert sides(0.8, 9_999, 10_000, Picture.of((3, 32, 32)), False) == (1, 1)
+    assert sides(0.8, 9_999, 10_000, Picture.of((3, 32, 32)), True) == (3, 3)
+    assert sides(0.8, 1, 10_000, Picture.of((1, 1, 20)), False) == (1, 16)
+    assert sides(0.5, 1, 10_000, Picture.of((1, 40, 2)), False) == (20, 2)
+
+
+# What it asks
+
+
+@pytest.mark.parametrize("box", ["unit", "none"])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_question_is_inside_and_changes_one_window(norm, shape, box, dtype):
+    """A constant model takes every proposal, so that each question is the last one and a window."""
+    x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    x[0].clamp_(0, 0), x[1].clamp_(1, 1)
+    eps = torch.tensor([0.004, 0.3, 1.3, 0.05], dtype=torch.float64)
+    model, picture, queries = Recording(constant_model(3, answer=1)), Picture.of(shape), 40
+    attacked = run(Square(norm=norm, box=box, queries=queries), model, x, torch.ones(4, dtype=torch.int64), eps)
+    assert torch.equal(attacked.images, x) and attacked.forwards.tolist() == [queries + 1] * 4 and not attacked.backwards.any()
+    cells = [picture.cells(asked) for asked in model.asked[1:]]
+    moved = 0
+    for query, (asked, now) in enumerate(zip(model.asked[1:], cells, strict=True)):
+        away = distances(x, asked, norm)
+        assert asked.isfinite().all() and (away <= eps).all()
+        assert box == "none" or (asked.min() >= 0 and asked.max() <= 1)
+        if query and (norm == "linf" or box == "none"):
+            height, width = sides(0.8, query, queries, picture, norm == "l2")
+            changed = (now != cells[query - 1]).view(4, picture.channels, -1).any(1).sum(1)
+            assert (changed <= (1 if norm == "linf" else 2) * height * width).all()
+            moved += int((changed > 0).sum())
+        if norm == "linf":
+            low, high = ends(x, eps, box)
+            assert ((asked == low) | (asked == high)).all()
+        elif box == "none":
+            assert torch.allclose(away, eps, rtol=1e-3)
+    assert moved > 0 or box == "unit" or math.prod(shape) == 1
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_outcome_does_not_depend_on_the_company(norm):
+    """Alone, in another order, in other batches: the same image to float64's noise, after as many passes."""
+    oracle = affine(4, (3, 5, 6), images=9)
+    model, x, y, keys = copy.deepcopy(oracle.model).double(), oracle.x.double(), oracle.y, torch.arange(9) + 50
+    eps = oracle.distance(norm) * (1.7 if norm == "l2" else 1.1)
+    attack = Square(norm=norm, queries=260, seed=3)
+    together = run(attack, model, x, y, eps, keys)
+    fell = broken(model, together, y)
+    assert fell.any() and not fell.all()
+    for rows in (torch.tensor([4]), torch.tensor([8, 2, 0])):
+        for size in (256, 2)[: len(rows)]:
+            part = run(attack.model_copy(update={"batch_size": size}), model, x[rows], y[rows], eps[rows], keys[rows])
+            assert torch.allclose(part.images, together.images[rows], atol=1e-9, rtol=0)
+            assert torch.equal(part.forwards, together.forwards[rows])
+    other = run(attack.model_copy(update={"seed": 4}), model, x, y, eps, keys)
+    assert not torch.equal(other.forwards, together.forwards)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_an_image_that_fell_is_asked_about_no_more(norm):
+    oracle = affine(3, (1, 4, 4), images=8)
+    model = Recording(oracle.model)
+    eps = oracle.distance(norm) * torch.tensor([2.5, 0.9] * 4)
+    attacked = run(Square(norm=norm, queries=100, restarts=2), model, oracle.x, oracle.y, eps)
+    fell = broken(oracle.model, attacked, oracle.y)
+    assert fell.tolist() == [True, False] * 4
+    sizes = [len(asked) for asked in model.asked]
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] == 4 and sum(sizes) == attacked.forwards.sum()
+    assert attacked.forwards[1::2].tolist() == [201] * 4 and attacked.forwards[::2].max() < 101
+
+
+# What it finds
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_scale_of_the_logits_changes_no_bit(norm):
+    oracle = affine(4, (2, 5, 5), images=8)
+    attack, eps = Square(norm=norm, queries=100), oracle.distance(norm) * 1.5
+    plain = run(attack, oracle.model, oracle.x, oracle.y, eps)
+    for power in (-13, 13):
+        scaled = run(attack, Through(oracle.model, lambda logits, by=2.0**power: logits * by), oracle.x, oracle.y, eps)
+        assert torch.equal(scaled.images, plain.images) and torch.equal(scaled.forwards, plain.forwards)
+
+
+@pytest.mark.parametrize(("norm", "factor"), [("l2", 2.0), ("linf", 1.4)])
+def test_logits_rounded_to_a_grid_hide_nothing(norm, factor):
+    """Their gradient is zero everywhere: PGD, started anywhere, learns nothing; Square sees the steps and crosses the flats."""
+    oracle = affine(3, (1, 4, 4), images=16)
+    logits = oracle.model(oracle.x)
+    grid = (logits.amax(1) - logits.median(1).values).min().item() / 1.5
+    rounded = Through(oracle.model, lambda logits: (logits / grid).round() * grid)
+    right = rounded(oracle.x).argmax(1) == oracle.y
+    x, y, exact = oracle.x[right], oracle.y[right], oracle.distance(norm)[right]
+    eps = factor * exact.max().item()
+    blind = PGD(norm=norm, eps=eps, steps=20)(rounded, x, y, torch.arange(len(x)))
+    assert not broken(rounded, blind, y).any()
+    assert len(x) > 8 and broken(rounded, run(Square(norm=norm, eps=eps, queries=1000), rounded, x, y), y).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_an_answer_that_is_nan_away_from_the_image_is_found(norm):
+    x = torch.full((2, 1, 5, 5), 0.5)
+    right = torch.tensor([1.0, 0.0])
+    sick = Through(nn.Flatten(), lambda flat: torch.where((flat == 0.5).all(1, keepdim=True), right, right * torch.nan))
+    attacked = run(Square(norm=norm, eps=0.1), sick, x, torch.zeros(2, dtype=torch.int64))
+    assert attacked.images.isfinite().all() and (distances(x, attacked.images, norm) > 0).all()
+    assert attacked.forwards.tolist() == [2, 2]
+
+
+def test_what_it_refuses_and_what_there_is_nothing_to_do_for():
+    oracle = affine(3, images=3)
+    with pytest.raises(UserError, match="needs an eps"):
+        run(Square(), oracle.model, oracle.x, oracle.y)
+    with pytest.raises(UserError, match="found an infinite eps"):
+        run(Square(), oracle.model, oracle.x, oracle.y, torch.inf)
+    one = nn.Sequential(nn.Flatten(), nn.Linear(16, 1))
+    attacked = run(Square(eps=1.0), one, oracle.x, torch.zeros(3, dtype=torch.int64))
+    assert torch.equal(attacked.images, oracle.x) and attacked.forwards.tolist() == [1] * 3
+    transposed = oracle.x.transpose(2, 3)
+    assert not transposed.is_contiguous()
+    assert run(Square(queries=5, eps=0.01), oracle.model, transposed, oracle.y).images.shape == oracle.x.shape
+
+
+# Against pyautoattack
+
+
+@pytest.fixture(scope="session")
+def digits() -> Affine:
+    """A small convolutional network trained on perturbed digits, and 60 images that it gets right."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images, labels = torch.tensor(bunch.images / 16, dtype=torch.float32)[:, None], torch.tensor(bunch.target)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(1, 12, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(192, 10))
+        optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+        for _ in range(100):
+            rows = torch.randint(0, 1400, (64,))
+            x = images[rows].requires_grad_()
+            (slope,) = torch.autograd.grad(nn.functional.cross_entropy(model(x), labels[rows]), x)
+            x = (x + 0.5 * slope / slope.flatten(1).norm(dim=1).view(-1, 1, 1, 1).clamp_min(1e-12)).clamp(0, 1).detach()
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), labels[rows]).backward()
+            optimizer.step()
+    model.eval().requires_grad_(False)
+    right = (model(images[1400:]).argmax(1) == labels[1400:]).nonzero().flatten()[:60] + 1400
+    return Affine(model, images[right], labels[right], torch.zeros(0), torch.zeros(0))
+
+
+@pytest.mark.parametrize(("norm", "budgets"), [("l2", (0.6, 0.9)), ("linf", (0.1, 0.15))])
+def test_no_weaker_than_pyautoattack_at_as_many_queries(digits, norm, budgets):
+    """Random search: the images left standing are compared in sum over two eps and two seeds, two of them allowed for chance."""
+    from pyautoattack import AutoAttack as Library
+
+    logging.getLogger("auto-attack").disabled = True
+    model, x, y, *_ = digits
+    ours = theirs = 0
+    for eps in budgets:
+        for seed in (0, 1):
+            attacked = run(Square(norm=norm, eps=eps, queries=300, seed=seed), model, x, y)
+            assert distances(x, attacked.images, norm).max() <= eps
+            ours += int((~broken(model, attacked, y)).sum())
+            with torch.random.fork_rng():
+                library = Library(model, norm={"l2": "L2", "linf": "Linf"}[norm], eps=eps, seed=seed, device="cpu")
+                library.attacks_to_run, library.square.n_queries = ["square"], 300
+                found, _ = library.run_standard_evaluation(x, y, batch_size=60)
+            theirs += int((model(found).argmax(1) == y).sum())
+    assert 0 < ours <= theirs + 2 and theirs < 4 * len(x)
