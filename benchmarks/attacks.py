@@ -6,8 +6,9 @@
 
 curve: ten epsilons on an adversarially trained and a plain digits network, one evaluation with effort standard: every survivor gets
 the whole ensemble at its largest open eps; against pyautoattack at every eps (attack_peers.py; its runs are kept).
-adaptive: the same with effort adaptive; and on networks built to mask gradients, against the full ensemble.
-lipschitz: a 1-Lipschitz network: certificates, then the ensemble on what they leave open; with the audit of the certified too.
+adaptive: the same with effort adaptive.
+masked: effort adaptive at one eps on networks built to mask gradients, against the full ensemble.
+lipschitz: a 1-Lipschitz network, one eps: certificates, the ensemble on what they leave open, and the audit of the certified.
 single: one eps, no certificate, alternating runs: CPU seconds, at middling and at no robust accuracy.
 quick: an evaluation with effort quick, minimal-norm attacks alone.
 vgg: seconds of each part on VGG-11 and 64 images of CIFAR-10, extrapolated from short runs; only when asked for.
@@ -29,13 +30,12 @@ from common import ROOT, arguments, finish, machine
 from torch import Tensor, nn
 
 from robustbench_rkhs import verdicts
-from robustbench_rkhs.attacks import Ensemble, SuperDeepFool
+from robustbench_rkhs.attacks import Ensemble
 from robustbench_rkhs.attacks.contract import Attacked
-from robustbench_rkhs.certificates import MarginCertificate
 from robustbench_rkhs.evaluate import evaluate
 from robustbench_rkhs.layers.settling import settled
 
-PARTS = ("curve", "adaptive", "lipschitz", "single", "quick")
+PARTS = ("curve", "adaptive", "masked", "lipschitz", "single", "quick")
 NETWORKS = ("adv", "std")
 """Those without a certificate."""
 SOURCES = [
@@ -90,10 +90,10 @@ def curve(quick: bool, effort: Literal["adaptive", "standard"] = "standard") -> 
     return figures | {f"{prefix}_networks": rows, f"{prefix}_images": count}
 
 
-def adaptive(quick: bool) -> dict[str, Any]:
-    """The curve, and one eps on masked networks: there the full ensemble is the measure."""
-    figures, count = curve(quick, "adaptive"), 12 if quick else 40
-    test, rows = images(count), {}
+def masking(quick: bool) -> dict[str, Any]:
+    """Effort adaptive at one eps on networks built to mask gradients: there the full ensemble is the measure."""
+    count, rows = 12 if quick else 40, {}
+    test = images(count)
     for name, model in masked(network("std")).items():
         full = Ensemble(eps=0.3)(model, test.x, test.y, test.index)
         spared, spending = Ensemble(eps=0.3, effort="adaptive").explained(model, test.x, test.y, test.index)
@@ -104,32 +104,32 @@ def adaptive(quick: bool) -> dict[str, Any]:
             "signs": list(spending.signs),
         }
     worst = max(300 / count * (row["adaptive"] - row["full"]) for row in rows.values())
-    figures["adaptive_images_above"] = max(figures["adaptive_images_above"], round(worst, 2))
-    return figures | {"masked": rows, "masked_images": count}
+    return {"masked_images_above": round(worst, 2), "masked": rows, "masked_images": count}
 
 
 def lipschitz(quick: bool) -> dict[str, Any]:
+    """An evaluation of one eps with all certificates: what they leave open is attacked, the certified are audited."""
     count = 30 if quick else 100
-    model, test = settled(network("lip")), images(count)
-    radius, figures = MarginCertificate()(network("lip"), test.x, test.y, test.index).radius, {}
+    model, test, figures = network("lip"), images(count), {}
     for eps, key in ((0.25, "025"), (0.5, "05")):
-        library = autoattack(model, test.x, test.y, eps)
+        library = autoattack(settled(model), test.x, test.y, eps)
         theirs = library["forwards"] + library["backwards"]
-        open_ = (radius < eps).nonzero().flatten()
-        found = Ensemble(eps=eps)(model, test.x[open_], test.y[open_], test.index[open_])
-        passes = count + _passes(found)  # one pass an image is the certificate's
-        certified = (radius >= eps).nonzero().flatten()
-        audited = _passes(SuperDeepFool()(model, test.x[certified], test.y[certified], test.index[certified]))
+        done = evaluate(model, test, eps=(eps,))
+        states = verdicts.states(done, eps)["state"].value_counts()
+        rows = done.table[done.table["kind"] == "attack"]
+        passes = (rows["forwards"] + rows["backwards"]).groupby(rows["method"]).sum()
+        audit = sum(int(number) for method, number in passes.items() if str(method).startswith("audit"))
+        spent = 2 * count + int(passes.sum())  # a pass for the prediction, and the certificates' own
         figures |= {
-            f"lipschitz_pass_ratio_{key}": round(theirs / passes, 2),
-            f"lipschitz_pass_ratio_{key}_audited": round(theirs / (passes + audited), 2),
+            f"lipschitz_pass_ratio_{key}": round(theirs / (spent - audit), 2),
+            f"lipschitz_pass_ratio_{key}_audited": round(theirs / spent, 2),
             f"lipschitz_{key}": {
-                "certified": len(certified),
-                "ours": len(certified) + _stands(model, found, test.y[open_]),
+                "certified": int(states.get("certified", 0)),
+                "ours": int(states.get("certified", 0) + states.get("survived", 0) + states.get("untested", 0)),
                 "autoattack": library["stands"].count("1"),
-                "passes": passes,
-                "audit": audited,
+                "passes": {str(method): int(number) for method, number in passes.items()},
                 "autoattack_passes": theirs,
+                "winners": done.table[done.table["kind"] == "certificate"]["method"].value_counts().to_dict(),
             },
         }
     return figures | {"lipschitz_images": count}
@@ -206,23 +206,26 @@ KEYS = (
 def main() -> None:
     given = arguments(__doc__ or "", (*PARTS, "vgg"))
     path = ROOT / "reports" / "benchmarks" / "attacks.json"
-    kept: dict[str, Any] = json.loads(path.read_text()).get("figures", {}) if path.is_file() and not given.quick else {}
     work: dict[str, Callable[[bool], dict[str, Any]]] = {
         "curve": curve,
-        "adaptive": adaptive,
+        "adaptive": lambda quick: curve(quick, "adaptive"),
+        "masked": masking,
         "lipschitz": lipschitz,
         "single": single,
         "quick": quick,
         "vgg": attack_vgg.measure,
     }
     about = {"machine": machine(given.device), "date": date.today().isoformat(), "seed": 0, "data": images(1).digest}
+    done: dict[str, Any] = {}
     for part in PARTS if given.part == "all" else [given.part]:
-        kept[part] = work[part](given.quick) | about
-        print(part, json.dumps(kept[part]), flush=True)
-    flat = {key: value for part in kept.values() for key, value in part.items()}
-    finish(
-        "attacks", {key: flat[key] for key in KEYS if key in flat} | {"networks": list(RECIPES), "figures": kept}, given, SOURCES
-    )
+        done[part] = work[part](given.quick) | about
+        print(part, json.dumps(done[part]), flush=True)
+    kept = json.loads(path.read_text()).get("figures", {}) if path.is_file() and not given.quick else {}
+    flat = {key: value for part in (kept | done).values() for key, value in part.items()}
+    if "masked_images_above" in flat and "adaptive_images_above" in flat:
+        flat["adaptive_images_above"] = max(flat["adaptive_images_above"], flat["masked_images_above"])
+    heads = {key: flat[key] for key in KEYS if key in flat}
+    finish("attacks", heads | {"networks": list(RECIPES), "figures": kept | done}, given, SOURCES)
 
 
 if __name__ == "__main__":
