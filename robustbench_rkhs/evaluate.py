@@ -26,11 +26,13 @@ from robustbench_rkhs.node import UserError
 from robustbench_rkhs.portfolio import Portfolio
 from robustbench_rkhs.recipe import EvalRecipe, parse
 from robustbench_rkhs.smoothing import Smoothed
-from robustbench_rkhs.verdicts import Evaluation
+from robustbench_rkhs.verdicts import Evaluation, Nearest
 
 Say = Callable[[str], None]
 FIRST = 8
 """Images of the first block: after it, the time to go is told."""
+SAID = ("model", "weights", "data", "data_digest", "norm", "box", "samples", "date", "command", "versions", "smoothed")
+"""What a file of adversarial images repeats of what the evaluation is about."""
 
 
 def evaluate(
@@ -41,6 +43,7 @@ def evaluate(
     eps: Sequence[float] = (),
     name: str = "model",
     folder: str | Path | None = None,
+    adversarials: str | Path | None = None,
     device: str = "cpu",
     command: str = "",
     say: Say = lambda line: None,
@@ -50,7 +53,8 @@ def evaluate(
 
     `data`: a Split, or images and labels. `recipe`, or its fields by name (`eps`, `norm`, `attacks`, `certificates`,
     `samples`, `seed`, `block`). With a `folder`, finished parts are kept under folder/name/parts and never done again, and
-    the table is written to folder/name/. Interrupted by the keyboard, it returns (and writes) what there is: images that no
+    the table is written to folder/name/. `adversarials`: a .npz file that gets the nearest counted adversarial image of each
+    image, over all attacks. Interrupted by the keyboard, it returns (and writes) what there is: images that no
     protocol reached are untested. The model, its mode and gradients are left as they were.
     TF32 and other reduced-precision short cuts are switched off meanwhile.
     Raises UserError for bad input: eps out of range, NaN or probabilities from the model, a wrong class count, autocast.
@@ -64,12 +68,18 @@ def evaluate(
         model.eval().to(device)
         parts = Path(folder) / name / "parts" if folder else None
         weights = weights_digest(model.state_dict())
-        subject = Subject(model, settled(model), split.to(device), name, weights, device, recipe.seed, parts)
+        nearest = None if adversarials is None else Nearest()
+        subject = Subject(model, settled(model), split.to(device), name, weights, device, recipe.seed, parts, nearest=nearest)
         with exact():
             run = _Run(subject, recipe, say)
             run.about |= {"command": command}
             run.about |= {"smoothed": model.extra_repr()} if isinstance(model, Smoothed) else {}
             table, complete = run.all()
+            if nearest is not None and adversarials is not None:
+                header = {key: run.about.get(key) for key in SAID} | {"split": split.split}
+                clean, index = split.x.cpu().numpy(), split.index.cpu().numpy()
+                verdicts.write_adversarials(nearest.adversarials(header, table, clean, index), adversarials)
+                run.about |= {"adversarials": str(adversarials)}
     finally:
         model.to(home)
         for module, training in modes.items():
@@ -148,6 +158,7 @@ class _Run:
             "settings": settings,
             "refused": [],
             "breaches": [],
+            "outside": {},
         }
         self.tables: list[pd.DataFrame] = []
         self.here: list[pd.DataFrame] = []  # what is known of the block in hand
@@ -233,6 +244,8 @@ class _Run:
             self.tables.append(done.table)
             self.here.append(done.table)
             self.about["breaches"] += done.about["breaches"]
+            if count := done.about.get("outside", {}).get(label, 0):
+                self.about["outside"][label] = self.about["outside"].get(label, 0) + count
 
 
 def protocol(recipe: EvalRecipe, split: Split) -> list[Attack]:

@@ -22,7 +22,7 @@ from robustbench_rkhs.attacks.contract import Attacked
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.node import UserError
 from robustbench_rkhs.smoothing import Smoothed
-from robustbench_rkhs.verdicts import Evaluation
+from robustbench_rkhs.verdicts import Evaluation, Kept, Nearest
 
 SOURCES = (
     "attacks",
@@ -72,6 +72,8 @@ class Subject:
     """Folder of finished parts; nothing is kept where None."""
     answers: str = ""
     """sha256 of its clean logits: code that changed while the weights did not must not be served old parts."""
+    nearest: Nearest | None = None
+    """Gathers the nearest adversarial image of each image, where they are asked for; every part then keeps its own beside it."""
 
     @property
     def inputs(self) -> list[str]:
@@ -108,7 +110,10 @@ class Subject:
         return pd.DataFrame(neutral | columns, index=range(len(where)))
 
     def part(self, key: dict[str, Any], positions: Tensor, work: Callable[[], Evaluation]) -> Evaluation:
-        """One job over these images, its rows and what it noticed: read where finished, else worked out and kept."""
+        """One job over these images, its rows and what it noticed: read where finished, else worked out and kept.
+
+        Where adversarial images are asked for, a part that found some but holds none of them is done again.
+        """
         identity = {
             **key,
             "weights": self.weights,
@@ -127,12 +132,22 @@ class Subject:
         path = self.parts and self.parts / f"{digest_of(identity, 32)}.parquet"
         if path and path.is_file():
             try:
-                return verdicts.read(path)
+                return self.gathered(verdicts.read(path), path.with_suffix(".npz"))
             except UserError:
                 path.unlink()  # a damaged part is done again
         done = work()
         if path:
+            if done.kept is not None and len(done.kept.images):
+                verdicts.write_kept(done.kept, done.table, path.with_suffix(".npz"))
             verdicts.write(Evaluation(done.table, done.about | {"part": identity}), path)
+        return self.gathered(done)
+
+    def gathered(self, done: Evaluation, beside: Path | None = None) -> Evaluation:
+        """The part, its adversarial images gathered where they are asked for. Raises UserError where it finds none `beside`."""
+        if self.nearest is not None and len(verdicts.holding(done.table)):
+            kept = verdicts.read_kept(done.table, beside) if beside else done.kept
+            assert kept is not None
+            self.nearest.see(done.table, kept)
         return done
 
 
@@ -182,11 +197,17 @@ def ask(model: nn.Module, x: Tensor, classes: int, batch: int = 256) -> Tensor:
 @torch.no_grad()
 def fallen(model: nn.Module, x: Tensor, y: Tensor, batch: int = 256) -> Tensor:
     """Which images are misclassified; an answer that is not finite is no right answer."""
-    wrong = []
-    for images, labels in zip(x.split(batch), y.split(batch), strict=True):
+    return answered(model, x, batch) != y
+
+
+@torch.no_grad()
+def answered(model: nn.Module, x: Tensor, batch: int = 256) -> Tensor:
+    """The class the model gives each image; -1 where its answer is not finite."""
+    said = []
+    for images in x.split(batch):
         logits = model(images)
-        wrong.append((logits.argmax(1) != labels) | ~logits.isfinite().all(1))
-    return torch.cat(wrong) if wrong else torch.zeros(0, dtype=torch.bool, device=x.device)
+        said.append(torch.where(logits.isfinite().all(1), logits.argmax(1), -1))
+    return torch.cat(said) if len(x) else torch.zeros(0, dtype=torch.int64, device=x.device)
 
 
 def counting(model: nn.Module) -> nn.Module:
@@ -231,9 +252,11 @@ def run_attack(
             attacked = Attacked(x, nothing, nothing)
             print(f"attack {label} failed on a block: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
         inside = pull_inside(x, attacked.images.to(x), attack.norm, attack.eps, attack.box)
-        broken = fallen(counting(subject.asked), inside, y)
+        said = answered(counting(subject.asked), inside)
+        broken = said != y
         if isinstance(subject.asked, Smoothed):
             inside, broken = believed(subject.asked, attack, x, inside, y, certified, broken)
+            said = said if subject.nearest is None else answered(counting(subject.asked), inside)
         found = {norm: torch.where(broken, distances(x, inside, norm), torch.nan) for norm in ("l2", "linf")}
         radius = torch.where(broken, found[attack.norm], torch.inf)
         breaches = replay(subject, positions, inside, y, radius, certified, label)
@@ -256,9 +279,21 @@ def run_attack(
             seconds=(time.perf_counter() - started) / max(len(x), 1),
             arithmetic=f"{str(x.dtype).removeprefix('torch.')} on {torch.device(subject.device).type}",
         )
-        return Evaluation(rows, {"breaches": breaches})
+        kept = None if subject.nearest is None else Kept(inside[broken].cpu().numpy(), said[broken].cpu().numpy())
+        return Evaluation(rows, {"breaches": breaches, "outside": {label: outside(x, attacked.images, attack)}}, kept)
 
     return subject.part(key, positions, work)
+
+
+def outside(x: Tensor, images: Tensor, attack: Attack, slack: float = 1e-6) -> int:
+    """How many images an attack returned that are not finite, or outside its box or ball by more than the slack."""
+    flat = images.flatten(1)
+    left = ~flat.isfinite().all(1)
+    if attack.box == "unit" and flat.shape[1]:
+        left |= ~((flat.double().amin(1) >= -slack) & (flat.double().amax(1) <= 1 + slack))
+    if attack.eps is not None:
+        left |= ~(distances(x, images, attack.norm) <= attack.eps + slack)
+    return int(left.sum())
 
 
 def believed(
