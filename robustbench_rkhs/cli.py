@@ -741,7 +741,7 @@ def _verify_adversarials(
 
     Args:
         files: FILE.npz as rkhs-eval --save-adversarials writes it.
-        model: Name in checkpoints/, checkpoint folder or package.module:builder; the checkpoint that the file names where not given.
+        model: Name in checkpoints/, checkpoint folder or package.module:builder; the checkpoint the file names where not given.
         weights: Weights (.safetensors, or .pth of a plain state dict) for a recipe or builder.
         data: Data set or FILE.npz in place of the recipe's.
         device: auto, cpu, cuda, cuda:1 ...
@@ -768,7 +768,7 @@ def verify() -> None:
 
     A FILE.npz is of adversarial images: re-checked by asking the model.
     """
-    if any(word.endswith(".npz") and not before.startswith("--") for before, word in zip(["", *sys.argv[1:]], sys.argv[1:])):
+    if any(word.endswith(".npz") for word in sys.argv[1:]):
         command(_verify_adversarials)()
     from robustbench_rkhs.verifier.command import main
 
