@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -111,12 +112,12 @@ def judge(stored: Adversarials, named: Named, device: str = "cpu") -> Judged:
     labels = clean.y.numpy()
     fault(stored.input_sha256 != shas, lambda i: _says(f"clean image {shas[i][:12]}", stored.input_sha256[i][:12]))
     fault(stored.label != labels, lambda i: _says(f"label {labels[i]}", stored.label[i]))
-    flat = stored.images.reshape(len(shas), -1)
+    flat = stored.images.reshape(len(shas), prod(split.shape))
     if split.box == "none" and about["box"] == "unit":
         fault(True, lambda _: _says("box none", "unit"))
     if about["box"] == "unit":
         fault(~((flat >= 0) & (flat <= 1)).all(1), lambda i: f"pixels from {flat[i].min():.6g} to {flat[i].max():.6g} leave [0, 1]")
-    lengths = _lengths(flat, clean.x.numpy().reshape(len(shas), -1))
+    lengths = _lengths(flat, clean.x.numpy().reshape(flat.shape))
     for name, length in lengths.items():
         claimed, word = getattr(stored, name), name.replace("_", " ")
         wide = ~(np.abs(claimed - length) <= CLOSE * length)
