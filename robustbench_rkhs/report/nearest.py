@@ -11,6 +11,8 @@ from robustbench_rkhs.report.figures import figure, save
 from robustbench_rkhs.verdicts import Adversarials
 
 ROWS = ("clean", "difference", "adversarial")
+LEAST = 4
+"""Columns there is room for, so that the title fits; those without an image stay empty."""
 
 
 def nearest_first(stored: Adversarials, count: int) -> np.ndarray:
@@ -22,8 +24,8 @@ def nearest_first(stored: Adversarials, count: int) -> np.ndarray:
 def draw_nearest(stored: Adversarials, clean: np.ndarray, places: np.ndarray, stem: str | Path) -> list[Path]:
     """STEM.png, .pdf, .svg: a column for each of these places of the file; clean image, difference, adversarial image.
 
-    clean: their clean images. Differences share one factor, written beside them: grey ones are red where brighter and blue where
-    darker, coloured ones lie around grey. Raises UserError where there are none or they are no images of 1 or 3 channels.
+    clean: their clean images. Each difference is stretched by the factor under it: grey ones are red where brighter and blue
+    where darker, coloured ones lie around grey. Raises UserError where there are none or they are no images of 1 or 3 channels.
     """
     if not len(places):
         raise UserError("nothing to draw: no image of the file was found by an attack")
@@ -31,24 +33,30 @@ def draw_nearest(stored: Adversarials, clean: np.ndarray, places: np.ndarray, st
     if images.shape != clean.shape or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise UserError(f"expected images of (1 or 3 channels, height, width) and their clean ones, found {images.shape[1:]}")
     delta = images.astype(np.float64) - clean.astype(np.float64)
-    factor = readable(0.5 / max(float(np.abs(delta).max()), 1e-12))
     norm = {"linf": "l-infinity"}.get(about["norm"], about["norm"])
-    with figure(1.05 * max(len(places), 4) + 0.55, 4.6) as (drawn, _):
+    columns = max(len(places), LEAST)
+    with figure(1.05 * columns + 0.4, 4.8) as (drawn, _):
         drawn.clear()
-        grid = drawn.subplots(3, len(places), squeeze=False)
+        grid = drawn.subplots(3, columns, squeeze=False)
+        for axes in grid[:, len(places) :].flat:
+            axes.axis("off")
         for column, place in enumerate(places):
             top, middle, bottom = grid[:, column]
             _image(top, clean[column])
+            factor = readable(0.5 / max(float(np.abs(delta[column]).max()), 1e-12))
             _difference(middle, factor * delta[column])
+            middle.set_xlabel(f"× {factor:,.15g}", fontsize=8)
             _image(bottom, images[column])
             top.set_title(f"image {stored.index[place]}\nlabel {stored.label[place]}", fontsize=8)
             top.set_xlabel(f"answer {stored.predicted[place]}", fontsize=8)
             answer = int(stored.predicted_adversarial[place])
             bottom.set_xlabel(f"answer {answer if answer >= 0 else 'not finite'}\n{norm} {stored.distance[place]:.4g}", fontsize=8)
         for row, name in enumerate(ROWS):
-            grid[row, 0].set_ylabel(f"{name}\n× {factor:g}" if name == "difference" else name, fontsize=9)
-        title = f"{about['model']} on {about['data']}: the {len(places)} nearest of {len(stored.index)} adversarial images, {norm}"
-        drawn.suptitle(title, fontsize=9, x=0.01, ha="left")
+            grid[row, 0].set_ylabel(name, fontsize=9)
+        found = int((stored.method != "clean").sum())
+        title = f"{about['model']} on {about['data']}: the {len(places)} nearest of {found} adversarial images, {norm}"
+        key = "red brighter, blue darker" if images.shape[1] == 1 else "around grey"
+        drawn.suptitle(f"{title}\ndifference: {key}, stretched by the factor under it", fontsize=9, x=0.01, ha="left")
         return save(drawn, stem)
 
 
