@@ -794,7 +794,7 @@ def verify() -> None:
         command(_verify_adversarials)()
     from robustbench_rkhs.verifier.command import main
 
-    raise SystemExit(main(sys.argv[1:]))
+    raise SystemExit(main(sys.argv[1:], "Of adversarial images: rkhs-verify FILE.npz --help"))
 
 
 train = command(_train, overrides=True)

@@ -62,6 +62,8 @@ def evaluate(
     recipe = recipe or parse(EvalRecipe, {"eps": tuple(eps), **settings}, "evaluate")
     recipe = for_smoothed(recipe) if isinstance(model, Smoothed) else recipe
     split = _as_split(model, data).sample(recipe.samples, recipe.seed)
+    if adversarials is not None and split.x.dtype not in (torch.float32, torch.float64):
+        raise UserError(f"adversarial images are saved exactly as float32 or float64, found inputs of {split.x.dtype}")
     modes = {module: module.training for module in model.modules()}
     home = next(iter([*model.parameters(), *model.buffers()]), torch.zeros(1)).device
     try:
@@ -75,11 +77,6 @@ def evaluate(
             run.about |= {"command": command}
             run.about |= {"smoothed": model.extra_repr()} if isinstance(model, Smoothed) else {}
             table, complete = run.all()
-            if nearest is not None and adversarials is not None:
-                header = {key: run.about.get(key) for key in SAID} | {"split": split.split}
-                clean, index = split.x.cpu().numpy(), split.index.cpu().numpy()
-                verdicts.write_adversarials(nearest.adversarials(header, table, clean, index), adversarials)
-                run.about |= {"adversarials": str(adversarials)}
     finally:
         model.to(home)
         for module, training in modes.items():
@@ -89,6 +86,11 @@ def evaluate(
         path = Path(folder) / name / f"{recipe.norm}-{run.digest}.parquet"
         verdicts.write(evaluation, path)
         evaluation.about["path"] = str(path)
+    if nearest is not None and adversarials is not None:
+        header = {key: run.about.get(key) for key in SAID} | {"split": split.split}
+        clean, index = split.x.cpu().numpy(), split.index.cpu().numpy()
+        verdicts.write_adversarials(nearest.adversarials(header, table, clean, index), adversarials)
+        evaluation.about["adversarials"] = str(adversarials)
     return evaluation
 
 
