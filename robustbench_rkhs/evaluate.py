@@ -81,7 +81,8 @@ def evaluate(
         model.to(home)
         for module, training in modes.items():
             module.training = training
-    evaluation = Evaluation(table, run.about | {"complete": complete})
+    left = {label: len(indices) for label, indices in sorted(subject.outside.items())}
+    evaluation = Evaluation(table, run.about | {"complete": complete, "outside": left})
     if folder:
         path = Path(folder) / name / f"{recipe.norm}-{run.digest}.parquet"
         verdicts.write(evaluation, path)
@@ -160,7 +161,6 @@ class _Run:
             "settings": settings,
             "refused": [],
             "breaches": [],
-            "outside": {},
         }
         self.tables: list[pd.DataFrame] = []
         self.here: list[pd.DataFrame] = []  # what is known of the block in hand
@@ -246,8 +246,6 @@ class _Run:
             self.tables.append(done.table)
             self.here.append(done.table)
             self.about["breaches"] += done.about["breaches"]
-            if count := done.about.get("outside", {}).get(label, 0):
-                self.about["outside"][label] = self.about["outside"].get(label, 0) + count
 
 
 def protocol(recipe: EvalRecipe, split: Split) -> list[Attack]:

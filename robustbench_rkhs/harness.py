@@ -5,7 +5,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,8 @@ class Subject:
     """sha256 of its clean logits: code that changed while the weights did not must not be served old parts."""
     nearest: Nearest | None = None
     """Gathers the nearest adversarial image of each image, where they are asked for; every part then keeps its own beside it."""
+    outside: dict[str, set[int]] = field(default_factory=dict, compare=False, repr=False)
+    """Of each attack, the images for which it returned one outside box or ball."""
 
     @property
     def inputs(self) -> list[str]:
@@ -143,11 +145,13 @@ class Subject:
         return self.gathered(done)
 
     def gathered(self, done: Evaluation, beside: Path | None = None) -> Evaluation:
-        """The part, its adversarial images gathered where they are asked for. Raises UserError where it finds none `beside`."""
+        """The part, once what it holds besides rows is gathered. Raises UserError where adversarial images are not `beside`."""
         if self.nearest is not None and len(verdicts.holding(done.table)):
             kept = verdicts.read_kept(done.table, beside) if beside else done.kept
             assert kept is not None
             self.nearest.see(done.table, kept)
+        for label, indices in done.about.get("outside", {}).items():
+            self.outside.setdefault(label, set()).update(indices)
         return done
 
 
@@ -280,20 +284,21 @@ def run_attack(
             arithmetic=f"{str(x.dtype).removeprefix('torch.')} on {torch.device(subject.device).type}",
         )
         kept = None if subject.nearest is None else Kept(inside[broken].cpu().numpy(), said[broken].cpu().numpy())
-        return Evaluation(rows, {"breaches": breaches, "outside": {label: outside(x, attacked.images, attack)}}, kept)
+        left = subject.split.index[positions[outside(x, attacked.images, attack)]].tolist()
+        return Evaluation(rows, {"breaches": breaches, "outside": {label: left} if left else {}}, kept)
 
     return subject.part(key, positions, work)
 
 
-def outside(x: Tensor, images: Tensor, attack: Attack, slack: float = 1e-6) -> int:
-    """How many images an attack returned that are not finite, or outside its box or ball by more than the slack."""
+def outside(x: Tensor, images: Tensor, attack: Attack, slack: float = 1e-6) -> Tensor:
+    """Which images that an attack returned are not finite, or outside its box or ball by more than the slack."""
     flat = images.flatten(1)
     left = ~flat.isfinite().all(1)
     if attack.box == "unit" and flat.shape[1]:
         left |= ~((flat.double().amin(1) >= -slack) & (flat.double().amax(1) <= 1 + slack))
     if attack.eps is not None:
         left |= ~(distances(x, images, attack.norm) <= attack.eps + slack)
-    return int(left.sum())
+    return left
 
 
 def believed(
