@@ -135,6 +135,8 @@ def _evaluate(
     eps: Names,
     norm: Literal["l2", "linf"] = "l2",
     attack: Names = (),
+    effort: Literal["quick", "adaptive", "standard"] = "standard",
+    budget: str | None = None,
     certify: Names = ("portfolio",),
     certify_seconds: float | None = None,
     smooth: str | None = None,
@@ -154,16 +156,19 @@ def _evaluate(
 
     $ rkhs-eval --model robust_vgg --eps 1.0
     $ rkhs-eval --model digits_mlp digits_sandwich --eps 0.25 0.5 36/255 --attack pgd foolbox:attack=ddn --samples 200
+    $ rkhs-eval --model robust_vgg --eps 0.25 0.5 1.0 --budget 10min
     $ rkhs-eval --model mypackage.nets:build --checkpoint net.safetensors --data mine.npz --eps 8/255 --norm linf
     $ rkhs-eval --model digits_smoothed --smooth sigma=0.25,n=10000 --eps 0.1 0.25 0.5
-    Without --attack: the certificates, then PGD, then AutoAttack on what still stands. Ctrl-C leaves a valid partial
-    table; the same command goes on from there.
+    Without --attack: the certificates, cheap minimal-norm attacks, then the ensemble on what is open, each image at its largest
+    open eps. Ctrl-C, or the end of --budget, leaves a valid partial table; the same command goes on from there.
 
     Args:
         model: Names in checkpoints/, checkpoint folders, or package.module:builder.
         eps: Radii, in pixels of [0, 1]; 36/255 is a number.
         norm: Distance they are measured in.
         attack: NAME or NAME:field=value,...; see rkhs-list attacks.
+        effort: The attacks where none is named. quick: minimal-norm attacks alone; adaptive: the ensemble where it may pay.
+        budget: Time such as 90s, 10min, 2h: nothing further is begun after it; what is not reached stays untested.
         certify: NAME or NAME:field=value,..., cheapest first; portfolio: all of them; none. See rkhs-list certificates.
         certify_seconds: Time limit of each certificate; images it does not reach are marked timeout.
         smooth: sigma=0.25,n=10000,...: evaluate the vote under Gaussian noise, certified; see rkhs-list certificates smoothing.
@@ -194,6 +199,8 @@ def _evaluate(
         "norm": norm,
         "eps": [_number(text) for text in eps],
         "attacks": [attack_from(text) for text in attack],
+        "effort": effort,
+        "budget": budget,
         "certificates": [one for one in map(certificate_from, certify) if one != "none"],
         "certify_seconds": certify_seconds,
         "samples": samples,
@@ -268,9 +275,20 @@ def _evaluate(
 
 
 def _warnings(done: Any) -> list[str]:
+    from robustbench_rkhs import verdicts
+
     lines = []
     if not done.about["complete"]:
         lines.append("incomplete: robust accuracy is withheld where images are untested")
+    if done.about["budget"] and not done.about["complete"]:
+        counts = verdicts.summary(done)
+        left = zip(counts["eps"], counts["count_untested"], strict=True)
+        untested = ", ".join(f"{count} at {eps:.4g}" for eps, count in left if count)
+        lines.append(
+            f"budget used up with images untested: {untested or 'none'}; the same command without --budget goes on from here"
+        )
+    if (sampled := done.about["rechecked"])["pairs"]:
+        lines.append(f"inferred survivals attacked at their own eps: {sampled['pairs']}, of which {sampled['fell']} fell")
     claims = done.table[(done.table["kind"] == "certificate") & (done.table["radius"] > 0)]
     if chance := float(claims["failure_probability"].max() if len(claims) else 0):
         lines.append(f"certified by chance: each claim about an image is wrong with probability at most {chance:g}")

@@ -14,6 +14,15 @@ def draws(keys: Int[Tensor, " batch"], seed: int, x: Float[Tensor, "batch *image
     return torch.stack(rows).to(x) if rows else torch.zeros_like(x)
 
 
+def uniforms(keys: Int[Tensor, " batch"], seed: int, count: int, draw: int = 0) -> Float[Tensor, "batch count"]:
+    """`count` numbers in [0, 1) an image, float32, counted by (seed, key, draw): many iterations' worth in one call."""
+    found = torch.empty(len(keys), count)
+    generator = torch.Generator()
+    for row, key in zip(found, keys.tolist(), strict=True):
+        torch.rand(count, generator=generator.manual_seed(mix(seed, key, draw)), out=row)
+    return found.to(keys.device)
+
+
 def mix(*numbers: int) -> int:
     """One 63-bit seed from several counters (a multiply and xor chain, splitmix64's constants)."""
     state = 0x9E3779B97F4A7C15

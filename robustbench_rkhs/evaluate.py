@@ -2,21 +2,22 @@
 
 import math
 import platform
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from robustbench_rkhs import harness, verdicts
 from robustbench_rkhs.arithmetic import exact
-from robustbench_rkhs.attacks import PGD, Attack, AutoAttack, FoolboxAttack
+from robustbench_rkhs.attacking import Attacking, Clock, OutOfTime
+from robustbench_rkhs.attacks import PGD, Attack, AutoAttack
+from robustbench_rkhs.attacks.efforts import protocol_of
+from robustbench_rkhs.attacks.objective import margin
 from robustbench_rkhs.certificates import SmoothingCertificate
 from robustbench_rkhs.checkpoint import weights_digest
 from robustbench_rkhs.data import Split, arrays_digest
@@ -29,8 +30,6 @@ from robustbench_rkhs.smoothing import Smoothed
 from robustbench_rkhs.verdicts import Evaluation, Nearest
 
 Say = Callable[[str], None]
-FIRST = 8
-"""Images of the first block: after it, the time to go is told."""
 SAID = ("model", "weights", "data", "data_digest", "norm", "box", "samples", "date", "command", "versions", "smoothed")
 """What a file of adversarial images repeats of what the evaluation is about."""
 
@@ -54,8 +53,8 @@ def evaluate(
     `data`: a Split, or images and labels. `recipe`, or its fields by name (`eps`, `norm`, `attacks`, `certificates`,
     `samples`, `seed`, `block`). With a `folder`, finished parts are kept under folder/name/parts and never done again, and
     the table is written to folder/name/. `adversarials`: a .npz file that gets the nearest counted adversarial image of each
-    image, over all attacks. Interrupted by the keyboard, it returns (and writes) what there is: images that no
-    protocol reached are untested. The model, its mode and gradients are left as they were.
+    image, over all attacks. Interrupted by the keyboard, or when `budget` seconds are used up, it returns (and writes) what there
+    is: images that no protocol reached are untested. The model, its mode and gradients are left as they were.
     TF32 and other reduced-precision short cuts are switched off meanwhile.
     Raises UserError for bad input: eps out of range, NaN or probabilities from the model, a wrong class count, autocast.
     """
@@ -141,7 +140,7 @@ class _Run:
             labels = [f"{label}#{i}" if labels.count(label) > 1 else label for i, label in enumerate(labels)]
         self.labels = labels
         self.shas = subject.inputs
-        settings = recipe.model_dump(mode="json")
+        settings = recipe.model_dump(mode="json", exclude={"budget"})  # which changes nothing but where it stops
         self.digest = harness.digest_of([settings, subject.weights, split.digest, harness.sources_digest()], 12)
         self.about: dict[str, Any] = {
             "model": subject.name,
@@ -161,105 +160,52 @@ class _Run:
             "settings": settings,
             "refused": [],
             "breaches": [],
+            "rechecked": {"pairs": 0, "fell": 0},
+            "budget": recipe.budget,
         }
-        self.tables: list[pd.DataFrame] = []
-        self.here: list[pd.DataFrame] = []  # what is known of the block in hand
-        self.proofs = 0  # how many tables hold predictions and certificates of all images
-        self.certified = torch.full((len(split),), -1.0, dtype=torch.float64, device=subject.device)
 
     def all(self) -> tuple[pd.DataFrame, bool]:
-        """Every block; what there is when the keyboard interrupts."""
-        complete = False
-        positions = torch.arange(len(self.subject.split), device=self.subject.device)
-        logits = harness.ask(self.subject.asked, self.subject.split.x, self.subject.split.classes)
+        """Predictions, certificates, attacks; what there is when the keyboard interrupts or the budget is used up."""
+        complete, split, clock = False, self.subject.split, Clock(self.recipe.budget)
+        positions = torch.arange(len(split), device=self.subject.device)
+        logits = harness.ask(self.subject.asked, split.x, split.classes)
         answers = weights_digest({"logits": logits})
         self.subject, predicted = replace(self.subject, answers=answers), logits.argmax(1)
-        self.tables.append(self.subject.rows(positions, predicted, self.shas, norm=self.recipe.norm, box=self.box))
+        tables = [self.subject.rows(positions, predicted, self.shas, norm=self.recipe.norm, box=self.box)]
+        proofs = Portfolio(self.subject, self.recipe, self.box, self.shas, predicted, self.say)
+        proofs.until = clock.started + clock.left() / 2  # what decides most by then; the attacks have the other half
+        attacking: Attacking | None = None
         try:
-            proofs = Portfolio(self.subject, self.recipe, self.box, self.shas, predicted, self.say)
-            try:
-                proofs.all()
-            finally:  # what was proved before an interruption stays
-                self.tables += proofs.tables
-                self.about["refused"] += proofs.refused
-            self.certified, self.proofs = proofs.certified, len(self.tables)
-            first = min(FIRST, self.recipe.block)
-            blocks, started = [positions[:first], *positions[first:].split(self.recipe.block)], time.monotonic()
-            for number, block in enumerate(block for block in blocks if len(block)):
-                self.attack(block, predicted)
-                if number == 0 and len(positions) > first:
-                    took = time.monotonic() - started
-                    togo = took * (len(positions) - first) / first
-                    self.say(
-                        f"first {first} images took {took:.0f} s; about {togo / 60:.1f} min to go for {len(positions) - first}"
-                    )
+            proofs.all()
+            gaps = margin(logits, split.y)
+            known = (self.box, self.shas, predicted, proofs.certified, gaps)
+            attacking = Attacking(self.subject, self.recipe, *known, self.protocol, self.labels, self.say, clock)
+            attacking.all()
             complete = True
         except KeyboardInterrupt:
             self.say("interrupted: the table holds what was finished; the same command goes on from here")
-        return verdicts.merge(self.tables), complete
-
-    def states(self, block: Tensor, eps: float) -> pd.Series:
-        """The state of each image of the block at eps, by its index."""
-        indices = self.subject.split.index[block].tolist()
-        here = pd.concat(self.here, ignore_index=True)
-        return verdicts.states(Evaluation(here, self.about), eps)["state"].reindex(indices)
-
-    def attack(self, block: Tensor, predicted: Tensor) -> None:
-        """The protocol on what is open, largest eps first; then the masking check and the audit."""
-        indices = self.subject.split.index[block].tolist()
-        self.here = [table[table["index"].isin(indices)] for table in self.tables[: self.proofs]]
-        for eps in self.epsilons:
-            for attack, label in zip(self.protocol, self.labels, strict=True):
-                self.run(attack.aimed(norm=self.recipe.norm, eps=eps, seed=self.recipe.seed), label, block, predicted, eps)
-        if not any(attack.scale_invariant for attack in self.protocol):
-            check = PGD(box=self.box, steps=20)
-            for eps in self.epsilons:
-                states = self.states(block, eps)
-                aimed = check.aimed(norm=self.recipe.norm, eps=eps, seed=self.recipe.seed)
-                self.collect(aimed, "check:pgd", block[_mask(states == "survived", block)], predicted)
-        certified = pd.concat(
-            [self.states(block, eps) == "certified" for eps in self.epsilons if eps > 0] or [pd.Series(dtype=bool)],
-            axis=1,
-        )
-        if certified.size and certified.any(axis=1).any():
-            audit = FoolboxAttack(attack="deepfool", box=self.box)
-            aimed = audit.aimed(norm=self.recipe.norm, eps=None, seed=self.recipe.seed)
-            self.collect(aimed, "audit:deepfool", block[_mask(certified.any(axis=1), block)], predicted)
-
-    def run(self, attack: Attack, label: str, block: Tensor, predicted: Tensor, eps: float) -> None:
-        """One attack of the protocol on the images still open at eps: untested, or survived only so far."""
-        states = self.states(block, eps)
-        indices = self.subject.split.index[block].tolist()
-        table = pd.concat(self.here, ignore_index=True)
-        done = table[(table["kind"] == "attack") & (table["method"] == label)]
-        if attack.minimal_norm:
-            had = set(done["index"])
-        else:
-            had = set(done.loc[(done["eps"] >= eps) & (np.isinf(done["radius"])) & (done["state_reason"] == ""), "index"])
-        todo = [states[index] == "untested" and index not in had for index in indices]
-        self.collect(attack, label, block[torch.tensor(todo, device=block.device)], predicted)
-
-    def collect(self, attack: Attack, label: str, positions: Tensor, predicted: Tensor) -> None:
-        if len(positions):
-            known = self.certified[positions]
-            done = harness.run_attack(self.subject, attack, positions, predicted, self.shas, known, label)
-            self.tables.append(done.table)
-            self.here.append(done.table)
-            self.about["breaches"] += done.about["breaches"]
+        except OutOfTime:
+            seconds = f"{self.recipe.budget:g} s"
+            self.say(f"budget of {seconds} used up: the same command without it goes on from here, or with a larger one")
+        tables += proofs.tables
+        self.about["refused"] += proofs.refused
+        if attacking is not None:  # what was found before an interruption stays
+            tables += attacking.tables
+            self.about["breaches"] += attacking.breaches
+            self.about["rechecked"] = attacking.rechecked
+        return verdicts.merge(tables), complete
 
 
 def protocol(recipe: EvalRecipe, split: Split) -> list[Attack]:
-    """The attacks of the evaluation, in the split's box where they name none.
+    """The attacks of the evaluation, in the split's box where they name none; those of its `effort` where it names no attack.
 
-    Without any: PGD and AutoAttack; where inputs do not lie in [0, 1], which AutoAttack needs, PGD and a minimal-norm attack.
     Raises UserError for an attack that keeps to [0, 1] inputs which do not.
     """
+    named = recipe.attacks or protocol_of(recipe.effort, recipe.norm)
     if split.box == "unit":
-        return list(recipe.attacks) or [PGD(), AutoAttack()]
+        return list(named)
     attacks: list[Attack] = []
-    if not recipe.attacks:
-        attacks = [PGD(box="none"), FoolboxAttack(attack="ddn" if recipe.norm == "l2" else "fmn", box="none")]
-    for attack in recipe.attacks:
+    for attack in named:
         if isinstance(attack, AutoAttack) or ("box" in attack.model_fields_set and attack.box == "unit"):
             raise UserError(f"data set {split.data!r} does not lie in [0, 1], where attack {attack.label!r} stays")
         attacks.append(attack.model_copy(update={"box": "none"}))
@@ -272,10 +218,6 @@ def for_smoothed(recipe: EvalRecipe) -> EvalRecipe:
     if "certificates" not in recipe.model_fields_set:
         missing["certificates"] = (SmoothingCertificate(seed=recipe.seed),)
     return recipe.model_copy(update=missing)
-
-
-def _mask(chosen: pd.Series, block: Tensor) -> Tensor:
-    return torch.tensor(chosen.to_numpy(dtype=bool), device=block.device)
 
 
 def _device(device: str) -> str:

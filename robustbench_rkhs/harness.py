@@ -3,12 +3,13 @@
 import copy
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,8 +20,10 @@ from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import Attack
 from robustbench_rkhs.attacks.ball import distances, per_image, pull_inside
 from robustbench_rkhs.attacks.contract import Attacked
+from robustbench_rkhs.attacks.engine import EngineAttack
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.node import UserError
+from robustbench_rkhs.shelf import Pair, Shelf
 from robustbench_rkhs.smoothing import Smoothed
 from robustbench_rkhs.verdicts import Evaluation, Kept, Nearest
 
@@ -34,6 +37,7 @@ SOURCES = (
     "counters.py",
     "harness.py",
     "portfolio.py",
+    "attacking.py",
     "evaluate.py",
 )
 """What a part's contents depend on, in this package."""
@@ -76,6 +80,8 @@ class Subject:
     """Gathers the nearest adversarial image of each image, where they are asked for; every part then keeps its own beside it."""
     outside: dict[str, set[int]] = field(default_factory=dict, compare=False, repr=False)
     """Of each attack, the images for which it returned one outside box or ball."""
+    shelves: dict[str, Shelf] = field(default_factory=dict, compare=False, repr=False)
+    """Finished rows of the jobs met so far, by the job's identity."""
 
     @property
     def inputs(self) -> list[str]:
@@ -116,7 +122,45 @@ class Subject:
 
         Where adversarial images are asked for, a part that found some but holds none of them is done again.
         """
-        identity = {
+        identity = self.identity(key) | {"indices": digest_of(self.split.index[positions].tolist(), 64)}
+        path = self.parts and self.parts / f"{digest_of(identity, 32)}.parquet"
+        if path and path.is_file():
+            try:
+                return self.gathered(verdicts.read_part(path, self.nearest is not None))
+            except UserError:
+                path.unlink()  # a damaged part is done again
+        done = work()
+        if path:
+            verdicts.write_part(replace(done, about=done.about | {"part": identity}), path)
+        return self.gathered(done)
+
+    def each(self, key: dict[str, Any], positions: Tensor, eps: list[float], work: Callable[[Tensor], Evaluation]) -> Evaluation:
+        """A job whose outcome for an image depends on no other: rows that any part holds are read, the rest is one new part.
+
+        `work`: of positions among these. `eps`: each image's own; -1 where it has none.
+        """
+        identity = self.identity(key)
+        name = digest_of(identity, 32)
+        if name not in self.shelves:
+            self.shelves[name] = Shelf(self.parts and self.parts / name, images=self.nearest is not None)
+        shelf = self.shelves[name]
+        pairs: list[Pair] = list(zip(self.split.index[positions].tolist(), eps, strict=True))
+        missing = [place for place, pair in enumerate(pairs) if pair not in shelf]
+        if missing:
+            shelf.put(work(torch.tensor(missing, device=positions.device)), identity)
+        return self.gathered(shelf.take(pairs))
+
+    def gathered(self, done: Evaluation) -> Evaluation:
+        """The part, once what it holds besides rows is gathered."""
+        if self.nearest is not None and done.kept is not None:
+            self.nearest.see(done.table, done.kept)
+        for label, indices in done.about.get("outside", {}).items():
+            self.outside.setdefault(label, set()).update(indices)
+        return done
+
+    def identity(self, key: dict[str, Any]) -> dict[str, Any]:
+        """What a job's rows depend on, besides which images it covers."""
+        return {
             **key,
             "weights": self.weights,
             "answers": self.answers,
@@ -124,35 +168,12 @@ class Subject:
             "split": self.split.split,
             "model": self.name,
             "seed": self.seed,
-            "indices": digest_of(self.split.index[positions].tolist(), 64),
             "sources": sources_digest(),
             "torch": torch.__version__,
             "device": torch.device(self.device).type,
             "threads": torch.get_num_threads() if torch.device(self.device).type == "cpu" else 0,
             "dtype": str(self.split.x.dtype),
         }
-        path = self.parts and self.parts / f"{digest_of(identity, 32)}.parquet"
-        if path and path.is_file():
-            try:
-                return self.gathered(verdicts.read(path), path.with_suffix(".npz"))
-            except UserError:
-                path.unlink()  # a damaged part is done again
-        done = work()
-        if path:
-            if done.kept is not None and len(done.kept.images):
-                verdicts.write_kept(done.kept, done.table, path.with_suffix(".npz"))
-            verdicts.write(Evaluation(done.table, done.about | {"part": identity}), path)
-        return self.gathered(done)
-
-    def gathered(self, done: Evaluation, beside: Path | None = None) -> Evaluation:
-        """The part, once what it holds besides rows is gathered. Raises UserError where adversarial images are not `beside`."""
-        if self.nearest is not None and len(verdicts.holding(done.table)):
-            kept = verdicts.read_kept(done.table, beside) if beside else done.kept
-            assert kept is not None
-            self.nearest.see(done.table, kept)
-        for label, indices in done.about.get("outside", {}).items():
-            self.outside.setdefault(label, set()).update(indices)
-        return done
 
 
 @torch.no_grad()
@@ -227,82 +248,115 @@ def run_attack(
     shas: list[str],
     certified: Tensor,
     label: str = "",
+    budgets: Tensor | None = None,
 ) -> Evaluation:
     """Attack these images and count what fell: pulled exactly inside ball and box, measured in float64, asked again.
 
     `certified`: each image's largest certified radius; one that fell within it is a breach, replayed in float64 and noted.
+    `budgets`: each image's own eps in place of the attack's, for the attacks of our engine; their rows are kept image by image, as
+    their outcome for an image depends on no other image.
     An attack that fails with an error leaves rows that say so; they count neither as broken nor as survived.
     """
     label = label or attack.label
     settings = digest_of(attack.model_dump(mode="json", exclude={"eps", "seed", "norm"}))
-    key = {
-        "job": "attack",
-        "method": label,
-        "settings": settings,
+    key = {"job": "attack", "method": label, "settings": settings, "norm": attack.norm, "box": attack.box}
+    if budgets is None:
+        value = torch.inf if attack.eps is None else attack.eps
+        budgets = torch.full((len(positions),), value, dtype=torch.float64, device=positions.device)
+    budgets = budgets.to(positions.device, torch.float64)
+
+    def work(some: Tensor) -> Evaluation:
+        counted = _counted(subject, attack, positions[some], certified[some], budgets[some], label)
+        rows = subject.rows(positions[some], predicted, shas, settings=settings, **counted.columns)
+        return Evaluation(rows, {"breaches": counted.breaches, "outside": counted.outside}, counted.kept)
+
+    if isinstance(subject.asked, Smoothed):  # what is believed of a vote depends on what is claimed of it
+        key["certified"] = digest_of(certified.tolist())
+    whole = torch.arange(len(positions), device=positions.device)
+    if isinstance(attack, EngineAttack):
+        done = subject.each(key, positions, torch.where(budgets.isfinite(), budgets, -1.0).tolist(), work)
+    else:
+        done = subject.part(key | {"eps": attack.eps}, positions, lambda: work(whole))
+    broken = int((done.table["radius"].to_numpy() <= certified.cpu().numpy()).sum())
+    # rows kept from before there was this certificate: the replay needs the images again
+    return done if len(done.about["breaches"]) >= broken else work(whole)
+
+
+class _Count(NamedTuple):
+    """Columns of an attack's rows, and the certificates it broke."""
+
+    columns: dict[str, Any]
+    breaches: list[dict[str, Any]]
+    outside: dict[str, list[int]]
+    """Indices of the images for which the attack returned one outside box or ball."""
+    kept: Kept | None
+    """The adversarial images, where they are asked for."""
+
+
+def _counted(subject: Subject, attack: Attack, positions: Tensor, certified: Tensor, budgets: Tensor, label: str) -> _Count:
+    """What an attack found on these images, each within its own budget."""
+    x, y = subject.split.x[positions], subject.split.y[positions]
+    keys, started, reason = subject.split.index[positions], time.perf_counter(), ""
+    try:
+        if isinstance(attack, EngineAttack):
+            attacked = attack(subject.asked, x, y, keys, budgets)
+        else:
+            attacked = attack(subject.asked, x, y, keys)
+    except UserError:
+        raise
+    except Exception as error:  # a library's fault is a row, not the end of the evaluation
+        reason, nothing = "error", torch.zeros(len(x), dtype=torch.int64)
+        attacked = Attacked(x, nothing, nothing)
+        print(f"attack {label} failed on a block: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    inside, found_images = x.clone(), attacked.images.to(x)
+    for eps in budgets.unique().tolist():  # a grid has few
+        own = budgets == eps
+        inside[own] = pull_inside(x[own], found_images[own], attack.norm, eps if math.isfinite(eps) else None, attack.box)
+    said = answered(counting(subject.asked), inside)
+    broken = said != y
+    if isinstance(subject.asked, Smoothed):
+        inside, broken = believed(subject.asked, attack, x, inside, y, certified, broken, budgets)
+        said = said if subject.nearest is None else answered(counting(subject.asked), inside)
+    found = {norm: torch.where(broken, distances(x, inside, norm), torch.nan) for norm in ("l2", "linf")}
+    radius = torch.where(broken, found[attack.norm], torch.inf)
+    columns = {
         "norm": attack.norm,
         "box": attack.box,
-        "eps": attack.eps,
+        "kind": "attack",
+        "method": label,
+        "eps": torch.where(budgets.isfinite(), budgets, torch.nan).cpu().numpy(),
+        "state_reason": reason,
+        "radius": radius.cpu().numpy(),
+        "distance_l2": found["l2"].cpu().numpy(),
+        "distance_linf": found["linf"].cpu().numpy(),
+        "forwards": attacked.forwards.cpu().numpy() + 1,
+        "backwards": attacked.backwards.cpu().numpy(),
+        "seconds": (time.perf_counter() - started) / max(len(x), 1),
+        "arithmetic": f"{str(x.dtype).removeprefix('torch.')} on {torch.device(subject.device).type}",
     }
-
-    def work() -> Evaluation:
-        x, y = subject.split.x[positions], subject.split.y[positions]
-        started, reason = time.perf_counter(), ""
-        try:
-            attacked = attack(subject.asked, x, y, subject.split.index[positions])
-        except UserError:
-            raise
-        except Exception as error:  # a library's fault is a row, not the end of the evaluation
-            reason, nothing = "error", torch.zeros(len(x), dtype=torch.int64)
-            attacked = Attacked(x, nothing, nothing)
-            print(f"attack {label} failed on a block: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
-        inside = pull_inside(x, attacked.images.to(x), attack.norm, attack.eps, attack.box)
-        said = answered(counting(subject.asked), inside)
-        broken = said != y
-        if isinstance(subject.asked, Smoothed):
-            inside, broken = believed(subject.asked, attack, x, inside, y, certified, broken)
-            said = said if subject.nearest is None else answered(counting(subject.asked), inside)
-        found = {norm: torch.where(broken, distances(x, inside, norm), torch.nan) for norm in ("l2", "linf")}
-        radius = torch.where(broken, found[attack.norm], torch.inf)
-        breaches = replay(subject, positions, inside, y, radius, certified, label)
-        rows = subject.rows(
-            positions,
-            predicted,
-            shas,
-            norm=attack.norm,
-            box=attack.box,
-            kind="attack",
-            method=label,
-            settings=settings,
-            eps=np.nan if attack.eps is None else attack.eps,
-            state_reason=reason,
-            radius=radius.cpu().numpy(),
-            distance_l2=found["l2"].cpu().numpy(),
-            distance_linf=found["linf"].cpu().numpy(),
-            forwards=attacked.forwards.cpu().numpy() + 1,
-            backwards=attacked.backwards.cpu().numpy(),
-            seconds=(time.perf_counter() - started) / max(len(x), 1),
-            arithmetic=f"{str(x.dtype).removeprefix('torch.')} on {torch.device(subject.device).type}",
-        )
-        kept = None if subject.nearest is None else Kept(inside[broken].cpu().numpy(), said[broken].cpu().numpy())
-        left = subject.split.index[positions[outside(x, attacked.images, attack)]].tolist()
-        return Evaluation(rows, {"breaches": breaches, "outside": {label: left} if left else {}}, kept)
-
-    return subject.part(key, positions, work)
+    kept = None if subject.nearest is None else Kept(inside[broken].cpu().numpy(), said[broken].cpu().numpy())
+    left = keys[outside(x, attacked.images, attack, budgets)].tolist()
+    return _Count(columns, replay(subject, positions, inside, y, radius, certified, label), {label: left} if left else {}, kept)
 
 
-def outside(x: Tensor, images: Tensor, attack: Attack, slack: float = 1e-6) -> Tensor:
-    """Which images that an attack returned are not finite, or outside its box or ball by more than the slack."""
+def outside(x: Tensor, images: Tensor, attack: Attack, budgets: Tensor, slack: float = 1e-6) -> Tensor:
+    """Which images that an attack returned are not finite, or outside its box or their balls by more than the slack."""
     flat = images.flatten(1)
     left = ~flat.isfinite().all(1)
     if attack.box == "unit" and flat.shape[1]:
         left |= ~((flat.double().amin(1) >= -slack) & (flat.double().amax(1) <= 1 + slack))
-    if attack.eps is not None:
-        left |= ~(distances(x, images, attack.norm) <= attack.eps + slack)
-    return left
+    return left | ~(distances(x, images, attack.norm) <= budgets + slack)
 
 
 def believed(
-    model: Smoothed, attack: Attack, x: Tensor, inside: Tensor, y: Tensor, certified: Tensor, broken: Tensor
+    model: Smoothed,
+    attack: Attack,
+    x: Tensor,
+    inside: Tensor,
+    y: Tensor,
+    certified: Tensor,
+    broken: Tensor,
+    budgets: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The images and which are broken, once certificates were tried at the edge of their claims.
 
@@ -314,7 +368,7 @@ def believed(
     claimed = (broken & (certified.to(away) > 0)).nonzero().flatten()
     if not len(claimed):
         return inside, broken
-    reach = certified.to(away)[claimed].clamp_max(torch.inf if attack.eps is None else attack.eps)
+    reach = torch.minimum(certified.to(away), budgets.to(away))[claimed]
     stretch = reach / away[claimed].clamp_min(1e-12) * (1 - 1e-6)
     edge = x[claimed] + (inside[claimed] - x[claimed]) * per_image(stretch, x).to(x)
     edge = edge.clamp(0, 1) if attack.box == "unit" else edge

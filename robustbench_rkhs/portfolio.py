@@ -1,5 +1,6 @@
 """The portfolio of an evaluation: certificates in turn, each on the images that those before it left open."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,8 @@ class Portfolio:
     """One table a finished job."""
     refused: list[str] = field(default_factory=list)
     """Why certificates were refused, or failed."""
+    until: float = math.inf
+    """Moment (of the monotonic clock) after which no further block is begun."""
 
     def __post_init__(self) -> None:
         self.certified = torch.full((len(self.subject.split),), -1.0, dtype=torch.float64, device=self.subject.device)
@@ -74,7 +77,7 @@ class Portfolio:
             if not len(block):
                 continue
             block = block.to(self.subject.device)
-            if limit is not None and time.monotonic() - started > limit:
+            if time.monotonic() > min(self.until, math.inf if limit is None else started + limit):
                 self.tables.append(self.rows(block, label, settings, certify, _nothing(len(block), "timeout"), 0.0))
                 continue
             key = {"job": "certificate", "method": label, "settings": settings, "norm": self.recipe.norm, "box": self.box}

@@ -91,22 +91,22 @@ class Spy(PGD):
 
     calls: ClassVar[list[int]] = []
 
-    def __call__(self, model, x, y, keys):
+    def __call__(self, model, x, y, keys, *eps):
         Spy.calls.append(len(x))
-        return super().__call__(model, x, y, keys)
+        return super().__call__(model, x, y, keys, *eps)
 
 
 def test_resuming_does_only_parts_without_their_images_again(tmp_path):
     attacks = (Spy(steps=4),)
     saved(None, tmp_path / "kept", attacks)
     parts = tmp_path / "kept/model/parts"
-    assert not list(parts.glob("*.npz")) and Spy.calls
-    tables = {path: verdicts.read(path).table for path in parts.glob("*.parquet")}
+    assert not list(parts.rglob("*.npz")) and Spy.calls
+    tables = {path: verdicts.read(path).table for path in parts.rglob("*.parquet")}
     held = {path for path, table in tables.items() if len(verdicts.holding(table))}
     Spy.calls.clear()
     first = saved(tmp_path / "a.npz", tmp_path / "kept", attacks)
     redone = [path for path in held if (tables[path]["method"].iloc[0] == Spy().label)]
-    assert len(Spy.calls) == len(redone) > 1 and len(list(parts.glob("*.npz"))) == len(held)
+    assert len(Spy.calls) == len(redone) > 1 and len(list(parts.rglob("*.npz"))) == len(held)
     Spy.calls.clear()
     saved(tmp_path / "b.npz", tmp_path / "kept", attacks)
     assert not Spy.calls and (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
@@ -352,7 +352,7 @@ class Careless(PGD):
     def label(self):
         return "careless"
 
-    def __call__(self, model, x, y, keys):
+    def __call__(self, model, x, y, keys, *eps):
         images = x + torch.where(keys % 2 == 0, 1.0, 0.0).view(-1, 1, 1, 1)
         images[keys % 5 == 0] = torch.nan
         nothing = torch.zeros(len(x), dtype=torch.int64)

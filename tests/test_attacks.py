@@ -14,12 +14,17 @@ from oracles import Affine, affine, bent, constant_model, masking_model
 from pydantic import ValidationError
 from torch import nn
 
+from robustbench_rkhs.attacks.apgd import APGD
 from robustbench_rkhs.attacks.autoattack import AutoAttack
 from robustbench_rkhs.attacks.ball import distances, pull_inside
 from robustbench_rkhs.attacks.contract import Attack, Attacked
 from robustbench_rkhs.attacks.counting import confined_randomness, counting
+from robustbench_rkhs.attacks.ddn import DDN
+from robustbench_rkhs.attacks.fab import FAB
+from robustbench_rkhs.attacks.fmn import FMN
 from robustbench_rkhs.attacks.foolbox import FoolboxAttack
 from robustbench_rkhs.attacks.pgd import PGD, PublishedPGD
+from robustbench_rkhs.attacks.superdeepfool import SuperDeepFool
 from robustbench_rkhs.node import UserError
 
 
@@ -35,15 +40,26 @@ TABLE = {  # a new attack adds a line here
     "pgd": Row(PGD(), 1.05, 1.05),
     "pgd dlr": Row(PGD(loss="dlr"), 1.05, 1.05),
     "pgd restarts": Row(PGD(start="random", restarts=3), 1.05, 1.05),
+    "superdeepfool": Row(SuperDeepFool(), 1.01, 1.01),
+    "ddn": Row(DDN(), 1.01),
+    "ddn cross-entropy": Row(DDN(loss="cross_entropy", steps=30), 1.01),
+    "fmn": Row(FMN(), 1.01, 1.01),
     "deepfool": Row(FoolboxAttack(attack="deepfool"), 1.05, 1.25),
-    "ddn": Row(FoolboxAttack(attack="ddn", steps=300), 1.3),
-    "fmn": Row(FoolboxAttack(attack="fmn", steps=200, step_size=0.02), 4.0, 1.5),
+    "foolbox ddn": Row(FoolboxAttack(attack="ddn", steps=300), 1.3),
+    "foolbox fmn": Row(FoolboxAttack(attack="fmn", steps=200, step_size=0.02), 4.0, 1.5),
     "cw": Row(FoolboxAttack(attack="cw", steps=150), 2.0),
     "brendel_bethge": Row(FoolboxAttack(attack="brendel_bethge", steps=60), 4.0),
     "apgd-t": Row(AutoAttack(version="custom", attacks=("apgd-t",)), 1.05, 1.05),
     "fab-t": Row(AutoAttack(version="custom", attacks=("fab-t",)), 1.05, 1.05),
     "fab": Row(AutoAttack(version="custom", attacks=("fab",)), 1.05, 1.05),
+    "our fab": Row(FAB(steps=40), 1.05, 1.05),
+    "our fab targeted": Row(FAB(targets=9, parallel=9, steps=30), 1.05, 1.05),
+    "our fab relook": Row(FAB(targets=3, restarts=2, steps=15, relook=True), 1.05, 1.05),
     "apgd-dlr": Row(AutoAttack(version="custom", attacks=("apgd-dlr",)), 2.5, 2.5),
+    "apgd": Row(APGD(steps=20), 1.6, 1.6),
+    "apgd dlr": Row(APGD(steps=20, loss="dlr", restarts=3), 1.6, 1.6),
+    "apgd margin": Row(APGD(steps=20, loss="margin", restarts=3), 1.6, 1.6),
+    "apgd targeted": Row(APGD(steps=20, loss="targeted"), 1.01, 1.01),
     "apgd-ce": Row(AutoAttack(version="custom", attacks=("apgd-ce",), rescale=True), 1.6, 1.6),
 }
 QUICK = {name: row for name, row in TABLE.items() if name != "brendel_bethge"}  # it compiles for 20 s: one test below
@@ -104,7 +120,9 @@ def test_what_is_not_scale_invariant_says_so():
     assert AutoAttack().scale_invariant
 
 
-@pytest.mark.parametrize("name", ["pgd", "deepfool", "ddn", "cw", "fmn"])
+@pytest.mark.parametrize(
+    "name", ["pgd", "superdeepfool", "deepfool", "ddn", "foolbox ddn", "cw", "fmn", "foolbox fmn", "our fab", "our fab relook"]
+)
 def test_without_a_box_images_may_leave_it(name):
     oracle = affine(3, (1, 4, 4), images=8)
     shifted = Affine(nn.Sequential(Shift(0.45), *oracle.model), oracle.x - 0.45, oracle.y, oracle.l2, oracle.linf)
@@ -225,7 +243,7 @@ def test_pgd_does_not_depend_on_the_block(norm):
         assert alone.forwards == together.forwards[i]
 
 
-@pytest.mark.parametrize("name", ["ddn", "apgd-t"])
+@pytest.mark.parametrize("name", ["foolbox ddn", "apgd-t"])
 def test_library_attacks_repeat_themselves_and_confine_their_draws(name):
     oracle = affine(4, (1, 4, 4), images=6)
     attack = TABLE[name].attack.aimed(norm="l2", eps=oracle.l2.median().item(), seed=5)

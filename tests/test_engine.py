@@ -104,7 +104,23 @@ def test_projected_images_are_inside_in_float64(norm, box):
         assert (away <= eps).all() and (box == "none" or (moved.min() >= 0 and moved.max() <= 1))
         assert torch.equal(engine.project(at, oracle.x), oracle.x)
         if box == "none":
-            assert torch.allclose(away, eps, rtol=2e-6)
+            assert torch.allclose(away, eps, rtol=2e-5)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("box", ["unit", "none"])
+@pytest.mark.parametrize("shift", [0.0, 3.0])
+def test_no_rounding_takes_an_image_out_of_a_small_ball(norm, box, shift):
+    """Each image at the end of its ball is inside in float64 and not a ten-thousandth, or three roundings, too short."""
+    oracle = affine(3, (3, 16, 16), images=8)
+    x = oracle.x + (shift if box == "none" else 0)
+    generator = torch.Generator().manual_seed(0)
+    for size in (0.05, 2 / 255, 1e-3, 1e-4, 1e-6, 1e-8):
+        with engaged(oracle.model, x, oracle.y, size, norm, box=box) as engine:
+            for _ in range(4):
+                moved = engine.project(torch.arange(8), x + torch.randn(x.shape, generator=generator).sign() / 2)
+                away = distances(x, moved, norm)
+                assert (away <= size).all() and (away >= size * (1 - 1e-4) - 3 * engine.rounding).all()
 
 
 class Rounding(nn.Module):

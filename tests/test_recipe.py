@@ -91,7 +91,9 @@ ATTACKS = {
     "pgd": lambda a: a.steps == 40 and a.scale_invariant,
     "pgd:steps=7,loss=cross_entropy": lambda a: a.steps == 7 and not a.scale_invariant,
     "published": lambda a: a.box == "none" and a.steps == 100 and not a.scale_invariant,
-    "ddn": lambda a: a.attack == "ddn" and a.minimal_norm,
+    "cw": lambda a: a.attack == "cw" and a.minimal_norm,
+    "ddn:steps=9": lambda a: a.name == "ddn" and a.steps == 9,
+    "foolbox:attack=ddn": lambda a: a.attack == "ddn" and a.minimal_norm,
     "autoattack:version=custom,attacks=[apgd-ce,square]": lambda a: a.attacks == ("apgd-ce", "square"),
 }
 

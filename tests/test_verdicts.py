@@ -52,6 +52,7 @@ def state(*rows, eps=0.5, norm=None, **about):
 
 
 OTHER = {"protocol": ["pgd", "ddn"]}
+SHRINKING = [row(0, "pgd", INF, eps=1.0), row(0, "pgd", 0.7, eps=0.8), row(0, "pgd", INF, eps=0.5)]
 STATES = {
     "nothing ran": ([row(0)], {}, "untested"),
     "wrong whatever an attack or certificate says": ([row(0, "pgd", 0.1, eps=0.5, wrong=True)], {}, "wrong"),
@@ -84,7 +85,14 @@ STATES = {
     "the protocol in another norm": ([row(0, "pgd", INF, eps=0.5, norm="linf")], {}, "untested"),
     "an audit is no protocol": ([row(0, "audit:deepfool", INF)], {}, "untested"),
     "half the protocol": ([row(0, "pgd", INF, eps=0.5)], OTHER, "untested"),
-    "all of it, one inferred": ([row(0, "pgd", INF, eps=0.5), row(0, "ddn", 0.8)], OTHER, "survived (inferred)"),
+    "all of it, one without a budget": ([row(0, "pgd", INF, eps=0.5), row(0, "ddn", 0.8)], OTHER, "survived"),
+    "all of it, the budget a larger one": ([row(0, "pgd", INF, eps=1.0), row(0, "ddn", 0.8)], OTHER, "survived (inferred)"),
+    "all of it, one budget larger": ([row(0, "pgd", INF, eps=1.0), row(0, "ddn", INF, eps=0.5)], OTHER, "survived (inferred)"),
+    "a larger budget taken back": (SHRINKING[:2], {}, "untested"),
+    "taken back, and a smaller one": ([*SHRINKING[:2], row(0, "pgd", INF, eps=0.6)], {}, "survived (inferred)"),
+    "taken back, and run again": (SHRINKING, {}, "survived"),
+    "what another found takes nothing back": ([row(0, "pgd", INF, eps=1.0), row(0, "check:pgd", 0.7)], {}, "survived (inferred)"),
+    "another image takes nothing back": ([row(0, "pgd", INF, eps=1.0), row(1, "pgd", 0.7, eps=0.8)], {}, "survived (inferred)"),
     "no protocol": ([row(0, "pgd", INF, eps=0.5)], {"protocol": []}, "untested"),
 }
 

@@ -4,12 +4,37 @@ from typing import Annotated
 
 from pydantic import Field
 
+from robustbench_rkhs.attacks.apgd import APGD
 from robustbench_rkhs.attacks.autoattack import AutoAttack
 from robustbench_rkhs.attacks.contract import Attack, Attacked
+from robustbench_rkhs.attacks.ddn import DDN
+from robustbench_rkhs.attacks.ensemble import Ensemble
+from robustbench_rkhs.attacks.fab import FAB
+from robustbench_rkhs.attacks.fmn import FMN
 from robustbench_rkhs.attacks.foolbox import FoolboxAttack
 from robustbench_rkhs.attacks.pgd import PGD, PublishedPGD
+from robustbench_rkhs.attacks.square import Square
+from robustbench_rkhs.attacks.superdeepfool import SuperDeepFool
 
-AnyAttack = Annotated[PGD | PublishedPGD | FoolboxAttack | AutoAttack, Field(discriminator="name")]
+AnyAttack = Annotated[
+    PGD | PublishedPGD | APGD | FAB | Square | Ensemble | SuperDeepFool | DDN | FMN | FoolboxAttack | AutoAttack,
+    Field(discriminator="name"),
+]
 """Any attack, chosen by `name`."""
 
-__all__ = ["PGD", "AnyAttack", "Attack", "Attacked", "AutoAttack", "FoolboxAttack", "PublishedPGD"]
+__all__ = [
+    "APGD",
+    "DDN",
+    "FAB",
+    "FMN",
+    "PGD",
+    "AnyAttack",
+    "Attack",
+    "Attacked",
+    "AutoAttack",
+    "Ensemble",
+    "FoolboxAttack",
+    "PublishedPGD",
+    "Square",
+    "SuperDeepFool",
+]

@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from robustbench_rkhs.counters import draws as draws  # counted random numbers, under the name they have always had here
@@ -24,6 +24,19 @@ def distances(x: Float[Tensor, "batch *image"], other: Float[Tensor, "batch *ima
     """||x_i - other_i|| of every image, computed in float64."""
     delta = (other.double() - x.double()).flatten(1)
     return delta.norm(dim=1) if norm == "l2" else delta.abs().amax(1)
+
+
+def ends(
+    x: Float[Tensor, "batch *image"], eps: Float64[Tensor, " batch"], box: Box
+) -> tuple[Float[Tensor, "batch *image"], Float[Tensor, "batch *image"]]:
+    """The lowest and highest pixels within eps of `x` and inside the box: the last numbers whose float64 distance is no more."""
+    length = eps.to(x.dtype)
+    length = per_image(torch.where(length.double() > eps, torch.nextafter(length, torch.zeros_like(length)), length), x)
+    limit = per_image(eps, x)
+    low, high = x - length, x + length
+    low = torch.where(x.double() - low.double() > limit, torch.nextafter(low, x), low)
+    high = torch.where(high.double() - x.double() > limit, torch.nextafter(high, x), high)
+    return (low.clamp(0, 1), high.clamp(0, 1)) if box == "unit" else (low, high)
 
 
 def unit(gradient: Float[Tensor, "batch *image"]) -> Float[Tensor, "batch *image"]:

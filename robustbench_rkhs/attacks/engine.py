@@ -17,7 +17,7 @@ from robustbench_rkhs.attacks.through import through
 from robustbench_rkhs.node import UserError
 
 INSIDE = 1 - 1e-6
-"""Images are projected to this share of eps, so that rounding cannot take them out of the ball again."""
+"""Images are projected to this share of eps, less what rounding can move them: it cannot take them out of the ball again."""
 
 Value = Callable[[Tensor, Tensor], Tensor]
 """(logits, rows) -> one number a row, to be lowered; `rows`: which of the images asked about these logits belong to."""
@@ -58,12 +58,17 @@ class Engine:
         self.norm, self.box, self.seed, self.batch_size, self.expectation = norm, box, seed, batch_size, expectation
         self.eps = eps
         """Each image's own budget; infinite where the nearest adversarial image is looked for."""
+        self.watch: Callable[[Tensor, Tensor], None] | None = None
+        """Told (positions, logits) of every answer, where something is to be learnt from them."""
         self.images = x.clone()
         """The nearest adversarial image found; the image itself where none was."""
         self.distance = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
         self.forwards = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self.backwards = torch.zeros_like(self.forwards)
         self.right = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        peak = x.flatten(1).abs().amax(1).double().clamp_min(1) if x.numel() else self.distance
+        self.rounding = peak * torch.finfo(x.dtype).eps / 2 * (x[:1].numel() ** 0.5 if norm == "l2" else 1)
+        """How far rounding its pixels can move an image: at small eps more than a millionth of it."""
         every = torch.arange(len(x), device=x.device)
         self.clean = self.logits(every, x) if len(x) else x.new_zeros(0, 1)
         """Logits of the images themselves."""
@@ -97,8 +102,8 @@ class Engine:
                 logits = logits + self.model(part)
             parts.append(logits / self.expectation if self.expectation > 1 else logits)
             self._seen(where, part, parts[-1])
-        self.forwards += self._counted(at)
-        return torch.cat(parts)
+        self.forwards.index_add_(0, at, torch.full_like(at, self.expectation))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def slope(self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"], value: Value) -> Slope:
         """Answers, `value` of them and its gradient. Cost: `expectation` forward and backward passes each."""
@@ -119,26 +124,30 @@ class Engine:
         return Slope(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def jacobian(
-        self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"]
-    ) -> tuple[Float[Tensor, "some classes"], Float[Tensor, "some classes *image"]]:
-        """Answers and the gradient of every logit. Cost: `expectation` times a forward pass and one backward pass a class."""
+        self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"], classes: Int[Tensor, "some few"] | None = None
+    ) -> tuple[Float[Tensor, "some classes"], Float[Tensor, "some few *image"]]:
+        """Answers and the gradient of every logit, or of those of each image's `classes`.
+
+        Cost: `expectation` times a forward pass and one backward pass a class.
+        """
         answers, rows = [], []
-        for where, part in zip(at.split(self.batch_size), images.split(self.batch_size), strict=True):
-            every = [self._jacobian(part) for _ in range(self.expectation)]
+        chosen = [None] * len(at.split(self.batch_size)) if classes is None else classes.split(self.batch_size)
+        for where, part, few in zip(at.split(self.batch_size), images.split(self.batch_size), chosen, strict=True):
+            every = [self._jacobian(part, few) for _ in range(self.expectation)]
             answers.append(torch.stack([logits for logits, _ in every]).mean(0))
             rows.append(torch.stack([columns for _, columns in every]).mean(0))
             self._seen(where, part, answers[-1])
-        found = torch.cat(answers)
+        found, gradients = torch.cat(answers), torch.cat(rows)
         counted = self._counted(at)
         self.forwards += counted
-        self.backwards += counted * found.shape[1]
-        return found, torch.cat(rows)
+        self.backwards += counted * gradients.shape[1]
+        return found, gradients
 
     def project(self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"]) -> Float[Tensor, "some *image"]:
-        """Into the box, then towards the image at the position into a ball a millionth smaller than its eps."""
+        """Into the box, then towards the image at the position into a ball a millionth, and the rounding, smaller than its eps."""
         x = self.x[at]
         delta = (images.clamp(0, 1) if self.box == "unit" else images) - x
-        eps = per_image((self.eps[at] * INSIDE).to(x.dtype), x)
+        eps = per_image((self.eps[at] * INSIDE - self.rounding[at]).clamp_min(0).to(x.dtype), x)
         if self.norm == "linf":
             return x + torch.maximum(torch.minimum(delta, eps), -eps)
         length = per_image(delta.flatten(1).norm(dim=1), x)
@@ -160,18 +169,22 @@ class Engine:
             gradient = _gradient(lowered.sum(), leaf)
         return Slope(logits.detach(), lowered.detach(), gradient)
 
-    def _jacobian(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _jacobian(self, images: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
         leaf = images.detach().requires_grad_()
         with torch.enable_grad():
             logits = self.model(leaf)
-            last = logits.shape[1] - 1
-            columns = [_gradient(logits[:, k].sum(), leaf, keep=k < last) for k in range(last + 1)]
+            asked = logits if classes is None else logits.gather(1, classes)
+            last = asked.shape[1] - 1
+            columns = [_gradient(asked[:, k].sum(), leaf, keep=k < last) for k in range(last + 1)]
         return logits.detach(), torch.stack(columns, 1)
 
     @torch.no_grad()
     def _seen(self, at: Tensor, images: Tensor, logits: Tensor) -> None:
         """Keep the misclassified images that are inside, where they are the nearest so far."""
-        wrong = ((logits.argmax(1) != self.y[at]) | ~logits.isfinite().all(1)).nonzero().flatten()
+        if self.watch is not None:
+            self.watch(at, logits)
+        finite = (logits - logits == 0).all(1)  # half the operations of isfinite
+        wrong = ((logits.argmax(1) != self.y.index_select(0, at)) | ~finite).nonzero().flatten()
         if not len(wrong):
             return
         at, images = at[wrong], images[wrong]

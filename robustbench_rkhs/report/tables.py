@@ -15,6 +15,8 @@ from robustbench_rkhs.verdicts import Evaluation, by_attack, by_certificate, ima
 
 WITHHELD = "withheld"
 """Printed for a robust accuracy while images are untested."""
+INTERVAL = f"{WITHHELD}: images are untested; it lies between the shares certified and not known to be broken"
+"""What is said of it."""
 HEAD = ["model", "data", "norm", "box", "eps", "images", "clean [95%]", "robust [95%]", "certified [95%]", "open"]
 
 
@@ -37,7 +39,8 @@ def write_tables(evaluations: Sequence[Evaluation], stem: str | Path) -> list[Pa
     rows = [
         [*(str(row[key]) for key in HEAD[:4]), f"{row['eps']:.4g}", str(row["images"]), *_shares(row)] for row in records(whole)
     ]
-    note = f"{WITHHELD}: images are untested. open: neither proved nor broken. Limits: Clopper-Pearson 95%."
+    note = f"{INTERVAL}. open: neither proved nor broken. Limits: Clopper-Pearson 95%."
+    note += "".join(_sampled(evaluation.about) for evaluation in evaluations)
     for evaluation, name in zip(evaluations, names(evaluations), strict=True):
         note += f"\n{name}: {said}." if (said := outside(evaluation)) else ""
     texts = {
@@ -62,7 +65,7 @@ def console(evaluation: Evaluation) -> Table:
         cells = _shares(row)
         shown = [f"{share}\n{count}" for share, count in zip(cells, counts, strict=True)]
         if row["count_untested"]:
-            shown[1] = WITHHELD
+            shown[1] = interval(row)
             shown[3] += f", {row['count_untested']} untested"
         if row["count_inferred"]:
             shown[1] += f", {row['count_inferred']} inferred"
@@ -70,6 +73,8 @@ def console(evaluation: Evaluation) -> Table:
             shown[2] += f", {row['count_audited']} audited"
         table.add_row(f"{row['eps']:.4g}", *shown)
     table.caption = "percent with 95% limits, images below; open: neither proved nor broken"
+    if frame["count_untested"].any():
+        table.caption += f"; {INTERVAL}"
     return table
 
 
@@ -134,8 +139,20 @@ def limits(row: dict[str, Any], part: str) -> str:
     return f"{100 * row[part]:.1f}% [{100 * row[f'{part}_low']:.1f}, {100 * row[f'{part}_high']:.1f}]"
 
 
+def interval(row: dict[str, Any]) -> str:
+    """Where robust accuracy lies on these images, between what is proved and what is not known to be broken, in percent."""
+    return f"{WITHHELD}: {100 * row['certified']:.1f} to {100 * row['not_broken']:.1f}%"
+
+
 def _shares(row: dict[str, Any]) -> list[str]:
-    return [*(limits(row, part) for part in ("clean", "robust", "certified")), f"{100 * row['open']:.1f}%"]
+    robust = interval(row) if row["count_untested"] else limits(row, "robust")
+    return [limits(row, "clean"), robust, limits(row, "certified"), f"{100 * row['open']:.1f}%"]
+
+
+def _sampled(about: dict[str, Any]) -> str:
+    """A sentence on the sampled check of inferred survivals, where there was one."""
+    pairs, fell = (about.get("rechecked", {}).get(key, 0) for key in ("pairs", "fell"))
+    return f"\n{about['model']}: of {pairs} inferred survivals attacked at their own eps, {fell} fell." if pairs else ""
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -2,12 +2,12 @@
 
 from robustbench_rkhs.verdicts.adversarials import Adversarials, read_adversarials, write_adversarials
 from robustbench_rkhs.verdicts.images import by_certificate, images
-from robustbench_rkhs.verdicts.nearest import Kept, Nearest, holding, read_kept, write_kept
+from robustbench_rkhs.verdicts.nearest import Kept, Nearest, holding
 from robustbench_rkhs.verdicts.schema import COLUMNS, KEY, Verdicts, validate
 from robustbench_rkhs.verdicts.soundness import breaches, pooled
 from robustbench_rkhs.verdicts.states import STATES, Evaluation, states
 from robustbench_rkhs.verdicts.statistics import Proportion, clopper_pearson, holm, mcnemar
-from robustbench_rkhs.verdicts.store import digest, merge, read, read_all, write
+from robustbench_rkhs.verdicts.store import digest, merge, read, read_all, read_part, write, write_part
 from robustbench_rkhs.verdicts.summaries import accuracy_at, by_attack, curve, robust_images, summary
 
 __all__ = [
@@ -36,12 +36,12 @@ __all__ = [
     "read",
     "read_adversarials",
     "read_all",
-    "read_kept",
+    "read_part",
     "robust_images",
     "states",
     "summary",
     "validate",
     "write",
     "write_adversarials",
-    "write_kept",
+    "write_part",
 ]

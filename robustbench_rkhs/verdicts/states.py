@@ -79,13 +79,21 @@ class Evidence:
             raise UserError(f"eps must not be negative, found {eps}")
         runs, inferred = self.runs, np.zeros(len(self.index), dtype=bool)
         budget, radius = runs["eps"].to_numpy(dtype=np.float64), runs["radius"].to_numpy(dtype=np.float64)
-        # a budget above eps says nothing about eps where it was used up: an attack in the larger ball need not stay in the smaller
-        reached = (radius > eps) & (np.isnan(budget) | (budget == eps) | ((budget > eps) & np.isinf(radius)))
-        withstood = np.full(len(self.index), bool(self.protocol))
+        position, count = runs["position"].to_numpy(), len(self.index)
+        withstood, itself = np.full(count, bool(self.protocol)), np.zeros(count, dtype=bool)
         for method in self.protocol:
-            this = reached & (runs["method"] == method).to_numpy()
-            withstood &= _marked(runs["position"].to_numpy()[this], len(self.index))
-            inferred |= ~_marked(runs["position"].to_numpy()[this & (budget == eps)], len(self.index))
+            own = (runs["method"] == method).to_numpy()
+            found = np.full(count, np.inf)  # what the method itself found
+            np.minimum.at(found, position[own], radius[own])
+            # a budget above eps says nothing about eps where it was used up (an attack in the larger ball need not stay in the
+            # smaller), nor where the method took it back by what it found within that budget when it ran at another
+            larger = (budget > eps) & np.isinf(radius) & (budget < found[position])
+            this = own & (radius > eps) & (np.isnan(budget) | (budget == eps) | larger)
+            withstood &= _marked(position[this], count)
+            exact = _marked(position[this & (budget == eps)], count)
+            itself |= exact
+            inferred |= ~exact & ~_marked(position[this & np.isnan(budget)], count)
+        inferred |= ~itself
         choices = [~self.correct, self.broken <= eps, self.certified >= eps, withstood]
         state = np.select(choices, STATES[:4], STATES[4])
         frame = {"state": state, "inferred": inferred & (state == "survived")}
@@ -97,8 +105,9 @@ def states(evaluation: Evaluation, eps: float, norm: str | None = None) -> pd.Da
 
     `state`: `wrong`: misclassified as it is; else `broken`: any attack holds an admissible adversarial image at distance <= eps;
     else `certified`: a certificate's radius is >= eps; else `survived`: every method of the protocol ran to its end with budget eps
-    (or a larger one, or none) and found nothing within eps; else `untested`. `inferred`: survived, but for some method no budget
-    was eps itself. Raises UserError for a negative eps or a table without predictions.
+    (or none, or a larger one within which it found nothing, then or when it ran at another) and found nothing within eps; else
+    `untested`. `inferred`: survived, but no method, or not every method that has budgets, ran at eps itself. Raises UserError for a
+    negative eps or a table without predictions.
     """
     return Evidence.of(evaluation, norm).states(eps)
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,31 @@ import pyarrow.parquet as pq
 
 from robustbench_rkhs.files import write_whole
 from robustbench_rkhs.node import UserError
+from robustbench_rkhs.verdicts.nearest import Kept, holding, read_kept, write_kept
 from robustbench_rkhs.verdicts.schema import COLUMNS, KEY, validate
 from robustbench_rkhs.verdicts.states import Evaluation
 
 METADATA = b"robustbench_rkhs"
 
 
-def write(evaluation: Evaluation, path: str | Path) -> Path:
-    """One parquet file, whole or absent. Raises UserError for an invalid table, a full disk, no permission."""
+def write(evaluation: Evaluation, path: str | Path, part: bool = False) -> Path:
+    """One parquet file, whole or absent. Raises UserError for an invalid table, a full disk, no permission.
+
+    `part`: of an evaluation under way, whose rows are checked when they are merged (a check takes longer than many attacks).
+    """
     path = Path(path)
-    table = pa.Table.from_pandas(validate(evaluation.table), preserve_index=False)
+    table = pa.Table.from_pandas(evaluation.table if part else validate(evaluation.table), preserve_index=False)
     about = json.dumps(evaluation.about, sort_keys=True, default=_plain)
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), METADATA: about.encode()})
     write_whole(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
     return path
 
 
-def read(path: str | Path) -> Evaluation:
-    """The evaluation in a file. Raises UserError where it is missing, truncated, foreign or not a table of verdicts."""
+def read(path: str | Path, part: bool = False) -> Evaluation:
+    """The evaluation in a file. Raises UserError where it is missing, truncated, foreign or not a table of verdicts.
+
+    `part`: as for `write`.
+    """
     path = Path(path)
     try:
         found = pq.read_table(path)
@@ -43,7 +51,7 @@ def read(path: str | Path) -> Evaluation:
         raise UserError(f"{path} is a parquet file of something else: expected metadata 'robustbench_rkhs'")
     try:
         said = json.loads(about)
-        table = validate(found.to_pandas())
+        table = found.to_pandas() if part else validate(found.to_pandas())
     except (ValueError, pa.ArrowException) as error:
         raise UserError(f"cannot read verdicts {path}: {' '.join(str(error).split())[:160]}") from None
     except UserError as error:
@@ -51,6 +59,22 @@ def read(path: str | Path) -> Evaluation:
     if not isinstance(said, dict):
         raise UserError(f"{path}: expected metadata of named fields, found {type(said).__name__}")
     return Evaluation(table, said)
+
+
+def write_part(part: Evaluation, path: Path) -> None:
+    """A part of an evaluation under way; its adversarial images, where it has any, first, in a file beside it."""
+    if part.kept is not None and len(part.kept.images):
+        write_kept(part.kept, part.table, path.with_suffix(".npz"))
+    write(part, path, part=True)
+
+
+def read_part(path: Path, images: bool) -> Evaluation:
+    """A part; with its adversarial `images` where they are asked for. Raises UserError where they are missing or another's."""
+    part = read(path, part=True)
+    if not images:
+        return part
+    some = len(holding(part.table)) > 0
+    return replace(part, kept=read_kept(part.table, path.with_suffix(".npz")) if some else Kept(np.zeros(0), np.zeros(0, np.int64)))
 
 
 def read_all(folder: str | Path) -> list[Evaluation]:

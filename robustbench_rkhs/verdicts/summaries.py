@@ -26,7 +26,8 @@ def accuracy_at(evaluation: Evaluation, eps: float) -> Proportion:
 def summary(evaluation: Evaluation, epsilons: Iterable[float] | None = None) -> pd.DataFrame:
     """One row an eps (the evaluation's own where not given): shares of images with 95% limits (`_low`, `_high`), and counts.
 
-    Columns: eps; images; clean, robust, certified, open with limits; count_wrong, count_broken, count_certified, count_survived,
+    Columns: eps; images; clean, robust, certified, open with limits; not_broken: the share that is right and not known to be
+    broken, the upper end of what robust accuracy can be; count_wrong, count_broken, count_certified, count_survived,
     count_untested, count_inferred (survived at no budget of eps itself) and count_audited (certified images that an attack ran on).
     `open` = survived + untested: nothing is proved of them. `robust` is NaN while any image is untested. At eps 0, robust and
     certified are clean accuracy: the closed ball is the image itself.
@@ -45,11 +46,13 @@ def summary(evaluation: Evaluation, epsilons: Iterable[float] | None = None) -> 
         row |= _limits("robust", None if untested else standing, images)
         row |= _limits("certified", counts["certified"], images)
         row |= _limits("open", survived + untested, images)
+        row["not_broken"] = (standing + untested) / images if images else float("nan")
         row |= {f"count_{state}": count for state, count in counts.items()}
         row["count_audited"] = int((looked & (state["state"] == "certified").to_numpy()).sum())
         rows.append(row)
     columns = ["eps", "images"]
     columns += [part + end for part in ("clean", "robust", "certified", "open") for end in ("", "_low", "_high")]
+    columns += ["not_broken"]
     columns += [f"count_{state}" for state in [*STATES, "inferred", "audited"]]
     return pd.DataFrame(rows, columns=columns)
 

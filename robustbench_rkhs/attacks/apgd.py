@@ -1,0 +1,207 @@
+"""Auto-PGD: gradient steps whose length needs no choice, on losses that the scale of the logits cannot mask."""
+
+import math
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from robustbench_rkhs.attacks.ball import draws, mix, per_image, unit
+from robustbench_rkhs.attacks.engine import Engine, EngineAttack, Value
+from robustbench_rkhs.attacks.objective import margin, objective
+from robustbench_rkhs.node import Real, UserError
+
+Loss = Literal["cross_entropy", "dlr", "margin", "targeted"]
+"""What a run lowers; `targeted` is the targeted DLR loss, one run towards each of several classes."""
+MOMENTUM = 0.75
+"""Share of the new step in each move; the rest is the last move again."""
+TILT = 1e-4
+"""Times the gap, which is 10 on the image itself, added to DLR losses: alone they are flat where the logits that follow tie."""
+
+
+class Rows(NamedTuple):
+    """One run each: where it is, the best point it saw, and what decides its step length."""
+
+    at: Int[Tensor, " rows"]
+    target: Int[Tensor, " rows"]
+    images: Float[Tensor, "rows *image"]
+    previous: Float[Tensor, "rows *image"]
+    gradient: Float[Tensor, "rows *image"]
+    value: Float[Tensor, " rows"]
+    best: Float[Tensor, "rows *image"]
+    best_gradient: Float[Tensor, "rows *image"]
+    best_value: Float[Tensor, " rows"]
+    marked_value: Float[Tensor, " rows"]
+    """The best value at the last checkpoint."""
+    halved: Bool[Tensor, " rows"]
+    """Whether the step was halved at the last checkpoint."""
+    improved: Int[Tensor, " rows"]
+    """Steps since the last checkpoint that lowered the value."""
+    step: Float[Tensor, " rows"]
+
+    def kept(self, standing: Bool[Tensor, " rows"]) -> "Rows":
+        """Only the rows that stand."""
+        return Rows(*(column[standing] for column in self))
+
+
+class APGD(EngineAttack):
+    r"""Auto-PGD: momentum steps in an l2 or linf ball, halved where they no longer pay, then on from the best point.
+
+    .. math:: z = \Pi\big(x_k - \eta\, d(\nabla \ell(x_k))\big), \qquad
+              x_{k+1} = \Pi\big(x_k + \tfrac34 (z - x_k) + \tfrac14 (x_k - x_{k-1})\big), \qquad \eta_0 = 2 \varepsilon
+
+    d is the gradient at length one (l2; zero stays zero) or its sign (linf). At the checkpoints :math:`\lceil p_j n \rceil`,
+    :math:`p_{j+1} = p_j + \max(p_j - p_{j-1} - 0.03, 0.06)`, :math:`p_0 = 0, p_1 = 0.22`, a run halves its step and goes back to
+    its best point where fewer than `rho` of the steps since the last one lowered the loss, or neither step nor best loss changed.
+    Starts are random on the sphere. An image that falls leaves at once, with all its runs.
+
+    Losses: cross-entropy; margin :math:`f_y - \max_{j \ne y} f_j`; DLR, the margin over :math:`f_{(1)} - f_{(3)}`; targeted DLR,
+    :math:`(f_y - f_t) / (f_{(1)} - (f_{(3)} + f_{(4)}) / 2)`. All are of logits times a constant of each image that puts its clean
+    margin at 10. A DLR loss is flat where the second logit equals the third, so 1e-4 times its numerator is added. With fewer than
+    four classes the denominators degenerate, and the constant alone takes their place.
+    Cost of an image that stands: steps + 1 forward and steps backward passes a run, and 1 forward pass; runs = restarts, times
+    min(targets, classes - 1) for `targeted`. Raises UserError for a missing, negative or infinite eps.
+    Source: Croce & Hein, ICML 2020.
+    """
+
+    name: Literal["apgd"] = "apgd"
+    steps: int = Field(100, ge=1)
+    """Gradient steps of each run."""
+    loss: Loss = "cross_entropy"
+    """What is lowered."""
+    rescale: bool = True
+    """Cross-entropy of logits that put each image's clean margin at 10, which no scale can mask. False: of the logits as they are,
+    the published protocol. The other losses see every scale alike."""
+    targets: int = Field(9, ge=1)
+    """Classes that `targeted` runs towards, the most likely first; at most all but the right one."""
+    parallel: int = Field(1, ge=1)
+    """Targets of an image in the batch at once. An image that stands costs the same passes, one that falls may cost more."""
+    restarts: int = Field(1, ge=1)
+    """Runs, each from its own random start; of `targeted`: rounds over all targets."""
+    rho: Real = Field(0.75, ge=0, le=1)
+    """Share of the steps between two checkpoints that must lower the loss, or the step is halved."""
+
+    @property
+    def scale_invariant(self) -> bool:
+        return self.rescale or self.loss != "cross_entropy"
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}:{self.loss}"
+
+    @property
+    def checkpoints(self) -> tuple[int, ...]:
+        """Steps after which a run looks back."""
+        shares = [0.0, 0.22]
+        while shares[-1] < 1:
+            shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
+        marks = {math.ceil(round(share * self.steps, 6)) for share in shares[1:]}  # rounded: 0.57 * 100 is a little over 57
+        return tuple(sorted(mark for mark in marks if mark < self.steps))
+
+    @torch.no_grad()
+    def search(self, engine: Engine) -> None:
+        """Run after run on what still stands."""
+        classes = engine.clean.shape[1]
+        if engine.eps.isinf().any():
+            raise UserError(f"attack {self.label!r} needs a finite eps for every image, found an infinite one")
+        if classes < 2:
+            return
+        ranks, order = [0], engine.y[:, None]
+        if self.loss == "targeted":
+            ranks = list(range(min(self.targets, classes - 1)))
+            likely = engine.clean.scatter(1, engine.y[:, None], -torch.inf)
+            order = likely.argsort(dim=1, descending=True, stable=True)
+        for restart in range(self.restarts):
+            for first in range(0, len(ranks), self.parallel):
+                at, some = engine.open(), ranks[first : first + self.parallel]
+                if not len(at):
+                    return
+                start = torch.cat([self._start(engine, at, restart, rank) for rank in some])
+                self._run(engine, at.repeat(len(some)), start, order[at][:, some].T.flatten())
+
+    def _start(self, engine: Engine, at: Tensor, restart: int, rank: int) -> Tensor:
+        """A random point at distance eps, counted by loss, restart and rank of the target."""
+        x = engine.x[at]
+        noise = draws(engine.keys[at], engine.seed, x, mix(get_args(Loss).index(self.loss), restart, rank))
+        if engine.norm == "linf":
+            uniform = torch.erf(noise / 2**0.5)
+            way = uniform / per_image(uniform.flatten(1).abs().amax(1), x)
+        else:
+            way = unit(noise)
+        return engine.project(at, x + per_image(engine.eps[at].to(x.dtype), x) * way)
+
+    def _run(self, engine: Engine, at: Tensor, start: Tensor, target: Tensor) -> None:
+        """All these rows from their starts; those whose image fell leave after the pass that broke it."""
+        step, zero = 2 * engine.eps[at].to(start.dtype), torch.zeros_like(start)
+        worst, no = torch.full_like(step, torch.inf), torch.zeros_like(at, dtype=torch.bool)
+        rows = Rows(at, target, start, start, zero, worst, start, zero, worst, worst, no, torch.zeros_like(at), step)
+        last = 0
+        for k in range(self.steps):
+            found = engine.slope(rows.at, rows.images, self._lowered(engine, rows.at, rows.target))
+            value = found.value.to(start.dtype).nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+            improved = rows.improved + (value < rows.value) if k else rows.improved
+            rows = rows._replace(value=value, gradient=found.gradient, improved=improved)
+            standing = engine.standing(rows.at)
+            if not standing.all():
+                rows = rows.kept(standing)
+                if not len(rows.at):
+                    return
+            rows = self._remembered(rows)
+            if k in self.checkpoints:
+                rows, last = self._looked_back(rows, k - last), k
+            rows = self._moved(engine, rows, MOMENTUM if k else 1.0)
+        engine.logits(rows.at, rows.images)
+
+    def _remembered(self, rows: Rows) -> Rows:
+        better = rows.value < rows.best_value
+        wide = per_image(better, rows.images)
+        return rows._replace(
+            best=torch.where(wide, rows.images, rows.best),
+            best_gradient=torch.where(wide, rows.gradient, rows.best_gradient),
+            best_value=torch.where(better, rows.value, rows.best_value),
+        )
+
+    def _looked_back(self, rows: Rows, steps: int) -> Rows:
+        """A checkpoint, `steps` after the last one."""
+        stuck = ~rows.halved & (rows.best_value == rows.marked_value)
+        halved = (rows.improved < self.rho * steps) | stuck
+        wide = per_image(halved, rows.images)
+        return rows._replace(
+            step=torch.where(halved, rows.step / 2, rows.step),
+            images=torch.where(wide, rows.best, rows.images),
+            gradient=torch.where(wide, rows.best_gradient, rows.gradient),
+            value=torch.where(halved, rows.best_value, rows.value),
+            marked_value=rows.best_value,
+            halved=halved,
+            improved=torch.zeros_like(rows.improved),
+        )
+
+    def _moved(self, engine: Engine, rows: Rows, share: float) -> Rows:
+        way = unit(rows.gradient) if engine.norm == "l2" else rows.gradient.sign()
+        moved = engine.project(rows.at, rows.images - per_image(rows.step, way) * way)
+        if share < 1:
+            mixed = rows.images + share * (moved - rows.images) + (1 - share) * (rows.images - rows.previous)
+            moved = engine.project(rows.at, mixed)
+        return rows._replace(images=moved, previous=rows.images)
+
+    def _lowered(self, engine: Engine, at: Tensor, target: Tensor) -> Value:
+        """The loss of logits asked about these rows."""
+        y, gain = engine.y[at], engine.gain[at][:, None]
+
+        def value(logits: Tensor, rows: Tensor) -> Tensor:
+            scaled = logits * gain[rows] if self.scale_invariant else logits
+            if self.loss == "targeted":
+                ends = scaled.gather(1, torch.stack([y, target], 1)[rows])
+                gap = ends[:, 0] - ends[:, 1]
+                if scaled.shape[1] < 4:
+                    return gap
+                top = scaled.topk(4, dim=1).values
+                return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp_min(1e-12) + TILT * gap
+            if self.loss != "dlr":
+                return objective(self.loss, scaled, y[rows])
+            gap = margin(scaled, y[rows])
+            return gap if scaled.shape[1] < 4 else objective("dlr", scaled, y[rows]) + TILT * gap
+
+        return value

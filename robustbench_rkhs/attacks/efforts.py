@@ -1,0 +1,27 @@
+"""What an evaluation attacks with where no attack is named, by how much work is to be spent."""
+
+from typing import Literal
+
+from robustbench_rkhs.attacks.ball import Norm
+from robustbench_rkhs.attacks.contract import Attack
+from robustbench_rkhs.attacks.ddn import DDN
+from robustbench_rkhs.attacks.ensemble import Ensemble
+from robustbench_rkhs.attacks.fab import FAB
+from robustbench_rkhs.attacks.fmn import FMN
+from robustbench_rkhs.attacks.superdeepfool import SuperDeepFool
+
+Effort = Literal["quick", "adaptive", "standard"]
+"""How much work an evaluation spends on what is open."""
+
+
+def protocol_of(effort: Effort, norm: Norm) -> tuple[Attack, ...]:
+    """The attacks of an effort: cheap minimal-norm attacks, whose upper bounds leave little to the last one.
+
+    quick: SuperDeepFool, DDN (linf: FMN) and untargeted FAB; no fixed budget, so each image is attacked once and no more.
+    standard: SuperDeepFool and DDN (linf: FMN), then the full ensemble at an image's largest open eps.
+    adaptive: the same with the ensemble that leaves out what a pilot says cannot pay.
+    """
+    near = (SuperDeepFool(norm=norm), DDN(norm=norm) if norm == "l2" else FMN(norm=norm))
+    if effort == "quick":
+        return (*near, FAB(norm=norm))
+    return (*near, Ensemble(norm=norm, effort="adaptive" if effort == "adaptive" else "full"))

@@ -1,0 +1,200 @@
+"""FAB: the nearest adversarial image, by projections on linearised decision boundaries."""
+
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor
+
+from robustbench_rkhs.attacks.ball import draws, per_image, unit
+from robustbench_rkhs.attacks.engine import Engine, EngineAttack
+from robustbench_rkhs.attacks.hyperplane import towards
+from robustbench_rkhs.attacks.objective import margin
+from robustbench_rkhs.node import Real
+
+
+class _Plane(NamedTuple):
+    """A decision boundary f_y = f_k as seen from where it was linearised: f(z) = value + <normal, z - place>, 0 on it."""
+
+    wrong: Bool[Tensor, " rows"]
+    """Whether the model is wrong at the place itself."""
+    value: Float[Tensor, " rows"]
+    normal: Float[Tensor, "rows *image"]
+
+    def rows(self, chosen: Tensor) -> "_Plane":
+        return _Plane(*(part[chosen] for part in self))
+
+    def put(self, where: Tensor, other: "_Plane") -> "_Plane":
+        return _Plane(*(part.index_copy(0, where, new) for part, new in zip(self, other, strict=True)))
+
+
+class FAB(EngineAttack):
+    r"""Fast adaptive boundary attack: towards the boundary from the iterate and from the image at once, and back once across.
+
+    .. math:: x' \leftarrow \Pi_{[0,1]^d}\big((1 - \alpha)(x' + \eta\,\delta) + \alpha\,(x + \eta\,\delta_x)\big), \qquad
+              \alpha = \min\Big(\tfrac{\lVert\delta\rVert}{\lVert\delta\rVert + \lVert\delta_x\rVert}, \alpha_{\max}\Big)
+
+    delta and delta_x take x' and x onto the plane f_y = f_k linearised near x', inside the box, by the shortest way; k is the
+    nearest class by that linearisation, or the target. An adversarial x' is drawn back: x' <- (1 - beta) x + beta x'.
+    The distance is minimised; with a finite eps for each image (inside an ensemble) an image leaves once it fell inside.
+    """
+
+    minimal_norm: ClassVar[bool] = True
+
+    name: Literal["fab"] = "fab"
+    steps: int = Field(100, ge=1)
+    """Steps of each run."""
+    targets: int = Field(0, ge=0)
+    """0: towards the nearest boundary by the gradients of all logits; n: one run towards each of the n likeliest other classes."""
+    restarts: int = Field(1, ge=1)
+    """Starts: the image itself, then random points at half the distance known."""
+    parallel: int = Field(1, ge=1)
+    """Targets of one image that run side by side."""
+    relook: bool = False
+    """Linearise again at the point drawn back, as the paper does. False: the adversarial iterate's own linearisation serves."""
+    alpha_max: Real = Field(0.1, ge=0, le=1)
+    """Largest share of the image's own projection in a step."""
+    overshoot: Real = Field(1.05, ge=1)
+    """eta: how far past the linearised boundary a step goes."""
+    beta: Real = Field(0.9, gt=0, le=1)
+    """Share of its offset that an adversarial iterate keeps."""
+
+    @property
+    def scale_invariant(self) -> bool:
+        return True
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}:targeted" if self.targets else self.name
+
+    @torch.no_grad()
+    def search(self, engine: Engine) -> None:
+        classes = engine.clean.shape[1]
+        if classes < 2:
+            return
+        likeliest = engine.clean.nan_to_num().scatter(1, engine.y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
+        # with two classes the nearest other class is no question, and one gradient serves
+        runs = likeliest[:, : min(self.targets or int(classes == 2), classes - 1)].split(self.parallel, 1)
+        for restart in range(self.restarts):
+            for aims in runs if runs[0].shape[1] else [None]:
+                at = engine.open()
+                if len(at) == 0:
+                    return
+                start = self._start(engine, at, restart)
+                if aims is None:
+                    self._run(engine, at, start, None)
+                else:
+                    several = aims.shape[1]
+                    self._run(engine, at.repeat_interleave(several), start.repeat_interleave(several, 0), aims[at].flatten())
+        self._nearer(engine)
+
+    def _start(self, engine: Engine, at: Tensor, restart: int) -> Tensor:
+        """The image; for every further restart a random point half as far as the nearest known, eps, or the box's size is."""
+        x = engine.x[at]
+        if restart == 0:
+            return x
+        far = torch.minimum(engine.distance, engine.eps)[at].to(x.dtype)
+        size = 1.0 if self.norm == "linf" else x[0].numel() ** 0.5
+        noise = draws(engine.keys[at], engine.seed, x, restart)
+        way = unit(noise) if self.norm == "l2" else torch.erf(noise / 2**0.5)
+        start = x + way * per_image(torch.where(far.isfinite(), far, 0.1 * size) / 2, x)
+        return start.clamp(0, 1) if self.box == "unit" else start
+
+    def _run(self, engine: Engine, at: Tensor, points: Tensor, target: Tensor | None) -> None:
+        """One run of all rows; those whose image fell within a finite eps leave, and those that no gradient moves."""
+        plane = self._look(engine, at, points, target)
+        for step in range(self.steps):
+            stays = engine.standing(at) & (plane.wrong | plane.normal.flatten(1).any(1))
+            if not stays.all():
+                at, points, plane = at[stays], points[stays], plane.rows(stays)
+                target = None if target is None else target[stays]
+            if len(at) == 0:
+                return
+            moved = self._step(engine.x[at], points, plane)
+            if step == self.steps - 1:
+                engine.logits(at, moved)
+            elif self.relook:
+                points, plane = self._twice(engine, at, moved, target, plane.wrong)
+            else:
+                plane = self._look(engine, at, moved, target)
+                points = self._drawn_back(engine.x[at], moved, plane.wrong)
+                plane = plane._replace(value=plane.value + (plane.normal * (points - moved)).flatten(1).sum(1))
+
+    def _twice(self, engine: Engine, at: Tensor, moved: Tensor, target: Tensor | None, expected: Tensor) -> tuple[Tensor, _Plane]:
+        """Draw back, then linearise: rows expected to be wrong are asked for their answers only, as the gradient is elsewhere."""
+        sure, unsure = expected.nonzero().flatten(), (~expected).nonzero().flatten()
+        wrong, plane = torch.zeros_like(expected), _Plane(expected, moved.new_zeros(len(at)), torch.zeros_like(moved))
+        if len(sure):
+            wrong[sure] = _wrong(engine.logits(at[sure], moved[sure]), engine.y[at[sure]])
+        if len(unsure):
+            plane = plane.put(unsure, self._look(engine, at[unsure], moved[unsure], None if target is None else target[unsure]))
+            wrong[unsure] = plane.wrong[unsure]
+        points = self._drawn_back(engine.x[at], moved, wrong)
+        again = (engine.standing(at) & (expected | wrong)).nonzero().flatten()
+        if len(again):
+            plane = plane.put(again, self._look(engine, at[again], points[again], None if target is None else target[again]))
+        return points, plane._replace(wrong=wrong)
+
+    def _drawn_back(self, x: Tensor, moved: Tensor, wrong: Tensor) -> Tensor:
+        share = per_image(torch.where(wrong, self.beta, 1.0).to(x.dtype), x)
+        return torch.where(share < 1, x + share * (moved - x), moved)
+
+    def _step(self, x: Tensor, points: Tensor, plane: _Plane) -> Tensor:
+        """Both projections in one batch, the convex combination of what they give, and the box."""
+        both, normal = torch.stack([points.flatten(1), x.flatten(1)], 1), plane.normal.flatten(1)
+        ahead = -plane.value
+        rise = torch.stack([ahead, ahead + (normal * (both[:, 0] - both[:, 1])).sum(1)], 1)
+        offset = towards(both, normal, rise, self.norm, self.box)
+        length = offset.norm(dim=2, keepdim=True) if self.norm == "l2" else offset.abs().amax(2, keepdim=True)
+        alpha = (length[:, 0] / length.sum(1)).nan_to_num(nan=0.0).clamp_max(self.alpha_max)
+        ends = both + self.overshoot * offset
+        moved = (ends[:, 0] + alpha * (ends[:, 1] - ends[:, 0])).view_as(x)
+        return moved.clamp(0, 1) if self.box == "unit" else moved
+
+    def _look(self, engine: Engine, at: Tensor, points: Tensor, target: Tensor | None) -> _Plane:
+        """Answers at these points and the boundary linearised there: one gradient with a target, one a class without."""
+        y = engine.y[at]
+        if target is not None:
+
+            def gap(logits: Tensor, rows: Tensor) -> Tensor:
+                return (logits.gather(1, y[rows, None]) - logits.gather(1, target[rows, None])).squeeze(1)
+
+            seen = engine.slope(at, points, gap)
+            return _Plane(_wrong(seen.logits, y), seen.value, seen.gradient)
+        parts = [
+            self._nearest(engine, *part) for part in zip(at.split(engine.batch_size), points.split(engine.batch_size), strict=True)
+        ]
+        return _Plane(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def _nearest(self, engine: Engine, at: Tensor, points: Tensor) -> _Plane:
+        """The boundary nearest by linearisation, of those to all other classes: |f_y - f_k| / ||gradient||_* is smallest."""
+        y, rows = engine.y[at], torch.arange(len(at), device=at.device)
+        logits, gradients = engine.jacobian(at, points)
+        gaps, normals = logits[rows, y][:, None] - logits, gradients[rows, y][:, None] - gradients
+        length = normals.flatten(2).norm(p=2 if self.norm == "l2" else 1, dim=2)
+        far = torch.where(length > 0, gaps.abs() / length, torch.inf).nan_to_num(nan=torch.inf, posinf=torch.inf)
+        nearest = far.scatter(1, y[:, None], torch.inf).argmin(1)
+        return _Plane(_wrong(logits, y), gaps[rows, nearest], normals[rows, nearest])
+
+    def _nearer(self, engine: Engine) -> None:
+        """Along the line from the image to the nearest adversarial one found, by secants of the margin: 3 forward passes."""
+        at = (engine.right & engine.fallen & engine.eps.isinf()).nonzero().flatten()
+        if len(at) == 0:
+            return
+        x, y = engine.x[at], engine.y[at]
+        offset = engine.images[at] - x
+        low, high = torch.zeros_like(engine.distance[at]), torch.ones_like(engine.distance[at])
+        over = margin(engine.clean[at], y).double()
+        under = margin(engine.logits(at, x + offset), y).double()
+        for _ in range(2):
+            crossing = low + (high - low) * over / (over - under)
+            share = crossing + 0.05 * (high - crossing)
+            seen = engine.logits(at, x + per_image(share.to(x.dtype), x) * offset)
+            found, wrong = margin(seen, y).double(), _wrong(seen, y)
+            low, over = torch.where(wrong, low, share), torch.where(wrong, over, found)
+            high, under = torch.where(wrong, share, high), torch.where(wrong, found, under)
+
+
+def _wrong(logits: Tensor, y: Tensor) -> Tensor:
+    return (logits.argmax(1) != y) | ~logits.isfinite().all(1)

@@ -1,0 +1,35 @@
+"""FMN: the ball shrinks towards the nearest adversarial image, and the perturbation is projected into it."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from robustbench_rkhs.attacks.ball import per_image
+from robustbench_rkhs.attacks.radius import RadiusAttack
+
+
+class FMN(RadiusAttack):
+    r"""Steps along the gradient of the margin, projected into a ball that shrinks inside and grows outside.
+
+    .. math:: \delta \leftarrow \Pi_{\rho} \left( \delta - \alpha_t \frac{\nabla m}{\lVert \nabla m \rVert_2} \right), \qquad
+              \rho \leftarrow (1 \mp \gamma_t) \rho \text{ where } x + \delta \text{ is wrong / right}
+
+    m: the margin. Starts on the linearised boundaries of the `starts` nearest classes; alpha_1 is the image's linearised distance
+    (in linf times the root of the number of pixels), not a fixed length, and alpha and gamma fall to a hundredth along a cosine.
+    Until both sides of the boundary were seen, the radius follows the linearised distance to it.
+    Cost: at most 2 + starts * (steps + 1) forward and min(candidates + 1, classes) + starts * steps backward passes; a start
+    that is hopeless after ten steps leaves.
+    Source: Pintor et al., NeurIPS 2021.
+    """
+
+    name: Literal["fmn"] = "fmn"
+
+    def placed(self, delta: Float[Tensor, "some *image"], radius: Float[Tensor, " some"]) -> Float[Tensor, "some *image"]:
+        """In the ball."""
+        bound = per_image(radius, delta)
+        if self.norm == "linf":
+            return torch.maximum(torch.minimum(delta, bound), -bound)
+        length = per_image(delta.flatten(1).norm(dim=1), delta)
+        return delta * (bound / torch.maximum(length, bound)).nan_to_num(nan=1.0)

@@ -1,0 +1,104 @@
+"""SuperDeepFool: DeepFool to the boundary, then back along the boundary's normal."""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from robustbench_rkhs.attacks.ball import distances, per_image
+from robustbench_rkhs.attacks.engine import Engine, EngineAttack
+from robustbench_rkhs.attacks.linearised import likeliest, nearest_classes, onto_plane, towards
+from robustbench_rkhs.node import Real
+
+OVERSHOOT = 0.02
+"""DeepFool's share by which the whole perturbation is lengthened, so that the boundary is crossed."""
+HAIR = 1e-3
+"""The same for a projection, which ends on a plane that has been measured where it is."""
+
+
+class SuperDeepFool(EngineAttack):
+    r"""DeepFool steps until the boundary is crossed, then the whole perturbation onto the boundary's normal there; and again.
+
+    .. math:: z \leftarrow z + \arg\min_d \lVert d \rVert : g(z) + \langle \nabla g(z), d \rangle = 0 \quad (g(z) \ge 0), \qquad
+              z \leftarrow x + \arg\min_d \lVert d \rVert : g(z) + \langle \nabla g(z), x + d - z \rangle = 0 \quad (g(z) < 0)
+
+    g = f_y - f_t for the `targets` other classes t that are nearest by linearisation at x, each on its own. Both steps are the
+    shortest in l2 or linf that stay in the box. A run ends where its projections stand still, or lie `hopeless` times as far as
+    the nearest image found. A binary search along the line from the image to what was found ends it.
+    Cost: at most 2 + targets * steps + line forward and min(candidates + 1, classes) + targets * steps backward passes.
+    Source: Abdollahi et al., SuperDeepFool, arXiv 2303.12481 (m = infinity, n = 1); Moosavi-Dezfooli et al., CVPR 2016.
+    """
+
+    minimal_norm: ClassVar[bool] = True
+
+    name: Literal["superdeepfool"] = "superdeepfool"
+    steps: int = Field(10, ge=1)
+    """Steps of each run, of either kind."""
+    targets: int = Field(3, ge=1)
+    """Runs, towards one class each."""
+    candidates: int = Field(10, ge=1)
+    """Likeliest other classes that are looked at when the nearest are chosen."""
+    hopeless: Real = Field(1.15, gt=1)
+    """A run leaves where its projection lies so many times as far as the nearest image found."""
+    line: int = Field(5, ge=0)
+    """Forward passes of the search along the line at the end."""
+
+    @property
+    def scale_invariant(self) -> bool:
+        return True
+
+    @torch.no_grad()
+    def search(self, engine: Engine) -> None:
+        at = engine.open()
+        if not len(at) or engine.clean.shape[1] < 2:
+            return
+        near = nearest_classes(engine, at, likeliest(engine.clean[at], engine.y[at], self.candidates), self.targets)
+        at, target, gap, slope = near.at, near.classes, near.gap, near.gradient
+        z, last = engine.x[at], torch.full((len(at),), torch.inf, dtype=torch.float64, device=at.device)
+        best, image = torch.full_like(engine.distance, torch.inf), engine.x.clone()
+        for _ in range(self.steps):
+            x, crossed = engine.x[at], gap < 0
+            start = torch.where(per_image(crossed, x), x, z)
+            gap_there = torch.where(crossed, gap + ((x - z) * slope).flatten(1).sum(1), gap)
+            moved = start + onto_plane(start, gap_there, slope, engine.norm, engine.box)
+            longer = 1 + torch.where(crossed, HAIR, OVERSHOOT).to(x.dtype)
+            moved = x + (moved - x) * per_image(longer, x)
+            moved = moved.clamp(0, 1) if engine.box == "unit" else moved
+            away = distances(x, moved, engine.norm)
+            still = crossed & ((away - last).abs() < HAIR * away)
+            last = torch.where(crossed, away, last)
+            told = engine.slope(at, moved, towards(engine.y[at], target))
+            z, gap, slope = moved, told.value, told.gradient
+            _keep(best, image, at, away, z, gap < 0)
+            on = engine.standing(at) & ~still & ~(crossed & (away > self.hopeless * best[at]))
+            at, target, z, gap, slope, last = (values[on] for values in (at, target, z, gap, slope, last))
+            if not len(at):
+                break
+        self._line(engine, image, best)
+
+    def _line(self, engine: Engine, image: Tensor, best: Tensor) -> None:
+        """Between each image and the nearest adversarial one: the half that is still adversarial at its far end."""
+        at = engine.open()
+        at = at[best[at] < torch.inf]
+        x, way = engine.x[at], image[at] - engine.x[at]
+        high = torch.ones(len(at), dtype=x.dtype, device=at.device)
+        low = high - 0.1
+        for _ in range(self.line):
+            if not len(at):
+                return
+            middle = (low + high) / 2
+            logits = engine.logits(at, x + way * per_image(middle, x))
+            wrong = (logits.argmax(1) != engine.y[at]) | ~logits.isfinite().all(1)
+            high, low = torch.where(wrong, middle, high), torch.where(wrong, low, middle)
+            on = engine.standing(at)
+            at, x, way, high, low = (values[on] for values in (at, x, way, high, low))
+
+
+def _keep(best: Tensor, image: Tensor, at: Tensor, away: Tensor, z: Tensor, crossed: Tensor) -> None:
+    """The nearest crossed point of each image, inside its budget or not; an image may stand there several times."""
+    better = crossed & (away < best[at])
+    lowest = best.scatter_reduce(0, at[better], away[better], "amin")
+    first = better & (away == lowest[at])
+    best.copy_(lowest)
+    image[at[first]] = z[first]

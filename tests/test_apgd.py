@@ -1,0 +1,294 @@
+"""Auto-PGD against the paper's algorithm written out for one image, closed forms, exact pass counts and its authors' package."""
+
+import copy
+
+import pytest
+import torch
+from oracles import Affine, affine, masking_model
+from sklearn.datasets import load_digits
+from torch import nn
+
+from robustbench_rkhs.attacks import APGD, AutoAttack
+from robustbench_rkhs.node import UserError
+from robustbench_rkhs.recipe import attack_from
+
+LOSSES = ("cross_entropy", "dlr", "margin", "targeted")
+MARKS = (22, 41, 57, 70, 80, 87, 93, 99)  # by hand: 0.22, +0.19, +0.16, +0.13, +0.10, +0.07, then +0.06
+
+
+class Recorder(nn.Module):
+    """Keeps what it is asked."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.asked = model, []
+
+    def forward(self, x):
+        self.asked.append(x.detach().clone())
+        return self.model(x)
+
+
+def double(oracle):
+    return Affine(copy.deepcopy(oracle.model).double(), oracle.x.double(), *oracle[2:])
+
+
+def smooth(classes=5, seed=0):
+    """A curved model in float64 and images it gets right."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, classes)).double()
+    x = torch.rand(4, 1, 3, 4, dtype=torch.float64)
+    return model, x, model(x).argmax(1)
+
+
+def run(attack, oracle, eps=None, model=None, at=None):
+    at = torch.arange(len(oracle.x)) if at is None else at
+    own = () if eps is None else (eps[at],)
+    return attack(model or oracle.model, oracle.x[at], oracle.y[at], at, *own)
+
+
+def stands(oracle, attacked):
+    return (attacked.images == oracle.x).flatten(1).all(1)
+
+
+def test_checkpoints_are_the_papers():
+    assert APGD().checkpoints == MARKS
+    assert APGD(steps=1).checkpoints == () and APGD(steps=5).checkpoints == (2, 3, 4)
+
+
+def inside(x, moved, eps, norm):
+    delta = moved.clamp(0, 1) - x
+    return x + (delta.clamp(-eps, eps) if norm == "linf" else delta * min(1.0, eps / delta.norm().item()))
+
+
+def written_out(model, x, y, start, eps, norm, rho):
+    """Algorithm 1 for one image, cross-entropy as it is, in the paper's order; all iterates."""
+    points, values, step, last, halved, marked = [start], [], 2 * eps, 0, False, torch.inf
+    current, previous, best, best_value, best_gradient = start, start, start, torch.inf, None
+    for k in range(100):
+        leaf = current.clone().requires_grad_()
+        value = -nn.functional.cross_entropy(model(leaf[None]), y[None])
+        (gradient,) = torch.autograd.grad(value, leaf)
+        values.append(value.item())
+        if value.item() < best_value:
+            best, best_value, best_gradient = current, value.item(), gradient
+        if k in MARKS:
+            lowered = sum(values[i] < values[i - 1] for i in range(last + 1, k + 1))
+            halved = lowered < rho * (k - last) or (not halved and best_value == marked)
+            if halved:
+                step, current, gradient, values[-1] = step / 2, best, best_gradient, best_value
+            last, marked = k, best_value
+        way = gradient.sign() if norm == "linf" else gradient / gradient.norm()
+        moved = inside(x, current - step * way, eps, norm)
+        if k:
+            moved = inside(x, current + 0.75 * (moved - current) + 0.25 * (current - previous), eps, norm)
+        previous, current = current, moved
+        points.append(current)
+    return torch.stack(points), step
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("rho", [0.75, 0.0])
+def test_every_iterate_is_the_papers(norm, rho):
+    """rho 0: only the second rule halves."""
+    model, x, y = smooth()
+    eps, steps = 0.02 if norm == "l2" else 0.005, []
+    recorder = Recorder(model)
+    APGD(norm=norm, eps=eps, rescale=False, rho=rho)(recorder, x, y, torch.arange(4))
+    asked = torch.stack(recorder.asked[1:], 1)
+    for i in range(4):
+        expected, step = written_out(model, x[i], y[i], asked[i, 0], eps, norm, rho)
+        torch.testing.assert_close(asked[i], expected, rtol=0, atol=2e-6 * eps)
+        steps.append(step)
+    assert min(steps) < eps  # a rule was followed, and not the same for all
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_starts_are_on_the_sphere_and_differ(norm):
+    oracle = affine(4, (3, 5, 4), images=4)
+    recorder = Recorder(oracle.model)
+    eps = 0.3 * oracle.distance(norm)
+    run(APGD(norm=norm, steps=1, restarts=3), oracle, eps, recorder)
+    starts = torch.stack(recorder.asked[1::2]) - oracle.x
+    size = starts.flatten(2).norm(dim=2) if norm == "l2" else starts.flatten(2).abs().amax(2)
+    torch.testing.assert_close(size.double(), eps.expand(3, -1), rtol=1e-3, atol=0)
+    flat = nn.functional.normalize(starts.flatten(0, 1).flatten(1))
+    assert (flat @ flat.T - torch.eye(12)).abs().max() < 0.6
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_an_image_that_stands_costs_what_the_card_says_and_one_that_fell_nothing_more(loss):
+    """Half of the images have three times the eps they need, the others half of it; the model is asked about nobody else."""
+    oracle = affine(4, images=8)
+    eps = oracle.l2 * torch.tensor([3.0, 0.5] * 4)
+    recorder = Recorder(oracle.model)
+    attacked = run(APGD(loss=loss, restarts=2), oracle, eps, recorder)
+    runs = 2 * (3 if loss == "targeted" else 1)
+    assert attacked.forwards[1::2].tolist() == [101 * runs + 1] * 4
+    assert attacked.backwards[1::2].tolist() == [100 * runs] * 4
+    assert stands(oracle, attacked).tolist() == [False, True] * 4
+    assert attacked.forwards[::2].max() <= 12 and (attacked.forwards - attacked.backwards)[::2].tolist() == [1] * 4
+    sizes = [len(asked) for asked in recorder.asked]
+    assert sum(sizes) == attacked.forwards.sum() and sizes[12:] == [4] * len(sizes[12:])
+
+
+class Jumpy(nn.Module):
+    """Wrong wherever the first pixel is not 0.5, for images whose last pixel is dark."""
+
+    def forward(self, x):
+        first, last = x.flatten(1)[:, 0], x.flatten(1)[:, -1]
+        logit = torch.where(((first - 0.5).abs() > 1e-6) & (last < 0.3), -1.0, 1.0) + 0 * first
+        return torch.stack([logit, -logit], 1)
+
+
+def test_an_image_that_falls_at_its_random_start_costs_two_passes():
+    x = torch.full((6, 1, 3, 3), 0.5)
+    x[::2, 0, 2, 2] = 0.1
+    recorder = Recorder(Jumpy())
+    attacked = APGD(eps=0.05)(recorder, x, torch.zeros(6, dtype=torch.int64), torch.arange(6))
+    assert attacked.forwards.tolist() == [2, 102] * 3 and attacked.backwards.tolist() == [1, 100] * 3
+    assert [len(asked) for asked in recorder.asked] == [6, 6] + [3] * 100
+
+
+@pytest.mark.parametrize("parallel", [1, 2, 9])
+def test_targets_side_by_side_cost_a_survivor_the_same_and_break_the_same(parallel):
+    oracle = double(affine(7, images=12))
+    eps = oracle.l2.median().expand(12)
+    attacked = run(APGD(loss="targeted", steps=20, parallel=parallel), oracle, eps)
+    one = run(APGD(loss="targeted", steps=20), oracle, eps)
+    standing = stands(oracle, attacked)
+    assert torch.equal(standing, stands(oracle, one)) and 0 < standing.sum() < 12
+    assert (attacked.forwards[standing] == 21 * 6 + 1).all() and (attacked.backwards[standing] == 20 * 6).all()
+    assert (attacked.forwards[~standing] <= parallel * one.forwards[~standing]).all()
+    few = run(APGD(loss="targeted", steps=20, targets=2, parallel=parallel), oracle, eps * 0.1)
+    assert (few.forwards == 21 * 2 + 1).all()
+
+
+def test_the_most_likely_target_comes_first():
+    """Its own boundary lies within eps, those of the unlikely ones beyond: the first target is enough, the last would not be."""
+    oracle = affine(6, (3, 8, 8), images=16)
+    logits = oracle.model(oracle.x).scatter(1, oracle.y[:, None], -torch.inf)
+    likely = logits.argmax(1)
+    gap = oracle.model(oracle.x).gather(1, oracle.y[:, None])[:, 0] - logits.amax(1)
+    weight = oracle.model[1].weight
+    eps = 1.02 * (gap / (weight[oracle.y] - weight[likely]).norm(dim=1)).detach().double()
+    recorder = Recorder(oracle.model)
+    attacked = run(APGD(loss="targeted", steps=30, targets=1), oracle, eps, recorder)
+    assert not stands(oracle, attacked).any() and attacked.forwards.max() <= 32
+    assert (oracle.model(attacked.images).argmax(1) == likely).sum() > 12
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize(("loss", "parallel"), [("cross_entropy", 1), ("dlr", 1), ("targeted", 3)])
+def test_an_image_alone_gets_what_it_gets_in_company(norm, loss, parallel):
+    """In any order, with any neighbours, in batches of three, and with its own eps as the field."""
+    oracle = double(affine(4, images=10, seed=4))
+    eps = oracle.distance(norm) * torch.linspace(0.7, 1.4, 10)
+    attack = APGD(norm=norm, loss=loss, parallel=parallel, steps=8, restarts=2)
+    together = run(attack, oracle, eps)
+    assert 0 < stands(oracle, together).sum() < 10
+    order = torch.tensor([7, 2, 9, 0, 4, 8, 1, 5, 3, 6])
+    for at in (order, order[:4]):
+        part = run(attack.model_copy(update={"batch_size": 3}), oracle, eps, at=at)
+        torch.testing.assert_close(part.images, together.images[at], rtol=0, atol=1e-12)
+        assert torch.equal(part.forwards, together.forwards[at]) and torch.equal(part.backwards, together.backwards[at])
+    for i in (1, 8):
+        alone = run(attack.model_copy(update={"eps": eps[i].item()}), oracle, at=torch.tensor([i]))
+        torch.testing.assert_close(alone.images, together.images[[i]], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_scaled_logits_give_the_same_images(loss):
+    model, x, y = smooth(classes=4)
+    eps = torch.tensor([0.01, 0.4, 0.02, 2.0], dtype=torch.float64)
+    attack = APGD(loss=loss, steps=20)
+    plain = attack(model, x, y, torch.arange(4), eps)
+    assert 0 < (plain.images == x).flatten(1).all(1).sum() < 4
+    for scale in (1e-4, 1e4):
+        other = attack(nn.Sequential(model, Times(scale)), x, y, torch.arange(4), eps)
+        torch.testing.assert_close(other.images, plain.images, rtol=0, atol=1e-9)
+        assert torch.equal(other.forwards, plain.forwards)
+
+
+class Times(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return x * self.factor
+
+
+def test_the_published_cross_entropy_is_masked_and_says_so():
+    """A gradient of 1e-13 still has a direction; at a margin of 3000 float32 has none left."""
+    oracle = masking_model(margin=3000.0)
+    published = APGD(eps=1.0, rescale=False)
+    assert not published.scale_invariant and APGD().scale_invariant and APGD(loss="dlr", rescale=False).scale_invariant
+    assert stands(oracle, run(published, oracle)).any() and not stands(oracle, run(APGD(eps=1.0), oracle)).any()
+
+
+def test_where_logits_tie_dlr_is_not_flat():
+    """Second and third logit equal everywhere: DLR is 1 all over, and its gradient rounding."""
+    oracle = affine(2, images=8)
+    model = nn.Sequential(*oracle.model, Doubled())
+    for loss in ("dlr", "targeted"):
+        assert not stands(oracle, run(APGD(loss=loss, steps=30), oracle, 1.05 * oracle.l2, model)).any()
+
+
+class Doubled(nn.Module):
+    """Class 0 stays one, class 1 becomes four equal ones (and the other way round where it is larger)."""
+
+    def forward(self, logits):
+        top, low = logits.amax(1, keepdim=True), logits.amin(1, keepdim=True)
+        first = (logits.argmax(1) == 0)[:, None]
+        return torch.cat([torch.where(first, top, low), torch.where(first, low, top), low, low, low], 1)
+
+
+def test_what_it_refuses_and_one_class():
+    oracle = affine(3, images=2)
+    with pytest.raises(UserError, match="needs a finite eps for every image"):
+        run(APGD(), oracle, torch.tensor([0.1, torch.inf], dtype=torch.float64))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 1))
+    x = torch.rand(2, 1, 4, 4)
+    for loss in LOSSES:
+        attacked = APGD(loss=loss, eps=0.5)(model, x, torch.zeros(2, dtype=torch.int64), torch.arange(2))
+        assert torch.equal(attacked.images, x) and attacked.forwards.tolist() == [1, 1]
+
+
+def test_it_is_named_on_the_command_line():
+    stored = attack_from("apgd:loss=targeted,parallel=3")
+    assert APGD.model_validate(stored) == APGD(loss="targeted", parallel=3)
+    assert [APGD(loss=loss).label for loss in LOSSES] == [f"apgd:{loss}" for loss in LOSSES]
+    with pytest.raises(UserError, match="did you mean 'apgd'"):
+        attack_from("apdg")
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """A small network trained for a second on digits, and 60 test images it gets right."""
+    images, labels = load_digits(return_X_y=True)
+    x, y = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(labels)
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 32), nn.ReLU(), nn.Linear(32, 10)]
+    model = nn.Sequential(*layers)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(12):
+        for part in torch.randperm(1497).split(64):
+            noisy = (x[part] + 0.15 * torch.randn_like(x[part])).clamp(0, 1)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(noisy), y[part]).backward()
+            optimizer.step()
+    model.eval()
+    right = (model(x[1497:]).argmax(1) == y[1497:]).nonzero()[:60, 0] + 1497
+    return Affine(model, x[right], y[right], x[right], x[right])
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("l2", 0.5), ("l2", 1.0), ("linf", 0.08)])
+def test_no_weaker_than_its_authors_package(digits, norm, eps):
+    peer = AutoAttack(version="custom", attacks=("apgd-ce", "apgd-t"), norm=norm, eps=eps)
+    theirs = stands(digits, run(peer, digits))
+    budget = torch.full((60,), eps, dtype=torch.float64)
+    ours = stands(digits, run(APGD(norm=norm), digits, budget))
+    left = ours.nonzero().flatten()
+    ours[left] = (run(APGD(norm=norm, loss="targeted"), digits, budget, at=left).images == digits.x[left]).flatten(1).all(1)
+    assert ours.sum() <= theirs.sum() + 1
+    assert 0 < theirs.sum() < 60

@@ -1,0 +1,304 @@
+"""The schedule at work: the verdicts of a full grid by the fewest runs, the same table however it is cut or stopped."""
+
+from types import SimpleNamespace
+from typing import ClassVar, Literal
+
+import numpy as np
+import pytest
+import torch
+from oracles import affine
+from torch import nn
+
+from robustbench_rkhs import attacking, harness, verdicts
+from robustbench_rkhs.attacks import PGD, FoolboxAttack
+from robustbench_rkhs.attacks.ball import draws, per_image
+from robustbench_rkhs.attacks.engine import EngineAttack
+from robustbench_rkhs.certificates import MarginCertificate
+from robustbench_rkhs.evaluate import evaluate
+from robustbench_rkhs.recipe import EvalRecipe
+from robustbench_rkhs.shelf import Shelf
+
+
+class Reach(EngineAttack):
+    """Newton's step to each boundary of an affine model, ended a little outside: exact within its factor."""
+
+    name: Literal["reach"] = "reach"
+    scale_invariant: ClassVar[bool] = True
+    beyond: float = 1.02
+
+    def search(self, engine):
+        at = engine.open()
+        if not len(at):
+            return
+        logits, rows = engine.jacobian(at, engine.x[at])
+        for k in range(logits.shape[1]):
+            gap = logits.gather(1, engine.y[at][:, None])[:, 0] - logits[:, k]
+            way = rows[:, k] - rows[torch.arange(len(at)), engine.y[at]]
+            step = way * per_image(self.beyond * gap / (way.flatten(1) ** 2).sum(1).clamp_min(1e-12), way)
+            engine.logits(at, engine.project(at, engine.x[at] + step))
+
+
+class Nearest(Reach):
+    """The same without a budget, farther off: an upper bound."""
+
+    minimal_norm: ClassVar[bool] = True
+    name: Literal["nearest"] = "nearest"
+    beyond: float = 1.2
+
+
+class Lucky(Reach):
+    """Reaches only the images whose counted draw allows it at this eps: what a larger ball missed, a smaller one may find."""
+
+    name: Literal["lucky"] = "lucky"
+
+    def search(self, engine):
+        steps = (engine.eps * 1000).long()
+        luck = draws(engine.keys * 10_000 + steps, self.seed, engine.x).flatten(1)[:, 0]
+        engine.eps = torch.where(luck > 0, engine.eps, 0.0)
+        Reach.search(self, engine)
+
+
+class Failing(Reach):
+    name: Literal["failing"] = "failing"
+
+    def search(self, engine):
+        raise RuntimeError("out of luck")
+
+
+def scene(images=24):
+    """An affine model in float64, so that another batch changes at most the last bit of a float64."""
+    oracle = affine(4, (1, 3, 4), images=images)
+    return oracle.model.double(), oracle.x.double(), oracle.y, oracle.l2
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # the union of names does not know these attacks
+GRID = (0.008, 0.012, 0.02, 0.03, 0.04, 0.05, 0.06)
+
+
+def recipe(*attacks, **fields):
+    settings = {"eps": GRID, "certificates": (), "rechecked": 0, "block": 7} | fields
+    return EvalRecipe(**settings).model_copy(update={"attacks": attacks})  # past the union of names, which does not know them
+
+
+def attacked(table, method=None):
+    rows = table[table["kind"] == "attack"]
+    return rows if method is None else rows[rows["method"] == method]
+
+
+def same(one, other):
+    """The same rows; distances to a millionth, as another batch may round differently."""
+    order = ["kind", "method", "eps", "index"]
+    one, other = (t.sort_values(order, ignore_index=True).drop(columns="seconds") for t in (one, other))
+    measured = ["radius", "distance_l2", "distance_linf"]
+    assert one.drop(columns=measured).equals(other.drop(columns=measured))
+    np.testing.assert_allclose(one[measured].to_numpy(float), other[measured].to_numpy(float), rtol=1e-6)
+
+
+PROTOCOLS = [((Reach(),), True), ((Nearest(), Reach()), True), ((Nearest(), Reach()), False), ((PGD(steps=5), Reach()), False)]
+
+
+@pytest.mark.parametrize("protocol, certified", PROTOCOLS)
+def test_every_image_has_the_verdict_of_its_true_radius_by_one_run_more_than_it_fell(protocol, certified):
+    model, x, y, truth = scene()
+    certificates = (MarginCertificate(),) if certified else ()
+    done = evaluate(model, (x, y), recipe(*protocol, certificates=certificates))
+    proved = np.zeros(len(x))
+    for row in done.table[done.table["method"] == "margin"].itertuples(index=False):
+        proved[row.index] = row.radius
+    for eps in GRID:
+        states = verdicts.states(done, eps)["state"]
+        for index, radius in enumerate(truth.tolist()):
+            if radius * 1.021 < eps:
+                assert states[index] == "broken"
+            elif radius > eps * (1 + 1e-6):
+                assert states[index] == ("certified" if proved[index] >= eps else "survived")
+    runs = attacked(done.table, "reach").groupby("index")["radius"]
+    # images that the earlier attack of the protocol broke fell too, though not here
+    falls = attacked(done.table)[attacked(done.table)["radius"] < np.inf].groupby("index").size()
+    assert (runs.size() <= 1 + falls.reindex(runs.size().index).fillna(0)).all()
+    rows = attacked(done.table)
+    assert (rows["eps"].isna() | (proved[rows["index"]] < rows["eps"])).all()  # nothing certified was attacked, but by the audit
+    assert len(rows[rows["method"].isin(done.about["protocol"])]) < len(GRID) * len(x) * len(protocol) / 2
+    audited = set(attacked(done.table, "audit:superdeepfool")["index"])
+    want = {i for i in range(len(x)) if certified and proved[i] >= GRID[0]}
+    assert audited == (want if len(protocol) < 2 or not protocol[0].minimal_norm else want & audited)
+    table = verdicts.summary(done)
+    assert not table["count_untested"].any()
+    assert (table["count_audited"] == table["count_certified"]).all()
+
+
+def test_one_call_takes_each_images_own_eps_and_others_are_called_once_an_eps(monkeypatch):
+    model, x, y, _ = scene()
+    calls, original = [], harness.run_attack
+
+    def counted(subject, attack, positions, *rest):
+        calls.append((attack.label, attack.eps, rest[-1]))
+        return original(subject, attack, positions, *rest)
+
+    monkeypatch.setattr(harness, "run_attack", counted)
+    evaluate(model, (x, y), recipe(Nearest(), Reach(), block=100))
+    own = [budgets for label, _, budgets in calls if label == "reach"]
+    assert max(len(set(budgets.tolist())) for budgets in own) >= 3
+    calls.clear()
+    evaluate(model, (x, y), recipe(Nearest(), PGD(steps=3), block=100))
+    assert all(eps in GRID and budgets is None for label, eps, budgets in calls if label == "pgd")
+
+
+@pytest.mark.parametrize("block", [3, 24])
+def test_the_table_is_the_same_at_any_block_size(block):
+    model, x, y, _ = scene()
+    protocol = (Nearest(), Reach(beyond=1.1), Lucky())
+    tables = [evaluate(model, (x, y), recipe(*protocol, block=size, rechecked=6)).table for size in (block, 9)]
+    same(*tables)
+
+
+class Counter:
+    """Counts the images each attack was called on, and interrupts after so many calls."""
+
+    def __init__(self, monkeypatch, stop=None):
+        self.calls, self.images, self.stop, self.original = 0, [], stop, harness._counted
+        monkeypatch.setattr(harness, "_counted", self)
+
+    def __call__(self, subject, attack, positions, certified, budgets, label):
+        if self.calls == self.stop:
+            raise KeyboardInterrupt
+        self.calls += 1
+        self.images += [(label, *pair) for pair in zip(positions.tolist(), budgets.tolist(), strict=True)]
+        return self.original(subject, attack, positions, certified, budgets, label)
+
+
+@pytest.mark.parametrize("protocol", [(Nearest(), Reach(), Lucky()), (FoolboxAttack(attack="deepfool"), PGD(steps=3))])
+def test_interrupted_after_any_part_it_goes_on_to_the_same_table(tmp_path, monkeypatch, protocol):
+    model, x, y, _ = scene(12)
+    asked = recipe(*protocol, rechecked=4, block=5)
+    with monkeypatch.context() as patch:
+        counter = Counter(patch)
+        whole = evaluate(model, (x, y), asked)
+        parts, images = counter.calls, counter.images
+    assert len(set(images)) == len(images)
+    for stop in (parts // 2, parts - 1):
+        folder = tmp_path / str(stop)
+        with monkeypatch.context() as patch:
+            first = Counter(patch, stop)
+            partial = evaluate(model, (x, y), asked, folder=folder)
+        assert not partial.about["complete"] and first.calls == stop
+        with monkeypatch.context() as patch:
+            second = Counter(patch)
+            again = evaluate(model, (x, y), asked, folder=folder)
+        assert verdicts.digest(again.table) == verdicts.digest(whole.table)
+        assert sorted(first.images + second.images) == sorted(images)  # nothing twice
+        assert again.about["complete"] and again.about["path"] == partial.about["path"]
+
+
+def test_other_blocks_and_other_epsilons_work_nothing_out_again(tmp_path, monkeypatch):
+    model, x, y, _ = scene()
+    evaluate(model, (x, y), recipe(Nearest(), Reach(), block=5), folder=tmp_path)
+    with monkeypatch.context() as patch:
+        counter = Counter(patch)
+        evaluate(model, (x, y), recipe(Nearest(), Reach(), block=24), folder=tmp_path)
+        assert counter.calls == 0
+        evaluate(model, (x, y), recipe(Nearest(), Reach(), eps=(*GRID, 0.034), block=24), folder=tmp_path)
+        assert counter.images and all(label == "reach" and eps == 0.034 for label, _, eps in counter.images)
+
+
+class FakeTime:
+    """A clock that only attacks move: a second an image."""
+
+    def __init__(self, monkeypatch, cost=1.0):
+        self.now, self.cost, self.original = 0.0, cost, harness._counted
+        monkeypatch.setattr(attacking, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(harness, "_counted", self)
+
+    def __call__(self, subject, attack, positions, *rest):
+        self.now += self.cost * len(positions)
+        found = self.original(subject, attack, positions, *rest)
+        return found._replace(columns=found.columns | {"seconds": self.cost})
+
+
+@pytest.mark.parametrize("budget", [1, 14, 20])
+def test_a_budget_leaves_an_honest_interval_and_is_gone_on_from(tmp_path, monkeypatch, budget):
+    model, x, y, truth = scene(12)
+    asked, said = recipe(Nearest(), Reach(), block=24), []
+    whole = evaluate(model, (x, y), asked)
+    with monkeypatch.context() as patch:
+        clock = FakeTime(patch)
+        short = asked.model_copy(update={"budget": float(budget)})
+        partial = evaluate(model, (x, y), short, folder=tmp_path, say=said.append)
+        assert budget <= clock.now <= budget + 1  # it overshoots by an image at most
+    assert not partial.about["complete"] and any("budget of" in line for line in said)
+    table, full = verdicts.summary(partial), verdicts.summary(whole)
+    assert table["count_untested"].any() and table["robust"].isna().any()
+    assert (table["certified"] <= full["robust"]).all() and (full["robust"] <= table["not_broken"]).all()
+    exact = [(truth > eps).double().mean().item() for eps in GRID]
+    assert (table["certified"] <= exact).all() and (exact <= table["not_broken"] + 1e-9).all()
+    with monkeypatch.context() as patch:
+        counter = Counter(patch)
+        again = evaluate(model, (x, y), asked, folder=tmp_path)
+    assert again.about["path"] == partial.about["path"]
+    done = {(r.method, r.index, r.eps) for r in attacked(partial.table).fillna({"eps": np.inf}).itertuples(index=False)}
+    assert not done & set(counter.images) and len(done) + counter.calls > 0
+    same(again.table, whole.table)
+
+
+def test_survivals_are_sampled_at_their_own_eps_and_those_that_fall_are_followed_down():
+    model, x, y, _ = scene()
+    plain = evaluate(model, (x, y), recipe(Lucky(), seed=1))
+    states = {eps: verdicts.states(plain, eps) for eps in GRID}
+    inferred = sum(int(frame["inferred"].sum()) for frame in states.values())
+    done = evaluate(model, (x, y), recipe(Lucky(), seed=1, rechecked=10_000))
+    assert inferred and done.about["rechecked"]["pairs"] == inferred and done.about["rechecked"]["fell"] > 0
+    assert plain.about["rechecked"] == {"pairs": 0, "fell": 0}
+    fell = 0
+    for eps in GRID:
+        now = verdicts.states(done, eps)
+        assert not (now["state"] == "untested").any()
+        fell += int(((now["state"] == "broken") & (states[eps]["state"] == "survived") & states[eps]["inferred"]).sum())
+    assert fell >= done.about["rechecked"]["fell"]
+    few = evaluate(model, (x, y), recipe(Lucky(), seed=1, rechecked=3))
+    assert few.about["rechecked"]["pairs"] == 3
+    extra = len(attacked(few.table)) - len(attacked(plain.table))
+    assert 3 <= extra <= 3 * len(GRID)
+
+
+def test_an_attack_that_fails_leaves_its_images_untested_and_is_tried_again(tmp_path, capsys):
+    model, x, y, _ = scene(8)
+    done = evaluate(model, (x, y), recipe(Reach(), Failing()), folder=tmp_path)
+    assert not verdicts.summary(done)["count_survived"].any() and verdicts.summary(done)["count_untested"].any()
+    rows = attacked(done.table, "failing")
+    assert (rows["state_reason"] == "error").all() and not rows.duplicated(["index", "eps"]).any()
+    assert "out of luck" in capsys.readouterr().out
+    evaluate(model, (x, y), recipe(Reach(), Failing()), folder=tmp_path)
+    assert "out of luck" in capsys.readouterr().out
+
+
+def test_a_damaged_part_is_done_again(tmp_path):
+    model, x, y, _ = scene(8)
+    evaluate(model, (x, y), recipe(Reach()), folder=tmp_path)
+    path = next(path for path in tmp_path.rglob("*.parquet") if path.parent.parent.name == "parts")
+    path.write_bytes(b"no part")
+    assert not Shelf(path.parent).where or not path.exists()
+    whole = evaluate(model, (x, y), recipe(Reach()))
+    assert verdicts.digest(evaluate(model, (x, y), recipe(Reach()), folder=tmp_path).table) == verdicts.digest(whole.table)
+
+
+def test_a_certificate_met_later_is_held_against_kept_parts(tmp_path, monkeypatch):
+    model, x, y, _ = scene(8)
+    evaluate(model, (x, y), recipe(Nearest()), folder=tmp_path)
+    original = MarginCertificate.__call__
+
+    def overstated(self, *args):
+        found = original(self, *args)
+        return found._replace(radius=found.radius * 1.5)
+
+    monkeypatch.setattr(MarginCertificate, "__call__", overstated)
+    asked = recipe(Nearest(), certificates=(MarginCertificate(),), eps=(3.0,))
+    done = evaluate(model, (x, y), asked, folder=tmp_path)
+    assert {one["cause"] for one in done.about["breaches"]} == {"proof error"} and len(done.about["breaches"]) == 8
+
+
+def test_a_model_all_wrong_is_asked_nothing_more():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)).double()
+    x = torch.rand(6, 1, 3, 4).double()
+    y = (model(x).argmax(1) + 1) % 4
+    done = evaluate(model, (x, y), recipe(Nearest(), Reach()))
+    assert not len(attacked(done.table)) and done.about["complete"]
