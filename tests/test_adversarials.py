@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from oracles import affine
 
 from robustbench_rkhs import verdicts
-from robustbench_rkhs.attacks import PGD, Attacked, FoolboxAttack
+from robustbench_rkhs.attacks import PGD, Attacked, FoolboxAttack, SuperDeepFool
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.evaluate import evaluate
 from robustbench_rkhs.node import UserError
@@ -384,3 +384,30 @@ def test_the_file_is_made_by_hand_as_well(stored, tmp_path):
     assert judged(mine).confirmed.all()
     ours = write_adversarials(mine, tmp_path / "ours.npz").read_bytes()
     assert write_adversarials(stored, tmp_path / "again.npz").read_bytes() == ours
+
+
+class Own(SuperDeepFool):
+    """An attack of our engine, the images it is shown counted."""
+
+    shown: ClassVar[list[int]] = []
+
+    def __call__(self, model, x, y, keys, *eps):
+        Own.shown.append(len(x))
+        return super().__call__(model, x, y, keys, *eps)
+
+
+def test_parts_that_are_kept_image_by_image_keep_their_images_too(tmp_path):
+    attacks = (Own(),)
+    saved(tmp_path / "a.npz", attacks=attacks)
+    saved(tmp_path / "b.npz", tmp_path / "kept", attacks)
+    Own.shown.clear()
+    saved(tmp_path / "c.npz", tmp_path / "kept", attacks, block=5)
+    assert not Own.shown  # another cut of the images is no other work
+    beside = sorted((tmp_path / "kept").rglob("*.npz"))
+    assert len(beside) > 1
+    beside[0].unlink()
+    rows = len(verdicts.read(beside[0].with_suffix(".parquet")).table)
+    saved(tmp_path / "d.npz", tmp_path / "kept", attacks)
+    assert sum(Own.shown) == rows
+    files = [(tmp_path / f"{name}.npz").read_bytes() for name in "abcd"]
+    assert len(set(files)) == 1 and len(read_adversarials(tmp_path / "a.npz").index) > 10
