@@ -150,6 +150,7 @@ def _evaluate(
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
     require: Names = (),
     certificate_files: Annotated[Path | None, tyro.conf.arg(name="certificate")] = None,
+    save_adversarials: Path | None = None,
 ) -> int:
     """Certify and attack models; print the table of verdicts; write it, the curve and the report.
 
@@ -181,6 +182,8 @@ def _evaluate(
         as_json: Print one JSON object on stdout, the tables on stderr.
         require: Conditions such as "robust@1.0>=0.45"; exit code 1 where one does not hold.
         certificate_files: Folder that gets NAME/proof.json and proof.npz, which rkhs-verify re-checks without this package.
+        save_adversarials: FILE.npz, or a folder that gets NAME-NORM.npz: the nearest adversarial image of each image, over all
+            attacks; rkhs-verify re-checks it, rkhs-report --adversarials draws it.
     """
     from rich.console import Console
 
@@ -217,14 +220,20 @@ def _evaluate(
     if not screen.is_terminal:
         screen.width = 120
     where, failed, results = _device(device), 0, []
+    if save_adversarials is not None and save_adversarials.suffix == ".npz" and len(model) > 1:
+        raise UserError(f"--save-adversarials: {save_adversarials} is one file for {len(model)} models; expected a folder")
     subjects = [load_model(name, checkpoint, data) for name in model]
     for subject in [smoothed(one, **votes) for one in subjects] if votes else subjects:
+        saved = save_adversarials
+        if saved is not None and saved.suffix != ".npz":
+            saved = saved / f"{subject.name}-{norm}.npz"
         done = evaluate(
             subject.model,
             subject.test,
             recipe,
             name=subject.name,
             folder=out / "verdicts",
+            adversarials=saved,
             device=where,
             command=_typed(),
             say=lambda line: screen.print(line, markup=False, highlight=False),
@@ -236,6 +245,7 @@ def _evaluate(
         written = write_reports([done], out, leaderboard=False)
         for line in _warnings(done):
             screen.print(line, markup=False, highlight=False)
+        written |= {} if saved is None else {"adversarials": [saved]}
         for kind, paths in {"verdicts": [Path(done.about["path"])], **written}.items():
             shown = " ".join(str(path) for path in paths)
             screen.print(f"{kind}: {shown}", markup=False, highlight=False)
@@ -326,20 +336,42 @@ def _number(text: str) -> Real:
         raise UserError(f"expected a number or a fraction such as 36/255, found {text!r}") from None
 
 
-def _report(out: Path = Path("reports"), model: Names = ()) -> None:
-    """Redraw every curve, table, trade-off plot and the leaderboard from the verdicts alone.
+def _report(
+    out: Path = Path("reports"), model: Names = (), adversarials: tuple[Path, ...] = (), data: str | None = None, images: int = 8
+) -> None:
+    """Redraw every curve, table, trade-off plot and the leaderboard from the verdicts alone, and the nearest adversarial images.
+
+    $ rkhs-report
+    $ rkhs-report --adversarials mine.npz
 
     Args:
         out: The folder that holds verdicts/, and where reports go.
         model: Only these models; all where not given.
+        adversarials: Files that rkhs-eval --save-adversarials wrote, drawn as OUT/pictures/nearest-NAME.*; where not given, those
+            in OUT/adversarials.
+        data: Data set or FILE.npz that the adversarial images are of, where their files do not name one.
+        images: Adversarial images in a picture.
     """
     from robustbench_rkhs import verdicts
     from robustbench_rkhs.report import report as write_reports
 
+    if images < 1:
+        raise UserError(f"--images: expected at least 1, found {images}")
+
     found = [done for done in verdicts.read_all(out / "verdicts") if not model or done.about["model"] in model]
-    if not found:
+    if not found and not adversarials:
         raise UserError(f"no verdicts in {out / 'verdicts'}: run rkhs-eval first")
-    for kind, paths in write_reports(found, out).items():
+    written = write_reports(found, out) if found else {}
+    for file in adversarials or sorted((out / "adversarials").glob("*.npz")):
+        from robustbench_rkhs.pictures import nearest_picture
+
+        try:
+            written.setdefault("nearest", []).extend(nearest_picture(file, out / "pictures", data, images))
+        except UserError as error:
+            if adversarials:
+                raise
+            print(f"not drawn: {error}")
+    for kind, paths in written.items():
         print(f"{kind}: {' '.join(str(path) for path in paths)}")
 
 
@@ -404,23 +436,28 @@ def _listing(
 
 
 def _submit(
-    what: Annotated[Literal["checkpoint"], tyro.conf.Positional],
+    what: Annotated[Literal["checkpoint", "adversarials"], tyro.conf.Positional],
     path: Annotated[Path, tyro.conf.Positional],
-    eps: Names,
+    eps: Names = (),
     norm: Literal["l2", "linf"] = "l2",
     attack: Names = (),
     sample: int = 100,
     samples: int | None = None,
     device: str = "auto",
     out: Path = Path("reports"),
+    model: str | None = None,
+    weights: str | None = None,
+    data: str | None = None,
 ) -> None:
-    """Check a stranger's checkpoint folder, evaluate it on a sample and then in full, and put it on the leaderboard.
+    """Check what a stranger sends and put it on the leaderboard: a checkpoint folder, evaluated on a sample and then in full; or
+    adversarial images of a model here, of which those that rkhs-verify confirms count.
 
     $ rkhs-submit checkpoint path/to/folder --eps 0.5 1.0
+    $ rkhs-submit adversarials theirs.npz
 
     Args:
         what: What is submitted.
-        path: Folder of model.safetensors, config.json and recipe.yaml; never code.
+        path: Folder of model.safetensors, config.json and recipe.yaml; never code. Or FILE.npz as --save-adversarials writes it.
         eps: Radii, in pixels of [0, 1].
         norm: Distance they are measured in.
         attack: As for rkhs-eval.
@@ -428,10 +465,21 @@ def _submit(
         samples: Images of the full evaluation; all where not given.
         device: auto, cpu, cuda ...
         out: Where verdicts and the leaderboard are.
+        model: Of adversarial images: the model, where it is none of checkpoints/.
+        weights: Of adversarial images: weights for a recipe or builder.
+        data: Of adversarial images: data set or FILE.npz.
     """
     from robustbench_rkhs.recipe import EvalRecipe, attack_from, parse
     from robustbench_rkhs.submission.gate import submit as run
+    from robustbench_rkhs.submission.gate import submit_adversarials
 
+    if what == "adversarials":
+        named = {"model": model, "weights": weights, "data": data}
+        for line in submit_adversarials(path, **named, device=_device(device), out=out, command=_typed()):
+            print(line)
+        return
+    if not eps:
+        raise UserError("--eps: expected at least one radius, found none")
     settings = {
         "norm": norm,
         "eps": [_number(text) for text in eps],
@@ -719,11 +767,52 @@ def _pictures(
     print(f"pictures: {' '.join(str(path) for path in paths)}")
 
 
+def _verify_adversarials(
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    model: str | None = None,
+    weights: str | None = None,
+    data: str | None = None,
+    device: str = "auto",
+) -> int:
+    """Re-check files of adversarial images, each image against the data and the model asked again.
+
+    $ rkhs-verify adversarials/digits_mlp-l2.npz
+    Exit code 0: all images confirmed; 1: some refused, with the reason; 2: not such a file.
+
+    Args:
+        files: FILE.npz as rkhs-eval --save-adversarials writes it.
+        model: Name in checkpoints/, checkpoint folder or package.module:builder; the checkpoint the file names where not given.
+        weights: Weights (.safetensors, or .pth of a plain state dict) for a recipe or builder.
+        data: Data set or FILE.npz in place of the recipe's.
+        device: auto, cpu, cuda, cuda:1 ...
+    """
+    from robustbench_rkhs.submission.adversarials import judge, named_by
+    from robustbench_rkhs.verdicts import read_adversarials
+
+    where, code = _device(device), 0
+    for file in files:
+        try:
+            stored = read_adversarials(file)
+            judged = judge(stored, named_by(stored, model, weights, data), where)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = 2
+            continue
+        print("\n".join(judged.lines()))
+        code = max(code, 0 if judged.confirmed.all() else 1)
+    return code
+
+
 def verify() -> None:
-    """Re-check certificate files: NumPy alone, no torch; exit code 1 where one is not true, 2 where it is none."""
+    """Re-check certificate files: NumPy alone, no torch; exit code 1 where one is not true, 2 where it is none.
+
+    A FILE.npz is of adversarial images: re-checked by asking the model.
+    """
+    if any(word.endswith(".npz") for word in sys.argv[1:]):
+        command(_verify_adversarials)()
     from robustbench_rkhs.verifier.command import main
 
-    raise SystemExit(main(sys.argv[1:]))
+    raise SystemExit(main(sys.argv[1:], "Of adversarial images: rkhs-verify FILE.npz --help"))
 
 
 train = command(_train, overrides=True)

@@ -27,9 +27,11 @@ from robustbench_rkhs.node import UserError
 from robustbench_rkhs.portfolio import Portfolio
 from robustbench_rkhs.recipe import EvalRecipe, parse
 from robustbench_rkhs.smoothing import Smoothed
-from robustbench_rkhs.verdicts import Evaluation
+from robustbench_rkhs.verdicts import Evaluation, Nearest
 
 Say = Callable[[str], None]
+SAID = ("model", "weights", "data", "data_digest", "norm", "box", "samples", "date", "command", "versions", "smoothed")
+"""What a file of adversarial images repeats of what the evaluation is about."""
 
 
 def evaluate(
@@ -40,6 +42,7 @@ def evaluate(
     eps: Sequence[float] = (),
     name: str = "model",
     folder: str | Path | None = None,
+    adversarials: str | Path | None = None,
     device: str = "cpu",
     command: str = "",
     say: Say = lambda line: None,
@@ -49,22 +52,26 @@ def evaluate(
 
     `data`: a Split, or images and labels. `recipe`, or its fields by name (`eps`, `norm`, `attacks`, `effort`, `budget`,
     `certificates`, `samples`, `seed`, `block`, `rechecked`). With a `folder`, finished parts are kept under folder/name/parts and
-    never done again, and the table is written to folder/name/. Interrupted by the keyboard, or when `budget` seconds are used up,
-    it returns (and writes) what there is: images that no protocol reached are untested. The model, its mode and gradients are left
-    as they were.
+    never done again, and the table is written to folder/name/. `adversarials`: a .npz file that gets the nearest counted
+    adversarial image of each image, over all attacks. Interrupted by the keyboard, or when `budget` seconds are used up, it returns
+    (and writes) what there is: images that no protocol reached are untested. The model, its mode and gradients are left as they
+    were.
     TF32 and other reduced-precision short cuts are switched off meanwhile.
     Raises UserError for bad input: eps out of range, NaN or probabilities from the model, a wrong class count, autocast.
     """
     recipe = recipe or parse(EvalRecipe, {"eps": tuple(eps), **settings}, "evaluate")
     recipe = for_smoothed(recipe) if isinstance(model, Smoothed) else recipe
     split = _as_split(model, data).sample(recipe.samples, recipe.seed)
+    if adversarials is not None and split.x.dtype not in (torch.float32, torch.float64):
+        raise UserError(f"adversarial images are saved exactly as float32 or float64, found inputs of {split.x.dtype}")
     modes = {module: module.training for module in model.modules()}
     home = next(iter([*model.parameters(), *model.buffers()]), torch.zeros(1)).device
     try:
         model.eval().to(device)
         parts = Path(folder) / name / "parts" if folder else None
         weights = weights_digest(model.state_dict())
-        subject = Subject(model, settled(model), split.to(device), name, weights, device, recipe.seed, parts)
+        nearest = None if adversarials is None else Nearest()
+        subject = Subject(model, settled(model), split.to(device), name, weights, device, recipe.seed, parts, nearest=nearest)
         with exact():
             run = _Run(subject, recipe, say)
             run.about |= {"command": command}
@@ -74,11 +81,17 @@ def evaluate(
         model.to(home)
         for module, training in modes.items():
             module.training = training
-    evaluation = Evaluation(table, run.about | {"complete": complete})
+    left = {label: len(indices) for label, indices in sorted(subject.outside.items())}
+    evaluation = Evaluation(table, run.about | {"complete": complete, "outside": left})
     if folder:
         path = Path(folder) / name / f"{recipe.norm}-{run.digest}.parquet"
         verdicts.write(evaluation, path)
         evaluation.about["path"] = str(path)
+    if nearest is not None and adversarials is not None:
+        header = {key: run.about.get(key) for key in SAID} | {"split": split.split}
+        clean, index = split.x.cpu().numpy(), split.index.cpu().numpy()
+        verdicts.write_adversarials(nearest.adversarials(header, table, clean, index), adversarials)
+        evaluation.about["adversarials"] = str(adversarials)
     return evaluation
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from robustbench_rkhs.data import Split
 from robustbench_rkhs.node import UserError
 from robustbench_rkhs.shelf import Pair, Shelf
 from robustbench_rkhs.smoothing import Smoothed
-from robustbench_rkhs.verdicts import Evaluation
+from robustbench_rkhs.verdicts import Evaluation, Kept, Nearest
 
 SOURCES = (
     "attacks",
@@ -76,6 +76,10 @@ class Subject:
     """Folder of finished parts; nothing is kept where None."""
     answers: str = ""
     """sha256 of its clean logits: code that changed while the weights did not must not be served old parts."""
+    nearest: Nearest | None = None
+    """Gathers the nearest adversarial image of each image, where they are asked for; every part then keeps its own beside it."""
+    outside: dict[str, set[int]] = field(default_factory=dict, compare=False, repr=False)
+    """Of each attack, the images for which it returned one outside box or ball."""
     shelves: dict[str, Shelf] = field(default_factory=dict, compare=False, repr=False)
     """Finished rows of the jobs met so far, by the job's identity."""
 
@@ -114,18 +118,21 @@ class Subject:
         return pd.DataFrame(neutral | columns, index=range(len(where)))
 
     def part(self, key: dict[str, Any], positions: Tensor, work: Callable[[], Evaluation]) -> Evaluation:
-        """One job over these images, its rows and what it noticed: read where finished, else worked out and kept."""
+        """One job over these images, its rows and what it noticed: read where finished, else worked out and kept.
+
+        Where adversarial images are asked for, a part that found some but holds none of them is done again.
+        """
         identity = self.identity(key) | {"indices": digest_of(self.split.index[positions].tolist(), 64)}
         path = self.parts and self.parts / f"{digest_of(identity, 32)}.parquet"
         if path and path.is_file():
             try:
-                return verdicts.read(path, part=True)
+                return self.gathered(verdicts.read_part(path, self.nearest is not None))
             except UserError:
                 path.unlink()  # a damaged part is done again
         done = work()
         if path:
-            verdicts.write(Evaluation(done.table, done.about | {"part": identity}), path, part=True)
-        return done
+            verdicts.write_part(replace(done, about=done.about | {"part": identity}), path)
+        return self.gathered(done)
 
     def each(self, key: dict[str, Any], positions: Tensor, eps: list[float], work: Callable[[Tensor], Evaluation]) -> Evaluation:
         """A job whose outcome for an image depends on no other: rows that any part holds are read, the rest is one new part.
@@ -135,13 +142,21 @@ class Subject:
         identity = self.identity(key)
         name = digest_of(identity, 32)
         if name not in self.shelves:
-            self.shelves[name] = Shelf(self.parts and self.parts / name)
+            self.shelves[name] = Shelf(self.parts and self.parts / name, images=self.nearest is not None)
         shelf = self.shelves[name]
         pairs: list[Pair] = list(zip(self.split.index[positions].tolist(), eps, strict=True))
         missing = [place for place, pair in enumerate(pairs) if pair not in shelf]
         if missing:
             shelf.put(work(torch.tensor(missing, device=positions.device)), identity)
-        return shelf.take(pairs)
+        return self.gathered(shelf.take(pairs))
+
+    def gathered(self, done: Evaluation) -> Evaluation:
+        """The part, once what it holds besides rows is gathered."""
+        if self.nearest is not None and done.kept is not None:
+            self.nearest.see(done.table, done.kept)
+        for label, indices in done.about.get("outside", {}).items():
+            self.outside.setdefault(label, set()).update(indices)
+        return done
 
     def identity(self, key: dict[str, Any]) -> dict[str, Any]:
         """What a job's rows depend on, besides which images it covers."""
@@ -207,11 +222,17 @@ def ask(model: nn.Module, x: Tensor, classes: int, batch: int = 256) -> Tensor:
 @torch.no_grad()
 def fallen(model: nn.Module, x: Tensor, y: Tensor, batch: int = 256) -> Tensor:
     """Which images are misclassified; an answer that is not finite is no right answer."""
-    wrong = []
-    for images, labels in zip(x.split(batch), y.split(batch), strict=True):
+    return answered(model, x, batch) != y
+
+
+@torch.no_grad()
+def answered(model: nn.Module, x: Tensor, batch: int = 256) -> Tensor:
+    """The class the model gives each image; -1 where its answer is not finite."""
+    said = []
+    for images in x.split(batch):
         logits = model(images)
-        wrong.append((logits.argmax(1) != labels) | ~logits.isfinite().all(1))
-    return torch.cat(wrong) if wrong else torch.zeros(0, dtype=torch.bool, device=x.device)
+        said.append(torch.where(logits.isfinite().all(1), logits.argmax(1), -1))
+    return torch.cat(said) if len(x) else torch.zeros(0, dtype=torch.int64, device=x.device)
 
 
 def counting(model: nn.Module) -> nn.Module:
@@ -247,7 +268,7 @@ def run_attack(
     def work(some: Tensor) -> Evaluation:
         counted = _counted(subject, attack, positions[some], certified[some], budgets[some], label)
         rows = subject.rows(positions[some], predicted, shas, settings=settings, **counted.columns)
-        return Evaluation(rows, {"breaches": counted.breaches})
+        return Evaluation(rows, {"breaches": counted.breaches, "outside": counted.outside}, counted.kept)
 
     if isinstance(subject.asked, Smoothed):  # what is believed of a vote depends on what is claimed of it
         key["certified"] = digest_of(certified.tolist())
@@ -266,6 +287,10 @@ class _Count(NamedTuple):
 
     columns: dict[str, Any]
     breaches: list[dict[str, Any]]
+    outside: dict[str, list[int]]
+    """Indices of the images for which the attack returned one outside box or ball."""
+    kept: Kept | None
+    """The adversarial images, where they are asked for."""
 
 
 def _counted(subject: Subject, attack: Attack, positions: Tensor, certified: Tensor, budgets: Tensor, label: str) -> _Count:
@@ -287,9 +312,11 @@ def _counted(subject: Subject, attack: Attack, positions: Tensor, certified: Ten
     for eps in budgets.unique().tolist():  # a grid has few
         own = budgets == eps
         inside[own] = pull_inside(x[own], found_images[own], attack.norm, eps if math.isfinite(eps) else None, attack.box)
-    broken = fallen(counting(subject.asked), inside, y)
+    said = answered(counting(subject.asked), inside)
+    broken = said != y
     if isinstance(subject.asked, Smoothed):
         inside, broken = believed(subject.asked, attack, x, inside, y, certified, broken, budgets)
+        said = said if subject.nearest is None else answered(counting(subject.asked), inside)
     found = {norm: torch.where(broken, distances(x, inside, norm), torch.nan) for norm in ("l2", "linf")}
     radius = torch.where(broken, found[attack.norm], torch.inf)
     columns = {
@@ -307,7 +334,18 @@ def _counted(subject: Subject, attack: Attack, positions: Tensor, certified: Ten
         "seconds": (time.perf_counter() - started) / max(len(x), 1),
         "arithmetic": f"{str(x.dtype).removeprefix('torch.')} on {torch.device(subject.device).type}",
     }
-    return _Count(columns, replay(subject, positions, inside, y, radius, certified, label))
+    kept = None if subject.nearest is None else Kept(inside[broken].cpu().numpy(), said[broken].cpu().numpy())
+    left = keys[outside(x, attacked.images, attack, budgets)].tolist()
+    return _Count(columns, replay(subject, positions, inside, y, radius, certified, label), {label: left} if left else {}, kept)
+
+
+def outside(x: Tensor, images: Tensor, attack: Attack, budgets: Tensor, slack: float = 1e-6) -> Tensor:
+    """Which images that an attack returned are not finite, or outside its box or their balls by more than the slack."""
+    flat = images.flatten(1)
+    left = ~flat.isfinite().all(1)
+    if attack.box == "unit" and flat.shape[1]:
+        left |= ~((flat.double().amin(1) >= -slack) & (flat.double().amax(1) <= 1 + slack))
+    return left | ~(distances(x, images, attack.norm) <= budgets + slack)
 
 
 def believed(

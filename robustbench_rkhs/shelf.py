@@ -3,14 +3,16 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.node import UserError
-from robustbench_rkhs.verdicts import Evaluation
+from robustbench_rkhs.verdicts import Evaluation, Kept
 
 Pair = tuple[int, float]
 """An image's index and the eps it was attacked at; -1 where there was no budget."""
@@ -24,13 +26,14 @@ class Shelf:
     time. Nothing is written where there is no folder.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None, images: bool = False) -> None:
+        """`images`: a part that found adversarial images but holds none of them is done again."""
+        self.folder, self.images = folder, images
         self.parts: list[Evaluation] = []
         self.where: dict[Pair, tuple[int, int]] = {}
         for path in sorted(folder.glob("*.parquet")) if folder else []:
             try:
-                self._hold(verdicts.read(path, part=True))
+                self._hold(verdicts.read_part(path, images))
             except UserError:
                 path.unlink()  # a damaged part is done again
 
@@ -41,11 +44,11 @@ class Shelf:
         """Keep a finished part."""
         if self.folder and not (done.table["state_reason"] == "error").any():
             name = hashlib.sha256(json.dumps(pairs_of(done.table)).encode()).hexdigest()[:32]
-            verdicts.write(Evaluation(done.table, done.about | {"part": identity}), self.folder / f"{name}.parquet", part=True)
+            verdicts.write_part(replace(done, about=done.about | {"part": identity}), self.folder / f"{name}.parquet")
         self._hold(done)
 
     def take(self, pairs: Sequence[Pair]) -> Evaluation:
-        """The rows of these pairs, in their order, and the breaches among them."""
+        """The rows of these pairs, in their order, and what was noticed of them."""
         places: dict[int, list[int]] = {}
         for pair in pairs:
             part, row = self.where[pair]
@@ -55,7 +58,23 @@ class Shelf:
         table = table.iloc[[order[pair] for pair in pairs]].reset_index(drop=True)
         found = set(zip(table["index"].tolist(), table["radius"].tolist(), strict=True))
         noted = [breach for part in places for breach in self.parts[part].about.get("breaches", [])]
-        return Evaluation(table, {"breaches": [one for one in noted if (one["index"], one["distance"]) in found]})
+        left: dict[str, list[int]] = {}
+        for part in places:
+            for label, indices in self.parts[part].about.get("outside", {}).items():
+                left.setdefault(label, []).extend(set(indices) & set(table["index"]))
+        about = {"breaches": [one for one in noted if (one["index"], one["distance"]) in found], "outside": left}
+        return Evaluation(table, about, self._kept(pairs) if self.images else None)
+
+    def _kept(self, pairs: Sequence[Pair]) -> Kept:
+        """The adversarial images of these pairs' rows, where they hold one."""
+        images, said = [], []
+        for part, row in (self.where[pair] for pair in pairs):
+            held, kept = np.isfinite(self.parts[part].table["radius"].to_numpy()), self.parts[part].kept
+            if held[row] and kept is not None:
+                place = int(held[:row].sum())
+                images.append(kept.images[place])
+                said.append(int(kept.predicted[place]))
+        return Kept(np.stack(images) if images else np.zeros(0), np.array(said, dtype=np.int64))
 
     def _hold(self, part: Evaluation) -> None:
         for row, pair in enumerate(pairs_of(part.table)):

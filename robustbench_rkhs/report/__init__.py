@@ -9,7 +9,7 @@ from robustbench_rkhs.report.figures import check_about
 from robustbench_rkhs.report.leaderboard import write_leaderboard
 from robustbench_rkhs.report.tables import write_images, write_tables
 from robustbench_rkhs.report.tradeoff import draw_tradeoff
-from robustbench_rkhs.verdicts import Evaluation, digest
+from robustbench_rkhs.verdicts import Evaluation, digest, read_all
 
 __all__ = ["draw_curve", "draw_tradeoff", "report", "write_images", "write_leaderboard", "write_tables"]
 
@@ -19,8 +19,8 @@ def report(evaluations: Sequence[Evaluation], folder: str | Path, leaderboard: b
 
     One set for each evaluation, named after its model, data, norm (and `nobox`), with a row for each image (NAME-images.csv);
     where several share data, norm and box, one more named `all`, with the trade-off at every eps that at least two of them asked
-    for. An evaluation alone has a trade-off plot of its own. Returns the paths by kind. Raises UserError where they cannot be
-    written.
+    for. An evaluation alone has a trade-off plot of its own. On the leaderboard, adversarial images in folder/submitted count.
+    Returns the paths by kind. Raises UserError where they cannot be written.
     """
     check_about(evaluations)
     folder = Path(folder)
@@ -45,7 +45,7 @@ def report(evaluations: Sequence[Evaluation], folder: str | Path, leaderboard: b
                 name = members[0][0] if len(members) == 1 else group
                 written["tradeoff"] += draw_tradeoff(both, eps, folder / "tradeoff" / f"{name}-eps{eps:.4g}")
     if leaderboard:
-        written["leaderboard"] = write_leaderboard(evaluations, folder)
+        written["leaderboard"] = write_leaderboard([*evaluations, *read_all(folder / "submitted")], folder)
     return written
 
 

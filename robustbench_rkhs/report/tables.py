@@ -41,6 +41,8 @@ def write_tables(evaluations: Sequence[Evaluation], stem: str | Path) -> list[Pa
     ]
     note = f"{INTERVAL}. open: neither proved nor broken. Limits: Clopper-Pearson 95%."
     note += "".join(_sampled(evaluation.about) for evaluation in evaluations)
+    for evaluation, name in zip(evaluations, names(evaluations), strict=True):
+        note += f"\n{name}: {said}." if (said := outside(evaluation)) else ""
     texts = {
         "csv": whole.to_csv(index=False, lineterminator="\n"),
         "md": f"{markdown(HEAD, rows)}\n{note}\n",
@@ -94,8 +96,17 @@ def console_attacks(evaluation: Evaluation) -> Table:
             marks if row["attacked"] else "-",
             passes,
         )
-    table.caption = "alone: left standing by it; overstates: of those it ran on, broken by others; passes: forward + backward"
+    table.caption = "alone: left standing by it; overstates: of those it ran on, broken by others; passes: forward + backward,"
+    table.caption += " a library's shared evenly over a block"
+    table.caption += f"\n{said}" if (said := outside(evaluation)) else ""
     return table
+
+
+def outside(evaluation: Evaluation) -> str:
+    """Which attacks returned images that had to be pulled in, and how many; empty where none did."""
+    found = evaluation.about.get("outside") or {}
+    counts = ", ".join(f"{method} {count}" for method, count in sorted(found.items()) if count)
+    return f"images returned outside box or ball by more than 1e-6: {counts}; counted as pulled inside" if counts else ""
 
 
 def console_certificates(evaluation: Evaluation) -> Table:

@@ -1,16 +1,24 @@
-"""A stranger's checkpoint: checked, evaluated on a sample, then in full, and put on the leaderboard or refused."""
+"""A stranger's checkpoint or adversarial images: checked, evaluated, and put on the leaderboard or refused."""
 
+import hashlib
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
 
 from robustbench_rkhs import checkpoint, verdicts
 from robustbench_rkhs.evaluate import evaluate
+from robustbench_rkhs.harness import Subject
 from robustbench_rkhs.node import UserError
 from robustbench_rkhs.places import models_folder
 from robustbench_rkhs.recipe import EvalRecipe
 from robustbench_rkhs.report import report
+from robustbench_rkhs.submission.adversarials import Judged, judge, named_by
 from robustbench_rkhs.verdicts import Evaluation
 
 ALLOWED = {"config.json", "model.safetensors", "recipe.yaml", "metrics.jsonl", "README.md", "last.safetensors"}
@@ -86,6 +94,55 @@ def submit(
     for kind, paths in written.items():
         if kind == "leaderboard":
             yield f"{kind}: {' '.join(str(p) for p in paths)}"
+
+
+def submit_adversarials(
+    path: Path,
+    *,
+    model: str | None = None,
+    weights: str | None = None,
+    data: str | None = None,
+    device: str,
+    out: Path,
+    command: str = "",
+) -> Iterator[str]:
+    """Yield what happened; confirmed images count on the leaderboard against every evaluation of the same weights.
+
+    Raises UserError where the file is none, or no image is confirmed; then the board is as it was.
+    """
+    stored = verdicts.read_adversarials(path)
+    judged = judge(stored, named_by(stored, model, weights, data), device)
+    yield from judged.lines()
+    if not judged.confirmed.any():
+        raise UserError(f"{path} is refused: none of its {len(judged.reasons)} images is confirmed")
+    done = as_evaluation(judged, path, device, command)
+    stem = f"{stored.about['norm']}-{done.about['file_sha256'][:12]}"
+    written = verdicts.write(done, out / "submitted" / judged.named.name / f"{stem}.parquet")
+    boards = report(verdicts.read_all(out / "verdicts"), out)["leaderboard"]
+    yield f"accepted: {judged.confirmed.sum()} images: {written}"
+    yield f"leaderboard: {' '.join(str(board) for board in boards)}"
+
+
+def as_evaluation(judged: Judged, path: Path, device: str, command: str = "") -> Evaluation:
+    """The confirmed images as rows of a table: no protocol and no eps of its own, radii as computed here."""
+    stored, named, fine = judged.stored, judged.named, np.flatnonzero(judged.confirmed)
+    with path.open("rb") as handle:
+        sha = hashlib.file_digest(handle, "sha256").hexdigest()
+    split, about = named.test, stored.about
+    place = {index: number for number, index in enumerate(split.index.tolist())}
+    part = split.take(torch.tensor([place[index] for index in stored.index[fine].tolist()], dtype=torch.int64))
+    subject = Subject(named.model, named.model, part, named.name, about["weights"], device, 0, None)
+    positions, predicted = torch.arange(len(part)), torch.from_numpy(stored.predicted[fine].copy())
+    both = {"norm": about["norm"], "box": about["box"]}
+    said = subject.rows(positions, predicted, subject.inputs, **both)
+    lengths = {"distance_l2": judged.distance_l2[fine], "distance_linf": judged.distance_linf[fine]}
+    own = {"radius": lengths[f"distance_{about['norm']}"], "settings": sha[:16], "forwards": 1} | lengths | both
+    found = subject.rows(positions, predicted, subject.inputs, kind="attack", method="submitted", **own)
+    words: dict[str, Any] = {key: about[key] for key in ("weights", "data", "data_digest", "norm", "box")}
+    words |= {"model": named.name, "epsilons": [], "protocol": [], "certificates": [], "samples": len(part), "seed": 0}
+    words |= {"date": date.today().isoformat(), "device": device, "command": command, "versions": {"torch": torch.__version__}}
+    words |= {"complete": True, "refused": [], "breaches": [], "file_sha256": sha, "header": about}
+    return Evaluation(verdicts.merge([said, found]), words)
 
 
 def _gate(done: Evaluation, name: str, staged: Path) -> None:

@@ -1,18 +1,23 @@
 """The table of verdicts: every method says one thing about each image, a radius; all published numbers are its group-bys."""
 
+from robustbench_rkhs.verdicts.adversarials import Adversarials, read_adversarials, write_adversarials
 from robustbench_rkhs.verdicts.images import by_certificate, images
+from robustbench_rkhs.verdicts.nearest import Kept, Nearest, holding
 from robustbench_rkhs.verdicts.schema import COLUMNS, KEY, Verdicts, validate
 from robustbench_rkhs.verdicts.soundness import breaches, pooled
 from robustbench_rkhs.verdicts.states import STATES, Evaluation, states
 from robustbench_rkhs.verdicts.statistics import Proportion, clopper_pearson, holm, mcnemar
-from robustbench_rkhs.verdicts.store import digest, merge, read, read_all, write
+from robustbench_rkhs.verdicts.store import digest, merge, read, read_all, read_part, write, write_part
 from robustbench_rkhs.verdicts.summaries import accuracy_at, by_attack, curve, robust_images, summary
 
 __all__ = [
     "COLUMNS",
     "KEY",
     "STATES",
+    "Adversarials",
     "Evaluation",
+    "Kept",
+    "Nearest",
     "Proportion",
     "Verdicts",
     "accuracy_at",
@@ -22,16 +27,21 @@ __all__ = [
     "clopper_pearson",
     "curve",
     "digest",
+    "holding",
     "holm",
     "images",
     "mcnemar",
     "merge",
     "pooled",
     "read",
+    "read_adversarials",
     "read_all",
+    "read_part",
     "robust_images",
     "states",
     "summary",
     "validate",
     "write",
+    "write_adversarials",
+    "write_part",
 ]

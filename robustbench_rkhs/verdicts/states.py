@@ -8,6 +8,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 
 from robustbench_rkhs.node import UserError
+from robustbench_rkhs.verdicts.nearest import Kept
 from robustbench_rkhs.verdicts.schema import ANSWERS
 
 STATES = ["wrong", "broken", "certified", "survived", "untested"]
@@ -25,6 +26,8 @@ class Evaluation:
 
     table: pd.DataFrame
     about: dict[str, Any]
+    kept: Kept | None = None
+    """Of a part, where they are asked for: the adversarial images of its rows. No part of the evaluation's own file."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 
 from robustbench_rkhs.files import write_whole
 from robustbench_rkhs.node import UserError
+from robustbench_rkhs.verdicts.nearest import Kept, holding, read_kept, write_kept
 from robustbench_rkhs.verdicts.schema import COLUMNS, KEY, validate
 from robustbench_rkhs.verdicts.states import Evaluation
 
@@ -57,6 +59,22 @@ def read(path: str | Path, part: bool = False) -> Evaluation:
     if not isinstance(said, dict):
         raise UserError(f"{path}: expected metadata of named fields, found {type(said).__name__}")
     return Evaluation(table, said)
+
+
+def write_part(part: Evaluation, path: Path) -> None:
+    """A part of an evaluation under way; its adversarial images, where it has any, first, in a file beside it."""
+    if part.kept is not None and len(part.kept.images):
+        write_kept(part.kept, part.table, path.with_suffix(".npz"))
+    write(part, path, part=True)
+
+
+def read_part(path: Path, images: bool) -> Evaluation:
+    """A part; with its adversarial `images` where they are asked for. Raises UserError where they are missing or another's."""
+    part = read(path, part=True)
+    if not images:
+        return part
+    some = len(holding(part.table)) > 0
+    return replace(part, kept=read_kept(part.table, path.with_suffix(".npz")) if some else Kept(np.zeros(0), np.zeros(0, np.int64)))
 
 
 def read_all(folder: str | Path) -> list[Evaluation]:

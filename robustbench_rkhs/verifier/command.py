@@ -36,9 +36,9 @@ def table(verdict: Verdict, epsilons: Sequence[float], seconds: float, radii: bo
     return [*lines, f"  seconds    {seconds:.1f}", "verified" if all_of_it else f"verified for the first {count} images"]
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Exit code 0: verified; 1: not true; 2: not a proof."""
-    parser = argparse.ArgumentParser(prog="rkhs-verify", description="Re-check certificate files, in NumPy alone.")
+def main(arguments: Sequence[str], more: str = "") -> int:
+    """Exit code 0: verified; 1: not true; 2: not a proof. `more`: the last line of --help."""
+    parser = argparse.ArgumentParser(prog="rkhs-verify", description="Re-check certificate files, in NumPy alone.", epilog=more)
     parser.add_argument("proof", nargs="+", type=Path, help="folder with proof.json and proof.npz")
     parser.add_argument("--eps", nargs="*", type=_fraction, help="radii to count at; the proof's own where not given")
     parser.add_argument("--samples", type=int, help="only the first images")

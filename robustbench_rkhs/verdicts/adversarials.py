@@ -1,0 +1,201 @@
+"""A file of adversarial images: one .npz of plain arrays, which evaluations save and anybody may submit; read without trust."""
+
+import json
+import re
+import zipfile
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robustbench_rkhs.files import write_whole
+from robustbench_rkhs.node import UserError
+
+FORMAT, VERSION = "robustbench_rkhs adversarials", 1
+LARGEST = 2**33
+"""Bytes of a file beyond which it is not read."""
+TYPES = {
+    "index": ("<i8",),
+    "images": ("<f4", "<f8"),
+    "label": ("<i8",),
+    "predicted": ("<i8",),
+    "predicted_adversarial": ("<i8",),
+    "distance_l2": ("<f8",),
+    "distance_linf": ("<f8",),
+    "method": ("<U",),
+    "input_sha256": ("<U",),
+    "header": ("|u1",),
+}
+"""The arrays of a file; each but `header` has an entry for each image."""
+WORDS = ("model", "weights", "data", "split", "data_digest", "date", "command")
+"""What the header says in words."""
+UNREADABLE = (
+    *(ValueError, TypeError, OSError, KeyError, EOFError, SyntaxError, OverflowError, MemoryError),
+    *(RecursionError, NotImplementedError, RuntimeError, zipfile.BadZipFile),
+)
+"""What NumPy and zipfile raise for foreign bytes."""
+
+
+@dataclass(frozen=True)
+class Adversarials:
+    """One adversarial image for each of some images of a data set, and what is claimed of it. Made by `checked`."""
+
+    about: dict[str, Any]
+    """The header: model, weights and data_digest (digests), data, split, norm, box, date, command, versions."""
+    index: np.ndarray
+    """Position of the clean image in the original arrays."""
+    images: np.ndarray
+    """(count, *shape), exactly what the model was asked: float32, or float64 where the data were."""
+    label: np.ndarray
+    predicted: np.ndarray
+    """Answer to the clean image."""
+    predicted_adversarial: np.ndarray
+    """Answer to the adversarial image; -1 where it is not finite."""
+    distance_l2: np.ndarray
+    distance_linf: np.ndarray
+    method: np.ndarray
+    """The attack that found it; `clean` where the image is wrong as it is, at distance 0."""
+    input_sha256: np.ndarray
+    """Of the clean image's bytes."""
+
+    @classmethod
+    def checked(cls, about: dict[str, Any], arrays: dict[str, np.ndarray], where: str = "these arrays") -> "Adversarials":
+        """The images, after every check that needs neither data nor model. Raises UserError naming the first fault."""
+        fault = _header_fault(about) or _arrays_fault(arrays)
+        if fault:
+            raise UserError(f"{where}: not a file of adversarial images: {fault}")
+        return cls(about, **arrays)
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays by name, header left out."""
+        return {name: getattr(self, name) for name in TYPES if name != "header"}
+
+    @property
+    def distance(self) -> np.ndarray:
+        """Claimed distances in the norm of the header."""
+        return self.distance_l2 if self.about["norm"] == "l2" else self.distance_linf
+
+
+def write_adversarials(stored: Adversarials, path: str | Path) -> Path:
+    """The file, whole or absent, the same bytes for the same images. Raises UserError where it cannot be written."""
+    about = {"format": FORMAT, "version": VERSION} | stored.about
+    header = np.frombuffer(json.dumps(about, sort_keys=True).encode(), dtype=np.uint8)
+    write_arrays(Path(path), {**stored.arrays, "header": header})
+    return Path(path)
+
+
+def read_adversarials(path: str | Path) -> Adversarials:
+    """The images in a file; nothing is unpickled. Raises UserError, in one line, where it is no such file."""
+    path = Path(path)
+    arrays = read_arrays(path, TYPES, "a file of adversarial images")
+    try:
+        about = json.loads(arrays.pop("header").tobytes().decode("utf-8"), parse_constant=_refused)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a file of adversarial images: its header is not JSON: {str(error)[:80]}") from None
+    if not isinstance(about, dict) or about.get("format") != FORMAT or about.get("version") != VERSION:
+        raise UserError(f"{path}: not a file of adversarial images: expected a header of format {FORMAT!r}, version {VERSION}")
+    return Adversarials.checked({key: value for key, value in about.items() if key not in ("format", "version")}, arrays, str(path))
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Plain arrays as an uncompressed .npz, whole or absent."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as handle:
+            np.savez(handle, allow_pickle=False, **{name: np.ascontiguousarray(array) for name, array in arrays.items()})
+
+    write_whole(path, write)
+
+
+def read_arrays(path: Path, types: dict[str, tuple[str, ...]], what: str) -> dict[str, np.ndarray]:
+    """Exactly these arrays of an uncompressed .npz, each of one of its types, looked at before a byte of it is loaded.
+
+    Raises UserError where the file is missing, truncated, compressed, pickled, or lacks an array.
+    """
+    try:
+        if path.stat().st_size > LARGEST:
+            raise UserError(f"{path}: not {what}: larger than {LARGEST} bytes")
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            names = [member.filename.removesuffix(".npy") for member in members]
+            missing = [name for name in types if name not in names]
+            unknown = sorted({name for name in names if name not in types or names.count(name) > 1})
+            if missing or unknown:
+                faults = [f"{word} {', '.join(found)}" for word, found in (("missing", missing), ("unexpected", unknown)) if found]
+                raise UserError(f"{path}: not {what}: arrays {'; '.join(faults)[:200]}")
+            return {name: _array(archive, member, types[name]) for name, member in zip(names, members, strict=True)}
+    except FileNotFoundError:
+        raise UserError(f"no file {str(path)!r}") from None
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise UserError(f"{path}: not {what}: {reason}") from None
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, types: tuple[str, ...]) -> np.ndarray:
+    """One array; its type and size are read first. Raises ValueError."""
+    name = member.filename.removesuffix(".npy")
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"array {name!r} is compressed, expected it stored (np.savez)")
+    with archive.open(member) as handle:
+        version = np.lib.format.read_magic(handle)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in readers:
+            raise ValueError(f"array {name!r} is of NumPy format {version}, expected 1.0 or 2.0")
+        shape, fortran, dtype = readers[version](handle)
+        if dtype.hasobject or not any(dtype.str.startswith(one) if one == "<U" else dtype.str == one for one in types):
+            raise ValueError(f"array {name!r} holds {dtype}, expected {' or '.join(types)}")
+        stored = handle.read()
+        if len(stored) != prod(shape) * dtype.itemsize:
+            raise ValueError(f"array {name!r} of shape {shape} has {len(stored)} bytes")
+    if not dtype.itemsize:
+        return np.zeros(shape, dtype)
+    return np.frombuffer(stored, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _header_fault(about: dict[str, Any]) -> str | None:
+    lacking = [key for key in (*WORDS, "norm", "box", "versions") if key not in about]
+    if lacking:
+        return f"the header does not say its {', '.join(lacking)}"
+    worded = [key for key in WORDS if not isinstance(about[key], str) or len(about[key]) > 10_000]
+    if worded or not isinstance(about["versions"], dict):
+        return f"the header's {worded[0] if worded else 'versions'} is no {'word' if worded else 'mapping'}"
+    if about["norm"] not in ("l2", "linf") or about["box"] not in ("unit", "none"):
+        return f"expected norm l2 or linf and box unit or none, found {str(about['norm'])[:20]!r} and {str(about['box'])[:20]!r}"
+    return None
+
+
+def _arrays_fault(arrays: dict[str, np.ndarray]) -> str | None:
+    """The first fault, or None. Comparisons are written so that NaN fails them."""
+    if set(arrays) != set(TYPES) - {"header"}:
+        return f"expected the arrays {', '.join(TYPES)}"
+    count = len(arrays["index"]) if arrays["index"].ndim == 1 else -1
+    for name, array in arrays.items():
+        if not any(array.dtype.str.startswith(one) if one == "<U" else array.dtype.str == one for one in TYPES[name]):
+            return f"{name} holds {array.dtype}, expected {' or '.join(TYPES[name])}"
+        if array.ndim not in ((2, 3, 4) if name == "images" else (1,)):
+            return f"{name} has shape {array.shape}"
+        if len(array) != count:
+            return f"{name} has {len(array)} entries, index {count}"
+    if len(np.unique(arrays["index"])) < count:
+        return "an index stands twice"
+    for name, least in (("index", 0), ("label", 0), ("predicted", 0), ("predicted_adversarial", -1)):
+        if not (arrays[name] >= least).all():
+            return f"{name} holds {arrays[name].min()}"
+    if not np.isfinite(arrays["images"]).all():
+        bad = ~np.isfinite(arrays["images"].reshape(count, -1)).all(1)
+        return f"{int(bad.sum())} images hold NaN or infinity, the first of index {arrays['index'][bad][0]}"
+    for name in ("distance_l2", "distance_linf"):
+        if not (np.isfinite(arrays[name]) & (arrays[name] >= 0)).all():
+            return f"{name} holds NaN, infinity or a negative number"
+    if not all(re.fullmatch("[0-9a-f]{64}", sha) for sha in arrays["input_sha256"].tolist()):
+        return "input_sha256 holds something else than 64 hexadecimal digits"
+    if not all(1 <= len(name) <= 200 and name.isprintable() for name in arrays["method"].tolist()):
+        return "method holds something else than 1 to 200 printable characters"
+    return None
+
+
+def _refused(word: str) -> Any:
+    raise ValueError(f"{word} is no JSON number")

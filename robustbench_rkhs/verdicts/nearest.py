@@ -1,0 +1,80 @@
+"""From what the harness counted to the nearest adversarial image of each image."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from robustbench_rkhs.node import UserError
+from robustbench_rkhs.verdicts.adversarials import Adversarials, read_arrays, write_arrays
+
+SIDECAR = {"index": ("<i8",), "images": ("<f4", "<f8"), "predicted": ("<i8",), "radius": ("<f8",)}
+"""Arrays of the file beside a finished part."""
+
+
+class Kept(NamedTuple):
+    """Adversarial images of the rows of a table that hold one, in their order."""
+
+    images: np.ndarray
+    predicted: np.ndarray
+    """The model's answer to each; -1 where it is not finite."""
+
+
+def holding(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that hold a counted adversarial image."""
+    return table[(table["kind"] == "attack") & np.isfinite(table["radius"])]
+
+
+def write_kept(kept: Kept, table: pd.DataFrame, path: Path) -> None:
+    """The images beside a part, with what ties them to its rows. Raises UserError where they cannot be written."""
+    rows = holding(table)
+    ties = {"index": rows["index"].to_numpy(np.int64), "radius": rows["radius"].to_numpy(np.float64)}
+    write_arrays(path, {**ties, "images": kept.images, "predicted": kept.predicted})
+
+
+def read_kept(table: pd.DataFrame, path: Path) -> Kept:
+    """The images of a part. Raises UserError where the file is missing, damaged, or not of these rows."""
+    rows = holding(table)
+    found = read_arrays(path, SIDECAR, "the images of a part")
+    fits = all(np.array_equal(found[column], rows[column].to_numpy(found[column].dtype)) for column in ("index", "radius"))
+    if not fits or len(found["images"]) != len(rows) or len(found["predicted"]) != len(rows):
+        raise UserError(f"{path} holds the images of another part")
+    return Kept(found["images"], found["predicted"])
+
+
+class Nearest:
+    """The nearest counted adversarial image of each image, over all attacks that it is shown. Holds one image each."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, dict[str, Any]] = {}
+
+    def see(self, table: pd.DataFrame, kept: Kept) -> None:
+        """The rows of a part that hold an adversarial image, and those images."""
+        rows = holding(table).to_dict("records")
+        for row, image, said in zip(rows, kept.images, kept.predicted.tolist(), strict=True):
+            index = int(row["index"])
+            if index not in self._rows or row["radius"] < self._rows[index]["radius"]:
+                self._rows[index] = {str(key): value for key, value in row.items()} | {"image": image.copy(), "said": said}
+
+    def adversarials(self, about: dict[str, Any], table: pd.DataFrame, clean: np.ndarray, index: np.ndarray) -> Adversarials:
+        """What was seen, by index; images that are wrong as they are stand for themselves, at distance 0.
+
+        table: the evaluation's; clean: its images, at these positions of the original arrays.
+        """
+        place = {int(one): number for number, one in enumerate(index.tolist())}
+        said = table[(table["kind"] == "certificate") & (table["method"] == "prediction")].drop_duplicates("index")
+        rows = dict(self._rows)
+        for row in said[said["label"] != said["predicted"]].to_dict("records"):
+            own = {"method": "clean", "distance_l2": 0.0, "distance_linf": 0.0, "said": row["predicted"]}
+            rows[int(row["index"])] = {str(key): value for key, value in row.items()} | own | {"image": clean[place[row["index"]]]}
+        order = sorted(rows)
+
+        def column(name: str, kind: Any) -> np.ndarray:
+            return np.array([rows[one][name] for one in order], dtype=kind)
+
+        images = np.stack([rows[one]["image"] for one in order]) if order else np.zeros((0, *clean.shape[1:]), clean.dtype)
+        arrays = {name: column(name, np.int64) for name in ("index", "label", "predicted")}
+        arrays |= {name: column(name, np.float64) for name in ("distance_l2", "distance_linf")}
+        arrays |= {name: column(name, np.str_) for name in ("method", "input_sha256")}
+        return Adversarials.checked(about, {**arrays, "predicted_adversarial": column("said", np.int64), "images": images})
