@@ -186,12 +186,15 @@ class Engine:
             flat = images.flatten(1)
             better &= (flat >= 0).all(1) & (flat <= 1).all(1)
         best, away = at[better], away[better]
-        if len(best) > len(best.unique()):  # an image stands in the batch several times: the farthest first, the nearest last
-            order = away.argsort(descending=True)
-            for place, image, length in zip(best[order].tolist(), images[better][order], away[order].tolist(), strict=True):
-                self.images[place], self.distance[place] = image, length
-            return
-        self.images[best], self.distance[best] = images[better], away
+        images = images[better]
+        if len(best) > len(best.unique()):  # an image stands in the batch several times: only its nearest, of equals the first
+            rows = torch.arange(len(best), device=best.device)
+            lowest = self.distance.scatter_reduce(0, best, away, "amin")
+            first = torch.full_like(self.keys, len(best), dtype=torch.int64)
+            first = first.scatter_reduce(0, best, rows.where(away == lowest[best], len(best)), "amin")
+            chosen = first[best] == rows
+            best, away, images = best[chosen], away[chosen], images[chosen]
+        self.images[best], self.distance[best] = images, away
 
 
 def _gradient(value: Float[Tensor, ""], x: Tensor, keep: bool = False) -> Tensor:
