@@ -190,7 +190,7 @@ class Engine:
         if len(best) > len(best.unique()):  # an image stands in the batch several times: only its nearest, of equals the first
             rows = torch.arange(len(best), device=best.device)
             lowest = self.distance.scatter_reduce(0, best, away, "amin")
-            first = torch.full_like(self.keys, len(best), dtype=torch.int64)
+            first = torch.full_like(self.forwards, len(best))
             first = first.scatter_reduce(0, best, rows.where(away == lowest[best], len(best)), "amin")
             chosen = first[best] == rows
             best, away, images = best[chosen], away[chosen], images[chosen]
