@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from robustbench_rkhs.attacks.ball import Box, Norm, distances, per_image
+from robustbench_rkhs.attacks.ball import Box, Norm, distances, ends, per_image
 from robustbench_rkhs.attacks.contract import Attack, Attacked
 from robustbench_rkhs.attacks.counting import frozen, gain
 from robustbench_rkhs.attacks.through import through
@@ -135,12 +135,13 @@ class Engine:
         return found, torch.cat(rows)
 
     def project(self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"]) -> Float[Tensor, "some *image"]:
-        """Into the box, then towards the image at the position into a ball a millionth smaller than its eps."""
+        """Into the box, then towards the image at the position into its ball (l2: one a millionth smaller)."""
         x = self.x[at]
+        if self.norm == "linf":  # exact: at small eps the rounding of x + eps alone is more than a millionth of it
+            low, high = ends(x, self.eps[at], self.box)
+            return torch.maximum(torch.minimum(images, high), low)
         delta = (images.clamp(0, 1) if self.box == "unit" else images) - x
         eps = per_image((self.eps[at] * INSIDE).to(x.dtype), x)
-        if self.norm == "linf":
-            return x + torch.maximum(torch.minimum(delta, eps), -eps)
         length = per_image(delta.flatten(1).norm(dim=1), x)
         return x + delta * (eps / torch.maximum(length, eps)).nan_to_num(nan=1.0)
 
