@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import Affine, affine, constant_model
+from oracles import Affine, affine, constant_model, masking_model
 from torch import nn
 
 from robustbench_rkhs.attacks.ball import distances, ends
@@ -134,6 +134,7 @@ def test_the_windows_cover_their_share():
     assert sides(0.8, 1, 10_000, Picture.of((3, 32, 32)), False) == (29, 29)
     assert sides(0.8, 9_999, 10_000, Picture.of((3, 32, 32)), False) == (1, 1)
     assert sides(0.8, 9_999, 10_000, Picture.of((3, 32, 32)), True) == (3, 3)
+    assert sides(0.8, 9_999, 10_000, Picture.of((900,)), True) == (1, 1)  # no picture: nothing is smooth
     assert sides(0.8, 1, 10_000, Picture.of((1, 1, 20)), False) == (1, 16)
     assert sides(0.5, 1, 10_000, Picture.of((1, 40, 2)), False) == (20, 2)
 
@@ -230,6 +231,12 @@ def test_logits_rounded_to_a_grid_hide_nothing(norm, factor):
     blind = PGD(norm=norm, eps=eps, steps=20)(rounded, x, y, torch.arange(len(x)))
     assert not broken(rounded, blind, y).any()
     assert len(x) > 8 and broken(rounded, run(Square(norm=norm, eps=eps, queries=1000), rounded, x, y), y).all()
+
+
+def test_a_margin_of_30_hides_nothing():
+    oracle = masking_model(images=4)
+    attack = Square(norm="linf", eps=1.3 * oracle.linf.max().item(), queries=500)
+    assert broken(oracle.model, run(attack, oracle.model, oracle.x, oracle.y), oracle.y).all()
 
 
 @pytest.mark.parametrize("norm", NORMS)

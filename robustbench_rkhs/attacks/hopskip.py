@@ -43,6 +43,6 @@ def hop_skip_jump(
     for images, labels, points in zip(x.split(size), y.split(size), starts.split(size), strict=True):
         try:
             found.append(attack.run(net, images, criterion(labels), starting_points=points))
-        except AssertionError:
+        except (AssertionError, ValueError):
             raise UserError("hop_skip_jump expects a model that answers alike twice, found one that does not") from None
     return torch.cat(found)

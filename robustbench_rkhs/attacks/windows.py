@@ -58,10 +58,10 @@ def share(start: float, query: int, queries: int) -> float:
 
 
 def sides(start: float, query: int, queries: int, picture: Picture, smooth: bool) -> tuple[int, int]:
-    """Height and width of a window: a square, or the share of a narrow picture; `smooth` (l2): odd and 3 at least."""
+    """Height and width of a window: a square, or the share of a narrow picture; `smooth` (l2): odd and 3 at least, for pictures."""
     area = share(start, query, queries) * picture.height * picture.width
     side = max(round(math.sqrt(area)), 1)
-    if smooth:
+    if smooth and len(picture.shape) in (2, 3):
         side = max(side + (side % 2 == 0), 3)
     height, width = min(side, picture.height), min(side, picture.width)
     if side > picture.height:
