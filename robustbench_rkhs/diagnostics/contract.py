@@ -89,9 +89,9 @@ class Scene:
 
     @cached_property
     def walked(self) -> Engine:
-        """The multi-step gradient attack that others are compared with, on what is left: 40 steps down the margin."""
+        """The gradient attack that others are compared with, on what is left: 40 steps down the margin, then to three classes each."""
         engine = self.engine(self.left.nonzero().flatten())
-        restarts(engine, steps=40, count=1)
+        restarts(engine, steps=40, count=1, targets=3)
         return engine
 
     @property
