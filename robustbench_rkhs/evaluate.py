@@ -25,6 +25,7 @@ from robustbench_rkhs.layers.settling import settled
 from robustbench_rkhs.node import UserError
 from robustbench_rkhs.portfolio import Portfolio
 from robustbench_rkhs.recipe import EvalRecipe, parse
+from robustbench_rkhs.scrutiny import scrutinise
 from robustbench_rkhs.smoothing import Smoothed
 from robustbench_rkhs.verdicts import Evaluation
 
@@ -180,10 +181,18 @@ class _Run:
                     self.say(
                         f"first {first} images took {took:.0f} s; about {togo / 60:.1f} min to go for {len(positions) - first}"
                     )
+            self.scrutinise(predicted)
             complete = True
         except KeyboardInterrupt:
             self.say("interrupted: the table holds what was finished; the same command goes on from here")
         return verdicts.merge(self.tables), complete
+
+    def scrutinise(self, predicted: Tensor) -> None:
+        """May the attacks be believed? The diagnoses, and more attacks on the survivors where one trips."""
+        found = scrutinise(self.subject, self.recipe, self.about, self.tables, self.protocol, predicted, self.certified)
+        self.tables += found.tables
+        self.about |= {"diagnostics": found.diagnostics, "marks": found.marks}
+        self.about["breaches"] += found.breaches
 
     def states(self, block: Tensor, eps: float) -> pd.Series:
         """The state of each image of the block at eps, by its index."""

@@ -27,6 +27,7 @@ from robustbench_rkhs.verdicts import Evaluation
 SOURCES = (
     "attacks",
     "certificates",
+    "diagnostics",
     "layers",
     "lipschitz",
     "relaxations",
@@ -34,6 +35,7 @@ SOURCES = (
     "counters.py",
     "harness.py",
     "portfolio.py",
+    "scrutiny.py",
     "evaluate.py",
 )
 """What a part's contents depend on, in this package."""

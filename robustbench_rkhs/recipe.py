@@ -150,6 +150,8 @@ class EvalRecipe(Node):
     """Which images, and every random draw of the attacks."""
     block: int = Field(100, ge=1)
     """Images a block: the unit of resuming. Random draws of library attacks depend on it."""
+    diagnostics: bool = True
+    """Check on a sample of images whether attacks can be believed, mark the model where not, and attack its survivors further."""
 
 
 def keeps_to_the_box(part: Any) -> bool:

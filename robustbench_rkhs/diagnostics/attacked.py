@@ -1,4 +1,4 @@
-"""What attacks show that should not differ, or should not fail: scale, queries, budget, steps, a twin, one step, random directions."""
+"""What attacks show: scale, budget, steps, a twin, queries and random directions should not make the difference they make."""
 
 import torch
 from torch import Tensor

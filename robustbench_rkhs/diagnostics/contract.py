@@ -89,7 +89,7 @@ class Scene:
 
     @cached_property
     def walked(self) -> Engine:
-        """The gradient attack that others are compared with, on what is left: 40 steps down the margin, then to three classes each."""
+        """The gradient attack that others are compared with, on what is left: 40 steps down the margin, then to three classes."""
         engine = self.engine(self.left.nonzero().flatten())
         restarts(engine, steps=40, count=1, targets=3)
         return engine

@@ -24,7 +24,8 @@ def zero_gradients(scene: Scene) -> Diagnosis:
 
     .. math:: m(x) / \lVert \nabla m(x) \rVert_* > 10\, \mathrm{diam}(\mathrm{box})
 
-    Threshold: 5% of the right images. Where any show it, a float64 copy is asked too: a gradient there says that float32 underflows.
+    Threshold: 5% of the right images. Where any show it, a float64 copy is asked too: a gradient there
+    says that float32 underflows.
     Cost: a forward and a backward pass, as many again of the copy where it is asked.
     """
     slopes = scene.slopes

@@ -1,6 +1,7 @@
 """The table of verdicts: every method says one thing about each image, a radius; all published numbers are its group-bys."""
 
 from robustbench_rkhs.verdicts.images import by_certificate, images
+from robustbench_rkhs.verdicts.marks import doubts, marks
 from robustbench_rkhs.verdicts.schema import COLUMNS, KEY, Verdicts, validate
 from robustbench_rkhs.verdicts.soundness import breaches, pooled
 from robustbench_rkhs.verdicts.states import STATES, Evaluation, states
@@ -22,8 +23,10 @@ __all__ = [
     "clopper_pearson",
     "curve",
     "digest",
+    "doubts",
     "holm",
     "images",
+    "marks",
     "mcnemar",
     "merge",
     "pooled",
