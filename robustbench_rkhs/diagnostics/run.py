@@ -1,6 +1,6 @@
 """Every check on a sample of images, the cheap ones first."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,7 +10,7 @@ from robustbench_rkhs.attacks.ball import Box, Norm, mix
 from robustbench_rkhs.attacks.counting import confined_randomness, frozen
 from robustbench_rkhs.diagnostics import attacked, masks
 from robustbench_rkhs.diagnostics.contract import Diagnosis, Scene
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.node import UserError, did_you_mean
 
 CHECKS: dict[str, Callable[[Scene], Diagnosis]] = {
     "softmaxed": masks.softmaxed,
@@ -43,16 +43,21 @@ def diagnose(
     twin: nn.Module | None = None,
     images: int = 64,
     seed: int = 0,
+    checks: Sequence[str] = tuple(CHECKS),
 ) -> tuple[Diagnosis, ...]:
     """Whether attacks can be believed on this model: every check, on a sample of `images` of these.
 
     `found`: by method, each image's nearest adversarial distance (inf where none): checks ask what it left. `closed`: images that
     need no attack, as they are certified at eps. `twin`: an undefended network of the same task; without one, no transfer.
+    `checks`: only these, in the order of CHECKS.
     The sample is counted by (seed, key): the same images whatever else is there. The model, its mode, buffers and gradients and the
     global random state are left as they were. A check that fails with an error says so and does not trip.
     Cost: at most about 1,350 passes an image of the sample (1,440 with a twin), of which an image that falls needs a part.
-    Raises UserError for a negative eps.
+    Raises UserError for a negative eps and an unknown check.
     """
+    for name in checks:
+        if name not in CHECKS:
+            raise UserError(f"diagnostics: no check {name!r}; {did_you_mean(name, CHECKS)}")
     if not eps >= 0:
         raise UserError(f"diagnostics: eps must not be negative, found {eps}")
     if not len(x):
@@ -61,7 +66,9 @@ def diagnose(
     chosen = torch.tensor(sorted(order[:images], key=lambda row: int(keys[row])), device=x.device)
     with frozen(model), frozen(twin or nn.Identity()), confined_randomness(mix(seed, 11)):
         scene = _scene(model, x, y, keys, chosen, norm, box, float(eps), found or {}, closed, twin, seed)
-        return tuple(_checked(name, check, scene) for name, check in CHECKS.items() if name != "transfer" or twin)
+        return tuple(
+            _checked(name, check, scene) for name, check in CHECKS.items() if name in checks and (name != "transfer" or twin)
+        )
 
 
 @torch.no_grad()
