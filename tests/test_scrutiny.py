@@ -36,7 +36,7 @@ class Rounded(nn.Module):
 def masked(images=10):
     """An affine model behind rounded logits: each image's distance is the affine one, give or take the grid."""
     oracle = affine(4, (1, 4, 4), images=images)
-    gap = oracle.model(oracle.x).sort(1).values
+    gap = oracle.model(oracle.x).detach().sort(1).values
     return Rounded(oracle.model, float((gap[:, -1] - gap[:, -2]).median()) / 4), oracle
 
 
@@ -45,9 +45,9 @@ def known(done, eps):
 
 
 def test_the_escalation_breaks_what_a_masked_model_withstood(tmp_path):
-    model, oracle = masked()
+    model, oracle = masked(6)
     eps = float(2 * oracle.l2.max())
-    settings = {"eps": (eps, eps / 2), "attacks": QUICK, "certificates": (), "name": "rounded"}
+    settings = {"eps": (eps,), "attacks": QUICK, "certificates": (), "name": "rounded"}
     y = model(oracle.x).argmax(1)
     fooled = evaluate(model, (oracle.x, y), diagnostics=False, **settings)
     assert (known(fooled, eps) == "survived").all() and fooled.about["marks"] == [] == fooled.about["diagnostics"]
@@ -56,11 +56,11 @@ def test_the_escalation_breaks_what_a_masked_model_withstood(tmp_path):
     methods = set(done.table.loc[np.isfinite(done.table["radius"]) & (done.table["kind"] == "attack"), "method"])
     assert methods and all(method.startswith("check:") for method in methods)
     by_name = {one["name"]: one for one in done.about["diagnostics"]}
-    assert by_name["zero_gradients"]["value"] == 1.0 and by_name["zero_gradients"]["eps"] in (eps, eps / 2)
+    assert by_name["zero_gradients"]["value"] == 1.0 and by_name["zero_gradients"]["eps"] == eps
     assert verdicts.by_attack(done)["masked"].all()
     stored = verdicts.read(done.about["path"])
     assert stored.about["diagnostics"] == done.about["diagnostics"] and stored.about["marks"] == done.about["marks"]
-    assert any(line.startswith("DOUBTFUL zero_gradients: 10 of 10 right images") for line in _warnings(done))
+    assert any(line.startswith("DOUBTFUL zero_gradients: 6 of 6 right images") for line in _warnings(done))
 
 
 def test_an_honest_model_is_not_marked_and_a_finished_diagnosis_is_read(tmp_path, monkeypatch):

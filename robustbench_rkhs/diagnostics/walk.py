@@ -37,7 +37,8 @@ def step(engine: Engine, at: Tensor, images: Tensor, gradient: Tensor, share: fl
 def descend(engine: Engine, at: Int[Tensor, " some"], images: Tensor, lowered: Lowered, steps: int) -> None:
     """Steepest descent from `images`; the step falls linearly from a quarter of eps to an eightieth.
 
-    Cost: `steps` forward and backward passes and a last forward pass; an image that fell leaves.
+    Cost: `steps` forward and backward passes and a last forward pass; an image that fell leaves, and one without a gradient, which
+    would be asked about the same point again.
     """
     for number in range(steps):
         keep = engine.standing(at)
@@ -46,7 +47,9 @@ def descend(engine: Engine, at: Int[Tensor, " some"], images: Tensor, lowered: L
             return
         here = at
         slope = engine.slope(at, images, lambda logits, rows, here=here: lowered(logits, here[rows]))
-        images = step(engine, at, images, slope.gradient, 0.25 * (1 - 0.95 * number / steps))
+        moves = slope.gradient.flatten(1).any(1)
+        at, images = at[moves], images[moves]
+        images = step(engine, at, images, slope.gradient[moves], 0.25 * (1 - 0.95 * number / steps))
     keep = engine.standing(at)
     if keep.any():
         engine.logits(at[keep], images[keep])
