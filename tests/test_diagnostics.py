@@ -273,7 +273,8 @@ def test_a_check_that_fails_says_so(plain):
 def test_the_searches_stay_inside_and_do_not_depend_on_the_batch(attack, norm, box):
     oracle = affine(4, (2, 3, 5), images=8)
     model, x = oracle.model.double(), oracle.x.double()
-    keys, eps = torch.arange(8), 1.5 * oracle.distance(norm).double()
+    far = 3 if isinstance(attack, RandomSearch) else 1.5  # a hundred queries alone do not come near the optimum
+    keys, eps = torch.arange(8), far * oracle.distance(norm).double()
     aimed = attack.model_copy(update={"norm": norm, "box": box})
     whole = aimed(model, x, oracle.y, keys, eps)
     away = distances(x, whole.images, norm)
