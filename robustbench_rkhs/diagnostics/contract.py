@@ -15,9 +15,10 @@ from robustbench_rkhs.diagnostics.walk import margins, restarts
 
 SHARE = 0.05
 """A check that breaks more than this share of the right images, where the attack before it did not, trips. It is the share above
-which `verdicts.by_attack` calls an attack masked. Honest digits networks (26 of them and their eps) showed at most 1 image of 64."""
+which `verdicts.by_attack` calls an attack masked. Honest digits networks (38 pairs of one and an eps)
+showed at most 1 image of 64."""
 FEWEST = 2
-"""At so few images nothing trips: one image near its boundary can fall either way."""
+"""Fewer images than this trip nothing: one near its boundary can fall either way."""
 
 
 class Diagnosis(NamedTuple):
