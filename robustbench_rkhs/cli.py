@@ -292,6 +292,7 @@ def _warnings(done: Any) -> list[str]:
     claims = done.table[(done.table["kind"] == "certificate") & (done.table["radius"] > 0)]
     if chance := float(claims["failure_probability"].max() if len(claims) else 0):
         lines.append(f"certified by chance: each claim about an image is wrong with probability at most {chance:g}")
+    lines += [f"DOUBTFUL {line}" for line in verdicts.doubts(done)]
     if done.about["breaches"]:
         lines.append(f"UNSOUND: {len(done.about['breaches'])} certified images were broken; nothing of this may be published")
         lines += [str(breach) for breach in done.about["breaches"][:5]]

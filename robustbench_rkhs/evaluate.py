@@ -26,6 +26,7 @@ from robustbench_rkhs.layers.settling import settled
 from robustbench_rkhs.node import UserError
 from robustbench_rkhs.portfolio import Portfolio
 from robustbench_rkhs.recipe import EvalRecipe, parse
+from robustbench_rkhs.scrutiny import scrutinise
 from robustbench_rkhs.smoothing import Smoothed
 from robustbench_rkhs.verdicts import Evaluation, Nearest
 
@@ -177,12 +178,16 @@ class _Run:
         proofs = Portfolio(self.subject, self.recipe, self.box, self.shas, predicted, self.say)
         proofs.until = clock.started + clock.left() / 2  # what decides most by then; the attacks have the other half
         attacking: Attacking | None = None
+        doubts: list[pd.DataFrame] = []
         try:
             proofs.all()
             gaps = margin(logits, split.y)
             known = (self.box, self.shas, predicted, proofs.certified, gaps)
             attacking = Attacking(self.subject, self.recipe, *known, self.protocol, self.labels, self.say, clock)
             attacking.all()
+            if clock.left() <= 0:
+                raise OutOfTime
+            doubts = self.scrutinise([*tables, *proofs.tables, *attacking.tables], predicted, proofs.certified)
             complete = True
         except KeyboardInterrupt:
             self.say("interrupted: the table holds what was finished; the same command goes on from here")
@@ -195,7 +200,14 @@ class _Run:
             tables += attacking.tables
             self.about["breaches"] += attacking.breaches
             self.about["rechecked"] = attacking.rechecked
-        return verdicts.merge(tables), complete
+        return verdicts.merge(tables + doubts), complete
+
+    def scrutinise(self, tables: list[pd.DataFrame], predicted: Tensor, certified: Tensor) -> list[pd.DataFrame]:
+        """May the attacks be believed? The diagnoses, and more attacks on the survivors where one trips: their rows."""
+        found = scrutinise(self.subject, self.recipe, self.about, tables, self.protocol, predicted, certified)
+        self.about |= {"diagnostics": found.diagnostics, "marks": found.marks}
+        self.about["breaches"] += found.breaches
+        return found.tables
 
 
 def protocol(recipe: EvalRecipe, split: Split) -> list[Attack]:

@@ -30,6 +30,7 @@ from robustbench_rkhs.verdicts import Evaluation, Kept, Nearest
 SOURCES = (
     "attacks",
     "certificates",
+    "diagnostics",
     "layers",
     "lipschitz",
     "relaxations",
@@ -38,6 +39,7 @@ SOURCES = (
     "harness.py",
     "portfolio.py",
     "attacking.py",
+    "scrutiny.py",
     "evaluate.py",
 )
 """What a part's contents depend on, in this package."""

@@ -11,7 +11,7 @@ import pandas as pd
 
 from robustbench_rkhs.report.figures import check_about
 from robustbench_rkhs.report.tables import limits, markdown, records, write_bytes
-from robustbench_rkhs.verdicts import Evaluation, breaches, by_attack, holm, mcnemar, pooled, robust_images, summary
+from robustbench_rkhs.verdicts import Evaluation, breaches, by_attack, holm, marks, mcnemar, pooled, robust_images, summary
 
 ALPHA = 0.05
 HEAD = ["rank", "model", "clean", "robust [95%]", "certified [95%]", "open", "images", "attacks", "marks"]
@@ -25,7 +25,8 @@ McNemar test on the images they share, Holm-corrected over all pairs of the tabl
 does not show that two models are equally robust.
 
 A model with a breach (a certificate that an attack contradicts) is refused, one with untested images is incomplete; neither is
-ranked. *masked*: the attack left standing more than 5% of the images it ran on that others broke."""
+ranked. *masked*: the attack left standing more than 5% of the images it ran on that others broke. *doubtful*: the diagnoses named
+tripped on these weights, in this evaluation or another: its survivors may only be hard to attack; lines under the table say why."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +51,20 @@ def write_leaderboard(evaluations: Sequence[Evaluation], folder: str | Path) -> 
     sections: dict[tuple[Any, ...], list[Evaluation]] = {}
     judged = [pooled(evaluation, _kin(evaluation, evaluations)) for evaluation in evaluations]
     unsound = {_weights(one): len(found) for one in judged if len(found := breaches(one))}
+    doubtful = {_weights(one): marks(one, *_kin(one, evaluations)) for one in evaluations}
     for one in judged:
         for eps in sorted({float(eps) for eps in one.about["epsilons"]}):
             sections.setdefault((*_group(one), eps), []).append(one)
     text, rows = ["# Leaderboard", "", READ, ""], []
     for (data, _, norm, box, eps), members in sorted(sections.items(), key=lambda item: item[0]):
-        entries = _order([_judge(one, eps, unsound) for one in _latest(members)])
+        entries = _order([_judge(one, eps, unsound, doubtful[_weights(one)]) for one in _latest(members)])
         where = "" if box == "unit" else ", no box"
         text += [f"## {data}, {norm}{where}, eps {eps:.4g}", ""]
         ranks = _ranks(entries)
         ranked = [entry for entry in entries if entry.status == "ranked"]
         if ranked:
             text += [markdown(HEAD, [_cells(entry, rank) for entry, rank in zip(ranked, ranks, strict=True)])]
-            text += [f"{line}\n" for line in _neighbours(ranked, eps)]
+            text += [f"{line}\n" for line in [*_neighbours(ranked, eps), *_doubts(ranked, doubtful)]]
         for status, title in (("incomplete", "Incomplete"), ("refused", "Refused")):
             aside = [entry for entry in entries if entry.status == status]
             if aside:
@@ -110,16 +112,18 @@ def _latest(members: Sequence[Evaluation]) -> list[Evaluation]:
     return list(best.values())
 
 
-def _judge(one: Evaluation, eps: float, unsound: dict[str, int]) -> Entry:
+def _judge(one: Evaluation, eps: float, unsound: dict[str, int], doubtful: dict[str, str]) -> Entry:
     (row,) = records(summary(one, [eps]))
     attacks = by_attack(one)
     masked = sorted(attacks.loc[attacks["masked"] & (attacks["eps"] == eps), "attack"])
-    marks = [f"masked: {', '.join(masked)}"] if masked else []
+    marked = [f"masked: {', '.join(masked)}"] if masked else []
+    if doubtful:
+        marked.append(f"doubtful: {', '.join(doubtful)}")
     unaudited = int(row["count_certified"] - row["count_audited"])
     if eps > 0 and unaudited:
-        marks.append(f"{unaudited} certified images not audited")
+        marked.append(f"{unaudited} certified images not audited")
     if row["count_inferred"]:
-        marks.append(f"{row['count_inferred']} inferred")
+        marked.append(f"{row['count_inferred']} inferred")
     status, reason = "ranked", ""
     if _weights(one) in unsound:
         status, reason = "refused", f"{unsound[_weights(one)]} breaches: an attack contradicts a certificate"
@@ -129,7 +133,7 @@ def _judge(one: Evaluation, eps: float, unsound: dict[str, int]) -> Entry:
         status, reason = "incomplete", "the evaluation was interrupted"
     elif not row["images"]:
         status, reason = "incomplete", "no images"
-    return Entry(one, row, status, reason, "; ".join(marks))
+    return Entry(one, row, status, reason, "; ".join(marked))
 
 
 def _order(entries: Sequence[Entry]) -> list[Entry]:
@@ -164,6 +168,16 @@ def _neighbours(ranked: Sequence[Entry], eps: float) -> list[str]:
             names = " and ".join(str(ranked[place].evaluation.about["model"]) for place in (a, b))
             verdict = "differ significantly" if p <= ALPHA else "do not differ significantly"
             lines.append(f"- {names} {verdict} on the {len(images)} images they share (adjusted p = {p:.2g})")
+    return ["\n".join(lines)] if lines else []
+
+
+def _doubts(ranked: Sequence[Entry], doubtful: dict[str, dict[str, str]]) -> list[str]:
+    """The sentences behind the marks of every ranked model that has any."""
+    lines = []
+    for entry in ranked:
+        said = doubtful[_weights(entry.evaluation)].items()
+        why = "; ".join(f"{name}: {words}" if words else name for name, words in said)
+        lines += [f"- {entry.evaluation.about['model']} is doubtful: {why}"] if why else []
     return ["\n".join(lines)] if lines else []
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from robustbench_rkhs.files import write_whole
 from robustbench_rkhs.node import UserError
 from robustbench_rkhs.report.figures import check_about, domain, names
-from robustbench_rkhs.verdicts import Evaluation, by_attack, by_certificate, images, summary
+from robustbench_rkhs.verdicts import Evaluation, by_attack, by_certificate, doubts, images, marks, summary
 
 WITHHELD = "withheld"
 """Printed for a robust accuracy while images are untested."""
@@ -34,19 +34,21 @@ def write_tables(evaluations: Sequence[Evaluation], stem: str | Path) -> list[Pa
         about = [name, *(str(evaluation.about[key]) for key in ("data", "norm", "box"))]
         for place, (column, value) in enumerate(zip(HEAD, about, strict=False)):
             frame.insert(place, column, value)
+        frame["marks"] = "; ".join(doubts(evaluation))
         frames.append(frame)
     whole = pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
     rows = [
         [*(str(row[key]) for key in HEAD[:4]), f"{row['eps']:.4g}", str(row["images"]), *_shares(row)] for row in records(whole)
     ]
+    said = [f"{name}: doubtful: {line}" for name, one in zip(names(evaluations), evaluations, strict=True) for line in doubts(one)]
     note = f"{INTERVAL}. open: neither proved nor broken. Limits: Clopper-Pearson 95%."
     note += "".join(_sampled(evaluation.about) for evaluation in evaluations)
     for evaluation, name in zip(evaluations, names(evaluations), strict=True):
-        note += f"\n{name}: {said}." if (said := outside(evaluation)) else ""
+        note += f"\n{name}: {left}." if (left := outside(evaluation)) else ""
     texts = {
         "csv": whole.to_csv(index=False, lineterminator="\n"),
-        "md": f"{markdown(HEAD, rows)}\n{note}\n",
-        "tex": latex(HEAD, rows),
+        "md": "\n".join([markdown(HEAD, rows), note, *(["", *(f"- {line}" for line in said)] if said else []), ""]),
+        "tex": "".join([*(f"% {' '.join(line.split())}\n" for line in said), latex(HEAD, rows)]),
     }
     return [write_bytes(Path(f"{stem}.{kind}"), text) for kind, text in texts.items()]
 
@@ -72,6 +74,8 @@ def console(evaluation: Evaluation) -> Table:
         if row["count_certified"] and row["eps"] > 0:
             shown[2] += f", {row['count_audited']} audited"
         table.add_row(f"{row['eps']:.4g}", *shown)
+    if marks(evaluation):
+        table.title = f"{table.title}, DOUBTFUL: {', '.join(marks(evaluation))}"
     table.caption = "percent with 95% limits, images below; open: neither proved nor broken"
     if frame["count_untested"].any():
         table.caption += f"; {INTERVAL}"

@@ -1,0 +1,122 @@
+"""Diagnostics beside an evaluation: may its attacks be believed? Where not, more of them run on what survived."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from robustbench_rkhs import harness, verdicts
+from robustbench_rkhs.attacks import Attack
+from robustbench_rkhs.diagnostics import diagnose, escalated
+from robustbench_rkhs.harness import Subject
+from robustbench_rkhs.recipe import EvalRecipe
+from robustbench_rkhs.smoothing import Smoothed
+from robustbench_rkhs.verdicts import COLUMNS, Evaluation
+from robustbench_rkhs.verdicts.states import counted
+
+
+class Scrutiny(NamedTuple):
+    """What the diagnoses said, and what was broken because of it."""
+
+    diagnostics: list[dict[str, Any]]
+    marks: list[str]
+    """Names of the diagnoses that tripped."""
+    tables: list[pd.DataFrame]
+    """Rows of the escalated attacks, under `check:` and their label: they break images, but are no part of the protocol."""
+    breaches: list[dict[str, Any]]
+
+
+def scrutinise(
+    subject: Subject,
+    recipe: EvalRecipe,
+    about: dict[str, Any],
+    tables: Sequence[pd.DataFrame],
+    protocol: Sequence[Attack],
+    predicted: Tensor,
+    certified: Tensor,
+) -> Scrutiny:
+    """Diagnose the model at the eps that says most; where a diagnosis trips, escalate on the survivors of every eps.
+
+    Largest eps first; an image that withstands the escalation there is not asked again below. Nothing for a smoothed classifier
+    (it draws by design, and its claims are those of its certificate), and where the recipe switches it off.
+    """
+    if not recipe.diagnostics or isinstance(subject.asked, Smoothed) or not len(subject.split):
+        return Scrutiny([], [], [], [])
+    known = Evaluation(pd.concat(tables, ignore_index=True), about)
+    eps = telling(known)
+    key = {"job": "diagnose", "norm": recipe.norm, "box": about["box"], "eps": eps, "table": verdicts.digest(known.table)}
+    every = torch.arange(len(subject.split), device=subject.device)
+
+    def work() -> Evaluation:
+        split, found = subject.split, _found(known, subject)
+        done = diagnose(
+            subject.asked,
+            split.x,
+            split.y,
+            split.index,
+            norm=recipe.norm,
+            box=about["box"],
+            eps=eps,
+            found=found,
+            closed=certified >= eps,
+            seed=recipe.seed,
+        )
+        empty = known.table.iloc[:0][COLUMNS]
+        return Evaluation(empty, {"diagnostics": [one.plain | {"eps": eps} for one in done]})
+
+    said = subject.part(key, every, work).about["diagnostics"]
+    marks = [one["name"] for one in said if one["tripped"]]
+    new, breaches = _escalate(subject, recipe, known, escalated(protocol, marks), predicted, certified)
+    return Scrutiny(said, marks, new, breaches)
+
+
+def telling(known: Evaluation) -> float:
+    """The eps at which robust accuracy is nearest to half of clean accuracy: there most could still be wrong either way.
+
+    The largest of several (where attacks fail altogether, every eps is as far away).
+    """
+    gaps = {}
+    for eps in known.about["epsilons"]:
+        states = verdicts.states(known, eps)["state"]
+        standing, right = states.isin(["certified", "survived", "untested"]).sum(), (states != "wrong").sum()
+        gaps[float(eps)] = abs(2 * int(standing) - int(right))
+    return min(gaps, key=lambda eps: (gaps[eps], -eps))
+
+
+def _found(known: Evaluation, subject: Subject) -> dict[str, Tensor]:
+    """By method, each image's distance to the nearest image it broke, inf where none."""
+    norm, table = known.about["norm"], known.table
+    falls = table[counted(table, norm, known.about["box"])]
+    where = {index: row for row, index in enumerate(subject.split.index.tolist())}
+    found = {}
+    for method, rows in falls.groupby("method"):
+        nearest = rows.groupby("index")[f"distance_{norm}"].min()
+        distance = torch.full((len(where),), torch.inf, dtype=torch.float64)
+        distance[[where[int(index)] for index in nearest.index]] = torch.tensor(nearest.to_numpy(dtype=float))
+        found[str(method)] = distance.to(subject.device)
+    return found
+
+
+def _escalate(
+    subject: Subject, recipe: EvalRecipe, known: Evaluation, attacks: Sequence[Attack], predicted: Tensor, certified: Tensor
+) -> tuple[list[pd.DataFrame], list[dict[str, Any]]]:
+    new: list[pd.DataFrame] = []
+    breaches: list[dict[str, Any]] = []
+    withstood: set[int] = set()
+    indices, shas = subject.split.index.tolist(), subject.inputs
+    for eps in sorted({float(eps) for eps in known.about["epsilons"] if eps > 0 and attacks}, reverse=True):
+        for attack in attacks:
+            states = verdicts.states(Evaluation(pd.concat([known.table, *new], ignore_index=True), known.about), eps)["state"]
+            still = [row for row, index in enumerate(indices) if states[index] == "survived" and index not in withstood]
+            aimed = attack.aimed(norm=recipe.norm, eps=eps, seed=recipe.seed)
+            for block in torch.tensor(still, dtype=torch.int64, device=subject.device).split(recipe.block):
+                if len(block):
+                    label = f"check:{attack.label}"
+                    done = harness.run_attack(subject, aimed, block, predicted, shas, certified[block], label)
+                    new.append(done.table)
+                    breaches += done.about["breaches"]
+        states = verdicts.states(Evaluation(pd.concat([known.table, *new], ignore_index=True), known.about), eps)["state"]
+        withstood |= set(states.index[states == "survived"])
+    return new, breaches
