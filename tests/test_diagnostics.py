@@ -5,14 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from oracles import affine, constant_model, masking_model
+from oracles import constant_model, masking_model
 from sklearn.datasets import load_digits
 from torch import nn
 
-from robustbench_rkhs.attacks import PGD
-from robustbench_rkhs.attacks.ball import distances
+from robustbench_rkhs.attacks import PGD, Square
 from robustbench_rkhs.checkpoint import load
-from robustbench_rkhs.diagnostics import CHECKS, Persistent, RandomSearch, diagnose, escalated
+from robustbench_rkhs.diagnostics import CHECKS, diagnose, escalated
 from robustbench_rkhs.node import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -267,30 +266,11 @@ def test_a_check_that_fails_says_so(plain):
     assert found["zero_gradients"].words == "could not run: no gradients here" and not found["randomised"].tripped
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize("box", ["unit", "none"])
-@pytest.mark.parametrize("attack", [RandomSearch(queries=150), Persistent(steps=10, restarts=3, targets=2)])
-def test_the_searches_stay_inside_and_do_not_depend_on_the_batch(attack, norm, box):
-    oracle = affine(4, (2, 3, 5), images=8)
-    model, x = oracle.model.double(), oracle.x.double()
-    far = 3 if isinstance(attack, RandomSearch) else 1.5  # a hundred queries alone do not come near the optimum
-    keys, eps = torch.arange(8), far * oracle.distance(norm).double()
-    aimed = attack.model_copy(update={"norm": norm, "box": box})
-    whole = aimed(model, x, oracle.y, keys, eps)
-    away = distances(x, whole.images, norm)
-    assert (away <= eps).all() and (away > 0).sum() >= 6
-    order = torch.tensor([5, 2, 7])
-    part = aimed.model_copy(update={"batch_size": 2})(model, x[order], oracle.y[order], keys[order], eps[order])
-    assert torch.allclose(part.images, whole.images[order], atol=1e-12)
-    assert torch.equal(part.forwards, whole.forwards[order])
-    fallen = model(whole.images).argmax(1) != oracle.y
-    assert torch.equal(fallen, away > 0)
-
-
 def test_escalation_is_what_the_marks_call_for():
     assert escalated((PGD(),), ()) == ()
-    walk, search = escalated((PGD(box="none"),), ("zero_gradients",))
-    assert isinstance(walk, Persistent) and isinstance(search, RandomSearch) and walk.box == search.box == "none"
+    found = escalated((PGD(box="none"),), ("zero_gradients",))
+    assert [attack.label for attack in found] == ["apgd:margin", "ensemble:plus", "square"]
+    assert {attack.box for attack in found} == {"none"} and found[2].queries > Square().queries
     assert all(attack.expectation > 1 for attack in escalated((PGD(),), ("randomised", "black_box")))
-    through = escalated((Persistent(straight_through=("0",)),), ("black_box",))
+    through = escalated((Square(straight_through=("0",)),), ("black_box",))
     assert all(attack.straight_through == ("0",) for attack in through)

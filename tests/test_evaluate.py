@@ -212,7 +212,7 @@ def test_code_that_changed_is_not_served_old_parts(tmp_path):
     )
     assert first.about["weights"] == second.about["weights"]
     parts = len(list((tmp_path / "same" / "parts").iterdir()))
-    assert parts == 2 * 3  # blocks of 8 and 16 images and the diagnosis, once for each code
+    assert parts == 2 * 2  # a block and the diagnosis, once for each code
 
 
 class Broken(PGD):

@@ -3,7 +3,5 @@
 from robustbench_rkhs.diagnostics.contract import FEWEST, SHARE, Diagnosis
 from robustbench_rkhs.diagnostics.escalation import escalated
 from robustbench_rkhs.diagnostics.run import CHECKS, diagnose
-from robustbench_rkhs.diagnostics.search import RandomSearch
-from robustbench_rkhs.diagnostics.walk import Persistent
 
-__all__ = ["CHECKS", "FEWEST", "SHARE", "Diagnosis", "Persistent", "RandomSearch", "diagnose", "escalated"]
+__all__ = ["CHECKS", "FEWEST", "SHARE", "Diagnosis", "diagnose", "escalated"]

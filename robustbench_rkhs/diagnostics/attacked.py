@@ -5,11 +5,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustbench_rkhs.attacks.ball import draws, per_image
+from robustbench_rkhs.attacks.square import Square
 from robustbench_rkhs.diagnostics.contract import Diagnosis, Scene
-from robustbench_rkhs.diagnostics.search import RandomSearch
 from robustbench_rkhs.diagnostics.walk import descend, margins, restarts, step
 
-BLACK_BOX = ("square", "random_search", "hopskipjump", "boundary", "nes", "spsa", "noise")
+BLACK_BOX = ("square", "hop_skip_jump")
 """Words in the label of an attack that asks for no gradient."""
 STANDING = 0.1
 """With the whole box allowed every right image has an adversarial one (a picture of another class); honest networks left
@@ -121,7 +121,7 @@ def transfer(scene: Scene) -> Diagnosis:
 
 
 def black_box(scene: Scene) -> Diagnosis:
-    """Images that queries break and gradients leave: by the protocol's own black-box attacks, and by 300 queries of random search.
+    """Images that queries break and gradients leave: by the protocol's own black-box attacks, and by 300 of Square.
 
     Threshold: 5% of the right images. Cost: at most 301 passes.
     """
@@ -132,9 +132,9 @@ def black_box(scene: Scene) -> Diagnosis:
         known |= (distance <= scene.eps) & asked
         by_gradient |= (distance <= scene.eps) & (not asked)
     engine = scene.engine(scene.standing)
-    RandomSearch(norm=scene.norm, box=scene.box, queries=300).search(engine)
+    Square(norm=scene.norm, box=scene.box, queries=300).search(engine)
     more = int((known & ~by_gradient).sum()) + int(engine.fallen.sum())
-    words = f"queries without gradients break {more} of {len(scene.x)} right images that gradient attacks leave"
+    words = f"queries without gradients (Square) break {more} of {len(scene.x)} right images that gradient attacks leave"
     return scene.broken_more("black_box", more, words, scene.passes(engine))
 
 

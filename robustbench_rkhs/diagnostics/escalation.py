@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 
+from robustbench_rkhs.attacks.apgd import APGD
 from robustbench_rkhs.attacks.contract import Attack
 from robustbench_rkhs.attacks.engine import EngineAttack
-from robustbench_rkhs.diagnostics.search import RandomSearch
-from robustbench_rkhs.diagnostics.walk import Persistent
+from robustbench_rkhs.attacks.ensemble import Ensemble
+from robustbench_rkhs.attacks.square import Square
 
 DRAWN = 16
 """Passes an answer of a model that draws is the mean of."""
@@ -14,8 +15,9 @@ DRAWN = 16
 def escalated(protocol: Sequence[Attack], marks: Iterable[str]) -> tuple[Attack, ...]:
     """The attacks that tripped diagnoses call for beyond the protocol, in its box and with its layers passed straight through.
 
-    Any mark: margin descent of 100 steps from 5 starts and towards 9 classes, whatever the scale of the logits, and 5,000 queries
-    without gradients. A model that draws: both on the mean of 16 passes, with shorter runs. Nothing tripped: none. `softmaxed`
+    Any mark: APGD on the margin from 5 starts, the ensemble's battery `plus` (5 restarts, every loss and target), and Square with
+    10,000 queries. A model that draws: APGD on the margin and at three classes, and Square with 1,000 queries, every answer the
+    mean of 16 passes. Nothing tripped: none. `softmaxed`
     needs nothing of its own: the margin of probabilities or log-probabilities orders images as that of logits does.
     """
     marked = set(marks)
@@ -26,7 +28,9 @@ def escalated(protocol: Sequence[Attack], marks: Iterable[str]) -> tuple[Attack,
     shared = {"box": box, "straight_through": tuple(sorted(straight))}
     if "randomised" in marked:
         return (
-            Persistent(steps=50, restarts=2, targets=3, expectation=DRAWN, **shared),
-            RandomSearch(queries=1000, expectation=DRAWN, **shared),
+            Ensemble(
+                version="custom", attacks=(APGD(loss="margin"), APGD(loss="targeted", targets=3)), expectation=DRAWN, **shared
+            ),
+            Square(queries=1000, expectation=DRAWN, **shared),
         )
-    return Persistent(**shared), RandomSearch(queries=5000, **shared)
+    return APGD(loss="margin", restarts=5, **shared), Ensemble(version="plus", **shared), Square(queries=10_000, **shared)

@@ -1,15 +1,13 @@
-"""Descent in the engine that needs nothing but a gradient: what the diagnoses compare, and what runs when one trips."""
+"""Descent in the engine that needs nothing but a gradient: what the diagnoses compare."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
 from torch import Tensor
 
 from robustbench_rkhs.attacks.ball import draws, per_image, unit
-from robustbench_rkhs.attacks.engine import Engine, EngineAttack
+from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.objective import margin
 
 Lowered = Callable[[Tensor, Tensor], Tensor]
@@ -85,30 +83,3 @@ def restarts(engine: Engine, steps: int, count: int, targets: int = 0, first: in
             return (logits.gather(1, own) - logits.gather(1, other))[:, 0]
 
         descend(engine, at, engine.x[at], gap, steps)
-
-
-class Persistent(EngineAttack):
-    r"""What runs on the survivors of a model that tripped a diagnosis: many starts, every class as a target.
-
-    .. math:: x' \leftarrow \Pi_{B_\varepsilon(x)} \big( x' - s_t\, d(\nabla_{x'} (f_y - \max_{j \ne y} f_j)(x')) \big)
-
-    d: the gradient at length one (l2) or its sign (linf). Runs: from x, from `restarts` - 1 random points of the ball, then from x
-    towards each of the `targets` classes that come next at x.
-    Cost: `expectation` times (restarts + targets) (steps + 1) forward and (restarts + targets) steps backward passes, at most.
-    Source: projected gradient descent as in Madry et al., ICLR 2018, with the margin and targets of Gowal et al., 2019.
-    """
-
-    name: Literal["persistent"] = "persistent"
-    steps: int = Field(100, ge=1)
-    """Gradient steps of each run."""
-    restarts: int = Field(5, ge=1)
-    """Runs down the margin."""
-    targets: int = Field(9, ge=0)
-    """Runs towards one class each."""
-
-    @property
-    def scale_invariant(self) -> bool:
-        return True
-
-    def search(self, engine: Engine) -> None:
-        restarts(engine, self.steps, self.restarts, self.targets)
