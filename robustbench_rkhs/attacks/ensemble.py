@@ -45,8 +45,8 @@ class Ensemble(EngineAttack):
     asked for once; no weight gradients; two classes are enough, and any rank of input. Draws are counted by (seed, key), so with
     `effort: full` the verdict on an image does not depend on the others.
 
-    effort adaptive: every APGD part on every image; the other parts, five sixths of the cost, only on a pilot: the 15 % of
-    the open images (at least 12) that came nearest to falling and a tenth (at least 12) drawn by key. What breaks near images only
+    effort adaptive: every APGD part on every image; the other parts, five sixths of the cost, only on a pilot: the 12 % of
+    the open images (at least 10) that came nearest to falling and 8 % (at least 10) drawn by key. What breaks near images only
     goes on, nearest first, until it breaks none; what breaks no pilot image is left out for the rest: with n drawn images, at
     most a share 1 - 0.05^(1/n) of these would have fallen to it, at 95 % confidence. All get the whole battery where a drawn
     image fell to it, Square came lower than the gradients did on any pilot image, more than a tenth of the gradients are zero or

@@ -12,7 +12,7 @@ from robustbench_rkhs.attacks.ball import mix, per_image, unit
 from robustbench_rkhs.attacks.engine import Engine, EngineAttack
 from robustbench_rkhs.attacks.objective import margin
 
-NEAR, DRAWN, LEAST = 0.15, 0.1, 12
+NEAR, DRAWN, LEAST = 0.12, 0.08, 10
 """The pilot: this share of the open images nearest to falling, this share drawn from the rest; at least so many of each."""
 AGREE = 4.0
 """Where gradients mean something, a small step along one lowers the margin by what it says, up to this factor."""
