@@ -32,7 +32,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "lip": {
         "about": "A 1-Lipschitz network on digits: orthogonal layers with MaxMin between them",
-        "network": {"name": "lipschitz_bounded", "hidden": [64, 64], "family": "orthogonal", "activation": "maxmin"},
+        "network": {"name": "lipschitz_bounded", "hidden": [64], "family": "orthogonal", "activation": "maxmin"},
         "loss": {"name": "cross_entropy", "temperature": 0.1, "offset": 0.5},
         "optimizer": {"name": "adam", "lr": 0.005},
         "epochs": 60,

@@ -34,6 +34,7 @@ from robustbench_rkhs.attacks import Ensemble
 from robustbench_rkhs.attacks.contract import Attacked
 from robustbench_rkhs.evaluate import evaluate
 from robustbench_rkhs.layers.settling import settled
+from robustbench_rkhs.verdicts import Evaluation
 
 PARTS = ("curve", "adaptive", "masked", "lipschitz", "single", "quick")
 NETWORKS = ("adv", "std")
@@ -53,12 +54,19 @@ def ours(name: str, effort: Literal["quick", "adaptive", "standard"], count: int
     rows = done.table[done.table["kind"] == "attack"]
     passes = (rows["forwards"] + rows["backwards"]).groupby(rows["method"]).sum()
     states = [verdicts.states(done, eps)["state"].value_counts() for eps in GRID]
+    diagnosis = diagnosed(done)
     return {
         "stands": [int(sum(state.get(one, 0) for one in ("survived", "certified", "untested"))) for state in states],
-        "passes": count + int(passes.sum()),
+        "passes": count + int(passes.sum()) + diagnosis,
+        "diagnosis": diagnosis,
         "seconds": round(seconds, 1),
         "by_attack": {str(method): int(number) for method, number in passes.items()},
     }
+
+
+def diagnosed(done: Evaluation) -> int:
+    """Passes of the diagnosis, on its sample of at most 64 images."""
+    return round(sum(one["cost"] for one in done.about["diagnostics"]) * min(64, done.about["samples"]))
 
 
 def peer(name: str, count: int) -> dict[str, Any]:
@@ -79,7 +87,7 @@ def above(one: list[int], other: list[int], count: int) -> float:
 
 
 def curve(quick: bool, effort: Literal["adaptive", "standard"] = "standard") -> dict[str, Any]:
-    count, prefix = (20 if quick else 100), ("curve" if effort == "standard" else effort)
+    count, prefix = (20 if quick else 300), ("curve" if effort == "standard" else effort)
     rows = {name: {"ours": ours(name, effort, count), "autoattack": peer(name, count)} for name in NETWORKS}
     ratio = {
         what: round(sum(row["autoattack"][what] for row in rows.values()) / sum(row["ours"][what] for row in rows.values()), 2)
@@ -109,7 +117,7 @@ def masking(quick: bool) -> dict[str, Any]:
 
 def lipschitz(quick: bool) -> dict[str, Any]:
     """An evaluation of one eps with all certificates: what they leave open is attacked, the certified are audited."""
-    count = 30 if quick else 100
+    count = 30 if quick else 300
     model, test, figures = network("lip"), images(count), {}
     for eps, key in ((0.25, "025"), (0.5, "05")):
         library = autoattack(settled(model), test.x, test.y, eps)
@@ -123,11 +131,13 @@ def lipschitz(quick: bool) -> dict[str, Any]:
         figures |= {
             f"lipschitz_pass_ratio_{key}": round(theirs / (spent - audit), 2),
             f"lipschitz_pass_ratio_{key}_audited": round(theirs / spent, 2),
+            f"lipschitz_pass_ratio_{key}_audited_and_diagnosed": round(theirs / (spent + diagnosed(done)), 2),
             f"lipschitz_{key}": {
                 "certified": int(states.get("certified", 0)),
                 "ours": int(states.get("certified", 0) + states.get("survived", 0) + states.get("untested", 0)),
                 "autoattack": library["stands"].count("1"),
                 "passes": {str(method): int(number) for method, number in passes.items()},
+                "diagnosis_passes": diagnosed(done),
                 "autoattack_passes": theirs,
                 "winners": done.table[done.table["kind"] == "certificate"]["method"].value_counts().to_dict(),
             },
@@ -161,8 +171,8 @@ def single(quick: bool) -> dict[str, Any]:
 
 
 def quick(quick: bool) -> dict[str, Any]:
-    """Minimal-norm attacks alone, on 60 images, against AutoAttack at every eps (its passes: the share of 100)."""
-    figures, count, full = {}, 20 if quick else 60, 20 if quick else 100
+    """Minimal-norm attacks alone, on 60 images, against AutoAttack at every eps (its passes: the share of 300)."""
+    figures, count, full = {}, 20 if quick else 60, 20 if quick else 300
     for name in NETWORKS:
         model, test = network(name), images(full)
         held = {run["eps"]: run for run in attack_peers.kept(name, test.digest, full)}
