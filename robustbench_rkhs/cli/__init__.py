@@ -1,7 +1,7 @@
 """The commands: signatures and printing, a file each. Everything heavy is imported inside them, so that --help is quick."""
 
 from robustbench_rkhs.cli.audit import audit
-from robustbench_rkhs.cli.command import command
+from robustbench_rkhs.cli.command import Names, command
 from robustbench_rkhs.cli.condition import Condition
 from robustbench_rkhs.cli.evaluate import evaluate
 from robustbench_rkhs.cli.listing import listing
@@ -17,6 +17,7 @@ from robustbench_rkhs.cli.verify import verify
 
 __all__ = [
     "Condition",
+    "Names",
     "audit",
     "command",
     "evaluate",
