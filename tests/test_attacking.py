@@ -15,6 +15,7 @@ from robustbench_rkhs.attacks.ball import draws, per_image
 from robustbench_rkhs.attacks.engine import EngineAttack
 from robustbench_rkhs.certificates import MarginCertificate
 from robustbench_rkhs.evaluate import evaluate
+from robustbench_rkhs.harness import tally
 from robustbench_rkhs.recipe import EvalRecipe
 from robustbench_rkhs.shelf import Shelf
 
@@ -148,8 +149,8 @@ class Counter:
     """Counts the images each attack was called on, and interrupts after so many calls."""
 
     def __init__(self, monkeypatch, stop=None):
-        self.calls, self.largest, self.images, self.stop, self.original = 0, 0, [], stop, harness._counted
-        monkeypatch.setattr(harness, "_counted", self)
+        self.calls, self.largest, self.images, self.stop, self.original = 0, 0, [], stop, tally.counted
+        monkeypatch.setattr(tally, "counted", self)
 
     def __call__(self, subject, attack, positions, certified, budgets, label):
         if self.calls == self.stop:
@@ -210,9 +211,9 @@ class FakeTime:
     """A clock that only attacks move: a second an image."""
 
     def __init__(self, monkeypatch, cost=1.0):
-        self.now, self.cost, self.original = 0.0, cost, harness._counted
+        self.now, self.cost, self.original = 0.0, cost, tally.counted
         monkeypatch.setattr(attacking, "time", SimpleNamespace(monotonic=lambda: self.now))
-        monkeypatch.setattr(harness, "_counted", self)
+        monkeypatch.setattr(tally, "counted", self)
 
     def __call__(self, subject, attack, positions, *rest):
         self.now += self.cost * len(positions)

@@ -38,7 +38,7 @@ def rkhs(command, *flags, folder, code=0):
 def home(tmp_path_factory):
     """A folder with a recipe and a checkpoint trained by the command."""
     folder = tmp_path_factory.mktemp("home")
-    root = Path(cli.__file__).parent.parent
+    root = Path(cli.__file__).parent.parent.parent
     shutil.copytree(root / "models", folder / "models")
     rkhs("train", "--model", "digits_mlp", *TINY, folder=folder)
     return folder

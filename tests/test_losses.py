@@ -9,7 +9,7 @@ from oracles import affine, bent, constant_model
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
 
-from robustbench_rkhs import cli
+from robustbench_rkhs.cli.listing import _listing
 from robustbench_rkhs.listing import KINDS, listing
 from robustbench_rkhs.losses import (
     IBP,
@@ -351,7 +351,7 @@ def test_every_loss_has_its_card_and_its_place_in_a_recipe(name):
 
 
 def test_the_command_line_lists_every_kind():
-    kinds = get_args(get_args(get_type_hints(cli._listing, include_extras=True)["kind"])[0])
+    kinds = get_args(get_args(get_type_hints(_listing, include_extras=True)["kind"])[0])
     assert set(kinds) == {"all", "models", *KINDS}
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from robustbench_rkhs import scrutiny, verdicts
 from robustbench_rkhs.attacks import PGD
-from robustbench_rkhs.cli import _warnings
+from robustbench_rkhs.cli.warnings import warnings_of
 from robustbench_rkhs.evaluate import evaluate
 from robustbench_rkhs.report import write_leaderboard, write_tables
 from robustbench_rkhs.report.tables import console
@@ -60,7 +60,7 @@ def test_the_escalation_breaks_what_a_masked_model_withstood(tmp_path):
     assert verdicts.by_attack(done)["masked"].all()
     stored = verdicts.read(done.about["path"])
     assert stored.about["diagnostics"] == done.about["diagnostics"] and stored.about["marks"] == done.about["marks"]
-    assert any(line.startswith("DOUBTFUL zero_gradients: 6 of 6 right images") for line in _warnings(done))
+    assert any(line.startswith("DOUBTFUL zero_gradients: 6 of 6 right images") for line in warnings_of(done))
 
 
 def test_an_honest_model_is_not_marked_and_a_finished_diagnosis_is_read(tmp_path, monkeypatch):
@@ -68,7 +68,7 @@ def test_an_honest_model_is_not_marked_and_a_finished_diagnosis_is_read(tmp_path
     settings = {"eps": (float(oracle.l2.median()),), "attacks": QUICK, "certificates": (), "folder": tmp_path}
     first = evaluate(oracle.model, (oracle.x, oracle.y), **settings)
     assert first.about["marks"] == [] and len(first.about["diagnostics"]) == 9 and not doubts(first)
-    assert not [line for line in _warnings(first) if "DOUBTFUL" in line]
+    assert not [line for line in warnings_of(first) if "DOUBTFUL" in line]
     monkeypatch.setattr(scrutiny, "diagnose", lambda *_, **__: pytest.fail("diagnosed again"))
     assert evaluate(oracle.model, (oracle.x, oracle.y), **settings).about["diagnostics"] == first.about["diagnostics"]
 

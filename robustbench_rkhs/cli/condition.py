@@ -1,0 +1,40 @@
+"""What `--require` asks of an evaluation."""
+
+import re
+from typing import Any
+
+from robustbench_rkhs.cli.number import number
+from robustbench_rkhs.node import UserError
+
+
+class Condition:
+    """`robust@1.0>=0.45`: what a summary must satisfy."""
+
+    FORM = re.compile(r"^\s*(clean|robust|certified)\s*(?:@\s*([0-9./e-]+))?\s*(>=|<=|>|<)\s*([0-9.e/-]+)\s*$")
+
+    def __init__(self, text: str, quantity: str, eps: float, sign: str, bound: float) -> None:
+        self.text, self.quantity, self.eps, self.sign, self.bound = text, quantity, eps, sign, bound
+
+    @classmethod
+    def read(cls, text: str) -> "Condition":
+        """From the command line. Raises UserError where it is none."""
+        found = cls.FORM.match(text)
+        if not found or (found[2] is None and found[1] != "clean"):
+            raise UserError(f"--require: expected a condition such as 'robust@1.0>=0.45', found {text!r}")
+        return cls(text, found[1], number(found[2] or "0"), found[3], number(found[4]))
+
+    def check(self, done: Any) -> tuple[bool, str]:
+        """Whether it holds of this evaluation, and the line that says so. Raises UserError for an eps that was not evaluated."""
+        from robustbench_rkhs import verdicts
+
+        if self.quantity == "robust" and self.eps not in done.about["epsilons"]:
+            raise UserError(f"--require {self.text!r}: eps {self.eps:g} was not evaluated; evaluated: {done.about['epsilons']}")
+        value = float(verdicts.summary(done, [self.eps])[self.quantity].iloc[0])
+        held = {
+            ">=": value >= self.bound,
+            "<=": value <= self.bound,
+            ">": value > self.bound,
+            "<": value < self.bound,
+        }[self.sign]
+        found = "withheld (images are untested)" if value != value else f"{value:.4f}"
+        return held, f"required {self.text}: found {found}, {'holds' if held else 'DOES NOT HOLD'}"

@@ -1,0 +1,31 @@
+"""rkhs-list: what there is."""
+
+from typing import Annotated, Literal
+
+import tyro
+
+from robustbench_rkhs.cli.command import command
+
+
+def _listing(
+    kind: Annotated[
+        Literal["all", "models", "attacks", "certificates", "losses", "penalties", "samplers", "projections", "networks", "data"],
+        tyro.conf.Positional,
+    ] = "all",
+    name: Annotated[str | None, tyro.conf.Positional] = None,
+) -> None:
+    """What there is: models, attacks, certificates, losses ... With a name: its card, or a model's whole recipe.
+
+    $ rkhs-list
+    $ rkhs-list attacks pgd
+
+    Args:
+        kind: One kind, or all.
+        name: One of that kind.
+    """
+    from robustbench_rkhs.listing import listing
+
+    print(listing(kind, name))
+
+
+listing = command(_listing)

@@ -1,0 +1,64 @@
+"""rkhs-norms: bounds of the RKHS norm of a model."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from robustbench_rkhs.cli.command import Names, command, typed_command
+from robustbench_rkhs.cli.number import number
+from robustbench_rkhs.cli.screen import console_of_width
+
+
+def _norms(
+    model: str,
+    samples: int | None = None,
+    eps: Names = ("0.1", "0.5", "1.0"),
+    training_samples: int = 10000,
+    seed: int = 0,
+    checkpoint: str | None = None,
+    data: str | None = None,
+    out: Path = Path("reports"),
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Bounds of the RKHS norm of a model side by side, lower and upper, and the margin bound they would give.
+
+    $ rkhs-norms --model digits_mlp --samples 200
+
+    Args:
+        model: Name in checkpoints/, checkpoint folder, or package.module:builder.
+        samples: Test images, a seeded stratified subset; all where not given.
+        eps: Radii of the perturbations, l2 in pixels of [0, 1].
+        training_samples: Training images whose margins are measured; fewer where there are fewer.
+        seed: Which images, and every random draw.
+        checkpoint: Weights (.safetensors, or .pth of a plain state dict) for a recipe or builder.
+        data: Data set or FILE.npz in place of the recipe's.
+        out: norms/MODEL.* goes here.
+        as_json: Print one JSON object on stdout, the table on stderr.
+    """
+    from robustbench_rkhs.norms import norm_report
+    from robustbench_rkhs.report.norms import console_norms, write_norms
+    from robustbench_rkhs.subjects import load_model, training_images
+
+    subject = load_model(model, checkpoint, data)
+    found = norm_report(
+        subject.name,
+        subject.model,
+        subject.test,
+        training_images(model, data),
+        eps=[number(text) for text in eps],
+        samples=samples,
+        training_samples=training_samples,
+        seed=seed,
+        command=typed_command(),
+    )
+    screen = console_of_width(120, stderr=as_json)
+    screen.print(console_norms(found))
+    written = write_norms(found, out / "norms" / subject.name)
+    screen.print(f"norms: {' '.join(str(path) for path in written)}", markup=False, highlight=False)
+    if as_json:
+        print(json.dumps(found | {"files": [str(path) for path in written]}))
+
+
+norms = command(_norms)

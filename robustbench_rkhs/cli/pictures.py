@@ -1,0 +1,62 @@
+"""rkhs-pictures: what the methods do and how runs learned, drawn."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from robustbench_rkhs.cli.command import Names, command, typed_command
+
+
+def _pictures(
+    kind: Annotated[Literal["deformations", "learning", "curves", "square_wave", "vae"], tyro.conf.Positional],
+    model: Names = (),
+    data: str = "digits",
+    out: Path = Path("reports/pictures"),
+    name: str | None = None,
+    images: int = 4,
+    seed: int = 0,
+    band: Literal["range", "interval"] = "range",
+    norm: Literal["l2", "linf"] = "l2",
+    verdicts: Path = Path("reports/verdicts"),
+    vae: str = "",
+) -> None:
+    """Draw what the methods do and how runs learned: OUT/KIND-NAME.png, .pdf and .svg.
+
+    $ rkhs-pictures deformations --data mnist
+    $ rkhs-pictures learning --model digits_mlp 'plain=sweeps/mine/trials/0000/*'
+    $ rkhs-pictures curves --model 'digits_*' --band interval
+    $ rkhs-pictures square_wave --model 'reports/square_wave/runs/*'
+    $ rkhs-pictures vae --data mnist --vae kind=convolutional,iterations=2000
+    Runs of one recipe that differ in the seed alone are drawn as one curve; LABEL=GLOB makes a group of its own.
+
+    Args:
+        kind: deformations: test images, deformed. learning: loss and validation by epoch. curves: accuracy by eps over seeds.
+            square_wave: networks' fits. vae: samples beside data.
+        model: Names in checkpoints/, folders or globs, of curves names of models in VERDICTS; each as it is or as LABEL=GLOB.
+        data: Data set or FILE.npz.
+        out: Where the pictures go.
+        name: End of the files' names; made of the labels where not given.
+        images: Rows of the sheet.
+        seed: Which images, and every random draw.
+        band: Of curves over seeds: smallest to largest, or the 95% interval of the mean.
+        norm: Of curves: distance of the verdicts.
+        verdicts: Of curves: where the verdicts are.
+        vae: Fields of the VAE sampler, field=value,...; see rkhs-list samplers vae.
+    """
+    from robustbench_rkhs import pictures as draw
+
+    if kind == "deformations":
+        paths = draw.deformations_picture(data, out, images, seed)
+    elif kind == "learning":
+        paths = draw.learning_picture(model, out, name, band, typed_command())
+    elif kind == "curves":
+        paths = draw.curves_picture(model, out, name, band, verdicts, norm, typed_command())
+    elif kind == "square_wave":
+        paths = draw.square_wave_picture(model, out, name, typed_command())
+    else:
+        paths = draw.vae_picture(data, out, images, seed, vae)
+    print(f"pictures: {' '.join(str(path) for path in paths)}")
+
+
+pictures = command(_pictures)

@@ -1,0 +1,48 @@
+"""rkhs-rank: how well models rank."""
+
+import json
+from pathlib import Path
+
+from robustbench_rkhs.cli.command import Names, command, typed_command, usable_device
+
+
+def _rank(model: Names, data: str | None = None, device: str = "auto", out: Path = Path("reports")) -> None:
+    """auROC and auROC50 of models that rank (protein homology), on the test set; written to OUT/ranking/MODEL.json.
+
+    $ rkhs-rank --model protein_1_34
+
+    Args:
+        model: Names in checkpoints/, checkpoint folders, or package.module:builder.
+        data: Data set in place of the recipe's.
+        device: auto, cpu, cuda, cuda:1 ...
+        out: Where reports go.
+    """
+    from datetime import date
+
+    from robustbench_rkhs.checkpoint import weights_digest
+    from robustbench_rkhs.files import write_text
+    from robustbench_rkhs.ranking import rank_report
+    from robustbench_rkhs.subjects import load_model
+
+    where = usable_device(device)
+    for name in model:
+        subject = load_model(name, None, data)
+        found = rank_report(subject.model.to(where), subject.test.to(where))
+        about = {
+            "model": subject.name,
+            "data": subject.test.data,
+            "data_digest": subject.test.digest,
+            "weights": weights_digest(subject.model.state_dict()),
+            "seed": subject.seed,
+            "date": date.today().isoformat(),
+            "command": typed_command(),
+        }
+        path = out / "ranking" / f"{subject.name}.json"
+        write_text(path, json.dumps(found | about, indent=2) + "\n")
+        print(
+            f"{subject.name}: auROC {found['auroc']:.4f}, auROC50 {found['auroc50']:.4f} "
+            f"({found['members']} members among {found['others']} others of {subject.test.data} test): {path}"
+        )
+
+
+rank = command(_rank)

@@ -1,0 +1,48 @@
+"""rkhs-report: everything drawn again from the verdicts alone."""
+
+from pathlib import Path
+
+from robustbench_rkhs.cli.command import Names, command
+from robustbench_rkhs.node import UserError
+
+
+def _report(
+    out: Path = Path("reports"), model: Names = (), adversarials: tuple[Path, ...] = (), data: str | None = None, images: int = 8
+) -> None:
+    """Redraw every curve, table, trade-off plot and the leaderboard from the verdicts alone, and the nearest adversarial images.
+
+    $ rkhs-report
+    $ rkhs-report --adversarials mine.npz
+
+    Args:
+        out: The folder that holds verdicts/, and where reports go.
+        model: Only these models; all where not given.
+        adversarials: Files that rkhs-eval --save-adversarials wrote, drawn as OUT/pictures/nearest-NAME.*; where not given, those
+            in OUT/adversarials.
+        data: Data set or FILE.npz that the adversarial images are of, where their files do not name one.
+        images: Adversarial images in a picture.
+    """
+    from robustbench_rkhs import verdicts
+    from robustbench_rkhs.report import report as write_reports
+
+    if images < 1:
+        raise UserError(f"--images: expected at least 1, found {images}")
+
+    found = [done for done in verdicts.read_all(out / "verdicts") if not model or done.about["model"] in model]
+    if not found and not adversarials:
+        raise UserError(f"no verdicts in {out / 'verdicts'}: run rkhs-eval first")
+    written = write_reports(found, out) if found else {}
+    for file in adversarials or sorted((out / "adversarials").glob("*.npz")):
+        from robustbench_rkhs.pictures import nearest_picture
+
+        try:
+            written.setdefault("nearest", []).extend(nearest_picture(file, out / "pictures", data, images))
+        except UserError as error:
+            if adversarials:
+                raise
+            print(f"not drawn: {error}")
+    for kind, paths in written.items():
+        print(f"{kind}: {' '.join(str(path) for path in paths)}")
+
+
+report = command(_report)

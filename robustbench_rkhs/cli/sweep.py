@@ -1,0 +1,57 @@
+"""rkhs-sweep: one recipe at many settings, one of them picked."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from robustbench_rkhs.cli.command import command, typed_command, usable_device
+
+
+def _sweep(
+    fields: dict[str, str],
+    /,
+    sweep: str,
+    name: str | None = None,
+    device: str = "auto",
+    out: Path = Path("sweeps"),
+    reports: Path = Path("reports/sweeps"),
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Train a recipe at many settings and pick one on validation images. Fields of the recipe are flags, as for rkhs-train.
+
+    $ rkhs-sweep --sweep digits_gradient
+    $ rkhs-sweep --sweep mine.yaml --epochs 20 --device cuda:1
+    The same command on another core or machine that sees OUT is a second worker; a sweep that was stopped or killed goes on.
+
+    Args:
+        sweep: Name in models/sweeps/, or path of a YAML sweep.
+        name: What it is called; the file's name where not given.
+        device: auto, cpu, cuda, cuda:1 ...
+        out: Journal, trials, results.csv and best.yaml are in OUT/NAME.
+        reports: The report is REPORTS/NAME.*.
+        as_json: Print one JSON object on stdout, the progress on stderr.
+    """
+    from robustbench_rkhs.sweep import Plan, Sweep, work
+
+    where = usable_device(device)
+    plan, called = Plan(Sweep.read(sweep), fields), name or Path(sweep).stem
+    screen = sys.stderr if as_json else sys.stdout
+
+    def say(line: str) -> None:
+        print(line, file=screen, flush=True)
+
+    found = work(plan, called, out / called, reports, device=where, command=typed_command(), say=say)
+    if not found["finished"]:
+        say("all settings are taken; the worker that finishes the last one writes the report")
+    for row in found["settings"] if found["finished"] else []:
+        if row["picked"]:
+            say(f"picked by {plan.sweep.pick}: trial {row['trial']}, {json.dumps(row['setting'])}")
+    say(f"sweep: {' '.join(found['files'])}")
+    if as_json:
+        print(json.dumps(found))
+
+
+sweep = command(_sweep, overrides=True)

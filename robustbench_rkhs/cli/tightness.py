@@ -1,0 +1,54 @@
+"""rkhs-tightness: where the certificate is lost, layer by layer."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from robustbench_rkhs.cli.command import command, typed_command
+from robustbench_rkhs.cli.screen import console_of_width
+from robustbench_rkhs.node import UserError
+
+
+def _tightness(
+    model: str,
+    samples: int = 32,
+    seed: int = 0,
+    checkpoint: str | None = None,
+    data: str | None = None,
+    out: Path = Path("reports"),
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Layer by layer, the proven bound over what is found from below: where the certificate is lost.
+
+    $ rkhs-tightness --model digits_conv --samples 32
+
+    Args:
+        model: Name in checkpoints/, checkpoint folder, or package.module:builder.
+        samples: Test images, a seeded stratified subset; all where there are fewer.
+        seed: Which images, and every random draw.
+        checkpoint: Weights (.safetensors, or .pth of a plain state dict) for a recipe or builder.
+        data: Data set or FILE.npz in place of the recipe's.
+        out: tightness/MODEL.* goes here; verdicts of the model are looked for in verdicts/.
+        as_json: Print one JSON object on stdout, the tables on stderr.
+    """
+    from robustbench_rkhs.audit import tightness as run
+    from robustbench_rkhs.report.tightness import console_tightness, write_tightness
+    from robustbench_rkhs.subjects import load_model
+
+    if samples < 1:
+        raise UserError(f"--samples: expected at least 1, found {samples}")
+    subject = load_model(model, checkpoint, data)
+    folder = out / "verdicts"
+    found = run(subject.name, subject.model, subject.test, samples=samples, seed=seed, folder=folder, command=typed_command())
+    screen = console_of_width(140, stderr=as_json)
+    for table in console_tightness(found):
+        screen.print(table)
+    written = write_tightness(found, out / "tightness" / subject.name)
+    screen.print(f"tightness: {' '.join(str(path) for path in written)}", markup=False, highlight=False)
+    if as_json:
+        print(json.dumps(found | {"files": [str(path) for path in written]}))
+
+
+tightness = command(_tightness)

@@ -1,0 +1,39 @@
+"""rkhs-train: a named recipe, trained."""
+
+import os
+from pathlib import Path
+
+from robustbench_rkhs.cli.command import command, typed_command, usable_device
+
+
+def _train(
+    fields: dict[str, str], /, model: str, out: Path | None = None, device: str = "auto", fresh: bool = False, half: bool = False
+) -> None:
+    """Train a named model. Every field of its recipe is a flag: --epochs 3 --attack.eps 1.0 --data.train 1000.
+
+    $ rkhs-train --model digits_mlp --out checkpoints/mine
+    $ rkhs-train --model robust_vgg --epochs 20 --attack.steps 2
+    $ torchrun --nproc-per-node 2 --no-python rkhs-train --model digits_mlp
+    `rkhs-list models digits_mlp` shows a recipe with every field. A training that was stopped goes on from where it was.
+
+    Args:
+        model: Name in models/, or path of a YAML recipe.
+        out: Checkpoint folder; checkpoints/MODEL where not given.
+        device: auto, cpu, cuda, cuda:1 ...
+        fresh: Train anew over what the folder holds.
+        half: Store the weights in half precision.
+    """
+    from robustbench_rkhs.progress import TrainingBar
+    from robustbench_rkhs.recipe import TrainRecipe
+    from robustbench_rkhs.train import train as run
+
+    recipe = TrainRecipe.read(model, fields)
+    folder = out or Path("checkpoints") / Path(model).stem
+    leads = os.environ.get("RANK", "0") == "0"  # torchrun's other processes work silently
+    with TrainingBar(recipe.epochs, quiet=not leads) as bar:
+        run(recipe, folder, device=usable_device(device), command=typed_command(), fresh=fresh, half=half, report=bar.report)
+    if leads:
+        print(f"checkpoint: {folder}")
+
+
+train = command(_train, overrides=True)

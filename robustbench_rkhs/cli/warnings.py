@@ -1,0 +1,29 @@
+"""What an evaluation must say beside its tables: what is missing, doubtful, or false."""
+
+from typing import Any
+
+
+def warnings_of(done: Any) -> list[str]:
+    """One line each; those that begin with DOUBTFUL or UNSOUND forbid to trust the tables as they stand."""
+    from robustbench_rkhs import verdicts
+
+    lines = []
+    if not done.about["complete"]:
+        lines.append("incomplete: robust accuracy is withheld where images are untested")
+    if done.about["budget"] and not done.about["complete"]:
+        counts = verdicts.summary(done)
+        left = zip(counts["eps"], counts["count_untested"], strict=True)
+        untested = ", ".join(f"{count} at {eps:.4g}" for eps, count in left if count)
+        lines.append(
+            f"budget used up with images untested: {untested or 'none'}; the same command without --budget goes on from here"
+        )
+    if (sampled := done.about["rechecked"])["pairs"]:
+        lines.append(f"inferred survivals attacked at their own eps: {sampled['pairs']}, of which {sampled['fell']} fell")
+    claims = done.table[(done.table["kind"] == "certificate") & (done.table["radius"] > 0)]
+    if chance := float(claims["failure_probability"].max() if len(claims) else 0):
+        lines.append(f"certified by chance: each claim about an image is wrong with probability at most {chance:g}")
+    lines += [f"DOUBTFUL {line}" for line in verdicts.doubts(done)]
+    if done.about["breaches"]:
+        lines.append(f"UNSOUND: {len(done.about['breaches'])} certified images were broken; nothing of this may be published")
+        lines += [str(breach) for breach in done.about["breaches"][:5]]
+    return lines

@@ -1,0 +1,40 @@
+"""What a finished part depends on, as digests."""
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+SOURCES = (
+    "attacks",
+    "certificates",
+    "diagnostics",
+    "layers",
+    "lipschitz",
+    "relaxations",
+    "smoothing.py",
+    "counters.py",
+    "harness",
+    "portfolio.py",
+    "attacking.py",
+    "scrutiny.py",
+    "evaluate.py",
+)
+"""What a part's contents depend on, in this package."""
+
+
+@cache
+def sources_digest() -> str:
+    """sha256 over the source files that a part depends on."""
+    sha, package = hashlib.sha256(), Path(__file__).parent.parent
+    for source in SOURCES:
+        path = package / source
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            sha.update(file.read_bytes())
+    return sha.hexdigest()
+
+
+def digest_of(value: Any, length: int = 16) -> str:
+    """The first hex digits of the sha256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:length]

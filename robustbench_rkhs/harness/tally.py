@@ -1,0 +1,128 @@
+"""What an attack's images amount to: pulled inside ball and box, measured, asked again, kept as rows."""
+
+import math
+import time
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from robustbench_rkhs.attacks import Attack
+from robustbench_rkhs.attacks.ball import distances, pull_inside
+from robustbench_rkhs.attacks.contract import Attacked
+from robustbench_rkhs.attacks.engine import EngineAttack
+from robustbench_rkhs.harness.asking import answered, counting
+from robustbench_rkhs.harness.breaches import believed, replay
+from robustbench_rkhs.harness.identity import digest_of
+from robustbench_rkhs.harness.subject import Subject
+from robustbench_rkhs.node import UserError
+from robustbench_rkhs.smoothing import Smoothed
+from robustbench_rkhs.verdicts import Evaluation, Kept
+
+
+def run_attack(
+    subject: Subject,
+    attack: Attack,
+    positions: Tensor,
+    predicted: Tensor,
+    shas: list[str],
+    certified: Tensor,
+    label: str = "",
+    budgets: Tensor | None = None,
+) -> Evaluation:
+    """Attack these images and count what fell: pulled exactly inside ball and box, measured in float64, asked again.
+
+    `certified`: each image's largest certified radius; one that fell within it is a breach, replayed in float64 and noted.
+    `budgets`: each image's own eps in place of the attack's, for the attacks of our engine; their rows are kept image by image, as
+    their outcome for an image depends on no other image.
+    An attack that fails with an error leaves rows that say so; they count neither as broken nor as survived.
+    """
+    label = label or attack.label
+    settings = digest_of(attack.model_dump(mode="json", exclude={"eps", "seed", "norm"}))
+    key = {"job": "attack", "method": label, "settings": settings, "norm": attack.norm, "box": attack.box}
+    if budgets is None:
+        value = torch.inf if attack.eps is None else attack.eps
+        budgets = torch.full((len(positions),), value, dtype=torch.float64, device=positions.device)
+    budgets = budgets.to(positions.device, torch.float64)
+
+    def work(some: Tensor) -> Evaluation:
+        count = counted(subject, attack, positions[some], certified[some], budgets[some], label)
+        rows = subject.rows(positions[some], predicted, shas, settings=settings, **count.columns)
+        return Evaluation(rows, {"breaches": count.breaches, "outside": count.outside}, count.kept)
+
+    if isinstance(subject.asked, Smoothed):  # what is believed of a vote depends on what is claimed of it
+        key["certified"] = digest_of(certified.tolist())
+    whole = torch.arange(len(positions), device=positions.device)
+    if isinstance(attack, EngineAttack):
+        done = subject.each(key, positions, torch.where(budgets.isfinite(), budgets, -1.0).tolist(), work)
+    else:
+        done = subject.part(key | {"eps": attack.eps}, positions, lambda: work(whole))
+    broken = int((done.table["radius"].to_numpy() <= certified.cpu().numpy()).sum())
+    # rows kept from before there was this certificate: the replay needs the images again
+    return done if len(done.about["breaches"]) >= broken else work(whole)
+
+
+class Count(NamedTuple):
+    """Columns of an attack's rows, and the certificates it broke."""
+
+    columns: dict[str, Any]
+    breaches: list[dict[str, Any]]
+    outside: dict[str, list[int]]
+    """Indices of the images for which the attack returned one outside box or ball."""
+    kept: Kept | None
+    """The adversarial images, where they are asked for."""
+
+
+def counted(subject: Subject, attack: Attack, positions: Tensor, certified: Tensor, budgets: Tensor, label: str) -> Count:
+    """What an attack found on these images, each within its own budget."""
+    x, y = subject.split.x[positions], subject.split.y[positions]
+    keys, started, reason = subject.split.index[positions], time.perf_counter(), ""
+    try:
+        if isinstance(attack, EngineAttack):
+            attacked = attack(subject.asked, x, y, keys, budgets)
+        else:
+            attacked = attack(subject.asked, x, y, keys)
+    except UserError:
+        raise
+    except Exception as error:  # a library's fault is a row, not the end of the evaluation
+        reason, nothing = "error", torch.zeros(len(x), dtype=torch.int64)
+        attacked = Attacked(x, nothing, nothing)
+        print(f"attack {label} failed on a block: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    inside, found_images = x.clone(), attacked.images.to(x)
+    for eps in budgets.unique().tolist():  # a grid has few
+        own = budgets == eps
+        inside[own] = pull_inside(x[own], found_images[own], attack.norm, eps if math.isfinite(eps) else None, attack.box)
+    said = answered(counting(subject.asked), inside)
+    broken = said != y
+    if isinstance(subject.asked, Smoothed):
+        inside, broken = believed(subject.asked, attack, x, inside, y, certified, broken, budgets)
+        said = said if subject.nearest is None else answered(counting(subject.asked), inside)
+    found = {norm: torch.where(broken, distances(x, inside, norm), torch.nan) for norm in ("l2", "linf")}
+    radius = torch.where(broken, found[attack.norm], torch.inf)
+    columns = {
+        "norm": attack.norm,
+        "box": attack.box,
+        "kind": "attack",
+        "method": label,
+        "eps": torch.where(budgets.isfinite(), budgets, torch.nan).cpu().numpy(),
+        "state_reason": reason,
+        "radius": radius.cpu().numpy(),
+        "distance_l2": found["l2"].cpu().numpy(),
+        "distance_linf": found["linf"].cpu().numpy(),
+        "forwards": attacked.forwards.cpu().numpy() + 1,
+        "backwards": attacked.backwards.cpu().numpy(),
+        "seconds": (time.perf_counter() - started) / max(len(x), 1),
+        "arithmetic": f"{str(x.dtype).removeprefix('torch.')} on {torch.device(subject.device).type}",
+    }
+    kept = None if subject.nearest is None else Kept(inside[broken].cpu().numpy(), said[broken].cpu().numpy())
+    left = keys[outside(x, attacked.images, attack, budgets)].tolist()
+    return Count(columns, replay(subject, positions, inside, y, radius, certified, label), {label: left} if left else {}, kept)
+
+
+def outside(x: Tensor, images: Tensor, attack: Attack, budgets: Tensor, slack: float = 1e-6) -> Tensor:
+    """Which images that an attack returned are not finite, or outside its box or their balls by more than the slack."""
+    flat = images.flatten(1)
+    left = ~flat.isfinite().all(1)
+    if attack.box == "unit" and flat.shape[1]:
+        left |= ~((flat.double().amin(1) >= -slack) & (flat.double().amax(1) <= 1 + slack))
+    return left | ~(distances(x, images, attack.norm) <= budgets + slack)
