@@ -9,7 +9,7 @@ from torch import nn
 
 from robustbench_rkhs.attacks import APGD, FAB, AutoAttack, Ensemble, Square
 from robustbench_rkhs.attacks.ball import distances
-from robustbench_rkhs.attacks.engine import EngineAttack
+from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.spending import Spending, frugal, pilot
 from robustbench_rkhs.node import UserError
 from robustbench_rkhs.recipe import attack_from

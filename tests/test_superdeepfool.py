@@ -11,7 +11,7 @@ from scipy.optimize import linprog
 from torch import nn
 
 from robustbench_rkhs.attacks.ball import distances
-from robustbench_rkhs.attacks.engine import EngineAttack
+from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.linearised import likeliest, nearest_classes, onto_plane, reach
 from robustbench_rkhs.attacks.superdeepfool import SuperDeepFool
 

@@ -9,7 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from robustbench_rkhs.attacks.ball import draws, mix, per_image, unit
-from robustbench_rkhs.attacks.engine import Engine, EngineAttack, Value
+from robustbench_rkhs.attacks.engine import Engine, Value
+from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.objective import dlr, margin, objective, targeted_dlr
 from robustbench_rkhs.node import Real, UserError
 

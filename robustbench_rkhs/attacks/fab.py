@@ -8,7 +8,8 @@ from pydantic import Field
 from torch import Tensor
 
 from robustbench_rkhs.attacks.ball import draws, per_image, unit
-from robustbench_rkhs.attacks.engine import Engine, EngineAttack
+from robustbench_rkhs.attacks.engine import Engine
+from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.hyperplane import towards
 from robustbench_rkhs.attacks.nearer import misclassified, nearer
 from robustbench_rkhs.node import Real

@@ -9,7 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from robustbench_rkhs.attacks.ball import distances, per_image, unit
-from robustbench_rkhs.attacks.engine import Engine, EngineAttack, Value
+from robustbench_rkhs.attacks.engine import Engine, Value
+from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.linearised import likeliest, nearest_classes, onto_plane, reach
 from robustbench_rkhs.attacks.objective import margin
 from robustbench_rkhs.node import Real

@@ -7,7 +7,8 @@ from pydantic import Field
 from torch import Tensor
 
 from robustbench_rkhs.attacks.ball import distances, per_image
-from robustbench_rkhs.attacks.engine import Engine, EngineAttack
+from robustbench_rkhs.attacks.engine import Engine
+from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.linearised import likeliest, nearest_classes, onto_plane, towards
 from robustbench_rkhs.node import Real
 
