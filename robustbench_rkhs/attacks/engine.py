@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
-from robustbench_rkhs.attacks.ball import Box, Norm, distances, per_image
+from robustbench_rkhs.attacks.ball import Box, Norm, distances, into_ball
 from robustbench_rkhs.attacks.contract import Attacked
 from robustbench_rkhs.attacks.counting import gain
+from robustbench_rkhs.attacks.objective import input_gradient
 
 INSIDE = 1 - 1e-6
 """Images are projected to this share of eps, less what rounding can move them: it cannot take them out of the ball again."""
@@ -143,11 +144,7 @@ class Engine:
         """Into the box, then towards the image at the position into a ball a millionth, and the rounding, smaller than its eps."""
         x = self.x[at]
         delta = (images.clamp(0, 1) if self.box == "unit" else images) - x
-        eps = per_image((self.eps[at] * INSIDE - self.rounding[at]).clamp_min(0).to(x.dtype), x)
-        if self.norm == "linf":
-            return x + torch.maximum(torch.minimum(delta, eps), -eps)
-        length = per_image(delta.flatten(1).norm(dim=1), x)
-        return x + delta * (eps / torch.maximum(length, eps)).nan_to_num(nan=1.0)
+        return x + into_ball(delta, (self.eps[at] * INSIDE - self.rounding[at]).clamp_min(0).to(x.dtype), self.norm)
 
     def attacked(self) -> Attacked:
         """What the attack contract asks for."""
@@ -162,7 +159,7 @@ class Engine:
         with torch.enable_grad():
             logits = self.model(leaf)
             lowered = value(logits, rows)
-            gradient = _gradient(lowered.sum(), leaf)
+            gradient = input_gradient(lowered.sum(), leaf)
         return Slope(logits.detach(), lowered.detach(), gradient)
 
     def _jacobian(self, images: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -171,7 +168,7 @@ class Engine:
             logits = self.model(leaf)
             asked = logits if classes is None else logits.gather(1, classes)
             last = asked.shape[1] - 1
-            columns = [_gradient(asked[:, k].sum(), leaf, keep=k < last) for k in range(last + 1)]
+            columns = [input_gradient(asked[:, k].sum(), leaf, keep=k < last) for k in range(last + 1)]
         return logits.detach(), torch.stack(columns, 1)
 
     @torch.no_grad()
@@ -195,13 +192,6 @@ class Engine:
         places, several = best[order].unique_consecutive(return_counts=True)
         first = order[several.cumsum(0) - several]
         self.images[places], self.distance[places] = images[better][first], away[first]
-
-
-def _gradient(value: Float[Tensor, ""], x: Tensor, keep: bool = False) -> Tensor:
-    if not value.requires_grad:
-        return torch.zeros_like(x)
-    (gradient,) = torch.autograd.grad(value, x, retain_graph=keep, allow_unused=True)
-    return torch.zeros_like(x) if gradient is None else gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def __getattr__(name: str) -> Any:  # the harness still imports the base class from here
