@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robustbench_rkhs import harness
 from robustbench_rkhs.attacks import PGD, Attack, SuperDeepFool, schedule
-from robustbench_rkhs.attacks.engine import EngineAttack
+from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.schedule import FIRST, Known
 from robustbench_rkhs.harness import Subject
 from robustbench_rkhs.recipe import EvalRecipe

@@ -11,6 +11,7 @@ from hypothesis import settings
 jaxtyping.install_import_hook("robustbench_rkhs", "typechecker.check")
 
 import torch  # noqa: E402
+from oracles import Trained, trained_digits  # noqa: E402
 
 torch.set_num_threads(1)
 settings.register_profile("repeatable", deadline=None, derandomize=True)
@@ -28,3 +29,9 @@ def data_root() -> Callable[[str], Path]:
         return place
 
     return root
+
+
+@pytest.fixture(scope="session")
+def digits() -> Trained:
+    """A small network trained on digits, and 60 test images that it gets right; never to be changed in place."""
+    return trained_digits()

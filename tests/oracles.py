@@ -4,6 +4,7 @@ from math import prod
 from typing import NamedTuple
 
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 
@@ -74,6 +75,31 @@ def masking_model(classes: int = 10, margin: float = 30.0, distance: float = 0.7
     flip = torch.full((images,), distance, dtype=torch.float64)
     linf = flip * 1 / direction.abs().sum().item()
     return Affine(model.eval(), (0.5 + across).view(-1, *shape), torch.zeros(images, dtype=torch.int64), flip, linf)
+
+
+class Trained(NamedTuple):
+    """A small trained network and images of its data that it gets right."""
+
+    model: nn.Sequential
+    x: Tensor
+    y: Tensor
+
+
+def trained_digits(classes: int = 10, images: int = 60) -> Trained:
+    """One hidden layer, trained for a moment on the digits below `classes`; test images (1, 8, 8) in [0, 1]."""
+    stored = load_digits(n_class=classes)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        order = torch.randperm(len(stored.target))
+        x, y = torch.tensor(stored.images / 16, dtype=torch.float32)[order, None], torch.tensor(stored.target).long()[order]
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, classes))
+        optimizer = torch.optim.Adam(model.parameters(), 0.01)
+        for _ in range(150):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x[100:]), y[100:]).backward()
+            optimizer.step()
+    right = (model(x[:100]).argmax(1) == y[:100]).nonzero().flatten()[:images]
+    return Trained(model.eval(), x[right], y[right])
 
 
 def constant_model(classes: int = 10, answer: int = 0, attached: bool = True) -> nn.Module:

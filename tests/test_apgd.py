@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from oracles import Affine, affine, masking_model
-from sklearn.datasets import load_digits
 from torch import nn
 
 from robustbench_rkhs.attacks import APGD, AutoAttack
@@ -264,26 +263,7 @@ def test_it_is_named_on_the_command_line():
         attack_from("apdg")
 
 
-@pytest.fixture(scope="session")
-def digits():
-    """A small network trained for a second on digits, and 60 test images it gets right."""
-    images, labels = load_digits(return_X_y=True)
-    x, y = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(labels)
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    for _ in range(8):
-        for part in torch.randperm(1497).split(64):
-            noisy = (x[part] + 0.15 * torch.randn_like(x[part])).clamp(0, 1)
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(noisy), y[part]).backward()
-            optimizer.step()
-    model.eval()
-    right = (model(x[1497:]).argmax(1) == y[1497:]).nonzero()[:60, 0] + 1497
-    return Affine(model, x[right], y[right], x[right], x[right])
-
-
-@pytest.mark.parametrize(("norm", "eps"), [("l2", 1.0), ("linf", 0.08)])
+@pytest.mark.parametrize(("norm", "eps"), [("l2", 0.35), ("linf", 0.07)])
 def test_no_weaker_than_its_authors_package(digits, norm, eps):
     peer = AutoAttack(version="custom", attacks=("apgd-ce", "apgd-t"), norm=norm, eps=eps)
     theirs = stands(digits, run(peer, digits))
@@ -292,4 +272,4 @@ def test_no_weaker_than_its_authors_package(digits, norm, eps):
     left = ours.nonzero().flatten()
     ours[left] = (run(APGD(norm=norm, loss="targeted"), digits, budget, at=left).images == digits.x[left]).flatten(1).all(1)
     assert ours.sum() <= theirs.sum() + 1
-    assert 0 < theirs.sum() < 60
+    assert 5 < theirs.sum() < 55

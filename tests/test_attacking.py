@@ -12,7 +12,7 @@ from torch import nn
 from robustbench_rkhs import attacking, harness, verdicts
 from robustbench_rkhs.attacks import PGD, FoolboxAttack
 from robustbench_rkhs.attacks.ball import draws, per_image
-from robustbench_rkhs.attacks.engine import EngineAttack
+from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.certificates import MarginCertificate
 from robustbench_rkhs.evaluate import evaluate
 from robustbench_rkhs.harness import tally

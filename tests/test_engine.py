@@ -6,7 +6,7 @@ from oracles import affine
 from torch import nn
 
 from robustbench_rkhs.attacks.ball import distances
-from robustbench_rkhs.attacks.engine import EngineAttack
+from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.node import UserError
 
 

@@ -4,12 +4,11 @@ import pytest
 import torch
 from oracles import affine
 from pydantic import ValidationError
-from sklearn.datasets import load_digits
 from torch import nn
 
 from robustbench_rkhs.attacks import APGD, FAB, AutoAttack, Ensemble, Square
 from robustbench_rkhs.attacks.ball import distances
-from robustbench_rkhs.attacks.engine import EngineAttack
+from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.spending import Spending, frugal, pilot
 from robustbench_rkhs.node import UserError
 from robustbench_rkhs.recipe import attack_from
@@ -21,28 +20,6 @@ SHORT = (
     Square(queries=150),
 )
 """A battery in small."""
-
-
-def trained(classes, shape, seed=0):
-    """A small network on digits under `classes`, and 60 test images that it gets right."""
-    torch.manual_seed(seed)
-    bunch = load_digits(n_class=classes)
-    order = torch.randperm(len(bunch.target))
-    x, y = torch.tensor(bunch.images / 16, dtype=torch.float32)[order], torch.tensor(bunch.target)[order]
-    x = x.view(-1, *shape)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, classes))
-    optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    for _ in range(150):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x[100:]), y[100:]).backward()
-        optimizer.step()
-    right = (model(x[:100]).argmax(1) == y[:100]).nonzero().flatten()[:60]
-    return model.eval(), x[right], y[right].long()
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return trained(10, (1, 8, 8))
 
 
 def stands(attack, model, x, y):

@@ -11,7 +11,7 @@ from robustbench_rkhs.attacks import hyperplane
 
 def towards(points, normal, rise, norm, box):
     """One point a row."""
-    return hyperplane.towards(points[:, None], normal, rise[:, None], norm, box)[:, 0]
+    return hyperplane.offsets(points[:, None], normal, rise[:, None], norm, box)[:, 0]
 
 
 def problem(seed, size, rows=16, zeros=0.3):
@@ -124,6 +124,6 @@ def test_a_row_does_not_depend_on_its_neighbours(norm):
 def test_several_points_share_a_normal(norm, box):
     points, normal, generator = problem(9, 6)
     others, rise = torch.rand(16, 6, generator=generator, dtype=torch.float64), torch.linspace(-2, 2, 32, dtype=torch.float64)
-    both = hyperplane.towards(torch.stack([points, others], 1), normal, rise.view(16, 2), norm, box)
+    both = hyperplane.offsets(torch.stack([points, others], 1), normal, rise.view(16, 2), norm, box)
     assert torch.equal(both[:, 0], towards(points, normal, rise[::2], norm, box))
     assert torch.equal(both[:, 1], towards(others, normal, rise[1::2], norm, box))

@@ -11,8 +11,10 @@ from scipy.optimize import linprog
 from torch import nn
 
 from robustbench_rkhs.attacks.ball import distances
-from robustbench_rkhs.attacks.engine import EngineAttack
-from robustbench_rkhs.attacks.linearised import likeliest, nearest_classes, onto_plane, reach
+from robustbench_rkhs.attacks.engine_attack import EngineAttack
+from robustbench_rkhs.attacks.hyperplane import distance_to_plane, onto_plane
+from robustbench_rkhs.attacks.linearised import nearest_classes
+from robustbench_rkhs.attacks.objective import likeliest_classes
 from robustbench_rkhs.attacks.superdeepfool import SuperDeepFool
 
 
@@ -63,7 +65,7 @@ def test_the_step_lands_on_the_plane_in_the_box_and_nothing_there_is_nearer(seed
         assert (x + step >= -1e-12).all() and (x + step <= 1 + 1e-12).all()
         assert torch.allclose(-(gradient * step).sum(1)[~can], (gap.sign() * most(x, gap, gradient))[~can])
     length = step.norm(p=2 if norm == "l2" else torch.inf, dim=1)
-    far = reach(gap, gradient, norm)
+    far = distance_to_plane(gap, gradient, norm)
     assert (length[can] >= far[can] * (1 - 1e-9)).all()
     if box == "none":
         assert torch.allclose(length, far)
@@ -79,22 +81,22 @@ def test_no_slope_is_no_step_and_infinitely_far():
     for norm in ("l2", "linf"):
         for box in ("unit", "none"):
             assert not onto_plane(x, gap, 0 * gradient, norm, box).any()
-        assert reach(gap, 0 * gradient, norm).isinf().all()
-        tiny, usual = (reach(gap * s, gradient * s, norm) for s in (1e-300, 1))
+        assert distance_to_plane(gap, 0 * gradient, norm).isinf().all()
+        tiny, usual = (distance_to_plane(gap * s, gradient * s, norm) for s in (1e-300, 1))
         assert torch.allclose(tiny, usual)
 
 
 def test_likeliest_and_nearest_classes():
     oracle = affine(7, images=6)
     logits = oracle.model(oracle.x).detach()
-    order = likeliest(logits, oracle.y, 10)
+    order = likeliest_classes(logits, oracle.y, 10)
     assert order.shape == (6, 6) and (order != oracle.y[:, None]).all()
-    assert (logits.gather(1, order).diff(dim=1) <= 0).all() and torch.equal(likeliest(logits, oracle.y, 2), order[:, :2])
+    assert (logits.gather(1, order).diff(dim=1) <= 0).all() and torch.equal(likeliest_classes(logits, oracle.y, 2), order[:, :2])
     keys = torch.arange(6)
     with EngineAttack().engaged(oracle.model, oracle.x, oracle.y, keys, torch.full((6,), torch.inf).double()) as engine:
         near = nearest_classes(engine, torch.tensor([1, 4]), order[[1, 4]], 3)
         assert near.at.tolist() == [1, 1, 1, 4, 4, 4]
-        assert torch.allclose(near.reach[::3].double(), oracle.l2[[1, 4]], rtol=1e-5)
+        assert torch.allclose(near.distance[::3].double(), oracle.l2[[1, 4]], rtol=1e-5)
         weight = oracle.model[1].weight
         assert torch.allclose(near.gradient.flatten(1), weight[oracle.y[near.at]] - weight[near.classes], atol=1e-6)
         few = nearest_classes(engine, torch.tensor([0]), order[[0], :2], 1)
@@ -115,7 +117,7 @@ def boxed(norm, seed=0):
     gap = logits.amax(1) - logits.amin(1)
     gradient = (model[1].weight[y] - model[1].weight[1 - y]).view_as(x).detach()
     exact = distances(x, x + onto_plane(x, gap, gradient, norm, "unit"), norm)
-    free = reach(gap, gradient, norm)
+    free = distance_to_plane(gap, gradient, norm)
     assert (exact > 1.01 * free).any()
     return model, x, y, exact
 

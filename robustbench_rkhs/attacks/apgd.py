@@ -8,9 +8,10 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from robustbench_rkhs.attacks.ball import draws, mix, per_image, unit
-from robustbench_rkhs.attacks.engine import Engine, EngineAttack, Value
-from robustbench_rkhs.attacks.objective import dlr, margin, objective, targeted_dlr
+from robustbench_rkhs.attacks.ball import mix, per_image, random_offset, steepest
+from robustbench_rkhs.attacks.engine import Engine, Value
+from robustbench_rkhs.attacks.engine_attack import EngineAttack
+from robustbench_rkhs.attacks.objective import dlr, gap, likeliest_classes, margin, objective, targeted_dlr
 from robustbench_rkhs.node import Real, UserError
 
 Loss = Literal["cross_entropy", "dlr", "margin", "targeted"]
@@ -109,8 +110,7 @@ class APGD(EngineAttack):
         ranks, order = [0], engine.y[:, None]
         if self.loss == "targeted":
             ranks = list(range(min(self.targets, classes - 1)))
-            likely = engine.clean.scatter(1, engine.y[:, None], -torch.inf)
-            order = likely.argsort(dim=1, descending=True, stable=True)
+            order = likeliest_classes(engine.clean, engine.y, self.targets)
         groups = [ranks[:1], *(ranks[first : first + self.parallel] for first in range(1, len(ranks), self.parallel))]
         for restart in range(self.restarts):
             for some in groups:
@@ -123,9 +123,8 @@ class APGD(EngineAttack):
     def _start(self, engine: Engine, at: Tensor, restart: int, rank: int) -> Tensor:
         """A random point at distance eps, counted by loss, restart and rank of the target."""
         x = engine.x[at]
-        noise = draws(engine.keys[at], engine.seed, x, mix(get_args(Loss).index(self.loss), restart, rank))
-        uniform = torch.erf(noise / 2**0.5)
-        way = unit(noise) if engine.norm == "l2" else uniform / per_image(uniform.flatten(1).abs().amax(1), x)
+        draw = mix(get_args(Loss).index(self.loss), restart, rank)
+        way = random_offset(engine.keys[at], engine.seed, x, engine.norm, draw, surface=True)
         return engine.project(at, x + per_image(engine.eps[at].to(x.dtype), x) * way)
 
     def _run(self, engine: Engine, at: Tensor, start: Tensor, target: Tensor) -> None:
@@ -174,7 +173,7 @@ class APGD(EngineAttack):
         )
 
     def _moved(self, engine: Engine, rows: Rows, share: float) -> Rows:
-        way = (unit(rows.gradient) if engine.norm == "l2" else rows.gradient.sign()) * per_image(rows.step, rows.images)
+        way = steepest(rows.gradient, engine.norm) * per_image(rows.step, rows.images)
         moved = engine.project(rows.at, rows.images - way)
         if share < 1:
             mixed = rows.images + share * (moved - rows.images) + (1 - share) * (rows.images - rows.previous)
@@ -189,11 +188,11 @@ class APGD(EngineAttack):
             scaled, own = logits * gain[rows] if self.scale_invariant else logits, y[rows]
             if self.loss in ("cross_entropy", "margin"):
                 return objective(self.loss, scaled, own)
-            few, towards = scaled.shape[1] < 4, target[rows]
+            few, aims = scaled.shape[1] < 4, target[rows]
             if self.loss == "dlr":
-                gap = margin(scaled, own)
-                return gap if few else dlr(scaled, own) + TILT * gap
-            gap = (scaled.gather(1, own[:, None]) - scaled.gather(1, towards[:, None]))[:, 0]
-            return gap if few else targeted_dlr(scaled, own, towards) + TILT * gap
+                plain = margin(scaled, own)
+                return plain if few else dlr(scaled, own) + TILT * plain
+            plain = gap(scaled, own, aims)
+            return plain if few else targeted_dlr(scaled, own, aims) + TILT * plain
 
         return value

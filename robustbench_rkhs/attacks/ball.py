@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Float64, Shaped
+from jaxtyping import Float, Float64, Int, Shaped
 from torch import Tensor
 
 from robustbench_rkhs.counters import draws as draws  # counted random numbers, under the name they have always had here
@@ -47,6 +47,34 @@ def unit(gradient: Float[Tensor, "batch *image"]) -> Float[Tensor, "batch *image
     return scaled / torch.where(norm > 0, norm, 1)
 
 
+def steepest(gradient: Float[Tensor, "batch *image"], norm: Norm) -> Float[Tensor, "batch *image"]:
+    """The way of length one that climbs a gradient fastest: its direction (l2; zero stays zero) or its signs (linf)."""
+    return unit(gradient) if norm == "l2" else gradient.sign()
+
+
+def random_offset(
+    keys: Int[Tensor, " batch"], seed: int, x: Float[Tensor, "batch *image"], norm: Norm, draw: int = 0, *, surface: bool = False
+) -> Float[Tensor, "batch *image"]:
+    """A random offset in the ball of radius one, counted by (seed, key, draw): where random starts come from.
+
+    l2: a uniform direction at a uniform share of the radius; linf: uniform. `surface`: stretched to length one.
+    """
+    noise = draws(keys, seed, x, draw)
+    uniform = torch.erf(noise / 2**0.5)
+    if norm == "linf":
+        return uniform / per_image(uniform.flatten(1).abs().amax(1), x) if surface else uniform
+    return unit(noise) if surface else unit(noise) * per_image(uniform.flatten(1)[:, 0].abs(), x)
+
+
+def into_ball(delta: Float[Tensor, "batch *image"], radius: Float[Tensor, " batch"], norm: Norm) -> Float[Tensor, "batch *image"]:
+    """Offsets no longer than the radius of each image."""
+    limit = per_image(radius, delta)
+    if norm == "linf":
+        return torch.maximum(torch.minimum(delta, limit), -limit)
+    length = per_image(delta.flatten(1).norm(dim=1), delta)
+    return delta * (limit / torch.maximum(length, limit)).nan_to_num(nan=1.0)
+
+
 def project(
     x: Float[Tensor, "batch *image"],
     adversarial: Float[Tensor, "batch *image"],
@@ -60,11 +88,7 @@ def project(
     """
     if box == "unit":
         adversarial = adversarial.clamp(0, 1)
-    delta = adversarial - x
-    if norm == "linf":
-        return x + delta.clamp(-eps, eps)
-    length = per_image(delta.flatten(1).norm(dim=1), x)
-    return x + delta * (eps / length.clamp_min(eps)) if eps > 0 else x.clone()
+    return x + into_ball(adversarial - x, x.new_full((len(x),), eps), norm)
 
 
 def pull_inside(

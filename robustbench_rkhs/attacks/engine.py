@@ -1,20 +1,17 @@
 """The engine our own attacks run in: only undecided images in a batch, no weight gradients, every answer counted and kept."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
-from pydantic import Field
 from torch import Tensor, nn
 
-from robustbench_rkhs.attacks.ball import Box, Norm, distances, per_image
-from robustbench_rkhs.attacks.contract import Attack, Attacked
-from robustbench_rkhs.attacks.counting import frozen, gain
-from robustbench_rkhs.attacks.through import through
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.attacks.ball import Box, Norm, distances, into_ball
+from robustbench_rkhs.attacks.contract import Attacked
+from robustbench_rkhs.attacks.counting import gain
+from robustbench_rkhs.attacks.objective import input_gradient
 
 INSIDE = 1 - 1e-6
 """Images are projected to this share of eps, less what rounding can move them: it cannot take them out of the ball again."""
@@ -147,11 +144,7 @@ class Engine:
         """Into the box, then towards the image at the position into a ball a millionth, and the rounding, smaller than its eps."""
         x = self.x[at]
         delta = (images.clamp(0, 1) if self.box == "unit" else images) - x
-        eps = per_image((self.eps[at] * INSIDE - self.rounding[at]).clamp_min(0).to(x.dtype), x)
-        if self.norm == "linf":
-            return x + torch.maximum(torch.minimum(delta, eps), -eps)
-        length = per_image(delta.flatten(1).norm(dim=1), x)
-        return x + delta * (eps / torch.maximum(length, eps)).nan_to_num(nan=1.0)
+        return x + into_ball(delta, (self.eps[at] * INSIDE - self.rounding[at]).clamp_min(0).to(x.dtype), self.norm)
 
     def attacked(self) -> Attacked:
         """What the attack contract asks for."""
@@ -166,7 +159,7 @@ class Engine:
         with torch.enable_grad():
             logits = self.model(leaf)
             lowered = value(logits, rows)
-            gradient = _gradient(lowered.sum(), leaf)
+            gradient = input_gradient(lowered.sum(), leaf)
         return Slope(logits.detach(), lowered.detach(), gradient)
 
     def _jacobian(self, images: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -175,7 +168,7 @@ class Engine:
             logits = self.model(leaf)
             asked = logits if classes is None else logits.gather(1, classes)
             last = asked.shape[1] - 1
-            columns = [_gradient(asked[:, k].sum(), leaf, keep=k < last) for k in range(last + 1)]
+            columns = [input_gradient(asked[:, k].sum(), leaf, keep=k < last) for k in range(last + 1)]
         return logits.detach(), torch.stack(columns, 1)
 
     @torch.no_grad()
@@ -201,62 +194,9 @@ class Engine:
         self.images[places], self.distance[places] = images[better][first], away[first]
 
 
-def _gradient(value: Float[Tensor, ""], x: Tensor, keep: bool = False) -> Tensor:
-    if not value.requires_grad:
-        return torch.zeros_like(x)
-    (gradient,) = torch.autograd.grad(value, x, retain_graph=keep, allow_unused=True)
-    return torch.zeros_like(x) if gradient is None else gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+def __getattr__(name: str) -> Any:  # the harness still imports the base class from here
+    if name == "EngineAttack":
+        from robustbench_rkhs.attacks.engine_attack import EngineAttack
 
-
-class EngineAttack(Attack):
-    """Common fields of the attacks that run in the engine: each says in `search(engine)` what it asks the model."""
-
-    batch_size: int = Field(256, ge=1)
-    """Images at once: bounds the memory, changes no draw."""
-    expectation: int = Field(1, ge=1)
-    """Passes that every answer and gradient is the mean of (expectation over transformations), for a model that draws: the cost is
-    as many times as high."""
-    straight_through: tuple[str, ...] = ()
-    """Names of submodules whose backward pass is replaced by the identity (BPDA), for layers without a useful gradient. They must
-    keep the shape of what they are given."""
-
-    def search(self, engine: Engine) -> None:
-        """Ask the model; the engine keeps what fell."""
-        raise TypeError(f"{type(self).__name__} is not an attack by itself")
-
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Float[Tensor, "batch *image"],
-        y: Int[Tensor, " batch"],
-        keys: Int[Tensor, " batch"],
-        eps: Float64[Tensor, " batch"] | None = None,
-    ) -> Attacked:
-        """`eps`: a budget for each image, in place of the field."""
-        with self.engaged(model, x, y, keys, eps) as engine:
-            self.search(engine)
-            return engine.attacked()
-
-    @contextmanager
-    def engaged(
-        self, model: nn.Module, x: Tensor, y: Tensor, keys: Tensor, eps: Float64[Tensor, " batch"] | None = None
-    ) -> Iterator[Engine]:
-        """The engine for these images; the model is given back as it was."""
-        if self.box == "unit" and len(x) and (x.amin() < 0 or x.amax() > 1):
-            raise UserError(f"box 'unit' expects images in [0, 1], found {x.amin():.4g} to {x.amax():.4g}")
-        if eps is None:
-            value = torch.inf if self.minimal_norm else self.budget()
-            eps = torch.full((len(x),), value, dtype=torch.float64, device=x.device)
-        with frozen(model), through(model, self.straight_through):
-            yield Engine(
-                model,
-                x,
-                y,
-                keys,
-                norm=self.norm,
-                box=self.box,
-                eps=eps,
-                seed=self.seed,
-                batch_size=self.batch_size,
-                expectation=self.expectation,
-            )
+        return EngineAttack
+    raise AttributeError(name)

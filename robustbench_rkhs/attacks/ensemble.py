@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from robustbench_rkhs.attacks.apgd import APGD
 from robustbench_rkhs.attacks.contract import Attacked
-from robustbench_rkhs.attacks.engine import Engine, EngineAttack
+from robustbench_rkhs.attacks.engine import Engine
+from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.fab import FAB
 from robustbench_rkhs.attacks.spending import Asks, Spending, frugal
 from robustbench_rkhs.attacks.square import Square

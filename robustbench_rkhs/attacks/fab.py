@@ -7,10 +7,12 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from robustbench_rkhs.attacks.ball import draws, per_image, unit
-from robustbench_rkhs.attacks.engine import Engine, EngineAttack
-from robustbench_rkhs.attacks.hyperplane import towards
-from robustbench_rkhs.attacks.nearer import misclassified, nearer
+from robustbench_rkhs.attacks.ball import per_image, random_offset
+from robustbench_rkhs.attacks.engine import Engine
+from robustbench_rkhs.attacks.engine_attack import EngineAttack
+from robustbench_rkhs.attacks.hyperplane import distance_to_plane, offsets
+from robustbench_rkhs.attacks.nearer import nearer
+from robustbench_rkhs.attacks.objective import gap, likeliest_classes, misclassified
 from robustbench_rkhs.node import Real
 
 
@@ -38,7 +40,7 @@ class FAB(EngineAttack):
     delta and delta_x take x' and x onto the plane f_y = f_k linearised near x', inside the box, by the shortest way; k is the
     nearest class by that linearisation, or the target. An adversarial x' is drawn back: x' <- (1 - beta) x + beta x'.
     The distance is minimised; with a finite eps for each image (inside an ensemble) an image leaves once it fell inside. A row
-    whose gradient is zero where the model is right cannot move, and leaves too. At last three secants of the margin on the line
+    whose gradient is zero where the model is right cannot move, and leaves too. At last two secants of the margin on the line
     from the image to its nearest adversarial one (without a finite eps only).
     Cost an image: steps + 5 forward and steps K backward passes (K classes; steps with two), times restarts; targeted:
     n (steps + 1) + 4 forward and n steps backward passes. The pass that checks an iterate is the one that linearises it; `relook`
@@ -82,9 +84,8 @@ class FAB(EngineAttack):
         classes = engine.clean.shape[1]
         if classes < 2:
             return
-        likeliest = engine.clean.nan_to_num().scatter(1, engine.y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
         # with two classes the nearest other class is no question, and one gradient serves
-        runs = likeliest[:, : min(self.targets or int(classes == 2), classes - 1)].split(self.parallel, 1)
+        runs = likeliest_classes(engine.clean, engine.y, self.targets or int(classes == 2)).split(self.parallel, 1)
         for restart in range(self.restarts):
             for aims in runs if runs[0].shape[1] else [None]:
                 at = engine.open()
@@ -105,8 +106,7 @@ class FAB(EngineAttack):
             return x
         far = torch.minimum(engine.distance, engine.eps)[at].to(x.dtype)
         size = 1.0 if self.norm == "linf" else x[0].numel() ** 0.5
-        noise = draws(engine.keys[at], engine.seed, x, restart)
-        way = unit(noise) if self.norm == "l2" else torch.erf(noise / 2**0.5)
+        way = random_offset(engine.keys[at], engine.seed, x, self.norm, restart, surface=True)
         start = x + way * per_image(torch.where(far.isfinite(), far, 0.1 * size) / 2, x)
         return start.clamp(0, 1) if self.box == "unit" else start
 
@@ -154,7 +154,7 @@ class FAB(EngineAttack):
         both, normal = torch.stack([points.flatten(1), x.flatten(1)], 1), plane.normal.flatten(1)
         ahead = -plane.value
         rise = torch.stack([ahead, ahead + (normal * (both[:, 0] - both[:, 1])).sum(1)], 1)
-        offset = towards(both, normal, rise, self.norm, self.box)
+        offset = offsets(both, normal, rise, self.norm, self.box)
         length = offset.norm(dim=2, keepdim=True) if self.norm == "l2" else offset.abs().amax(2, keepdim=True)
         alpha = (length[:, 0] / length.sum(1)).nan_to_num(nan=0.0).clamp_max(self.alpha_max)
         ends = both + self.overshoot * offset
@@ -165,11 +165,7 @@ class FAB(EngineAttack):
         """Answers at these points and the boundary linearised there: one gradient with a target, one a class without."""
         y = engine.y[at]
         if target is not None:
-
-            def gap(logits: Tensor, rows: Tensor) -> Tensor:
-                return (logits.gather(1, y[rows, None]) - logits.gather(1, target[rows, None])).squeeze(1)
-
-            seen = engine.slope(at, points, gap)
+            seen = engine.slope(at, points, lambda logits, rows: gap(logits, y[rows], target[rows]))
             return _Plane(misclassified(seen.logits, y), seen.value, seen.gradient)
         parts = [
             self._nearest(engine, *part) for part in zip(at.split(engine.batch_size), points.split(engine.batch_size), strict=True)
@@ -181,7 +177,6 @@ class FAB(EngineAttack):
         y, rows = engine.y[at], torch.arange(len(at), device=at.device)
         logits, gradients = engine.jacobian(at, points)
         gaps, normals = logits[rows, y][:, None] - logits, gradients[rows, y][:, None] - gradients
-        length = normals.flatten(2).norm(p=2 if self.norm == "l2" else 1, dim=2)
-        far = torch.where(length > 0, gaps.abs() / length, torch.inf).nan_to_num(nan=torch.inf, posinf=torch.inf)
+        far = distance_to_plane(gaps.flatten(), normals.flatten(0, 1), self.norm).view_as(gaps)
         nearest = far.scatter(1, y[:, None], torch.inf).argmin(1)
         return _Plane(misclassified(logits, y), gaps[rows, nearest], normals[rows, nearest])

@@ -2,11 +2,10 @@
 
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robustbench_rkhs.attacks.ball import per_image
+from robustbench_rkhs.attacks.ball import into_ball
 from robustbench_rkhs.attacks.radius import RadiusAttack
 
 
@@ -28,8 +27,4 @@ class FMN(RadiusAttack):
 
     def placed(self, delta: Float[Tensor, "some *image"], radius: Float[Tensor, " some"]) -> Float[Tensor, "some *image"]:
         """In the ball."""
-        bound = per_image(radius, delta)
-        if self.norm == "linf":
-            return torch.maximum(torch.minimum(delta, bound), -bound)
-        length = per_image(delta.flatten(1).norm(dim=1), delta)
-        return delta * (bound / torch.maximum(length, bound)).nan_to_num(nan=1.0)
+        return into_ball(delta, radius, self.norm)

@@ -1,13 +1,29 @@
-"""The nearest point of a hyperplane inside the box, exactly, for a batch of points."""
+"""Decision boundaries that are planes: how far they are, and their nearest point inside the box, exactly."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robustbench_rkhs.attacks.ball import Box, Norm
+from robustbench_rkhs.attacks.ball import Box, Norm, per_image
 
 
-def towards(
+def distance_to_plane(gap: Float[Tensor, " some"], gradient: Float[Tensor, "some *image"], norm: Norm) -> Float[Tensor, " some"]:
+    """|gap| / ||gradient||_*: how far gap + <gradient, d> = 0 is, were there no box; infinite where there is no slope."""
+    peak = gradient.flatten(1).abs().amax(1)
+    steep = torch.where(peak > 0, peak, 1)
+    length = (gradient / per_image(steep, gradient)).flatten(1).norm(p=2 if norm == "l2" else 1, dim=1)
+    far = gap.abs() / steep / torch.where(peak > 0, length, 1)
+    return torch.where((peak > 0) & ~far.isnan(), far, torch.inf)
+
+
+def onto_plane(
+    x: Float[Tensor, "some *image"], gap: Float[Tensor, " some"], gradient: Float[Tensor, "some *image"], norm: Norm, box: Box
+) -> Float[Tensor, "some *image"]:
+    """The shortest step from x to {x + d: gap + <gradient, d> = 0} that stays in the box, as `offsets` finds it."""
+    return offsets(x.flatten(1)[:, None], gradient.flatten(1), -gap[:, None], norm, box).view_as(x)
+
+
+def offsets(
     points: Float[Tensor, "batch points size"],
     normal: Float[Tensor, "batch size"],
     rise: Float[Tensor, "batch points"],

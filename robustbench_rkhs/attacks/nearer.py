@@ -1,17 +1,10 @@
 """A last look between each image and its nearest adversarial one: the line between them crosses the boundary somewhere."""
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from robustbench_rkhs.attacks.ball import per_image
 from robustbench_rkhs.attacks.engine import Engine
-from robustbench_rkhs.attacks.objective import margin
-
-
-def misclassified(logits: Float[Tensor, "some classes"], y: Int[Tensor, " some"]) -> Bool[Tensor, " some"]:
-    """Which answers are misclassified; one that is not finite is."""
-    return (logits.argmax(1) != y) | ~logits.isfinite().all(1)
+from robustbench_rkhs.attacks.objective import margin, misclassified
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -15,6 +15,32 @@ def margin(logits: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]) -> 
     """f_y - max_{j != y} f_j: negative where the image is misclassified."""
     own = logits.gather(1, y[:, None]).squeeze(1)
     return own - logits.scatter(1, y[:, None], -torch.inf).amax(1)
+
+
+def gap(logits: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"], target: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """f_y - f_target, each image's own target."""
+    own, other = logits.gather(1, torch.stack([y, target], 1)).unbind(1)
+    return own - other
+
+
+def likeliest_classes(logits: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"], count: int) -> Int[Tensor, "batch few"]:
+    """The other classes of highest logit, highest first; at most `count`. NaN comes last, of equals the first."""
+    finite = logits.nan_to_num(nan=torch.finfo(logits.dtype).min)
+    order = finite.scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
+    return order[:, : min(count, logits.shape[1] - 1)]
+
+
+def misclassified(logits: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
+    """Which answers are misclassified; one that is not finite is."""
+    return (logits.argmax(1) != y) | ~logits.isfinite().all(1)
+
+
+def input_gradient(value: Float[Tensor, ""], x: Tensor, keep: bool = False) -> Tensor:
+    """d value / d x; 0 where it is not finite, or the model ignores its input. `keep`: the graph, for another one."""
+    if not value.requires_grad:
+        return torch.zeros_like(x)
+    (gradient,) = torch.autograd.grad(value, x, retain_graph=keep, allow_unused=True)
+    return torch.zeros_like(x) if gradient is None else gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def dlr(logits: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
@@ -35,8 +61,7 @@ def targeted_dlr(
     Source: Croce & Hein, ICML 2020.
     """
     top = logits.topk(4, dim=1).values
-    own, other = logits.gather(1, torch.stack([y, target], 1)).unbind(1)
-    return (own - other) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp_min(1e-12)
+    return gap(logits, y, target) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp_min(1e-12)
 
 
 def objective(kind: Objective, logits: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:

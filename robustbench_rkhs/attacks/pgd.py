@@ -7,9 +7,10 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from robustbench_rkhs.attacks.ball import draws, per_image, project, unit
+from robustbench_rkhs.attacks.ball import per_image, project, random_offset, steepest
 from robustbench_rkhs.attacks.contract import Attack, Attacked
-from robustbench_rkhs.attacks.objective import Objective, margin, objective
+from robustbench_rkhs.attacks.hyperplane import distance_to_plane
+from robustbench_rkhs.attacks.objective import Objective, gap, input_gradient, margin, objective
 from robustbench_rkhs.node import Real
 
 
@@ -98,14 +99,12 @@ class PGD(Attack):
         with torch.enable_grad():
             logits = model(x)
             gaps = logits.gather(1, y[:, None]) - logits
-            slopes = []
+            far = []
             for k in range(logits.shape[1]):
-                gradient = _gradient(gaps[:, k].sum(), x, keep=k + 1 < logits.shape[1])
-                slopes.append(gradient.nan_to_num().flatten(1).norm(p=2 if self.norm == "l2" else 1, dim=1))
-        slope = torch.stack(slopes, 1)
-        reach = torch.where(slope > 0, gaps.detach() / slope, torch.inf).nan_to_num(nan=torch.inf)
-        reach = reach.scatter(1, y[:, None], torch.inf)
-        return reach.argsort(dim=1)[:, : min(self.targets, logits.shape[1] - 1)], logits.shape[1]
+                gradient = input_gradient(gaps[:, k].sum(), x, keep=k + 1 < logits.shape[1])
+                far.append(distance_to_plane(gaps[:, k].detach(), gradient, self.norm))
+        others = torch.stack(far, 1).scatter(1, y[:, None], torch.inf)
+        return others.argsort(dim=1)[:, : min(self.targets, logits.shape[1] - 1)], logits.shape[1]
 
     def _descend(
         self,
@@ -142,36 +141,22 @@ class PGD(Attack):
                 if target is None:
                     lowered = objective(self.loss, logits, y[active])[standing].sum()
                 else:
-                    gap = logits.gather(1, y[active][:, None]) - logits.gather(1, target[active][:, None])
-                    lowered = gap[standing].sum()
-                gradient = _gradient(lowered, current)
+                    lowered = gap(logits, y[active], target[active])[standing].sum()
+                gradient = input_gradient(lowered, current)
             backwards[active] += 1
             active = active[standing]
             length = first * (1 - 0.95 * step / self.steps) if self.decay else first
-            moved = adversarial[active] - length * self._direction(gradient[standing].nan_to_num())
+            moved = adversarial[active] - length * self._direction(gradient[standing])
             adversarial[active] = project(x[active], moved, self.norm, eps, self.box).detach()
         return best, best_margin, (forwards, backwards)
 
     def _direction(self, gradient: Tensor) -> Tensor:
-        return unit(gradient) if self.norm == "l2" else gradient.sign()
+        return steepest(gradient, self.norm)
 
     def _random_start(self, x: Tensor, keys: Tensor, eps: float, restart: int) -> Tensor:
-        """A point of the ball: uniform in the cube (linf), a random direction at a random share of eps (l2)."""
-        noise = draws(keys, self.seed, x, restart)
-        if self.norm == "linf":
-            offset = torch.erf(noise / 2**0.5) * eps
-        else:
-            share = torch.erf(noise.flatten(1)[:, 0].abs() / 2**0.5)
-            offset = unit(noise) * per_image(share, x) * eps
-        return project(x, x + offset, self.norm, eps, self.box)
-
-
-def _gradient(value: Float[Tensor, ""], x: Tensor, keep: bool = False) -> Tensor:
-    """d value / d x; zero where the model ignores its input."""
-    if not value.requires_grad:
-        return torch.zeros_like(x)
-    (gradient,) = torch.autograd.grad(value, x, retain_graph=keep, allow_unused=True)
-    return torch.zeros_like(x) if gradient is None else gradient
+        """A point of the ball, counted by restart."""
+        offset = random_offset(keys, self.seed, x, self.norm, restart)
+        return project(x, x + offset * eps, self.norm, eps, self.box)
 
 
 class PublishedPGD(PGD):

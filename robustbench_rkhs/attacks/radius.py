@@ -9,9 +9,11 @@ from pydantic import Field
 from torch import Tensor
 
 from robustbench_rkhs.attacks.ball import distances, per_image, unit
-from robustbench_rkhs.attacks.engine import Engine, EngineAttack, Value
-from robustbench_rkhs.attacks.linearised import likeliest, nearest_classes, onto_plane, reach
-from robustbench_rkhs.attacks.objective import margin
+from robustbench_rkhs.attacks.engine import Engine, Value
+from robustbench_rkhs.attacks.engine_attack import EngineAttack
+from robustbench_rkhs.attacks.hyperplane import distance_to_plane, onto_plane
+from robustbench_rkhs.attacks.linearised import nearest_classes
+from robustbench_rkhs.attacks.objective import likeliest_classes, margin, misclassified
 from robustbench_rkhs.node import Real
 
 SCOUTED = 10
@@ -70,7 +72,7 @@ class RadiusAttack(EngineAttack):
         at = engine.open()
         if not len(at) or engine.clean.shape[1] < 2:
             return
-        near = nearest_classes(engine, at, likeliest(engine.clean[at], engine.y[at], self.candidates), self.starts)
+        near = nearest_classes(engine, at, likeliest_classes(engine.clean[at], engine.y[at], self.candidates), self.starts)
         at, x = near.at, engine.x[near.at]
         image = x + onto_plane(x, near.gap, near.gradient, engine.norm, engine.box)
         radius = distances(x, image, engine.norm)
@@ -81,12 +83,12 @@ class RadiusAttack(EngineAttack):
         for step in range(self.steps):
             told = engine.slope(at, image, self.value(engine, at))
             x, away = engine.x[at], distances(engine.x[at], image, engine.norm)
-            wrong = (told.logits.argmax(1) != engine.y[at]) | ~told.logits.isfinite().all(1)
+            wrong = misclassified(told.logits, engine.y[at])
             found = torch.where(wrong, torch.minimum(found, away), found)
             nearest = nearest.scatter_reduce(0, at, found, "amin")
             held |= ~wrong
             fade = LAST + (1 - LAST) * (1 + math.cos(math.pi * step / self.steps)) / 2
-            gap = reach(margin(told.logits, engine.y[at]), told.gradient, engine.norm).to(radius)
+            gap = distance_to_plane(margin(told.logits, engine.y[at]), told.gradient, engine.norm).to(radius)
             radius = self._radius(Seen(radius, away, gap, wrong, held, found == torch.inf), fade)
             length = (root * self.step_size * fade * first).to(x.dtype)
             delta = image - x - unit(told.gradient) * per_image(length, x)

@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
 from robustbench_rkhs.attacks.ball import mix, per_image, unit
-from robustbench_rkhs.attacks.engine import Engine, EngineAttack
+from robustbench_rkhs.attacks.engine import Engine
+from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.objective import margin
 
 NEAR, DRAWN, LEAST = 0.12, 0.08, 10

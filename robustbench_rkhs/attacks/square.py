@@ -5,7 +5,8 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from robustbench_rkhs.attacks.engine import Engine, EngineAttack
+from robustbench_rkhs.attacks.engine import Engine
+from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.walks import Pyramids, Stripes
 from robustbench_rkhs.attacks.windows import Picture, sides
 from robustbench_rkhs.counters import mix

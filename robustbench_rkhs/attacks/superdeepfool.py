@@ -7,8 +7,12 @@ from pydantic import Field
 from torch import Tensor
 
 from robustbench_rkhs.attacks.ball import distances, per_image
-from robustbench_rkhs.attacks.engine import Engine, EngineAttack
-from robustbench_rkhs.attacks.linearised import likeliest, nearest_classes, onto_plane, towards
+from robustbench_rkhs.attacks.engine import Engine
+from robustbench_rkhs.attacks.engine_attack import EngineAttack
+from robustbench_rkhs.attacks.hyperplane import onto_plane
+from robustbench_rkhs.attacks.linearised import nearest_classes
+from robustbench_rkhs.attacks.objective import gap as gap_to
+from robustbench_rkhs.attacks.objective import likeliest_classes, misclassified
 from robustbench_rkhs.node import Real
 
 OVERSHOOT = 0.02
@@ -53,7 +57,7 @@ class SuperDeepFool(EngineAttack):
         at = engine.open()
         if not len(at) or engine.clean.shape[1] < 2:
             return
-        near = nearest_classes(engine, at, likeliest(engine.clean[at], engine.y[at], self.candidates), self.targets)
+        near = nearest_classes(engine, at, likeliest_classes(engine.clean[at], engine.y[at], self.candidates), self.targets)
         at, target, gap, slope = near.at, near.classes, near.gap, near.gradient
         z, last = engine.x[at], torch.full((len(at),), torch.inf, dtype=torch.float64, device=at.device)
         best, image = torch.full_like(engine.distance, torch.inf), engine.x.clone()
@@ -68,7 +72,8 @@ class SuperDeepFool(EngineAttack):
             away = distances(x, moved, engine.norm)
             still = crossed & ((away - last).abs() < HAIR * away)
             last = torch.where(crossed, away, last)
-            told = engine.slope(at, moved, towards(engine.y[at], target))
+            y, aims = engine.y[at], target
+            told = engine.slope(at, moved, lambda logits, rows, y=y, aims=aims: gap_to(logits, y[rows], aims[rows]))
             z, gap, slope = moved, told.value, told.gradient
             _keep(best, image, at, away, z, gap < 0)
             on = engine.standing(at) & ~still & ~(crossed & (away > self.hopeless * best[at]))
@@ -88,8 +93,7 @@ class SuperDeepFool(EngineAttack):
             if not len(at):
                 return
             middle = (low + high) / 2
-            logits = engine.logits(at, x + way * per_image(middle, x))
-            wrong = (logits.argmax(1) != engine.y[at]) | ~logits.isfinite().all(1)
+            wrong = misclassified(engine.logits(at, x + way * per_image(middle, x)), engine.y[at])
             high, low = torch.where(wrong, middle, high), torch.where(wrong, low, middle)
             on = engine.standing(at)
             at, x, way, high, low = (values[on] for values in (at, x, way, high, low))

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from robustbench_rkhs.attacks.apgd import APGD
 from robustbench_rkhs.attacks.contract import Attack
-from robustbench_rkhs.attacks.engine import EngineAttack
+from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.ensemble import Ensemble
 from robustbench_rkhs.attacks.square import Square
 

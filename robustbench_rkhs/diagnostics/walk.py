@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from robustbench_rkhs.attacks.ball import draws, per_image, unit
+from robustbench_rkhs.attacks.ball import per_image, random_offset, steepest
 from robustbench_rkhs.attacks.engine import Engine
-from robustbench_rkhs.attacks.objective import margin
+from robustbench_rkhs.attacks.objective import gap, likeliest_classes, margin
 
 Lowered = Callable[[Tensor, Tensor], Tensor]
 """(logits, positions of the images they are of) -> one number a row, to be lowered."""
@@ -27,8 +27,7 @@ def reach(engine: Engine) -> Float[Tensor, " batch"]:
 
 def step(engine: Engine, at: Tensor, images: Tensor, gradient: Tensor, share: float) -> Tensor:
     """The images moved down the gradient by this share of their eps, and projected."""
-    direction = unit(gradient) if engine.norm == "l2" else gradient.sign()
-    return engine.project(at, images - per_image(reach(engine)[at] * share, images) * direction)
+    return engine.project(at, images - per_image(reach(engine)[at] * share, images) * steepest(gradient, engine.norm))
 
 
 @torch.no_grad()
@@ -54,13 +53,9 @@ def descend(engine: Engine, at: Int[Tensor, " some"], images: Tensor, lowered: L
 
 
 def random_start(engine: Engine, at: Int[Tensor, " some"], draw: int) -> Tensor:
-    """A point of the ball: uniform in the cube (linf), a random direction at a random share of eps (l2)."""
+    """A random point of the ball."""
     x = engine.x[at]
-    noise = draws(engine.keys[at], engine.seed, x, draw)
-    if engine.norm == "linf":
-        offset = torch.erf(noise / 2**0.5)
-    else:
-        offset = unit(noise) * per_image(torch.erf(noise.flatten(1)[:, 0].abs() / 2**0.5), x)
+    offset = random_offset(engine.keys[at], engine.seed, x, engine.norm, draw)
     return engine.project(at, x + offset * per_image(reach(engine)[at], x))
 
 
@@ -72,14 +67,13 @@ def restarts(engine: Engine, steps: int, count: int, targets: int = 0, first: in
             return
         start = random_start(engine, at, number) if number else engine.x[at]
         descend(engine, at, start, lambda logits, where: margins(logits, engine.y[where]), steps)
-    others = engine.clean.nan_to_num().scatter(1, engine.y[:, None], -torch.inf).argsort(1, descending=True)
-    for rank in range(min(targets, engine.clean.shape[1] - 1)):
-        at, target = engine.open(), others[:, rank]
+    others = likeliest_classes(engine.clean, engine.y, targets)
+    for target in others.unbind(1):
+        at = engine.open()
         if not len(at):
             return
 
-        def gap(logits: Tensor, where: Tensor, target: Tensor = target) -> Tensor:
-            own, other = engine.y[where][:, None], target[where][:, None]
-            return (logits.gather(1, own) - logits.gather(1, other))[:, 0]
+        def lowered(logits: Tensor, where: Tensor, target: Tensor = target) -> Tensor:
+            return gap(logits, engine.y[where], target[where])
 
-        descend(engine, at, engine.x[at], gap, steps)
+        descend(engine, at, engine.x[at], lowered, steps)
