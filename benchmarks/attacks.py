@@ -118,7 +118,8 @@ def masking(quick: bool) -> dict[str, Any]:
 def lipschitz(quick: bool) -> dict[str, Any]:
     """An evaluation of one eps with all certificates: what they leave open is attacked, the certified are audited."""
     count = 30 if quick else 300
-    model, test, figures = network("lip"), images(count), {}
+    model, test = network("lip"), images(count)
+    figures: dict[str, Any] = {}
     for eps, key in ((0.25, "025"), (0.5, "05")):
         library = autoattack(settled(model), test.x, test.y, eps)
         theirs = library["forwards"] + library["backwards"]

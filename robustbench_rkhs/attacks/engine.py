@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
@@ -192,11 +192,3 @@ class Engine:
         places, several = best[order].unique_consecutive(return_counts=True)
         first = order[several.cumsum(0) - several]
         self.images[places], self.distance[places] = images[better][first], away[first]
-
-
-def __getattr__(name: str) -> Any:  # the harness still imports the base class from here
-    if name == "EngineAttack":
-        from robustbench_rkhs.attacks.engine_attack import EngineAttack
-
-        return EngineAttack
-    raise AttributeError(name)

@@ -10,7 +10,7 @@ from torch import Tensor
 from robustbench_rkhs.attacks import Attack
 from robustbench_rkhs.attacks.ball import distances, pull_inside
 from robustbench_rkhs.attacks.contract import Attacked
-from robustbench_rkhs.attacks.engine import EngineAttack
+from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.harness.asking import answered, counting
 from robustbench_rkhs.harness.breaches import believed, replay
 from robustbench_rkhs.harness.identity import digest_of
