@@ -16,6 +16,9 @@ from robustbench_rkhs.smoothing import Smoothed
 from robustbench_rkhs.verdicts import COLUMNS, Evaluation
 from robustbench_rkhs.verdicts.states import counted
 
+QUICK = 16
+"""Images of the diagnosis where the effort is quick: more would cost as much as its attacks."""
+
 
 class Scrutiny(NamedTuple):
     """What the diagnoses said, and what was broken because of it."""
@@ -61,6 +64,7 @@ def scrutinise(
             eps=eps,
             found=found,
             closed=certified >= eps,
+            images=QUICK if recipe.effort == "quick" else 64,
             seed=recipe.seed,
         )
         empty = known.table.iloc[:0][COLUMNS]

@@ -162,7 +162,7 @@ def test_no_time_is_refused_in_one_line(text):
 def test_each_effort_has_its_protocol_and_named_attacks_win(norm):
     names = {effort: [attack.label for attack in protocol_of(effort, norm)] for effort in ("quick", "standard", "adaptive")}
     near = ["superdeepfool", "ddn" if norm == "l2" else "fmn"]
-    assert names == {"quick": [*near, "fab"], "standard": [*near, "ensemble"], "adaptive": [*near, "ensemble:adaptive"]}
+    assert names == {"quick": [*near, "fab:targeted"], "standard": [*near, "ensemble"], "adaptive": [*near, "ensemble:adaptive"]}
     assert all(attack.scale_invariant for attack in protocol_of("standard", norm))
     named = {"eps": (1.0,), "norm": norm, "attacks": ({"name": "pgd"},)}
     assert parse(EvalRecipe, named, "test").effort == "standard"
