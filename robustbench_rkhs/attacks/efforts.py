@@ -17,7 +17,7 @@ Effort = Literal["quick", "adaptive", "standard"]
 def protocol_of(effort: Effort, norm: Norm) -> tuple[Attack, ...]:
     """The attacks of an effort: cheap minimal-norm attacks, whose upper bounds leave little to the last one.
 
-    quick: SuperDeepFool, DDN (linf: FMN) and FAB towards three classes; no fixed budget, so each image is attacked once and no more.
+    quick: SuperDeepFool, DDN (linf: FMN) and FAB towards three classes; no fixed budget, so each image is attacked once.
     standard: SuperDeepFool and DDN (linf: FMN), then the full ensemble at an image's largest open eps.
     adaptive: the same with the ensemble that leaves out what a pilot says cannot pay.
     """
