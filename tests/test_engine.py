@@ -160,3 +160,14 @@ def test_an_expectation_is_a_mean_of_passes_and_costs_as_many():
         found = engine.slope(torch.arange(4), oracle.x, lambda logits, rows: logits[:, 0])
         assert torch.allclose(found.logits, oracle.model(oracle.x), atol=0.25)
         assert engine.forwards.tolist() == [800] * 4 and engine.backwards.tolist() == [400] * 4
+
+
+def test_a_misclassification_in_the_last_bits_alone_does_not_end_an_attack():
+    """The model's answers in another batch differ by as much: the image would count as survived without the rest of the attack."""
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(1, 2)), torch.tensor([[0.5], [0.5]])
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[1.0], [-1.0]])), model[1].bias.copy_(torch.tensor([-0.4, 0.5]))
+    with engaged(model, x, torch.tensor([0, 0]), 0.4) as engine:
+        boundary = 0.45
+        engine.logits(torch.arange(2), torch.tensor([[boundary - 1e-8], [boundary - 1e-3]]))
+        assert engine.standing(torch.arange(2)).tolist() == [True, False]

@@ -16,6 +16,10 @@ from robustbench_rkhs.attacks.objective import input_gradient
 INSIDE = 1 - 1e-6
 """Images are projected to this share of eps, less what rounding can move them: it cannot take them out of the ball again."""
 
+CLEAR = 1e-6
+"""A misclassification by less than this share of the largest logit is not kept, and the attack goes on: asked again in another
+batch, whose last bits differ, it might be none. An exact tie stays what it is."""
+
 Value = Callable[[Tensor, Tensor], Tensor]
 """(logits, rows) -> one number a row, to be lowered; `rows`: which of the images asked about these logits belong to."""
 
@@ -180,6 +184,9 @@ class Engine:
         wrong = ((logits.argmax(1) != self.y.index_select(0, at)) | ~finite).nonzero().flatten()
         if not len(wrong):
             return
+        told, y = logits[wrong], self.y[at[wrong]]
+        gap = (told.amax(1) - told.gather(1, y[:, None])[:, 0]) / told.abs().amax(1)
+        wrong = wrong[~((gap > 0) & (gap < CLEAR))]
         at, images = at[wrong], images[wrong]
         away = distances(self.x[at], images, self.norm)
         better = (away <= self.eps[at]) & (away < self.distance[at]) & images.flatten(1).isfinite().all(1)
