@@ -1,15 +1,17 @@
 """The norm of a zero-padded convolution on a small image: its whole Gram matrix, and one Cholesky factorisation of it."""
 
 import math
+from collections.abc import Iterator
+from itertools import product
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from robustbench_rkhs.lipschitz import verified
+from robustbench_rkhs.lipschitz import elimination, verified
 
 SIDE = 8192
-"""Largest order of a Gram matrix that is formed: 0.5 GiB, and a few seconds of Cholesky on two cores."""
+"""Largest order of a Gram matrix that is formed: 0.5 GiB, and a second or two of Cholesky on two cores."""
 LOOSE = 1.01
 """A bound this close to what power steps reach is left as it is."""
 STEPS = 40
@@ -51,7 +53,8 @@ def tightened(
     reached = guess(scaled, sizes, outputs, places)
     if claimed**2 <= reached * LOOSE**2:
         return bound
-    gram, frobenius = _gram(scaled, points, places, by_inputs)
+    gram, meets, frobenius = _gram(scaled, points, places, by_inputs)
+    blocks, beside = elimination.tiles(gram, meets)
     taps = kernel.shape[2] * kernel.shape[3]
     added = verified.gamma(length + taps**2 + 2) * frobenius * (1 + 1e-9)
     cholesky = verified.gamma(4 * (order + 4))
@@ -60,44 +63,37 @@ def tightened(
         square = reached * (1 + margin)
         if square >= claimed**2:
             break
-        if _completes(gram, square):
+        if elimination.completes(blocks, beside, square):
             proved = math.sqrt((square * inflation + added) * (1 + 4 * verified.UNIT)) * (1 + 4 * verified.UNIT)
             return min(bound, math.ldexp(proved, exponent))
     return bound
 
 
-def _completes(gram: Float64[Tensor, "order order"], square: float) -> bool:
-    """Whether Cholesky's factorisation of square I - G runs to its end."""
-    tested = -gram
-    tested.diagonal().add_(square)
-    factor, info = torch.linalg.cholesky_ex(tested)
-    pivots = factor.diagonal()
-    return bool(info == 0) and bool((pivots > 0).all()) and bool(pivots.isfinite().all())
-
-
 def _gram(
     kernel: Kernel, points: tuple[int, int], places: tuple[list[Places], list[Places]], by_inputs: bool
-) -> tuple[Float64[Tensor, "order order"], float]:
-    """M^T M (or M M^T) of the operator, channels of a point together, and ||M||_F^2."""
+) -> tuple[Float64[Tensor, "points points channels channels"], Bool[Tensor, "points points"], float]:
+    """M^T M (or M M^T) of the operator, its blocks of two points, where these may differ from zero, and ||M||_F^2.
+
+    The lower half of it: no block of a point with a later one.
+    """
     rows, columns = places
-    taps = [(s, t) for s in range(len(rows)) for t in range(len(columns))]
+    taps = {(s, t): kernel[:, :, s, t].contiguous() for s in range(len(rows)) for t in range(len(columns))}
     channels = kernel.shape[1] if by_inputs else kernel.shape[0]
     gram = kernel.new_zeros(math.prod(points), math.prod(points), channels, channels)
+    meets = torch.zeros(gram.shape[:2], dtype=torch.bool)
     frobenius = 0.0
-    for s in taps:
-        first = kernel[:, :, s[0], s[1]]
-        reads = len(rows[s[0]][0]) * len(columns[s[1]][0])
-        frobenius += reads * first.square().sum().item()
-        for t in taps:
-            second = kernel[:, :, t[0], t[1]]
+    for s, first in taps.items():
+        frobenius += len(rows[s[0]][0]) * len(columns[s[1]][0]) * first.square().sum().item()
+        for t, second in taps.items():
             p, q = _meeting(rows[s[0]], rows[t[0]], by_inputs), _meeting(columns[s[1]], columns[t[1]], by_inputs)
-            if not len(p[0]) or not len(q[0]):
-                continue
             here = (p[0][:, None] * points[1] + q[0][None]).flatten()
             there = (p[1][:, None] * points[1] + q[1][None]).flatten()
-            gram[here, there] += first.T @ second if by_inputs else first @ second.T
-    order = channels * math.prod(points)
-    return gram.permute(0, 2, 1, 3).reshape(order, order), frobenius
+            lower = here >= there
+            here, there = here[lower], there[lower]
+            if len(here):
+                gram[here, there] += first.T @ second if by_inputs else first @ second.T
+                meets[here, there] = True
+    return gram, meets, frobenius
 
 
 def _meeting(first: Places, second: Places, by_inputs: bool) -> tuple[Tensor, Tensor]:
@@ -116,19 +112,30 @@ def guess(
 ) -> float:
     """The largest Ritz value of M^T M after some Lanczos steps: a lower estimate, which needs no proof."""
     rows, columns = places
+    taps = [[kernel[:, :, s, t].contiguous() for t in range(len(columns))] for s in range(len(rows))]
     generator = torch.Generator().manual_seed(0)
     vector: Float[Tensor, "inputs height width"] = torch.randn(kernel.shape[1], *sizes, dtype=torch.float64, generator=generator)
-    basis, diagonal, off = [vector / vector.norm()], list[float](), list[float]()
-    for _ in range(min(steps, vector.numel())):
-        moved = _adjoint(kernel, _forward(kernel, basis[-1], outputs, rows, columns), sizes, rows, columns)
-        diagonal.append(float((moved * basis[-1]).sum()))
-        for known in [*basis, *basis]:  # twice is enough
-            moved = moved - (moved * known).sum() * known
-        size = moved.norm().item()
+    steps = min(steps, vector.numel())
+    basis, diagonal, off = kernel.new_zeros(steps + 1, vector.numel()), list[float](), list[float]()
+    basis[0] = (vector / vector.norm()).flatten()
+    for step in range(steps):
+        image = kernel.new_zeros(kernel.shape[0], *outputs)
+        moved = torch.zeros_like(vector)
+        for (s, (p, r)), (t, (q, c)) in _pairs(rows, columns):
+            read = basis[step].view_as(vector)[:, r[:, None], c[None]]
+            image[:, p[:, None], q[None]] += (taps[s][t] @ read.flatten(1)).view(-1, len(p), len(q))
+        for (s, (p, r)), (t, (q, c)) in _pairs(rows, columns):
+            read = image[:, p[:, None], q[None]]
+            moved[:, r[:, None], c[None]] += (taps[s][t].T @ read.flatten(1)).view(-1, len(r), len(c))
+        new, known = moved.flatten(), basis[: step + 1]
+        diagonal.append(float(new @ basis[step]))
+        for _ in range(2):  # twice is enough
+            new = new - (known @ new) @ known
+        size = new.norm().item()
         off.append(size)
         if size <= 1e-7 * max(diagonal):
             break
-        basis.append(moved / size)
+        basis[step + 1] = new / size
     matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
     if len(diagonal) > 1:
         beside = torch.diag(torch.tensor(off[: len(diagonal) - 1], dtype=torch.float64), 1)
@@ -136,21 +143,7 @@ def guess(
     return torch.linalg.eigvalsh(matrix).max().item()
 
 
-def _forward(kernel: Kernel, x: Tensor, outputs: tuple[int, int], rows: list[Places], columns: list[Places]) -> Tensor:
-    y = kernel.new_zeros(kernel.shape[0], *outputs)
-    for s, (p, r) in enumerate(rows):
-        for t, (q, c) in enumerate(columns):
-            if len(p) and len(q):
-                read = x[:, r[:, None], c[None]]
-                y[:, p[:, None], q[None]] += (kernel[:, :, s, t] @ read.flatten(1)).view(-1, len(p), len(q))
-    return y
-
-
-def _adjoint(kernel: Kernel, y: Tensor, sizes: tuple[int, int], rows: list[Places], columns: list[Places]) -> Tensor:
-    x = kernel.new_zeros(kernel.shape[1], *sizes)
-    for s, (p, r) in enumerate(rows):
-        for t, (q, c) in enumerate(columns):
-            if len(p) and len(q):
-                read = y[:, p[:, None], q[None]]
-                x[:, r[:, None], c[None]] += (kernel[:, :, s, t].T @ read.flatten(1)).view(-1, len(r), len(c))
-    return x
+def _pairs(rows: list[Places], columns: list[Places]) -> Iterator[tuple[tuple[int, Places], tuple[int, Places]]]:
+    """Every tap that meets the image, row and column with their numbers."""
+    met = [[(number, places) for number, places in enumerate(axis) if len(places[0])] for axis in (rows, columns)]
+    return product(met[0], met[1])
