@@ -5,6 +5,7 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,11 @@ def evaluate(
     """The table of verdicts of any `nn.Module` that maps images in [0, 1] to logits.
 
     `data`: a Split, or images and labels. `recipe`, or its fields by name (`eps`, `norm`, `attacks`, `effort`, `budget`,
-    `certificates`, `samples`, `seed`, `block`, `rechecked`). With a `folder`, finished parts are kept under folder/name/parts and
-    never done again, and the table is written to folder/name/. `adversarials`: a .npz file that gets the nearest counted
-    adversarial image of each image, over all attacks. Interrupted by the keyboard, or when `budget` seconds are used up, it returns
-    (and writes) what there is: images that no protocol reached are untested. The model, its mode and gradients are left as they
-    were.
+    `certificates`, `samples`, `seed`, `block`, `workers`, `rechecked`). With a `folder`, finished parts are kept under
+    folder/name/parts and never done again, and the table is written to folder/name/. `adversarials`: a .npz file that gets
+    the nearest counted adversarial image of each image, over all attacks. Interrupted by the keyboard, or when `budget`
+    seconds are used up, it returns (and writes) what there is: images that no protocol reached are untested. The model, its
+    mode and gradients are left as they were.
     TF32 and other reduced-precision short cuts are switched off meanwhile.
     Raises UserError for bad input: eps out of range, NaN or probabilities from the model, a wrong class count, autocast.
     """
@@ -73,8 +74,9 @@ def evaluate(
         weights = weights_digest(model.state_dict())
         nearest = None if adversarials is None else Nearest()
         subject = Subject(model, settled(model), split.to(device), name, weights, device, recipe.seed, parts, nearest=nearest)
-        with exact():
-            run = _Run(subject, recipe, say)
+        share = partial(harness.share_of, subject)
+        with exact(), harness.started(recipe.workers, device, share) as workers:
+            run = _Run(replace(subject, workers=workers), recipe, say)
             run.about |= {"command": command}
             run.about |= {"smoothed": model.extra_repr()} if isinstance(model, Smoothed) else {}
             table, complete = run.all()
@@ -142,7 +144,7 @@ class _Run:
             labels = [f"{label}#{i}" if labels.count(label) > 1 else label for i, label in enumerate(labels)]
         self.labels = labels
         self.shas = subject.inputs
-        settings = recipe.model_dump(mode="json", exclude={"budget"})  # which changes nothing but where it stops
+        settings = recipe.model_dump(mode="json", exclude={"budget", "workers"})  # which change no verdict
         self.digest = harness.digest_of([settings, subject.weights, split.digest, harness.sources_digest()], 12)
         self.about: dict[str, Any] = {
             "model": subject.name,

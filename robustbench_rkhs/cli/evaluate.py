@@ -27,6 +27,7 @@ def _evaluate(
     samples: int | None = None,
     seed: int = 0,
     block: int = 64,
+    workers: int = 1,
     device: str = "auto",
     checkpoint: str | None = None,
     data: str | None = None,
@@ -59,6 +60,7 @@ def _evaluate(
         samples: Test images, a seeded stratified subset; all where not given.
         seed: Which images, and every random draw.
         block: Images a block, the unit of resuming.
+        workers: Processes that share each block of our own attacks, on a CPU, one thread each. Raise block with it.
         device: auto, cpu, cuda, cuda:1 ...
         checkpoint: Weights (.safetensors, or .pth of a plain state dict) for a recipe or builder.
         data: Data set or FILE.npz in place of the recipe's.
@@ -88,6 +90,7 @@ def _evaluate(
         "samples": samples,
         "seed": seed,
         "block": block,
+        "workers": workers,
     }
     votes: dict[str, Any] = {}
     if smooth is not None:

@@ -4,11 +4,13 @@ from robustbench_rkhs.harness.asking import answered, ask, classes_of, counting,
 from robustbench_rkhs.harness.breaches import believed, replay
 from robustbench_rkhs.harness.identity import SOURCES, digest_of, sources_digest
 from robustbench_rkhs.harness.subject import Subject
-from robustbench_rkhs.harness.tally import outside, run_attack
+from robustbench_rkhs.harness.tally import outside, run_attack, share_of
+from robustbench_rkhs.harness.workers import Workers, started
 
 __all__ = [
     "SOURCES",
     "Subject",
+    "Workers",
     "answered",
     "ask",
     "believed",
@@ -19,5 +21,7 @@ __all__ = [
     "outside",
     "replay",
     "run_attack",
+    "share_of",
     "sources_digest",
+    "started",
 ]

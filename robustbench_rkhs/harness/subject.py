@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.harness.identity import digest_of, sources_digest
+from robustbench_rkhs.harness.workers import Workers
 from robustbench_rkhs.node import UserError
 from robustbench_rkhs.shelf import Pair, Shelf
 from robustbench_rkhs.verdicts import Evaluation, Nearest
@@ -38,6 +39,8 @@ class Subject:
     """sha256 of its clean logits: code that changed while the weights did not must not be served old parts."""
     nearest: Nearest | None = None
     """Gathers the nearest adversarial image of each image, where they are asked for; every part then keeps its own beside it."""
+    workers: Workers | None = field(default=None, compare=False, repr=False)
+    """Share a block of an attack whose outcome for an image depends on no other; this process alone where None."""
     outside: dict[str, set[int]] = field(default_factory=dict, compare=False, repr=False)
     """Of each attack, the images for which it returned one outside box or ball."""
     shelves: dict[str, Shelf] = field(default_factory=dict, compare=False, repr=False)
@@ -94,10 +97,12 @@ class Subject:
             verdicts.write_part(replace(done, about=done.about | {"part": identity}), path)
         return self.gathered(done)
 
-    def each(self, key: dict[str, Any], positions: Tensor, eps: list[float], work: Callable[[Tensor], Evaluation]) -> Evaluation:
-        """A job whose outcome for an image depends on no other: rows that any part holds are read, the rest is one new part.
+    def each(
+        self, key: dict[str, Any], positions: Tensor, eps: list[float], work: Callable[[Tensor], list[Evaluation]]
+    ) -> Evaluation:
+        """A job whose outcome for an image depends on no other: rows that any part holds are read, the rest are new parts.
 
-        `work`: of positions among these. `eps`: each image's own; -1 where it has none.
+        `work`: new parts for positions among these. `eps`: each image's own; -1 where it has none.
         """
         identity = self.identity(key)
         name = digest_of(identity, 32)
@@ -107,7 +112,8 @@ class Subject:
         pairs: list[Pair] = list(zip(self.split.index[positions].tolist(), eps, strict=True))
         missing = [place for place, pair in enumerate(pairs) if pair not in shelf]
         if missing:
-            shelf.put(work(torch.tensor(missing, device=positions.device)), identity)
+            for done in work(torch.tensor(missing, device=positions.device)):
+                shelf.put(done, identity)
         return self.gathered(shelf.take(pairs))
 
     def gathered(self, done: Evaluation) -> Evaluation:

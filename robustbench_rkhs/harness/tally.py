@@ -4,6 +4,7 @@ import math
 import time
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,21 +46,29 @@ def run_attack(
         budgets = torch.full((len(positions),), value, dtype=torch.float64, device=positions.device)
     budgets = budgets.to(positions.device, torch.float64)
 
-    def work(some: Tensor) -> Evaluation:
-        count = counted(subject, attack, positions[some], certified[some], budgets[some], label)
-        rows = subject.rows(positions[some], predicted, shas, settings=settings, **count.columns)
-        return Evaluation(rows, {"breaches": count.breaches, "outside": count.outside}, count.kept)
+    def rows(some: Tensor, count: Count) -> Evaluation:
+        table = subject.rows(positions[some], predicted, shas, settings=settings, **count.columns)
+        return Evaluation(table, {"breaches": count.breaches, "outside": count.outside}, count.kept)
+
+    def here(some: Tensor) -> Evaluation:
+        return rows(some, counted(subject, attack, positions[some], certified[some], budgets[some], label))
+
+    def shared(some: Tensor) -> list[Evaluation]:
+        if subject.workers is None or getattr(attack, "effort", "full") == "adaptive":  # which learns from image to image
+            return [here(some)]
+        given = (attack, positions.numpy(), certified.numpy(), budgets.numpy(), label)
+        return [rows(share, count) for share, count in subject.workers.each(some, *given)]
 
     if isinstance(subject.asked, Smoothed):  # what is believed of a vote depends on what is claimed of it
         key["certified"] = digest_of(certified.tolist())
     whole = torch.arange(len(positions), device=positions.device)
     if isinstance(attack, EngineAttack):
-        done = subject.each(key, positions, torch.where(budgets.isfinite(), budgets, -1.0).tolist(), work)
+        done = subject.each(key, positions, torch.where(budgets.isfinite(), budgets, -1.0).tolist(), shared)
     else:
-        done = subject.part(key | {"eps": attack.eps}, positions, lambda: work(whole))
+        done = subject.part(key | {"eps": attack.eps}, positions, lambda: here(whole))
     broken = int((done.table["radius"].to_numpy() <= certified.cpu().numpy()).sum())
     # rows kept from before there was this certificate: the replay needs the images again
-    return done if len(done.about["breaches"]) >= broken else work(whole)
+    return done if len(done.about["breaches"]) >= broken else here(whole)
 
 
 class Count(NamedTuple):
@@ -117,6 +126,14 @@ def counted(subject: Subject, attack: Attack, positions: Tensor, certified: Tens
     kept = None if subject.nearest is None else Kept(inside[broken].cpu().numpy(), said[broken].cpu().numpy())
     left = keys[outside(x, attacked.images, attack, budgets)].tolist()
     return Count(columns, replay(subject, positions, inside, y, radius, certified, label), {label: left} if left else {}, kept)
+
+
+def share_of(
+    subject: Subject, some: Tensor, attack: Attack, positions: np.ndarray, certified: np.ndarray, budgets: np.ndarray, label: str
+) -> tuple[Tensor, Count]:
+    """What a worker finds on its share of a block."""
+    where, proved, eps = (torch.from_numpy(one)[some] for one in (positions, certified, budgets))
+    return some, counted(subject, attack, where, proved, eps, label)
 
 
 def outside(x: Tensor, images: Tensor, attack: Attack, budgets: Tensor, slack: float = 1e-6) -> Tensor:
