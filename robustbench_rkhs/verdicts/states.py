@@ -44,7 +44,7 @@ class Evidence:
     """Attacks of the protocol that ran to their end: position, method, eps, radius, broken (distance in the norm)."""
     protocol: tuple[str, ...]
     denied: pd.DataFrame
-    """Attacks of the protocol whose fall was denied: position, eps. Nothing that was survived elsewhere speaks for these."""
+    """Attacks, of the protocol or not, whose fall was denied: position, eps. Nothing survived elsewhere speaks for these."""
 
     @classmethod
     def of(cls, evaluation: Evaluation, norm: str | None = None) -> "Evidence":
@@ -71,10 +71,9 @@ class Evidence:
         np.minimum.at(broken, position[falls], distance[falls])
         protocol = tuple(_about(about, "protocol"))
         ran = (table["kind"] == "attack") & (table["norm"] == norm) & (table["box"] == box)
-        ran &= table["method"].isin(protocol)
         doubted = (ran & (table["state_reason"] == "denied")).to_numpy()
         denied = pd.DataFrame({"position": position[doubted], "eps": table["eps"].to_numpy(dtype=np.float64)[doubted]})
-        ran &= table["state_reason"].isin(ANSWERS)
+        ran &= table["method"].isin(protocol) & table["state_reason"].isin(ANSWERS)
         runs = table.loc[ran, ["method", "eps", "radius", "forwards", "backwards"]].assign(position=position[ran.to_numpy()])
         return cls(where.to_numpy(), correct, certified, broken, runs, protocol, denied)
 
