@@ -90,7 +90,7 @@ class Attacking:
         self.fixed = {label: attack for label, attack in named if not attack.minimal_norm}
         self.broken = np.full(images, np.inf)
         self.failed = np.full(images, np.inf)
-        """Smallest eps at which a fixed-budget attack ended in an error: nothing more is tried there."""
+        """Smallest eps at which a fixed-budget attack ended in an error or a denied fall: nothing more is tried there."""
         self.ran: dict[str, dict[int, dict[float, float]]] = {label: {} for label in self.labels}
         """Of each attack, image and budget (inf where there is none): the radius."""
         self.survived = {label: np.full(images, -np.inf) for label in self.labels}

@@ -93,14 +93,17 @@ class AutoAttack(Attack):
             raise UserError(f"AutoAttack expects images in [0, 1], found {x.amin():.4g} to {x.amax():.4g}")
         seed, images = mix(self.seed, *keys.tolist()), x.clone()
         with counting(model, x) as counted, confined_randomness(seed), _silence():
-            attacked = counted.standing(x, y) & (eps > 0)
+            standing = counted.standing(x, y)
+            attacked, claimed = standing & (eps > 0), ~standing
             for parts, square in self._plan(x):
                 left = (attacked & counted.standing(images, y)).nonzero().squeeze(1)
                 if len(left):
                     found = self._run(counted, x[left], y[left], parts, square, eps, seed)
                     fell = ~counted.standing(found, y[left]) & found.flatten(1).isfinite().all(1)
                     images[left] = torch.where(per_image(fell, found), found, x[left])
-            return Attacked(images, *counted.spent(attacked))
+                    moved = found != x[left].float().to(x)  # the library moves what it saw fall, and nothing else
+                    claimed[left] |= moved.flatten(1).any(1)
+            return Attacked(images, *counted.spent(attacked), claimed)
 
     def _plan(self, x: Tensor) -> list[tuple[tuple[str, ...], int | None]]:
         """What runs in which form: all on the images as they are, or Square apart, on squares of this side."""

@@ -108,9 +108,9 @@ def pull_inside(
         inside = inside.clamp(0, 1)
     if eps is None:
         return inside
-    inside = project(x, inside, norm, eps, box)
-    if box == "unit":
-        inside = inside.clamp(0, 1)
+    over = distances(x, inside, norm) > eps  # what is inside stays to the last bit what the attack asked about
+    projected = project(x, inside, norm, eps, box)
+    inside = torch.where(per_image(over, x), projected.clamp(0, 1) if box == "unit" else projected, inside)
     for attempt in range(30):
         over = distances(x, inside, norm) > eps
         if not over.any():

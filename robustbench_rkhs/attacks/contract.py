@@ -2,10 +2,10 @@
 
 from typing import ClassVar, NamedTuple
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from robustbench_rkhs.attacks.ball import Box, Norm
+from robustbench_rkhs.attacks.ball import Box, Norm, mix
 from robustbench_rkhs.node import Node, Real, UserError
 
 
@@ -17,6 +17,8 @@ class Attacked(NamedTuple):
     """Forward passes spent on each image."""
     backwards: Int[Tensor, " batch"]
     """Backward passes spent on each image."""
+    fell: Bool[Tensor, " batch"] | None = None
+    """Images that the attack saw fall, and spared what was left of it; None where it spares nothing."""
 
 
 class Attack(Node):
@@ -47,6 +49,10 @@ class Attack(Node):
     def aimed(self, *, norm: Norm, eps: float | None, seed: int) -> "Attack":
         """The same attack at a budget; a minimal-norm attack has none."""
         return self.model_copy(update={"norm": norm, "eps": None if self.minimal_norm else eps, "seed": seed})
+
+    def again(self, number: int) -> "Attack":
+        """The same attack for the number-th time more, on images whose fall was denied: other draws."""
+        return self.model_copy(update={"seed": mix(self.seed, number)})
 
     def budget(self) -> float:
         """The eps it was given, or a clear error."""

@@ -54,9 +54,11 @@ class Engine:
         seed: int = 0,
         batch_size: int = 256,
         expectation: int = 1,
+        confirm: int = 0,
     ) -> None:
         self.model, self.x, self.y, self.keys = model, x, y, keys
-        self.norm, self.box, self.seed, self.batch_size, self.expectation = norm, box, seed, batch_size, expectation
+        self.norm, self.box, self.seed, self.batch_size = norm, box, seed, batch_size
+        self.expectation, self.confirm = expectation, confirm
         self.eps = eps
         """Each image's own budget; infinite where the nearest adversarial image is looked for."""
         self.watch: Callable[[Tensor, Tensor], None] | None = None
@@ -152,7 +154,7 @@ class Engine:
 
     def attacked(self) -> Attacked:
         """What the attack contract asks for."""
-        return Attacked(self.images, self.forwards, self.backwards)
+        return Attacked(self.images, self.forwards, self.backwards, self.fallen)
 
     def _counted(self, at: Tensor) -> Tensor:
         """How many passes a question about these positions is, for each position; one may be there several times."""
@@ -193,9 +195,19 @@ class Engine:
         if self.box == "unit":
             flat = images.flatten(1)
             better &= (flat >= 0).all(1) & (flat <= 1).all(1)
+        for _ in range(self.confirm):
+            kept = better.nonzero().flatten()
+            if len(kept):
+                better[kept] = self._errs_again(at[kept], images[kept])
         best, away = at[better], away[better]
         order = away.argsort(stable=True)  # an image may stand in the batch several times: its nearest, of equals the first
         order = order[best[order].argsort(stable=True)]
         places, several = best[order].unique_consecutive(return_counts=True)
         first = order[several.cumsum(0) - several]
         self.images[places], self.distance[places] = images[better][first], away[first]
+
+    def _errs_again(self, at: Tensor, images: Tensor) -> Tensor:
+        """Which are misclassified in another batch too: in reverse, behind a clean image. Cost: a forward pass each."""
+        logits = self.model(torch.cat([images, self.x[at[:1]]]).flip(0)).flip(0)[:-1]
+        self.forwards.index_add_(0, at, torch.ones_like(at))
+        return (logits.argmax(1) != self.y[at]) | ~logits.isfinite().all(1)

@@ -23,6 +23,9 @@ class EngineAttack(Attack):
     expectation: int = Field(1, ge=1)
     """Passes that every answer and gradient is the mean of (expectation over transformations), for a model that draws: the cost is
     as many times as high."""
+    confirm: int = Field(0, ge=0)
+    """How often each fall is asked about again, in another batch: it counts only where the model errs every time, else the attack
+    goes on. For a model that draws, or whose answers depend on the batch. Cost: so many forward passes a fall."""
     straight_through: tuple[str, ...] = ()
     """Names of submodules whose backward pass is replaced by the identity (BPDA), for layers without a useful gradient. They must
     keep the shape of what they are given."""
@@ -30,6 +33,10 @@ class EngineAttack(Attack):
     def search(self, engine: Engine) -> None:
         """Ask the model; the engine keeps what fell."""
         raise TypeError(f"{type(self).__name__} is not an attack by itself")
+
+    def again(self, number: int) -> "Attack":
+        """With other draws, and each fall confirmed twice as often as this is the time: a false one closes no image."""
+        return super().again(number).model_copy(update={"confirm": self.confirm + 2 * number})
 
     def __call__(
         self,
@@ -66,4 +73,5 @@ class EngineAttack(Attack):
                 seed=self.seed,
                 batch_size=self.batch_size,
                 expectation=self.expectation,
+                confirm=self.confirm,
             )

@@ -99,11 +99,13 @@ class FoolboxAttack(Attack):
         images = x.clone()
         with counting(model, x) as counted, confined_randomness(mix(self.seed, *keys.tolist())):
             right = counted.standing(x, y)
+            claimed = ~right
             if right.any():
                 found = self._run(counted, x[right].float(), y[right]).to(x)
                 fell = ~counted.standing(found, y[right]) & found.flatten(1).isfinite().all(1)
                 images[right] = torch.where(per_image(fell, found), found, x[right])
-            return Attacked(images, *counted.spent(right))
+                claimed[right] = fell
+            return Attacked(images, *counted.spent(right), claimed)
 
     def _run(self, counted: Counted, x: Tensor, y: Tensor) -> Tensor:
         """What the library returns, adversarial or not."""

@@ -91,7 +91,12 @@ class PGD(Attack):
                 best[still[better]], best_margin[still[better]] = found[better], found_margin[better]
                 forwards[still] += counted[0]
                 backwards[still] += counted[1]
-        return Attacked(best, forwards, backwards)
+        spares = self.keep == "best" or self.restarts > 1
+        return Attacked(best, forwards, backwards, best_margin < 0 if spares else None)
+
+    def again(self, number: int) -> Attack:
+        """From a random point: the run from the image itself draws nothing."""
+        return super().again(number).model_copy(update={"start": "random"})
 
     def _nearest_classes(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
         """Each image's `targets` nearest classes by (f_y - f_j) / ||grad (f_y - f_j)||_*, and how many there were."""

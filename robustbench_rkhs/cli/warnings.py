@@ -19,6 +19,10 @@ def warnings_of(done: Any) -> list[str]:
         )
     if (sampled := done.about["rechecked"])["pairs"]:
         lines.append(f"inferred survivals attacked at their own eps: {sampled['pairs']}, of which {sampled['fell']} fell")
+    denied = done.table[done.table["state_reason"] == "denied"]
+    if len(denied):
+        where = f"{denied['index'].nunique()} images, which stay untested there"
+        lines.append(f"falls that the model denied when asked again, after further runs too: on {where}")
     claims = done.table[(done.table["kind"] == "certificate") & (done.table["radius"] > 0)]
     if chance := float(claims["failure_probability"].max() if len(claims) else 0):
         lines.append(f"certified by chance: each claim about an image is wrong with probability at most {chance:g}")

@@ -20,6 +20,9 @@ from robustbench_rkhs.node import UserError
 from robustbench_rkhs.smoothing import Smoothed
 from robustbench_rkhs.verdicts import Evaluation, Kept
 
+AGAIN = 2
+"""How often an image is attacked once more where the model, asked again, denied the fall that an attack saw."""
+
 
 def run_attack(
     subject: Subject,
@@ -36,7 +39,8 @@ def run_attack(
     `certified`: each image's largest certified radius; one that fell within it is a breach, replayed in float64 and noted.
     `budgets`: each image's own eps in place of the attack's, for the attacks of our engine; their rows are kept image by image, as
     their outcome for an image depends on no other image.
-    An attack that fails with an error leaves rows that say so; they count neither as broken nor as survived.
+    An attack that fails with an error leaves rows that say so; they count neither as broken nor as survived. Nor do rows that say
+    `denied`: the attack spared the image what was left of it, as it saw it fall, and the model denied that, AGAIN times more.
     """
     label = label or attack.label
     settings = digest_of(attack.model_dump(mode="json", exclude={"eps", "seed", "norm"}))
@@ -82,26 +86,35 @@ class Count(NamedTuple):
     """The adversarial images, where they are asked for."""
 
 
+class Attempt(NamedTuple):
+    """One run of an attack: what it returned, pulled inside, and what the model says to that."""
+
+    inside: Tensor
+    said: Tensor
+    denied: Tensor
+    """Images that the attack saw fall, and that the model gets right when it is asked again."""
+    left: Tensor
+    """Images for which it returned one outside box or ball."""
+    forwards: Tensor
+    backwards: Tensor
+    reason: str
+
+
 def counted(subject: Subject, attack: Attack, positions: Tensor, certified: Tensor, budgets: Tensor, label: str) -> Count:
-    """What an attack found on these images, each within its own budget."""
-    x, y = subject.split.x[positions], subject.split.y[positions]
-    keys, started, reason = subject.split.index[positions], time.perf_counter(), ""
-    try:
-        if isinstance(attack, EngineAttack):
-            attacked = attack(subject.asked, x, y, keys, budgets)
-        else:
-            attacked = attack(subject.asked, x, y, keys)
-    except UserError:
-        raise
-    except Exception as error:  # a library's fault is a row, not the end of the evaluation
-        reason, nothing = "error", torch.zeros(len(x), dtype=torch.int64)
-        attacked = Attacked(x, nothing, nothing)
-        print(f"attack {label} failed on a block: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
-    inside, found_images = x.clone(), attacked.images.to(x)
-    for eps in budgets.unique().tolist():  # a grid has few
-        own = budgets == eps
-        inside[own] = pull_inside(x[own], found_images[own], attack.norm, eps if math.isfinite(eps) else None, attack.box)
-    said = answered(counting(subject.asked), inside)
+    """What an attack found on these images, each within its own budget.
+
+    Images whose fall is denied are attacked again, by `attack.again`, up to AGAIN times.
+    """
+    x, y, started = subject.split.x[positions], subject.split.y[positions], time.perf_counter()
+    inside, said, denied, left, forwards, backwards, reason = attempted(subject, attack, positions, budgets, label)
+    for number in range(1, AGAIN + 1):
+        rows = denied.nonzero().flatten()
+        if len(rows):
+            more = attempted(subject, attack.again(number), positions[rows], budgets[rows], label)
+            inside[rows], said[rows], denied[rows] = more.inside, more.said, more.denied | bool(more.reason)
+            left[rows] |= more.left
+            forwards[rows] += more.forwards
+            backwards[rows] += more.backwards
     broken = said != y
     if isinstance(subject.asked, Smoothed):
         inside, broken = believed(subject.asked, attack, x, inside, y, certified, broken, budgets)
@@ -114,18 +127,43 @@ def counted(subject: Subject, attack: Attack, positions: Tensor, certified: Tens
         "kind": "attack",
         "method": label,
         "eps": torch.where(budgets.isfinite(), budgets, torch.nan).cpu().numpy(),
-        "state_reason": reason,
+        "state_reason": [reason or ("denied" if one else "") for one in denied.tolist()],
         "radius": radius.cpu().numpy(),
         "distance_l2": found["l2"].cpu().numpy(),
         "distance_linf": found["linf"].cpu().numpy(),
-        "forwards": attacked.forwards.cpu().numpy() + 1,
-        "backwards": attacked.backwards.cpu().numpy(),
+        "forwards": forwards.cpu().numpy(),
+        "backwards": backwards.cpu().numpy(),
         "seconds": (time.perf_counter() - started) / max(len(x), 1),
         "arithmetic": f"{str(x.dtype).removeprefix('torch.')} on {torch.device(subject.device).type}",
     }
     kept = None if subject.nearest is None else Kept(inside[broken].cpu().numpy(), said[broken].cpu().numpy())
-    left = keys[outside(x, attacked.images, attack, budgets)].tolist()
-    return Count(columns, replay(subject, positions, inside, y, radius, certified, label), {label: left} if left else {}, kept)
+    astray = subject.split.index[positions][left].tolist()
+    return Count(columns, replay(subject, positions, inside, y, radius, certified, label), {label: astray} if astray else {}, kept)
+
+
+def attempted(subject: Subject, attack: Attack, positions: Tensor, budgets: Tensor, label: str) -> Attempt:
+    """One run of the attack on these images; an error of its own is said, and leaves the images as they are."""
+    x, y = subject.split.x[positions], subject.split.y[positions]
+    keys, reason = subject.split.index[positions], ""
+    try:
+        if isinstance(attack, EngineAttack):
+            attacked = attack(subject.asked, x, y, keys, budgets)
+        else:
+            attacked = attack(subject.asked, x, y, keys)
+    except UserError:
+        raise
+    except Exception as error:  # a library's fault is a row, not the end of the evaluation
+        reason, nothing = "error", torch.zeros(len(x), dtype=torch.int64)
+        attacked = Attacked(x, nothing, nothing)
+        print(f"attack {label} failed on a block: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    inside, found = x.clone(), attacked.images.to(x)
+    for eps in budgets.unique().tolist():  # a grid has few
+        own = budgets == eps
+        inside[own] = pull_inside(x[own], found[own], attack.norm, eps if math.isfinite(eps) else None, attack.box)
+    said = answered(counting(subject.asked), inside)
+    denied = torch.zeros_like(said, dtype=torch.bool) if attacked.fell is None else attacked.fell & (said == y)
+    left = outside(x, attacked.images, attack, budgets)
+    return Attempt(inside, said, denied, left, attacked.forwards + 1, attacked.backwards.clone(), reason)
 
 
 def share_of(

@@ -10,7 +10,8 @@ from robustbench_rkhs.node import UserError
 KEY = ["model", "weights", "data", "split", "norm", "box", "kind", "method", "settings", "eps", "index"]
 """What makes a row the only one of its kind, and the canonical order."""
 ANSWERS = ["", "unknown"]
-"""`state_reason` of a method that ran to its end; after `timeout`, `refused` and `error` it did not."""
+"""`state_reason` of a method that ran to its end; after `timeout`, `refused` and `error` it did not. Nor after `denied`: the
+attack saw the image fall and spared it the rest, and the model, asked again, denied the fall, in further runs too."""
 
 
 class Verdicts(pa.DataFrameModel):
@@ -41,7 +42,7 @@ class Verdicts(pa.DataFrameModel):
     input_sha256: Series[str]
     label: Series[int] = pa.Field(ge=0)
     predicted: Series[int] = pa.Field(ge=0)
-    state_reason: Series[str] = pa.Field(isin=["", "unknown", "timeout", "refused", "error"])
+    state_reason: Series[str] = pa.Field(isin=["", "unknown", "timeout", "refused", "error", "denied"])
     radius: Series[float] = pa.Field(ge=0)
     """Certificate: the proved radius. Attack: distance of the nearest counted adversarial image, inf if none."""
     distance_l2: Series[float] = pa.Field(ge=0, nullable=True)

@@ -43,6 +43,8 @@ class Evidence:
     runs: pd.DataFrame
     """Attacks of the protocol that ran to their end: position, method, eps, radius, broken (distance in the norm)."""
     protocol: tuple[str, ...]
+    denied: pd.DataFrame
+    """Attacks, of the protocol or not, whose fall was denied: position, eps. Nothing survived elsewhere speaks for these."""
 
     @classmethod
     def of(cls, evaluation: Evaluation, norm: str | None = None) -> "Evidence":
@@ -69,9 +71,11 @@ class Evidence:
         np.minimum.at(broken, position[falls], distance[falls])
         protocol = tuple(_about(about, "protocol"))
         ran = (table["kind"] == "attack") & (table["norm"] == norm) & (table["box"] == box)
+        doubted = (ran & (table["state_reason"] == "denied")).to_numpy()
+        denied = pd.DataFrame({"position": position[doubted], "eps": table["eps"].to_numpy(dtype=np.float64)[doubted]})
         ran &= table["method"].isin(protocol) & table["state_reason"].isin(ANSWERS)
         runs = table.loc[ran, ["method", "eps", "radius", "forwards", "backwards"]].assign(position=position[ran.to_numpy()])
-        return cls(where.to_numpy(), correct, certified, broken, runs, protocol)
+        return cls(where.to_numpy(), correct, certified, broken, runs, protocol, denied)
 
     def states(self, eps: float) -> pd.DataFrame:
         """As `states`."""
@@ -94,6 +98,8 @@ class Evidence:
             itself |= exact
             inferred |= ~exact & ~_marked(position[this & np.isnan(budget)], count)
         inferred |= ~itself
+        doubted = (self.denied["eps"] == eps) | self.denied["eps"].isna()
+        withstood[self.denied.loc[doubted, "position"]] = False
         choices = [~self.correct, self.broken <= eps, self.certified >= eps, withstood]
         state = np.select(choices, STATES[:4], STATES[4])
         frame = {"state": state, "inferred": inferred & (state == "survived")}
@@ -106,8 +112,9 @@ def states(evaluation: Evaluation, eps: float, norm: str | None = None) -> pd.Da
     `state`: `wrong`: misclassified as it is; else `broken`: any attack holds an admissible adversarial image at distance <= eps;
     else `certified`: a certificate's radius is >= eps; else `survived`: every method of the protocol ran to its end with budget eps
     (or none, or a larger one within which it found nothing, then or when it ran at another) and found nothing within eps; else
-    `untested`. `inferred`: survived, but no method, or not every method that has budgets, ran at eps itself. Raises UserError for a
-    negative eps or a table without predictions.
+    `untested`, which is also where a fall was seen at eps and denied when the model was asked again. `inferred`: survived, but no
+    method, or not every method that has budgets, ran at eps itself. Raises UserError for a negative eps or a table without
+    predictions.
     """
     return Evidence.of(evaluation, norm).states(eps)
 

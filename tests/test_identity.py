@@ -1,0 +1,60 @@
+"""A finished part is served only while nothing that its contents depend on has changed: no module is forgotten."""
+
+import re
+from pathlib import Path
+
+import grimp
+import pytest
+
+from robustbench_rkhs import harness
+from robustbench_rkhs.harness import ELSEWHERE, SOURCES, identity
+
+PACKAGE = Path(harness.__file__).parent.parent
+NAME = PACKAGE.name
+WORK = ("attacking", "evaluate", "harness", "portfolio", "scrutiny")
+"""What makes parts."""
+
+
+@pytest.fixture(scope="module")
+def reached():
+    """Every module of the package that making a part imports, imports inside functions too, by its path from the package."""
+    graph = grimp.build_graph(NAME)
+    todo = [module for module in graph.modules if module.split(".")[1:2] and module.split(".")[1] in WORK]
+    seen = set(todo)
+    while todo:
+        module = todo.pop()
+        parents = {module.rsplit(".", count)[0] for count in range(1, module.count("."))}  # importing a.b runs a's __init__
+        for found in graph.find_modules_directly_imported_by(module) | parents:
+            if found.startswith(f"{NAME}.") and found not in seen:
+                seen.add(found)
+                todo.append(found)
+    return {module.removeprefix(f"{NAME}.").replace(".", "/") for module in seen}
+
+
+def named(module):
+    return any(module == source.removesuffix(".py") or module.startswith(f"{source}/") for source in SOURCES)
+
+
+def test_every_module_on_the_way_to_a_part_is_digested_or_excused(reached):
+    assert {"arithmetic", "shelf", "attacks/engine", "harness/tally", "verdicts/states"} <= reached
+    assert not sorted(module for module in reached if not named(module) and module.split("/")[0] not in ELSEWHERE)
+
+
+def test_no_name_is_idle(reached):
+    assert all((PACKAGE / source).exists() for source in SOURCES)
+    tops = {module.split("/")[0] for module in reached if not named(module)}
+    assert tops == set(ELSEWHERE) and not any(re.search(r"cli|report", top) for top in tops)
+
+
+@pytest.mark.parametrize("source", ["arithmetic.py", "shelf.py", "attacks/engine.py", "verdicts/store.py"])
+def test_a_change_of_any_source_changes_the_digest(source, tmp_path, monkeypatch):
+    for file in PACKAGE.rglob("*.py"):
+        copy = tmp_path / file.relative_to(PACKAGE)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    digest = identity.sources_digest.__wrapped__  # past its cache
+    own = digest()
+    monkeypatch.setattr(identity, "__file__", str(tmp_path / "harness" / "identity.py"))
+    same = digest()
+    (tmp_path / source).write_text((tmp_path / source).read_text() + "\nCHANGED = 1\n")
+    assert own == same != digest()
