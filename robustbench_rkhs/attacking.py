@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,8 @@ from robustbench_rkhs.recipe import EvalRecipe
 
 Say = Callable[[str], None]
 Places = Int[np.ndarray, " some"]
+Group = list[Int[np.ndarray, "_"]]
+"""Blocks of places that may be worked at side by side."""
 Radii = Float[np.ndarray, " some"]
 TOLD = 10.0
 """The time to go is told where it is more than these seconds."""
@@ -111,8 +114,9 @@ class Attacking:
         for label, attack in self.minimal.items():
             eps = schedule.next_eps(self.epsilons, self.known(np.full(len(self.index), -np.inf)))
             places = schedule.order(eps, self.known(), self.margins)
-            for block in self.told(schedule.blocks(places, self.recipe.block, FIRST), len(places), label):
-                self.run(attack, label, block)
+            blocks = schedule.blocks(places, self.recipe.block, FIRST)
+            for group in self.told(self.groups(blocks, attack), len(places), label):
+                self.run(attack, label, group)
 
     def find_within(self) -> None:
         """Rounds of the fixed-budget attacks: every open image at its largest open eps, until none is open."""
@@ -125,10 +129,12 @@ class Attacking:
             places = schedule.order(eps, known, self.margins, by_eps)
             if not len(places):
                 return
-            for block in self.told(schedule.blocks(places, size), len(places), "+".join(self.fixed)):
+            groups = self.groups(schedule.blocks(places, size), *self.fixed.values())
+            for group in self.told(groups, len(places), "+".join(self.fixed)):
                 for label, attack in self.fixed.items():
-                    still = block[(self.broken[block] > eps[block]) & (self.survived[label][block] < eps[block])]
-                    self.run(attack, label, still, eps[still])
+                    asked = (self.broken > eps) & (self.survived[label] < eps)
+                    still = [block[asked[block]] for block in group]
+                    self.run(attack, label, still, eps[np.concatenate(still)])
 
     def recheck(self) -> None:
         """The sampled check of the heuristic: inferred survivals get the fixed-budget attacks at their own eps."""
@@ -142,8 +148,8 @@ class Attacking:
         for label, attack in self.fixed.items():
             todo = [(place, eps) for place, eps in chosen if eps not in self.ran[label].get(place, {}) and self.broken[place] > eps]
             places, eps = np.array([place for place, _ in todo], dtype=int), np.array([eps for _, eps in todo])
-            for some in schedule.blocks(np.arange(len(todo)), self.recipe.block):
-                self.run(attack, label, places[some], eps[some])
+            for group in self.groups(schedule.blocks(np.arange(len(todo)), self.recipe.block), attack):
+                self.run(attack, label, [places[some] for some in group], eps[np.concatenate(group)])
         fell = sum(bool(self.broken[place] <= eps) for place, eps in chosen)
         self.rechecked = {"pairs": len(chosen), "fell": fell}
         if fell:
@@ -156,7 +162,7 @@ class Attacking:
         check = PGD(box=self.box, steps=20).aimed(norm=self.recipe.norm, eps=None, seed=self.recipe.seed)
         for eps in reversed(self.epsilons):
             for block in schedule.blocks(np.flatnonzero(self.standing(eps)), self.recipe.block):
-                self.run(check, "check:pgd", block, np.full(len(block), eps))
+                self.run(check, "check:pgd", [block], np.full(len(block), eps))
 
     def audit(self) -> None:
         """The cheapest sound minimal-norm attack on the certified images that none of the protocol ran on."""
@@ -169,8 +175,15 @@ class Attacking:
         attack = SuperDeepFool(norm=self.recipe.norm, box=self.box, seed=self.recipe.seed)
         label = f"audit:{attack.label}"
         places = np.flatnonzero(certified)
-        for block in self.told(schedule.blocks(places, self.recipe.block, FIRST), len(places), label):
-            self.run(attack, label, block)
+        blocks = schedule.blocks(places, self.recipe.block, FIRST)
+        for group in self.told(self.groups(blocks, attack), len(places), label):
+            self.run(attack, label, group)
+
+    def groups(self, blocks: Iterator[Places], *attacks: Attack) -> Iterator[Group]:
+        """As many blocks at once as there are workers to share them, where all of the attacks may be shared."""
+        shared = all(isinstance(attack, EngineAttack) and not learns(attack) for attack in attacks)
+        while group := list(islice(blocks, self.recipe.workers if shared else 1)):
+            yield group
 
     def known(self, survived: Radii | None = None) -> Known:
         """What is known of every image; where an attack failed, nothing is open."""
@@ -186,8 +199,9 @@ class Attacking:
             open_here &= self.survived[label] >= eps
         return open_here
 
-    def run(self, attack: Attack, label: str, places: Places, eps: Radii | None = None) -> None:
-        """One attack on these images: one call with each one's own eps, or a call an eps; as many as the budget has time for."""
+    def run(self, attack: Attack, label: str, group: Group, eps: Radii | None = None) -> None:
+        """One attack on these blocks: one call with each image's own eps, or a call an eps; as many as the budget has time for."""
+        places, blocks = np.concatenate(group), np.repeat(np.arange(len(group)), [len(block) for block in group])
         if eps is not None and not isinstance(attack, EngineAttack):
             for value in sorted(set(eps.tolist()), reverse=True):
                 aimed = attack.model_copy(update={"eps": value})
@@ -202,10 +216,10 @@ class Attacking:
                 least = PILOTS if learns(attack) else 1
                 size = min(size, max(least, int(SHARE * self.clock.left() / pace)) if pace > 0 else least)
             some = slice(start, start + size)
-            self.part(attack, label, places[some], None if eps is None else eps[some])
+            self.part(attack, label, places[some], None if eps is None else eps[some], blocks[some])
             start += size
 
-    def part(self, attack: Attack, label: str, places: Places, eps: Radii | None) -> None:
+    def part(self, attack: Attack, label: str, places: Places, eps: Radii | None, blocks: Places | None = None) -> None:
         """One part, and what it says of its images."""
         if not len(places):
             return
@@ -215,7 +229,7 @@ class Attacking:
         budgets = None if eps is None else torch.as_tensor(eps, dtype=torch.float64)
         known = self.certified[positions]
         started = time.monotonic()
-        done = harness.run_attack(self.subject, attack, positions, self.predicted, self.shas, known, label, budgets)
+        done = harness.run_attack(self.subject, attack, positions, self.predicted, self.shas, known, label, budgets, blocks)
         took = (time.monotonic() - started) / len(places)
         self.pace[label] = max(took, float(done.table["seconds"].mean()))  # what is read from a file says what it took then
         self.tables.append(done.table)
@@ -240,16 +254,17 @@ class Attacking:
             held = [budget for budget, nearest in ran.items() if np.isinf(budget) or (np.isinf(nearest) and budget < found)]
             self.survived[label][place] = max(held, default=-np.inf)
 
-    def told(self, blocks: Iterable[Places], images: int, what: str) -> Iterator[Places]:
-        """The blocks; after the first, how long the others will take about."""
+    def told(self, groups: Iterable[Group], images: int, what: str) -> Iterator[Group]:
+        """The groups of blocks; after the first, how long the others will take about."""
         started = time.monotonic()
-        for number, block in enumerate(blocks):
-            yield block
-            if number == 0 and images > len(block):
+        for number, group in enumerate(groups):
+            yield group
+            done = sum(map(len, group))
+            if number == 0 and images > done:
                 took = time.monotonic() - started
-                togo = took * (images - len(block)) / len(block)
+                togo = took * (images - done) / done
                 if togo > TOLD:
-                    line = f"first {len(block)} images took {took:.0f} s; about {togo / 60:.1f} min to go for {images - len(block)}"
+                    line = f"first {done} images took {took:.0f} s; about {togo / 60:.1f} min to go for {images - done}"
                     self.say(f"{what}: {line}")
 
 

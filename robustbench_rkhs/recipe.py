@@ -166,9 +166,8 @@ class EvalRecipe(Node):
     block: int = Field(100, ge=1)
     """Images a block: bounds the memory. Random draws of library attacks depend on it."""
     workers: int = Field(1, ge=1)
-    """Processes that share each block of our own attacks, one thread each, on a CPU; no number of them from 2 on changes the table
-    (one alone runs on torch's threads, whose number may change last bits). Libraries' attacks and effort adaptive, which learns
-    from image to image, are not shared. Raise `block` with it."""
+    """Processes that take a block each of our own attacks, on a CPU, one thread each: the table is that of one process on one
+    thread. Not shared: attacks of libraries, and effort adaptive, which learns from image to image."""
     budget: Annotated[Real, BeforeValidator(seconds), Field(gt=0)] | None = None
     """Seconds (or 90s, 10min, 2h) after which no further part is begun: certificates stop at half of it, attacks at its end (a
     block of a library's attack is not cut). Images not reached are untested. It changes nothing else, and the same evaluation

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import time
+from typing import Literal
 
 import pytest
 import torch
@@ -9,8 +11,11 @@ from torch import nn
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import DDN, Ensemble, FoolboxAttack, Square
+from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.evaluate import evaluate
+from robustbench_rkhs.harness import started
 from robustbench_rkhs.node import UserError
+from robustbench_rkhs.recipe import EvalRecipe
 
 PROTOCOL = (DDN(steps=8), Ensemble(version="custom", attacks=(Square(queries=20, restarts=2),)), FoolboxAttack(attack="deepfool"))
 
@@ -35,16 +40,16 @@ def asked(**settings):
     return {"eps": (0.02, 0.1, 0.3), "attacks": PROTOCOL, "certificates": ("margin",), "diagnostics": False, **settings}
 
 
-@pytest.mark.parametrize(("workers", "block"), [(2, 13), (3, 5), (20, 13)])
+@pytest.mark.parametrize(("workers", "block"), [(2, 5), (4, 5)])
 def test_the_table_is_the_same_at_any_number_of_workers(workers, block, tmp_path):
     model, x, y = scene()
     saved = tmp_path / "one.npz", tmp_path / "many.npz"
-    one = evaluate(model, (x, y), **asked(), adversarials=saved[0])
+    one = evaluate(model, (x, y), **asked(block=block), adversarials=saved[0])
     many = evaluate(model, (x, y), **asked(workers=workers, block=block), folder=tmp_path, adversarials=saved[1])
     assert verdicts.digest(one.table) == verdicts.digest(many.table)
     assert (verdicts.read_adversarials(saved[0]).images == verdicts.read_adversarials(saved[1]).images).all()
     assert torch.get_num_threads() == 1
-    again = evaluate(model, (x, y), **asked(workers=workers + 1), folder=tmp_path)  # what they kept is read by others
+    again = evaluate(model, (x, y), **asked(workers=workers + 1, block=block), folder=tmp_path)  # what they kept is read by others
     assert verdicts.digest(again.table) == verdicts.digest(one.table) and again.about["path"] == many.about["path"]
 
 
@@ -90,17 +95,28 @@ def test_the_work_is_done_by_other_processes_which_are_gone_afterwards(tmp_path)
         with pytest.raises(ProcessLookupError):
             for _ in range(500):
                 os.kill(process, 0)
-                signal.sigtimedwait([], 0.01)
+                time.sleep(0.01)
 
 
-def test_an_error_in_a_worker_is_the_users_error_here():
+class Fussy(EngineAttack):
+    """Says what it does not like."""
+
+    name: Literal["fussy"] = "fussy"
+
+    def search(self, engine):
+        raise UserError(f"not these {len(engine.x)} images")
+
+
+def test_the_users_error_in_a_worker_is_the_users_error_here():
     model, x, y = scene()
-    unbounded = Ensemble(version="custom", attacks=(Square(queries=5),))
-    with pytest.raises(UserError):
-        evaluate(model, (x.double(), y), eps=(3.0,), attacks=(unbounded,), workers=0)
+    fields = dict(EvalRecipe(eps=(0.1,), certificates=(), diagnostics=False))
+    with pytest.raises(UserError, match="not these 5 images"):
+        evaluate(model, (x, y), EvalRecipe.model_construct(**fields | {"attacks": (Fussy(),), "workers": 2, "block": 5}))
 
 
-def test_workers_on_another_device_are_refused_before_anything_runs():
-    model, x, y = scene()
-    with pytest.raises(UserError, match="workers share the model in the memory of a CPU, found device 'meta'"):
-        evaluate(model, (x, y), **asked(workers=2), device="meta")
+def test_workers_on_another_device_are_refused():
+    with (
+        pytest.raises(UserError, match="workers share the model in the memory of a CPU, found device 'cuda'"),
+        started(2, "cuda", print),
+    ):
+        pass

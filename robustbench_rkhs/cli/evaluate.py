@@ -60,7 +60,7 @@ def _evaluate(
         samples: Test images, a seeded stratified subset; all where not given.
         seed: Which images, and every random draw.
         block: Images a block, the unit of resuming.
-        workers: Processes that share each block of our own attacks, on a CPU, one thread each. Raise block with it.
+        workers: Processes that take a block each of our own attacks, on a CPU, one thread each.
         device: auto, cpu, cuda, cuda:1 ...
         checkpoint: Weights (.safetensors, or .pth of a plain state dict) for a recipe or builder.
         data: Data set or FILE.npz in place of the recipe's.

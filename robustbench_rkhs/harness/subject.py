@@ -40,7 +40,7 @@ class Subject:
     nearest: Nearest | None = None
     """Gathers the nearest adversarial image of each image, where they are asked for; every part then keeps its own beside it."""
     workers: Workers | None = field(default=None, compare=False, repr=False)
-    """Share a block of an attack whose outcome for an image depends on no other; this process alone where None."""
+    """Take a block each, of an attack whose outcome for an image depends on no other; this process alone where None."""
     outside: dict[str, set[int]] = field(default_factory=dict, compare=False, repr=False)
     """Of each attack, the images for which it returned one outside box or ball."""
     shelves: dict[str, Shelf] = field(default_factory=dict, compare=False, repr=False)

@@ -33,12 +33,14 @@ def run_attack(
     certified: Tensor,
     label: str = "",
     budgets: Tensor | None = None,
+    blocks: np.ndarray | None = None,
 ) -> Evaluation:
     """Attack these images and count what fell: pulled exactly inside ball and box, measured in float64, asked again.
 
     `certified`: each image's largest certified radius; one that fell within it is a breach, replayed in float64 and noted.
     `budgets`: each image's own eps in place of the attack's, for the attacks of our engine; their rows are kept image by image, as
     their outcome for an image depends on no other image.
+    `blocks`: which block each image belongs to, where workers may have a block each.
     An attack that fails with an error leaves rows that say so; they count neither as broken nor as survived. Nor do rows that say
     `denied`: the attack spared the image what was left of it, as it saw it fall, and the model denied that, AGAIN times more.
     """
@@ -58,10 +60,11 @@ def run_attack(
         return rows(some, counted(subject, attack, positions[some], certified[some], budgets[some], label))
 
     def shared(some: Tensor) -> list[Evaluation]:
-        if subject.workers is None or getattr(attack, "effort", "full") == "adaptive":  # which learns from image to image
+        if subject.workers is None or blocks is None:
             return [here(some)]
         given = (attack, positions.numpy(), certified.numpy(), budgets.numpy(), label)
-        return [rows(share, count) for share, count in subject.workers.each(some, *given)]
+        asked = [some[blocks[some.numpy()] == block] for block in np.unique(blocks[some.numpy()])]
+        return [rows(block, count) for block, count in subject.workers.each(asked, *given)]
 
     if isinstance(subject.asked, Smoothed):  # what is believed of a vote depends on what is claimed of it
         key["certified"] = digest_of(certified.tolist())
@@ -169,7 +172,7 @@ def attempted(subject: Subject, attack: Attack, positions: Tensor, budgets: Tens
 def share_of(
     subject: Subject, some: Tensor, attack: Attack, positions: np.ndarray, certified: np.ndarray, budgets: np.ndarray, label: str
 ) -> tuple[Tensor, Count]:
-    """What a worker finds on its share of a block."""
+    """What a worker finds on its block."""
     where, proved, eps = (torch.from_numpy(one)[some] for one in (positions, certified, budgets))
     return some, counted(subject, attack, where, proved, eps, label)
 

@@ -1,4 +1,4 @@
-"""Workers: processes that share the images of a block, for attacks whose outcome for an image depends on no other image."""
+"""Workers: processes that take a block of images each, for attacks whose outcome for an image depends on no other image."""
 
 import multiprocessing
 import signal
@@ -15,7 +15,7 @@ from robustbench_rkhs.node import UserError
 
 
 class Workers:
-    """Processes that hold what this one held when they were made: a job sent to them is a function and some positions."""
+    """Processes that hold what this one held when they were made: a job sent to them is some positions."""
 
     def __init__(self, count: int, work: Callable[..., Any]) -> None:
         self.count, self._before = count, set(multiprocessing.active_children())
@@ -26,11 +26,10 @@ class Workers:
                 "workers cannot take gradients here: this process took some with an accelerator present; evaluate in a new process"
             )
 
-    def each(self, positions: Tensor, *given: Any) -> list[Any]:
-        """The work on every worker's share of these positions, and which they are. Raises what a worker raises."""
-        shares = [positions[place :: self.count] for place in range(min(self.count, len(positions)))]
+    def each(self, blocks: list[Tensor], *given: Any) -> list[Any]:
+        """The work on each of these blocks of positions, in their order. Raises what a worker raises."""
         try:
-            return list(self._pool.map(_work, shares, *([one] * len(shares) for one in given)))
+            return list(self._pool.map(_work, blocks, *([one] * len(blocks) for one in given)))
         except BrokenProcessPool:
             raise UserError("a worker was killed, out of memory perhaps; the same command goes on from here") from None
 
