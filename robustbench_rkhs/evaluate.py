@@ -183,6 +183,7 @@ class _Run:
             "breaches": [],
             "rechecked": {"pairs": 0, "fell": 0},
             "budget": recipe.budget,
+            "marks": [] if isinstance(subject.asked, Smoothed) else [verdicts.UNDIAGNOSED],  # until it was diagnosed
             "twin": None if transfer is None else transfer.weights,
         }
 

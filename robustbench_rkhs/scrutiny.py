@@ -26,7 +26,7 @@ class Scrutiny(NamedTuple):
 
     diagnostics: list[dict[str, Any]]
     marks: list[str]
-    """Names of the diagnoses that tripped."""
+    """Names of the diagnoses that tripped; `undiagnosed` where they are switched off."""
     tables: list[pd.DataFrame]
     """Rows of the escalated attacks, under `check:` and their label, and of `transfer`: they break images, but are no part of the
     protocol."""
@@ -62,7 +62,8 @@ def scrutinise(
         known = Evaluation(pd.concat([known.table, *new], ignore_index=True), about)
     attacks = {f"check:{attack.label}": attack for attack in escalated(protocol, marks)}
     more, broken = _escalate(subject, recipe, known, attacks, predicted, certified)
-    return Scrutiny(said, marks, new + more, breaches + broken)
+    off = not recipe.diagnostics and not isinstance(subject.asked, Smoothed)
+    return Scrutiny(said, [verdicts.UNDIAGNOSED] if off else marks, new + more, breaches + broken)
 
 
 def _diagnosed(
