@@ -1,5 +1,6 @@
 """Evaluation: certificates first, then attacks on what is still open, into one table of verdicts."""
 
+import copy
 import math
 import platform
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from robustbench_rkhs.attacks.objective import margin
 from robustbench_rkhs.certificates import SmoothingCertificate
 from robustbench_rkhs.checkpoint import weights_digest
 from robustbench_rkhs.data import Split, arrays_digest
+from robustbench_rkhs.diagnostics.transfer import Transfer
 from robustbench_rkhs.harness import Subject
 from robustbench_rkhs.layers.settling import settled
 from robustbench_rkhs.node import UserError
@@ -45,6 +47,7 @@ def evaluate(
     name: str = "model",
     folder: str | Path | None = None,
     adversarials: str | Path | None = None,
+    twin: nn.Module | None = None,
     device: str = "cpu",
     command: str = "",
     say: Say = lambda line: None,
@@ -55,9 +58,10 @@ def evaluate(
     `data`: a Split, or images and labels. `recipe`, or its fields by name (`eps`, `norm`, `attacks`, `effort`, `budget`,
     `certificates`, `samples`, `seed`, `block`, `workers`, `rechecked`). With a `folder`, finished parts are kept under
     folder/name/parts and never done again, and the table is written to folder/name/. `adversarials`: a .npz file that gets
-    the nearest counted adversarial image of each image, over all attacks. Interrupted by the keyboard, or when `budget`
-    seconds are used up, it returns (and writes) what there is: images that no protocol reached are untested. The model, its
-    mode and gradients are left as they were.
+    the nearest counted adversarial image of each image, over all attacks. `twin`: a network of the same data and classes, trained
+    without defence: what breaks it is tried on every survivor (rows of method `transfer`), and the diagnosis compares.
+    Interrupted by the keyboard, or when `budget` seconds are used up, it returns (and writes) what there is: images that no
+    protocol reached are untested. The model, its mode and gradients are left as they were.
     TF32 and other reduced-precision short cuts are switched off meanwhile.
     Raises UserError for bad input: eps out of range, NaN or probabilities from the model, a wrong class count, autocast.
     """
@@ -76,7 +80,8 @@ def evaluate(
         subject = Subject(model, settled(model), split.to(device), name, weights, device, recipe.seed, parts, nearest=nearest)
         share = partial(harness.share_of, subject)
         with exact(), harness.started(recipe.workers, device, share) as workers:
-            run = _Run(replace(subject, workers=workers), recipe, say)
+            subject = replace(subject, workers=workers)
+            run = _Run(subject, recipe, say, None if twin is None else _transfer(twin, subject))
             run.about |= {"command": command}
             run.about |= {"smoothed": model.extra_repr()} if isinstance(model, Smoothed) else {}
             table, complete = run.all()
@@ -96,6 +101,19 @@ def evaluate(
         verdicts.write_adversarials(nearest.adversarials(header, table, clean, index), adversarials)
         evaluation.about["adversarials"] = str(adversarials)
     return evaluation
+
+
+def _transfer(twin: nn.Module, subject: Subject) -> Transfer:
+    """The attack of this twin. Raises UserError where it takes other images, knows other classes or is the model itself."""
+    split, weights = subject.split, weights_digest(twin.state_dict())
+    asked = settled(copy.deepcopy(twin).eval().to(subject.device))
+    if weights == subject.weights:
+        raise UserError("twin: expected a network trained without the model's defence, found the model itself")
+    try:
+        logits = harness.ask(asked, split.x, split.classes)
+    except UserError as error:
+        raise UserError(f"twin: {error}") from None
+    return Transfer.by(asked, weights, weights_digest({"logits": logits}))
 
 
 def _as_split(model: nn.Module, data: Split | tuple[Tensor, Tensor]) -> Split:
@@ -119,8 +137,8 @@ def _as_split(model: nn.Module, data: Split | tuple[Tensor, Tensor]) -> Split:
 class _Run:
     """One evaluation under way."""
 
-    def __init__(self, subject: Subject, recipe: EvalRecipe, say: Say) -> None:
-        self.subject, self.recipe, self.say = subject, recipe, say
+    def __init__(self, subject: Subject, recipe: EvalRecipe, say: Say, transfer: Transfer | None = None) -> None:
+        self.subject, self.recipe, self.say, self.transfer = subject, recipe, say, transfer
         split = subject.split
         largest = 1.0 if recipe.norm == "linf" else math.sqrt(math.prod(split.shape))
         for eps in recipe.eps:
@@ -145,7 +163,8 @@ class _Run:
         self.labels = labels
         self.shas = subject.inputs
         settings = recipe.model_dump(mode="json", exclude={"budget", "workers"})  # which change no verdict
-        self.digest = harness.digest_of([settings, subject.weights, split.digest, harness.sources_digest()], 12)
+        twin = [] if transfer is None else [transfer.weights]
+        self.digest = harness.digest_of([settings, subject.weights, split.digest, harness.sources_digest(), *twin], 12)
         self.about: dict[str, Any] = {
             "model": subject.name,
             "norm": recipe.norm,
@@ -167,6 +186,8 @@ class _Run:
             "breaches": [],
             "rechecked": {"pairs": 0, "fell": 0},
             "budget": recipe.budget,
+            "marks": [] if isinstance(subject.asked, Smoothed) else [verdicts.UNDIAGNOSED],  # until it was diagnosed
+            "twin": None if transfer is None else transfer.weights,
         }
 
     def all(self) -> tuple[pd.DataFrame, bool]:
@@ -206,7 +227,7 @@ class _Run:
 
     def scrutinise(self, tables: list[pd.DataFrame], predicted: Tensor, certified: Tensor) -> list[pd.DataFrame]:
         """May the attacks be believed? The diagnoses, and more attacks on the survivors where one trips: their rows."""
-        found = scrutinise(self.subject, self.recipe, self.about, tables, self.protocol, predicted, certified)
+        found = scrutinise(self.subject, self.recipe, self.about, tables, self.protocol, predicted, certified, self.transfer)
         self.about |= {"diagnostics": found.diagnostics, "marks": found.marks}
         self.about["breaches"] += found.breaches
         return found.tables

@@ -176,7 +176,8 @@ class EvalRecipe(Node):
     """Of the survivals that are inferred from a larger eps, how many are attacked at their own eps after all; the share that falls
     is reported. Cost: at most so many runs of the fixed-budget attacks."""
     diagnostics: bool = True
-    """Check on a sample of images whether attacks can be believed, mark the model where not, and attack its survivors further."""
+    """Check on a sample of images whether attacks can be believed, mark the model where not, and attack its survivors further.
+    False: the result is marked undiagnosed."""
 
     @model_validator(mode="after")
     def _effort_or_attacks(self) -> "EvalRecipe":

@@ -1,6 +1,6 @@
 """Diagnostics beside an evaluation: may its attacks be believed? Where not, more of them run on what survived."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -10,6 +10,7 @@ from torch import Tensor
 from robustbench_rkhs import harness, verdicts
 from robustbench_rkhs.attacks import Attack
 from robustbench_rkhs.diagnostics import diagnose, escalated
+from robustbench_rkhs.diagnostics.transfer import Transfer
 from robustbench_rkhs.harness import Subject
 from robustbench_rkhs.recipe import EvalRecipe
 from robustbench_rkhs.smoothing import Smoothed
@@ -25,9 +26,10 @@ class Scrutiny(NamedTuple):
 
     diagnostics: list[dict[str, Any]]
     marks: list[str]
-    """Names of the diagnoses that tripped."""
+    """Names of the diagnoses that tripped; `undiagnosed` where they are switched off."""
     tables: list[pd.DataFrame]
-    """Rows of the escalated attacks, under `check:` and their label: they break images, but are no part of the protocol."""
+    """Rows of the escalated attacks, under `check:` and their label, and of `transfer`: they break images, but are no part of the
+    protocol."""
     breaches: list[dict[str, Any]]
 
 
@@ -39,17 +41,41 @@ def scrutinise(
     protocol: Sequence[Attack],
     predicted: Tensor,
     certified: Tensor,
+    transfer: Transfer | None = None,
 ) -> Scrutiny:
     """Diagnose the model at the eps that says most; where a diagnosis trips, escalate on the survivors of every eps.
 
-    Largest eps first; an image that withstands the escalation there is not asked again below. Nothing for a smoothed classifier
+    Largest eps first; an image that withstands the escalation there is not asked again below. No diagnosis of a smoothed classifier
     (it draws by design, and its claims are those of its certificate), and where the recipe switches it off.
+    `transfer`: of an undefended twin, diagnosed with the rest and then tried on every survivor, in the same order.
     """
-    if not recipe.diagnostics or isinstance(subject.asked, Smoothed) or not len(subject.split):
+    if not len(subject.split):
         return Scrutiny([], [], [], [])
     known = Evaluation(pd.concat(tables, ignore_index=True), about)
+    said = _diagnosed(subject, recipe, known, certified, transfer)
+    marks = [one["name"] for one in said if one["tripped"]]
+    new: list[pd.DataFrame] = []
+    breaches: list[dict[str, Any]] = []
+    if transfer is not None:
+        attack = transfer.model_copy(update={"box": about["box"]})
+        new, breaches = _escalate(subject, recipe, known, {"transfer": attack}, predicted, certified)
+        known = Evaluation(pd.concat([known.table, *new], ignore_index=True), about)
+    attacks = {f"check:{attack.label}": attack for attack in escalated(protocol, marks)}
+    more, broken = _escalate(subject, recipe, known, attacks, predicted, certified)
+    off = not recipe.diagnostics and not isinstance(subject.asked, Smoothed)
+    return Scrutiny(said, [verdicts.UNDIAGNOSED] if off else marks, new + more, breaches + broken)
+
+
+def _diagnosed(
+    subject: Subject, recipe: EvalRecipe, known: Evaluation, certified: Tensor, transfer: Transfer | None
+) -> list[dict[str, Any]]:
+    """Every diagnosis at the eps that says most, as JSON takes it; none where none is due."""
+    if not recipe.diagnostics or isinstance(subject.asked, Smoothed):
+        return []
+    box = known.about["box"]
     eps = telling(known)
-    key = {"job": "diagnose", "norm": recipe.norm, "box": about["box"], "eps": eps, "table": verdicts.digest(known.table)}
+    key = {"job": "diagnose", "norm": recipe.norm, "box": box, "eps": eps, "table": verdicts.digest(known.table)}
+    key |= {} if transfer is None else {"twin": transfer.weights, "twin_answers": transfer.answers}
     every = torch.arange(len(subject.split), device=subject.device)
 
     def work() -> Evaluation:
@@ -60,20 +86,21 @@ def scrutinise(
             split.y,
             split.index,
             norm=recipe.norm,
-            box=about["box"],
+            box=box,
             eps=eps,
             found=found,
             closed=certified >= eps,
+            twin=None if transfer is None else transfer.twin,
             images=QUICK if recipe.effort == "quick" else 64,
             seed=recipe.seed,
         )
         empty = known.table.iloc[:0][COLUMNS]
-        return Evaluation(empty, {"diagnostics": [one.plain | {"eps": eps} for one in done]})
+        plain = [one.plain | {"eps": eps} for one in done]
+        named = [one | {"twin": transfer.weights} if transfer and one["name"] == "transfer" else one for one in plain]
+        return Evaluation(empty, {"diagnostics": named})
 
-    said = subject.part(key, every, work).about["diagnostics"]
-    marks = [one["name"] for one in said if one["tripped"]]
-    new, breaches = _escalate(subject, recipe, known, escalated(protocol, marks), predicted, certified)
-    return Scrutiny(said, marks, new, breaches)
+    diagnostics: list[dict[str, Any]] = subject.part(key, every, work).about["diagnostics"]
+    return diagnostics
 
 
 def telling(known: Evaluation) -> float:
@@ -104,20 +131,19 @@ def _found(known: Evaluation, subject: Subject) -> dict[str, Tensor]:
 
 
 def _escalate(
-    subject: Subject, recipe: EvalRecipe, known: Evaluation, attacks: Sequence[Attack], predicted: Tensor, certified: Tensor
+    subject: Subject, recipe: EvalRecipe, known: Evaluation, attacks: Mapping[str, Attack], predicted: Tensor, certified: Tensor
 ) -> tuple[list[pd.DataFrame], list[dict[str, Any]]]:
     new: list[pd.DataFrame] = []
     breaches: list[dict[str, Any]] = []
     withstood: set[int] = set()
     indices, shas = subject.split.index.tolist(), subject.inputs
     for eps in sorted({float(eps) for eps in known.about["epsilons"] if eps > 0 and attacks}, reverse=True):
-        for attack in attacks:
+        for label, attack in attacks.items():
             states = verdicts.states(Evaluation(pd.concat([known.table, *new], ignore_index=True), known.about), eps)["state"]
             still = [row for row, index in enumerate(indices) if states[index] == "survived" and index not in withstood]
             aimed = attack.aimed(norm=recipe.norm, eps=eps, seed=recipe.seed)
             for block in torch.tensor(still, dtype=torch.int64, device=subject.device).split(recipe.block):
                 if len(block):
-                    label = f"check:{attack.label}"
                     done = harness.run_attack(subject, aimed, block, predicted, shas, certified[block], label)
                     new.append(done.table)
                     breaches += done.about["breaches"]

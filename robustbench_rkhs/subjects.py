@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -57,6 +58,16 @@ def load_model(name: str, weights: str | None = None, data: str | None = None) -
             f"data set {test.data!r} has {test.classes} of {test.shape}"
         )
     return Named(loaded.name, loaded.model, test, loaded.recipe.seed)
+
+
+def load_twin(name: str, data: str | None, models: Sequence[Named]) -> nn.Module:
+    """The undefended twin of these models, by name as for `load_model`. Raises UserError where its data or classes are others."""
+    twin = load_model(name, None, data)
+    for one in models:
+        if twin.test.digest != one.test.digest:
+            found, expected = (f"{test.data!r} ({test.classes} classes of {test.shape})" for test in (twin.test, one.test))
+            raise UserError(f"twin {name!r}: expected a network of the data of {one.name!r}, {expected}, found one of {found}")
+    return twin.model
 
 
 def smoothing_from(text: str, seed: int = 0) -> tuple[dict[str, int], SmoothingCertificate]:

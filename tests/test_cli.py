@@ -187,3 +187,16 @@ def test_help_and_listing_import_no_torch(home):
     assert done.returncode == 0, done.stderr
     for word in ("digits_mlp", "pgd", "autoattack", "margin", "gradient", "spectral", "vgg"):
         assert word in done.stdout
+
+
+def test_diagnostics_are_switched_off_and_the_sampled_check_chosen_and_help_says_what_they_cost(home):
+    flags = ["--model", "digits_mlp", "--eps", "0.02", "0.04", "--attack", "pgd:steps=1", "--samples", "8", "--certify", "none"]
+    out, err = rkhs("evaluate", *flags, "--no-diagnostics", "--rechecked", "3", "--json", folder=home)
+    about = json.loads(out)["evaluations"][0]["about"]
+    assert about["diagnostics"] == [] and about["marks"] == ["undiagnosed"] and "DOUBTFUL undiagnosed" in err
+    assert about["settings"]["rechecked"] == 3 and 0 < about["rechecked"]["pairs"] <= 3
+    _, err = rkhs("evaluate", *flags, "--rechecked", "-1", folder=home, code=2)
+    assert "rechecked" in err
+    said = " ".join(rkhs("evaluate", "--help", folder=home)[0].replace("│", " ").split())
+    for flag, cost in (("--rechecked", "8,800 passes"), ("--no-diagnostics", "1,550 passes"), ("--twin", "330 passes")):
+        assert cost in said.split(flag, 1)[1], said

@@ -50,7 +50,9 @@ def test_the_escalation_breaks_what_a_masked_model_withstood(tmp_path):
     settings = {"eps": (eps,), "attacks": QUICK, "certificates": (), "name": "rounded"}
     y = model(oracle.x).argmax(1)
     fooled = evaluate(model, (oracle.x, y), diagnostics=False, **settings)
-    assert (known(fooled, eps) == "survived").all() and fooled.about["marks"] == [] == fooled.about["diagnostics"]
+    assert (known(fooled, eps) == "survived").all() and fooled.about["marks"] == ["undiagnosed"] and not fooled.about["diagnostics"]
+    assert "undiagnosed" in str(console(fooled).title)
+    assert any(line.startswith("DOUBTFUL undiagnosed: no diagnosis was run") for line in warnings_of(fooled))
     done = evaluate(model, (oracle.x, y), folder=tmp_path, **settings)
     assert (known(done, eps) == "broken").all() and {"zero_gradients", "huge_eps"} <= set(done.about["marks"])
     methods = set(done.table.loc[np.isfinite(done.table["radius"]) & (done.table["kind"] == "attack"), "method"])
@@ -99,6 +101,21 @@ def test_marks_are_read_from_any_evaluation_old_ones_have_none():
     assert marks(old) == {} == marks() and marks(old, new) == {"black_box": "queries break 12 of 60"}
     assert doubts(synthetic("m", marks=["transfer"])) == ["transfer"]
     assert marks(synthetic("m", diagnostics=None, marks=None)) == {}
+
+
+def test_what_was_not_diagnosed_is_marked_until_an_evaluation_of_the_same_weights_was(tmp_path):
+    off = synthetic("m", diagnostics=[], marks=["undiagnosed"])
+    assert list(marks(off)) == ["undiagnosed"] and marks(off, synthetic("m", diagnostics=SAID)) == {"black_box": SAID[0]["words"]}
+    assert marks(off, synthetic("m", diagnostics=SAID[1:])) == {}
+    text, frame = board([off, synthetic("n")], tmp_path)
+    assert (frame.set_index("model").loc["m", "marks"] == "doubtful: undiagnosed").all() and "| doubtful: undiagnosed |" in text
+
+
+def test_a_budget_used_up_before_the_diagnosis_leaves_the_mark(monkeypatch):
+    oracle = affine(4, (1, 4, 4), images=4)
+    monkeypatch.setattr("robustbench_rkhs.evaluate.Clock.left", lambda self: 0.0)
+    done = evaluate(oracle.model, (oracle.x, oracle.y), eps=(0.01,), attacks=QUICK, certificates=(), budget=1)
+    assert not done.about["complete"] and done.about["marks"] == ["undiagnosed"]
 
 
 def board(models, folder):

@@ -24,6 +24,9 @@ def _evaluate(
     certify: Names = ("portfolio",),
     certify_seconds: float | None = None,
     smooth: str | None = None,
+    twin: str | None = None,
+    diagnostics: bool = True,
+    rechecked: int = 8,
     samples: int | None = None,
     seed: int = 0,
     block: int = 64,
@@ -57,6 +60,13 @@ def _evaluate(
         certify: NAME or NAME:field=value,..., cheapest first; portfolio: all of them; none. See rkhs-list certificates.
         certify_seconds: Time limit of each certificate; images it does not reach are marked timeout.
         smooth: sigma=0.25,n=10000,...: evaluate the vote under Gaussian noise, certified; see rkhs-list certificates smoothing.
+        twin: A model as for --model, of the same data and classes but trained without defence: what breaks it is tried on every
+            survivor. Cost: at most 330 passes an image and eps.
+        diagnostics: Check on 64 images (16 where --effort quick) whether the attacks can be believed, and attack the survivors of a
+            model that trips a check further. Cost: at most 1,550 passes an image of the sample. --no-diagnostics: the result is
+            marked undiagnosed.
+        rechecked: Of the survivals inferred from a larger eps, how many are attacked at their own eps after all. Cost: at most so
+            many runs of the attacks that have a budget, each about 8,800 passes of the ensemble where the image stands.
         samples: Test images, a seeded stratified subset; all where not given.
         seed: Which images, and every random draw.
         block: Images a block, the unit of resuming.
@@ -76,7 +86,7 @@ def _evaluate(
     from robustbench_rkhs.recipe import EvalRecipe, attack_from, certificate_from, parse
     from robustbench_rkhs.report import report as write_reports
     from robustbench_rkhs.report.tables import console, console_attacks, console_certificates
-    from robustbench_rkhs.subjects import load_model, smoothed, smoothing_from
+    from robustbench_rkhs.subjects import load_model, load_twin, smoothed, smoothing_from
 
     conditions = [Condition.read(text) for text in require]
     settings = {
@@ -91,6 +101,8 @@ def _evaluate(
         "seed": seed,
         "block": block,
         "workers": workers,
+        "diagnostics": diagnostics,
+        "rechecked": rechecked,
     }
     votes: dict[str, Any] = {}
     if smooth is not None:
@@ -106,6 +118,7 @@ def _evaluate(
     if save_adversarials is not None and save_adversarials.suffix == ".npz" and len(model) > 1:
         raise UserError(f"--save-adversarials: {save_adversarials} is one file for {len(model)} models; expected a folder")
     subjects = [load_model(name, checkpoint, data) for name in model]
+    other = None if twin is None else load_twin(twin, data, subjects)
     for subject in [smoothed(one, **votes) for one in subjects] if votes else subjects:
         saved = save_adversarials
         if saved is not None and saved.suffix != ".npz":
@@ -117,6 +130,7 @@ def _evaluate(
             name=subject.name,
             folder=out / "verdicts",
             adversarials=saved,
+            twin=other,
             device=where,
             command=typed_command(),
             say=lambda line: screen.print(line, markup=False, highlight=False),

@@ -19,6 +19,12 @@ def warnings_of(done: Any) -> list[str]:
         )
     if (sampled := done.about["rechecked"])["pairs"]:
         lines.append(f"inferred survivals attacked at their own eps: {sampled['pairs']}, of which {sampled['fell']} fell")
+    if twin := done.about.get("twin"):
+        own = done.table[done.table["method"] == "transfer"]
+        fell = own.loc[own["radius"] < float("inf"), "index"].nunique()
+        lines.append(
+            f"transfer from the twin {twin[:12]}: tried on {own['index'].nunique()} images that survived, of which {fell} fell"
+        )
     denied = done.table[done.table["state_reason"] == "denied"]
     if len(denied):
         where = f"{denied['index'].nunique()} images, which stay untested there"

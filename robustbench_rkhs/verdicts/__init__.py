@@ -2,7 +2,7 @@
 
 from robustbench_rkhs.verdicts.adversarials import Adversarials, read_adversarials, write_adversarials
 from robustbench_rkhs.verdicts.images import by_certificate, images
-from robustbench_rkhs.verdicts.marks import doubts, marks
+from robustbench_rkhs.verdicts.marks import UNDIAGNOSED, doubts, marks
 from robustbench_rkhs.verdicts.nearest import Kept, Nearest, holding
 from robustbench_rkhs.verdicts.schema import COLUMNS, KEY, Verdicts, validate
 from robustbench_rkhs.verdicts.soundness import breaches, pooled
@@ -15,6 +15,7 @@ __all__ = [
     "COLUMNS",
     "KEY",
     "STATES",
+    "UNDIAGNOSED",
     "Adversarials",
     "Evaluation",
     "Kept",

@@ -2,11 +2,16 @@
 
 from robustbench_rkhs.verdicts.states import Evaluation
 
+UNDIAGNOSED = "undiagnosed"
+"""Mark of an evaluation whose diagnosis was switched off, or not reached."""
+UNKNOWN = "no diagnosis was run, so nothing says whether its attacks can be believed"
+
 
 def marks(*evaluations: Evaluation) -> dict[str, str]:
     """Name of each diagnosis that tripped in any of these, and its sentence; empty where none did, or none ran.
 
-    Diagnoses are about weights: pass every evaluation of the same weights, so that no choice of evaluation hides one.
+    Diagnoses are about weights: pass every evaluation of the same weights, so that no choice of evaluation hides one. Where none of
+    them was diagnosed though it should have been, that is a mark too.
     """
     found: dict[str, str] = {}
     for evaluation in evaluations:
@@ -15,7 +20,9 @@ def marks(*evaluations: Evaluation) -> dict[str, str]:
             if isinstance(one, dict) and one.get("tripped"):
                 found.setdefault(str(one.get("name", "unnamed")), str(one.get("words", "")))
         for name in evaluation.about.get("marks") or []:
-            found.setdefault(str(name), "")
+            found.setdefault(str(name), UNKNOWN if name == UNDIAGNOSED else "")
+    if any(evaluation.about.get("diagnostics") for evaluation in evaluations):
+        found.pop(UNDIAGNOSED, None)
     return found
 
 

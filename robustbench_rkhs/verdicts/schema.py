@@ -19,7 +19,7 @@ class Verdicts(pa.DataFrameModel):
 
     Certificates bound the robust radius from below, attacks from above. Every image has one certificate row of method
     `prediction` and radius 0, which carries its label and the model's prediction. Methods that start with `audit:` or
-    `check:` break images and test soundness, but are no part of the protocol.
+    `check:`, and `transfer`, break images and test soundness, but are no part of the protocol.
     """
 
     model: Series[str]

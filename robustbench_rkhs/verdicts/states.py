@@ -12,7 +12,7 @@ from robustbench_rkhs.verdicts.nearest import Kept
 from robustbench_rkhs.verdicts.schema import ANSWERS
 
 STATES = ["wrong", "broken", "certified", "survived", "untested"]
-ASIDE = ("audit:", "check:")
+ASIDE = ("audit:", "check:", "transfer")
 """How methods start that break images and test soundness, but are no part of the protocol."""
 
 
