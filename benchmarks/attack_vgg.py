@@ -1,12 +1,13 @@
 """Part `vgg` of attacks.py: the committed VGG-11 on CIFAR-10, one l2 eps, our ensemble against pyautoattack, both in full.
 
-    RKHS_DATA=... python benchmarks/attacks.py --part vgg --threads 1            # 20 minutes on one quiet core
-    RKHS_DATA=... python benchmarks/attacks.py --part vgg --threads 1 --quick    # 2 images at a large eps, half a minute
+    RKHS_DATA=... python benchmarks/attacks.py --part vgg            # 20 minutes on one quiet core
+    RKHS_DATA=... python benchmarks/attacks.py --part vgg --quick    # 2 images at a large eps, half a minute
 
 The network is checkpoints/robust_vgg; the images are the first 64 that it gets right of a stratified sample of the test images (a
 wrong one costs nobody anything); at eps 2.25 about a third of them stands. Then a curve of ten epsilons on the same images, by an
-evaluation with effort quick, ours alone. Either side's run on a block of 32 images is kept in
-reports/benchmarks/attack_peers once it is done (vgg_autoattack.json, vgg_ours.json); ours is run again where the network or any source of the attacks has changed since.
+evaluation with effort quick, ours alone. Either side's run on a block of 32 images is kept in reports/benchmarks/attack_peers
+once it is done (vgg_autoattack.json, vgg_ours.json); ours is run again where the network or any source of the attacks has changed
+since.
 """
 
 import time

@@ -1,32 +1,39 @@
-"""Our attacks against AutoAttack: the same verdicts, for how many passes and CPU seconds.
+"""Our attacks against other packages': the same verdicts, for how many passes and CPU seconds, on one thread.
 
-    python benchmarks/attacks.py                    # every part: half an hour on a quiet core, most of it AutoAttack's
-    python benchmarks/attacks.py --quick            # a sample of each
+    python benchmarks/attacks.py                    # every part but vgg
+    python benchmarks/attacks.py --quick            # a sample of each, no file written
     python benchmarks/attacks.py --part curve       # one part; the file keeps the others' figures
 
-curve: ten epsilons on an adversarially trained and a plain digits network, one evaluation with effort standard: every survivor gets
-the whole ensemble at its largest open eps; against pyautoattack at every eps (attack_peers.py; its runs are kept).
-adaptive: the same with effort adaptive.
-masked: effort adaptive at one eps on networks built to mask gradients, against the full ensemble.
-lipschitz: a 1-Lipschitz network, one eps: certificates, the ensemble on what they leave open, and the audit of the certified.
-single: one eps, no certificate, alternating runs: CPU seconds, at middling and at no robust accuracy.
-quick: an evaluation with effort quick, minimal-norm attacks alone.
-vgg: seconds of each part on VGG-11 and 64 images of CIFAR-10, extrapolated from short runs; only when asked for.
+curve (2 minutes, and 20 of pyautoattack's where its runs are not kept): ten epsilons on an adversarially trained and a plain digits
+network, one evaluation with effort standard: every survivor gets the whole ensemble at its largest open eps; against pyautoattack
+at every eps (attack_peers.py; its runs are kept).
+adaptive (1 minute): the same with effort adaptive.
+masked (3 minutes): effort adaptive at one eps on networks built to mask gradients, against the full ensemble.
+lipschitz (2 minutes): a 1-Lipschitz network, one eps: certificates, the ensemble on what they leave open, and the audit of the
+certified.
+single (6 minutes): RobustBench's way, that is pyautoattack's standard version at one eps with no certificate, and ours; alternating
+runs: CPU seconds, at middling and at no robust accuracy.
+quick (1 minute): an evaluation with effort quick, minimal-norm attacks alone.
+minimal (MINUTES): our minimal-norm attacks beside foolbox's and adv-lib's (attack_minimal.py).
+vgg (20 minutes, needs CIFAR-10): VGG-11 and 64 images at one eps in full, against pyautoattack; only when asked for (attack_vgg.py).
+
+Times on a quiet core. Each part carries the date, machine and digest of sources that it was measured with; those of the record
+itself are of the last run.
 """
 
 import json
 import statistics
 import time
 from collections.abc import Callable
-from datetime import date
 from typing import Any, Literal
 
+import attack_minimal
 import attack_peers
 import attack_vgg
 import torch
 from attack_networks import RECIPES, images, masked, network
 from attack_peers import GRID, autoattack
-from common import ROOT, arguments, finish, machine
+from common import ROOT, arguments, finish, stamp
 from torch import Tensor, nn
 
 from robustbench_rkhs import verdicts
@@ -36,11 +43,11 @@ from robustbench_rkhs.evaluate import evaluate
 from robustbench_rkhs.layers.settling import settled
 from robustbench_rkhs.verdicts import Evaluation
 
-PARTS = ("curve", "adaptive", "masked", "lipschitz", "single", "quick")
+PARTS = ("curve", "adaptive", "masked", "lipschitz", "single", "quick", "minimal")
 NETWORKS = ("adv", "std")
 """Those without a certificate."""
 SOURCES = [
-    *(f"benchmarks/{name}.py" for name in ("attacks", "attack_networks", "attack_peers", "attack_vgg")),
+    *(f"benchmarks/{name}.py" for name in ("attacks", "attack_minimal", "attack_networks", "attack_peers", "attack_vgg")),
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "robustbench_rkhs" / "attacks").glob("*.py")),
 ]
 
@@ -148,7 +155,7 @@ def lipschitz(quick: bool) -> dict[str, Any]:
 
 
 def single(quick: bool) -> dict[str, Any]:
-    """Alternating runs at one eps: medians of CPU seconds."""
+    """RobustBench's way, one eps and no certificate: alternating runs, medians of CPU seconds."""
     figures: dict[str, Any] = {}
     for key, name, eps, count in (("single_eps", "adv", 0.65, 60), ("weak_model", "std", 1.0, 200)):
         model, test = network(name), images(8 if quick else count)
@@ -216,7 +223,7 @@ KEYS = (
 
 
 def main() -> None:
-    given = arguments(__doc__ or "", (*PARTS, "vgg"))
+    given = arguments(__doc__ or "", (*PARTS, "vgg"), threads=1)
     path = ROOT / "reports" / "benchmarks" / "attacks.json"
     work: dict[str, Callable[[bool], dict[str, Any]]] = {
         "curve": curve,
@@ -225,12 +232,13 @@ def main() -> None:
         "lipschitz": lipschitz,
         "single": single,
         "quick": quick,
+        "minimal": attack_minimal.measure,
         "vgg": attack_vgg.measure,
     }
-    about = {"machine": machine(given.device), "date": date.today().isoformat(), "seed": 0, "data": images(1).digest}
+    about = {"seed": 0, "data": images(1).digest}
     done: dict[str, Any] = {}
     for part in PARTS if given.part == "all" else [given.part]:
-        done[part] = work[part](given.quick) | about
+        done[part] = work[part](given.quick) | about | stamp(SOURCES, given.device)
         print(part, json.dumps(done[part]), flush=True)
     kept = json.loads(path.read_text()).get("figures", {}) if path.is_file() and not given.quick else {}
     flat = {key: value for part in (kept | done).values() for key, value in part.items()}
