@@ -1,6 +1,6 @@
 """Part `minimal` of attacks.py: our minimal-norm attacks beside foolbox's and adv-lib's, each run once for all epsilons.
 
-    python benchmarks/attacks.py --part minimal            # 100 images: MINUTES on a quiet core
+    python benchmarks/attacks.py --part minimal            # 100 images: 5 minutes on a quiet core
     python benchmarks/attacks.py --part minimal --quick    # 20 images: half a minute
 
 The networks and the images of attacks.py, l2; of the images those that the network gets right are attacked. foolbox's attacks run
@@ -36,6 +36,7 @@ from robustbench_rkhs.layers.settling import settled
 OURS: dict[str, Attack] = {
     "superdeepfool": SuperDeepFool(),
     "ddn": DDN(),
+    "ddn 20 steps": DDN(steps=20),
     "fmn": FMN(),
     "fab": FAB(),
     "fab 3 targets": FAB(targets=3),

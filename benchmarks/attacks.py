@@ -14,8 +14,9 @@ certified.
 single (6 minutes): RobustBench's way, that is pyautoattack's standard version at one eps with no certificate, and ours; alternating
 runs: CPU seconds, at middling and at no robust accuracy.
 quick (1 minute): an evaluation with effort quick, minimal-norm attacks alone.
-minimal (MINUTES): our minimal-norm attacks beside foolbox's and adv-lib's (attack_minimal.py).
-vgg (20 minutes, needs CIFAR-10): VGG-11 and 64 images at one eps in full, against pyautoattack; only when asked for (attack_vgg.py).
+minimal (5 minutes): our minimal-norm attacks beside foolbox's and adv-lib's (attack_minimal.py).
+vgg (20 minutes, needs CIFAR-10; only when asked for): VGG-11 and 64 images at one eps in full, against pyautoattack
+(attack_vgg.py).
 
 Times on a quiet core. Each part carries the date, machine and digest of sources that it was measured with; those of the record
 itself are of the last run.
@@ -238,7 +239,8 @@ def main() -> None:
     about = {"seed": 0, "data": images(1).digest}
     done: dict[str, Any] = {}
     for part in PARTS if given.part == "all" else [given.part]:
-        done[part] = work[part](given.quick) | about | stamp(SOURCES, given.device)
+        started = stamp(SOURCES, given.device)  # now: a source may change while it runs
+        done[part] = work[part](given.quick) | about | started
         print(part, json.dumps(done[part]), flush=True)
     kept = json.loads(path.read_text()).get("figures", {}) if path.is_file() and not given.quick else {}
     flat = {key: value for part in (kept | done).values() for key, value in part.items()}
