@@ -165,12 +165,12 @@ def measure(quick: bool) -> dict[str, Any]:
         x, y, keys = test.x[right], test.y[right], test.index[right]
         Counted(model, x.shape[1:], x.dtype)(x.clone().requires_grad_()).sum().backward()  # warm
         model.zero_grad()
-        done = {one: ours(attack, model, x, y, keys) for one, attack in OURS.items()}
-        done |= {one: theirs(attack, model, x, y) for one, attack in peers.items()}
+        done: dict[str, tuple[Tensor, int, float]] = {}
+        for one, attack in (OURS | peers).items():
+            done[one] = ours(attack, model, x, y, keys) if isinstance(attack, Attack) else theirs(attack, model, x, y)
+            print(f"{name} {one}: {done[one][2]:.1f} s", file=sys.stderr, flush=True)
         least = torch.stack([away for away, *_ in done.values()]).amin(0)
         rows = {one: row(away, least, passes, seconds) for one, (away, passes, seconds) in done.items()}
-        for one, each in rows.items():
-            print(f"{name} {one}: {each}", file=sys.stderr, flush=True)
         tables[name] = {
             "attacked": len(x),
             "stands": [int((least > eps).sum()) for eps in GRID],
