@@ -25,10 +25,10 @@ from robustbench_rkhs.data import Split
 from robustbench_rkhs.evaluate import evaluate
 
 FOLDER = "checkpoints/robust_vgg"
-EPS, COUNT = 2.25, 64
+EPS, COUNT = 2.25, 32
 BLOCK = 32
 """Images of one run: what an interruption can lose."""
-GRID = tuple(0.4 * step for step in range(1, 11))
+GRID = tuple(round(0.4 * step, 1) for step in range(1, 11))
 ATTACKS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "robustbench_rkhs" / "attacks").glob("*.py"))
 
 
@@ -117,7 +117,7 @@ def curve(model: nn.Module, test: Split) -> dict[str, Any]:
     states = [verdicts.states(done, eps)["state"].value_counts() for eps in GRID]
     passes = int((rows["forwards"] + rows["backwards"]).sum())
     stands = [int(sum(state.get(one, 0) for one in ("survived", "untested"))) for state in states]
-    return {"eps": [round(eps, 1) for eps in GRID], "stands": stands, "passes": passes, "seconds": round(seconds, 1)}
+    return {"eps": list(GRID), "stands": stands, "passes": passes, "seconds": round(seconds, 1)}
 
 
 @torch.no_grad()
