@@ -15,7 +15,7 @@ single (6 minutes): RobustBench's way, that is pyautoattack's standard version a
 runs: CPU seconds, at middling and at no robust accuracy.
 quick (1 minute): an evaluation with effort quick, minimal-norm attacks alone.
 minimal (5 minutes): our minimal-norm attacks beside foolbox's and adv-lib's (attack_minimal.py).
-vgg (20 minutes, needs CIFAR-10; only when asked for): VGG-11 and 64 images at one eps in full, against pyautoattack
+vgg (12 minutes, needs CIFAR-10; only when asked for): VGG-11 and 32 images at one eps in full, against pyautoattack
 (attack_vgg.py).
 
 Times on a quiet core. Each part carries the date, machine and digest of sources that it was measured with; those of the record
@@ -47,10 +47,15 @@ from robustbench_rkhs.verdicts import Evaluation
 PARTS = ("curve", "adaptive", "masked", "lipschitz", "single", "quick", "minimal")
 NETWORKS = ("adv", "std")
 """Those without a certificate."""
-SOURCES = [
-    *(f"benchmarks/{name}.py" for name in ("attacks", "attack_minimal", "attack_networks", "attack_peers", "attack_vgg")),
-    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "robustbench_rkhs" / "attacks").glob("*.py")),
-]
+ATTACKS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "robustbench_rkhs" / "attacks").glob("*.py"))
+FILES = {"minimal": ("attack_minimal", "attack_networks", "attack_peers"), "vgg": ("attack_vgg", "attack_peers")}
+"""What a part is measured with beside the attacks; another part: FILES_OF_OTHERS."""
+FILES_OF_OTHERS = ("attacks", "attack_networks", "attack_peers")
+
+
+def sources(part: str) -> list[str]:
+    """The files that one part's figures come from."""
+    return [f"benchmarks/{name}.py" for name in FILES.get(part, FILES_OF_OTHERS)] + ATTACKS
 
 
 def ours(name: str, effort: Literal["quick", "adaptive", "standard"], count: int) -> dict[str, Any]:
@@ -239,7 +244,7 @@ def main() -> None:
     about = {"seed": 0, "data": images(1).digest}
     done: dict[str, Any] = {}
     for part in PARTS if given.part == "all" else [given.part]:
-        started = stamp(SOURCES, given.device)  # now: a source may change while it runs
+        started = stamp(sources(part), given.device)  # now: a source may change while it runs
         done[part] = work[part](given.quick) | about | started
         print(part, json.dumps(done[part]), flush=True)
     kept = json.loads(path.read_text()).get("figures", {}) if path.is_file() and not given.quick else {}
@@ -247,7 +252,12 @@ def main() -> None:
     if "masked_images_above" in flat and "adaptive_images_above" in flat:
         flat["adaptive_images_above"] = max(flat["adaptive_images_above"], flat["masked_images_above"])
     heads = {key: flat[key] for key in KEYS if key in flat}
-    finish("attacks", heads | {"networks": list(RECIPES), "figures": kept | done}, given, SOURCES)
+    finish(
+        "attacks",
+        heads | {"networks": list(RECIPES), "figures": kept | done},
+        given,
+        sorted({file for part in work for file in sources(part)}),
+    )
 
 
 if __name__ == "__main__":
