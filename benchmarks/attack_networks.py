@@ -1,4 +1,9 @@
-"""The networks that benchmarks/attacks.py attacks: trained once by our own recipes, kept in reports/benchmarks/attack_networks."""
+"""The networks that benchmarks/attacks.py attacks: trained once by our own recipes, kept in reports/benchmarks/attack_networks.
+
+    python benchmarks/attack_networks.py           # trains those that are not there: half a minute for all three
+
+Also wrappers that mask a network's gradients (part `masked`), and the images.
+"""
 
 import tempfile
 from pathlib import Path

@@ -39,11 +39,19 @@ def autoattack(model: nn.Module, x: Tensor, y: Tensor, eps: float, norm: str = "
     }
 
 
-def kept(name: str, digest: str, count: int) -> list[dict[str, Any]]:
-    """The runs on this network and these images that are on disk."""
+def kept(name: str, digest: str, count: int, **known: Any) -> list[dict[str, Any]]:
+    """The runs on disk on this network and these images; none where anything `known` beside them is another now."""
     path = KEPT / f"{name}.json"
     held = json.loads(path.read_text()) if path.is_file() else {}
-    return list(held.get("runs", [])) if (held.get("data"), held.get("images")) == (digest, count) else []
+    wanted = {"data": digest, "images": count} | known
+    return list(held.get("runs", [])) if {key: held.get(key) for key in wanted} == wanted else []
+
+
+def keep(name: str, digest: str, count: int, runs: list[dict[str, Any]], **known: Any) -> None:
+    """Write them where `kept` looks."""
+    record = {"network": name, "data": digest, "images": count, "seed": 0, "machine": machine("cpu"), **known, "runs": runs}
+    KEPT.mkdir(parents=True, exist_ok=True)
+    (KEPT / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def main(name: str, count: int = 300) -> None:
@@ -53,9 +61,7 @@ def main(name: str, count: int = 300) -> None:
     for eps in GRID[::-1]:
         if eps not in [run["eps"] for run in runs]:
             runs.append(autoattack(model, test.x, test.y, eps))
-            record = {"network": name, "data": test.digest, "images": count, "seed": 0, "machine": machine("cpu"), "runs": runs}
-            KEPT.mkdir(parents=True, exist_ok=True)
-            (KEPT / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+            keep(name, test.digest, count, runs)
             print(name, eps, runs[-1]["stands"].count("1"), runs[-1]["seconds"], flush=True)
 
 

@@ -1,32 +1,40 @@
-"""Our attacks against AutoAttack: the same verdicts, for how many passes and CPU seconds.
+"""Our attacks against other packages': the same verdicts, for how many passes and CPU seconds, on one thread.
 
-    python benchmarks/attacks.py                    # every part: half an hour on a quiet core, most of it AutoAttack's
-    python benchmarks/attacks.py --quick            # a sample of each
+    python benchmarks/attacks.py                    # every part but vgg
+    python benchmarks/attacks.py --quick            # a sample of each, no file written
     python benchmarks/attacks.py --part curve       # one part; the file keeps the others' figures
 
-curve: ten epsilons on an adversarially trained and a plain digits network, one evaluation with effort standard: every survivor gets
-the whole ensemble at its largest open eps; against pyautoattack at every eps (attack_peers.py; its runs are kept).
-adaptive: the same with effort adaptive.
-masked: effort adaptive at one eps on networks built to mask gradients, against the full ensemble.
-lipschitz: a 1-Lipschitz network, one eps: certificates, the ensemble on what they leave open, and the audit of the certified.
-single: one eps, no certificate, alternating runs: CPU seconds, at middling and at no robust accuracy.
-quick: an evaluation with effort quick, minimal-norm attacks alone.
-vgg: seconds of each part on VGG-11 and 64 images of CIFAR-10, extrapolated from short runs; only when asked for.
+curve (2 minutes, and 20 of pyautoattack's where its runs are not kept): ten epsilons on an adversarially trained and a plain digits
+network, one evaluation with effort standard: every survivor gets the whole ensemble at its largest open eps; against pyautoattack
+at every eps (attack_peers.py; its runs are kept).
+adaptive (1 minute): the same with effort adaptive.
+masked (3 minutes): effort adaptive at one eps on networks built to mask gradients, against the full ensemble.
+lipschitz (2 minutes): a 1-Lipschitz network, one eps: certificates, the ensemble on what they leave open, and the audit of the
+certified.
+single (6 minutes): RobustBench's way, that is pyautoattack's standard version at one eps with no certificate, and ours; alternating
+runs: CPU seconds, at middling and at no robust accuracy.
+quick (1 minute): an evaluation with effort quick, minimal-norm attacks alone.
+minimal (5 minutes): our minimal-norm attacks beside foolbox's and adv-lib's (attack_minimal.py).
+vgg (12 minutes, needs CIFAR-10; only when asked for): VGG-11 and 32 images at one eps in full, against pyautoattack
+(attack_vgg.py).
+
+Times on a quiet core. Each part carries the date, machine and digest of sources that it was measured with; those of the record
+itself are of the last run.
 """
 
 import json
 import statistics
 import time
 from collections.abc import Callable
-from datetime import date
 from typing import Any, Literal
 
+import attack_minimal
 import attack_peers
 import attack_vgg
 import torch
 from attack_networks import RECIPES, images, masked, network
 from attack_peers import GRID, autoattack
-from common import ROOT, arguments, finish, machine
+from common import ROOT, arguments, finish, stamp
 from torch import Tensor, nn
 
 from robustbench_rkhs import verdicts
@@ -36,13 +44,18 @@ from robustbench_rkhs.evaluate import evaluate
 from robustbench_rkhs.layers.settling import settled
 from robustbench_rkhs.verdicts import Evaluation
 
-PARTS = ("curve", "adaptive", "masked", "lipschitz", "single", "quick")
+PARTS = ("curve", "adaptive", "masked", "lipschitz", "single", "quick", "minimal")
 NETWORKS = ("adv", "std")
 """Those without a certificate."""
-SOURCES = [
-    *(f"benchmarks/{name}.py" for name in ("attacks", "attack_networks", "attack_peers", "attack_vgg")),
-    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "robustbench_rkhs" / "attacks").glob("*.py")),
-]
+ATTACKS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "robustbench_rkhs" / "attacks").glob("*.py"))
+FILES = {"minimal": ("attack_minimal", "attack_networks", "attack_peers"), "vgg": ("attack_vgg", "attack_peers")}
+"""What a part is measured with beside the attacks; another part: FILES_OF_OTHERS."""
+FILES_OF_OTHERS = ("attacks", "attack_networks", "attack_peers")
+
+
+def sources(part: str) -> list[str]:
+    """The files that one part's figures come from."""
+    return [f"benchmarks/{name}.py" for name in FILES.get(part, FILES_OF_OTHERS)] + ATTACKS
 
 
 def ours(name: str, effort: Literal["quick", "adaptive", "standard"], count: int) -> dict[str, Any]:
@@ -148,7 +161,7 @@ def lipschitz(quick: bool) -> dict[str, Any]:
 
 
 def single(quick: bool) -> dict[str, Any]:
-    """Alternating runs at one eps: medians of CPU seconds."""
+    """RobustBench's way, one eps and no certificate: alternating runs, medians of CPU seconds."""
     figures: dict[str, Any] = {}
     for key, name, eps, count in (("single_eps", "adv", 0.65, 60), ("weak_model", "std", 1.0, 200)):
         model, test = network(name), images(8 if quick else count)
@@ -216,7 +229,7 @@ KEYS = (
 
 
 def main() -> None:
-    given = arguments(__doc__ or "", (*PARTS, "vgg"))
+    given = arguments(__doc__ or "", (*PARTS, "vgg"), threads=1)
     path = ROOT / "reports" / "benchmarks" / "attacks.json"
     work: dict[str, Callable[[bool], dict[str, Any]]] = {
         "curve": curve,
@@ -225,19 +238,26 @@ def main() -> None:
         "lipschitz": lipschitz,
         "single": single,
         "quick": quick,
+        "minimal": attack_minimal.measure,
         "vgg": attack_vgg.measure,
     }
-    about = {"machine": machine(given.device), "date": date.today().isoformat(), "seed": 0, "data": images(1).digest}
+    about = {"seed": 0, "data": images(1).digest}
     done: dict[str, Any] = {}
     for part in PARTS if given.part == "all" else [given.part]:
-        done[part] = work[part](given.quick) | about
+        started = stamp(sources(part), given.device)  # now: a source may change while it runs
+        done[part] = work[part](given.quick) | about | started
         print(part, json.dumps(done[part]), flush=True)
     kept = json.loads(path.read_text()).get("figures", {}) if path.is_file() and not given.quick else {}
     flat = {key: value for part in (kept | done).values() for key, value in part.items()}
     if "masked_images_above" in flat and "adaptive_images_above" in flat:
         flat["adaptive_images_above"] = max(flat["adaptive_images_above"], flat["masked_images_above"])
     heads = {key: flat[key] for key in KEYS if key in flat}
-    finish("attacks", heads | {"networks": list(RECIPES), "figures": kept | done}, given, SOURCES)
+    finish(
+        "attacks",
+        heads | {"networks": list(RECIPES), "figures": kept | done},
+        given,
+        sorted({file for part in work for file in sources(part)}),
+    )
 
 
 if __name__ == "__main__":

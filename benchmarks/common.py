@@ -15,12 +15,12 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def arguments(description: str, parts: tuple[str, ...] = ()) -> argparse.Namespace:
+def arguments(description: str, parts: tuple[str, ...] = (), threads: int = 2) -> argparse.Namespace:
     """--quick (a sample of the same work, within a minute), --device, --threads; --part where there are such."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a sample of the same work, within a minute on 2 cores")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=threads)
     if parts:
         parser.add_argument("--part", choices=("all", *parts), default="all", help="only this; the file keeps the others'")
     given = parser.parse_args()
@@ -52,6 +52,16 @@ def sources_digest(sources: list[str]) -> str:
     return sha.hexdigest()
 
 
+def stamp(sources: list[str], device: str) -> dict[str, Any]:
+    """What some figures were measured on, with and when."""
+    return {
+        "machine": machine(device),
+        "torch": torch.__version__,
+        "date": date.today().isoformat(),
+        "sources": {"files": sorted(sources), "sha256": sources_digest(sources)},
+    }
+
+
 def finish(name: str, figures: dict[str, Any], given: argparse.Namespace, sources: list[str], *, last: bool = True) -> None:
     """Print the figures as the last line; write the committed file after a full run. Not `last`: only the file."""
     record = {
@@ -59,10 +69,7 @@ def finish(name: str, figures: dict[str, Any], given: argparse.Namespace, source
         **figures,
         "quick": given.quick,
         "command": shlex.join(["python", *sys.argv]),
-        "machine": machine(given.device),
-        "torch": torch.__version__,
-        "date": date.today().isoformat(),
-        "sources": {"files": sorted(sources), "sha256": sources_digest(sources)},
+        **stamp(sources, given.device),
     }
     if not given.quick:
         path = ROOT / "reports" / "benchmarks" / f"{name}.json"
