@@ -17,7 +17,8 @@ class FMN(RadiusAttack):
 
     m: the margin. Starts on the linearised boundaries of the `starts` nearest classes; alpha_1 is the image's linearised distance
     (in linf times the root of the number of pixels), not a fixed length, and alpha and gamma fall to a hundredth along a cosine.
-    Until both sides of the boundary were seen, the radius follows the linearised distance to it.
+    Until both sides of the boundary were seen, the radius follows the linearised distance to it. In l2 it finds what `ddn` finds,
+    save where a step ends inside the ball; it is the one of the two for linf.
     Cost: at most 2 + starts * (steps + 1) forward and min(candidates + 1, classes) + starts * steps backward passes; a start
     that is hopeless after ten steps leaves.
     Source: Pintor et al., NeurIPS 2021.
