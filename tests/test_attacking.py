@@ -133,7 +133,7 @@ def test_one_call_takes_each_images_own_eps_and_others_are_called_once_an_eps(mo
     calls, original = [], harness.run_attack
 
     def counted(subject, attack, positions, *rest):
-        calls.append((attack.label, attack.eps, rest[-1]))
+        calls.append((attack.label, attack.eps, rest[4]))
         return original(subject, attack, positions, *rest)
 
     monkeypatch.setattr(harness, "run_attack", counted)
