@@ -86,6 +86,7 @@ def measure(quick: bool) -> dict[str, Any]:
     ours, theirs = total["ours"], total["autoattack"]
     pairs = list(zip(ours["stands"], theirs["stands"], strict=True))
     return {
+        "data": test.digest,
         "vgg_eps": eps,
         "vgg_images": len(test),
         "vgg_images_above": ours["standing"] - theirs["standing"],

@@ -101,7 +101,7 @@ def above(one: list[int], other: list[int], count: int) -> float:
 
 
 def curve(quick: bool, effort: Literal["adaptive", "standard"] = "standard") -> dict[str, Any]:
-    count, prefix = (20 if quick else 300), ("curve" if effort == "standard" else effort)
+    count, prefix = (4 if quick else 300), ("curve" if effort == "standard" else effort)
     rows = {name: {"ours": ours(name, effort, count), "autoattack": peer(name, count)} for name in NETWORKS}
     ratio = {
         what: round(sum(row["autoattack"][what] for row in rows.values()) / sum(row["ours"][what] for row in rows.values()), 2)
@@ -187,7 +187,7 @@ def single(quick: bool) -> dict[str, Any]:
 
 def quick(quick: bool) -> dict[str, Any]:
     """Minimal-norm attacks alone, on 60 images, against AutoAttack at every eps (its passes: the share of 300)."""
-    figures, count, full = {}, 20 if quick else 60, 20 if quick else 300
+    figures, count, full = {}, 4 if quick else 60, 4 if quick else 300
     for name in NETWORKS:
         model, test = network(name), images(full)
         held = {run["eps"]: run for run in attack_peers.kept(name, test.digest, full)}
@@ -245,7 +245,7 @@ def main() -> None:
     done: dict[str, Any] = {}
     for part in PARTS if given.part == "all" else [given.part]:
         started = stamp(sources(part), given.device)  # now: a source may change while it runs
-        done[part] = work[part](given.quick) | about | started
+        done[part] = about | work[part](given.quick) | started
         print(part, json.dumps(done[part]), flush=True)
     kept = json.loads(path.read_text()).get("figures", {}) if path.is_file() and not given.quick else {}
     flat = {key: value for part in (kept | done).values() for key, value in part.items()}
