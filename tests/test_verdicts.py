@@ -17,7 +17,7 @@ from scipy.stats import binom, binomtest
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.node import UserError
-from robustbench_rkhs.verdicts import Evaluation
+from robustbench_rkhs.verdicts import COLUMNS, KEY, Evaluation
 from robustbench_rkhs.verdicts.images import implied
 
 NAN, INF = float("nan"), float("inf")
