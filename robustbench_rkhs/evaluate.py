@@ -26,6 +26,7 @@ from robustbench_rkhs.data import Split, arrays_digest
 from robustbench_rkhs.diagnostics.transfer import Transfer
 from robustbench_rkhs.harness import Subject
 from robustbench_rkhs.layers.settling import settled
+from robustbench_rkhs.modes import evaluating
 from robustbench_rkhs.node import UserError
 from robustbench_rkhs.portfolio import Portfolio
 from robustbench_rkhs.recipe import EvalRecipe, parse
@@ -70,10 +71,7 @@ def evaluate(
     split = _as_split(model, data).sample(recipe.samples, recipe.seed)
     if adversarials is not None and split.x.dtype not in (torch.float32, torch.float64):
         raise UserError(f"adversarial images are saved exactly as float32 or float64, found inputs of {split.x.dtype}")
-    modes = {module: module.training for module in model.modules()}
-    home = next(iter([*model.parameters(), *model.buffers()]), torch.zeros(1)).device
-    try:
-        model.eval().to(device)
+    with evaluating(model, device):
         parts = Path(folder) / name / "parts" if folder else None
         weights = weights_digest(model.state_dict())
         nearest = None if adversarials is None else Nearest()
@@ -85,10 +83,6 @@ def evaluate(
             run.about |= {"command": command}
             run.about |= {"smoothed": model.extra_repr()} if isinstance(model, Smoothed) else {}
             table, complete = run.all()
-    finally:
-        model.to(home)
-        for module, training in modes.items():
-            module.training = training
     left = {label: len(indices) for label, indices in sorted(subject.outside.items())}
     evaluation = Evaluation(table, run.about | {"complete": complete, "outside": left})
     if folder:
@@ -124,7 +118,7 @@ def _as_split(model: nn.Module, data: Split | tuple[Tensor, Tensor]) -> Split:
     x, y = (torch.as_tensor(part) for part in data)
     if len(x) == 0 or len(x) != len(y):
         raise UserError(f"expected images and as many labels, found {len(x)} and {len(y)}")
-    if not x.is_floating_point() or not x.isfinite().all() or x.min() < 0 or x.max() > 1:
+    if not x.is_floating_point() or not all(0 <= float(end) <= 1 for end in x.aminmax()):  # no copies; NaN is an end of its own
         raise UserError("expected finite float images in [0, 1]")
     x = x.to(next(model.parameters(), torch.zeros(1)).dtype)
     classes = harness.classes_of(model, x[:1])

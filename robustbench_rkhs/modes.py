@@ -1,8 +1,9 @@
-"""Running a model beside its training without touching what the training keeps."""
+"""Running a model for a while without touching what its training keeps."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -10,6 +11,23 @@ DROPOUT = (nn.modules.dropout._DropoutNd,)
 """Layers that draw at random."""
 BATCH_BOUND = (nn.modules.batchnorm._BatchNorm, *DROPOUT, parametrizations._SpectralNorm)
 """Layers that mix the images of a batch, keep running statistics (or power iterates), or draw at random."""
+
+
+@contextmanager
+def evaluating(model: nn.Module, device: str | None = None) -> Iterator[None]:
+    """In eval mode, on this device where one is given; then every submodule in its own mode and all where it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    home = next(iter([*model.parameters(), *model.buffers()]), torch.zeros(1)).device
+    try:
+        model.eval()
+        if device is not None:
+            model.to(device)
+        yield
+    finally:
+        if device is not None:
+            model.to(home)
+        for module, training in modes:
+            module.training = training
 
 
 @contextmanager

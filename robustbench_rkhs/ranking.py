@@ -6,6 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustbench_rkhs.data import Split
+from robustbench_rkhs.modes import evaluating
 from robustbench_rkhs.node import UserError
 
 
@@ -52,12 +53,8 @@ def rank_report(model: nn.Module, split: Split) -> dict[str, float | int]:
     """
     if split.task != "ranking":
         raise UserError(f"data set {split.data!r} is a {split.task}, and auROC is for a ranking")
-    modes = {module: module.training for module in model.modules()}
-    try:
-        scores = scores_of(model.eval(), split.x)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with evaluating(model):
+        scores = scores_of(model, split.x)
     labels = split.y.cpu().numpy()
     return {
         "auroc": auroc(scores, labels),

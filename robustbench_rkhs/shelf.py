@@ -53,9 +53,13 @@ class Shelf:
         for pair in pairs:
             part, row = self.where[pair]
             places.setdefault(part, []).append(row)
-        table = pd.concat([self.parts[part].table.iloc[rows] for part, rows in places.items()], ignore_index=True)
-        order = {pair: place for place, pair in enumerate(pairs_of(table))}
-        table = table.iloc[[order[pair] for pair in pairs]].reset_index(drop=True)
+        (first, rows), *others = places.items()
+        if not others and rows == list(range(len(self.parts[first].table))):
+            table = self.parts[first].table  # a part just finished: not held twice
+        else:
+            table = pd.concat([self.parts[part].table.iloc[rows] for part, rows in places.items()], ignore_index=True)
+            order = {pair: place for place, pair in enumerate(pairs_of(table))}
+            table = table.iloc[[order[pair] for pair in pairs]].reset_index(drop=True)
         found = set(zip(table["index"].tolist(), table["radius"].tolist(), strict=True))
         noted = [breach for part in places for breach in self.parts[part].about.get("breaches", [])]
         left: dict[str, list[int]] = {}

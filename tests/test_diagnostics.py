@@ -94,13 +94,8 @@ class Lie(torch.autograd.Function):
         return torch.sin(7919 * x) * gradient.abs()
 
 
-class Trap(torch.autograd.Function):
+class Trap(Lie):
     """The identity, with its true gradient on the data's own grey levels and the opposite one everywhere else."""
-
-    @staticmethod
-    def forward(context, x):
-        context.save_for_backward(x)
-        return x.clone()
 
     @staticmethod
     def backward(context, gradient):

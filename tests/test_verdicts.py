@@ -1,5 +1,6 @@
 """The table: states by their definition, statistics by closed forms, files that are whole or refused."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from scipy.stats import binom, binomtest
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.node import UserError
-from robustbench_rkhs.verdicts import Evaluation
+from robustbench_rkhs.verdicts import COLUMNS, KEY, Evaluation
 from robustbench_rkhs.verdicts.images import implied
 
 NAN, INF = float("nan"), float("inf")
@@ -233,6 +234,15 @@ def test_digest_leaves_out_order_and_seconds_and_nothing_else():
     assert verdicts.digest(shuffled) == verdicts.digest(table) and len(verdicts.digest(table)) == 64
     for column, value in (("radius", 0.25), ("forwards", 9), ("weights", "v"), ("state_reason", "unknown")):
         assert verdicts.digest(table.assign(**{column: value})) != verdicts.digest(table)
+
+
+def test_the_digest_is_that_of_the_whole_text_however_few_rows_are_text_at_once(monkeypatch):
+    table = some().table
+    text = table.sort_values(KEY)[COLUMNS].drop(columns="seconds").to_csv(index=False, lineterminator="\n")
+    for rows in (1, 3, len(table), 10**6):
+        monkeypatch.setattr("robustbench_rkhs.verdicts.store.ROWS", rows)
+        assert verdicts.digest(table) == hashlib.sha256(text.encode()).hexdigest()
+    assert verdicts.digest(table.iloc[:0]) != verdicts.digest(table)
 
 
 def test_merge_is_canonical_and_drops_what_is_there_twice():

@@ -52,6 +52,11 @@ def steepest(gradient: Float[Tensor, "batch *image"], norm: Norm) -> Float[Tenso
     return unit(gradient) if norm == "l2" else gradient.sign()
 
 
+def fading(step: int, steps: int) -> float:
+    """Share of its first length that a step has: 1 at first, falling linearly to a twentieth after the last."""
+    return 1 - 0.95 * step / steps
+
+
 def random_offset(
     keys: Int[Tensor, " batch"], seed: int, x: Float[Tensor, "batch *image"], norm: Norm, draw: int = 0, *, surface: bool = False
 ) -> Float[Tensor, "batch *image"]:

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from robustbench_rkhs.attacks.objective import margin
+from robustbench_rkhs.modes import evaluating
 
 
 class Counted(nn.Module):
@@ -95,19 +96,16 @@ def frozen(model: nn.Module) -> Iterator[None]:
     Frozen weights spare weight gradients (29% of FAB on VGG-11) and keep `.grad` untouched. Every submodule gets its own mode
     back, and a buffer that a forward pass wrote to its value.
     """
-    modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
-        model.eval()
         for parameter, _ in wanted:
             parameter.requires_grad_(False)
-        yield
+        with evaluating(model):
+            yield
     finally:
         for parameter, flag in wanted:
             parameter.requires_grad_(flag)
-        for module, training in modes:
-            module.training = training
         with torch.no_grad():
             for buffer, before in buffers:
                 if not torch.equal(buffer, before):

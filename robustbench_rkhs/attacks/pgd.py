@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from robustbench_rkhs.attacks.ball import per_image, project, random_offset, steepest
+from robustbench_rkhs.attacks.ball import fading, per_image, project, random_offset, steepest
 from robustbench_rkhs.attacks.contract import Attack, Attacked
 from robustbench_rkhs.attacks.hyperplane import distance_to_plane
 from robustbench_rkhs.attacks.objective import Objective, gap, input_gradient, margin, objective
@@ -150,7 +150,7 @@ class PGD(Attack):
                 gradient = input_gradient(lowered, current)
             backwards[active] += 1
             active = active[standing]
-            length = first * (1 - 0.95 * step / self.steps) if self.decay else first
+            length = first * fading(step, self.steps) if self.decay else first
             moved = adversarial[active] - length * self._direction(gradient[standing])
             adversarial[active] = project(x[active], moved, self.norm, eps, self.box).detach()
         return best, best_margin, (forwards, backwards)

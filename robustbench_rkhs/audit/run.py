@@ -20,6 +20,7 @@ from robustbench_rkhs.audit.scene import Scene
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.evaluate import evaluate
 from robustbench_rkhs.layers.settling import settled
+from robustbench_rkhs.modes import evaluating
 from robustbench_rkhs.node import UserError
 from robustbench_rkhs.recipe import EvalRecipe, parse
 from robustbench_rkhs.verdicts import Evaluation, Proportion
@@ -131,10 +132,8 @@ def closer(
         return nearest
     largest = np.max([np.where(np.isfinite(r), r, np.finfo(float).max) for r in radii.values()], axis=0)
     concerned = torch.from_numpy(np.flatnonzero((proved >= 0) & (largest > np.maximum(proved, 0) * (1 + SLACK))))
-    home = next(iter([*model.parameters(), *model.buffers()]), torch.zeros(1)).device
-    modes = {module: module.training for module in model.modules()}
-    try:
-        asked = settled(model.eval().to(device))
+    with evaluating(model, device):
+        asked = settled(model)
         with exact():
             for kind in ("deepfool", "ddn" if norm == "l2" else "fmn"):
                 attack = FoolboxAttack(attack=kind, box=box).aimed(norm=norm, eps=None, seed=seed)  # type: ignore[arg-type]
@@ -150,10 +149,6 @@ def closer(
                     inside = pull_inside(x, found, norm, None, box)
                     away: Tensor = torch.where(harness.fallen(asked, inside, y), distances(x, inside, norm), torch.inf)
                     nearest[part.numpy()] = np.minimum(nearest[part.numpy()], away.cpu().double().numpy())
-    finally:
-        model.to(home)
-        for module, training in modes.items():
-            module.training = training
     return nearest
 
 

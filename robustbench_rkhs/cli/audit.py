@@ -1,13 +1,12 @@
 """rkhs-audit: claimed accuracies against what is proved and broken."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from robustbench_rkhs.cli.command import Names, command, typed_command, usable_device
-from robustbench_rkhs.cli.screen import console_of_width
+from robustbench_rkhs.cli.screen import console_of_width, ending, told
 
 
 def _audit(
@@ -73,14 +72,12 @@ def _audit(
         folder=out / "audits" / "verdicts",
         device=where,
         command=typed_command(),
-        say=lambda line: screen.print(line, markup=False, highlight=False),
+        say=lambda line: told(screen, line),
     )
     for table in console_audit(found):
         screen.print(table)
     written = write_audit(found, out / "audits" / subject.name)
-    screen.print(f"audit: {' '.join(str(path) for path in written)}", markup=False, highlight=False)
-    if as_json:
-        print(json.dumps(found | {"files": [str(path) for path in written]}))
+    ending(screen, "audit", found, written, as_json)
     return 1 if found["breaches"] or any(row["verdict"] == "refuted" for row in found["claims"]) else 0
 
 

@@ -9,7 +9,7 @@ import tyro
 from robustbench_rkhs.cli.command import Names, command, typed_command, usable_device
 from robustbench_rkhs.cli.condition import Condition
 from robustbench_rkhs.cli.number import number
-from robustbench_rkhs.cli.screen import console_of_width
+from robustbench_rkhs.cli.screen import console_of_width, told
 from robustbench_rkhs.cli.warnings import warnings_of
 from robustbench_rkhs.node import UserError
 
@@ -133,7 +133,7 @@ def _evaluate(
             twin=other,
             device=where,
             command=typed_command(),
-            say=lambda line: screen.print(line, markup=False, highlight=False),
+            say=lambda line: told(screen, line),
         )
         screen.print(console(done))
         if len(recipe.certificates) > 1:
@@ -141,20 +141,20 @@ def _evaluate(
         screen.print(console_attacks(done))
         written = write_reports([done], out, leaderboard=False)
         for line in warnings_of(done):
-            screen.print(line, markup=False, highlight=False)
+            told(screen, line)
         written |= {} if saved is None else {"adversarials": [saved]}
         for kind, paths in {"verdicts": [Path(done.about["path"])], **written}.items():
             shown = " ".join(str(path) for path in paths)
-            screen.print(f"{kind}: {shown}", markup=False, highlight=False)
+            told(screen, f"{kind}: {shown}")
         if certificate_files is not None:
             from robustbench_rkhs.proofs import write_proof
 
             write_proof(subject.model, subject.test.sample(samples, seed), done, certificate_files / subject.name)
-            screen.print(f"certificate: {certificate_files / subject.name} (verified)", markup=False, highlight=False)
+            told(screen, f"certificate: {certificate_files / subject.name} (verified)")
         for condition in conditions:
             held, line = condition.check(done)
             failed += not held
-            screen.print(line, markup=False, highlight=False)
+            told(screen, line)
         failed += len(done.about["breaches"]) > 0
         results.append(
             {

@@ -1,6 +1,5 @@
 """rkhs-norms: bounds of the RKHS norm of a model."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +7,7 @@ import tyro
 
 from robustbench_rkhs.cli.command import Names, command, typed_command
 from robustbench_rkhs.cli.number import number
-from robustbench_rkhs.cli.screen import console_of_width
+from robustbench_rkhs.cli.screen import console_of_width, ending
 
 
 def _norms(
@@ -56,9 +55,7 @@ def _norms(
     screen = console_of_width(120, stderr=as_json)
     screen.print(console_norms(found))
     written = write_norms(found, out / "norms" / subject.name)
-    screen.print(f"norms: {' '.join(str(path) for path in written)}", markup=False, highlight=False)
-    if as_json:
-        print(json.dumps(found | {"files": [str(path) for path in written]}))
+    ending(screen, "norms", found, written, as_json)
 
 
 norms = command(_norms)

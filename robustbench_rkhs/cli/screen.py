@@ -1,6 +1,9 @@
-"""Where tables are printed."""
+"""Where tables are printed, and what a command ends with."""
 
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -14,3 +17,16 @@ def console_of_width(width: int, stderr: bool) -> "Console":
     if not screen.is_terminal:
         screen.width = width
     return screen
+
+
+def told(screen: "Console", line: str) -> None:
+    """A line as it is, whatever it holds."""
+    screen.print(line, markup=False, highlight=False)
+
+
+def ending(screen: "Console", kind: str, found: dict[str, Any], written: Sequence[Path], as_json: bool) -> None:
+    """Which files were written; and, where asked for, everything found as one JSON object on stdout."""
+    files = [str(path) for path in written]
+    told(screen, f"{kind}: {' '.join(files)}")
+    if as_json:
+        print(json.dumps(found | {"files": files}))

@@ -1,13 +1,12 @@
 """rkhs-tightness: where the certificate is lost, layer by layer."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from robustbench_rkhs.cli.command import command, typed_command
-from robustbench_rkhs.cli.screen import console_of_width
+from robustbench_rkhs.cli.screen import console_of_width, ending
 from robustbench_rkhs.node import UserError
 
 
@@ -46,9 +45,7 @@ def _tightness(
     for table in console_tightness(found):
         screen.print(table)
     written = write_tightness(found, out / "tightness" / subject.name)
-    screen.print(f"tightness: {' '.join(str(path) for path in written)}", markup=False, highlight=False)
-    if as_json:
-        print(json.dumps(found | {"files": [str(path) for path in written]}))
+    ending(screen, "tightness", found, written, as_json)
 
 
 tightness = command(_tightness)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from robustbench_rkhs.attacks.ball import per_image, random_offset, steepest
+from robustbench_rkhs.attacks.ball import fading, per_image, random_offset, steepest
 from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.objective import gap, likeliest_classes, margin
 
@@ -46,7 +46,7 @@ def descend(engine: Engine, at: Int[Tensor, " some"], images: Tensor, lowered: L
         slope = engine.slope(at, images, lambda logits, rows, here=here: lowered(logits, here[rows]))
         moves = slope.gradient.flatten(1).any(1)
         at, images = at[moves], images[moves]
-        images = step(engine, at, images, slope.gradient[moves], 0.25 * (1 - 0.95 * number / steps))
+        images = step(engine, at, images, slope.gradient[moves], 0.25 * fading(number, steps))
     keep = engine.standing(at)
     if keep.any():
         engine.logits(at[keep], images[keep])

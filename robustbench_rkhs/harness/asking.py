@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from robustbench_rkhs.modes import evaluating
 from robustbench_rkhs.node import UserError
 from robustbench_rkhs.smoothing import Smoothed
 
@@ -10,16 +11,13 @@ from robustbench_rkhs.smoothing import Smoothed
 @torch.no_grad()
 def classes_of(model: nn.Module, x: Tensor) -> int:
     """How many logits the model gives for one image; its mode stays as it was. Raises UserError where it gives none."""
-    modes = {module: module.training for module in model.modules()}
     home = next(iter([*model.parameters(), *model.buffers()]), x).device
     try:
-        out = model.eval()(x.to(home))
+        with evaluating(model):
+            out = model(x.to(home))
     except (RuntimeError, ValueError, IndexError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"the model cannot take images of shape {tuple(x.shape[1:])}: {reason}") from None
-    finally:
-        for module, training in modes.items():
-            module.training = training
     if not isinstance(out, Tensor) or out.dim() != 2:
         found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise UserError(f"expected logits of shape (images, classes), the model returned {found}")

@@ -19,6 +19,8 @@ from robustbench_rkhs.verdicts.schema import COLUMNS, KEY, validate
 from robustbench_rkhs.verdicts.states import Evaluation
 
 METADATA = b"robustbench_rkhs"
+ROWS = 2000
+"""Rows that are text at once: as text a table is larger."""
 
 
 def write(evaluation: Evaluation, path: str | Path, part: bool = False) -> Path:
@@ -105,8 +107,10 @@ def merge(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 def digest(table: pd.DataFrame) -> str:
     """sha256 of the table in hex; row order and `seconds` play no part."""
-    kept = _sorted(table[COLUMNS]).drop(columns="seconds")
-    return hashlib.sha256(kept.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
+    kept, sha = _sorted(table[COLUMNS]).drop(columns="seconds"), hashlib.sha256()
+    for start in range(0, max(len(kept), 1), ROWS):
+        sha.update(kept.iloc[start : start + ROWS].to_csv(index=False, header=start == 0, lineterminator="\n").encode())
+    return sha.hexdigest()
 
 
 def _sorted(table: pd.DataFrame) -> pd.DataFrame:
