@@ -38,7 +38,9 @@ def training_card(
         f"- Optimizer: {named[0]}; schedule: {named[1]}; running mean of the weights: {recipe.ema or 'none'}",
         f"- {recipe.epochs} epochs, batches of {recipe.batch_size}, {recipe.precision}, seed {recipe.seed}",
         f"- {trained['device']}, {trained['seconds']} s of training, {trained['date']}, torch {trained['torch']}",
-        f"- Epoch {best_epoch + 1} was the best on validation ({', '.join(validation) or 'no validation split'})",
+        f"- Epoch {best_epoch + 1} was the best on validation ({', '.join(validation)})"
+        if validation
+        else f"- Epoch {best_epoch + 1}, the last: no image was held out for validation",
     ]
     if recipe.noise:
         lines.append(f"- Gaussian noise of standard deviation {recipe.noise:g} on training and validation images")
@@ -59,7 +61,8 @@ def training_card(
         lines.append("- Weights stored in half precision; every verdict is about the weights as stored")
     if command:
         lines += ["", "Made by", "", f"    {command}"]
-    lines += ["", "Validation numbers chose the epoch; they are not results. `recipe.yaml` holds every setting."]
+    chosen = "Validation numbers chose the epoch; they are not results. " if validation else ""
+    lines += ["", f"{chosen}`recipe.yaml` holds every setting."]
     return "\n".join(lines) + "\n"
 
 

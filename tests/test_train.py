@@ -88,6 +88,13 @@ def test_the_checkpoint_is_the_best_on_validation_and_loads(tmp_path):
     assert records[0]["tau_0"] > records[-1]["tau_0"] > 1.5
 
 
+def test_without_validation_images_the_last_epoch_is_kept_and_the_card_says_so(tmp_path):
+    train(tiny(epochs=3, data={"name": "digits", "train": 200, "validation": 0}), tmp_path / "m")
+    assert checkpoint.load(tmp_path / "m").config["epoch"] == 2
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert "Epoch 3, the last: no image was held out" in card and "chose the epoch" not in card
+
+
 def test_a_finished_training_is_not_overwritten_without_being_asked(tmp_path):
     recipe = tiny(epochs=1)
     train(recipe, tmp_path / "m")
