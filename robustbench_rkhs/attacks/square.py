@@ -7,7 +7,8 @@ from pydantic import Field
 
 from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
-from robustbench_rkhs.attacks.walks import Pyramids, Stripes
+from robustbench_rkhs.attacks.pyramids import Pyramids
+from robustbench_rkhs.attacks.stripes import Stripes
 from robustbench_rkhs.attacks.windows import Picture, sides
 from robustbench_rkhs.counters import mix
 from robustbench_rkhs.node import Real, UserError
@@ -59,8 +60,9 @@ class Square(EngineAttack):
         for restart in range(self.restarts):
             seed = mix(engine.seed, SALT, restart)
             states, lowest = torch.zeros_like(picture.cells(engine.x)), torch.full_like(engine.clean[:, 0], torch.inf)
+            quiet = torch.zeros_like(engine.y)
             for begin in range(0, self.queries, CHUNK):  # chunk by chunk: what stands is put into full batches again
                 for at in engine.open().split(engine.batch_size):
-                    walk = kind(engine, picture, at, seed, states[at], lowest[at])
+                    walk = kind(engine, picture, at, seed, states[at], lowest[at], quiet[at])
                     walk.go(begin, windows[begin : begin + CHUNK])
-                    states[walk.at], lowest[walk.at] = walk.state, walk.lowest
+                    states[walk.at], lowest[walk.at], quiet[walk.at] = walk.state, walk.lowest, walk.quiet
