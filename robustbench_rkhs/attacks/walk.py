@@ -15,6 +15,8 @@ from robustbench_rkhs.counters import uniforms
 
 BUNCH = 8
 """Proposals of one image that are asked at once, at most."""
+ROWS = 128
+"""Proposals of all images at once, where there are fewer images: a small network answers them fastest in such batches."""
 PATIENCE = 48
 """Queries that moved nothing for one proposal more at once. A move halves their count, and leaves unused at most one proposal for
 each `PATIENCE` counted: so no more than two in `PATIENCE` of all queries are asked in vain."""
@@ -33,47 +35,54 @@ class Walk(ABC):
     windows: ClassVar[int]
     """How many windows a query has."""
 
-    def __init__(self, engine: Engine, picture: Picture, at: Tensor, seed: int, state: Tensor, lowest: Tensor, quiet: Tensor) -> None:
+    def __init__(
+        self, engine: Engine, picture: Picture, at: Tensor, seed: int, state: Tensor, lowest: Tensor, quiet: Tensor
+    ) -> None:
         self.engine, self.picture, self.seed = engine, picture, seed
         self.at, self.y, self.state, self.lowest, self.quiet = at, engine.y[at], state, lowest, quiet
-        self.done = torch.zeros_like(at)
-        """Queries of this chunk that each image has behind it."""
 
     def go(self, begin: int, windows: list[tuple[int, int]]) -> None:
         """Queries from number `begin` on; number 0 is the start. An image that fell leaves `at` and all that goes with it."""
-        self.places, self.signs = self.drawn(begin, windows)
+        places, signs = self.drawn(begin, windows)
+        every = torch.arange(len(self.at), device=self.at.device)
+        self.first = self.next = every * len(windows)  # of each image, in what was drawn
         if begin == 0:
-            once = torch.ones_like(self.at)
-            self.ask(self.start(), once.cumsum(0) - 1, once - 1, once)
+            self.ask(self.start(), every, self.next, torch.ones_like(every))
         last = 0
         for (height, width), alike in groupby(windows):  # proposals that are asked at once have windows of one size
             last += len(list(alike))
-            while total := int((many := self.ahead(last)).sum()):
+            while len(self.at):
+                many, total = self.ahead(last)
+                if total == 0:
+                    break
                 rows = torch.repeat_interleave(many, output_size=total)
-                turn = torch.arange(total, device=rows.device) - (many.cumsum(0) - many)[rows]
-                query = rows * len(windows) + self.done[rows] + turn
-                place, sign = self.places.index_select(0, query), self.signs.index_select(0, query)
-                self.ask(self.propose(rows, place, sign, height, width), rows, turn, many)
+                query = (self.next - many.cumsum(0) + many)[rows] + torch.arange(total, device=rows.device)
+                place, sign = places.index_select(0, query), signs.index_select(0, query)
+                self.ask(self.propose(rows, place, sign, height, width), rows, query, many)
 
-    def ahead(self, last: int) -> Int[Tensor, " some"]:
-        """How many proposals of each image to ask at once, none beyond query `last` of the chunk, and no more than a batch."""
-        many = torch.minimum(1 + self.quiet // PATIENCE, last - self.done)
-        return many * (many.cumsum(0) <= max(self.engine.batch_size, BUNCH))  # the others wait until the first are through
+    def ahead(self, last: int) -> tuple[Int[Tensor, " some"], int]:
+        """How many proposals of each image to ask at once, and of all: none beyond query `last` of the chunk."""
+        many = torch.minimum(self.quiet // PATIENCE + 1, self.first + last - self.next)
+        total, limit = int(many.sum()), max(min(ROWS, self.engine.batch_size), BUNCH, len(self.at))
+        if total > limit:  # the first images go ahead, the others wait
+            many = many * (many.cumsum(0) <= limit)
+            total = int(many.sum())
+        return many, total
 
-    def ask(self, cells: Tensor, rows: Tensor, turn: Tensor, many: Tensor) -> None:
-        """Ask for these cells: each image's `many` proposals are rows behind each other, each the one at its `turn`."""
+    def ask(self, cells: Tensor, rows: Tensor, query: Tensor, many: Tensor) -> None:
+        """Ask for these cells: `many` of each image, behind each other, of the image `rows` names and for its `query`."""
         value = margin(self.engine.logits(self.at[rows], self.picture.images(cells)), self.y[rows])
         # a proposal of equal margin is taken: so a model with flat answers is walked over
         taken = (value <= self.lowest[rows]).nonzero().flatten()
-        quiet = self.quiet + many
+        reached, quiet = self.next + many, (self.quiet + many).clamp_max_((BUNCH - 1) * PATIENCE)
         if len(taken):
             moved, several = rows[taken].unique_consecutive(return_counts=True)
             first = taken[several.cumsum(0) - several]
             self.state.index_copy_(0, moved, self.reached(moved, cells[first]))
             self.lowest.index_copy_(0, moved, value[first])
             quiet.index_copy_(0, moved, self.quiet[moved] // 2)
-            many = many.index_copy(0, moved, turn[first] + 1)
-        self.quiet, self.done = quiet.clamp_max_((BUNCH - 1) * PATIENCE), self.done + many
+            reached.index_copy_(0, moved, query[first] + 1)
+        self.next, self.quiet = reached, quiet
         if not (value > 0).all():
             stands = self.engine.standing(self.at)
             if not stands.all():
@@ -81,9 +90,8 @@ class Walk(ABC):
 
     def keep(self, stands: Bool[Tensor, " some"]) -> None:
         """Leave the others out."""
-        self.places, self.signs = (drawn.unflatten(0, (len(stands), -1))[stands].flatten(0, 1) for drawn in (self.places, self.signs))
-        self.at, self.y, self.done, self.quiet = (tensor[stands] for tensor in (self.at, self.y, self.done, self.quiet))
-        self.state, self.lowest = self.state[stands], self.lowest[stands]
+        self.at, self.y, self.quiet, self.first = self.at[stands], self.y[stands], self.quiet[stands], self.first[stands]
+        self.next, self.state, self.lowest = self.next[stands], self.state[stands], self.lowest[stands]
 
     def uniforms(self, count: int, draw: int) -> Float[Tensor, "some count"]:
         """Random numbers of these images."""
