@@ -11,9 +11,13 @@ from hypothesis import strategies as st
 from oracles import affine, constant_model, masking_model
 from torch import nn
 
+from robustbench_rkhs.attacks import walk
 from robustbench_rkhs.attacks.ball import distances, ends
+from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.pgd import PGD
+from robustbench_rkhs.attacks.pyramids import Pyramids
 from robustbench_rkhs.attacks.square import Square
+from robustbench_rkhs.attacks.stripes import Stripes
 from robustbench_rkhs.attacks.windows import Picture, halves, pyramid, share, sides, tiles
 from robustbench_rkhs.counters import uniforms
 from robustbench_rkhs.node import UserError
@@ -200,9 +204,89 @@ def test_an_image_that_fell_is_asked_about_no_more(norm):
     attacked = run(Square(norm=norm, queries=100, restarts=2), model, oracle.x, oracle.y, eps)
     fell = broken(oracle.model, attacked, oracle.y)
     assert fell.tolist() == [True, False] * 4
-    sizes = [len(asked) for asked in model.asked]
-    assert sizes == sorted(sizes, reverse=True) and sizes[-1] == 4 and sum(sizes) == attacked.forwards.sum()
-    assert attacked.forwards[1::2].tolist() == [201] * 4 and attacked.forwards[::2].max() < 101
+    assert sum(len(asked) for asked in model.asked) == attacked.forwards.sum()
+    assert attacked.forwards[1::2].min() >= 201 and attacked.forwards[::2].max() < 101
+    gone = torch.zeros(8, dtype=torch.bool)
+    for asked in model.asked:
+        image = torch.cdist(asked.flatten(1), oracle.x.flatten(1)).argmin(1)
+        assert not gone[image].any()
+        gone[image[model.model(asked).argmax(1) != oracle.y[image]]] = True
+    assert torch.equal(gone, fell)
+
+
+# Several proposals at once
+
+
+def wavy(shape, classes=4, images=5, steep=1.0):
+    """A float64 network that no plane describes and whose answers are the same bits in any batch, images, its answers as labels."""
+    generator = torch.Generator().manual_seed(math.prod(shape))
+    draw = lambda *size: torch.randn(*size, generator=generator, dtype=torch.float64)  # noqa: E731
+    first, second = steep * draw(math.prod(shape), 12), draw(12, classes)
+    model = Through(nn.Flatten(), lambda flat: torch.stack([torch.sin(row @ first) @ second for row in flat]))
+    x = torch.rand(images, *shape, generator=generator, dtype=torch.float64)
+    return model, x, model(x).argmax(1)
+
+
+def both(monkeypatch, work):
+    """What `work` gives where proposals are asked one by one, and as they are asked."""
+    with monkeypatch.context() as patch:
+        patch.setattr(walk, "BUNCH", 1)
+        alone = work()
+    monkeypatch.setattr(walk, "PATIENCE", 4)  # so that a short search asks many at once
+    return alone, work()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(("shape", "images"), [((1, 8, 8), 3), ((3, 5, 9), 4), ((2, 9, 4), 1), ((12,), 3), ((6, 4), 40)])
+def test_an_image_moves_as_if_asked_one_by_one(norm, shape, images, monkeypatch):
+    model, x, y = wavy(shape, images=images)
+    picture, kind, sizes = Picture.of(shape), Stripes if norm == "linf" else Pyramids, []
+    windows = [sides(0.8, query, 300, picture, kind.smooth) for query in range(300)]
+
+    def walked():
+        recording = Recording(model)
+        with torch.no_grad():
+            eps = torch.full((images,), 1e-4, dtype=torch.float64)
+            engine = Engine(recording, x, y, torch.arange(images), norm=norm, box="unit", eps=eps, batch_size=64)
+            at, zero = torch.arange(images), torch.zeros_like(picture.cells(x))
+            found = kind(engine, picture, at, 7, zero, torch.full((images,), torch.inf).double(), torch.zeros_like(at))
+            found.go(0, windows)
+        sizes.append([len(asked) for asked in recording.asked])
+        return found, engine
+
+    (alone, one), (found, many) = both(monkeypatch, walked)
+    assert not many.fallen.any() and torch.equal(found.at, alone.at)  # so near to the image that nothing falls
+    assert torch.allclose(found.state, alone.state, rtol=0, atol=1e-13)
+    assert torch.allclose(found.lowest, alone.lowest, rtol=0, atol=1e-11)
+    assert (one.forwards == 301).all() and (many.forwards > 301).any() and (many.forwards >= 301).all()
+    assert (many.forwards <= 301 + 300 * 2 / walk.PATIENCE).all()
+    assert set(sizes[0]) == {images} and sum(sizes[1]) == many.forwards.sum() and max(sizes[1]) <= 64
+    assert len(sizes[1]) < len(sizes[0])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_what_falls_to_one_by_one_falls_to_several_at_once(norm, monkeypatch):
+    model, x, y = wavy((1, 6, 6), images=40, steep=0.5)
+    attack = Square(norm=norm, queries=300)
+    eps = torch.linspace(0.1, 0.5, 40, dtype=torch.float64) * (1 if norm == "l2" else 0.2)
+    alone, found = both(monkeypatch, lambda: run(attack, model, x, y, eps))
+    fell, falls = broken(model, alone, y), broken(model, found, y)
+    late = fell & (alone.forwards > 30)
+    assert late.any() and not fell.all() and not (fell & ~falls).any()
+    assert (found.forwards <= alone.forwards * (1 + 2 / walk.PATIENCE) + walk.BUNCH).all()
+    assert (found.forwards[~falls] > 300).all()
+    same = falls == fell
+    assert torch.allclose(found.images[same & ~fell], x[same & ~fell])
+    for row in late.nonzero().flatten().tolist():  # alone in the batch: the same image after as many passes
+        single = run(attack, model, x[row : row + 1], y[row : row + 1], eps[row : row + 1], torch.tensor([row]))
+        assert torch.allclose(single.images[0], found.images[row], atol=1e-9, rtol=0)
+        assert single.forwards[0] == found.forwards[row]
+
+
+def test_a_flat_answer_is_walked_over_one_by_one():
+    model, x = Recording(constant_model(3, answer=1)), torch.rand(2, 1, 6, 6)
+    run(Square(eps=0.1, queries=300), model, x, torch.ones(2, dtype=torch.int64))
+    assert [len(asked) for asked in model.asked] == [2] * 301
 
 
 # What it finds

@@ -53,7 +53,7 @@ class Ensemble(EngineAttack):
     image fell to it, Square came lower than the gradients did on any pilot image, more than a tenth of the gradients are zero or
     do not say how the margin falls, or answers differ from one question to the next.
     So a verdict depends on the images of a block, and can only err towards calling an image robust.
-    Cost of a robust image: about 6,950 forward and 1,910 backward passes at ten classes (standard), half of it (adaptive).
+    Cost of a robust image: about 7,000 forward and 1,910 backward passes at ten classes (standard), half of it (adaptive).
     Raises UserError for a missing or negative eps, and in box `unit` for images outside [0, 1].
     Source: Croce & Hein, ICML 2020 (the battery); Clopper & Pearson, Biometrika 1934 (the bound).
     """

@@ -7,7 +7,8 @@ from pydantic import Field
 
 from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
-from robustbench_rkhs.attacks.walks import Pyramids, Stripes
+from robustbench_rkhs.attacks.pyramids import Pyramids
+from robustbench_rkhs.attacks.stripes import Stripes
 from robustbench_rkhs.attacks.windows import Picture, sides
 from robustbench_rkhs.counters import mix
 from robustbench_rkhs.node import Real, UserError
@@ -30,14 +31,18 @@ class Square(EngineAttack):
     (C, H, W) and (H, W) are pictures; any other input is laid out as one near-square grey one.
     Beyond the paper: each image has windows of its own; a linf window of at most 16 pixels that would change nothing has its
     signs turned (the paper draws again); and a proposal of equal margin is taken, so that flat answers are walked over.
-    Cost of a robust image: `queries` forward passes for each restart and one, no backward pass. One that fell leaves at once.
+    While nothing moves an image, its next proposals, up to 8, are asked at once; the first that is taken moves it, and the later
+    ones are made again from there. So it moves as if asked one by one, in fewer and larger batches; and as any misclassified
+    proposal is kept, one that is not taken for the search included, the search is at least as strong.
+    Cost of a robust image: `queries` forward passes for each restart and one, and those asked in vain: at most a twenty-fourth
+    more, 0.8 % as measured on small networks; no backward pass. One that fell leaves at once.
     Raises UserError without an eps, or with an infinite one.
     Source: Andriushchenko et al., ECCV 2020; the schedule and 0.8 are those of AutoAttack (Croce & Hein, ICML 2020).
     """
 
     name: Literal["square"] = "square"
     queries: int = Field(5000, ge=1)
-    """Forward passes of each restart, its start included."""
+    """Proposals of each restart that decide where it goes, its start included."""
     share: Real = Field(0.8, gt=0, le=1)
     """Share of the picture that the first windows cover."""
     restarts: int = Field(1, ge=1)
@@ -59,8 +64,9 @@ class Square(EngineAttack):
         for restart in range(self.restarts):
             seed = mix(engine.seed, SALT, restart)
             states, lowest = torch.zeros_like(picture.cells(engine.x)), torch.full_like(engine.clean[:, 0], torch.inf)
+            quiet = torch.zeros_like(engine.y)
             for begin in range(0, self.queries, CHUNK):  # chunk by chunk: what stands is put into full batches again
                 for at in engine.open().split(engine.batch_size):
-                    walk = kind(engine, picture, at, seed, states[at], lowest[at])
+                    walk = kind(engine, picture, at, seed, states[at], lowest[at], quiet[at])
                     walk.go(begin, windows[begin : begin + CHUNK])
-                    states[walk.at], lowest[walk.at] = walk.state, walk.lowest
+                    states[walk.at], lowest[walk.at], quiet[walk.at] = walk.state, walk.lowest, walk.quiet

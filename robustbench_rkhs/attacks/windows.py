@@ -1,7 +1,7 @@
 """What the Square attack lays over an image: the picture it sees, the schedule of its windows and the patterns in them."""
 
 import math
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -104,3 +104,14 @@ def tiles(height: int, width: int) -> tuple[Int[Tensor, " cells"], Float[Tensor,
 def _cuts(side: int, parts: int = 5) -> list[tuple[int, int]]:
     parts = min(parts, side)
     return [(part * side // parts, (part + 1) * side // parts) for part in range(parts)]
+
+
+@lru_cache(maxsize=64)
+def window(
+    height: int, width: int, picture: Picture, dtype: torch.dtype, device: torch.device
+) -> tuple[Int[Tensor, " cells"], Float[Tensor, "4 window"]]:
+    """Where a window's cells lie from its first one, in every channel; the pattern in one: stacked or beside, and both minus."""
+    channels = torch.arange(picture.channels)[:, None, None] * (picture.height * picture.width)
+    offsets = (channels + torch.arange(height)[:, None] * picture.width + torch.arange(width)).flatten()
+    pattern = halves(height, width).flatten(1)
+    return offsets.to(device), torch.cat([pattern, -pattern]).to(device, dtype)
