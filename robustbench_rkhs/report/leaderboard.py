@@ -26,7 +26,8 @@ does not show that two models are equally robust.
 
 A model with a breach (a certificate that an attack contradicts) is refused, one with untested images is incomplete; neither is
 ranked. *masked*: the attack left standing more than 5% of the images it ran on that others broke. *doubtful*: the diagnoses named
-tripped on these weights, in this evaluation or another: its survivors may only be hard to attack; lines under the table say why."""
+tripped on these weights, in this evaluation or another: its survivors may only be hard to attack; lines under the table say why.
+*undiagnosed*: no diagnosis was run on them."""
 
 
 @dataclass(frozen=True)
