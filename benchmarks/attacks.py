@@ -58,15 +58,15 @@ def sources(part: str) -> list[str]:
     return [f"benchmarks/{name}.py" for name in FILES.get(part, FILES_OF_OTHERS)] + ATTACKS
 
 
-def ours(name: str, effort: Literal["quick", "adaptive", "standard"], count: int) -> dict[str, Any]:
+def ours(name: str, effort: Literal["quick", "adaptive", "standard"], count: int, grid: tuple[float, ...] = GRID) -> dict[str, Any]:
     """The whole curve of one network, by an evaluation without certificates: every pass of it is counted, its checks too."""
     model, test = network(name), images(count)
     started = time.process_time()
-    done = evaluate(model, test, eps=GRID, effort=effort, certificates=())
+    done = evaluate(model, test, eps=grid, effort=effort, certificates=())
     seconds = time.process_time() - started
     rows = done.table[done.table["kind"] == "attack"]
     passes = (rows["forwards"] + rows["backwards"]).groupby(rows["method"]).sum()
-    states = [verdicts.states(done, eps)["state"].value_counts() for eps in GRID]
+    states = [verdicts.states(done, eps)["state"].value_counts() for eps in grid]
     diagnosis = diagnosed(done)
     return {
         "stands": [int(sum(state.get(one, 0) for one in ("survived", "certified", "untested"))) for state in states],
@@ -83,11 +83,11 @@ def diagnosed(done: Evaluation) -> int:
     return round(sum(one["cost"] for one in done.about["diagnostics"]) * min(sample, done.about["samples"]))
 
 
-def peer(name: str, count: int) -> dict[str, Any]:
+def peer(name: str, count: int, grid: tuple[float, ...] = GRID) -> dict[str, Any]:
     """pyautoattack at every eps: what is kept, or run now."""
     model, test = network(name), images(count)
     held = {run["eps"]: run for run in attack_peers.kept(name, test.digest, count)}
-    runs = [held.get(eps) or autoattack(model, test.x, test.y, eps) for eps in GRID]
+    runs = [held.get(eps) or autoattack(model, test.x, test.y, eps) for eps in grid]
     return {
         "stands": [run["stands"].count("1") for run in runs],
         "passes": sum(run["forwards"] + run["backwards"] for run in runs),
@@ -102,7 +102,8 @@ def above(one: list[int], other: list[int], count: int) -> float:
 
 def curve(quick: bool, effort: Literal["adaptive", "standard"] = "standard") -> dict[str, Any]:
     count, prefix = (4 if quick else 300), ("curve" if effort == "standard" else effort)
-    rows = {name: {"ours": ours(name, effort, count), "autoattack": peer(name, count)} for name in NETWORKS}
+    grid = GRID[8:] if quick else GRID
+    rows = {name: {"ours": ours(name, effort, count, grid), "autoattack": peer(name, count, grid)} for name in NETWORKS}
     ratio = {
         what: round(sum(row["autoattack"][what] for row in rows.values()) / sum(row["ours"][what] for row in rows.values()), 2)
         for what in ("passes", "seconds")
@@ -188,15 +189,16 @@ def single(quick: bool) -> dict[str, Any]:
 def quick(quick: bool) -> dict[str, Any]:
     """Minimal-norm attacks alone, on 60 images, against AutoAttack at every eps (its passes: the share of 300)."""
     figures, count, full = {}, 4 if quick else 60, 4 if quick else 300
+    grid = GRID[8:] if quick else GRID
     for name in NETWORKS:
         model, test = network(name), images(full)
         held = {run["eps"]: run for run in attack_peers.kept(name, test.digest, full)}
-        runs = [held.get(eps) or autoattack(model, test.x, test.y, eps) for eps in GRID]
+        runs = [held.get(eps) or autoattack(model, test.x, test.y, eps) for eps in grid]
         here = images(count)
         where = [test.index.tolist().index(index) for index in here.index.tolist() if index in test.index.tolist()]
         assert len(where) == count, "expected the smaller sample inside the larger one"
         stands = [sum(int(run["stands"][place]) for place in where) for run in runs]
-        done = ours(name, "quick", count)
+        done = ours(name, "quick", count, grid)
         share = sum(run["forwards"] + run["backwards"] for run in runs) * count / full / done["passes"]
         gap = max(a - b for a, b in zip(done["stands"], stands, strict=True))
         figures[name] = {"images_above": gap, "pass_ratio": round(share, 1), "autoattack": stands, "ours": done}
