@@ -19,7 +19,7 @@ import torch
 from common import ROOT, arguments, finish, wait
 from torch import Tensor, nn
 
-from robustbench_rkhs.attacks import DDN, FMN, Attack, AutoAttack, FoolboxAttack, SuperDeepFool
+from robustbench_rkhs.attacks import ALMA, DDN, FMN, Attack, AutoAttack, FoolboxAttack, SuperDeepFool
 from robustbench_rkhs.attacks.ball import Norm, distances
 from robustbench_rkhs.checkpoint import load
 
@@ -34,6 +34,7 @@ ATTACKS: dict[str, dict[str, Attack]] = {
         "ddn": DDN(),
         "ddn cross-entropy": DDN(loss="cross_entropy"),
         "fmn": FMN(),
+        "alma": ALMA(),
         "foolbox deepfool": FoolboxAttack(attack="deepfool"),
         "foolbox ddn": FoolboxAttack(attack="ddn"),
         "foolbox ddn 300": FoolboxAttack(attack="ddn", steps=300),
@@ -43,6 +44,7 @@ ATTACKS: dict[str, dict[str, Attack]] = {
     "linf": {
         "superdeepfool": SuperDeepFool(),
         "fmn": FMN(),
+        "alma": ALMA(),
         "foolbox deepfool": FoolboxAttack(attack="deepfool"),
         "foolbox fmn": FoolboxAttack(attack="fmn"),
     },

@@ -1,4 +1,4 @@
-"""ALMA: the distance and the margin in one augmented Lagrangian."""
+"""ALMA: the distance and the distance to the boundary in one augmented Lagrangian."""
 
 from typing import Literal
 
@@ -7,89 +7,122 @@ from jaxtyping import Float, Float64
 from pydantic import Field
 from torch import Tensor
 
-from robustbench_rkhs.attacks.ball import per_image, unit
+from robustbench_rkhs.attacks.ball import Norm, into_ball, per_image, unit
 from robustbench_rkhs.attacks.engine import Engine
+from robustbench_rkhs.attacks.hyperplane import filled
 from robustbench_rkhs.attacks.nearer import nearer
 from robustbench_rkhs.attacks.starts import Seen, StartsAttack
 from robustbench_rkhs.node import Real
 
+LAST = 0.01
+"""The last step's and overshoot's share of the first."""
 EVERY = 10
 """Steps between two looks at whether the constraint came nearer."""
+PROGRESS = 0.95
+"""It did where it is at most so many times what it was."""
 
 
 class ALMA(StartsAttack):
+    r"""The norm of the perturbation plus a penalty on what is missing to the boundary, with a multiplier learnt on the way.
+
+    .. math:: \min_\delta \lVert \delta \rVert + P(c(\delta), \rho, \mu), \qquad
+              c = \frac{m(x + \delta)}{\lVert \nabla m \rVert_* \lVert \delta \rVert} + \epsilon_t, \qquad
+              P'(c) = \begin{cases} \mu + 2 \mu \rho c + \rho^2 c^2 / 2 & c \ge 0 \\ \mu / (1 - \rho c)^2 & c < 0 \end{cases}
+
+    m: the margin, whose linearised distance to 0 is asked for as a share of the present length, so that neither the scale of the
+    logits nor that of the distances matters; at the nearest image, where the box does not bind, the multiplier is then 1. mu is
+    an exponential moving average of P'(c); rho grows where, in ten steps, a start that never crossed came no nearer. A step:
+    P'(c) grad m / ||grad m||_*, with momentum, then the proximal step of the norm, its length a share of ||delta|| that falls to
+    a hundredth exponentially. linf: pixels are weighted by the root mean square of their past gradient, so that all move alike.
+    Departures from the paper: c in place of DLR, which knows neither the distance nor two classes; the norm by its proximal step
+    rather than its gradient, which makes linf possible (the paper has none); RMSProp's weights only there, as l2 has a gradient
+    of length one; starts on the linearised boundaries of the `starts` nearest classes, not at the image with a step length
+    searched for; epsilon_t, without which iterates may come to rest a hair short of the boundary; c at most 1 at either side;
+    secants along the line from the image to the nearest found at the end.
+    Cost: at most 5 + starts * (steps + 1) forward and min(candidates + 1, classes) + starts * steps backward passes; a start
+    that is hopeless after ten steps leaves.
+    Source: Rony et al., ICCV 2021.
+    """
+
     name: Literal["alma"] = "alma"
     steps: int = Field(100, ge=1)
+    """Gradient steps of each start."""
     step_size: Real = Field(0.5, gt=0)
-    last: Real = Field(0.01, gt=0)
+    """Length of the first step of a multiplier of 1, as a share of the perturbation's; the last is a hundredth of it."""
     penalty: Real = Field(4.0, gt=0)
-    gamma: Real = Field(1.2, ge=1)
-    momentum: Real = Field(0.9, ge=0, lt=1)
-    beta: Real = Field(0.5, ge=0, lt=1)
-    bias: str = "held"
-    beyond: Real = Field(0.1, ge=0)
+    """First rho."""
+    growth: Real = Field(1.2, ge=1)
+    """What rho is multiplied by."""
+    smoothing: Real = Field(0.9, ge=0, lt=1)
+    """What the multiplier keeps of itself at each step."""
+    momentum: Real = Field(0.5, ge=0, lt=1)
+    """What the gradient keeps of those before."""
+    overshoot: Real = Field(0.1, ge=0)
+    """epsilon_t at first, once a point short of the boundary was seen; a hundredth of it at last."""
 
     @torch.no_grad()
     def search(self, engine: Engine) -> None:
         super().search(engine)
         nearer(engine)
 
-    def begin(self, delta, away):
+    def begin(self, delta: Float[Tensor, "some *image"], away: Float64[Tensor, " some"]) -> tuple[Tensor, ...]:
+        """Multiplier, penalty, what was missing at the last look, mean gradient and mean squares of it."""
         one = torch.ones_like(away)
-        return one, self.penalty * one, torch.full_like(away, torch.inf), torch.zeros_like(delta), torch.zeros_like(delta)
+        return one, self.penalty * one, torch.inf * one, torch.zeros_like(delta), torch.zeros_like(delta)
 
-    def move(self, seen: Seen, kept):
-        mu, rho, looked, velocity, square = kept
-        n = normal(seen.gradient, self.norm)
-        short = torch.where(seen.wrong, -seen.gap, seen.gap)
-        short = (torch.where(short.isfinite(), short, 0) / seen.away.clamp_min(1e-300)).clamp(-1, 1)
-        fade = self.last ** (seen.step / self.steps)
-        if self.bias == "both":
-            short = short + self.beyond * fade
-        elif self.bias == "held":
-            short = short + self.beyond * fade * seen.held
-        else:
-            short = short + torch.where(seen.wrong, 0.0, self.beyond * fade)
+    def move(self, seen: Seen, kept: tuple[Tensor, ...]) -> tuple[Float[Tensor, "some *image"], tuple[Tensor, ...]]:
+        """A step down the Lagrangian, then the multiplier."""
+        multiplier, penalty, looked, mean, square = kept
+        fade, keep = LAST ** (seen.step / self.steps), self.momentum if seen.step else 0.0
+        missing = torch.where(seen.wrong, -seen.gap, seen.gap) / seen.away
+        missing = torch.where(missing.isfinite(), missing, 0).clamp(-1, 1) + self.overshoot * fade * seen.held
         if seen.step % EVERY == 0:
-            stuck = (short > 0) & (short > 0.95 * looked) & seen.never
-            rho, looked = torch.where(stuck, self.gamma * rho, rho), short
-        pull = torch.where(short >= 0, mu + 2 * mu * rho * short + rho**2 * short**2 / 2, mu / (1 - rho * short.clamp_max(0)) ** 2)
-        keep = self.beta if seen.step else 0.0
-        velocity = keep * velocity + (1 - keep) * n * per_image(pull.to(n.dtype), n)
-        mu = (self.momentum * mu + (1 - self.momentum) * pull).clamp(1e-6, 1e12)
-        length = (self.step_size * fade * seen.away).to(n.dtype)
-        if self.norm == "l2":
-            v = seen.delta - velocity * per_image(length, n)
-            size = per_image(v.flatten(1).norm(dim=1), v)
-            delta = v * (1 - per_image(length, v) / size.clamp_min(1e-38)).clamp_min(0)
-        else:
-            square = keep * square + (1 - keep) * n**2
-            h = square.sqrt()
-            h = h / per_image(h.flatten(1).sum(1), h).clamp_min(1e-38)
-            v = seen.delta - per_image(length, n) * torch.where(h > 0, velocity / torch.where(h > 0, h, 1), 0)
-            delta = shrunk(v, h, length)
-        return delta, (mu, rho, looked, velocity, square)
+            stuck = seen.never & (missing > PROGRESS * looked)
+            penalty, looked = torch.where(stuck, self.growth * penalty, penalty), missing
+        pull = slope_of_penalty(missing, penalty, multiplier)
+        way = normal(seen.gradient, self.norm)
+        mean = keep * mean + (1 - keep) * way * per_image(pull.to(way.dtype), way)
+        square = keep * square + (1 - keep) * way**2
+        length = (self.step_size * fade * seen.away).to(way.dtype)
+        delta = proximal(seen.delta, mean, square.sqrt(), length, self.norm)
+        multiplier = (self.smoothing * multiplier + (1 - self.smoothing) * pull).clamp(1e-6, 1e12)
+        return delta, (multiplier, penalty, looked, mean, square)
 
 
-def normal(g, norm):
+def slope_of_penalty(
+    missing: Float64[Tensor, " some"], penalty: Float64[Tensor, " some"], multiplier: Float64[Tensor, " some"]
+) -> Float64[Tensor, " some"]:
+    """P', of the paper's P2: quadratic where something is missing, falling to 0 where not, the multiplier in between."""
+    short, beyond = missing.clamp_min(0), -missing.clamp_max(0)
+    return (multiplier * (1 + 2 * penalty * short) + (penalty * short) ** 2 / 2) / (1 + penalty * beyond) ** 2
+
+
+def normal(gradient: Float[Tensor, "some *image"], norm: Norm) -> Float[Tensor, "some *image"]:
+    """Each gradient at dual length one: l2, in linf l1; zero stays zero."""
+    way = unit(gradient)
+    return way if norm == "l2" else way / per_image(way.flatten(1).abs().sum(1).clamp_min(0.5), way)
+
+
+def proximal(
+    delta: Float[Tensor, "some *image"],
+    gradient: Float[Tensor, "some *image"],
+    weight: Float[Tensor, "some *image"],
+    length: Float[Tensor, " some"],
+    norm: Norm,
+) -> Float[Tensor, "some *image"]:
+    r"""The gradient step and the norm's proximal step, `length` times 1, in linf in the metric of the weights h at sum 1.
+
+    .. math:: \arg\min_d \; s \lVert d \rVert + \tfrac12 \lVert d - v \rVert_h^2, \qquad v = \delta - s\, g / h
+
+    l2 (h = 1): v shortened by s. linf: v cut off at the height above which, weighted, it is s; 0 where the weight is.
+    """
+    step = per_image(length, delta)
     if norm == "l2":
-        return unit(g)
-    peak = per_image(g.flatten(1).abs().amax(1), g)
-    g = g / torch.where(peak > 0, peak, 1)
-    total = per_image(g.flatten(1).abs().sum(1), g)
-    return g / torch.where(total > 0, total, 1)
-
-
-def shrunk(v, h, length):
-    """clip(v, tau), with sum h (|v| - tau)+ = length: Newton from 0 never passes the root."""
-    a, w = v.flatten(1).abs(), h.flatten(1)
-    tau = a.new_zeros(len(a), 1)
-    for _ in range(30):
-        over = (a > tau) & (w > 0)
-        total = torch.where(over, w, 0).sum(1, keepdim=True)
-        new = ((torch.where(over, w * a, 0).sum(1, keepdim=True) - length[:, None]) / total.clamp_min(1e-38)).clamp_min(0)
-        if not (new > tau).any():
-            break
-        tau = torch.maximum(tau, new)
-    limit = per_image(tau[:, 0], v)
-    return torch.maximum(torch.minimum(v, limit), -limit)
+        moved = delta - step * gradient
+        return into_ball(moved, (moved.flatten(1).norm(dim=1) - length).clamp_min(0), norm)
+    total = per_image(weight.flatten(1).sum(1), weight)
+    weight = weight / torch.where(total > 0, total, 1)
+    moved = delta - step * torch.where(weight > 0, gradient / torch.where(weight > 0, weight, 1), 0)
+    height, size = moved.flatten(1).abs(), weight.flatten(1)
+    wanted = ((size * height).sum(1) - length).clamp_min(0)[:, None]
+    return moved.sign() * filled(height, size, (size > 0).to(size), size, wanted).view_as(moved)

@@ -1,5 +1,7 @@
 """What DDN and FMN share: gradient steps in a ball that shrinks where the image is misclassified and grows where it is not."""
 
+import math
+
 import torch
 from jaxtyping import Float, Float64
 from pydantic import Field
@@ -8,6 +10,9 @@ from torch import Tensor
 from robustbench_rkhs.attacks.ball import per_image, unit
 from robustbench_rkhs.attacks.starts import Seen, StartsAttack
 from robustbench_rkhs.node import Real
+
+LAST = 0.01
+"""The last step's and radius change's share of the first."""
 
 
 class RadiusAttack(StartsAttack):
@@ -29,18 +34,19 @@ class RadiusAttack(StartsAttack):
     def move(self, seen: Seen, kept: tuple[Tensor, ...]) -> tuple[Float[Tensor, "some *image"], tuple[Tensor, ...]]:
         """A step of fading length along the gradient, then onto or into the ball of the new radius."""
         radius, first = kept
-        radius = self._radius(seen, radius)
+        fade = LAST + (1 - LAST) * (1 + math.cos(math.pi * seen.step / self.steps)) / 2
+        radius = self._radius(seen, radius, fade)
         root = 1.0 if self.norm == "l2" else seen.delta[:1].numel() ** 0.5
-        length = (root * self.step_size * seen.fade * first).to(seen.delta.dtype)
+        length = (root * self.step_size * fade * first).to(seen.delta.dtype)
         delta = seen.delta - unit(seen.gradient) * per_image(length, seen.delta)
         return self.placed(delta, radius.to(delta.dtype)), (radius, first)
 
-    def _radius(self, seen: Seen, radius: Float64[Tensor, " some"]) -> Float64[Tensor, " some"]:
+    def _radius(self, seen: Seen, radius: Float64[Tensor, " some"], fade: float) -> Float64[Tensor, " some"]:
         """Smaller where wrong, larger where not; by the linearised distance to the boundary while only one side was seen."""
         gap = torch.where(seen.gap.isfinite(), seen.gap, 0)
         inside = torch.minimum(radius, seen.away)
         jump = (inside - gap).clamp(inside / 2, inside * (1 - self.gamma))
-        inwards = torch.where(seen.held, inside * (1 - self.gamma * seen.fade), jump)
+        inwards = torch.where(seen.held, inside * (1 - self.gamma * fade), jump)
         jump = (seen.away + gap).clamp(radius * (1 + self.gamma), 2 * radius)
-        outwards = torch.where(seen.never, jump, radius * (1 + self.gamma * seen.fade))
+        outwards = torch.where(seen.never, jump, radius * (1 + self.gamma * fade))
         return torch.where(seen.wrong, inwards, outwards)

@@ -1,6 +1,5 @@
 """What DDN, FMN and ALMA share: they start on the linearised boundaries of the nearest classes and walk by the gradient."""
 
-import math
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -18,8 +17,6 @@ from robustbench_rkhs.node import Real
 
 SCOUTED = 10
 """Steps after which a start is judged by what it found."""
-LAST = 0.01
-"""What `fade` ends at."""
 
 
 class Seen(NamedTuple):
@@ -37,8 +34,7 @@ class Seen(NamedTuple):
     never: Bool[Tensor, " some"]
     """No point beyond the boundary was seen."""
     step: int
-    fade: float
-    """From 1 to a hundredth along a cosine."""
+    """How many were taken."""
 
 
 class StartsAttack(EngineAttack):
@@ -90,9 +86,8 @@ class StartsAttack(EngineAttack):
             found = torch.where(wrong, torch.minimum(found, away), found)
             nearest = nearest.scatter_reduce(0, at, found, "amin")
             held |= ~wrong
-            fade = LAST + (1 - LAST) * (1 + math.cos(math.pi * step / self.steps)) / 2
             gap = distance_to_plane(margin(told.logits, engine.y[at]), told.gradient, engine.norm).to(away)
-            seen = Seen(image - x, away, told.gradient, gap, wrong, held, found == torch.inf, step, fade)
+            seen = Seen(image - x, away, told.gradient, gap, wrong, held, found == torch.inf, step)
             delta, kept = self.move(seen, kept)
             image = (x + delta).clamp(0, 1) if engine.box == "unit" else x + delta
             on = engine.standing(at) & ~((step >= SCOUTED) & (found > self.hopeless * nearest[at]))
