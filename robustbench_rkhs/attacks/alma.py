@@ -18,6 +18,9 @@ LAST = 0.01
 """The last step's and overshoot's share of the first."""
 EVERY = 10
 """Steps between two looks at whether the constraint came nearer."""
+LOST = 0.1
+"""A start that only saw misclassified points aims at the boundary itself where it is farther beyond than this share of the
+overshoot: a steep margin's linearised distance may be less than that however far beyond."""
 PROGRESS = 0.95
 """It did where it is at most so many times what it was."""
 
@@ -58,7 +61,7 @@ class ALMA(StartsAttack):
     momentum: Real = Field(0.5, ge=0, lt=1)
     """What the gradient keeps of those before."""
     overshoot: Real = Field(0.1, ge=0)
-    """epsilon_t at first, once a point short of the boundary was seen; a hundredth of it at last."""
+    """epsilon_t at first; a hundredth of it at last."""
 
     @torch.no_grad()
     def search(self, engine: Engine) -> None:
@@ -75,7 +78,9 @@ class ALMA(StartsAttack):
         multiplier, penalty, looked, mean, square = kept
         fade, keep = LAST ** (seen.step / self.steps), self.momentum if seen.step else 0.0
         missing = torch.where(seen.wrong, -seen.gap, seen.gap) / seen.away
-        missing = torch.where(missing.isfinite(), missing, 0).clamp(-1, 1) + self.overshoot * fade * seen.held
+        missing = torch.where(missing.isfinite(), missing, 0).clamp(-1, 1)
+        lost = ~seen.held & (missing < -LOST * self.overshoot * fade)
+        missing = missing + torch.where(lost, 0.0, self.overshoot * fade)
         if seen.step % EVERY == 0:
             stuck = seen.never & (missing > PROGRESS * looked)
             penalty, looked = torch.where(stuck, self.growth * penalty, penalty), missing

@@ -66,8 +66,8 @@ def filled(room: Tensor, size: Tensor, speed: Tensor, slope: Tensor, wanted: Ten
     capacity = size * room
     free = room > 0
     while True:
-        left = (wanted - torch.where(free, 0, capacity).sum(2, keepdim=True)).clamp_min(0)
-        along = torch.where(free, slope, 0).sum(2, keepdim=True)
+        left = (wanted - torch.where(free, 0, capacity).sum(-1, keepdim=True)).clamp_min(0)
+        along = torch.where(free, slope, 0).sum(-1, keepdim=True)
         offset = speed * (left / along).nan_to_num(nan=0.0, posinf=largest)
         full = free & (offset >= room)
         if not full.any():

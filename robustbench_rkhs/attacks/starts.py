@@ -90,7 +90,8 @@ class StartsAttack(EngineAttack):
             seen = Seen(image - x, away, told.gradient, gap, wrong, held, found == torch.inf, step)
             delta, kept = self.move(seen, kept)
             image = (x + delta).clamp(0, 1) if engine.box == "unit" else x + delta
-            on = engine.standing(at) & ~((step >= SCOUTED) & (found > self.hopeless * nearest[at]))
+            apart = torch.where(found == torch.inf, away, found)  # what never crossed may yet, not far from where it is
+            on = engine.standing(at) & ~((step >= SCOUTED) & (apart > self.hopeless * nearest[at]))
             at, image, found, held, *rest = (values[on] for values in (at, image, found, held, *kept))
             kept = tuple(rest)
             if not len(at):
