@@ -18,9 +18,9 @@ LAST = 0.01
 """The last step's and overshoot's share of the first."""
 EVERY = 10
 """Steps between two looks at whether the constraint came nearer."""
-LOST = 0.1
-"""A start that only saw misclassified points aims at the boundary itself where it is farther beyond than this share of the
-overshoot: a steep margin's linearised distance may be less than that however far beyond."""
+BEYOND = 0.1
+"""How far beyond the boundary an iterate may come to rest, as a share of the overshoot: no more, as the linearised distance back to
+a steep margin's boundary stays small however far it is."""
 PROGRESS = 0.95
 """It did where it is at most so many times what it was."""
 
@@ -29,7 +29,7 @@ class ALMA(StartsAttack):
     r"""The norm of the perturbation plus a penalty on what is missing to the boundary, with a multiplier learnt on the way.
 
     .. math:: \min_\delta \lVert \delta \rVert + P(c(\delta), \rho, \mu), \qquad
-              c = \frac{m(x + \delta)}{\lVert \nabla m \rVert_* \lVert \delta \rVert} + \epsilon_t, \qquad
+              c = \frac{m(x + \delta)}{\lVert \nabla m \rVert_* \lVert \delta \rVert}, \qquad
               P'(c) = \begin{cases} \mu + 2 \mu \rho c + \rho^2 c^2 / 2 & c \ge 0 \\ \mu / (1 - \rho c)^2 & c < 0 \end{cases}
 
     m: the margin, whose linearised distance to 0 is asked for as a share of the present length, so that neither the scale of the
@@ -40,8 +40,8 @@ class ALMA(StartsAttack):
     Departures from the paper: c in place of DLR, which knows neither the distance nor two classes; the norm by its proximal step
     rather than its gradient, which makes linf possible (the paper has none); RMSProp's weights only there, as l2 has a gradient
     of length one; starts on the linearised boundaries of the `starts` nearest classes, not at the image with a step length
-    searched for; epsilon_t, without which iterates may come to rest a hair short of the boundary; c at most 1 at either side;
-    secants along the line from the image to the nearest found at the end.
+    searched for; c at most 1 at either side; an overshoot e_t (c + e_t where right, max(c, 10 c + e_t) where wrong), without which
+    iterates come to rest a hair short of the boundary; secants along the line from the image to the nearest found at the end.
     Cost: at most 5 + starts * (steps + 1) forward and min(candidates + 1, classes) + starts * steps backward passes; a start
     that is hopeless after ten steps leaves.
     Source: Rony et al., ICCV 2021.
@@ -61,7 +61,7 @@ class ALMA(StartsAttack):
     momentum: Real = Field(0.5, ge=0, lt=1)
     """What the gradient keeps of those before."""
     overshoot: Real = Field(0.1, ge=0)
-    """epsilon_t at first; a hundredth of it at last."""
+    """e_t at first; a hundredth of it at last."""
 
     @torch.no_grad()
     def search(self, engine: Engine) -> None:
@@ -79,8 +79,7 @@ class ALMA(StartsAttack):
         fade, keep = LAST ** (seen.step / self.steps), self.momentum if seen.step else 0.0
         missing = torch.where(seen.wrong, -seen.gap, seen.gap) / seen.away
         missing = torch.where(missing.isfinite(), missing, 0).clamp(-1, 1)
-        lost = ~seen.held & (missing < -LOST * self.overshoot * fade)
-        missing = missing + torch.where(lost, 0.0, self.overshoot * fade)
+        missing = torch.maximum(missing, torch.where(seen.wrong, missing / BEYOND, missing) + self.overshoot * fade)
         if seen.step % EVERY == 0:
             stuck = seen.never & (missing > PROGRESS * looked)
             penalty, looked = torch.where(stuck, self.growth * penalty, penalty), missing
