@@ -66,7 +66,7 @@ def test_a_boundary_that_the_linearisation_misplaces(power):
 
 
 class Walled(nn.Module):
-    """Margin 1 - tanh(40 (s - 0.5)) - 0.9 of the mean s: nearly flat, then a cliff."""
+    """Margin -2 tanh(40 (s - 0.5)) - 1 of the mean s: nearly flat, then a cliff, then nearly flat."""
 
     def forward(self, x):
         fall = torch.tanh(40 * (x.flatten(1).mean(1) - 0.5)) + 0.5

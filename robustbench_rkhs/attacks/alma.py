@@ -38,10 +38,11 @@ class ALMA(StartsAttack):
     P'(c) grad m / ||grad m||_*, with momentum, then the proximal step of the norm, its length a share of ||delta|| that falls to
     a hundredth exponentially. linf: pixels are weighted by the root mean square of their past gradient, so that all move alike.
     Departures from the paper: c in place of DLR, which knows neither the distance nor two classes; the norm by its proximal step
-    rather than its gradient, which makes linf possible (the paper has none); RMSProp's weights only there, as l2 has a gradient
-    of length one; starts on the linearised boundaries of the `starts` nearest classes, not at the image with a step length
-    searched for; c at most 1 at either side; an overshoot e_t (c + e_t where right, max(c, 10 c + e_t) where wrong), without which
-    iterates come to rest a hair short of the boundary; secants along the line from the image to the nearest found at the end.
+    rather than its gradient, which makes linf possible (the paper has none); RMSProp's weights only there, as l2 has a gradient of
+    length one; starts on the linearised boundaries of the `starts` nearest classes, not at the image with a step length searched
+    for; c at most 1 at either side, and falling to a hundredth once both sides were seen, as beside a cliff it says nothing; an
+    overshoot e_t (c + e_t where right, max(c, 10 c + e_t) where wrong), without which iterates come to rest a hair short of the
+    boundary; secants along the line from the image to the nearest found at the end.
     Cost: at most 5 + starts * (steps + 1) forward and min(candidates + 1, classes) + starts * steps backward passes; a start
     that is hopeless after ten steps leaves.
     Source: Rony et al., ICCV 2021.
@@ -69,16 +70,18 @@ class ALMA(StartsAttack):
         nearer(engine)
 
     def begin(self, delta: Float[Tensor, "some *image"], away: Float64[Tensor, " some"]) -> tuple[Tensor, ...]:
-        """Multiplier, penalty, what was missing at the last look, mean gradient and mean squares of it."""
+        """First length, multiplier, penalty, what was missing at the last look, mean gradient and mean squares of it."""
         one = torch.ones_like(away)
-        return one, self.penalty * one, torch.inf * one, torch.zeros_like(delta), torch.zeros_like(delta)
+        return away, one, self.penalty * one, torch.inf * one, torch.zeros_like(delta), torch.zeros_like(delta)
 
     def move(self, seen: Seen, kept: tuple[Tensor, ...]) -> tuple[Float[Tensor, "some *image"], tuple[Tensor, ...]]:
         """A step down the Lagrangian, then the multiplier."""
-        multiplier, penalty, looked, mean, square = kept
+        first, multiplier, penalty, looked, mean, square = kept
         fade, keep = LAST ** (seen.step / self.steps), self.momentum if seen.step else 0.0
-        missing = torch.where(seen.wrong, -seen.gap, seen.gap) / seen.away
-        missing = torch.where(missing.isfinite(), missing, 0).clamp(-1, 1)
+        scale = torch.where(seen.away > 0, seen.away, first)  # back at the image: as far again as at first
+        missing = torch.where(seen.wrong, -seen.gap, seen.gap) / scale
+        trusted = torch.where(seen.held & ~seen.never, fade, 1.0).to(missing)
+        missing = torch.maximum(torch.minimum(torch.where(missing.isfinite(), missing, 0), trusted), -trusted)
         missing = torch.maximum(missing, torch.where(seen.wrong, missing / BEYOND, missing) + self.overshoot * fade)
         if seen.step % EVERY == 0:
             stuck = seen.never & (missing > PROGRESS * looked)
@@ -87,10 +90,10 @@ class ALMA(StartsAttack):
         way = normal(seen.gradient, self.norm)
         mean = keep * mean + (1 - keep) * way * per_image(pull.to(way.dtype), way)
         square = keep * square + (1 - keep) * way**2
-        length = (self.step_size * fade * seen.away).to(way.dtype)
+        length = (self.step_size * fade * scale).to(way.dtype)
         delta = proximal(seen.delta, mean, square.sqrt(), length, self.norm)
         multiplier = (self.smoothing * multiplier + (1 - self.smoothing) * pull).clamp(1e-6, 1e12)
-        return delta, (multiplier, penalty, looked, mean, square)
+        return delta, (first, multiplier, penalty, looked, mean, square)
 
 
 def slope_of_penalty(
@@ -119,13 +122,14 @@ def proximal(
     .. math:: \arg\min_d \; s \lVert d \rVert + \tfrac12 \lVert d - v \rVert_h^2, \qquad v = \delta - s\, g / h
 
     l2 (h = 1): v shortened by s. linf: v cut off at the height above which, weighted, it is s; 0 where the weight is.
+    No weight at all: equal ones.
     """
     step = per_image(length, delta)
     if norm == "l2":
         moved = delta - step * gradient
         return into_ball(moved, (moved.flatten(1).norm(dim=1) - length).clamp_min(0), norm)
     total = per_image(weight.flatten(1).sum(1), weight)
-    weight = weight / torch.where(total > 0, total, 1)
+    weight = torch.where(total > 0, weight / torch.where(total > 0, total, 1), 1 / weight[:1].numel())
     moved = delta - step * torch.where(weight > 0, gradient / torch.where(weight > 0, weight, 1), 0)
     height, size = moved.flatten(1).abs(), weight.flatten(1)
     wanted = ((size * height).sum(1) - length).clamp_min(0)[:, None]
