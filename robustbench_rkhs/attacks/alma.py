@@ -21,6 +21,8 @@ EVERY = 10
 BEYOND = 0.1
 """How far beyond the boundary an iterate may come to rest, as a share of the overshoot: no more, as the linearised distance back to
 a steep margin's boundary stays small however far it is."""
+OUTWARDS = 1.05
+"""What a perturbation that never crossed is at least lengthened by: where there is no slope, only its own way is left."""
 PROGRESS = 0.95
 """It did where it is at most so many times what it was."""
 
@@ -42,7 +44,7 @@ class ALMA(StartsAttack):
     length one; starts on the linearised boundaries of the `starts` nearest classes, not at the image with a step length searched
     for; c at most 1 at either side, and falling to a hundredth once both sides were seen, as beside a cliff it says nothing; an
     overshoot e_t (c + e_t where right, max(c, 10 c + e_t) where wrong), without which iterates come to rest a hair short of the
-    boundary; secants along the line from the image to the nearest found at the end.
+    boundary; a twentieth longer at each step until the first crossing, at least; secants along the line from the image to the nearest found at the end.
     Cost: at most 5 + starts * (steps + 1) forward and min(candidates + 1, classes) + starts * steps backward passes; a start
     that is hopeless after ten steps leaves.
     Source: Rony et al., ICCV 2021.
@@ -92,6 +94,9 @@ class ALMA(StartsAttack):
         square = keep * square + (1 - keep) * way**2
         length = (self.step_size * fade * scale).to(way.dtype)
         delta = proximal(seen.delta, mean, square.sqrt(), length, self.norm)
+        size = delta.flatten(1).norm(p=2 if self.norm == "l2" else torch.inf, dim=1)
+        longer = torch.where(seen.never & (size > 0), (OUTWARDS * seen.away / size).clamp_min(1), 1)
+        delta = delta * per_image(longer.to(delta.dtype), delta)
         multiplier = (self.smoothing * multiplier + (1 - self.smoothing) * pull).clamp(1e-6, 1e12)
         return delta, (first, multiplier, penalty, looked, mean, square)
 
