@@ -44,7 +44,8 @@ class ALMA(StartsAttack):
     length one; starts on the linearised boundaries of the `starts` nearest classes, not at the image with a step length searched
     for; c at most 1 at either side, and falling to a hundredth once both sides were seen, as beside a cliff it says nothing; an
     overshoot e_t (c + e_t where right, max(c, 10 c + e_t) where wrong), without which iterates come to rest a hair short of the
-    boundary; a twentieth longer at each step until the first crossing, at least; secants along the line from the image to the nearest found at the end.
+    boundary; a twentieth longer at each step until the first crossing, at least, but by no more than the linearised distance;
+    secants along the line from the image to the nearest found at the end.
     Cost: at most 5 + starts * (steps + 1) forward and min(candidates + 1, classes) + starts * steps backward passes; a start
     that is hopeless after ten steps leaves.
     Source: Rony et al., ICCV 2021.
@@ -89,6 +90,8 @@ class ALMA(StartsAttack):
             stuck = seen.never & (missing > PROGRESS * looked)
             penalty, looked = torch.where(stuck, self.growth * penalty, penalty), missing
         pull = slope_of_penalty(missing, penalty, multiplier)
+        newton = 1 + missing.clamp_min(0) / (self.step_size * fade)  # no farther than the linearised boundary
+        pull = torch.where(seen.never, torch.minimum(pull, newton), pull)
         way = normal(seen.gradient, self.norm)
         mean = keep * mean + (1 - keep) * way * per_image(pull.to(way.dtype), way)
         square = keep * square + (1 - keep) * way**2
