@@ -8,7 +8,9 @@ from pydantic import Field
 from torch import Tensor
 
 from robustbench_rkhs.attacks.ball import Norm, into_ball, per_image, unit
+from robustbench_rkhs.attacks.ddn import DDN
 from robustbench_rkhs.attacks.engine import Engine
+from robustbench_rkhs.attacks.fmn import FMN
 from robustbench_rkhs.attacks.hyperplane import filled
 from robustbench_rkhs.attacks.nearer import nearer
 from robustbench_rkhs.attacks.starts import Seen, StartsAttack
@@ -45,7 +47,8 @@ class ALMA(StartsAttack):
     for; c at most 1 at either side, and falling to a hundredth once both sides were seen, as beside a cliff it says nothing; an
     overshoot e_t (c + e_t where right, max(c, 10 c + e_t) where wrong), without which iterates come to rest a hair short of the
     boundary; a twentieth longer at each step until the first crossing, at least, but by no more than the linearised distance;
-    secants along the line from the image to the nearest found at the end.
+    secants along the line from the image to the nearest found at the end; without an eps, images that no start broke get DDN
+    (linf: FMN) of as many steps, which costs as much again.
     Cost: at most 5 + starts * (steps + 1) forward and min(candidates + 1, classes) + starts * steps backward passes; a start
     that is hopeless after ten steps leaves.
     Source: Rony et al., ICCV 2021.
@@ -70,6 +73,11 @@ class ALMA(StartsAttack):
     @torch.no_grad()
     def search(self, engine: Engine) -> None:
         super().search(engine)
+        at = engine.open()
+        missed = at[~engine.fallen[at] & engine.eps[at].isinf()]
+        other = DDN if self.norm == "l2" else FMN
+        shared = {name: getattr(self, name) for name in ("steps", "starts", "candidates", "hopeless")}
+        other(norm=self.norm, **shared).walk(engine, missed)
         nearer(engine)
 
     def begin(self, delta: Float[Tensor, "some *image"], away: Float64[Tensor, " some"]) -> tuple[Tensor, ...]:

@@ -69,7 +69,11 @@ class StartsAttack(EngineAttack):
 
     @torch.no_grad()
     def search(self, engine: Engine) -> None:
-        at = engine.open()
+        self.walk(engine, engine.open())
+
+    @torch.no_grad()
+    def walk(self, engine: Engine, at: Int[Tensor, " some"]) -> None:
+        """All starts of the images at these positions, step by step."""
         if not len(at) or engine.clean.shape[1] < 2:
             return
         near = nearest_classes(engine, at, likeliest_classes(engine.clean[at], engine.y[at], self.candidates), self.starts)
