@@ -12,6 +12,7 @@ from torch import nn
 from robustbench_rkhs.attacks.alma import ALMA, normal, proximal, slope_of_penalty
 from robustbench_rkhs.attacks.ball import distances
 from robustbench_rkhs.attacks.ddn import DDN
+from robustbench_rkhs.attacks.fmn import FMN
 
 both = pytest.mark.parametrize("norm", ["l2", "linf"])
 
@@ -135,3 +136,18 @@ def test_what_it_costs():
     attacked = ALMA(steps=12, starts=2, candidates=2)(model, x, y, torch.arange(6))
     assert (attacked.forwards <= 5 + 2 * 13).all() and (attacked.backwards <= 3 + 2 * 12).all()
     assert ALMA.minimal_norm and ALMA().aimed(norm="linf", eps=0.3, seed=1).eps is None
+
+
+@both
+def test_what_no_start_of_its_own_breaks_goes_to_the_other_attack(norm):
+    """A random network whose boundary is near the box's corners: of these images, steps along the Lagrangian miss some."""
+    with torch.random.fork_rng():
+        torch.manual_seed(10)
+        sizes = (36, 40, 40, 40)
+        layers = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.ReLU())]
+        model, x = nn.Sequential(nn.Flatten(), *layers, nn.Linear(40, 2)).eval(), torch.rand(8, 1, 6, 6)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    attacks = (DDN(steps=30) if norm == "l2" else FMN(steps=30, norm=norm), ALMA(steps=30, norm=norm))
+    theirs, ours = (distances(x, attack(model, x, y, torch.arange(8)).images, norm) > 0 for attack in attacks)
+    assert theirs.any() and (ours | ~theirs).all()
