@@ -143,8 +143,7 @@ def test_what_no_start_of_its_own_breaks_goes_to_the_other_attack(norm):
     """A random network whose boundary is near the box's corners: of these images, steps along the Lagrangian miss some."""
     with torch.random.fork_rng():
         torch.manual_seed(10)
-        sizes = (36, 40, 40, 40)
-        layers = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.ReLU())]
+        layers = [layer for a in (36, 40, 40) for layer in (nn.Linear(a, 40), nn.ReLU())]
         model, x = nn.Sequential(nn.Flatten(), *layers, nn.Linear(40, 2)).eval(), torch.rand(8, 1, 6, 6)
     with torch.no_grad():
         y = model(x).argmax(1)
