@@ -28,7 +28,7 @@ from attack_networks import images, network
 from attack_peers import GRID
 from torch import Tensor, nn
 
-from robustbench_rkhs.attacks import DDN, FAB, FMN, Attack, SuperDeepFool
+from robustbench_rkhs.attacks import ALMA, DDN, FAB, FMN, Attack, SuperDeepFool
 from robustbench_rkhs.attacks.ball import distances
 from robustbench_rkhs.attacks.counting import Counted, confined_randomness, counting
 from robustbench_rkhs.layers.settling import settled
@@ -38,6 +38,8 @@ OURS: dict[str, Attack] = {
     "ddn": DDN(),
     "ddn 20 steps": DDN(steps=20),
     "fmn": FMN(),
+    "alma": ALMA(),
+    "alma 50 steps": ALMA(steps=50),
     "fab": FAB(),
     "fab 3 targets": FAB(targets=3),
 }

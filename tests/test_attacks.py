@@ -14,6 +14,7 @@ from oracles import Affine, affine, bent, constant_model, masking_model
 from pydantic import ValidationError
 from torch import nn
 
+from robustbench_rkhs.attacks.alma import ALMA
 from robustbench_rkhs.attacks.apgd import APGD
 from robustbench_rkhs.attacks.autoattack import AutoAttack
 from robustbench_rkhs.attacks.ball import distances, pull_inside
@@ -48,6 +49,7 @@ TABLE = {  # a new attack adds a line here
     "ddn": Row(DDN(), 1.01),
     "ddn cross-entropy": Row(DDN(loss="cross_entropy", steps=30), 1.01),
     "fmn": Row(FMN(), 1.01, 1.01),
+    "alma": Row(ALMA(steps=50), 1.01, 1.01),
     "deepfool": Row(FoolboxAttack(attack="deepfool"), 1.05, 1.25),
     "foolbox ddn": Row(FoolboxAttack(attack="ddn", steps=300), 1.3),
     "foolbox fmn": Row(FoolboxAttack(attack="fmn", steps=200, step_size=0.02), 4.0, 1.5),
@@ -129,7 +131,8 @@ def test_what_is_not_scale_invariant_says_so():
 
 
 @pytest.mark.parametrize(
-    "name", ["pgd", "superdeepfool", "deepfool", "ddn", "foolbox ddn", "cw", "fmn", "foolbox fmn", "our fab", "our fab relook"]
+    "name",
+    ["pgd", "superdeepfool", "deepfool", "ddn", "foolbox ddn", "cw", "fmn", "foolbox fmn", "our fab", "our fab relook", "alma"],
 )
 def test_without_a_box_images_may_leave_it(name):
     oracle = affine(3, (1, 4, 4), images=8)

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from robustbench_rkhs.attacks.alma import ALMA
 from robustbench_rkhs.attacks.apgd import APGD
 from robustbench_rkhs.attacks.autoattack import AutoAttack
 from robustbench_rkhs.attacks.contract import Attack, Attacked
@@ -17,12 +18,13 @@ from robustbench_rkhs.attacks.square import Square
 from robustbench_rkhs.attacks.superdeepfool import SuperDeepFool
 
 AnyAttack = Annotated[
-    PGD | PublishedPGD | APGD | FAB | Square | Ensemble | SuperDeepFool | DDN | FMN | FoolboxAttack | AutoAttack,
+    PGD | PublishedPGD | APGD | FAB | Square | Ensemble | SuperDeepFool | DDN | FMN | ALMA | FoolboxAttack | AutoAttack,
     Field(discriminator="name"),
 ]
 """Any attack, chosen by `name`."""
 
 __all__ = [
+    "ALMA",
     "APGD",
     "DDN",
     "FAB",

@@ -53,18 +53,21 @@ def offsets(
         return (way if norm == "l2" else way.sign()) * (wanted / torch.where(total > 0, total, 1))
     up = (way > 0) == (wanted >= 0)
     room = torch.where(up, 1 - points, points).clamp_min(0)
-    offset = _filled(room, size, speed, slope, wanted.abs())
+    offset = filled(room, size, speed, slope, wanted.abs())
     return torch.where(up, offset, -offset)
 
 
-def _filled(room: Tensor, size: Tensor, speed: Tensor, slope: Tensor, wanted: Tensor) -> Tensor:
-    """min(room, t speed) for the t at which the sum of size times it is `wanted`; room where no t is enough."""
+def filled(room: Tensor, size: Tensor, speed: Tensor, slope: Tensor, wanted: Tensor) -> Tensor:
+    """min(room, t speed) for the t at which the sum of size times it is `wanted`; room where no t is enough.
+
+    `slope`: size times speed. Coordinates are the last dimension; 0 where size is.
+    """
     room, largest = torch.where(size > 0, room, 0), torch.finfo(room.dtype).max
     capacity = size * room
     free = room > 0
     while True:
-        left = (wanted - torch.where(free, 0, capacity).sum(2, keepdim=True)).clamp_min(0)
-        along = torch.where(free, slope, 0).sum(2, keepdim=True)
+        left = (wanted - torch.where(free, 0, capacity).sum(-1, keepdim=True)).clamp_min(0)
+        along = torch.where(free, slope, 0).sum(-1, keepdim=True)
         offset = speed * (left / along).nan_to_num(nan=0.0, posinf=largest)
         full = free & (offset >= room)
         if not full.any():
