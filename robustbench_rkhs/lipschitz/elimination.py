@@ -23,7 +23,7 @@ def tiles(
     blocks, beside = Blocks(), [set[int]() for _ in groups]
     for i, rows in enumerate(groups):
         for j, columns in enumerate(groups[: i + 1]):
-            if not meets[rows][:, columns].any():
+            if i != j and not meets[rows][:, columns].any():
                 continue
             block = gram[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
             blocks[i, j] = block.transpose(1, 2).reshape(len(rows) * channels, -1)
