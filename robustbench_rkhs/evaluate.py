@@ -204,7 +204,10 @@ class _Run:
             attacking.all()
             if clock.left() <= 0:
                 raise OutOfTime
-            doubts = self.scrutinise([*tables, *proofs.tables, *attacking.tables], predicted, proofs.certified)
+            found = [*tables, *proofs.tables, *attacking.tables]
+            doubts, finished = self.scrutinise(found, predicted, proofs.certified, clock)
+            if not finished:
+                raise OutOfTime
             complete = True
         except KeyboardInterrupt:
             self.say("interrupted: the table holds what was finished; the same command goes on from here")
@@ -219,12 +222,15 @@ class _Run:
             self.about["rechecked"] = attacking.rechecked
         return verdicts.merge(tables + doubts), complete
 
-    def scrutinise(self, tables: list[pd.DataFrame], predicted: Tensor, certified: Tensor) -> list[pd.DataFrame]:
-        """May the attacks be believed? The diagnoses, and more attacks on the survivors where one trips: their rows."""
-        found = scrutinise(self.subject, self.recipe, self.about, tables, self.protocol, predicted, certified, self.transfer)
+    def scrutinise(
+        self, tables: list[pd.DataFrame], predicted: Tensor, certified: Tensor, clock: Clock
+    ) -> tuple[list[pd.DataFrame], bool]:
+        """May the attacks be believed? Diagnoses, more attacks on the survivors where one trips: their rows; whether all ran."""
+        asked = (self.subject, self.recipe, self.about, tables, self.protocol, predicted, certified, self.transfer)
+        found = scrutinise(*asked, left=clock.left)
         self.about |= {"diagnostics": found.diagnostics, "marks": found.marks}
         self.about["breaches"] += found.breaches
-        return found.tables
+        return found.tables, found.finished
 
 
 def protocol(recipe: EvalRecipe, split: Split) -> list[Attack]:

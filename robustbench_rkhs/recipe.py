@@ -170,8 +170,8 @@ class EvalRecipe(Node):
     thread. Not shared: attacks of libraries, and effort adaptive, which learns from image to image."""
     budget: Annotated[Real, BeforeValidator(seconds), Field(gt=0)] | None = None
     """Seconds (or 90s, 10min, 2h) after which no further part is begun: certificates stop at half of it, attacks at its end (a
-    block of a library's attack is not cut). Images not reached are untested. It changes nothing else, and the same evaluation
-    without it goes on from there."""
+    block of a library's attack and the diagnosis are not cut). Images not reached are untested. It changes nothing else, and the
+    same evaluation without it goes on from there."""
     rechecked: int = Field(8, ge=0)
     """Of the survivals that are inferred from a larger eps, how many are attacked at their own eps after all; the share that falls
     is reported. Cost: at most so many runs of the fixed-budget attacks."""

@@ -1,6 +1,7 @@
 """Diagnostics beside an evaluation: may its attacks be believed? Where not, more of them run on what survived."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -31,6 +32,8 @@ class Scrutiny(NamedTuple):
     """Rows of the escalated attacks, under `check:` and their label, and of `transfer`: they break images, but are no part of the
     protocol."""
     breaches: list[dict[str, Any]]
+    finished: bool = True
+    """Whether every attack that was due ran: the time may have been up before."""
 
 
 def scrutinise(
@@ -42,12 +45,14 @@ def scrutinise(
     predicted: Tensor,
     certified: Tensor,
     transfer: Transfer | None = None,
+    left: Callable[[], float] = lambda: math.inf,
 ) -> Scrutiny:
     """Diagnose the model at the eps that says most; where a diagnosis trips, escalate on the survivors of every eps.
 
     Largest eps first; an image that withstands the escalation there is not asked again below. No diagnosis of a smoothed classifier
     (it draws by design, and its claims are those of its certificate), and where the recipe switches it off.
     `transfer`: of an undefended twin, diagnosed with the rest and then tried on every survivor, in the same order.
+    `left`: seconds left; where none are, no further block of an attack is begun. The diagnosis itself is not cut.
     """
     if not len(subject.split):
         return Scrutiny([], [], [], [])
@@ -58,12 +63,13 @@ def scrutinise(
     breaches: list[dict[str, Any]] = []
     if transfer is not None:
         attack = transfer.model_copy(update={"box": about["box"]})
-        new, breaches = _escalate(subject, recipe, known, {"transfer": attack}, predicted, certified)
+        new, breaches = _escalate(subject, recipe, known, {"transfer": attack}, predicted, certified, left)
         known = Evaluation(pd.concat([known.table, *new], ignore_index=True), about)
     attacks = {f"check:{attack.label}": attack for attack in escalated(protocol, marks)}
-    more, broken = _escalate(subject, recipe, known, attacks, predicted, certified)
+    more, broken = _escalate(subject, recipe, known, attacks, predicted, certified, left)
     off = not recipe.diagnostics and not isinstance(subject.asked, Smoothed)
-    return Scrutiny(said, [verdicts.UNDIAGNOSED] if off else marks, new + more, breaches + broken)
+    finished = left() > 0 or not (attacks or transfer)
+    return Scrutiny(said, [verdicts.UNDIAGNOSED] if off else marks, new + more, breaches + broken, finished)
 
 
 def _diagnosed(
@@ -131,7 +137,13 @@ def _found(known: Evaluation, subject: Subject) -> dict[str, Tensor]:
 
 
 def _escalate(
-    subject: Subject, recipe: EvalRecipe, known: Evaluation, attacks: Mapping[str, Attack], predicted: Tensor, certified: Tensor
+    subject: Subject,
+    recipe: EvalRecipe,
+    known: Evaluation,
+    attacks: Mapping[str, Attack],
+    predicted: Tensor,
+    certified: Tensor,
+    left: Callable[[], float],
 ) -> tuple[list[pd.DataFrame], list[dict[str, Any]]]:
     new: list[pd.DataFrame] = []
     breaches: list[dict[str, Any]] = []
@@ -143,7 +155,7 @@ def _escalate(
             still = [row for row, index in enumerate(indices) if states[index] == "survived" and index not in withstood]
             aimed = attack.aimed(norm=recipe.norm, eps=eps, seed=recipe.seed)
             for block in torch.tensor(still, dtype=torch.int64, device=subject.device).split(recipe.block):
-                if len(block):
+                if len(block) and left() > 0:
                     done = harness.run_attack(subject, aimed, block, predicted, shas, certified[block], label)
                     new.append(done.table)
                     breaches += done.about["breaches"]

@@ -11,8 +11,10 @@ from test_report import synthetic
 from torch import nn
 
 from robustbench_rkhs import scrutiny, verdicts
+from robustbench_rkhs.attacking import Clock
 from robustbench_rkhs.attacks import PGD
 from robustbench_rkhs.cli.warnings import warnings_of
+from robustbench_rkhs.diagnostics import diagnose
 from robustbench_rkhs.evaluate import evaluate
 from robustbench_rkhs.report import write_leaderboard, write_tables
 from robustbench_rkhs.report.tables import console
@@ -63,6 +65,21 @@ def test_the_escalation_breaks_what_a_masked_model_withstood(tmp_path):
     stored = verdicts.read(done.about["path"])
     assert stored.about["diagnostics"] == done.about["diagnostics"] and stored.about["marks"] == done.about["marks"]
     assert any(line.startswith("DOUBTFUL zero_gradients: 6 of 6 right images") for line in warnings_of(done))
+
+
+def test_a_budget_that_ends_with_the_diagnosis_leaves_the_escalation_to_the_next_run(tmp_path, monkeypatch):
+    model, oracle = masked(6)
+    eps = float(2 * oracle.l2.max())
+    settings = {"eps": (eps,), "attacks": QUICK, "certificates": (), "folder": tmp_path}
+    y, seconds = model(oracle.x).argmax(1), [1e9]
+    with monkeypatch.context() as patch:
+        patch.setattr(Clock, "left", lambda self: seconds[0])
+        patch.setattr(scrutiny, "diagnose", lambda *given, **named: (diagnose(*given, **named), seconds.__setitem__(0, 0.0))[0])
+        cut = evaluate(model, (oracle.x, y), budget=60, **settings)
+    assert not cut.about["complete"] and "zero_gradients" in cut.about["marks"]
+    assert (known(cut, eps) == "survived").all() and not cut.table["method"].str.startswith("check:").any()
+    done = evaluate(model, (oracle.x, y), **settings)
+    assert done.about["complete"] and (known(done, eps) == "broken").all()
 
 
 def test_an_honest_model_is_not_marked_and_a_finished_diagnosis_is_read(tmp_path, monkeypatch):
