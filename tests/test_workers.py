@@ -107,11 +107,12 @@ class Fussy(EngineAttack):
         raise UserError(f"not these {len(engine.x)} images")
 
 
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # of an attack past the union of names
 def test_the_users_error_in_a_worker_is_the_users_error_here():
     model, x, y = scene()
-    fields = dict(EvalRecipe(eps=(0.1,), certificates=(), diagnostics=False))
+    recipe = EvalRecipe(eps=(0.1,), certificates=(), diagnostics=False, workers=2, block=5)
     with pytest.raises(UserError, match="not these 5 images"):
-        evaluate(model, (x, y), EvalRecipe.model_construct(**fields | {"attacks": (Fussy(),), "workers": 2, "block": 5}))
+        evaluate(model, (x, y), recipe.model_copy(update={"attacks": (Fussy(),)}))
 
 
 def test_workers_on_another_device_are_refused():
