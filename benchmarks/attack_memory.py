@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import ROOT, arguments, finish
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from robustbench_rkhs import verdicts
@@ -62,7 +63,7 @@ def measured(count: int, folder: Path) -> dict[str, Any]:
     stored = np.load(folder / f"{count}.npz")
     x, y = torch.from_numpy(stored["x"]), torch.from_numpy(stored["y"])
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 10))
-    model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
+    model.load_state_dict(load_file(folder / "weights.safetensors"))
     settings = {"eps": (EPS,), "certificates": (), "block": BLOCK, "seed": SEED}
     evaluate(model, (x[:20], y[:20]), **settings)  # what is loaded or compiled on first use
     before, started = peak(), time.process_time()
@@ -86,7 +87,7 @@ def measured(count: int, folder: Path) -> dict[str, Any]:
 def prepared(counts: list[int], folder: Path) -> dict[str, Any]:
     """The weights and each count of images, in files."""
     data = MNIST().load()
-    torch.save(network(data.train.x[:5000], data.train.y[:5000]).state_dict(), folder / "weights.pt")
+    save_file(network(data.train.x[:5000], data.train.y[:5000]).state_dict(), folder / "weights.safetensors")
     for count in counts:
         test = data.test.sample(count, SEED)
         np.savez(folder / f"{count}.npz", x=test.x.numpy(), y=test.y.numpy())

@@ -4,9 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import affine, bent
 from scipy.optimize import minimize
-from test_radius import Ball
+from test_starts import Ball, network
 from torch import nn
 
 from robustbench_rkhs.attacks.alma import ALMA, normal, proximal, slope_of_penalty
@@ -86,56 +85,10 @@ def test_a_plateau_before_a_cliff(norm):
     assert (found >= exact * (1 - 1e-9)).all() and (found <= 1.01 * exact).all()
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1.0])
-@both
-def test_neither_the_number_of_pixels_nor_the_distance_matters(norm, scale):
-    oracle = affine(4, (1, 64, 64), images=4, margin_scale=scale)
-    found = distances(oracle.x, ALMA(steps=40, norm=norm)(oracle.model, oracle.x, oracle.y, torch.arange(4)).images, norm)
-    assert (found > 0).all() and (found <= 1.01 * oracle.distance(norm)).all()
-
-
-def network():
-    model = bent(4).eval().double()
-    x = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    with torch.no_grad():
-        return model, x, model(x).argmax(1)
-
-
-@both
-def test_an_image_alone_in_another_order_or_in_small_batches_gets_the_same(norm):
-    model, x, y = network()
-    attack, keys = ALMA(steps=30, norm=norm), torch.arange(6)
-    together = attack(model, x, y, keys)
-    assert (distances(x, together.images, norm) > 0).all()
-    order = torch.tensor([5, 2, 3])
-    other = attack.model_copy(update={"batch_size": 2})(model, x[order], y[order], keys[order])
-    torch.testing.assert_close(other.images, together.images[order], atol=1e-9, rtol=0)
-    assert torch.equal(other.forwards, together.forwards[order]) and torch.equal(other.backwards, together.backwards[order])
-
-
-@both
-def test_a_finite_eps_ends_an_image_when_it_fell_and_leaves_the_others(norm):
-    model, x, y = network()
-    attack = ALMA(steps=30, norm=norm)
-    found = distances(x, attack(model, x, y, torch.arange(6)).images, norm)
-    eps = torch.where(torch.arange(6) % 2 == 0, 2 * found, 0.5 * found)
-    tight = attack(model, x, y, torch.arange(6), eps)
-    away = distances(x, tight.images, norm)
-    assert (away[::2] > 0).all() and (away[::2] <= eps[::2]).all() and (tight.forwards[::2] < 15).all()
-    assert torch.equal(tight.images[1::2], x[1::2]) and (tight.forwards[1::2] >= 30).all()
-
-
 def test_every_image_that_ddn_breaks_is_broken_no_farther_away():
     model, x, y = network()
     theirs, ours = (distances(x, attack(model, x, y, torch.arange(6)).images, "l2") for attack in (DDN(), ALMA()))
     assert (theirs > 0).all() and (ours > 0).all() and (ours / theirs).mean() <= 1.001
-
-
-def test_what_it_costs():
-    model, x, y = network()
-    attacked = ALMA(steps=12, starts=2, candidates=2)(model, x, y, torch.arange(6))
-    assert (attacked.forwards <= 5 + 2 * 13).all() and (attacked.backwards <= 3 + 2 * 12).all()
-    assert ALMA.minimal_norm and ALMA().aimed(norm="linf", eps=0.3, seed=1).eps is None
 
 
 @both

@@ -1,4 +1,4 @@
-"""DDN and FMN: on networks with a closed form, alone and in company, with and without eps, and from bad starts."""
+"""DDN, FMN and ALMA: on networks with a closed form, alone and in company, with and without eps, and from bad starts."""
 
 import copy
 
@@ -7,6 +7,7 @@ import torch
 from oracles import affine, bent, masking_model
 from torch import nn
 
+from robustbench_rkhs.attacks.alma import ALMA
 from robustbench_rkhs.attacks.ball import distances
 from robustbench_rkhs.attacks.ddn import DDN
 from robustbench_rkhs.attacks.fmn import FMN
@@ -17,6 +18,8 @@ CASES = {
     "ddn cross-entropy": DDN(steps=30, loss="cross_entropy"),
     "fmn l2": FMN(steps=30),
     "fmn linf": FMN(steps=30, norm="linf"),
+    "alma l2": ALMA(steps=30),
+    "alma linf": ALMA(steps=30, norm="linf"),
 }
 every = pytest.mark.parametrize("attack", CASES.values(), ids=CASES.keys())
 
@@ -46,9 +49,10 @@ def test_a_boundary_that_the_linearisation_misplaces(attack, power):
 
 
 @pytest.mark.parametrize("size", [4, 64])
-@pytest.mark.parametrize("attack", [FMN(), FMN(norm="linf"), DDN()], ids=["fmn l2", "fmn linf", "ddn"])
-def test_neither_the_number_of_pixels_nor_the_distance_matters(attack, size):
+@pytest.mark.parametrize("name", ["fmn l2", "fmn linf", "ddn", "alma l2", "alma linf"])
+def test_neither_the_number_of_pixels_nor_the_distance_matters(name, size):
     """Distances from a ten-thousandth to a tenth, on 16 pixels and 4096."""
+    attack = CASES[name].model_copy(update={"steps": 50})
     for scale in (1e-3, 1.0):
         oracle = affine(4, (1, size, size), images=4, margin_scale=scale)
         found = distances(oracle.x, attack(oracle.model, oracle.x, oracle.y, torch.arange(4)).images, attack.norm)
@@ -92,8 +96,9 @@ def test_a_finite_eps_ends_an_image_when_it_fell_and_leaves_the_others(attack):
 def test_what_it_costs(attack):
     model, x, y = network()
     attacked = attack.model_copy(update={"steps": 12, "starts": 2, "candidates": 2})(model, x, y, torch.arange(6))
-    assert (attacked.forwards <= 2 + 2 * 13).all() and (attacked.backwards <= 3 + 2 * 12).all()
-    assert attack.minimal_norm and attack.aimed(norm="l2", eps=0.3, seed=1).eps is None
+    secants = 3 if isinstance(attack, ALMA) else 0
+    assert (attacked.forwards <= 2 + secants + 2 * 13).all() and (attacked.backwards <= 3 + 2 * 12).all()
+    assert attack.minimal_norm and attack.aimed(norm=attack.norm, eps=0.3, seed=1).eps is None
 
 
 def test_confident_logits_hide_nothing_from_cross_entropy():
