@@ -8,7 +8,7 @@ TILE = 384
 """Order of a tile, at least, where the matrix is that large: products of tiles are then as fast as products get."""
 
 Blocks = dict[tuple[int, int], Tensor]
-"""Tiles of a symmetric matrix; of each pair only one, (i, j) or the transpose under (j, i)."""
+"""Tiles (i, j) of a symmetric matrix with i >= j: those on and below its diagonal."""
 
 
 def tiles(
@@ -54,7 +54,7 @@ def completes(blocks: Blocks, beside: list[set[int]], square: float) -> bool:
         if int(info) or not bool((diagonal > 0).all()) or not bool(diagonal.isfinite().all()):
             return False
         others = sorted(graph.pop(i))
-        columns = [left.pop((j, i)) if (j, i) in left else left.pop((i, j)).mT for j in others]
+        columns = [left.pop((j, i)) if j > i else left.pop((i, j)).mT for j in others]
         if columns:
             solved = torch.linalg.solve_triangular(factor, torch.cat(columns).mT, upper=False).mT.split([len(c) for c in columns])
             _update(left, others, solved)
@@ -64,12 +64,10 @@ def completes(blocks: Blocks, beside: list[set[int]], square: float) -> bool:
 
 
 def _update(left: Blocks, others: list[int], solved: tuple[Tensor, ...]) -> None:
-    """A_jk -= X_j X_k^T for every pair of neighbours."""
+    """A_jk -= X_j X_k^T for every pair of neighbours, which come in order: j >= k."""
     for a, j in enumerate(others):
         for b, k in enumerate(others[: a + 1]):
             if (j, k) in left:
                 left[j, k].addmm_(solved[a], solved[b].mT, alpha=-1)
-            elif (k, j) in left:
-                left[k, j].addmm_(solved[b], solved[a].mT, alpha=-1)
             else:
                 left[j, k] = -(solved[a] @ solved[b].mT)
