@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from robustbench_rkhs.attacks import ALMA, DDN, FAB, FMN, Attack, SuperDeepFool
 from robustbench_rkhs.attacks.ball import distances
-from robustbench_rkhs.attacks.counting import Counted, confined_randomness, counting
-from robustbench_rkhs.layers.settling import settled
+from robustbench_rkhs.attacks.library_model import Counted, confined_randomness, counting
+from robustbench_rkhs.layers.frozen import settled
 
 OURS: dict[str, Attack] = {
     "superdeepfool": SuperDeepFool(),

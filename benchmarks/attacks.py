@@ -39,9 +39,9 @@ from torch import Tensor, nn
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import Ensemble
-from robustbench_rkhs.attacks.contract import Attacked
-from robustbench_rkhs.evaluate import evaluate
-from robustbench_rkhs.layers.settling import settled
+from robustbench_rkhs.attacks.base import Attacked
+from robustbench_rkhs.evaluation.run import evaluate
+from robustbench_rkhs.layers.frozen import settled
 from robustbench_rkhs.verdicts import Evaluation
 
 PARTS = ("curve", "adaptive", "masked", "lipschitz", "single", "quick", "minimal")

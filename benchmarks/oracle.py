@@ -18,7 +18,7 @@ from common import ROOT, arguments, finish
 from torch import Tensor, nn
 
 from robustbench_rkhs.attacks import Ensemble
-from robustbench_rkhs.layers.settling import settled
+from robustbench_rkhs.layers.frozen import settled
 
 EPSILONS = (0.3, 0.5, 0.7)
 KEPT = 300

@@ -8,8 +8,8 @@ from oracles import Affine, affine, masking_model
 from torch import nn
 
 from robustbench_rkhs.attacks import APGD, AutoAttack
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.recipe import attack_from
+from robustbench_rkhs.evaluation.recipe import attack_from
+from robustbench_rkhs.nodes.node import UserError
 
 LOSSES = ("cross_entropy", "dlr", "margin", "targeted")
 MARKS = (22, 41, 57, 70, 80, 87, 93, 99)  # by hand: 0.22, +0.19, +0.16, +0.13, +0.10, +0.07, then +0.06

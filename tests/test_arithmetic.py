@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from robustbench_rkhs.arithmetic import exact, reduced
-from robustbench_rkhs.certificates.deployed import float32_error
-from robustbench_rkhs.evaluate import evaluate
+from robustbench_rkhs.bounds import steps
+from robustbench_rkhs.certificates.float32 import float32_error
+from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.layers import Residual, Sandwich
-from robustbench_rkhs.lipschitz import Uncertifiable, steps
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.lipschitz import Uncertifiable
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.precision import exact, reduced
 
 
 def test_reduced_precision_is_off_inside_and_as_before_afterwards():

@@ -9,15 +9,16 @@ import torch
 from oracles import affine
 from torch import nn
 
-from robustbench_rkhs import attacking, harness, verdicts
+from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import PGD, FoolboxAttack
-from robustbench_rkhs.attacks.ball import draws, per_image
+from robustbench_rkhs.attacks.ball import per_image
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.certificates import MarginCertificate
-from robustbench_rkhs.evaluate import evaluate
-from robustbench_rkhs.harness import tally
-from robustbench_rkhs.recipe import EvalRecipe
-from robustbench_rkhs.shelf import Shelf
+from robustbench_rkhs.evaluation import attack_phase, counting
+from robustbench_rkhs.evaluation.recipe import EvalRecipe
+from robustbench_rkhs.evaluation.row_cache import Shelf
+from robustbench_rkhs.evaluation.run import evaluate
+from robustbench_rkhs.runtime.counter_rng import draws
 
 
 class Reach(EngineAttack):
@@ -130,13 +131,13 @@ def test_every_image_has_the_verdict_of_its_true_radius_by_one_run_more_than_it_
 
 def test_one_call_takes_each_images_own_eps_and_others_are_called_once_an_eps(monkeypatch):
     model, x, y, _ = scene()
-    calls, original = [], harness.run_attack
+    calls, original = [], attack_phase.run_attack
 
     def counted(subject, attack, positions, *rest):
         calls.append((attack.label, attack.eps, rest[4]))
         return original(subject, attack, positions, *rest)
 
-    monkeypatch.setattr(harness, "run_attack", counted)
+    monkeypatch.setattr(attack_phase, "run_attack", counted)
     evaluate(model, (x, y), recipe(Nearest(), Reach(), block=100))
     own = [budgets for label, _, budgets in calls if label == "reach"]
     assert max(len(set(budgets.tolist())) for budgets in own) >= 3
@@ -149,8 +150,8 @@ class Counter:
     """Counts the images each attack was called on, and interrupts after so many calls."""
 
     def __init__(self, monkeypatch, stop=None):
-        self.calls, self.largest, self.images, self.stop, self.original = 0, 0, [], stop, tally.counted
-        monkeypatch.setattr(tally, "counted", self)
+        self.calls, self.largest, self.images, self.stop, self.original = 0, 0, [], stop, counting.counted
+        monkeypatch.setattr(counting, "counted", self)
 
     def __call__(self, subject, attack, positions, certified, budgets, label):
         if self.calls == self.stop:
@@ -211,9 +212,9 @@ class FakeTime:
     """A clock that only attacks move: a second an image."""
 
     def __init__(self, monkeypatch, cost=1.0):
-        self.now, self.cost, self.original = 0.0, cost, tally.counted
-        monkeypatch.setattr(attacking, "time", SimpleNamespace(monotonic=lambda: self.now))
-        monkeypatch.setattr(tally, "counted", self)
+        self.now, self.cost, self.original = 0.0, cost, counting.counted
+        monkeypatch.setattr(attack_phase, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(counting, "counted", self)
 
     def __call__(self, subject, attack, positions, *rest):
         self.now += self.cost * len(positions)

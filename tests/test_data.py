@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustbench_rkhs.data import CIFAR10, MNIST, NPZ, Digits, arrays_digest, augment, order_by_class
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 
 def test_digits_are_real_and_their_splits_do_not_meet():

@@ -27,8 +27,8 @@ from robustbench_rkhs.data.amino_acids import BLOSUM62, LETTERS, encode
 from robustbench_rkhs.data.augment import brightness, contrast, hue, jittered, saturation
 from robustbench_rkhs.data.square_wave import square_wave
 from robustbench_rkhs.networks import VGG
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.subjects import SETS, named_data
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.zoo import SETS, named_data
 
 
 def test_square_wave_points():

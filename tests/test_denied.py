@@ -13,8 +13,8 @@ from robustbench_rkhs.attacks import PGD
 from robustbench_rkhs.attacks.ball import distances, pull_inside
 from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.cli.warnings import warnings_of
-from robustbench_rkhs.evaluate import evaluate
-from robustbench_rkhs.harness import tally
+from robustbench_rkhs.evaluation import counting
+from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.verdicts import Evaluation
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # the union of names does not know these attacks
@@ -105,14 +105,14 @@ def test_a_model_that_draws_denies_less_after_further_runs_and_nothing_denied_su
         model.lies, lies = (lambda x: everyone(x, False)), model.lies
         subject_x, eps = x.repeat(8, 1, 1, 1), float(1.1 * truth.max())
         with monkeypatch.context() as patch:
-            patch.setattr(tally, "AGAIN", again)
-            original = tally.attempted
+            patch.setattr(counting, "AGAIN", again)
+            original = counting.attempted
 
             def drawing(*given):
                 model.lies = lies  # from the attack on: the predictions are the true ones
                 return original(*given)
 
-            patch.setattr(tally, "attempted", drawing)
+            patch.setattr(counting, "attempted", drawing)
             asked = recipe(Twice(), eps=(eps,), diagnostics=False, block=8 * COUNT)
             done = evaluate(model, (subject_x, y.repeat(8)), asked)
         rows = done.table[done.table["kind"] == "attack"].set_index("index")

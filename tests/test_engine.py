@@ -7,7 +7,7 @@ from torch import nn
 
 from robustbench_rkhs.attacks.ball import distances
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 
 def engaged(model, x, y, eps, norm="l2", **fields):

@@ -7,11 +7,11 @@ from pydantic import ValidationError
 from torch import nn
 
 from robustbench_rkhs.attacks import APGD, FAB, AutoAttack, Ensemble, Square
+from robustbench_rkhs.attacks.adaptive_budget import Spending, frugal, pilot
 from robustbench_rkhs.attacks.ball import distances
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
-from robustbench_rkhs.attacks.spending import Spending, frugal, pilot
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.recipe import attack_from
+from robustbench_rkhs.evaluation.recipe import attack_from
+from robustbench_rkhs.nodes.node import UserError
 
 SHORT = (
     APGD(steps=15),

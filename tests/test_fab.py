@@ -10,7 +10,7 @@ from torch import nn
 from robustbench_rkhs.attacks.autoattack import AutoAttack
 from robustbench_rkhs.attacks.ball import distances
 from robustbench_rkhs.attacks.fab import FAB
-from robustbench_rkhs.recipe import attack_from
+from robustbench_rkhs.evaluation.recipe import attack_from
 
 BOTH = pytest.mark.parametrize("norm", ["l2", "linf"])
 KINDS = pytest.mark.parametrize(

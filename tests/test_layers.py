@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from robustbench_rkhs.bounds import upper
 from robustbench_rkhs.layers import (
     AOL,
     BRO,
@@ -35,9 +36,9 @@ from robustbench_rkhs.layers import (
     SpaceToDepth,
 )
 from robustbench_rkhs.layers.fourier import FourierConv
-from robustbench_rkhs.layers.settling import settled
-from robustbench_rkhs.lipschitz import Uncertifiable, upper
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.layers.frozen import settled
+from robustbench_rkhs.lipschitz import Uncertifiable
+from robustbench_rkhs.nodes.node import UserError
 
 CONVOLUTIONS = {  # channels in and out, kernel, stride: the shape it takes
     (2, 3, 3, 1): (2, 5, 4),
@@ -324,7 +325,7 @@ def test_sandwich_with_a_nan_is_refused(name):
 
 
 def test_a_settled_copy_gives_the_same_numbers_and_follows_no_later_change():
-    from robustbench_rkhs.layers.settling import settled
+    from robustbench_rkhs.layers.frozen import settled
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), Sandwich(9, 7), nn.Sequential(Sandwich(7, 7)), SandwichLinear(7, 3)).eval()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from oracles import dense
 from torch import nn
 
+from robustbench_rkhs.bounds import pairs, steps, upper
 from robustbench_rkhs.certificates.rounding import logits_and_error
 from robustbench_rkhs.layers import (
     AOL,
@@ -29,10 +30,10 @@ from robustbench_rkhs.layers import (
 from robustbench_rkhs.layers.activations import even
 from robustbench_rkhs.layers.borders import adjoint, checked, convolve
 from robustbench_rkhs.layers.cpl import between, frequencies, gram_bound
-from robustbench_rkhs.lipschitz import Uncertifiable, affine, pairs, steps, upper
+from robustbench_rkhs.lipschitz import Uncertifiable, affine
 from robustbench_rkhs.lipschitz.bounds import spectral
 from robustbench_rkhs.lipschitz.convolution import Axis, operator_norm
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 F64 = torch.float64
 BY_CONSTRUCTION = (AOL, AOLConv, SLL, SLLConv, CPL, CPLConv)

@@ -5,14 +5,14 @@ from typing import get_args
 import pytest
 import torch
 
-from robustbench_rkhs.checkpoint import build, fill
+from robustbench_rkhs.bounds import pairs, upper
 from robustbench_rkhs.layers import Normalize
-from robustbench_rkhs.layers.settling import settled
-from robustbench_rkhs.lipschitz import pairs, upper
+from robustbench_rkhs.layers.frozen import settled
 from robustbench_rkhs.networks import DNN, KWL, LipschitzBounded, LipschitzResNet, LiResNet
 from robustbench_rkhs.networks.families import Family
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.recipe import TrainRecipe
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.training.checkpoint import build, fill
+from robustbench_rkhs.training.recipe import TrainRecipe
 
 BOUNDED = [family for family in get_args(Family) if family != "plain"]
 

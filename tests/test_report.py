@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from robustbench_rkhs import verdicts
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.report import draw_curve, draw_tradeoff, report, write_leaderboard, write_tables
-from robustbench_rkhs.report.tables import console, console_attacks, escape, markdown
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.reports import draw_curve, draw_tradeoff, report, write_leaderboard, write_tables
+from robustbench_rkhs.reports.tables import console, console_attacks, escape, markdown
 from robustbench_rkhs.verdicts import Evaluation
 
 EPSILONS = (0.25, 0.5, 1.0)

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from robustbench_rkhs.attacks import schedule
 from robustbench_rkhs.attacks.efforts import protocol_of
 from robustbench_rkhs.attacks.schedule import Known
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.recipe import EvalRecipe, parse
+from robustbench_rkhs.evaluation.recipe import EvalRecipe
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.parsing import parse
 
 GRID = st.lists(st.floats(0.01, 2), min_size=1, max_size=8, unique=True)
 IMAGE = st.tuples(

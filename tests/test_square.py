@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from oracles import affine, constant_model, masking_model
 from torch import nn
 
-from robustbench_rkhs.attacks import walk
 from robustbench_rkhs.attacks.ball import distances, ends
 from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.pgd import PGD
-from robustbench_rkhs.attacks.pyramids import Pyramids
-from robustbench_rkhs.attacks.square import Square
-from robustbench_rkhs.attacks.stripes import Stripes
-from robustbench_rkhs.attacks.windows import Picture, halves, pyramid, share, sides, tiles
-from robustbench_rkhs.counters import uniforms
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.attacks.square import proposals
+from robustbench_rkhs.attacks.square.attack import Square
+from robustbench_rkhs.attacks.square.l2 import Pyramids
+from robustbench_rkhs.attacks.square.linf import Stripes
+from robustbench_rkhs.attacks.square.patches import Picture, halves, pyramid, share, sides, tiles
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.counter_rng import uniforms
 
 SHAPES = [(1, 6, 6), (3, 5, 9), (2, 9, 4), (1, 1, 1), (3, 1, 7), (7,), (1,), (12,), (6, 4), (2, 3, 2, 2)]
 NORMS = ["l2", "linf"]
@@ -230,9 +230,9 @@ def wavy(shape, classes=4, images=5, steep=1.0):
 def both(monkeypatch, work):
     """What `work` gives where proposals are asked one by one, and as they are asked."""
     with monkeypatch.context() as patch:
-        patch.setattr(walk, "BUNCH", 1)
+        patch.setattr(proposals, "BUNCH", 1)
         alone = work()
-    monkeypatch.setattr(walk, "PATIENCE", 4)  # so that a short search asks many at once
+    monkeypatch.setattr(proposals, "PATIENCE", 4)  # so that a short search asks many at once
     return alone, work()
 
 
@@ -259,7 +259,7 @@ def test_an_image_moves_as_if_asked_one_by_one(norm, shape, images, monkeypatch)
     assert torch.allclose(found.state, alone.state, rtol=0, atol=1e-13)
     assert torch.allclose(found.lowest, alone.lowest, rtol=0, atol=1e-11)
     assert (one.forwards == 301).all() and (many.forwards > 301).any() and (many.forwards >= 301).all()
-    assert (many.forwards <= 301 + 300 * 2 / walk.PATIENCE).all()
+    assert (many.forwards <= 301 + 300 * 2 / proposals.PATIENCE).all()
     assert set(sizes[0]) == {images} and sum(sizes[1]) == many.forwards.sum() and max(sizes[1]) <= 64
     assert len(sizes[1]) < len(sizes[0])
 
@@ -273,7 +273,7 @@ def test_what_falls_to_one_by_one_falls_to_several_at_once(norm, monkeypatch):
     fell, falls = broken(model, alone, y), broken(model, found, y)
     late = fell & (alone.forwards > 30)
     assert late.any() and not fell.all() and not (fell & ~falls).any()
-    assert (found.forwards <= alone.forwards * (1 + 2 / walk.PATIENCE) + walk.BUNCH).all()
+    assert (found.forwards <= alone.forwards * (1 + 2 / proposals.PATIENCE) + proposals.BUNCH).all()
     assert (found.forwards[~falls] > 300).all()
     same = falls == fell
     assert torch.allclose(found.images[same & ~fell], x[same & ~fell])

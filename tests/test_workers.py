@@ -12,10 +12,10 @@ from torch import nn
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import DDN, Ensemble, FoolboxAttack, Square
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
-from robustbench_rkhs.evaluate import evaluate
-from robustbench_rkhs.harness import started
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.recipe import EvalRecipe
+from robustbench_rkhs.evaluation.recipe import EvalRecipe
+from robustbench_rkhs.evaluation.run import evaluate
+from robustbench_rkhs.evaluation.workers import started
+from robustbench_rkhs.nodes.node import UserError
 
 PROTOCOL = (DDN(steps=8), Ensemble(version="custom", attacks=(Square(queries=20, restarts=2),)), FoolboxAttack(attack="deepfool"))
 

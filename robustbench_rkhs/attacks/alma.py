@@ -12,9 +12,9 @@ from robustbench_rkhs.attacks.ddn import DDN
 from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.fmn import FMN
 from robustbench_rkhs.attacks.hyperplane import filled
-from robustbench_rkhs.attacks.nearer import nearer
-from robustbench_rkhs.attacks.starts import Seen, StartsAttack
-from robustbench_rkhs.node import Real
+from robustbench_rkhs.attacks.line_search import nearer
+from robustbench_rkhs.attacks.multi_start import Seen, StartsAttack
+from robustbench_rkhs.nodes.node import Real
 
 LAST = 0.01
 """The last step's and overshoot's share of the first."""

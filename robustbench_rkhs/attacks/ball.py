@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Float64, Int, Shaped
 from torch import Tensor
 
-from robustbench_rkhs.counters import draws as draws  # counted random numbers, under the name they have always had here
-from robustbench_rkhs.counters import mix as mix
+from robustbench_rkhs.runtime.counter_rng import draws as draws  # counted random numbers, under the name they have always had here
+from robustbench_rkhs.runtime.counter_rng import mix as mix
 
 Norm = Literal["l2", "linf"]
 """Distance between images: l2 or linf, in pixels of [0, 1]."""

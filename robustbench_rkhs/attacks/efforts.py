@@ -3,7 +3,7 @@
 from typing import Literal
 
 from robustbench_rkhs.attacks.ball import Norm
-from robustbench_rkhs.attacks.contract import Attack
+from robustbench_rkhs.attacks.base import Attack
 from robustbench_rkhs.attacks.ddn import DDN
 from robustbench_rkhs.attacks.ensemble import Ensemble
 from robustbench_rkhs.attacks.fab import FAB

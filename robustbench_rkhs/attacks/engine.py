@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
 from robustbench_rkhs.attacks.ball import Box, Norm, distances, into_ball
-from robustbench_rkhs.attacks.contract import Attacked
-from robustbench_rkhs.attacks.counting import gain
+from robustbench_rkhs.attacks.base import Attacked
+from robustbench_rkhs.attacks.library_model import gain
 from robustbench_rkhs.attacks.objective import input_gradient
 
 INSIDE = 1 - 1e-6

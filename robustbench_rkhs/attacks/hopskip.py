@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from robustbench_rkhs.attacks.ball import Norm
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 QUESTIONS = 100
 """Decisions that the first step's direction is estimated from; sqrt(k) times as many in the k-th."""

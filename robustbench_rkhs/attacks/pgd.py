@@ -8,10 +8,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from robustbench_rkhs.attacks.ball import fading, per_image, project, random_offset, steepest
-from robustbench_rkhs.attacks.contract import Attack, Attacked
+from robustbench_rkhs.attacks.base import Attack, Attacked
 from robustbench_rkhs.attacks.hyperplane import distance_to_plane
 from robustbench_rkhs.attacks.objective import Objective, gap, input_gradient, margin, objective
-from robustbench_rkhs.node import Real
+from robustbench_rkhs.nodes.node import Real
 
 
 class PGD(Attack):

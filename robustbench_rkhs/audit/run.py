@@ -10,19 +10,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robustbench_rkhs import harness, verdicts
-from robustbench_rkhs.arithmetic import exact
+from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import FoolboxAttack
 from robustbench_rkhs.attacks.ball import Box, Norm, distances, pull_inside
 from robustbench_rkhs.audit.claims import Claim
 from robustbench_rkhs.audit.mistakes import MISTAKES
 from robustbench_rkhs.audit.scene import Scene
 from robustbench_rkhs.data import Split
-from robustbench_rkhs.evaluate import evaluate
-from robustbench_rkhs.layers.settling import settled
-from robustbench_rkhs.modes import evaluating
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.recipe import EvalRecipe, parse
+from robustbench_rkhs.evaluation.predictions import fallen
+from robustbench_rkhs.evaluation.recipe import EvalRecipe
+from robustbench_rkhs.evaluation.run import evaluate
+from robustbench_rkhs.layers.frozen import settled
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.parsing import parse
+from robustbench_rkhs.runtime.modes import evaluating
+from robustbench_rkhs.runtime.precision import exact
 from robustbench_rkhs.verdicts import Evaluation, Proportion
 
 Say = Callable[[str], None]
@@ -147,7 +149,7 @@ def closer(
                         notes.append(f"attack {attack.label} failed on {len(x)} images: {type(error).__name__}")
                         continue
                     inside = pull_inside(x, found, norm, None, box)
-                    away: Tensor = torch.where(harness.fallen(asked, inside, y), distances(x, inside, norm), torch.inf)
+                    away: Tensor = torch.where(fallen(asked, inside, y), distances(x, inside, norm), torch.inf)
                     nearest[part.numpy()] = np.minimum(nearest[part.numpy()], away.cpu().double().numpy())
     return nearest
 

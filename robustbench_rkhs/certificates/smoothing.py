@@ -10,12 +10,12 @@ from pydantic import Field
 from scipy.special import ndtri
 from torch import Tensor, nn
 
-from robustbench_rkhs.certificates.contract import Certificate, Certified, Norm
-from robustbench_rkhs.certificates.stopping import Stopping, estimate
-from robustbench_rkhs.layers.settling import settled
-from robustbench_rkhs.modes import per_image
-from robustbench_rkhs.node import Real, UserError
-from robustbench_rkhs.smoothing import Smoothed, noise
+from robustbench_rkhs.certificates.base import Certificate, Certified, Norm
+from robustbench_rkhs.certificates.sequential import Stopping, estimate
+from robustbench_rkhs.layers.frozen import settled
+from robustbench_rkhs.networks.smoothed import Smoothed, noise
+from robustbench_rkhs.nodes.node import Real, UserError
+from robustbench_rkhs.runtime.modes import per_image
 
 SELECT, ESTIMATE = 11, 12
 """Counters that keep the draws of the two questions apart, and from those of the classifier's own votes."""

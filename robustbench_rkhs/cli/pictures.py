@@ -59,4 +59,4 @@ def _pictures(
     print(f"pictures: {' '.join(str(path) for path in paths)}")
 
 
-pictures = command(_pictures)
+main = command(_pictures)

@@ -7,7 +7,7 @@ import tyro
 
 from robustbench_rkhs.cli.command import Names, command, typed_command, usable_device
 from robustbench_rkhs.cli.number import number
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 
 def _submit(
@@ -44,7 +44,8 @@ def _submit(
         weights: Of adversarial images: weights for a recipe or builder.
         data: Of adversarial images: data set or FILE.npz.
     """
-    from robustbench_rkhs.recipe import EvalRecipe, attack_from, parse
+    from robustbench_rkhs.evaluation.recipe import EvalRecipe, attack_from
+    from robustbench_rkhs.nodes.parsing import parse
     from robustbench_rkhs.submission.gate import submit as run
     from robustbench_rkhs.submission.gate import submit_adversarials
 
@@ -67,4 +68,4 @@ def _submit(
         print(line)
 
 
-submit = command(_submit)
+main = command(_submit)

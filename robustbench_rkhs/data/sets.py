@@ -14,7 +14,7 @@ from torch import Tensor
 from robustbench_rkhs.data.augment import Padding, augment
 from robustbench_rkhs.data.checks import as_images, check_arrays
 from robustbench_rkhs.data.splits import Split, Splits, Task, arrays_digest, order_by_class, order_of
-from robustbench_rkhs.node import Node, UserError
+from robustbench_rkhs.nodes.node import Node, UserError
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """x_train, y_train, x_test, y_test; images uint8 or float in [0, 1], channels last or first."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 Task = Literal["classification", "regression", "ranking"]
 """What is asked of a model: a class, a number, or a score by which the rare class comes first."""

@@ -12,7 +12,7 @@ from robustbench_rkhs.layers.activations import Activated, Activation, activated
 from robustbench_rkhs.layers.fourier import FourierConv, multiplied
 from robustbench_rkhs.lipschitz import Bound, Uncertifiable, affine, constants, fan
 from robustbench_rkhs.lipschitz.bounds import spectral, weights
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 
 class DenseMap(nn.Module):

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from robustbench_rkhs.lipschitz import Bound, Uncertifiable, affine, constants, fan, rule
 from robustbench_rkhs.lipschitz.bounds import spectral, upwards, weights
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 BALANCED = 3 - 2 * math.sqrt(2)
 """z with (1 - z) / (1 + z) = 1 / sqrt 2: V^T V = z I gives A and B singular values 1 / sqrt 2, and 2 A^T B singular

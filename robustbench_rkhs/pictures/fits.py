@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from robustbench_rkhs.checkpoint import load
 from robustbench_rkhs.data.square_wave import square_wave
-from robustbench_rkhs.layers.settling import settled
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.layers.frozen import settled
+from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.pictures.groups import folders, stem
-from robustbench_rkhs.report.fits import Fit, draw_fits
+from robustbench_rkhs.reports.fits import Fit, draw_fits
+from robustbench_rkhs.training.checkpoint import load
 
 POINTS = 8001
 """Of the grid on [-2, 2]."""

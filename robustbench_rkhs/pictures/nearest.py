@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.report.nearest import draw_nearest, nearest_first
-from robustbench_rkhs.subjects import SETS, named_data
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.reports.nearest import draw_nearest, nearest_first
 from robustbench_rkhs.verdicts import read_adversarials
+from robustbench_rkhs.zoo import SETS, named_data
 
 
 def nearest_picture(file: Path, out: Path, data: str | None = None, count: int = 8) -> list[Path]:

@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustbench_rkhs.bounds import Step
+from robustbench_rkhs.bounds.eclipse import Advanced, Restarted, eclipse_proof
 from robustbench_rkhs.certificates import LipLTCertificate, MarginCertificate
 from robustbench_rkhs.certificates.rounding import logits_and_error
 from robustbench_rkhs.data import Split
-from robustbench_rkhs.files import Unwritable
-from robustbench_rkhs.lipschitz import Step, Uncertifiable
+from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.lipschitz.activations import slopes
-from robustbench_rkhs.lipschitz.eclipse import Advanced, Restarted, eclipse_proof
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.proofs.written import written
+from robustbench_rkhs.runtime.files import Unwritable
 from robustbench_rkhs.verdicts import Evaluation
 from robustbench_rkhs.verifier.build import ACTIVATIONS
 from robustbench_rkhs.verifier.check import Verdict, verify

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustbench_rkhs.arithmetic import exact
-from robustbench_rkhs.checkpoint import weights_digest
-from robustbench_rkhs.harness import answered, counting
-from robustbench_rkhs.layers.settling import settled
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.smoothing import Smoothed
-from robustbench_rkhs.subjects import SETS, Named, load_model, smoothed
+from robustbench_rkhs.evaluation.predictions import answered, counting
+from robustbench_rkhs.layers.frozen import settled
+from robustbench_rkhs.networks.smoothed import Smoothed
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.digests import weights_digest
+from robustbench_rkhs.runtime.precision import exact
 from robustbench_rkhs.verdicts import Adversarials
+from robustbench_rkhs.zoo import SETS, Named, load_model, smoothed
 
 CLOSE = 1e-9
 """Relative difference of two sums in float64 over the same numbers in another order, and far more than that."""

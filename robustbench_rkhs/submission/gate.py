@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from robustbench_rkhs import checkpoint, verdicts
-from robustbench_rkhs.evaluate import evaluate
-from robustbench_rkhs.harness import Subject
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.places import models_folder
-from robustbench_rkhs.recipe import EvalRecipe
-from robustbench_rkhs.report import report
+from robustbench_rkhs import verdicts
+from robustbench_rkhs.evaluation.recipe import EvalRecipe
+from robustbench_rkhs.evaluation.run import evaluate
+from robustbench_rkhs.evaluation.subject import Subject
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.paths import models_folder
+from robustbench_rkhs.reports import report
 from robustbench_rkhs.submission.adversarials import Judged, judge, named_by
+from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.verdicts import Evaluation
 
 ALLOWED = {"config.json", "model.safetensors", "recipe.yaml", "metrics.jsonl", "README.md", "last.safetensors"}

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from robustbench_rkhs.node import Node, Real, UserError
-from robustbench_rkhs.places import find_sweep
-from robustbench_rkhs.recipe import parse
+from robustbench_rkhs.nodes.node import Node, Real, UserError
+from robustbench_rkhs.nodes.parsing import parse
+from robustbench_rkhs.nodes.paths import find_sweep
 
 RESERVED = {
     "seed": "give `seeds` instead",

@@ -5,7 +5,7 @@ import pandera.errors
 import pandera.pandas as pa
 from pandera.typing.pandas import Series
 
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 KEY = ["model", "weights", "data", "split", "norm", "box", "kind", "method", "settings", "eps", "index"]
 """What makes a row the only one of its kind, and the canonical order."""

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.verdicts.nearest import Kept
 from robustbench_rkhs.verdicts.schema import ANSWERS
 
