@@ -27,7 +27,7 @@ SETS: dict[str, type[DataSet]] = {
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedModel:
     """A model, its name and the images it is tested on."""
 
     name: str
@@ -37,7 +37,7 @@ class Named:
     """Of its training, where that is known."""
 
 
-def load_model(name: str, weights: str | None = None, data: str | None = None) -> Named:
+def load_model(name: str, weights: str | None = None, data: str | None = None) -> NamedModel:
     """A checkpoint by name or folder; a recipe with `weights` (.safetensors or .pth); or `package.module:builder`.
 
     `data`: a data set's name or a .npz file, in place of the recipe's. Raises UserError in one line.
@@ -49,7 +49,7 @@ def load_model(name: str, weights: str | None = None, data: str | None = None) -
         test = named_data(data).test() if data else recipe.data.test()
         model = checkpoint.build(recipe, test.shape, test.classes)
         checkpoint.fill(model, checkpoint.read_weights(Path(weights)), weights)
-        return Named(Path(weights).stem, model.eval(), test)
+        return NamedModel(Path(weights).stem, model.eval(), test)
     folder = find_checkpoint(name)
     loaded = checkpoint.load(folder)
     test = named_data(data).test() if data else loaded.recipe.data.test()
@@ -58,10 +58,10 @@ def load_model(name: str, weights: str | None = None, data: str | None = None) -
             f"model {name!r} takes {loaded.config['classes']} classes of {tuple(loaded.config['shape'])}, "
             f"data set {test.data!r} has {test.classes} of {test.shape}"
         )
-    return Named(loaded.name, loaded.model, test, loaded.recipe.seed)
+    return NamedModel(loaded.name, loaded.model, test, loaded.recipe.seed)
 
 
-def load_twin(name: str, data: str | None, models: Sequence[Named]) -> nn.Module:
+def load_twin(name: str, data: str | None, models: Sequence[NamedModel]) -> nn.Module:
     """The undefended twin of these models, by name as for `load_model`. Raises UserError where its data or classes are others."""
     twin = load_model(name, None, data)
     for one in models:
@@ -81,7 +81,7 @@ def smoothing_from(text: str, seed: int = 0) -> tuple[dict[str, int], SmoothingC
     return votes, certify
 
 
-def smoothed(named: Named, sigma: float, **votes: int) -> Named:
+def smoothed(named: NamedModel, sigma: float, **votes: int) -> NamedModel:
     """The model under Gaussian noise, as a model of its own: own name, own digest."""
     model = Smoothed(named.model, sigma, **votes).eval()
     return replace(named, name=f"{named.name}~smoothed-{sigma:g}", model=model)
@@ -106,7 +106,7 @@ def named_data(name: str) -> DataSet:
     return SETS[name]()
 
 
-def _built(name: str, weights: str | None, data: str | None) -> Named:
+def _built(name: str, weights: str | None, data: str | None) -> NamedModel:
     """The user's own code: importing it runs it, which is why it is only ever taken from the command line."""
     module_name, _, builder_name = name.partition(":")
     if data is None:
@@ -125,4 +125,4 @@ def _built(name: str, weights: str | None, data: str | None) -> Named:
         raise UserError(f"{name} returned {type(model).__name__}, expected an nn.Module")
     if weights is not None:
         checkpoint.fill(model, checkpoint.read_weights(Path(weights)), weights)
-    return Named(builder_name if weights is None else Path(weights).stem, model.eval(), named_data(data).test())
+    return NamedModel(builder_name if weights is None else Path(weights).stem, model.eval(), named_data(data).test())

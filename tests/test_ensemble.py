@@ -204,7 +204,7 @@ class Key(EngineAttack):
 def spent(model, x, y, eps, battery):
     with Ensemble(eps=eps).engaged(model, x, y, torch.arange(len(x))) as engine:
         spending = frugal(engine, (APGD(steps=5), *battery), ["gradients", *["boundary"] * len(battery)])
-        return engine.fallen.clone(), spending
+        return engine.broken.clone(), spending
 
 
 def test_a_drawn_image_that_falls_late_brings_the_battery_to_all():

@@ -162,10 +162,10 @@ BAD_ASKS = {
 }
 
 
-@pytest.mark.parametrize("asked, line", BAD_ASKS.values(), ids=BAD_ASKS.keys())
-def test_a_bad_ask_is_refused(asked, line):
+@pytest.mark.parametrize("queried, line", BAD_ASKS.values(), ids=BAD_ASKS.keys())
+def test_a_bad_ask_is_refused(queried, line):
     with pytest.raises(UserError, match=line):
-        evaluate(small_net(), (images(), torch.arange(24) % 4), **({"attacks": QUICK} | asked))
+        evaluate(small_net(), (images(), torch.arange(24) % 4), **({"attacks": QUICK} | queried))
 
 
 @pytest.mark.parametrize(

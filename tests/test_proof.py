@@ -174,8 +174,8 @@ def written(model: nn.Module, shape: tuple[int, ...], folder: Path, classes: int
 
 def put(model: nn.Module, split: Split, radius: np.ndarray, folder: Path, norm: str = "l2", **others) -> Path:
     """The file of a split and given radii of margin (and of others by name), without an evaluation."""
-    shas = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in split.x]
-    rows = {"kind": "certificate", "index": split.index.numpy(), "input_sha256": shas, "arithmetic": "real"}
+    input_digests = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in split.x]
+    rows = {"kind": "certificate", "index": split.index.numpy(), "input_sha256": input_digests, "arithmetic": "real"}
     found = {"prediction": radius, "margin": radius, **others}
     table = pd.concat([pd.DataFrame({**rows, "method": method, "radius": radii}) for method, radii in found.items()])
     weights = checkpoint.weights_digest(model.state_dict())
@@ -643,8 +643,8 @@ def test_claims_of_other_arithmetic_and_what_was_not_asked(tmp_path):
     y = model(x).argmax(1)
     split = Split("arrays", "test", x, y, torch.arange(4), 3, "0" * 64)
     radii = {"margin": MarginCertificate().radii(model, x, y).numpy(), "eclipse": EclipseCertificate().radii(model, x, y).numpy()}
-    shas = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in x]
-    rows = {"kind": "certificate", "index": split.index.numpy(), "input_sha256": shas}
+    input_digests = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in x]
+    rows = {"kind": "certificate", "index": split.index.numpy(), "input_sha256": input_digests}
     claims = (("margin", "margin#0", "real"), ("eclipse", "eclipse", "real"), ("margin", "margin#3", "float32 on CPU"))
     parts = [pd.DataFrame({**rows, "method": name, "radius": radii[of], "arithmetic": how}) for of, name, how in claims]
     parts[1] = parts[1].iloc[2:]

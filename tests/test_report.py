@@ -120,8 +120,8 @@ def test_leaderboard_ranks_by_robust_then_certified_accuracy(tmp_path):
 def test_leaderboard_refuses_the_unsound_and_does_not_rank_the_untested(tmp_path):
     sound, broken, partial = trio()
     table = broken.table.copy()
-    fallen = np.isfinite(table["radius"]) & (table["kind"] == "attack")
-    victim = table.loc[fallen & (table["label"] == table["predicted"]), "index"].iloc[0]
+    misclassified = np.isfinite(table["radius"]) & (table["kind"] == "attack")
+    victim = table.loc[misclassified & (table["label"] == table["predicted"]), "index"].iloc[0]
     table.loc[(table["index"] == victim) & (table["method"] == "margin"), "radius"] = 9.0
     broken = replace(broken, table=table)
     table = partial.table

@@ -105,9 +105,9 @@ def test_a_smoothed_classifier_is_left_to_its_certificate():
 def test_the_eps_that_says_most_lies_where_half_stands():
     one = synthetic("m", images=60, clean=1.0, scale=0.8, proved=0.0)
     standing = {eps: verdicts.robust_images(one, eps).mean() for eps in (0.25, 0.5, 1.0)}
-    assert diagnosis_phase.telling(one) == min(standing, key=lambda eps: abs(standing[eps] - 0.5))
+    assert diagnosis_phase.most_informative_eps(one) == min(standing, key=lambda eps: abs(standing[eps] - 0.5))
     nothing = replace(one, table=one.table[one.table["kind"] == "certificate"])
-    assert diagnosis_phase.telling(nothing) == 1.0
+    assert diagnosis_phase.most_informative_eps(nothing) == 1.0
 
 
 SAID = [
@@ -168,12 +168,12 @@ def test_every_table_shows_the_mark_and_its_words(tmp_path):
 
 def test_escalation_leaves_out_what_withstood_it_at_a_larger_eps(monkeypatch):
     model, oracle = masked(6)
-    asked = []
+    queried = []
     original = diagnosis_phase.run_attack
 
     def watched(subject, attack, positions, *rest):
         if str(rest[-1]).startswith("check:"):
-            asked.append((attack.eps, attack.label, positions.tolist()))
+            queried.append((attack.eps, attack.label, positions.tolist()))
         return original(subject, attack, positions, *rest)
 
     monkeypatch.setattr(diagnosis_phase, "run_attack", watched)
@@ -181,5 +181,5 @@ def test_escalation_leaves_out_what_withstood_it_at_a_larger_eps(monkeypatch):
     near = float(oracle.l2.min())
     y = model(oracle.x).argmax(1)
     evaluate(model, (oracle.x, y), eps=(0.2 * near, 0.1 * near), attacks=QUICK, certificates=())
-    assert [eps for eps, *_ in asked] == [0.2 * near] and asked[0][2] == list(range(6))
+    assert [eps for eps, *_ in queried] == [0.2 * near] and queried[0][2] == list(range(6))
     assert torch.equal(model(oracle.x).argmax(1), y)

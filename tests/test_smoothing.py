@@ -130,10 +130,10 @@ class Counting(nn.Module):
 
     def __init__(self, base):
         super().__init__()
-        self.base, self.asked = base, 0
+        self.base, self.queried = base, 0
 
     def forward(self, x):
-        self.asked += len(x)
+        self.queried += len(x)
         return self.base(x)
 
 
@@ -142,7 +142,7 @@ def test_forwards_are_what_the_base_was_asked(rule):
     model, x = linear([0.29, 0.26, 0.12, -0.2, 0.9])
     model.base = Counting(model.base)
     found = certify(model, x, n=5000, stopping=rule)
-    assert found.forwards.sum() == model.base.asked
+    assert found.forwards.sum() == model.base.queried
     if rule == "fixed":
         assert found.forwards.tolist() == [5050] * 3 + [50, 5050]
     else:
@@ -366,9 +366,9 @@ def test_an_evaluation_is_sound_and_a_false_certificate_is_caught(monkeypatch):
         moved = (x - linear(np.linspace(0.05, 0.4, 12).tolist())[1])[0]
         model.base[1].bias[0] -= (model.base[1].weight[0] * moved.flatten()).sum()
     y = torch.zeros(len(x), dtype=torch.long)
-    asked = {"eps": (0.1, 0.2), "attacks": (PGD(steps=10, box="none"),)}
+    queried = {"eps": (0.1, 0.2), "attacks": (PGD(steps=10, box="none"),)}
     settings = {"certificates": (SmoothingCertificate(n=2000),)}
-    done = evaluate(model, (x, y), **asked, **settings)
+    done = evaluate(model, (x, y), **queried, **settings)
     proofs = done.table[done.table["method"] == "smoothing"]
     assert (proofs["failure_probability"].to_numpy() == np.where(proofs["radius"] > 0, 0.001, 0)).all()
     assert (proofs["forwards"] > 100).all() and done.about["smoothed"].startswith("sigma=0.25")
@@ -381,7 +381,7 @@ def test_an_evaluation_is_sound_and_a_false_certificate_is_caught(monkeypatch):
         return found._replace(radius=found.radius * 2)
 
     monkeypatch.setattr(SmoothingCertificate, "__call__", overstated)
-    false = evaluate(model, (x, y), **asked, **settings)
+    false = evaluate(model, (x, y), **queried, **settings)
     assert {breach["cause"] for breach in false.about["breaches"]} == {"proof error"}
 
 

@@ -96,17 +96,21 @@ def test_a_part_is_of_its_twin(lied, tmp_path, monkeypatch, still):
     model, oracle = lied
     settings = {"eps": (float(oracle.l2.median()),), "attacks": QUICK, "certificates": (), "folder": tmp_path}
     first = evaluate(model, (oracle.x, oracle.y), twin=oracle.model, **settings)
-    asked, original = [], counting.counted
+    queried, original = [], counting.counted
 
     def watched(subject, attack, *rest):
-        asked.append(rest[-1])
+        queried.append(rest[-1])
         return original(subject, attack, *rest)
 
     monkeypatch.setattr(counting, "counted", watched)
     again = evaluate(model, (oracle.x, oracle.y), twin=oracle.model, **settings)
-    assert not asked and verdicts.digest(again.table) == verdicts.digest(first.table) and again.about["path"] == first.about["path"]
+    assert (
+        not queried and verdicts.digest(again.table) == verdicts.digest(first.table) and again.about["path"] == first.about["path"]
+    )
     other = evaluate(model, (oracle.x, oracle.y), twin=affine(4, (1, 4, 4), seed=1).model, **settings)
-    assert set(asked) == {"transfer"} and other.about["twin"] != first.about["twin"] and other.about["path"] != first.about["path"]
+    assert (
+        set(queried) == {"transfer"} and other.about["twin"] != first.about["twin"] and other.about["path"] != first.about["path"]
+    )
     alone = evaluate(model, (oracle.x, oracle.y), **settings)
     assert not (alone.table["method"] == "transfer").any() and alone.about["path"] not in (first.about["path"], other.about["path"])
 

@@ -81,11 +81,11 @@ def lowest(engine: Engine, kept: Float64[Tensor, " batch"] | None) -> Iterator[N
 
 def run(engine: Engine, part: EngineAttack, chosen: Int[Tensor, " some"]) -> Bool[Tensor, " batch"]:
     """The part on these images alone; which fell to it."""
-    before = engine.fallen
+    before = engine.broken
     with only(engine, chosen):
         if len(engine.open()):
             part.search(engine)
-    return engine.fallen & ~before
+    return engine.broken & ~before
 
 
 @torch.no_grad()

@@ -5,8 +5,8 @@ from typing import ClassVar, NamedTuple
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from robustbench_rkhs.attacks.ball import Box, Norm
 from robustbench_rkhs.nodes.node import Node, Real, UserError
+from robustbench_rkhs.nodes.threat_model import Box, Norm
 from robustbench_rkhs.runtime.counter_rng import mix
 
 
@@ -18,7 +18,7 @@ class Attacked(NamedTuple):
     """Forward passes spent on each image."""
     backwards: Int[Tensor, " batch"]
     """Backward passes spent on each image."""
-    fell: Bool[Tensor, " batch"] | None = None
+    broken: Bool[Tensor, " batch"] | None = None
     """Images that the attack saw fall, and spared what was left of it; None where it spares nothing."""
 
 

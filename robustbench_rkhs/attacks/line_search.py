@@ -17,7 +17,7 @@ def nearer(engine: Engine) -> None:
     just across. The engine keeps what is nearer. Cost: 3 forward passes an image (the first asks for the margin at hand).
     Source: the final search of Croce & Hein, ICML 2020.
     """
-    at = (engine.right & engine.fallen & engine.eps.isinf()).nonzero().flatten()
+    at = (engine.right & engine.broken & engine.eps.isinf()).nonzero().flatten()
     if len(at) == 0:
         return
     x, y = engine.x[at], engine.y[at]

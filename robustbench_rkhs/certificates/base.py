@@ -1,15 +1,12 @@
 """What a certificate is: for each image a radius proved from below, or the reason why there is none."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from jaxtyping import Float64, Int
 from torch import Tensor, nn
 
 from robustbench_rkhs.nodes.node import Node
-
-Norm = Literal["l2", "linf"]
-"""Distance between images: l2 or linf, in pixels of [0, 1]."""
 
 
 class Certified(NamedTuple):

@@ -12,7 +12,8 @@ from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.lipschitz.bounds import weights
 from robustbench_rkhs.lipschitz.guard import every
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.relaxations import Box, Norm, ball
+from robustbench_rkhs.nodes.threat_model import Box, Norm
+from robustbench_rkhs.relaxations import ball
 from robustbench_rkhs.relaxations.full import NUMBERS, Found, affine, kinked, proved_trace, widest
 from robustbench_rkhs.relaxations.interval import Trace
 from robustbench_rkhs.relaxations.region import Region

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from robustbench_rkhs.bounds import Step, opened, steps
-from robustbench_rkhs.certificates.base import Certificate, Certified, Norm
+from robustbench_rkhs.certificates.base import Certificate, Certified
 from robustbench_rkhs.certificates.float32 import float32_error
 from robustbench_rkhs.certificates.rounding import logits_and_error
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.lipschitz.guard import every
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.threat_model import Norm
 
 BATCH = 256
 """Images a forward pass."""

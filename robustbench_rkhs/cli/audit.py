@@ -1,18 +1,19 @@
 """rkhs-audit: claimed accuracies against what is proved and broken."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from robustbench_rkhs.cli.command import Names, command, typed_command, usable_device
 from robustbench_rkhs.cli.screen import console_of_width, ending, told
+from robustbench_rkhs.nodes.threat_model import Norm
 
 
 def _audit(
     model: str,
     claim: Names,
-    norm: Literal["l2", "linf"] = "l2",
+    norm: Norm = "l2",
     attack: Names = ("pgd",),
     certify: Names = ("portfolio",),
     samples: int | None = None,

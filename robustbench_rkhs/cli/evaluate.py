@@ -12,12 +12,13 @@ from robustbench_rkhs.cli.number import number
 from robustbench_rkhs.cli.screen import console_of_width, told
 from robustbench_rkhs.cli.warnings import warnings_of
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.threat_model import Norm
 
 
 def _evaluate(
     model: Names,
     eps: Names,
-    norm: Literal["l2", "linf"] = "l2",
+    norm: Norm = "l2",
     attack: Names = (),
     effort: Literal["quick", "adaptive", "standard"] = "standard",
     budget: str | None = None,

@@ -8,13 +8,14 @@ import tyro
 from robustbench_rkhs.cli.command import Names, command, typed_command, usable_device
 from robustbench_rkhs.cli.number import number
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.threat_model import Norm
 
 
 def _submit(
     what: Annotated[Literal["checkpoint", "adversarials"], tyro.conf.Positional],
     path: Annotated[Path, tyro.conf.Positional],
     eps: Names = (),
-    norm: Literal["l2", "linf"] = "l2",
+    norm: Norm = "l2",
     attack: Names = (),
     sample: int = 100,
     samples: int | None = None,

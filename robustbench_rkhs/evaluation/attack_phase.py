@@ -1,7 +1,7 @@
 """The attacks of an evaluation: the schedule at work on a model, part by part, within a budget of seconds."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -17,8 +17,8 @@ from robustbench_rkhs.attacks.schedule import FIRST, Known
 from robustbench_rkhs.evaluation.counting import run_attack
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.subject import Subject
+from robustbench_rkhs.runtime.messages import Say
 
-Say = Callable[[str], None]
 Places = Int[np.ndarray, " some"]
 Group = list[Int[np.ndarray, "_"]]
 """Blocks of places that may be worked at side by side."""
@@ -49,7 +49,7 @@ class Clock:
 
 
 @dataclass
-class Attacking:
+class AttackPhase:
     """Runs the protocol on what is open, by `attacks/schedule.py`.
 
     Minimal-norm attacks first, in the protocol's order, each on every image still open at some eps. Then rounds of the fixed-budget
@@ -63,7 +63,7 @@ class Attacking:
     subject: Subject
     recipe: EvalRecipe
     box: str
-    shas: list[str]
+    input_digests: list[str]
     predicted: Tensor
     certified: Tensor
     """Each image's largest proved radius; -1 where nothing is claimed."""
@@ -132,8 +132,8 @@ class Attacking:
             groups = self.groups(schedule.blocks(places, size), *self.fixed.values())
             for group in self.told(groups, len(places), "+".join(self.fixed)):
                 for label, attack in self.fixed.items():
-                    asked = (self.broken > eps) & (self.survived[label] < eps)
-                    still = [block[asked[block]] for block in group]
+                    queried = (self.broken > eps) & (self.survived[label] < eps)
+                    still = [block[queried[block]] for block in group]
                     self.run(attack, label, still, eps[np.concatenate(still)])
 
     def recheck(self) -> None:
@@ -166,10 +166,10 @@ class Attacking:
 
     def audit(self) -> None:
         """The cheapest sound minimal-norm attack on the certified images that none of the protocol ran on."""
-        asked = [eps for eps in self.epsilons if eps > 0]
-        if not asked:
+        queried = [eps for eps in self.epsilons if eps > 0]
+        if not queried:
             return
-        certified = self.right & (self.proved >= asked[0]) & (self.broken > asked[0])
+        certified = self.right & (self.proved >= queried[0]) & (self.broken > queried[0])
         for label in self.minimal:
             certified &= self.survived[label] < np.inf
         attack = SuperDeepFool(norm=self.recipe.norm, box=self.box, seed=self.recipe.seed)
@@ -229,7 +229,7 @@ class Attacking:
         budgets = None if eps is None else torch.as_tensor(eps, dtype=torch.float64)
         known = self.certified[positions]
         started = time.monotonic()
-        done = run_attack(self.subject, attack, positions, self.predicted, self.shas, known, label, budgets, blocks)
+        done = run_attack(self.subject, attack, positions, self.predicted, self.input_digests, known, label, budgets, blocks)
         took = (time.monotonic() - started) / len(places)
         self.pace[label] = max(took, float(done.table["seconds"].mean()))  # what is read from a file says what it took then
         self.tables.append(done.table)

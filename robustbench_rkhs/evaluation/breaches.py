@@ -8,7 +8,7 @@ from torch import Tensor
 
 from robustbench_rkhs.attacks import Attack
 from robustbench_rkhs.attacks.ball import distances, per_image
-from robustbench_rkhs.evaluation.predictions import counting, fallen
+from robustbench_rkhs.evaluation.predictions import counting, misclassified
 from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.networks.smoothed import Smoothed
 
@@ -55,7 +55,7 @@ def replay(
     if not len(hit):
         return []
     twin = counting(copy.deepcopy(subject.model).cpu().double())
-    wrong = fallen(twin, inside[hit].cpu().double(), y[hit].cpu())
+    wrong = misclassified(twin, inside[hit].cpu().double(), y[hit].cpu())
     return [
         {
             "index": int(subject.split.index[positions[i]]),

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,13 +17,12 @@ from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.messages import Say
 from robustbench_rkhs.verdicts import Evaluation
-
-Say = Callable[[str], None]
 
 
 @dataclass
-class Portfolio:
+class CertifyPhase:
     """Runs the certificates of a recipe; keeps what each proved and why others did not.
 
     The first runs on every image. Those after it run on images that are right and whose radius is still below the largest
@@ -36,7 +35,7 @@ class Portfolio:
     subject: Subject
     recipe: EvalRecipe
     box: str
-    shas: list[str]
+    input_digests: list[str]
     predicted: Tensor
     say: Say
     tables: list[pd.DataFrame] = field(default_factory=list)
@@ -127,7 +126,7 @@ class Portfolio:
         return self.subject.rows(
             block,
             self.predicted,
-            self.shas,
+            self.input_digests,
             norm=self.recipe.norm,
             box=self.box,
             method=label,

@@ -29,7 +29,7 @@ def run_attack(
     attack: Attack,
     positions: Tensor,
     predicted: Tensor,
-    shas: list[str],
+    input_digests: list[str],
     certified: Tensor,
     label: str = "",
     budgets: Tensor | None = None,
@@ -53,7 +53,7 @@ def run_attack(
     budgets = budgets.to(positions.device, torch.float64)
 
     def rows(some: Tensor, count: Count) -> Evaluation:
-        table = subject.rows(positions[some], predicted, shas, settings=settings, **count.columns)
+        table = subject.rows(positions[some], predicted, input_digests, settings=settings, **count.columns)
         return Evaluation(table, {"breaches": count.breaches, "outside": count.outside}, count.kept)
 
     def here(some: Tensor) -> Evaluation:
@@ -63,10 +63,10 @@ def run_attack(
         if subject.workers is None or blocks is None:
             return [here(some)]
         given = (attack, positions.numpy(), certified.numpy(), budgets.numpy(), label)
-        asked = [some[blocks[some.numpy()] == block] for block in np.unique(blocks[some.numpy()])]
-        return [rows(block, count) for block, count in subject.workers.each(asked, *given)]
+        queried = [some[blocks[some.numpy()] == block] for block in np.unique(blocks[some.numpy()])]
+        return [rows(block, count) for block, count in subject.workers.each(queried, *given)]
 
-    if isinstance(subject.asked, Smoothed):  # what is believed of a vote depends on what is claimed of it
+    if isinstance(subject.queried, Smoothed):  # what is believed of a vote depends on what is claimed of it
         key["certified"] = digest_of(certified.tolist())
     whole = torch.arange(len(positions), device=positions.device)
     if isinstance(attack, EngineAttack):
@@ -94,7 +94,7 @@ class Attempt(NamedTuple):
 
     inside: Tensor
     said: Tensor
-    denied: Tensor
+    unconfirmed: Tensor
     """Images that the attack saw fall, and that the model gets right when it is asked again."""
     left: Tensor
     """Images for which it returned one outside box or ball."""
@@ -109,19 +109,19 @@ def counted(subject: Subject, attack: Attack, positions: Tensor, certified: Tens
     Images whose fall is denied are attacked again, by `attack.again`, up to AGAIN times.
     """
     x, y, started = subject.split.x[positions], subject.split.y[positions], time.perf_counter()
-    inside, said, denied, left, forwards, backwards, reason = attempted(subject, attack, positions, budgets, label)
+    inside, said, unconfirmed, left, forwards, backwards, reason = attempted(subject, attack, positions, budgets, label)
     for number in range(1, AGAIN + 1):
-        rows = denied.nonzero().flatten()
+        rows = unconfirmed.nonzero().flatten()
         if len(rows):
             more = attempted(subject, attack.again(number), positions[rows], budgets[rows], label)
-            inside[rows], said[rows], denied[rows] = more.inside, more.said, more.denied | bool(more.reason)
+            inside[rows], said[rows], unconfirmed[rows] = more.inside, more.said, more.unconfirmed | bool(more.reason)
             left[rows] |= more.left
             forwards[rows] += more.forwards
             backwards[rows] += more.backwards
     broken = said != y
-    if isinstance(subject.asked, Smoothed):
-        inside, broken = believed(subject.asked, attack, x, inside, y, certified, broken, budgets)
-        said = said if subject.nearest is None else answered(counting(subject.asked), inside)
+    if isinstance(subject.queried, Smoothed):
+        inside, broken = believed(subject.queried, attack, x, inside, y, certified, broken, budgets)
+        said = said if subject.nearest is None else answered(counting(subject.queried), inside)
     found = {norm: torch.where(broken, distances(x, inside, norm), torch.nan) for norm in ("l2", "linf")}
     radius = torch.where(broken, found[attack.norm], torch.inf)
     columns = {
@@ -130,7 +130,7 @@ def counted(subject: Subject, attack: Attack, positions: Tensor, certified: Tens
         "kind": "attack",
         "method": label,
         "eps": torch.where(budgets.isfinite(), budgets, torch.nan).cpu().numpy(),
-        "state_reason": [reason or ("denied" if one else "") for one in denied.tolist()],
+        "state_reason": [reason or ("unconfirmed" if one else "") for one in unconfirmed.tolist()],
         "radius": radius.cpu().numpy(),
         "distance_l2": found["l2"].cpu().numpy(),
         "distance_linf": found["linf"].cpu().numpy(),
@@ -150,9 +150,9 @@ def attempted(subject: Subject, attack: Attack, positions: Tensor, budgets: Tens
     keys, reason = subject.split.index[positions], ""
     try:
         if isinstance(attack, EngineAttack):
-            attacked = attack(subject.asked, x, y, keys, budgets)
+            attacked = attack(subject.queried, x, y, keys, budgets)
         else:
-            attacked = attack(subject.asked, x, y, keys)
+            attacked = attack(subject.queried, x, y, keys)
     except UserError:
         raise
     except Exception as error:  # a library's fault is a row, not the end of the evaluation
@@ -163,10 +163,10 @@ def attempted(subject: Subject, attack: Attack, positions: Tensor, budgets: Tens
     for eps in budgets.unique().tolist():  # a grid has few
         own = budgets == eps
         inside[own] = pull_inside(x[own], found[own], attack.norm, eps if math.isfinite(eps) else None, attack.box)
-    said = answered(counting(subject.asked), inside)
-    denied = torch.zeros_like(said, dtype=torch.bool) if attacked.fell is None else attacked.fell & (said == y)
+    said = answered(counting(subject.queried), inside)
+    unconfirmed = torch.zeros_like(said, dtype=torch.bool) if attacked.broken is None else attacked.broken & (said == y)
     left = outside(x, attacked.images, attack, budgets)
-    return Attempt(inside, said, denied, left, attacked.forwards + 1, attacked.backwards.clone(), reason)
+    return Attempt(inside, said, unconfirmed, left, attacked.forwards + 1, attacked.backwards.clone(), reason)
 
 
 def share_of(

@@ -23,7 +23,7 @@ QUICK = 16
 """Images of the diagnosis where the effort is quick: more would cost as much as its attacks."""
 
 
-class Scrutiny(NamedTuple):
+class DiagnosisResult(NamedTuple):
     """What the diagnoses said, and what was broken because of it."""
 
     diagnostics: list[dict[str, Any]]
@@ -37,7 +37,7 @@ class Scrutiny(NamedTuple):
     """Whether every attack that was due ran: the time may have been up before."""
 
 
-def scrutinise(
+def diagnose_model(
     subject: Subject,
     recipe: EvalRecipe,
     about: dict[str, Any],
@@ -47,7 +47,7 @@ def scrutinise(
     certified: Tensor,
     transfer: Transfer | None = None,
     left: Callable[[], float] = lambda: math.inf,
-) -> Scrutiny:
+) -> DiagnosisResult:
     """Diagnose the model at the eps that says most; where a diagnosis trips, escalate on the survivors of every eps.
 
     Largest eps first; an image that withstands the escalation there is not asked again below. No diagnosis of a smoothed classifier
@@ -56,7 +56,7 @@ def scrutinise(
     `left`: seconds left; where none are, no further block of an attack is begun. The diagnosis itself is not cut.
     """
     if not len(subject.split):
-        return Scrutiny([], [], [], [])
+        return DiagnosisResult([], [], [], [])
     known = Evaluation(pd.concat(tables, ignore_index=True), about)
     said = _diagnosed(subject, recipe, known, certified, transfer)
     marks = [one["name"] for one in said if one["tripped"]]
@@ -68,19 +68,19 @@ def scrutinise(
         known = Evaluation(pd.concat([known.table, *new], ignore_index=True), about)
     attacks = {f"check:{attack.label}": attack for attack in escalated(protocol, marks)}
     more, broken = _escalate(subject, recipe, known, attacks, predicted, certified, left)
-    off = not recipe.diagnostics and not isinstance(subject.asked, Smoothed)
+    off = not recipe.diagnostics and not isinstance(subject.queried, Smoothed)
     finished = left() > 0 or not (attacks or transfer)
-    return Scrutiny(said, [verdicts.UNDIAGNOSED] if off else marks, new + more, breaches + broken, finished)
+    return DiagnosisResult(said, [verdicts.UNDIAGNOSED] if off else marks, new + more, breaches + broken, finished)
 
 
 def _diagnosed(
     subject: Subject, recipe: EvalRecipe, known: Evaluation, certified: Tensor, transfer: Transfer | None
 ) -> list[dict[str, Any]]:
     """Every diagnosis at the eps that says most, as JSON takes it; none where none is due."""
-    if not recipe.diagnostics or isinstance(subject.asked, Smoothed):
+    if not recipe.diagnostics or isinstance(subject.queried, Smoothed):
         return []
     box = known.about["box"]
-    eps = telling(known)
+    eps = most_informative_eps(known)
     key = {"job": "diagnose", "norm": recipe.norm, "box": box, "eps": eps, "table": verdicts.digest(known.table)}
     key |= {} if transfer is None else {"twin": transfer.weights, "twin_answers": transfer.answers}
     every = torch.arange(len(subject.split), device=subject.device)
@@ -88,7 +88,7 @@ def _diagnosed(
     def work() -> Evaluation:
         split, found = subject.split, _found(known, subject)
         done = diagnose(
-            subject.asked,
+            subject.queried,
             split.x,
             split.y,
             split.index,
@@ -110,7 +110,7 @@ def _diagnosed(
     return diagnostics
 
 
-def telling(known: Evaluation) -> float:
+def most_informative_eps(known: Evaluation) -> float:
     """The eps at which robust accuracy is nearest to half of clean accuracy: there most could still be wrong either way.
 
     The largest of several (where attacks fail altogether, every eps is as far away).
@@ -149,7 +149,7 @@ def _escalate(
     new: list[pd.DataFrame] = []
     breaches: list[dict[str, Any]] = []
     withstood: set[int] = set()
-    indices, shas = subject.split.index.tolist(), subject.inputs
+    indices, input_digests = subject.split.index.tolist(), subject.input_digests
     for eps in sorted({float(eps) for eps in known.about["epsilons"] if eps > 0 and attacks}, reverse=True):
         for label, attack in attacks.items():
             states = verdicts.states(Evaluation(pd.concat([known.table, *new], ignore_index=True), known.about), eps)["state"]
@@ -157,7 +157,7 @@ def _escalate(
             aimed = attack.aimed(norm=recipe.norm, eps=eps, seed=recipe.seed)
             for block in torch.tensor(still, dtype=torch.int64, device=subject.device).split(recipe.block):
                 if len(block) and left() > 0:
-                    done = run_attack(subject, aimed, block, predicted, shas, certified[block], label)
+                    done = run_attack(subject, aimed, block, predicted, input_digests, certified[block], label)
                     new.append(done.table)
                     breaches += done.about["breaches"]
         states = verdicts.states(Evaluation(pd.concat([known.table, *new], ignore_index=True), known.about), eps)["state"]

@@ -49,7 +49,7 @@ def ask(model: nn.Module, x: Tensor, classes: int, batch: int = 256) -> Tensor:
 
 
 @torch.no_grad()
-def fallen(model: nn.Module, x: Tensor, y: Tensor, batch: int = 256) -> Tensor:
+def misclassified(model: nn.Module, x: Tensor, y: Tensor, batch: int = 256) -> Tensor:
     """Which images are misclassified; an answer that is not finite is no right answer."""
     return answered(model, x, batch) != y
 

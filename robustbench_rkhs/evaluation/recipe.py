@@ -1,7 +1,7 @@
 """EvalRecipe: everything that decides how a model is evaluated."""
 
 import re
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -11,6 +11,7 @@ from robustbench_rkhs.attacks.foolbox import Method as FoolboxMethod
 from robustbench_rkhs.certificates import Portfolio, certificate_names
 from robustbench_rkhs.nodes.node import Node, Real, UserError, did_you_mean
 from robustbench_rkhs.nodes.parsing import with_fields
+from robustbench_rkhs.nodes.threat_model import Norm
 
 
 def seconds(value: Any) -> Any:
@@ -27,7 +28,7 @@ def seconds(value: Any) -> Any:
 class EvalRecipe(Node):
     """How a model is evaluated: norm, radii, attacks, certificates, images."""
 
-    norm: Literal["l2", "linf"] = "l2"
+    norm: Norm = "l2"
     """Distance the radii are measured in."""
     eps: tuple[Annotated[Real, Field(ge=0)], ...]
     """Asked-for radii, in pixels of [0, 1]."""

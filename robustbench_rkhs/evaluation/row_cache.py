@@ -18,7 +18,7 @@ Pair = tuple[int, float]
 """An image's index and the eps it was attacked at; -1 where there was no budget."""
 
 
-class Shelf:
+class RowCache:
     """The parts of one job, and in which of them each (image, eps) lies.
 
     So another block size, another set of epsilons or a stop in the middle of a block make no row be worked out again. Each part is

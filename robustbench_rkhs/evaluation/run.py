@@ -3,7 +3,7 @@
 import copy
 import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
 from functools import partial
@@ -20,27 +20,27 @@ from robustbench_rkhs.attacks.efforts import protocol_of
 from robustbench_rkhs.attacks.objective import margin
 from robustbench_rkhs.certificates import SmoothingCertificate
 from robustbench_rkhs.data import Split, arrays_digest
-from robustbench_rkhs.evaluation.attack_phase import Attacking, Clock, OutOfTime
+from robustbench_rkhs.evaluation.attack_phase import AttackPhase, Clock, OutOfTime
 from robustbench_rkhs.evaluation.cache_key import digest_of, sources_digest
-from robustbench_rkhs.evaluation.certify_phase import Portfolio
+from robustbench_rkhs.evaluation.certify_phase import CertifyPhase
 from robustbench_rkhs.evaluation.counting import share_of
-from robustbench_rkhs.evaluation.diagnosis_phase import scrutinise
+from robustbench_rkhs.evaluation.diagnosis_phase import diagnose_model
 from robustbench_rkhs.evaluation.diagnostics.transfer import Transfer
 from robustbench_rkhs.evaluation.predictions import ask, classes_of
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.evaluation.workers import started
-from robustbench_rkhs.layers.frozen import settled
+from robustbench_rkhs.layers.frozen import freeze
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.runtime.devices import describe
 from robustbench_rkhs.runtime.digests import weights_digest
+from robustbench_rkhs.runtime.messages import Say
 from robustbench_rkhs.runtime.modes import evaluating
-from robustbench_rkhs.runtime.precision import exact
+from robustbench_rkhs.runtime.precision import full_precision
 from robustbench_rkhs.verdicts import Evaluation, Nearest
 
-Say = Callable[[str], None]
 SAID = ("model", "weights", "data", "data_digest", "norm", "box", "samples", "date", "command", "versions", "smoothed")
 """What a file of adversarial images repeats of what the evaluation is about."""
 
@@ -81,9 +81,9 @@ def evaluate(
         parts = Path(folder) / name / "parts" if folder else None
         weights = weights_digest(model.state_dict())
         nearest = None if adversarials is None else Nearest()
-        subject = Subject(model, settled(model), split.to(device), name, weights, device, recipe.seed, parts, nearest=nearest)
+        subject = Subject(model, freeze(model), split.to(device), name, weights, device, recipe.seed, parts, nearest=nearest)
         share = partial(share_of, subject)
-        with exact(), started(recipe.workers, device, share) as workers:
+        with full_precision(), started(recipe.workers, device, share) as workers:
             subject = replace(subject, workers=workers)
             run = _Run(subject, recipe, say, None if twin is None else _transfer(twin, subject))
             run.about |= {"command": command}
@@ -106,14 +106,14 @@ def evaluate(
 def _transfer(twin: nn.Module, subject: Subject) -> Transfer:
     """The attack of this twin. Raises UserError where it takes other images, knows other classes or is the model itself."""
     split, weights = subject.split, weights_digest(twin.state_dict())
-    asked = settled(copy.deepcopy(twin).eval().to(subject.device))
+    queried = freeze(copy.deepcopy(twin).eval().to(subject.device))
     if weights == subject.weights:
         raise UserError("twin: expected a network trained without the model's defence, found the model itself")
     try:
-        logits = ask(asked, split.x, split.classes)
+        logits = ask(queried, split.x, split.classes)
     except UserError as error:
         raise UserError(f"twin: {error}") from None
-    return Transfer.by(asked, weights, weights_digest({"logits": logits}))
+    return Transfer.by(queried, weights, weights_digest({"logits": logits}))
 
 
 def _as_split(model: nn.Module, data: Split | tuple[Tensor, Tensor]) -> Split:
@@ -161,7 +161,7 @@ class _Run:
         if len(set(labels)) < len(labels):
             labels = [f"{label}#{i}" if labels.count(label) > 1 else label for i, label in enumerate(labels)]
         self.labels = labels
-        self.shas = subject.inputs
+        self.input_digests = subject.input_digests
         settings = recipe.model_dump(mode="json", exclude={"budget", "workers"})  # which change no verdict
         twin = [] if transfer is None else [transfer.weights]
         self.digest = digest_of([settings, subject.weights, split.digest, sources_digest(), *twin], 12)
@@ -186,7 +186,7 @@ class _Run:
             "breaches": [],
             "rechecked": {"pairs": 0, "fell": 0},
             "budget": recipe.budget,
-            "marks": [] if isinstance(subject.asked, Smoothed) else [verdicts.UNDIAGNOSED],  # until it was diagnosed
+            "marks": [] if isinstance(subject.queried, Smoothed) else [verdicts.UNDIAGNOSED],  # until it was diagnosed
             "twin": None if transfer is None else transfer.weights,
         }
 
@@ -194,24 +194,24 @@ class _Run:
         """Predictions, certificates, attacks; what there is when the keyboard interrupts or the budget is used up."""
         complete, split, clock = False, self.subject.split, Clock(self.recipe.budget)
         positions = torch.arange(len(split), device=self.subject.device)
-        logits = ask(self.subject.asked, split.x, split.classes)
+        logits = ask(self.subject.queried, split.x, split.classes)
         answers = weights_digest({"logits": logits})
         self.subject, predicted = replace(self.subject, answers=answers), logits.argmax(1)
-        tables = [self.subject.rows(positions, predicted, self.shas, norm=self.recipe.norm, box=self.box)]
-        proofs = Portfolio(self.subject, self.recipe, self.box, self.shas, predicted, self.say)
+        tables = [self.subject.rows(positions, predicted, self.input_digests, norm=self.recipe.norm, box=self.box)]
+        proofs = CertifyPhase(self.subject, self.recipe, self.box, self.input_digests, predicted, self.say)
         proofs.until = clock.started + clock.left() / 2  # what decides most by then; the attacks have the other half
-        attacking: Attacking | None = None
+        attacking: AttackPhase | None = None
         doubts: list[pd.DataFrame] = []
         try:
             proofs.all()
             gaps = margin(logits, split.y)
-            known = (self.box, self.shas, predicted, proofs.certified, gaps)
-            attacking = Attacking(self.subject, self.recipe, *known, self.protocol, self.labels, self.say, clock)
+            known = (self.box, self.input_digests, predicted, proofs.certified, gaps)
+            attacking = AttackPhase(self.subject, self.recipe, *known, self.protocol, self.labels, self.say, clock)
             attacking.all()
             if clock.left() <= 0:
                 raise OutOfTime
             found = [*tables, *proofs.tables, *attacking.tables]
-            doubts, finished = self.scrutinise(found, predicted, proofs.certified, clock)
+            doubts, finished = self.diagnose_model(found, predicted, proofs.certified, clock)
             if not finished:
                 raise OutOfTime
             complete = True
@@ -228,12 +228,12 @@ class _Run:
             self.about["rechecked"] = attacking.rechecked
         return verdicts.merge(tables + doubts), complete
 
-    def scrutinise(
+    def diagnose_model(
         self, tables: list[pd.DataFrame], predicted: Tensor, certified: Tensor, clock: Clock
     ) -> tuple[list[pd.DataFrame], bool]:
         """May the attacks be believed? Diagnoses, more attacks on the survivors where one trips: their rows; whether all ran."""
-        asked = (self.subject, self.recipe, self.about, tables, self.protocol, predicted, certified, self.transfer)
-        found = scrutinise(*asked, left=clock.left)
+        queried = (self.subject, self.recipe, self.about, tables, self.protocol, predicted, certified, self.transfer)
+        found = diagnose_model(*queried, left=clock.left)
         self.about |= {"diagnostics": found.diagnostics, "marks": found.marks}
         self.about["breaches"] += found.breaches
         return found.tables, found.finished

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.evaluation.cache_key import digest_of, sources_digest
-from robustbench_rkhs.evaluation.row_cache import Pair, Shelf
+from robustbench_rkhs.evaluation.row_cache import Pair, RowCache
 from robustbench_rkhs.evaluation.workers import Workers
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.verdicts import Evaluation, Nearest
@@ -26,7 +26,7 @@ class Subject:
 
     model: nn.Module
     """What certificates look at."""
-    asked: nn.Module
+    queried: nn.Module
     """What is asked and attacked: the same function, its constants worked out."""
     split: Split
     name: str
@@ -43,14 +43,14 @@ class Subject:
     """Take a block each, of an attack whose outcome for an image depends on no other; this process alone where None."""
     outside: dict[str, set[int]] = field(default_factory=dict, compare=False, repr=False)
     """Of each attack, the images for which it returned one outside box or ball."""
-    shelves: dict[str, Shelf] = field(default_factory=dict, compare=False, repr=False)
+    row_caches: dict[str, RowCache] = field(default_factory=dict, compare=False, repr=False)
     """Finished rows of the jobs met so far, by the job's identity."""
 
     @property
-    def inputs(self) -> list[str]:
+    def input_digests(self) -> list[str]:
         return [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in self.split.x.cpu().contiguous()]
 
-    def rows(self, positions: Tensor, predicted: Tensor, shas: list[str], **columns: Any) -> pd.DataFrame:
+    def rows(self, positions: Tensor, predicted: Tensor, input_digests: list[str], **columns: Any) -> pd.DataFrame:
         """Rows of the table for these images; every column not given has its neutral value."""
         split, where = self.split, positions.tolist()
         neutral: dict[str, Any] = {
@@ -65,7 +65,7 @@ class Subject:
             "settings": "",
             "eps": np.nan,
             "index": split.index[positions].cpu().numpy(),
-            "input_sha256": [shas[i] for i in where],
+            "input_sha256": [input_digests[i] for i in where],
             "label": split.y[positions].cpu().numpy(),
             "predicted": predicted[positions].cpu().numpy(),
             "state_reason": "",
@@ -106,9 +106,9 @@ class Subject:
         """
         identity = self.identity(key)
         name = digest_of(identity, 32)
-        if name not in self.shelves:
-            self.shelves[name] = Shelf(self.parts and self.parts / name, images=self.nearest is not None)
-        shelf = self.shelves[name]
+        if name not in self.row_caches:
+            self.row_caches[name] = RowCache(self.parts and self.parts / name, images=self.nearest is not None)
+        shelf = self.row_caches[name]
         pairs: list[Pair] = list(zip(self.split.index[positions].tolist(), eps, strict=True))
         missing = [place for place, pair in enumerate(pairs) if pair not in shelf]
         if missing:

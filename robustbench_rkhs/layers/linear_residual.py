@@ -46,7 +46,7 @@ class LinearResidual(nn.Module):
         return functional.linear(x, self.matrix().to(x.dtype), self.bias)
 
     @torch.no_grad()
-    def settled(self) -> nn.Module:
+    def frozen(self) -> nn.Module:
         """The same function as one nn.Linear."""
         return fixed_linear(self.matrix(), self.bias)
 
@@ -82,7 +82,7 @@ class LinearResidualConv(nn.Module):
         return convolve(x, self.kernel().to(x.dtype), self.bias, 1, self.padding_mode)
 
     @torch.no_grad()
-    def settled(self) -> nn.Module:
+    def frozen(self) -> nn.Module:
         """The same function with its kernel merged once."""
         return Fixed(self.kernel(), self.bias, 1, self.padding_mode)
 

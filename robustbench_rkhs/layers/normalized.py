@@ -39,7 +39,7 @@ class LinearNormalized(nn.Module):
         return functional.linear(x, self.matrix().to(x.dtype), self.bias)
 
     @torch.no_grad()
-    def settled(self) -> nn.Module:
+    def frozen(self) -> nn.Module:
         """The same function as nn.Linear."""
         return fixed_linear(self.matrix(), self.bias)
 

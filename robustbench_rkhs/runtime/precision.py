@@ -9,7 +9,7 @@ from robustbench_rkhs.nodes.node import UserError
 
 
 @contextmanager
-def exact() -> Iterator[None]:
+def full_precision() -> Iterator[None]:
     """TF32 (cuDNN, cuBLAS) and reduced-precision products off, NNPACK off, autocast refused; as before afterwards.
 
     PyTorch lets cuDNN convolve float32 in TF32 (10 bits of significand) unless told otherwise, and a user may have allowed more:

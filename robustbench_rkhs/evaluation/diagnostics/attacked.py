@@ -34,7 +34,7 @@ def logit_scale(scene: Scene) -> Diagnosis:
             return -functional.cross_entropy(logits * gain[at][:, None], scene.y[rows[at]], reduction="none")
 
         descend(engine, engine.open(), engine.x[engine.open()], lowered, 10)
-    more = scaled.fallen & ~raw.fallen
+    more = scaled.broken & ~raw.broken
     shrunk = int((more & (scaled.gain < 1)).sum())
     words = f"cross-entropy on rescaled logits breaks {int(more.sum())} of {len(scene.x)} right images that raw logits leave"
     words += f", {shrunk} of them with logits too large"
@@ -54,7 +54,7 @@ def huge_eps(scene: Scene) -> Diagnosis:
         at = engine.open()
         descend(engine, at, engine.x[at], lambda logits, at, rows=rows: margins(logits, scene.y[rows[at]]), steps)
         engines.append(engine)
-        rows = rows[~engine.fallen]
+        rows = rows[~engine.broken]
     standing = torch.zeros(len(scene.x), dtype=torch.bool, device=scene.x.device)
     standing[rows] = True
     words = f"{len(rows)} of {len(scene.x)} right images stand at eps {far:.3g}, a ball that holds every image"
@@ -93,7 +93,7 @@ def single_step(scene: Scene) -> Diagnosis:
         at = engine.open()
         if len(at):
             engine.logits(at, step(engine, at, engine.x[at], slopes[at], share))
-    more = int((engine.fallen & ~scene.walked.fallen).sum())
+    more = int((engine.broken & ~scene.walked.broken).sum())
     words = f"a single step breaks {more} of {len(scene.x)} right images that 40 steps leave"
     return scene.broken_more("single_step", more, words, scene.passes(engine, scene.walked))
 
@@ -108,7 +108,7 @@ def transfer(scene: Scene) -> Diagnosis:
     if not len(engine.x):
         return scene.broken_more("transfer", 0, "direct attacks left nothing that a twin could break", 0.0)
     transferred(engine, scene.twin)
-    more = int(engine.fallen.sum())
+    more = int(engine.broken.sum())
     words = f"images made on the undefended twin break {more} of {len(scene.x)} right images that direct attacks leave"
     return scene.broken_more("transfer", more, words, scene.passes(engine))
 
@@ -121,12 +121,12 @@ def black_box(scene: Scene) -> Diagnosis:
     known = torch.zeros(len(scene.x), dtype=torch.bool, device=scene.x.device)
     by_gradient = known.clone()
     for label, distance in scene.found.items():
-        asked = any(word in label for word in BLACK_BOX)
-        known |= (distance <= scene.eps) & asked
-        by_gradient |= (distance <= scene.eps) & (not asked)
+        queried = any(word in label for word in BLACK_BOX)
+        known |= (distance <= scene.eps) & queried
+        by_gradient |= (distance <= scene.eps) & (not queried)
     engine = scene.engine(scene.standing)
     Square(norm=scene.norm, box=scene.box, queries=300).search(engine)
-    more = int((known & ~by_gradient).sum()) + int(engine.fallen.sum())
+    more = int((known & ~by_gradient).sum()) + int(engine.broken.sum())
     words = f"queries without gradients (Square) break {more} of {len(scene.x)} right images that gradient attacks leave"
     return scene.broken_more("black_box", more, words, scene.passes(engine))
 
@@ -138,6 +138,6 @@ def convergence(scene: Scene) -> Diagnosis:
     """
     engine = scene.engine(scene.standing)
     restarts(engine, steps=80, count=2, targets=3, first=1)
-    more = int(engine.fallen.sum())
+    more = int(engine.broken.sum())
     words = f"twice the steps and four more starts break {more} of {len(scene.x)} right images that the attacks before leave"
     return scene.broken_more("convergence", more, words, scene.passes(engine))

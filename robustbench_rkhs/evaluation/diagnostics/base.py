@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from robustbench_rkhs.attacks.ball import Box, Norm
 from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.evaluation.diagnostics.walk import margins, restarts
+from robustbench_rkhs.nodes.threat_model import Box, Norm
 
 SHARE = 0.05
 """A check that breaks more than this share of the right images, where the attack before it did not, trips. It is the share above
@@ -98,7 +98,7 @@ class Scene:
     @property
     def standing(self) -> Int[Tensor, " some"]:
         """What that attack left too."""
-        return self.left.nonzero().flatten()[~self.walked.fallen]
+        return self.left.nonzero().flatten()[~self.walked.broken]
 
     @cached_property
     def slopes(self) -> Float[Tensor, "right *image"]:

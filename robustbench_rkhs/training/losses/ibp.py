@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustbench_rkhs.nodes.node import Real
-from robustbench_rkhs.relaxations import Box, Norm, ball, interval_margins, trace
+from robustbench_rkhs.nodes.threat_model import Box, Norm
+from robustbench_rkhs.relaxations import ball, interval_margins, trace
 from robustbench_rkhs.runtime.modes import per_image
 from robustbench_rkhs.training.losses.base import LossNode
 

@@ -8,10 +8,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustbench_rkhs.attacks.ball import Box, Norm
 from robustbench_rkhs.attacks.ball import per_image as spread
 from robustbench_rkhs.attacks.objective import margin
 from robustbench_rkhs.nodes.node import Real
+from robustbench_rkhs.nodes.threat_model import Box, Norm
 from robustbench_rkhs.runtime.modes import per_image
 from robustbench_rkhs.training.losses.base import LossNode
 from robustbench_rkhs.training.losses.search import ascend

@@ -7,7 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from robustbench_rkhs.attacks.ball import Box, Norm, project, unit
+from robustbench_rkhs.attacks.ball import project, unit
+from robustbench_rkhs.nodes.threat_model import Box, Norm
 
 
 def keys_or_positions(keys: Tensor | None, x: Tensor) -> Int[Tensor, " batch"]:

@@ -7,8 +7,9 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from robustbench_rkhs.attacks.ball import Box, project, unit
+from robustbench_rkhs.attacks.ball import project, unit
 from robustbench_rkhs.nodes.node import Real
+from robustbench_rkhs.nodes.threat_model import Box
 from robustbench_rkhs.runtime.distributed import owned, world
 from robustbench_rkhs.runtime.modes import per_image
 from robustbench_rkhs.training.penalties.base import PenaltyNode
