@@ -125,7 +125,7 @@ class FoolboxAttack(Attack):
                 counted.gain = None if counted.gain is None else counted.gain[begun]
             found = x.clone()
             if begun.any():
-                net = foolbox.PyTorchModel(counted, bounds=(low, high), device=x.device)
+                net = foolbox.models.pytorch.PyTorchModel(counted, bounds=(low, high), device=x.device)
                 if self.attack == "hop_skip_jump":
                     steps = self.steps or STEPS[self.attack]
                     found[begun] = hop_skip_jump(net, x[begun], y[begun], points[begun], self.norm, steps)

@@ -255,7 +255,7 @@ def read_npz(path: Path) -> Arrays:
             missing = [key for key in keys if key not in stored]
             if missing:
                 raise UserError(f"{path}: expected arrays {' '.join(keys)}, {' '.join(missing)} missing")
-            return tuple(stored[key] for key in keys)  # type: ignore[return-value]
+            return tuple(stored[key] for key in keys)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, AttributeError) as error:
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise UserError(f"{path} is not a readable .npz file: {reason}") from None

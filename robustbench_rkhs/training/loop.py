@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from robustbench_rkhs.attacks.pgd import PGD
@@ -24,6 +25,7 @@ from robustbench_rkhs.runtime.distributed import average, join, rank, wait_for_a
 from robustbench_rkhs.runtime.files import write_text, write_whole
 from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.training.card import training_card
+from robustbench_rkhs.training.penalties.base import PenaltyNode
 from robustbench_rkhs.training.recipe import TrainRecipe
 from robustbench_rkhs.training.validation import score, validate
 
@@ -102,7 +104,7 @@ def _write_checkpoint(run: "Run", test: Split, train_split: Split, folder: Path,
     }
     card = training_card(recipe, records, run.best_epoch, trained, command, len(train_split), train_split.digest, half)
     last = {name: tensor.cpu().contiguous() for name, tensor in run.evaluated().state_dict().items()}
-    write_whole(folder / "last.safetensors", lambda path: checkpoint.save_file(last, path))
+    write_whole(folder / "last.safetensors", lambda path: save_file(last, path))
     best = checkpoint.halve(run.best) if half else run.best
     checkpoint.save(folder, recipe, test, best, card, epoch=run.best_epoch, trained=trained)
 
@@ -123,10 +125,10 @@ class Run:
         if world() > recipe.batch_size:
             raise UserError(f"expected a batch_size of at least the {world()} processes, found {recipe.batch_size}")
         if recipe.channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.model = self.model.to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.model) if recipe.ema else None
         self.optimizer = recipe.optimizer.build(self.model.parameters())
-        self.penalties = list(recipe.penalties)
+        self.penalties: list[PenaltyNode] = list(recipe.penalties)
         self.factors = [1.0] * len(recipe.penalties)
         self.projections = [projection.in_schedule(recipe.epochs) for projection in recipe.projections]
         self.epoch, self.position, self.seconds = 0, 0, 0.0
