@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from robustbench_rkhs.data.augment import Padding, augment
+from robustbench_rkhs.data.augmentation import Padding, augment
 from robustbench_rkhs.data.checks import as_images, check_arrays
 from robustbench_rkhs.data.splits import Split, Splits, Task, arrays_digest, order_by_class, order_of
 from robustbench_rkhs.nodes.node import Node, UserError
