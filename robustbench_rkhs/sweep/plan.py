@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from robustbench_rkhs.attacks.pgd import PGD
+from robustbench_rkhs.nodes.differences import told
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import override
 from robustbench_rkhs.nodes.paths import find_recipe
@@ -74,16 +75,3 @@ class Plan:
         stored = {"sweep": self.sweep.model_dump(mode="json", exclude={"about"}), "recipe": self.base}
         result: dict[str, Any] = json.loads(json.dumps(stored))
         return result
-
-
-def changes(before: Any, now: Any, place: str = "") -> list[str]:
-    """The places where two records differ, each with both values."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = [*before, *(key for key in now if key not in before)]
-        return [line for key in keys for line in changes(before.get(key), now.get(key), f"{place}.{key}" if place else str(key))]
-    return [] if before == now else [f"{place}: {told(before)} before, {told(now)} now"]
-
-
-def told(value: Any) -> str:
-    """A value in one line."""
-    return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
