@@ -125,7 +125,7 @@ def _read_state(path: Path, device: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         epoch, position, *_ = state["where"]
         return state | {"recipe": str(state["recipe"]), "where": [int(epoch), int(position), *state["where"][2:]]}
     except Exception as error:  # torch raises many kinds for foreign bytes
