@@ -21,6 +21,7 @@ from robustbench_rkhs.evaluation.predictions import misclassified
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.layers.frozen import freeze
+from robustbench_rkhs.nodes.code_names import TYPED
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.nodes.threat_model import Box, Norm
@@ -59,7 +60,7 @@ def audit(
     if not claims:
         raise UserError("expected at least one claim, found none")
     eps = tuple(sorted({claim.eps for claim in claims if claim.quantity != "clean"})) or (0.0,)
-    recipe = recipe or parse(EvalRecipe, {"attacks": ({"name": "pgd"},), "eps": eps, **settings}, "audit")
+    recipe = recipe or parse(EvalRecipe, {"attacks": ({"name": "pgd"},), "eps": eps, **settings}, "audit", TYPED)
     recipe = recipe.model_copy(update={"eps": eps})
     done = evaluate(model, test, recipe, name=name, folder=folder, device=device, command=command, say=say)
     norm, seed, box = recipe.norm, recipe.seed, done.about["box"]

@@ -32,6 +32,7 @@ from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.evaluation.workers import started
 from robustbench_rkhs.layers.frozen import freeze
 from robustbench_rkhs.networks.smoothed import Smoothed
+from robustbench_rkhs.nodes.code_names import TYPED
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.runtime.devices import describe
@@ -72,7 +73,7 @@ def evaluate(
     TF32 and other reduced-precision short cuts are switched off meanwhile.
     Raises UserError for bad input: eps out of range, NaN or probabilities from the model, a wrong class count, autocast.
     """
-    recipe = recipe or parse(EvalRecipe, {"eps": tuple(eps), **settings}, "evaluate")
+    recipe = recipe or parse(EvalRecipe, {"eps": tuple(eps), **settings}, "evaluate", TYPED)
     recipe = for_smoothed(recipe) if isinstance(model, Smoothed) else recipe
     split = _as_split(model, data).sample(recipe.samples, recipe.seed)
     if adversarials is not None and split.x.dtype not in (torch.float32, torch.float64):

@@ -6,15 +6,19 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from robustbench_rkhs.nodes.code_names import CLOSED, Code
 from robustbench_rkhs.nodes.node import UserError, did_you_mean
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def parse(kind: type[Model], stored: dict[str, Any], source: str) -> Model:
-    """A validated node; what pydantic finds becomes one line that names the place."""
+def parse(kind: type[Model], stored: dict[str, Any], source: str, code: Code = CLOSED) -> Model:
+    """A validated node; what pydantic finds becomes one line that names the place.
+
+    `code`: whose code it may name. `TYPED` for what was typed or lies in the user's own models/; nobody's where not given.
+    """
     try:
-        return kind.model_validate(stored)
+        return kind.model_validate(stored, context={"code": code})
     except ValidationError as error:
         raise UserError(f"{source}: {explain(error)}") from None
 
