@@ -75,6 +75,7 @@ REFUSED = [
     (f"{OWN}:sides=many", "sides: input should be a valid integer"),
     (f"{__name__}:Onw", "did you mean 'Own'"),
     (f"{__name__}:scene", "of type function, expected one of the shapes"),
+    ("square:side", "expected field=value, found 'side'"),
     ("nowhere.at_all:Own", "cannot import 'nowhere.at_all': ModuleNotFoundError"),
     ("nowhere.py:Own", "cannot import 'nowhere.py'"),
     (7, "expected one of the shapes by name, or a subclass"),

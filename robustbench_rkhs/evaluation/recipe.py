@@ -78,9 +78,9 @@ FOOLBOX = set(get_args(FoolboxMethod)) - ATTACKS
 
 def certificate_from(text: str) -> Any:
     """`NAME` or `NAME:field=value,...` as typed after --certify; `portfolio` and your own `package.module:Name` stay words."""
-    if is_code_name(text):
-        return text
     name, _, rest = text.partition(":")
+    if name not in certificate_names() and is_code_name(text):
+        return text
     known = ["portfolio", "none", *certificate_names(), *announced("certificates")]
     if name not in known or (rest and name in known[:2]):
         raise UserError(f"unknown certificate {text!r}; {did_you_mean(name, known)}")
@@ -93,9 +93,9 @@ def attack_from(text: str) -> Any:
     A library attack's own name stands for it, where we have none of that name: `cw` for `foolbox:attack=cw`. Your own attack is
     `package.module:Name` or `file.py:Name`, with `:field=value,...` behind it. Raises UserError with a suggestion.
     """
-    if is_code_name(text):
-        return text
     name, _, rest = text.partition(":")
+    if name not in ATTACKS | FOOLBOX and is_code_name(text):
+        return text
     stored: dict[str, Any] = {"name": "foolbox", "attack": name} if name in FOOLBOX else {"name": name}
     known = {*ATTACKS, *FOOLBOX, *announced("attacks")}
     if name not in known:

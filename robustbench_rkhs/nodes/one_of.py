@@ -46,7 +46,7 @@ class OneOf:
                 found = self._own(value, members, code)
             except UserError as error:
                 raise ValueError(str(error)) from None
-            return handler(self._mapping(value)) if found is None else found
+            return handler(_mapping(value, members)) if found is None else found
 
         def serialize(value: Any, handler: Callable[[Any], Any], info: Any) -> Any:
             return handler(value) if type(value) in members.values() else written(value, info)
@@ -60,7 +60,7 @@ class OneOf:
             raise UserError(f"expected an instance, found the class {value.__name__}: write {value.__name__}(...)")
         if isinstance(value, self.base):
             return self._fitting(value, members)
-        stored = self._mapping(value)
+        stored = _mapping(value, members)
         if not isinstance(stored, dict):
             found = self.adapt(value, "", {})
             if found is None and not isinstance(value, Node):
@@ -105,25 +105,25 @@ class OneOf:
         room = ".".join(self.base.__module__.split(".")[:-1])
         return f"one of the {self.kind} by name, or a subclass of {room}.{self.base.__name__}"
 
-    @staticmethod
-    def _mapping(value: Any) -> Any:
-        """A mapping of fields, from text or a mapping whose name carries fields; anything else unchanged."""
-        if isinstance(value, str):
-            value = {"name": value}
-        if not isinstance(value, dict) or not isinstance(name := value.get("name"), str):
-            return value
-        if is_code_name(name):
-            module, path, rest = split(name)
-            name = f"{module}:{path}"
-        else:
-            name, _, rest = name.partition(":")
-        return with_fields({**value, "name": name}, rest, name) if rest or name != value["name"] else value
+
+def _mapping(value: Any, members: Mapping[str, type[Node]]) -> Any:
+    """A mapping of fields, from text or a mapping whose name carries fields; anything else unchanged."""
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, dict) or not isinstance(name := value.get("name"), str):
+        return value
+    if name.partition(":")[0] not in members and is_code_name(name):
+        module, path, rest = split(name)
+        name = f"{module}:{path}"
+    else:
+        name, _, rest = name.partition(":")
+    return with_fields({**value, "name": name}, rest, name) if rest or name != value["name"] else value
 
 
 def written(node: Any, info: Any) -> dict[str, Any]:
     """A node of the user's own as a mapping, under its name of code."""
     left_out = {"exclude_unset": info.exclude_unset, "exclude_defaults": info.exclude_defaults, "exclude_none": info.exclude_none}
-    stored = node.model_dump(mode=info.mode, exclude={"name"}, **left_out)
+    stored: dict[str, Any] = node.model_dump(mode=info.mode, exclude={"name"}, **left_out)
     return {"name": getattr(node, "code_name", None) or code_name(type(node))} | stored
 
 
