@@ -1,10 +1,9 @@
 """rkhs-train: a named recipe, trained."""
 
 import os
-import sys
 from pathlib import Path
 
-from robustbench_rkhs.cli.command import command, typed_command, usable_device
+from robustbench_rkhs.cli.command import command, note, typed_command, usable_device
 
 
 def _train(
@@ -34,11 +33,11 @@ def _train(
     from robustbench_rkhs.training.loop import train as run
     from robustbench_rkhs.training.recipe import TrainRecipe
 
-    recipe = TrainRecipe.read(model, fields)
-    folder, why = (out, "") if out else destination(model, recipe, fresh)
     leads = os.environ.get("RANK", "0") == "0"  # torchrun's other processes work silently
+    recipe = TrainRecipe.read(model, fields, say=note if leads else lambda line: None)
+    folder, why = (out, "") if out else destination(model, recipe, fresh)
     if leads and why:
-        print(f"note: {why}", file=sys.stderr)
+        note(why)
     with TrainingBar(recipe.epochs, quiet=not leads) as bar:
         run(recipe, folder, device=usable_device(device), command=typed_command(), fresh=fresh, half=half, report=bar.report)
     if leads:
