@@ -362,9 +362,9 @@ class Careless(PGD):
 def test_answers_outside_box_or_ball_are_counted_and_told(tmp_path, plain):
     done = saved(None, attacks=(Careless(),), eps=(EPS,))
     ran = done.table[done.table["method"] == "careless"]
-    assert done.about["outside"] == {"careless": int(((ran["index"] % 2 == 0) | (ran["index"] % 5 == 0)).sum())}
+    assert done.about.outside == {"careless": int(((ran["index"] % 2 == 0) | (ran["index"] % 5 == 0)).sum())}
     assert "outside box or ball by more than 1e-6: careless" in (caption := str(console_attacks(done).caption)), caption
-    assert plain[0].about["outside"] == {} and "outside" not in str(console_attacks(plain[0]).caption)
+    assert plain[0].about.outside == {} and "outside" not in str(console_attacks(plain[0]).caption)
     assert "shared evenly" in str(console_attacks(plain[0]).caption)
     texts = [write_tables([one], tmp_path / name)[1].read_text() for name, one in (("a", done), ("b", plain[0]))]
     assert "more than 1e-6: careless" in texts[0] and "1e-6" not in texts[1]

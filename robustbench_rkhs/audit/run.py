@@ -63,7 +63,7 @@ def audit(
     recipe = recipe or parse(EvalRecipe, {"attacks": ({"name": "pgd"},), "eps": eps, **settings}, "audit", TYPED)
     recipe = recipe.model_copy(update={"eps": eps})
     done = evaluate(model, test, recipe, name=name, folder=folder, device=device, command=command, say=say)
-    norm, seed, box = recipe.norm, recipe.seed, done.about["box"]
+    norm, seed, box = recipe.norm, recipe.seed, done.about.box
     images = verdicts.images(done).set_index("index")
     split = test.sample(recipe.samples, seed)
     images = images.loc[split.index.tolist()]
@@ -85,15 +85,15 @@ def audit(
         row["causes"] = [mistake["mistake"] for mistake in raising if mistake["reproduces"]]
         row["nearest"] = raising[0]["mistake"] if raising else ""
     kept = ("model", "norm", "box", "samples", "seed", "device", "date", "data", "data_digest", "weights", "protocol", "versions")
-    about = {key: done.about[key] for key in kept} | {"date": date.today().isoformat(), "command": command}
+    about = done.about.model_dump(include=set(kept)) | {"date": date.today().isoformat(), "command": command}
     return {
-        "about": about | {"certificates": done.about["certificates"], "complete": done.about["complete"]},
+        "about": about | {"certificates": list(done.about.certificates), "complete": done.about.complete},
         "claims": found,
         "mistakes": mistakes,
-        "refused": list(done.about["refused"]),
+        "refused": list(done.about.refused),
         "stale": stale,
         "notes": notes,
-        "breaches": len(done.about["breaches"]),
+        "breaches": len(done.about.breaches),
     }
 
 

@@ -146,7 +146,7 @@ def _evaluate(
         for line in warnings_of(done):
             told(screen, line)
         written |= {} if saved is None else {"adversarials": [saved]}
-        for kind, paths in {"verdicts": [Path(done.about["path"])], **written}.items():
+        for kind, paths in {"verdicts": [done.path] if done.path else [], **written}.items():
             shown = " ".join(str(path) for path in paths)
             told(screen, f"{kind}: {shown}")
         if certificate_files is not None:
@@ -158,10 +158,10 @@ def _evaluate(
             held, line = condition.check(done)
             failed += not held
             told(screen, line)
-        failed += len(done.about["breaches"]) > 0
+        failed += len(done.about.breaches) > 0
         results.append(
             {
-                "about": done.about,
+                "about": done.about.plain(),
                 "summary": json.loads(verdicts.summary(done).to_json(orient="records")),
                 "certificates": json.loads(verdicts.by_certificate(done).to_json(orient="records")),
                 "attacks": json.loads(verdicts.by_attack(done).to_json(orient="records")),
