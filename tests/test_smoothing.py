@@ -22,7 +22,7 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.counter_rng import noisy
 from robustbench_rkhs.runtime.digests import weights_digest
 from robustbench_rkhs.training.recipe import TrainRecipe
-from robustbench_rkhs.zoo import Named, smoothed, smoothing_from
+from robustbench_rkhs.zoo import NamedModel, smoothed, smoothing_from
 
 SIGMA, SHAPE = 0.25, (1, 2, 2)
 
@@ -432,7 +432,7 @@ def test_a_smoothed_subject_is_a_model_of_its_own():
     votes, certificate = smoothing_from("sigma=1/4,n=500,votes=10", seed=3)
     assert (votes, certificate) == ({"votes": 10}, SmoothingCertificate(sigma=0.25, n=500, seed=3))
     split = TrainRecipe.parse(TINY).data.test()
-    named = smoothed(Named("digits_mlp", net(), split), 0.25, **votes)
+    named = smoothed(NamedModel("digits_mlp", net(), split), 0.25, **votes)
     assert named.name == "digits_mlp~smoothed-0.25" and isinstance(named.model, Smoothed) and named.model.votes == 10
 
 

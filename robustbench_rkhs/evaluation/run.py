@@ -240,7 +240,7 @@ class _Run:
         if attacking is not None:  # what was found before an interruption stays
             tables += attacking.tables
             self.note(breaches=(*attacking.breaches, *self.about.breaches), rechecked=attacking.rechecked)
-            self.note(failed=dict.fromkeys((*attacking.errors, *self.about.failed)))
+            self.note(failed=tuple(dict.fromkeys((*attacking.errors, *self.about.failed))))
         return verdicts.merge(tables + doubts), complete
 
     def diagnose_model(

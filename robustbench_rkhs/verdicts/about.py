@@ -119,7 +119,10 @@ class About(Node):
 
     def plain(self) -> dict[str, Any]:
         """As JSON takes it: the fields that were given, by name."""
-        return self.model_dump(exclude_unset=True)
+        said = self.model_dump(exclude_unset=True)
+        if "diagnostics" in said:
+            said["diagnostics"] = [{key: value for key, value in one.items() if value is not None} for one in said["diagnostics"]]
+        return said
 
     def but(self, **fields: Any) -> "About":
         """The same with other values of these fields. Raises UserError where one is unknown or of the wrong type."""
