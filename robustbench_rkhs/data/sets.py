@@ -15,6 +15,7 @@ from robustbench_rkhs.data.augmentation import Padding, augment
 from robustbench_rkhs.data.checks import as_images, check_arrays
 from robustbench_rkhs.data.splits import Split, Splits, Task, arrays_digest, order_by_class, order_of
 from robustbench_rkhs.nodes.node import Node, UserError
+from robustbench_rkhs.nodes.reasons import reason as reason_of
 from robustbench_rkhs.nodes.threat_model import Box
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -160,7 +161,7 @@ class _Torchvision(DataSet):
         try:
             self._download(root)
         except Exception as error:  # torchvision raises whatever the network raised
-            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            reason = reason_of(error)
             line = f"data set {name!r} is not in data root {str(root)!r}: {expected}; download failed: {reason}"
             raise UserError(line) from None
         finally:
@@ -258,5 +259,5 @@ def read_npz(path: Path) -> Arrays:
                 raise UserError(f"{path}: expected arrays {' '.join(keys)}, {' '.join(missing)} missing")
             return tuple(stored[key] for key in keys)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, AttributeError) as error:
-        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        reason = reason_of(error)
         raise UserError(f"{path} is not a readable .npz file: {reason}") from None

@@ -17,6 +17,7 @@ from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.reasons import cause
 from robustbench_rkhs.runtime.messages import Say
 from robustbench_rkhs.verdicts import Noticed, Part
 
@@ -110,7 +111,7 @@ class CertifyPhase:
         except UserError:
             raise
         except Exception as error:  # a method's fault is a row, not the end of the evaluation
-            words = f"{label} failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            words = f"{label} failed: {cause(error)}"
             return _nothing(len(block), "error"), [words]
         right = (self.predicted[block] == split.y[block]).cpu()
         reasons = [

@@ -18,6 +18,7 @@ from robustbench_rkhs.evaluation.predictions import answered, counting
 from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.reasons import cause
 from robustbench_rkhs.verdicts import Kept, Noticed, Part
 
 AGAIN = 2
@@ -164,7 +165,7 @@ def attempted(subject: Subject, attack: Attack, positions: Tensor, budgets: Tens
     except Exception as error:  # a library's fault is a row, not the end of the evaluation
         nothing = torch.zeros(len(x), dtype=torch.int64)
         attacked = Attacked(x, nothing, nothing)
-        failed = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        failed = cause(error)
     inside, found = x.clone(), attacked.images.to(x)
     for eps in budgets.unique().tolist():  # a grid has few
         own = budgets == eps

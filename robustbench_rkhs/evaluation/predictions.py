@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.reasons import reason as reason_of
 from robustbench_rkhs.runtime.modes import evaluating
 
 
@@ -16,7 +17,7 @@ def classes_of(model: nn.Module, x: Tensor) -> int:
         with evaluating(model):
             out = model(x.to(home))
     except (RuntimeError, ValueError, IndexError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = reason_of(error)
         raise UserError(f"the model cannot take images of shape {tuple(x.shape[1:])}: {reason}") from None
     if not isinstance(out, Tensor) or out.dim() != 2:
         found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
@@ -32,7 +33,7 @@ def ask(model: nn.Module, x: Tensor, classes: int, batch: int = 256) -> Tensor:
         try:
             out = model(images)
         except (RuntimeError, ValueError, IndexError) as error:
-            reason = " ".join(str(error).split())[:160]
+            reason = reason_of(error)
             raise UserError(f"the model cannot take images of shape {tuple(x.shape[1:])}: {reason}") from None
         if not isinstance(out, Tensor) or out.dim() != 2 or len(out) != len(images):
             what = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
