@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from robustbench_rkhs.certificates import Certificate, Certified
+from robustbench_rkhs.data import Stream
 from robustbench_rkhs.evaluation.cache_key import digest_of
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.subject import Subject
@@ -72,7 +73,8 @@ class CertifyPhase:
         """One certificate on these images, in blocks where its cost is each image's own."""
         started, limit = time.monotonic(), self.recipe.certify_seconds
         settings = digest_of(certify.model_dump(mode="json"))
-        blocks: Sequence[Tensor] = positions.split(self.recipe.block) if certify.image_by_image else [positions]
+        apart = certify.image_by_image or isinstance(self.subject.split.x, Stream)
+        blocks: Sequence[Tensor] = positions.split(self.recipe.block) if apart else [positions]
         for block in blocks:
             if not len(block):
                 continue
