@@ -218,7 +218,7 @@ def test_a_natural_first_call_gives_a_table(model: Any, data: Any, more: dict[st
     done = evaluate(model, data, **({"eps": 0.1} | FAST | more))
     summary = verdicts.summary(done)
     assert len(summary) and 0 <= summary["robust"].iloc[0] <= summary["clean"].iloc[0] <= 1
-    assert done.about["samples"] == more.get("samples", done.table["index"].nunique())
+    assert done.about.samples == more.get("samples", done.table["index"].nunique())
 
 
 @pytest.mark.parametrize(("model", "data", "more", "line"), REFUSED.values(), ids=REFUSED)

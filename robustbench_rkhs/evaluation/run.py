@@ -19,7 +19,7 @@ from robustbench_rkhs.attacks import PGD, Attack, AutoAttack
 from robustbench_rkhs.attacks.efforts import protocol_of
 from robustbench_rkhs.attacks.objective import margin
 from robustbench_rkhs.certificates import SmoothingCertificate
-from robustbench_rkhs.data import Split
+from robustbench_rkhs.data import Split, Stream
 from robustbench_rkhs.data.given import given_images, given_labels, given_split
 from robustbench_rkhs.evaluation.attack_phase import AttackPhase, Clock, OutOfTime
 from robustbench_rkhs.evaluation.cache_key import digest_of, sources_digest
@@ -83,6 +83,8 @@ def evaluate(
     exact = split.x.dtype in (torch.float32, torch.float64)
     if adversarials is None:
         adversarials = exact and not folder and split.x.numel() * split.x.element_size() <= KEPT
+    if adversarials and isinstance(split.x, Stream) and split.x.numel() * split.x.element_size() > KEPT:
+        raise UserError("adversarial images are kept beside all clean ones, which are too many here: choose fewer by samples")
     if adversarials and not exact:
         raise UserError(f"adversarial images are saved exactly as float32 or float64, found inputs of {split.x.dtype}")
     with evaluating(model, device):
@@ -104,7 +106,7 @@ def evaluate(
     images = None
     if nearest is not None:
         header = {key: value for key, value in about.plain().items() if key in SAID} | {"split": split.split}
-        images = nearest.adversarials(header, table, split.x.cpu().numpy(), split.index.cpu().numpy())
+        images = nearest.adversarials(header, table, split.x[:].cpu().numpy(), split.index.cpu().numpy())
     evaluation = Evaluation(table, about, images, path, torch.from_numpy)
     if path is not None:
         verdicts.write(evaluation, path)

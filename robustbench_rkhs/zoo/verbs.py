@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import Attack
 from robustbench_rkhs.attacks.ball import distances, pull_inside
 from robustbench_rkhs.attacks.efforts import Effort, protocol_of
@@ -61,7 +60,7 @@ def evaluate(
     preprocessing: Any = None,
     bounds: Any = (0.0, 1.0),
     folder: str | Path | None = None,
-    adversarials: str | Path | None = None,
+    adversarials: str | Path | bool | None = None,
     twin: nn.Module | None = None,
     command: str = "",
     say: Say = lambda line: None,
@@ -79,8 +78,8 @@ def evaluate(
     `bounds`, which the model wants subtracted and divided by. `device`: where the model is, if not given; "auto": a GPU, if any.
     `recipe`, or its fields by name (`norm`, `attacks`, `effort`, `budget`, `certificates`, `samples`, `seed`, `block`, `workers`
     ...); attacks and certificates by name too. With a `folder`, finished parts are kept under folder/name/parts and never done
-    again, and the table is written to folder/name/. `adversarials`: a .npz file that gets the nearest adversarial image of each
-    image. `twin`: a network of the same data, trained without defence, whose adversarial images are tried too.
+    again, and the table is written to folder/name/. `adversarials`: True to keep the nearest adversarial image of each image, or a
+    .npz file that gets them (kept anyway where they are few and no folder is given). `twin`: a network of the same data, trained without defence, whose adversarial images are tried too.
     Interrupted by the keyboard, or when `budget` seconds are used up, it returns what there is.
     Raises UserError, in one line, for anything it cannot take.
     """
@@ -97,10 +96,7 @@ def robust_accuracy(model: Any, x: Any, y: Any, *, eps: Eps, norm: str = "l2", *
     not known.
     """
     done = evaluate(model, (x, y), eps=eps, norm=norm, **settings)
-    row = verdicts.summary(done).iloc[0]
-    if not row["robust"] == row["robust"]:
-        raise UserError(f"robust accuracy at eps {row['eps']:g} is withheld: {int(row['count_untested'])} images are untested")
-    return float(row["robust"])
+    return done.robust_accuracy(float(done.summary()["eps"].iloc[0]))
 
 
 def attack(
