@@ -28,8 +28,8 @@ class PGD(EngineAttack):
     to a twentieth of it. The first start is x itself, every further restart a random point of the ball; an image that fell
     is left out of later steps.
     Then `targets` runs towards the nearest other classes, from x, on what still stands.
-    Cost: at most (restarts + targets) (steps + 1) + 1 forward and (restarts + targets) steps + K backward passes an image
-    (K classes). No weight gradients.
+    Cost: at most (restarts + targets) (steps + 1) + 2 forward and (restarts + targets) steps + K backward passes an image
+    (K classes), and a forward pass for one that is broken. No weight gradients.
     Source: Madry et al., ICLR 2018; normalised l2 steps as in Rony et al., CVPR 2019.
     """
 
@@ -146,7 +146,7 @@ class PublishedPGD(PGD):
     100 steps of 0.5 along g / max(||g||_2, floor), g the gradient of the cross-entropy averaged over batches of 256, from a
     zero start, no box, last iterate. Confident images have gradients under the floor and are never moved: an evaluation marks
     such a result as masked.
-    Cost: 101 forward and 100 backward passes. Source: the evaluation script of Bietti et al., ICML 2019.
+    Cost: 102 forward and 100 backward passes. Source: the evaluation script of Bietti et al., ICML 2019.
     """
 
     name: Literal["published"] = "published"  # type: ignore[assignment]
