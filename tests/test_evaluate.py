@@ -216,7 +216,7 @@ def test_code_that_changed_is_not_served_old_parts(tmp_path):
 
 
 class Broken(PGD):
-    def __call__(self, model, x, y, keys) -> Attacked:
+    def __call__(self, model, x, y, keys, eps=None) -> Attacked:
         raise RuntimeError("out of luck")
 
 
