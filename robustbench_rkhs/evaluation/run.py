@@ -35,6 +35,7 @@ from robustbench_rkhs.layers.frozen import freeze
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.nodes.code_names import TYPED
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.own_code import own_code_digest
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.runtime.devices import describe
 from robustbench_rkhs.runtime.digests import weights_digest
@@ -168,8 +169,8 @@ class _Run:
         self.labels = labels
         self.input_digests = subject.input_digests
         settings = recipe.model_dump(mode="json", exclude={"budget", "workers"})  # which change no verdict
-        twin = [] if transfer is None else [transfer.weights]
-        self.digest = digest_of([settings, subject.weights, split.digest, sources_digest(), *twin], 12)
+        others = [*([] if transfer is None else [transfer.weights]), *filter(None, [own_code_digest(recipe)])]
+        self.digest = digest_of([settings, subject.weights, split.digest, sources_digest(), *others], 12)
         known: dict[str, Any] = {
             "model": subject.name,
             "norm": recipe.norm,
