@@ -30,7 +30,7 @@ def attacked(oracle, attack, **settings):
     """Rows of this attack, and the evaluation."""
     given = {"certificates": (), "diagnostics": False, "rechecked": 0, "norm": "l2"} | settings
     done = evaluate(oracle.model, (oracle.x, oracle.y), eps=EPS, attacks=[attack], **given)
-    label = done.about["protocol"][0]
+    label = done.about.protocol[0]
     return done.table[(done.table["kind"] == "attack") & (done.table["method"] == label)], done
 
 
@@ -103,7 +103,7 @@ def test_an_exact_attack_of_anybody_breaks_exactly_what_can_be_broken(attack, mi
         len(rows)
         and set(rows["index"]) == set(np.flatnonzero(right))
         and (rows["forwards"] > 0).all()
-        and not done.about["breaches"]
+        and not done.about.breaches
     )
 
 
@@ -230,12 +230,12 @@ def test_a_certificate_of_the_users_own_is_taken_as_it_is(certificate):
     oracle = scene(6)
     rows, done = certified(oracle, certificate)
     np.testing.assert_allclose(rows["radius"], oracle.l2.numpy()[rows["index"]] / 2, rtol=1e-5)
-    assert not done.about["breaches"] and rows["method"].unique() == ["Half"]
+    assert not done.about.breaches and rows["method"].unique() == ["Half"]
 
 
 def test_a_certificate_that_claims_too_much_is_found_out():
     _, done = certified(scene(6), Half(factor=3.0))
-    assert done.about["breaches"]
+    assert done.about.breaches
 
 
 class Careless(Certificate):
@@ -262,7 +262,7 @@ class Careless(Certificate):
 def test_what_an_own_certificate_returns_amiss_proves_nothing(what):
     oracle = scene(6)
     rows, done = certified(oracle, Careless(what=what))
-    assert set(rows["state_reason"]) == {"error"} and (rows["radius"] == 0).all() and "Careless failed" in done.about["refused"][0]
+    assert set(rows["state_reason"]) == {"error"} and (rows["radius"] == 0).all() and "Careless failed" in done.about.refused[0]
     assert next(oracle.model.parameters()).abs().sum() > 0
 
 
