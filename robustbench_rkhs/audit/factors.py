@@ -10,6 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from robustbench_rkhs.bounds import Step, steps, upper
+from robustbench_rkhs.layers.lowered import plain
 from robustbench_rkhs.lipschitz import Uncertifiable, affine, rule
 
 
@@ -135,7 +136,7 @@ def rows(chain: list[Part], classes: int) -> Float64[Tensor, "classes inputs"]:
     y = x
     with torch.enable_grad():
         for part in chain:
-            y = part.module(y)
+            y = plain(part.module)(y)
         (matrix,) = torch.autograd.grad(y, x, torch.eye(classes, dtype=torch.float64))
     return matrix.flatten(1)
 
@@ -162,7 +163,7 @@ class Linearised:
     def __init__(self, module: nn.Module, x: Float64[Tensor, "batch *inputs"]) -> None:
         with torch.inference_mode(False), torch.enable_grad():
             self.x = x.detach().clone().requires_grad_()
-            self.y = module(self.x * 1)  # a layer may work in place
+            self.y = plain(module)(self.x * 1)  # a layer may work in place
             self.v = torch.zeros_like(self.y, requires_grad=True)
             constant = not self.y.requires_grad
             self.pulled = None if constant else self._grad(self.y, self.x, self.v, create_graph=True)

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustbench_rkhs.layers import GroupSort, MaxMin
-from robustbench_rkhs.relaxations.crown import AFFINE, DIAGONAL, Lines, chain_back, margin_rows
+from robustbench_rkhs.relaxations.crown import AFFINE, DIAGONAL, MOVES, Lines, chain_back, margin_rows
+from robustbench_rkhs.relaxations.expansion import Exchange
 from robustbench_rkhs.relaxations.interval import Step, Trace, Walk, forked, trace
 from robustbench_rkhs.relaxations.region import Region
 from robustbench_rkhs.relaxations.rounding import LEAST, UNIT, most, rounded, widened
@@ -16,7 +17,7 @@ from robustbench_rkhs.relaxations.rounding import LEAST, UNIT, most, rounded, wi
 NUMBERS = 2**22
 """Numbers of one tensor of slopes at most: 32 MiB in float64, of which a pass holds a few."""
 KINKS = (nn.ReLU, nn.LeakyReLU)
-BENDS = (nn.Tanh, nn.Sigmoid, nn.ELU, nn.MaxPool2d, MaxMin, GroupSort)
+BENDS = (nn.Tanh, nn.Sigmoid, nn.ELU, nn.MaxPool2d, MaxMin, GroupSort, Exchange)
 
 
 class Found(NamedTuple):
@@ -76,7 +77,8 @@ def tighten(module: nn.Module, steps: list[Step], region: Region) -> Region:
 
 def _exact(steps: list[Step]) -> bool:
     """Whether intervals are as good as lines: at most one layer that mixes values so far, and it is affine."""
-    mixing = [step for step in steps if not isinstance(step.module, (nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout2d, *DIAGONAL))]
+    straight = (nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout2d, *MOVES, *DIAGONAL)
+    mixing = [step for step in steps if not isinstance(step.module, straight)]
     return not mixing or (len(mixing) == 1 and isinstance(mixing[0].module, nn.Linear | nn.Conv1d | nn.Conv2d))
 
 
