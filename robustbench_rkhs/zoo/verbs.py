@@ -79,7 +79,8 @@ def evaluate(
     `recipe`, or its fields by name (`norm`, `attacks`, `effort`, `budget`, `certificates`, `samples`, `seed`, `block`, `workers`
     ...); attacks and certificates by name too. With a `folder`, finished parts are kept under folder/name/parts and never done
     again, and the table is written to folder/name/. `adversarials`: True to keep the nearest adversarial image of each image, or a
-    .npz file that gets them (kept anyway where they are few and no folder is given). `twin`: a network of the same data, trained without defence, whose adversarial images are tried too.
+    .npz file that gets them; where nothing is said they are kept if they are few and there is no folder. `twin`: a network of the
+    same data, trained without defence, whose adversarial images are tried too.
     Interrupted by the keyboard, or when `budget` seconds are used up, it returns what there is.
     Raises UserError, in one line, for anything it cannot take.
     """
