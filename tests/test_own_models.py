@@ -108,9 +108,7 @@ class Timm(SimpleNamespace):
 
 
 @pytest.mark.parametrize("online", [True, False])
-def test_a_model_of_timm_is_normalised_as_it_says_and_random_weights_are_said(
-    online: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_of_timm_is_normalised_as_it_says(online: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timm_models, "_library", lambda: Timm(online=online))
     said: list[str] = []
     named = load_model("timm:tiny.in1k", None, None, said.append)
