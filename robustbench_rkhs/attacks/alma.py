@@ -1,4 +1,4 @@
-"""ALMA: the distance and the distance to the boundary in one augmented Lagrangian."""
+"""ALMA: minimal-norm attack that lowers distance and misclassification constraint in one augmented Lagrangian."""
 
 from typing import Literal
 

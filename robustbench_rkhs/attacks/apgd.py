@@ -1,4 +1,4 @@
-"""Auto-PGD: gradient steps whose length needs no choice, on losses that the scale of the logits cannot mask."""
+"""Auto-PGD: gradient steps with an automatic step size, on losses that do not depend on the scale of the logits."""
 
 import math
 from typing import Literal, NamedTuple, get_args
@@ -42,7 +42,7 @@ class Rows(NamedTuple):
     step: Float[Tensor, " rows"]
 
     def kept(self, standing: Bool[Tensor, " rows"]) -> "Rows":
-        """Only the rows that stand."""
+        """Only the rows that are still robust."""
         return Rows(*(column[standing] for column in self))
 
 
@@ -61,7 +61,7 @@ class APGD(EngineAttack):
     :math:`(f_y - f_t) / (f_{(1)} - (f_{(3)} + f_{(4)}) / 2)`. All are of logits times a constant of each image that puts its clean
     margin at 10. A DLR loss is flat where the second logit equals the third, so 1e-4 times its numerator is added. With fewer than
     four classes the denominators degenerate, and the constant alone takes their place.
-    Cost of an image that stands: steps + 1 forward and steps backward passes a run, and 1 forward pass; runs = restarts, times
+    Cost of an image that stands: steps + 1 forward and steps backward passes per run, and 1 forward pass; runs = restarts, times
     min(targets, classes - 1) for `targeted`. Raises UserError for a missing, negative or infinite eps.
     Source: Croce & Hein, ICML 2020.
     """
@@ -103,7 +103,7 @@ class APGD(EngineAttack):
 
     @torch.no_grad()
     def search(self, engine: Engine) -> None:
-        """Run after run on what still stands."""
+        """Run after run on the images that are still robust."""
         classes = engine.clean.shape[1]
         if engine.eps.isinf().any():
             raise UserError(f"attack {self.label!r} needs a finite eps for every image, found an infinite one")

@@ -1,4 +1,4 @@
-"""DDN: the direction of the perturbation and its length are decided apart."""
+"""DDN: minimal-norm attack that decouples the direction of the perturbation from its norm."""
 
 from typing import Literal
 

@@ -162,7 +162,7 @@ class FAB(EngineAttack):
         return moved.clamp(0, 1) if self.box == "unit" else moved
 
     def _look(self, engine: Engine, at: Tensor, points: Tensor, target: Tensor | None) -> _Plane:
-        """Answers at these points and the boundary linearised there: one gradient with a target, one a class without."""
+        """Answers at these points and the boundary linearised there: one gradient with a target, one per class without."""
         y = engine.y[at]
         if target is not None:
             seen = engine.slope(at, points, lambda logits, rows: gap(logits, y[rows], target[rows]))

@@ -1,4 +1,4 @@
-"""A model as a row of layers, whether or not a rule covers them, and what products of their factors would say."""
+"""A model as a chain of layers, with or without a rule, and the products of their factors."""
 
 import copy
 import math
@@ -33,7 +33,7 @@ Factor = Callable[[Part], float | None]
 
 
 def copied(module: nn.Module) -> nn.Module:
-    """A deep copy, also of a module that keeps a tensor worked out from others (old-style spectral_norm does)."""
+    """A deep copy, also of a module that keeps a tensor computed from others (old-style spectral_norm does)."""
     kept = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
     return copy.deepcopy(module, {id(value): value.detach().clone() for value in kept})
 
@@ -104,7 +104,7 @@ def _proven(layer: nn.Module, shape: tuple[int, ...]) -> float | None:
 
 
 def weighted(part: Part) -> bool:
-    """An affine layer with a weight matrix or kernel: what norms are worked out of, exactly or not."""
+    """An affine layer with a weight matrix or kernel: what norms are computed from, exactly or not."""
     return affine(part.module) and any(tensor.dim() >= 2 for tensor in part.module.parameters())
 
 
@@ -158,7 +158,7 @@ def pairwise(chain: list[Part], classes: int, factor: Factor = lambda part: None
 
 
 class Linearised:
-    """The Jacobian of a module at each image of a batch, applied to one direction an image, and its adjoint."""
+    """The Jacobian of a module at each image of a batch, applied to one direction per image, and its adjoint."""
 
     def __init__(self, module: nn.Module, x: Float64[Tensor, "batch *inputs"]) -> None:
         with torch.inference_mode(False), torch.enable_grad():

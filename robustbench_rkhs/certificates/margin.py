@@ -1,4 +1,4 @@
-"""The certificate of a proven Lipschitz bound: how far apart two logits are, over how fast they can meet."""
+"""The margin certificate: the gap between two logits over the proven Lipschitz bound of their difference."""
 
 from typing import Literal
 

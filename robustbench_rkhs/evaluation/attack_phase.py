@@ -1,4 +1,4 @@
-"""The attacks of an evaluation: the schedule at work on a model, part by part, within a budget of seconds."""
+"""The attack phase: runs the schedule on a model, part by part, within a time budget."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -102,7 +102,7 @@ class AttackPhase:
         self.survived = {label: np.full(images, -np.inf) for label in self.labels}
         """Of each attack, the largest budget that an image survived, and inf where a minimal-norm attack ran."""
         self.pace: dict[str, float] = {}
-        """Seconds an image, of each attack's latest part."""
+        """Seconds per image, of each attack's latest part."""
 
     def all(self) -> None:
         """Everything, in order. Raises OutOfTime where the budget is used up before."""
@@ -203,7 +203,7 @@ class AttackPhase:
         return open_here
 
     def run(self, attack: Attack, label: str, group: Group, eps: Radii | None = None) -> None:
-        """One attack on these blocks: one call with each image's own eps, or a call an eps; as many as the budget has time for."""
+        """One attack on these blocks: one call with each image's own eps, or a call per eps; as many as the budget has time for."""
         places, blocks = np.concatenate(group), np.repeat(np.arange(len(group)), [len(block) for block in group])
         if eps is not None and not isinstance(attack, EngineAttack):
             for value in sorted(set(eps.tolist()), reverse=True):

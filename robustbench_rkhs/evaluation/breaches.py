@@ -1,4 +1,4 @@
-"""Broken certificates: which are believed of a vote, and each of them asked again in float64."""
+"""Broken certificates: which count for a smoothed model, and the replay of each in float64."""
 
 import copy
 

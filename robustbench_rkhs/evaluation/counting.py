@@ -1,4 +1,4 @@
-"""What an attack's images amount to: pulled inside ball and box, measured, asked again, kept as rows."""
+"""Counting adversarial examples: projected into ball and box, measured, confirmed by a second query, stored as rows."""
 
 import math
 import time

@@ -1,4 +1,4 @@
-"""A model asked: how many classes it knows, its logits checked, what it answers."""
+"""Predictions of a model: its class count, and its logits, checked."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Activations that keep the norm of gradients."""
+"""Gradient-norm-preserving activations: MaxMin and GroupSort."""
 
 from typing import Literal
 

@@ -90,7 +90,7 @@ def norm_and_shape(
 
 
 def entries(weight: Float[Tensor, "outputs inputs kernel kernel"], padding_mode: Padding) -> tuple[int, int]:
-    """Nonzeros of a row and of a column of the convolution's matrix, at most: circular, a pixel shows three times an axis."""
+    """Nonzeros of a row and of a column of the convolution's matrix, at most: circular, a pixel shows three times per axis."""
     outputs, inputs, *taps = weight.shape
     copies = 9 if padding_mode == "circular" else 1
     return taps[0] * taps[1] * inputs, copies * taps[0] * taps[1] * outputs

@@ -1,4 +1,4 @@
-"""Convolutions worked out frequency by frequency on a torus: any kernel, stride and image size."""
+"""Convolutions computed frequency by frequency on a torus: any kernel, stride and image size."""
 
 import math
 from typing import Any

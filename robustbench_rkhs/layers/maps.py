@@ -17,7 +17,7 @@ from robustbench_rkhs.nodes.node import UserError
 
 
 class DenseMap(nn.Module):
-    """y = activation(M x + b) on the last dimension, M worked out from free parameters."""
+    """y = activation(M x + b) on the last dimension, M computed from free parameters."""
 
     def __init__(self, in_features: int, out_features: int, activation: Activation) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class DenseMap(nn.Module):
         """M, in float64 where the device has it, as it is certified."""
 
     def wide(self, parameter: Tensor) -> Tensor:
-        """A parameter in the precision the matrix is worked out in."""
+        """A parameter in the precision the matrix is computed in."""
         return parameter.to(torch.float32 if parameter.device.type == "mps" else torch.float64)
 
     def forward(self, x: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch outputs"]:

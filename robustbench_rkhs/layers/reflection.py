@@ -1,4 +1,4 @@
-r"""Residual layers x - 2 U relu(U^T x + c) with ||U|| <= 1: what SLL and CPL have in common.
+r"""Residual layers x - 2 U relu(U^T x + c) with ||U|| <= 1: the base of SLL and CPL.
 
 Proof of the bound, with s >= ||U||^2. At any two points relu(u) - relu(v) = J (u - v) with J diagonal in [0, I], so
 

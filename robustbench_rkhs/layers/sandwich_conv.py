@@ -32,7 +32,7 @@ class SandwichConv(FourierConv):
     .. math:: y = \sqrt2 A^* \Psi\, \mathrm{relu}\big(\sqrt2\, \Psi^{-1} B x + b\big), \qquad
               A_\theta A_\theta^* + B_\theta B_\theta^* = I \text{ at each frequency } \theta
 
-    [A B]* is the Cayley transform of alpha / ||W||_F times the kernel's spectrum, Psi = diag(e^psi) a number a channel. As
+    [A B]* is the Cayley transform of alpha / ||W||_F times the kernel's spectrum, Psi = diag(e^psi) a number per channel. As
     relu(t u) = t relu(u) for t > 0 it is evaluated as sqrt2 A* relu(sqrt2 B x + Psi b). Strides fold pixels into channels;
     `zeros` keeps the hidden image on the whole torus. The start is the identity followed by ReLU, where sizes agree, so that
     gradients survive depth. Claimed is max_theta ||[A B]||^2 in float64 from the stored parameters.

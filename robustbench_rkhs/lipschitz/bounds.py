@@ -1,4 +1,4 @@
-"""What a bound is, the dispatch on type, and the rules of the simplest layers."""
+"""Lipschitz bounds of single layers: the type of a bound, the dispatch on layer type, and the rules of the simplest layers."""
 
 import math
 from functools import singledispatch

@@ -1,4 +1,4 @@
-"""Linear bounds from the logits back to the image (CROWN), with intervals at every kink."""
+"""CROWN: linear bounds propagated from the logits back to the image, with intervals at every nonlinearity."""
 
 from collections.abc import Callable
 from functools import singledispatch

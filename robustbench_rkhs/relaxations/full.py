@@ -1,4 +1,4 @@
-"""CROWN with linear bounds at every kink, and bounds that hold in real arithmetic."""
+"""Full CROWN: linear bounds at every nonlinearity, rounded so that they hold in real arithmetic."""
 
 import math
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Interval bounds: what every layer can be, when the image can be anything in a ball."""
+"""Interval bound propagation: bounds of every layer's output for all images in a ball."""
 
 import copy
 from collections.abc import Callable, Iterable, Sequence

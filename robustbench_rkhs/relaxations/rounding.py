@@ -1,4 +1,4 @@
-"""How far float arithmetic can move what a layer computes, value by value."""
+"""Bounds of the float64 rounding error of each layer, value by value."""
 
 import math
 from functools import singledispatch

@@ -1,4 +1,4 @@
-"""Running a model for a while without touching what its training keeps."""
+"""Context managers that switch a model's mode and restore it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

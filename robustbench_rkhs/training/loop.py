@@ -145,7 +145,7 @@ class Run:
         self.penalties = [penalty.prepare(self.model, train_split, seed) for penalty in self.recipe.penalties]
 
     def steps(self, split: Split) -> int:
-        """Steps an epoch; a last batch smaller than half is left out, unless it is the only one."""
+        """Steps per epoch; a last batch smaller than half is left out, unless it is the only one."""
         return max(1, round(len(split) / self.recipe.batch_size))
 
     def batches(self, split: Split) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:

@@ -55,7 +55,7 @@ class TrainRecipe(Node):
     epochs: int = Field(10, ge=1)
     """Passes over the training images."""
     batch_size: int = Field(128, ge=1)
-    """Images a step."""
+    """Images per step."""
     seed: int = Field(0, ge=0)
     """Initial weights, order, augmentation, dropout."""
     ema: Annotated[Real, Field(gt=0, lt=1)] | None = None

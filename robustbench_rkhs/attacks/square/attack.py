@@ -25,7 +25,7 @@ class Square(EngineAttack):
     .. math:: x^{(i)} = \arg\min_{x' \in \{x^{(i-1)},\, \Pi(x^{(i-1)} + \delta^{(i)})\}} f_y(x') - \max_{j \ne y} f_j(x')
 
     linf: every pixel is eps above or below its own value (or at the box); it starts as vertical stripes of random sign, and a
-    window takes one random sign a channel. l2: it starts as five by five tiles; the offset in one random window is wiped, and
+    window takes one random sign per channel. l2: it starts as five by five tiles; the offset in one random window is wiped, and
     its length and what is left of eps go to another one, as a pyramid up on one half and down on the other. The windows cover
     `share` of the picture at first and half of it after 0.1, 0.5, 2, 5, 10, 20, 40, 60 and 80 % of the queries.
     (C, H, W) and (H, W) are pictures; any other input is laid out as one near-square grey one.

@@ -1,4 +1,4 @@
-"""How the Square attack walks: images on their way through a chunk of queries, several proposals of a state asked at once."""
+"""Square attack: proposals of many images at once, several per image in one forward pass."""
 
 from abc import ABC, abstractmethod
 from itertools import groupby
@@ -117,7 +117,7 @@ class Walk(ABC):
 
     @abstractmethod
     def propose(self, rows: Tensor, place: Tensor, sign: Tensor, height: int, width: int) -> Float[Tensor, "rows cells"]:
-        """Changed images, as cells: one a row, from the state of the image `rows` names."""
+        """Changed images, as cells: one per row, from the state of the image `rows` names."""
 
     @abstractmethod
     def reached(self, moved: Tensor, cells: Tensor) -> Tensor:

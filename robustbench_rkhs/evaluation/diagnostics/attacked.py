@@ -1,4 +1,4 @@
-"""What attacks show: scale, budget, steps, a twin, queries and random directions should not make the difference they make."""
+"""Signs of masking from attacks: scale, budget, steps, a twin, queries and random directions compared."""
 
 import torch
 from torch import Tensor

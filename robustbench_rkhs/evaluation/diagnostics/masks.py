@@ -1,4 +1,4 @@
-"""What a model shows by itself: gradients that say nothing, answers that change, outputs that are no logits."""
+"""Signs of masking in the model itself: useless gradients, random outputs, outputs that are no logits."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Descent in the engine that needs nothing but a gradient: what the diagnoses compare."""
+"""Plain gradient descent in the engine, which the diagnoses compare with."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.objective import gap, likeliest_classes, margin
 
 Lowered = Callable[[Tensor, Tensor], Tensor]
-"""(logits, positions of the images they are of) -> one number a row, to be lowered."""
+"""(logits, positions of the images they are of) -> one number per row, to be lowered."""
 
 
 def margins(logits: Float[Tensor, "some classes"], y: Int[Tensor, " some"]) -> Float[Tensor, " some"]:

@@ -1,4 +1,4 @@
-"""GloRo: a logit for "not certified", by bounds of how fast the logits move."""
+"""GloRo: an extra logit for "not certified", from Lipschitz bounds of the differences of logits."""
 
 from typing import Literal
 

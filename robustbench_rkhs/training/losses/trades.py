@@ -1,4 +1,4 @@
-"""TRADES: be right on the clean image, and answer its neighbours alike."""
+"""TRADES: cross-entropy on the clean image plus a divergence to the predictions around it."""
 
 from typing import ClassVar, Literal
 

@@ -54,7 +54,7 @@ class AdversarialPerturbation(PenaltyNode):
     direction: Literal["increase", "both"] = "increase"
     """`increase`: logits that rise, as published; `both`: that rise or fall."""
     chunk: int = Field(64, ge=1)
-    """Images a pass; the value does not depend on it."""
+    """Images per pass; the value does not depend on it."""
 
     def __call__(
         self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Tensor, keys: Int[Tensor, " batch"] | None = None
@@ -98,7 +98,7 @@ class AdversarialPerturbation(PenaltyNode):
         return found
 
     def _ascend(self, model: nn.Module, x: Tensor, group: Tensor, sign: int, gradient: Tensor) -> Tensor:
-        """The images moved so that `sign` times each logit of the group rises: one copy of the images a class."""
+        """The images moved so that `sign` times each logit of the group rises: one copy of the images per class."""
         base = x.repeat(len(group), *[1] * (x.dim() - 1)) if len(group) > 1 else x
         length = self.step_size or 1.5 * self.eps / self.steps
         perturbed = project(base, base + length * unit(gradient), "l2", self.eps, self.box)

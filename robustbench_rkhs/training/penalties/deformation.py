@@ -99,7 +99,7 @@ class Tangent(_Deformed):
     norm. The maximisers are found without a graph over the weights; only they are differentiated twice. BatchNorm stands at its
     running statistics and dropout is off.
     Units: squared logits per squared unit of deformation. Cost: K backward passes over `images` images to search, two over K
-    images to differentiate (K classes); two forward passes; count tangents an image. Raises UserError where inputs are not
+    images to differentiate (K classes); two forward passes; count tangents per image. Raises UserError where inputs are not
     (channel, height, width).
     Source: Bietti et al., ICML 2019, section 3 (their published code ranks by the signed sum).
     """

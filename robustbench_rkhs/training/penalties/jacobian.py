@@ -31,7 +31,7 @@ class Jacobian(PenaltyNode):
     weight: Real = Field(0.005, ge=0)
     """Multiplier lambda, in squared pixels per squared logit."""
     projections: int | None = Field(None, ge=1)
-    """Random directions p an image; the exact norm, by all K outputs, where not given."""
+    """Random directions p per image; the exact norm, by all K outputs, where not given."""
     of: Literal["logits", "probabilities"] = "logits"
     """Outputs that are differentiated. Probabilities of confident images hardly move, so they hide steep logits."""
     seed: int = Field(0, ge=0)

@@ -1,4 +1,4 @@
-"""Virtual adversarial training: answers that do not change in the direction in which they would change most."""
+"""Virtual adversarial training: the divergence of the prediction along the direction that changes it most."""
 
 from typing import Literal
 
