@@ -67,7 +67,7 @@ def only(engine: Engine, chosen: Int[Tensor, " some"]) -> Iterator[None]:
 
 @contextmanager
 def lowest(engine: Engine, kept: Float64[Tensor, " batch"] | None) -> Iterator[None]:
-    """Inside, `kept` (where given) follows the lowest share of its clean margin that any question about an image left standing."""
+    """Inside, `kept` (where given) tracks the lowest share of its clean margin that any query of an image reached."""
     clean = margin(engine.clean, engine.y).double().clamp_min(1e-300)
 
     def watch(at: Tensor, logits: Tensor) -> None:
@@ -83,7 +83,7 @@ def lowest(engine: Engine, kept: Float64[Tensor, " batch"] | None) -> Iterator[N
 
 
 def run(engine: Engine, part: EngineAttack, chosen: Int[Tensor, " some"]) -> Bool[Tensor, " batch"]:
-    """The part on these images alone; which fell to it."""
+    """One attack on these images alone; returns which it broke."""
     before = engine.broken
     with only(engine, chosen):
         if len(engine.open()):

@@ -47,11 +47,11 @@ class Ensemble(EngineAttack):
     `effort: full` the verdict on an image does not depend on the others.
 
     effort adaptive: every APGD part on every image; the other parts, five sixths of the cost, only on a pilot: the 12 % of
-    the open images (at least 10) that came nearest to falling and 8 % (at least 10) drawn by key. What breaks near images only
+    the open images (at least 10) with the lowest margins so far and 8 % (at least 10) drawn by key. What breaks near images only
     goes on, nearest first, until it breaks none; what breaks no pilot image is left out for the rest: with n drawn images, at
-    most a share 1 - 0.05^(1/n) of these would have fallen to it, at 95 % confidence. All get the whole battery where a drawn
-    image fell to it, Square came lower than the gradients did on any pilot image, more than a tenth of the gradients are zero or
-    do not say how the margin falls, or answers differ from one question to the next.
+    most a share 1 - 0.05^(1/n) of these would have been broken by it, at 95 % confidence. All get the whole ensemble where a
+    drawn image was broken by it, Square came lower than the gradients did on any pilot image, more than a tenth of the
+    gradients are zero or do not predict the margin, or outputs differ from one query to the next.
     So a verdict depends on the images of a block, and can only err towards calling an image robust.
     Cost of a robust image: about 7,000 forward and 1,910 backward passes at ten classes (standard), half of it (adaptive).
     Raises UserError for a missing or negative eps, and in box `unit` for images outside [0, 1].

@@ -152,7 +152,7 @@ class FoolboxAttack(Attack):
 
 
 def bounds_of(x: Tensor, box: Box) -> tuple[float, float]:
-    """The bounds that foolbox is told: the box, or far around the images where there is none."""
+    """The bounds passed to foolbox: the box, or far around the images where there is none."""
     if box == "unit":
         return 0.0, 1.0
     low, high = x.amin().item(), x.amax().item()

@@ -148,7 +148,7 @@ def at_input(scene: Scene, factor: Factor) -> Radii | None:
 
 
 def inside(scene: Scene, factor: Factor) -> Radii | None:
-    """The wrong factor on layers behind weights: a normalisation there is BatchNorm's, or what stands for it."""
+    """The wrong factor on layers behind weights: a normalisation there is BatchNorm's, or its replacement."""
     first = _before_weights(scene)
     return _with_factor(scene, lambda part: None if part.path in first else factor(part))
 

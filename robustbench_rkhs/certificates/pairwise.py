@@ -38,7 +38,7 @@ _known: OrderedDict[bytes, _Known] = OrderedDict()
 
 
 class PairwiseCertificate(Certificate):
-    """Common ground of the certificates that divide gaps between logits by proven bounds of their differences.
+    """Base class of certificates that divide differences of logits by proven Lipschitz bounds of these differences.
 
     A subclass has a name of its own and says what the bounds are: `pairs`.
     """

@@ -25,7 +25,7 @@ SLACK = 1e-9
 
 
 class SmoothingCertificate(Certificate):
-    r"""A lower limit of the probability that the base answers the class under noise, through the normal quantile.
+    r"""Randomized smoothing: sigma times the normal quantile of a lower bound of the probability of the class under noise.
 
     .. math:: r = \sigma\, \Phi^{-1}(\underline p) \text{ where } \underline p > 1/2, \quad \text{else the certificate abstains};
               \qquad r_\infty = r / \sqrt d
@@ -54,9 +54,9 @@ class SmoothingCertificate(Certificate):
     sigma: Real | None = Field(None, gt=0)
     """Standard deviation of the noise, in pixels of [0, 1]: the model's own, which it must equal where given."""
     n: int = Field(100_000, ge=1)
-    """Draws of an image at most."""
+    """Largest number of draws per image."""
     n0: int = Field(100, ge=1)
-    """Draws on which the class is picked."""
+    """Draws from which the class is selected."""
     alpha: Real = Field(0.001, gt=0, lt=0.5)
     """Probability that the claim about an image is wrong."""
     futility: Real = Field(0.001, gt=0, lt=0.5)

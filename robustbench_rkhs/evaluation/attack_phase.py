@@ -25,7 +25,7 @@ Group = list[Int[np.ndarray, "_"]]
 """Blocks of places that may be worked at side by side."""
 Radii = Float[np.ndarray, " some"]
 TOLD = 10.0
-"""The time to go is told where it is more than these seconds."""
+"""The remaining time is reported where it is more than these seconds."""
 LEARNING = 512
 """Images of a block, at least, of an attack that learns from some what pays on the others."""
 PILOTS = 64
@@ -80,7 +80,7 @@ class AttackPhase:
     errors: list[str] = field(default_factory=list)
     """What attacks ended in that failed."""
     rechecked: Rechecked = field(default_factory=Rechecked)
-    """Inferred survivals that were attacked at their own eps after all, and how many of them fell."""
+    """Inferred survivals that were attacked at their own eps after all, and how many of them were broken."""
 
     def __post_init__(self) -> None:
         split, images = self.subject.split, len(self.subject.split)
@@ -96,7 +96,7 @@ class AttackPhase:
         self.fixed = {label: attack for label, attack in named if not attack.minimal_norm}
         self.broken = np.full(images, np.inf)
         self.failed = np.full(images, np.inf)
-        """Smallest eps at which a fixed-budget attack ended in an error or a denied fall: nothing more is tried there."""
+        """Smallest eps at which a fixed-budget attack ended in an error or an unconfirmed result: nothing more is tried there."""
         self.ran: dict[str, dict[int, dict[float, float]]] = {label: {} for label in self.labels}
         """Of each attack, image and budget (inf where there is none): the radius."""
         self.survived = {label: np.full(images, -np.inf) for label in self.labels}

@@ -23,7 +23,7 @@ from robustbench_rkhs.nodes.reasons import cause
 from robustbench_rkhs.verdicts import Kept, Noticed, Part
 
 AGAIN = 2
-"""How often an image is attacked once more where the model, asked again, denied the fall that an attack saw."""
+"""How often an image is attacked again where a second query did not confirm the adversarial example."""
 
 
 def run_attack(
@@ -37,9 +37,9 @@ def run_attack(
     budgets: Tensor | None = None,
     blocks: np.ndarray | None = None,
 ) -> Part:
-    """Attack these images and count what fell: pulled exactly inside ball and box, measured in float64, asked again.
+    """Attack these images and count the broken ones: projected into ball and box, measured in float64, confirmed by a second query.
 
-    `certified`: each image's largest certified radius; one that fell within it is a breach, replayed in float64 and noted.
+    `certified`: each image's largest certified radius; one broken within it is a breach, replayed in float64 and noted.
     `budgets`: each image's own eps in place of the attack's, for the attacks of our engine; their rows are kept image by image, as
     their outcome for an image depends on no other image.
     `blocks`: which block each image belongs to, where workers may have a block each.
@@ -107,7 +107,7 @@ class Attempt(NamedTuple):
 def counted(subject: Subject, attack: Attack, positions: Tensor, certified: Tensor, budgets: Tensor, label: str) -> Count:
     """What an attack found on these images, each within its own budget.
 
-    Images whose fall is denied are attacked again, by `attack.again`, up to AGAIN times.
+    Images whose adversarial example is not confirmed are attacked again, by `attack.again`, up to AGAIN times.
     """
     x, y, started = subject.split.x[positions], subject.split.y[positions], time.perf_counter()
     inside, said, unconfirmed, left, forwards, backwards, error = attempted(subject, attack, positions, budgets)

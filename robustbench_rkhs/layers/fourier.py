@@ -18,8 +18,8 @@ class FourierConv(nn.Module):
 
     A stride s folds s x s pixels into channels (an isometry; sizes that s does not divide are filled up with zeros) and acts with
     stride one on ceil(n / s) pixels; a kernel of k taps then has max(1, k // s) a side, as published. `circular`: the torus is
-    the folded image itself. `zeros`: the torus is larger by the taps less one, the image stands on zeros, and the result is cut
-    back to the image's place: cutting and filling have norm one, so that what holds on the torus holds for the image.
+    the folded image itself. `zeros`: the torus is larger by the taps less one, the image is padded with zeros, and the result is
+    cut back to the image's place: cutting and filling have norm one, so that what holds on the torus holds for the image.
     Raises UserError for sizes below one and unknown padding.
     """
 

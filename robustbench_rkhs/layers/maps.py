@@ -101,7 +101,7 @@ def dense_bound(module: DenseMap, shape: tuple[int, ...]) -> Bound:
 
 
 def fourier_bound(module: FourierMap, shape: tuple[int, ...]) -> Bound:
-    """The largest norm over the frequencies; folding is an isometry, standing on zeros and cutting out contract."""
+    """The largest norm over the frequencies; folding and padding are isometries, cropping contracts."""
     height, width = module.checked(shape)
     matrices = module.matrices(module.torus(height, width))
     if not matrices.isfinite().all():

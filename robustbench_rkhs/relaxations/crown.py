@@ -32,18 +32,18 @@ DIAGONAL = (Normalize, Scale, LearnableScale, nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 class Lines(NamedTuple):
-    """The values A z + b, one for each of `rows`, from below, where z is what goes into a layer."""
+    """Linear lower bounds A z + b, one for each of `rows`, in the inputs z of a layer."""
 
     slopes: Float[Tensor, "batch rows *shape"]
     """A."""
     offsets: Float[Tensor, "batch rows"]
     """b."""
     errors: Float[Tensor, "batch rows"] | None = None
-    """How far below the true values the lines must be moved for float rounding; None: not accounted for."""
+    """How far the bounds must be lowered to allow for float rounding; None: not accounted for."""
 
 
 def margin_rows(y: Int[Tensor, " batch"], classes: int, like: Tensor) -> Lines:
-    """f_y - f_j of every class j, as lines of the logits."""
+    """f_y - f_j of every class j, as linear functions of the logits."""
     eye = torch.eye(classes, dtype=like.dtype, device=like.device)
     return Lines(eye[y][:, None] - eye, like.new_zeros(len(y), classes))
 
@@ -82,13 +82,13 @@ def crown_margins(found: Trace, y: Int[Tensor, " batch"]) -> Float[Tensor, "batc
 
 
 def crown_least(found: Trace, rows: Lines) -> Float[Tensor, "batch rows"]:
-    """Lower bounds of any lines of the logits."""
+    """Lower bounds of any linear functions of the logits."""
     with torch.autocast(rows.slopes.device.type, enabled=False):
         return least(chain_back(found.steps, rows), found.steps[0].before) if found.steps else least(rows, found.after)
 
 
 def least(rows: Lines, region: Region) -> Float[Tensor, "batch rows"]:
-    """The least value of each line over the region: exact."""
+    """The exact minimum of each linear function over the region."""
     slopes, center, radius = rows.slopes.flatten(2), region.center.flatten(1), region.radius.flatten(1)
     middle = torch.einsum("brn,bn->br", slopes, center) + rows.offsets
     if region.round:
@@ -98,7 +98,7 @@ def least(rows: Lines, region: Region) -> Float[Tensor, "batch rows"]:
 
 
 def chain_back(steps: list[Step], rows: Lines) -> Lines:
-    """Lines of what comes out of a chain, as lines of what goes in.
+    """Linear bounds in the outputs of a chain, as linear bounds in its inputs.
 
     Rounding: A' = A W and b' = b + A c are computed, with sums of n terms. For every u that can go in, A (W u + c) + b differs
     from A' u + b' by at most gamma_n (|A| (|W| |u| + |c|) + |b|): |A| is multiplied with the step's `size` (which bounds
@@ -134,7 +134,7 @@ def branches_back(step: Step, rows: Lines) -> Lines:
 
 @singledispatch
 def back(module: nn.Module, step: Step, rows: Lines) -> Lines:
-    """Lines of what comes out of a layer, as lines (from below) of what goes in."""
+    """Linear bounds in the outputs of a layer, as linear lower bounds in its inputs."""
     raise NoRule("no linear bounds for this type of layer")
 
 

@@ -21,7 +21,7 @@ BENDS = (nn.Tanh, nn.Sigmoid, nn.ELU, nn.MaxPool2d, MaxMin, GroupSort, Exchange)
 
 
 class Found(NamedTuple):
-    """What linear bounds prove of f_y - f_j."""
+    """Proved bounds of f_y - f_j."""
 
     margins: Float[Tensor, "batch classes"]
     """Lower bounds over the region; zero at j = y."""
@@ -83,12 +83,12 @@ def _exact(steps: list[Step]) -> bool:
 
 
 def widest(steps: list[Step]) -> int:
-    """How many numbers the widest layer takes in."""
+    """The largest number of inputs of a layer."""
     return max([step.before.center[0].numel() for step in _all(steps)], default=1)
 
 
 def kinked(found: Trace) -> int:
-    """How many values of an image go into kinks and bends."""
+    """How many values per image enter nonlinear layers."""
     return sum(step.before.center[0].numel() for step in _all(found.steps) if isinstance(step.module, (*KINKS, *BENDS)))
 
 

@@ -31,7 +31,7 @@ SMALLEST = 1e-30
 
 
 class Step(NamedTuple):
-    """A layer of the model and what can go into it."""
+    """A layer of the model and the region of its inputs."""
 
     path: str
     module: nn.Module
@@ -49,19 +49,19 @@ class Step(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """The model's layers in the order they run, and what can come out."""
+    """The model's layers in the order they run, and the region of the outputs."""
 
     steps: list[Step]
     after: Region
 
 
 class Walk(NamedTuple):
-    """What else is done on the way through a model."""
+    """Hooks of a pass through a model."""
 
     tighten: Callable[[nn.Module, list[Step], Region], Region] | None = None
     """A smaller region that goes into a layer, from the steps before it back to the image."""
     round: Callable[[Step, Region], tuple[Step, Region]] | None = None
-    """What comes out, widened by what float arithmetic may have moved."""
+    """The output region, widened by float rounding."""
 
 
 def trace(model: nn.Module, region: Region, path: str = "", walk: Walk = Walk()) -> Trace:  # noqa: B008 (immutable)
@@ -151,7 +151,7 @@ def check(module: nn.Module) -> None:
 
 @singledispatch
 def through(module: nn.Module, region: Region) -> Region:
-    """What comes out of one layer, where `region` goes in."""
+    """The output region of one layer for inputs in `region`."""
     raise NoRule("no rule for this type of layer")
 
 

@@ -42,7 +42,7 @@ class Walk(ABC):
         self.at, self.y, self.state, self.lowest, self.quiet = at, engine.y[at], state, lowest, quiet
 
     def go(self, begin: int, windows: list[tuple[int, int]]) -> None:
-        """Queries from number `begin` on; number 0 is the start. An image that fell leaves `at` and all that goes with it."""
+        """Queries from number `begin` on; number 0 is the start. A broken image leaves `at` and all that goes with it."""
         places, signs = self.drawn(begin, windows)
         every = torch.arange(len(self.at), device=self.at.device)
         self.first = self.next = every * len(windows)  # of each image, in what was drawn

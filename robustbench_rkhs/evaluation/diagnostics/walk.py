@@ -34,7 +34,7 @@ def step(engine: Engine, at: Tensor, images: Tensor, gradient: Tensor, share: fl
 def descend(engine: Engine, at: Int[Tensor, " some"], images: Tensor, lowered: Lowered, steps: int) -> None:
     """Steepest descent from `images`; the step falls linearly from a quarter of eps to an eightieth.
 
-    Cost: `steps` forward and backward passes and a last forward pass; an image that fell leaves, and one without a gradient, which
+    Cost: `steps` forward and backward passes and a last forward pass; a broken image leaves, and one without a gradient, which
     would be asked about the same point again.
     """
     for number in range(steps):

@@ -15,7 +15,7 @@ from robustbench_rkhs.training.losses.base import LossNode
 
 
 class CrownIBP(LossNode):
-    r"""Mean over the batch of clean and worst-case cross-entropy, the bounds a mixture of linear and interval ones.
+    r"""Clean and worst-case cross-entropy, mean over the batch; the bounds are a mixture of linear and interval bounds.
 
     .. math:: \kappa\, CE(f(x), y) + (1 - \kappa)\, CE(-\underline m(x), y), \qquad
               \underline m = \beta\, \underline m^{CROWN} + (1 - \beta)\, \underline m^{IBP}

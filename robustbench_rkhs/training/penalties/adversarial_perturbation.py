@@ -25,7 +25,7 @@ class Found(NamedTuple):
 
 
 class AdversarialPerturbation(PenaltyNode):
-    r"""Penalise the furthest that each logit is moved by a perturbation of one image of the batch.
+    r"""Penalise the largest change of each logit under an l2 perturbation of one image of the batch.
 
     .. math:: \lambda \sum_k \big( f_k(x_{i_k} + \delta_k) - f_k(x_{i_k}) \big)^2, \qquad
               (i_k, \delta_k) = \arg\max_{i, \lVert \delta \rVert_2 \le \varepsilon} f_k(x_i + \delta) - f_k(x_i)
@@ -33,7 +33,7 @@ class AdversarialPerturbation(PenaltyNode):
     `increase` searches the signed increase, as published; `both` the absolute change, so that a logit that only falls counts
     too (at twice the cost). Each class and image has a perturbation of its own: `steps` steps of length `step_size` along the
     gradient at length one, from zero, pulled back into the ball. A logit that no perturbation was found to move as asked
-    counts as unmoved, for zero is in the ball. BatchNorm stands at its running statistics and dropout is off.
+    counts as unmoved, for zero is in the ball. BatchNorm uses its running statistics and dropout is off.
     The value is the published algorithm's up to float rounding, at less work: no weight gradient in the search; one forward
     pass at zero serves all classes; no graph for the last look; the classes go through in passes of `chunk` images, which
     reuse warm memory and never hold K n images; only the K winners are differentiated in the weights.

@@ -22,7 +22,7 @@ class Jacobian(PenaltyNode):
               \qquad v_{is} \sim \text{uniform on the sphere of } \mathbb{R}^K
 
     J: K outputs by pixels. The estimate is unbiased, E[v v^T] being I / K; its v are counted by (seed, key, s). BatchNorm
-    stands at its running statistics and dropout is off. It averages over images and certifies nothing.
+    uses its running statistics and dropout is off. It averages over images and certifies nothing.
     Cost: one forward pass; K backward passes (p with projections), each differentiated again.
     Source: Hoffman, Roberts & Yaida, arXiv 1908.02729, whose lambda_JR / 2 is our weight.
     """

@@ -29,7 +29,7 @@ class Fitted(NamedTuple):
 
 
 class VAESampler(SamplerNode):
-    r"""Decoded latent numbers of a variational autoencoder trained on the training images.
+    r"""Decoded latent vectors of a variational autoencoder trained on the training images.
 
     .. math:: \min \frac1n \sum_i \Big[ \sum_p BCE(\hat x_{ip}, x_{ip})
               + \tfrac12 \sum_j \big( e^{\ell_{ij}} + \mu_{ij}^2 - 1 - \ell_{ij} \big) \Big], \qquad
