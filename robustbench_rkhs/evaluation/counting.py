@@ -1,6 +1,5 @@
 """Counting adversarial examples: projected into ball and box, measured, confirmed by a second query, stored as rows."""
 
-import math
 import time
 from typing import Any, NamedTuple
 
@@ -9,13 +8,14 @@ import torch
 from torch import Tensor
 
 from robustbench_rkhs.attacks import Attack
-from robustbench_rkhs.attacks.ball import distances, pull_inside
+from robustbench_rkhs.attacks.ball import distances
 from robustbench_rkhs.attacks.base import Attacked
+from robustbench_rkhs.attacks.counted import answered, count
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.evaluation.breaches import believed, replay
 from robustbench_rkhs.evaluation.cache_key import digest_of, settings_of
 from robustbench_rkhs.evaluation.own_method import checked_attacked, fenced
-from robustbench_rkhs.evaluation.predictions import answered, counting
+from robustbench_rkhs.evaluation.predictions import counting
 from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.nodes.node import UserError
@@ -166,11 +166,7 @@ def attempted(subject: Subject, attack: Attack, positions: Tensor, budgets: Tens
         nothing = torch.zeros(len(x), dtype=torch.int64)
         attacked = Attacked(x, nothing, nothing)
         failed = cause(error)
-    inside, found = x.clone(), attacked.images.to(x)
-    for eps in budgets.unique().tolist():  # a grid has few
-        own = budgets == eps
-        inside[own] = pull_inside(x[own], found[own], attack.norm, eps if math.isfinite(eps) else None, attack.box)
-    said = answered(counting(subject.queried), inside)
+    inside, said, _ = count(counting(subject.queried), x, attacked.images, norm=attack.norm, box=attack.box, eps=budgets)
     unconfirmed = torch.zeros_like(said, dtype=torch.bool) if attacked.broken is None else attacked.broken & (said == y)
     left = outside(x, attacked.images, attack, budgets)
     return Attempt(inside, said, unconfirmed, left, attacked.forwards + 1, attacked.backwards.clone(), failed)

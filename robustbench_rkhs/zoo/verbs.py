@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_rkhs.attacks import Attack
-from robustbench_rkhs.attacks.ball import distances, pull_inside
+from robustbench_rkhs.attacks.counted import answered, count
 from robustbench_rkhs.attacks.efforts import Effort, protocol_of
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.targeted import attack_towards
 from robustbench_rkhs.data import DataSet, Split
 from robustbench_rkhs.data.given import Bounds, given_split
 from robustbench_rkhs.evaluation import run
-from robustbench_rkhs.evaluation.predictions import answered, ask, classes_of
+from robustbench_rkhs.evaluation.predictions import ask, classes_of
 from robustbench_rkhs.evaluation.recipe import EvalRecipe, attack_from, certificate_from
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.networks.smoothed import Smoothed
@@ -299,8 +299,7 @@ def _attacked(
             found = attack_towards(aimed, model, part[0], target[rows], part[2], budgets)
         else:
             found = aimed(model, *part, budgets) if isinstance(aimed, EngineAttack) else aimed(model, *part)
-        inside = pull_inside(part[0], found.images.to(x), recipe.norm, eps, "unit")
-        away, said = distances(part[0], inside, recipe.norm), answered(model, inside)
+        inside, said, away = count(model, part[0], found.images, norm=recipe.norm, box="unit", eps=eps)
         better = ((said != part[1]) if target is None else (said == target[rows])) & (away < distance[rows])
         images[rows[better]], distance[rows[better]] = inside[better], away[better]
     return images
