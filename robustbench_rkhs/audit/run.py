@@ -59,7 +59,7 @@ def audit(
     would certify further than is proved are attacked once more by minimal-norm attacks, so that its "certificates" are held
     against the nearest adversarial images known.
     Verdicts, within 95% limits of the images: `upheld`: what is measured reaches the claim; `refuted`: the claim lies above what
-    attacks left standing; `not proved`: it lies between. The model is left as it was. Raises UserError for bad input.
+    attacks did not break; `not proved`: it lies between. The model is left as it was. Raises UserError for bad input.
     """
     if not claims:
         raise UserError("expected at least one claim, found none")
@@ -161,7 +161,7 @@ def closer(
 
 
 def _verdict(claim: Claim, done: Evaluation, proved: Shares, broken: Shares, right: Any) -> dict[str, Any]:
-    """Claimed, measured and what attacks left standing, with limits; and the verdict."""
+    """Claimed, measured and what attacks did not break, with limits; and the verdict."""
     images = len(right)
     standing = int((right & (broken > claim.eps)).sum()) if claim.quantity != "clean" else int(right.sum())
     if claim.quantity == "clean":
