@@ -23,8 +23,8 @@ class EngineAttack(Attack):
     expectation: int = Field(1, ge=1)
     """Forward passes that every output and gradient is averaged over (expectation over transformations), for a random model."""
     confirm: int = Field(0, ge=0)
-    """How often each adversarial example is queried again, in another batch: it counts only where the model always errs, else the attack
-    goes on. For a randomized model, or one whose outputs depend on the batch. Cost: so many forward passes per example."""
+    """How often each adversarial example is queried again, in another batch: it counts only where the model always errs, else the
+    attack goes on. For a randomized model, or one whose outputs depend on the batch. Cost: as many forward passes per example."""
     straight_through: tuple[str, ...] = ()
     """Names of submodules whose backward pass is replaced by the identity (BPDA), for layers without a useful gradient. They must
     keep the shape of what they are given."""
