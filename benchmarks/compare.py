@@ -29,7 +29,8 @@ from robustbench_rkhs import verdicts
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.nodes.node import Node, UserError
-from robustbench_rkhs.nodes.parsing import override, parse
+from robustbench_rkhs.nodes.overrides import override
+from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.nodes.paths import find_recipe
 from robustbench_rkhs.reports.figures import figure, save
 from robustbench_rkhs.runtime.files import write_text

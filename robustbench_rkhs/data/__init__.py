@@ -2,8 +2,6 @@
 
 from typing import Annotated
 
-from pydantic import Field
-
 from robustbench_rkhs.data.augmentation import augment
 from robustbench_rkhs.data.deformations import Deformations
 from robustbench_rkhs.data.image_folder import ImageFolder
@@ -15,12 +13,13 @@ from robustbench_rkhs.data.square_wave import SquareWave
 from robustbench_rkhs.data.stream import Stream
 from robustbench_rkhs.data.task import Task
 from robustbench_rkhs.data.tiny_imagenet import TinyImageNet, TinyImageNet20
+from robustbench_rkhs.nodes.one_of import OneOf
 
 Data = Annotated[
-    Digits | CIFAR10 | CIFAR100 | MNIST | NPZ | NPY | ImageFolder | TinyImageNet | TinyImageNet20 | SquareWave | Protein,
-    Field(discriminator="name"),
+    Digits | CIFAR10 | CIFAR100 | MNIST | NPZ | NPY | ImageFolder | TinyImageNet | TinyImageNet20 | SquareWave | Protein | DataSet,
+    OneOf(DataSet, "data"),
 ]
-"""Any data set, chosen by `name`."""
+"""Any data set: ours by `name`, an instance of DataSet, or your own as package.module:Name."""
 
 __all__ = [
     "CIFAR10",

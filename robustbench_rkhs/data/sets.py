@@ -73,7 +73,7 @@ class DataSet(Node):
     @property
     def title(self) -> str:
         """The name in tables."""
-        return str(getattr(self, "name", "data"))
+        return self.label
 
     @property
     def augments(self) -> bool:

@@ -46,7 +46,7 @@ class SpectrallyNormalised(NetworkNode):
         kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
         free = [module for module in network.modules() if isinstance(module, kinds) and "weight" in module._parameters]
         if not free:
-            raise UserError(f"spectrally_normalised: {self.network.name} has no free linear or convolutional weight")
+            raise UserError(f"spectrally_normalised: {self.network.label} has no free linear or convolutional weight")
         for module in free:
             parametrizations.spectral_norm(module, n_power_iterations=self.iterations)
         return network

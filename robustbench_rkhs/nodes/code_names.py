@@ -5,7 +5,7 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -60,6 +60,18 @@ def allowed(prefixes: Iterable[str]) -> Code:
         if not (re.fullmatch(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*", one) or (_is_path(one) and Path(one).exists())):
             raise UserError(f"--allow-code: expected a package, a module, or a folder or .py file that is here, found {one!r}")
     return Code(found)
+
+
+def code_in(value: Any) -> Code:
+    """Leave for the modules that names of code in a mapping, at any depth, come from: those a user typed, or holds already."""
+    return Code(tuple(dict.fromkeys(split(text)[0] for text in _texts(value) if is_code_name(text))))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    for one in value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ():
+        yield from _texts(one)
 
 
 def is_code_name(text: str) -> bool:

@@ -63,6 +63,12 @@ class Node(BaseModel):
                     raise ValueError(f"unknown key {key!r} of {cls.__name__}; {did_you_mean(str(key), cls.model_fields)}")
         return given
 
+    @property
+    def label(self) -> str:
+        """What it is called in tables and messages: its name, or the place of its class."""
+        kind = type(self)
+        return str(getattr(self, "name", f"{kind.__module__}:{kind.__qualname__}"))
+
     @classmethod
     def card(cls) -> str:
         """The docstring: what it computes, the equation, cost and source."""

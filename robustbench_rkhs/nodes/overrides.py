@@ -30,10 +30,7 @@ def override(stored: dict[str, Any], key: str, text: str, kind: type[Node] | Non
     A new `name` keeps the fields that the new method has too and takes the values of, where `kind` says whose mapping it is; it
     clears the others, and all of them where it does not. Returns a line that says what was dropped and kept, if anything was.
     """
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
+    value = as_value(text)
     at: Any = stored
     kinds = [kind] if kind else []
     parts = key.split(".")
@@ -60,10 +57,22 @@ def override(stored: dict[str, Any], key: str, text: str, kind: type[Node] | Non
     return []
 
 
+def as_value(text: str) -> Any:
+    """Typed text as a YAML value, or as it is where it is none."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
 def _renamed(at: dict[str, Any], name: Any, kinds: list[type[Node]], key: str) -> str | None:
-    """Drop the fields that belong to the old method alone; none where no method has this name, which validation says."""
+    """Drop the fields that belong to the old method alone; none where no method has this name, which validation says.
+
+    Of the user's own, by name of code, no more is known here than its base class.
+    """
     found = _named(kinds, name)
-    if at.get("name") in (None, name) or (kinds and not found):
+    unknown = kinds and (not found or ("name" not in found[0].model_fields and ":" not in str(name)))
+    if at.get("name") in (None, name) or unknown:
         return None
     kept = {field: value for field, value in at.items() if found and field != "name" and _takes(found[0], field, value)}
     dropped = [field for field in at if field not in (*kept, "name")]

@@ -44,6 +44,11 @@ def find_recipe(name: str) -> Path:
     return _find(name, models_folders(), "recipe", "model")
 
 
+def is_own(path: Path) -> bool:
+    """Whether a recipe lies in the user's own models/ (or in ours), where it may name code."""
+    return any(path.resolve().is_relative_to(folder.resolve()) for folder in models_folders())
+
+
 def find_sweep(name: str) -> Path:
     """The YAML file a sweep's name (models/sweeps/NAME.yaml) or a path means. Raises UserError with a suggestion."""
     return _find(name, [folder / "sweeps" for folder in models_folders()], "sweep", "sweep")

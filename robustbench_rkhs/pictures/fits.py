@@ -34,7 +34,7 @@ def square_wave_picture(models: Sequence[str], out: Path, name: str | None = Non
         with torch.no_grad():
             y = freeze(loaded.model.double())(x)[:, 0]
         slope = ((y[1:] - y[:-1]) / (x[1:, 0] - x[:-1, 0])).abs().max().item()
-        group = label or getattr(network, "family", None) or network.name
+        group = label or getattr(network, "family", None) or network.label
         panel = "no bound" if bound is None else f"bound gamma = {bound:g}"
         fits.append(Fit(group, panel, y.numpy(), slope))
     groups = list(dict.fromkeys(fit.group for fit in fits))

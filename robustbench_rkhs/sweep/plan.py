@@ -8,10 +8,11 @@ from typing import Any
 import yaml
 
 from robustbench_rkhs.attacks.pgd import PGD
+from robustbench_rkhs.nodes.code_names import code_in
 from robustbench_rkhs.nodes.differences import told
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.nodes.overrides import override_all
-from robustbench_rkhs.nodes.paths import find_recipe
+from robustbench_rkhs.nodes.overrides import as_value, override_all
+from robustbench_rkhs.nodes.paths import find_recipe, is_own
 from robustbench_rkhs.sweep.description import RESERVED, Range, Setting, Sweep
 from robustbench_rkhs.training.recipe import TrainRecipe
 
@@ -21,13 +22,16 @@ class Plan:
 
     def __init__(self, sweep: Sweep, overrides: dict[str, str] | None = None) -> None:
         self.sweep = sweep
-        self.base: dict[str, Any] = yaml.safe_load(find_recipe(sweep.recipe).read_text())
+        path = find_recipe(sweep.recipe)
+        self.base: dict[str, Any] = yaml.safe_load(path.read_text())
+        self.code = code_in([self.base if is_own(path) else None, *map(as_value, (overrides or {}).values())])
+        """Whose code the recipes may name: that of a recipe in models/, and of what was typed."""
         settings = {key: yaml.safe_dump(value) for key, value in sweep.settings.items()}
         self.notes = override_all(self.base, settings, TrainRecipe) + override_all(self.base, overrides or {}, TrainRecipe)
         """A line for each name in the settings that dropped fields of the recipe."""
         for key in {"seed", "validate_with"} & {*sweep.settings, *(overrides or {})}:
             raise UserError(f"{key}: {RESERVED[key]}")
-        plain = TrainRecipe.parse(json.loads(json.dumps(self.base)), sweep.recipe)
+        plain = TrainRecipe.parse(json.loads(json.dumps(self.base)), sweep.recipe, self.code)
         if plain.data.task == "regression":
             raise UserError(f"data set {plain.data.title!r} is a regression: a sweep measures accuracies, which need classes")
         if not plain.data.validation:
@@ -56,7 +60,7 @@ class Plan:
         stored["seed"] = seed
         if self.sweep.pick == "validation_robust":
             stored["validate_with"] = self.attack.model_dump(mode="json")
-        return TrainRecipe.parse(stored, ", ".join(f"{key} {told(value)}" for key, value in setting.items()))
+        return TrainRecipe.parse(stored, ", ".join(f"{key} {told(value)}" for key, value in setting.items()), self.code)
 
     def recipes(self) -> list[TrainRecipe]:
         """Every recipe of a grid; of draws, every value and both ends of every range, the other fields at their first."""

@@ -102,7 +102,7 @@ def _trained(recipe: TrainRecipe, folder: Path, device: str, command: str, watch
 
 def _scored(plan: Plan, recipe: TrainRecipe, folder: Path, device: str) -> dict[str, Any]:
     """The best epoch's model, as it is stored, on the validation images."""
-    loaded = checkpoint.load(folder)
+    loaded = checkpoint.load(folder, plan.code)
     with torch.random.fork_rng(devices=[]):
         found = score(plan, loaded.model.to(device), recipe.data.load().validation.to(device))
     return found | {

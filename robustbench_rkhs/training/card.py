@@ -29,9 +29,9 @@ def training_card(
     optimizer, schedule = recipe.optimizer.model_dump(), recipe.schedule.model_dump()
     named = [", ".join(f"{v}" if k == "name" else f"{k} {v}" for k, v in one.items()) for one in (optimizer, schedule)]
     lines = [
-        f"# {recipe.about or recipe.network.name}",
+        f"# {recipe.about or recipe.network.label}",
         "",
-        f"- Network: `{recipe.network.name}`; data: `{recipe.data.name}`, {images} training images (digest {digest[:12]})",
+        f"- Network: `{recipe.network.label}`; data: `{recipe.data.label}`, {images} training images (digest {digest[:12]})",
         f"- Loss: {_described(recipe.loss)}; adversarial training: {attack}",
         f"- Penalties: {'; '.join(_described(p) for p in recipe.penalties) or 'none'}; "
         f"projections: {', '.join(f'{p.name} ({p.operator}, tau {p.tau})' for p in recipe.projections) or 'none'}",
@@ -69,4 +69,4 @@ def training_card(
 def _described(node: Node) -> str:
     """Name and the fields that are not at their default."""
     kept = {key: value for key, value in node.model_dump(exclude_defaults=True).items() if key != "name"}
-    return " ".join([str(getattr(node, "name", "")), *(f"{key} {value}" for key, value in kept.items())])
+    return " ".join([node.label, *(f"{key} {value}" for key, value in kept.items())])

@@ -1,6 +1,7 @@
 """A checkpoint is a folder: config.json, model.safetensors, recipe.yaml, metrics.jsonl, README.md (its card)."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from robustbench_rkhs.data import Split
+from robustbench_rkhs.nodes.code_names import CLOSED, Code
 from robustbench_rkhs.nodes.node import UserError, did_you_mean
 from robustbench_rkhs.nodes.reasons import reason as reason_of
 from robustbench_rkhs.runtime.digests import weights_digest
@@ -51,14 +53,14 @@ def config_of(recipe: TrainRecipe, test: Split, state: dict[str, Tensor], **more
         "data": test.data,
         "data_digest": test.digest,
         "weights": weights_digest(state),
-        "network": recipe.network.model_dump(mode="json"),
+        "network": recipe.model_dump(mode="json")["network"],
         **more,
     }
 
 
 def save(folder: Path, recipe: TrainRecipe, test: Split, state: dict[str, Tensor], card: str, **more: Any) -> None:
     """Write weights, recipe and card, then config.json, whose digest makes the folder valid. Raises UserError."""
-    stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    stored = as_stored(state)
     if folder.is_dir():
         (folder / "config.json").unlink(missing_ok=True)
     write_whole(folder / "model.safetensors", lambda path: save_file(stored, path))
@@ -67,16 +69,22 @@ def save(folder: Path, recipe: TrainRecipe, test: Split, state: dict[str, Tensor
     write_text(folder / "config.json", json.dumps(config_of(recipe, test, stored, **more), indent=2) + "\n")
 
 
+def as_stored(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor with memory of its own, on the CPU: one that a network has under two names is stored under both."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+
+
 def halve(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Large floating tensors rounded to half precision. Small ones carry little of the size and most of the error: kept."""
     large = {name for name, tensor in state.items() if tensor.is_floating_point() and tensor.numel() >= HALF_FROM}
     return {name: tensor.half() if name in large else tensor for name, tensor in state.items()}
 
 
-def load(folder: str | Path) -> Checkpoint:
+def load(folder: str | Path, code: Code = CLOSED) -> Checkpoint:
     """A checkpoint folder. Every tensor's name, shape and finiteness and the digest are checked; nothing is unpickled.
 
-    Raises UserError where the folder is missing, half-written or altered.
+    `code`: whose code its recipe may name; nobody's where not given, so that nothing in the folder is imported.
+    Raises UserError where the folder is missing, half-written or altered, or names code that is not allowed.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -97,7 +105,7 @@ def load(folder: str | Path) -> Checkpoint:
         raise UserError(f"checkpoint {str(folder)!r}: implausible shape {shape} or class count {classes}")
     if not isinstance(stored, dict):
         raise UserError(f"checkpoint {str(folder)!r}: recipe.yaml is not a mapping")
-    recipe = TrainRecipe.parse(stored, f"{folder}/recipe.yaml")
+    recipe = TrainRecipe.parse(stored, f"{folder}/recipe.yaml", code)
     state = read_safetensors(folder / "model.safetensors")
     found = weights_digest(state)
     if found != digest:
@@ -150,4 +158,17 @@ def fill(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
             raise UserError(f"{source}: {name!r} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}")
         if state[name].is_complex() != tensor.is_complex() or not state[name].isfinite().all():
             raise UserError(f"{source}: {name!r} holds NaN, infinity or a foreign type")
+    for name, other in _tied(expected):
+        if not torch.equal(state[name], state[other]):
+            raise UserError(f"{source}: {name!r} and {other!r} are one tensor in this network, and differ")
     model.load_state_dict(state)
+
+
+def _tied(state: dict[str, Tensor]) -> Iterator[tuple[str, str]]:
+    """Pairs of names that a network has for one tensor."""
+    first: dict[tuple[object, ...], str] = {}
+    for name, tensor in state.items():
+        place = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+        other = first.setdefault(place, name) if tensor.numel() else name
+        if other != name:
+            yield other, name

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from robustbench_rkhs.nodes.code_names import code_in
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.paths import models_folders
 from robustbench_rkhs.training.recipe import TrainRecipe
@@ -26,7 +27,7 @@ def destination(model: str, recipe: TrainRecipe, fresh: bool = False) -> tuple[P
     if not (folder / "config.json").is_file():
         return folder, ""
     try:
-        held = finished_recipe(folder)
+        held = finished_recipe(folder, code_in(recipe.model_dump(mode="json")))
     except UserError:
         held = None
     if held is None or weights_part(held) != weights_part(recipe):

@@ -4,7 +4,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import date
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from robustbench_rkhs.attacks.pgd import PGD
 from robustbench_rkhs.data import Split
+from robustbench_rkhs.nodes.code_names import TYPED, code_in
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.paths import find_checkpoint
 from robustbench_rkhs.runtime.counter_rng import mix, noisy
@@ -36,7 +37,7 @@ NOISE = 7
 
 
 def train(
-    recipe: TrainRecipe,
+    recipe: TrainRecipe | Mapping[str, Any],
     folder: Path,
     *,
     device: str = "cpu",
@@ -48,12 +49,15 @@ def train(
 ) -> dict[str, Any]:
     """Train, resume or find finished; write the checkpoint folder; return the last epoch's metrics.
 
+    `recipe`: a TrainRecipe or its fields, where methods may be instances or your own as package.module:Name.
+
     Every random draw is counted by (seed, epoch, step), so a run that was killed and resumed ends bit for bit where an
     uninterrupted one does (on the same device with the same number of threads). Raises UserError at a loss or gradient that is
     not finite, naming the step; at a folder that holds another recipe's training (training/resume.py says what goes on and
     what can be lengthened); where nothing can be written.
     Under torchrun every step's batch is divided among the processes, and losses and gradients are averaged: the same training.
     """
+    recipe = recipe if isinstance(recipe, TrainRecipe) else TrainRecipe.parse(recipe, "train", TYPED)
     device = join(device)
     splits = recipe.data.load()
     train_split, validation = splits.train.to(device), splits.validation.to(device)
@@ -105,7 +109,7 @@ def _write_checkpoint(run: "Run", test: Split, train_split: Split, folder: Path,
         **({"started_from": run.started_from} if run.started_from else {}),
     }
     card = training_card(recipe, records, run.best_epoch, trained, command, len(train_split), train_split.digest, half)
-    last = {name: tensor.cpu().contiguous() for name, tensor in run.evaluated().state_dict().items()}
+    last = checkpoint.as_stored(run.evaluated().state_dict())
     write_whole(folder / "last.safetensors", lambda path: save_file(last, path))
     best = checkpoint.halve(run.best) if half else run.best
     checkpoint.save(folder, recipe, test, best, card, epoch=run.best_epoch, trained=trained)
@@ -119,7 +123,7 @@ class Run:
         self.started_from: dict[str, str] = {}
         self.model: nn.Module = checkpoint.build(recipe, test.shape, test.classes).to(device)
         if recipe.start_from:
-            first = checkpoint.load(find_checkpoint(recipe.start_from))
+            first = checkpoint.load(find_checkpoint(recipe.start_from), code_in(recipe.model_dump(mode="json")))
             checkpoint.fill(self.model, first.model.state_dict(), f"start_from {recipe.start_from!r}")
             self.started_from = {"checkpoint": recipe.start_from, "weights": first.weights}
         if world() > 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules()):

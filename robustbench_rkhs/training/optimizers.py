@@ -9,9 +9,20 @@ from pydantic import Field
 from torch import nn
 
 from robustbench_rkhs.nodes.node import Node, Real
+from robustbench_rkhs.nodes.one_of import OneOf
 
 
-class SGD(Node):
+class OptimizerNode(Node):
+    """Common to all optimisers. `build(parameters)` makes the optimiser; `lr` is what the schedule multiplies."""
+
+    lr: Real = Field(0.05, gt=0)
+    """Largest learning rate; the schedule multiplies it."""
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        raise TypeError(f"{type(self).__name__} is not an optimiser by itself")
+
+
+class SGD(OptimizerNode):
     """Stochastic gradient descent with momentum."""
 
     name: Literal["sgd"] = "sgd"
@@ -30,7 +41,7 @@ class SGD(Node):
         )
 
 
-class Adam(Node):
+class Adam(OptimizerNode):
     """Adam. Source: Kingma & Ba, ICLR 2015."""
 
     name: Literal["adam"] = "adam"
@@ -121,7 +132,7 @@ class Triangular(ScheduleNode):
         return 0.05 * (1 - progress) / 0.2
 
 
-Optimizer = Annotated[SGD | Adam, Field(discriminator="name")]
-"""Any optimiser, chosen by `name`."""
-Schedule = Annotated[Constant | Step | Cosine | OneCycle | Triangular, Field(discriminator="name")]
-"""Any learning-rate schedule, chosen by `name`."""
+Optimizer = Annotated[SGD | Adam | OptimizerNode, OneOf(OptimizerNode, "optimizers")]
+"""Any optimiser: ours by `name`, an instance of OptimizerNode, or your own as package.module:Name."""
+Schedule = Annotated[Constant | Step | Cosine | OneCycle | Triangular | ScheduleNode, OneOf(ScheduleNode, "schedules")]
+"""Any learning-rate schedule: ours by `name`, an instance of ScheduleNode, or your own as package.module:Name."""

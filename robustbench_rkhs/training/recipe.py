@@ -1,6 +1,6 @@
 """TrainRecipe: everything that decides how a model is trained. YAML in, resolved YAML out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,15 +10,16 @@ from pydantic import Field, model_validator
 from robustbench_rkhs.attacks.pgd import PGD
 from robustbench_rkhs.data import Data
 from robustbench_rkhs.networks import Network
+from robustbench_rkhs.nodes.code_names import CLOSED, TYPED, Code, code_in
 from robustbench_rkhs.nodes.node import Node, Real, UserError
-from robustbench_rkhs.nodes.overrides import override_all
+from robustbench_rkhs.nodes.overrides import as_value, override_all
 from robustbench_rkhs.nodes.parsing import parse
-from robustbench_rkhs.nodes.paths import find_recipe
+from robustbench_rkhs.nodes.paths import find_recipe, is_own
 from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.training.adaptive import Adaptive
-from robustbench_rkhs.training.losses import CrossEntropy, Loss
+from robustbench_rkhs.training.losses import CrossEntropy, Loss, LossNode
 from robustbench_rkhs.training.optimizers import SGD, Constant, Optimizer, Schedule
-from robustbench_rkhs.training.penalties import Penalty
+from robustbench_rkhs.training.penalties import Penalty, PenaltyNode
 from robustbench_rkhs.training.projections import SpectralProjection
 
 
@@ -75,7 +76,7 @@ class TrainRecipe(Node):
     @model_validator(mode="after")
     def _parts_agree(self) -> "TrainRecipe":
         if self.loss.attacks and self.attack is not None:
-            raise ValueError(f"loss {self.loss.name!r} perturbs the images itself: leave `attack` out")
+            raise ValueError(f"loss {self.loss.label!r} perturbs the images itself: leave `attack` out")
         for one in self.adaptive:
             if one.penalty >= len(self.penalties):
                 raise ValueError(f"adaptive: no penalty {one.penalty}, found {len(self.penalties)} penalties (counted from 0)")
@@ -97,8 +98,8 @@ class TrainRecipe(Node):
         """What needs classes gets classes, and what stays in [0, 1] gets images that lie there."""
         set_name = self.data.title
         if self.data.task == "regression":
-            parts = [self.loss, *self.penalties]
-            needy = [repr(part.name) for part in parts if not part.regression]
+            parts: list[LossNode | PenaltyNode] = [self.loss, *self.penalties]
+            needy = [repr(part.label) for part in parts if not part.regression]
             needy += [key for key in ("attack", "validate_with", "adaptive", "certify_eps") if getattr(self, key)]
             if needy:
                 raise ValueError(f"data set {set_name!r} is a regression, which has no classes: {', '.join(needy)} cannot be used")
@@ -113,7 +114,8 @@ class TrainRecipe(Node):
     ) -> "TrainRecipe":
         """A recipe by name (models/NAME.yaml) or path, with dotted overrides. Raises UserError in one line.
 
-        `say` hears of fields that fell away because another method was named.
+        `say` hears of fields that fell away because another method was named. Code may be named in the overrides, which are typed,
+        and by a recipe of models/; of another file only what the overrides name, too.
         """
         path = find_recipe(str(source))
         try:
@@ -124,16 +126,24 @@ class TrainRecipe(Node):
             raise UserError(f"{path}: expected a mapping of recipe fields, found {type(stored).__name__}")
         for line in override_all(stored, overrides or {}, cls):
             say(line)
-        return cls.parse(stored, str(path))
+        return cls.parse(stored, str(path), TYPED if is_own(path) else typed_code(overrides or {}))
 
     @classmethod
-    def parse(cls, stored: dict[str, Any], source: str = "recipe") -> "TrainRecipe":
-        """A recipe from a mapping. Raises UserError in one line."""
-        return parse(cls, stored, source)
+    def parse(cls, stored: Mapping[str, Any], source: str = "recipe", code: Code = CLOSED) -> "TrainRecipe":
+        """A recipe from a mapping. Raises UserError in one line.
+
+        `code`: whose code it may name as package.module:Name; `TYPED` (of nodes.code_names) for a mapping of your own.
+        """
+        return parse(cls, dict(stored), source, code)
 
     def yaml(self) -> str:
         """The resolved recipe: every field, default or not."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def typed_code(overrides: Mapping[str, str]) -> Code:
+    """Leave for the code that typed overrides name."""
+    return code_in([as_value(text) for text in overrides.values()])
 
 
 def keeps_to_the_box(part: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import yaml
 
+from robustbench_rkhs.nodes.code_names import CLOSED, Code, code_in
 from robustbench_rkhs.nodes.differences import changes
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.ramps import Scheduled
@@ -23,7 +24,8 @@ def stored_state(recipe: TrainRecipe, folder: Path, device: str) -> dict[str, An
     finished, or that was begun with another number of epochs, goes on to `recipe.epochs` where nothing in the recipe depends on
     how long the training is: the result is then that of one training of this length.
     """
-    finished = finished_recipe(folder)
+    code = code_in(recipe.model_dump(mode="json"))
+    finished = finished_recipe(folder, code)
     if finished is not None and weights_part(finished) == weights_part(recipe):
         again = f"to train it again: --out {folder} --fresh"
         raise UserError(f"{folder} already holds this recipe, trained; {again}")
@@ -32,7 +34,7 @@ def stored_state(recipe: TrainRecipe, folder: Path, device: str) -> dict[str, An
         if finished is not None:
             raise UserError(_another(folder, finished, recipe, "it has no resume.pt, from which a training goes on"))
         return None
-    begun = _parsed(state["recipe"], folder / "resume.pt")
+    begun = _parsed(state["recipe"], folder / "resume.pt", code)
     if weights_part(begun) == weights_part(recipe):
         return state
     reason = next(_hindrances(begun, recipe, state["where"]), None)
@@ -69,12 +71,12 @@ def _hindrances(begun: TrainRecipe, recipe: TrainRecipe, where: list[float]) -> 
     if recipe.epochs < where[0] + (where[1] > 0):
         yield f"{int(where[0])} epochs are trained already"
     if not recipe.schedule.by_epoch:
-        yield f"schedule {recipe.schedule.name!r} is laid over the whole training"
+        yield f"schedule {recipe.schedule.label!r} is laid over the whole training"
     if recipe.attack is not None and recipe.attack_warmup:
         yield "attack_warmup is a share of the whole training"
     for part in (recipe.loss, *recipe.penalties):
         if isinstance(part, Scheduled) and part.schedule:
-            yield f"the ramps of {part.name!r} are laid over the whole training"
+            yield f"the ramps of {part.label!r} are laid over the whole training"
     for one in recipe.projections:
         if one.in_schedule(begun.epochs) != one.in_schedule(recipe.epochs):
             yield f"kappa of a projection is shrunk to a training of {begun.epochs} epochs"
@@ -92,13 +94,13 @@ def _another(folder: Path, held: TrainRecipe, recipe: TrainRecipe, reason: str |
     return f"{line}: choose another --out, or overwrite it with --out {folder} --fresh"
 
 
-def finished_recipe(folder: Path) -> TrainRecipe | None:
+def finished_recipe(folder: Path, code: Code = CLOSED) -> TrainRecipe | None:
     """The recipe of a finished checkpoint, None where there is none. Raises UserError where it cannot be read."""
     path = folder / "recipe.yaml"
     if not (folder / "config.json").is_file() or not path.is_file():
         return None
     try:
-        return _parsed(path.read_text(), path)
+        return _parsed(path.read_text(), path, code)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is unreadable ({type(error).__name__}); {_over(path)}") from None
 
@@ -107,13 +109,13 @@ def _over(path: Path) -> str:
     return f"to start over: --out {path.parent} --fresh"
 
 
-def _parsed(text: str, source: Path) -> TrainRecipe:
+def _parsed(text: str, source: Path, code: Code) -> TrainRecipe:
     """A stored recipe; fields that were added since get their defaults. Raises UserError where this version cannot read it."""
     try:
         stored = yaml.safe_load(text)
         if not isinstance(stored, dict):
             raise UserError(f"{source}: expected a mapping of recipe fields, found {type(stored).__name__}")
-        return TrainRecipe.parse(stored, str(source))
+        return TrainRecipe.parse(stored, str(source), code)
     except yaml.YAMLError:
         raise UserError(f"{source} holds no readable recipe; {_over(source)}") from None
     except UserError as error:

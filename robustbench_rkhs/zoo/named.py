@@ -11,6 +11,7 @@ from robustbench_rkhs.certificates import SmoothingCertificate
 from robustbench_rkhs.data import DataSet, Split
 from robustbench_rkhs.evaluation.predictions import classes_of
 from robustbench_rkhs.networks.smoothed import Smoothed
+from robustbench_rkhs.nodes.code_names import CLOSED, Code
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse, with_fields
 from robustbench_rkhs.nodes.paths import find_checkpoint
@@ -62,13 +63,17 @@ class NamedModel:
         return self.classes or classes_of(adapted(self.model, split.x[:1]), split.x[:1])
 
 
-def load_model(name: str, weights: str | None = None, data: str | None = None, say: Say = lambda line: None) -> NamedModel:
+def load_model(
+    name: str, weights: str | None = None, data: str | None = None, say: Say = lambda line: None, code: Code = CLOSED
+) -> NamedModel:
     """A model by what one types: a checkpoint's name or folder, a recipe's with `weights`, one's own code, or a library's model.
 
     `nets.py:build`, `package.module:build`, either with arguments (`nets.py:build:width=8,depth=2`); `timm:resnet18.a1_in1k`;
     `hf:owner/name`, a Hub repository in the format of our checkpoint folders. `weights`: .safetensors or .pth of a plain state
     dict. `data`: a data set's name, a file or a folder, in place of the recipe's; it is read when `.test` is asked for.
-    What the user has to know (random weights) is in `.notes` and said through `say`. Raises UserError in one line.
+    `code`: whose code a checkpoint folder here may name (`allowed(["mynets"])` of nodes.code_names); a recipe in it that names
+    other code is refused, and nothing is imported. What the user has to know (random weights) is in `.notes` and said through
+    `say`. Raises UserError in one line.
     """
     images = named_data(data) if data else None
     if name.startswith("timm:"):
@@ -80,14 +85,14 @@ def load_model(name: str, weights: str | None = None, data: str | None = None, s
     elif weights is not None:
         named = _recipe(name, weights, images)
     else:
-        named = _checkpoint(find_checkpoint(name), images)
+        named = _checkpoint(find_checkpoint(name), images, code)
     for line in named.notes:
         say(line)
     return named
 
 
-def _checkpoint(folder: Path, data: DataSet | None) -> NamedModel:
-    loaded = checkpoint.load(folder)
+def _checkpoint(folder: Path, data: DataSet | None, code: Code = CLOSED) -> NamedModel:
+    loaded = checkpoint.load(folder, code)
     shape, classes = tuple(loaded.config["shape"]), int(loaded.config["classes"])
     return NamedModel(loaded.name, loaded.model, data or loaded.recipe.data, loaded.recipe.seed, shape, classes)
 

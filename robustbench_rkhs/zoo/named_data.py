@@ -1,16 +1,17 @@
 """Data sets by what a user types: a name, a file or a folder."""
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from robustbench_rkhs.data import NPY, NPZ, Data, DataSet, ImageFolder, data_root
 from robustbench_rkhs.nodes.node import UserError, did_you_mean
+from robustbench_rkhs.nodes.one_of import names_of
 from robustbench_rkhs.nodes.parsing import parse, with_fields
 
 SETS: dict[str, type[DataSet]] = {
-    kind.model_fields["name"].default: kind
-    for kind in get_args(get_args(Data)[0])
-    if not any(field.is_required() for field in kind.model_fields.values())
+    name: kind
+    for name, kind in names_of(Data).items()
+    if issubclass(kind, DataSet) and not any(field.is_required() for field in kind.model_fields.values())
 }
 """Every data set that needs no more than its name."""
 

@@ -1,9 +1,23 @@
-"""Losses: loss(model, x, y) -> scalar."""
+"""Losses: loss(model, x, y) -> scalar.
+
+In a training loop of one's own, a loss is called on the model, not on its logits:
+
+>>> import torch
+>>> from robustbench_rkhs.training.losses import Trades
+>>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+>>> x, y = torch.rand(8, 1, 8, 8), torch.arange(8)
+>>> loss = Trades(eps=8 / 255, steps=2)(model, x, y)
+>>> loss.backward()
+>>> model[1].weight.grad.shape
+torch.Size([10, 64])
+
+One's own is a subclass of `LossNode` with a `__call__`; its fields are its flags: `--loss.name mylosses:Focal --loss.gamma 2`.
+"""
 
 from typing import Annotated
 
-from pydantic import Field
-
+from robustbench_rkhs.nodes.one_of import OneOf
+from robustbench_rkhs.training.losses.base import LossNode
 from robustbench_rkhs.training.losses.cross_entropy import CrossEntropy
 from robustbench_rkhs.training.losses.crown_ibp import CrownIBP
 from robustbench_rkhs.training.losses.gloro import Gloro
@@ -16,8 +30,22 @@ from robustbench_rkhs.training.losses.squared_error import SquaredError
 from robustbench_rkhs.training.losses.trades import Trades
 
 Loss = Annotated[
-    CrossEntropy | SquaredError | Hinge | MultiMargin | Trades | MMA | IBP | CrownIBP | MtlIbp | Gloro, Field(discriminator="name")
+    CrossEntropy | SquaredError | Hinge | MultiMargin | Trades | MMA | IBP | CrownIBP | MtlIbp | Gloro | LossNode,
+    OneOf(LossNode, "losses"),
 ]
-"""Any loss, chosen by `name`."""
+"""Any loss: ours by `name`, an instance of LossNode, or your own as package.module:Name."""
 
-__all__ = ["IBP", "MMA", "CrossEntropy", "CrownIBP", "Gloro", "Hinge", "Loss", "MtlIbp", "MultiMargin", "SquaredError", "Trades"]
+__all__ = [
+    "IBP",
+    "MMA",
+    "CrossEntropy",
+    "CrownIBP",
+    "Gloro",
+    "Hinge",
+    "Loss",
+    "LossNode",
+    "MtlIbp",
+    "MultiMargin",
+    "SquaredError",
+    "Trades",
+]

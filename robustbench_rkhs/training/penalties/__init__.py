@@ -1,10 +1,27 @@
-"""Penalties: penalty(model, x, y) -> scalar added to the loss."""
+"""Penalties: penalty(model, x, y) -> scalar added to the loss.
+
+In a training loop of one's own:
+
+>>> import torch
+>>> from robustbench_rkhs.training.penalties import GradientPenalty
+>>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+>>> x, y = torch.rand(8, 1, 8, 8), torch.arange(8)
+>>> penalty = GradientPenalty(weight=0.01)
+>>> loss = torch.nn.functional.cross_entropy(model(x), y) + penalty(model, x, y)
+>>> loss.backward()
+>>> model[1].weight.grad.shape
+torch.Size([10, 64])
+
+One that must know the training images (`function_norm`) is asked first: `penalty = penalty.prepare(model, split, seed)`. Where
+draws are random, a fourth argument, one integer an image that no other step uses, makes them repeatable. One's own is a subclass of
+`PenaltyNode` with a `__call__`; its fields are its flags: `--penalties "[{name: mypenalties:Flat, weight: 0.1}]"`.
+"""
 
 from typing import Annotated
 
-from pydantic import Field
-
+from robustbench_rkhs.nodes.one_of import OneOf
 from robustbench_rkhs.training.penalties.adversarial_perturbation import AdversarialPerturbation
+from robustbench_rkhs.training.penalties.base import PenaltyNode
 from robustbench_rkhs.training.penalties.curvature import Curvature
 from robustbench_rkhs.training.penalties.deformation import Stability, Tangent
 from robustbench_rkhs.training.penalties.function_norm import FunctionNorm
@@ -24,10 +41,11 @@ Penalty = Annotated[
     | Curvature
     | FunctionNorm
     | Stability
-    | Tangent,
-    Field(discriminator="name"),
+    | Tangent
+    | PenaltyNode,
+    OneOf(PenaltyNode, "penalties"),
 ]
-"""Any penalty, chosen by `name`."""
+"""Any penalty: ours by `name`, an instance of PenaltyNode, or your own as package.module:Name."""
 
 __all__ = [
     "AdversarialPerturbation",
@@ -37,6 +55,7 @@ __all__ = [
     "Jacobian",
     "LossGradient",
     "Penalty",
+    "PenaltyNode",
     "SpectralNorm",
     "Stability",
     "Tangent",

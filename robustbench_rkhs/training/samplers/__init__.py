@@ -2,14 +2,13 @@
 
 from typing import Annotated
 
-from pydantic import Field
-
+from robustbench_rkhs.nodes.one_of import OneOf
 from robustbench_rkhs.training.samplers.base import SamplerNode, Source
 from robustbench_rkhs.training.samplers.data import DataSampler
 from robustbench_rkhs.training.samplers.noise import GaussianSampler, UniformSampler
 from robustbench_rkhs.training.samplers.vae import VAESampler
 
-Sampler = Annotated[VAESampler | DataSampler | UniformSampler | GaussianSampler, Field(discriminator="name")]
-"""Any sampler, chosen by `name`."""
+Sampler = Annotated[VAESampler | DataSampler | UniformSampler | GaussianSampler | SamplerNode, OneOf(SamplerNode, "samplers")]
+"""Any sampler: ours by `name`, an instance of SamplerNode, or your own as package.module:Name."""
 
 __all__ = ["DataSampler", "GaussianSampler", "Sampler", "SamplerNode", "Source", "UniformSampler", "VAESampler"]

@@ -1,0 +1,89 @@
+"""A network of the user's own in a recipe: any class or function that returns an `nn.Module`, or a module itself."""
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pydantic import ConfigDict, PrivateAttr, model_validator
+from torch import nn
+
+from robustbench_rkhs.networks.base import NetworkNode
+from robustbench_rkhs.nodes.code_names import cause, code_name
+from robustbench_rkhs.nodes.node import UserError
+
+
+class OwnNetwork(NetworkNode):
+    """An `nn.Module` of the user's own: `network: {name: mynets:Small, width: 8}`, or an instance in Python.
+
+    Fields beside `mean` and `std` are arguments of the class or function; one that takes `shape` or `classes` is given the
+    images' shape and the number of classes. An instance is trained from the weights that it has, as a copy. It maps images in
+    [0, 1] (after `mean` and `std`) to logits. Its own layers are certified where their bounds are registered
+    (`robustbench_rkhs.lipschitz.rule`).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    _source: Callable[..., Any] | nn.Module = PrivateAttr()
+    _name: str = PrivateAttr(default="")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, given: Any) -> Any:
+        return given  # the other keys are arguments of the user's own code
+
+    @property
+    def code_name(self) -> str:
+        """`package.module:Name` of the class, function or instance."""
+        return self._name
+
+    @property
+    def label(self) -> str:
+        return self._name
+
+    def written(self) -> dict[str, Any]:
+        """As a recipe names it."""
+        return {"name": self._name} | self.model_dump(mode="json")
+
+    def build(self, shape: tuple[int, ...], classes: int) -> nn.Sequential:
+        """The normalisation and the user's module, seen to make logits of every class. Raises UserError in one line."""
+        module = self._made(shape, classes)
+        if not isinstance(module, nn.Module):
+            raise UserError(f"{self._name} returned {type(module).__name__}, expected an nn.Module")
+        network = nn.Sequential(*self.first(shape), module)
+        training = module.training
+        try:
+            with torch.no_grad():
+                found = tuple(network.eval()(torch.zeros(2, *shape)).shape)
+        except Exception as error:  # the user's code raises whatever it likes
+            raise UserError(f"{self._name} fails on images of shape {shape}: {cause(error)}") from None
+        if found != (2, classes):
+            raise UserError(f"{self._name} gives {found} for two images, expected logits of {classes} classes: (2, {classes})")
+        return network.train(training)
+
+    def _made(self, shape: tuple[int, ...], classes: int) -> Any:
+        if isinstance(self._source, nn.Module):
+            return copy.deepcopy(self._source)
+        arguments = dict(self.model_extra or {})
+        try:
+            asked = inspect.signature(self._source).parameters
+            known = {"shape": shape, "classes": classes}
+            arguments |= {key: value for key, value in known.items() if key in asked and key not in arguments}
+            return self._source(**arguments)
+        except Exception as error:  # the user's code raises whatever it likes
+            raise UserError(f"{self._name} cannot be made: {cause(error)}") from None
+
+
+def own_network(found: Any, name: str, fields: dict[str, Any]) -> OwnNetwork | None:
+    """A module, or what makes one, as a network of a recipe; None for anything else."""
+    if isinstance(found, nn.Module):
+        extra = set(fields) - {"mean", "std"}
+        if extra:
+            raise UserError(f"{name} is a module already, and takes no {', '.join(sorted(extra))}")
+        name = name or code_name(type(found))
+    elif not (name and callable(found)):
+        return None
+    network = OwnNetwork(**fields)
+    network._source, network._name = found, name
+    return network
