@@ -65,7 +65,7 @@ METHODS = {
             "s",
             {"network": SMALL},
             {"network": CONV, "iterations": 2},
-            {"network": SMALL | {"hidden": [4, 4]}, **GREY},
+            {"network": SMALL | {"hidden": [4, 4]} | GREY},
         ],
     },
     "loss": {
