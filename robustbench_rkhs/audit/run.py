@@ -97,6 +97,8 @@ def audit(
         "refused": list(done.about.refused),
         "stale": stale,
         "notes": notes,
+        "failed": list(done.about.failed),
+        "protocol_failed": verdicts.protocol_failed(done),
         "breaches": len(done.about.breaches),
     }
 

@@ -2,68 +2,122 @@
 
 import errno
 import functools
+import inspect
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
+from robustbench_rkhs.cli.flags import given, recipe_parameters, spelt
+from robustbench_rkhs.cli.screen import emit, json_alone
 from robustbench_rkhs.nodes.node import UserError
 
+Call = Callable[[], int | None]
+"""A command with everything it was given."""
 Names = tuple[str, ...]
 """A flag that takes several words."""
+Weights = Annotated[str | None, tyro.conf.arg(aliases=["--checkpoint"])]
+"""The flag that names weights; --checkpoint is its older spelling."""
+AsJson = Annotated[bool, tyro.conf.arg(name="json")]
+"""The flag that asks for one JSON object on stdout."""
+PASSED = ("fields", "typed")
+"""Parameters of commands that are no flags: fields of a recipe, as they were typed."""
 
 
-def command(main: Callable[..., int | None], overrides: bool = False) -> Callable[[], None]:
-    """A console script: flags from the signature, one line and exit code 2 for bad input."""
+@dataclass(frozen=True)
+class Command:
+    """A console script: flags from a function's signature, one line and exit code 2 for bad input.
 
-    @functools.wraps(main)
-    def script() -> None:
-        try:
-            if overrides:
-                call, rest = tyro.cli(_bound(main), return_unknown_args=True)
-                code = call(_pairs(rest))
-            else:
-                code = tyro.cli(_bound(main))()
-        except UserError as error:
-            _fail(str(error))
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = 1
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS):
+    With --json, stdout holds one JSON object whatever happens: what was found, or {"error": ...}.
+    """
+
+    main: Callable[..., int | None]
+    overrides: bool = False
+    """Flags that the signature has not are passed on as fields, by name."""
+    recipe: Mapping[str, str | None] | None = None
+    """Every field of EvalRecipe is a flag, and what was typed of them is passed on. Says of some another default than the recipe's,
+    or leaves them out (None)."""
+
+    def read(self, words: Sequence[str]) -> Call:
+        """What these words ask for, to be called. Raises UserError, or SystemExit where tyro has said what is wrong."""
+        args = spelt(words)
+        if self.overrides:
+            half, rest = tyro.cli(_bound(self.main), args=args, return_unknown_args=True)
+            return functools.partial(half, _pairs(rest))
+        if self.recipe is None:
+            plain: Call = tyro.cli(_bound(self.main), args=args)
+            return plain
+        from robustbench_rkhs.evaluation.recipe import EvalRecipe
+
+        found: Any = tyro.cli(_bound(self.main, recipe_parameters(EvalRecipe, self.recipe)), args=args)
+        typed = {name: found.keywords.pop(name) for name in list(found.keywords) if name in EvalRecipe.model_fields}
+        return functools.partial(found, given(typed, EvalRecipe))
+
+    def __call__(self) -> None:
+        words = sys.argv[1:]
+        as_json = "--json" in words and not {"-h", "--help"} & set(words)
+        with json_alone() if as_json else nullcontext():
+            try:
+                code, error = _left(lambda: self.read(words)())
+            except Exception as unforeseen:
+                if as_json:
+                    emit({"error": f"{type(unforeseen).__name__}: {unforeseen}"})
                 raise
-            _fail(f"cannot write {error.filename or ''}: {error.strerror}")
-        except KeyboardInterrupt:
-            print("interrupted; the same command goes on from here", file=sys.stderr)
-            code = 130
-        raise SystemExit(code or 0)
-
-    return script
+            if as_json and error:
+                emit({"error": error})
+        raise SystemExit(code)
 
 
-def _bound(main: Callable[..., Any]) -> Callable[..., Callable[..., Any]]:
-    """`main`'s signature, returning a call, so that tyro's own errors and ours stay apart."""
+def command(main: Callable[..., int | None], overrides: bool = False, recipe: Mapping[str, str | None] | None = None) -> Command:
+    """The console script of a function."""
+    return Command(main, overrides, recipe)
+
+
+def _left(run: Callable[[], int | None]) -> tuple[int, str]:
+    """The exit code, and what went wrong in a line, which is on stderr too; exceptions that nobody foresaw are raised on."""
+    try:
+        return run() or 0, ""
+    except UserError as error:
+        return 2, _said(str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1, ""
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        return 2, _said(f"cannot write {error.filename or ''}: {error.strerror}")
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130, "interrupted"
+    except SystemExit as left:  # tyro's, which has said why
+        return (left.code, "not such a command: see stderr") if isinstance(left.code, int) and left.code else (0, "")
+
+
+def _bound(main: Callable[..., Any], more: Sequence[inspect.Parameter] = ()) -> Callable[..., Callable[..., Any]]:
+    """`main`'s signature and more parameters, returning a call, so that tyro's own errors and ours stay apart."""
 
     @functools.wraps(main)
     def bind(*args: Any, **kwargs: Any) -> Callable[..., Any]:
         return functools.partial(main, *args, **kwargs)
 
-    bind.__annotations__ = {k: v for k, v in main.__annotations__.items() if k not in ("return", "fields")}
-    import inspect
-
+    del bind.__wrapped__  # tyro would read the annotations of what is wrapped
     signature = inspect.signature(main)
-    kept = [p for p in signature.parameters.values() if p.name != "fields"]
-    bind.__signature__ = signature.replace(parameters=kept, return_annotation=Callable)  # type: ignore[attr-defined]
+    kept = [one.replace(kind=one.KEYWORD_ONLY) if more else one for one in signature.parameters.values() if one.name not in PASSED]
+    annotations = {key: value for key, value in main.__annotations__.items() if key not in ("return", *PASSED)}
+    bind.__annotations__ = annotations | {one.name: one.annotation for one in more}
+    bind.__signature__ = signature.replace(parameters=[*kept, *more], return_annotation=Callable)  # type: ignore[attr-defined]
     return bind
 
 
-def _fail(line: str) -> None:
+def _said(line: str) -> str:
     print(f"error: {line}", file=sys.stderr)
-    raise SystemExit(2)
+    return line
 
 
 def _pairs(rest: list[str]) -> dict[str, str]:
@@ -78,7 +132,7 @@ def _pairs(rest: list[str]) -> dict[str, str]:
             if position == len(rest):
                 raise UserError(f"{flag} needs a value")
             value = rest[position]
-        fields[flag[2:]] = value
+        fields[flag[2:].replace("-", "_")] = value
         position += 1
     return fields
 
@@ -88,6 +142,11 @@ def usable_device(name: str) -> str:
     from robustbench_rkhs.runtime.devices import usable
 
     return usable(name)
+
+
+def failure(line: str) -> None:
+    """What failed though the command went on, on stderr."""
+    print(f"failed: {line}", file=sys.stderr)
 
 
 def note(line: str) -> None:

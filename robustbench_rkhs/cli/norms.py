@@ -1,11 +1,8 @@
 """rkhs-norms: bounds of the RKHS norm of a model."""
 
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from robustbench_rkhs.cli.command import Names, command, typed_command
+from robustbench_rkhs.cli.command import AsJson, Names, Weights, command, typed_command
 from robustbench_rkhs.cli.number import number
 from robustbench_rkhs.cli.screen import console_of_width, ending
 
@@ -16,10 +13,10 @@ def _norms(
     eps: Names = ("0.1", "0.5", "1.0"),
     training_samples: int = 10000,
     seed: int = 0,
-    checkpoint: str | None = None,
+    weights: Weights = None,
     data: str | None = None,
     out: Path = Path("reports"),
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Bounds of the RKHS norm of a model side by side, lower and upper, and the margin bound they would give.
 
@@ -31,7 +28,7 @@ def _norms(
         eps: Radii of the perturbations, l2 in pixels of [0, 1].
         training_samples: Training images whose margins are measured; fewer where there are fewer.
         seed: Which images, and every random draw.
-        checkpoint: Weights (.safetensors, or .pth of a plain state dict) for a recipe or builder.
+        weights: Weights (.safetensors, or .pth of a plain state dict) for a recipe or builder.
         data: Data set or FILE.npz in place of the recipe's.
         out: norms/MODEL.* goes here.
         as_json: Print one JSON object on stdout, the table on stderr.
@@ -40,7 +37,7 @@ def _norms(
     from robustbench_rkhs.rkhs_norm import norm_report
     from robustbench_rkhs.zoo import load_model, training_images
 
-    subject = load_model(model, checkpoint, data)
+    subject = load_model(model, weights, data)
     found = norm_report(
         subject.name,
         subject.model,

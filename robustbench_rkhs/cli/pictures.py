@@ -29,6 +29,7 @@ def _pictures(
     $ rkhs-pictures curves --model 'digits_*' --band interval
     $ rkhs-pictures square_wave --model 'reports/square_wave/runs/*'
     $ rkhs-pictures vae --data mnist --vae kind=convolutional,iterations=2000
+
     Runs of one recipe that differ in the seed alone are drawn as one curve; LABEL=GLOB makes a group of its own.
 
     Args:

@@ -1,5 +1,6 @@
 """rkhs-report: everything drawn again from the verdicts alone."""
 
+import sys
 from pathlib import Path
 
 from robustbench_rkhs.cli.command import Names, command
@@ -40,7 +41,7 @@ def _report(
         except UserError as error:
             if adversarials:
                 raise
-            print(f"not drawn: {error}")
+            print(f"not drawn: {error}", file=sys.stderr)
     for kind, paths in written.items():
         print(f"{kind}: {' '.join(str(path) for path in paths)}")
 

@@ -1,29 +1,27 @@
 """rkhs-submit: what a stranger sends, checked and put on the leaderboard."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from robustbench_rkhs.cli.command import Names, command, typed_command, usable_device
-from robustbench_rkhs.cli.number import number
+from robustbench_rkhs.cli.command import AsJson, Weights, command, typed_command, usable_device
+from robustbench_rkhs.cli.screen import console_of_width, ending, told
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.nodes.threat_model import Norm
 
 
 def _submit(
+    typed: dict[str, Any],
+    /,
     what: Annotated[Literal["checkpoint", "adversarials"], tyro.conf.Positional],
     path: Annotated[Path, tyro.conf.Positional],
-    eps: Names = (),
-    norm: Norm = "l2",
-    attack: Names = (),
     sample: int = 100,
-    samples: int | None = None,
     device: str = "auto",
     out: Path = Path("reports"),
     model: str | None = None,
-    weights: str | None = None,
+    weights: Weights = None,
     data: str | None = None,
+    as_json: AsJson = False,
 ) -> None:
     """Check what a stranger sends and put it on the leaderboard: a checkpoint folder, evaluated on a sample and then in full; or
     adversarial images of a model here, of which those that rkhs-verify confirms count.
@@ -31,42 +29,40 @@ def _submit(
     $ rkhs-submit checkpoint path/to/folder --eps 0.5 1.0
     $ rkhs-submit adversarials theirs.npz
 
+    Every field of the evaluation's recipe is a flag of a checkpoint's evaluation.
+
     Args:
         what: What is submitted.
         path: Folder of model.safetensors, config.json and recipe.yaml; never code. Or FILE.npz as --save-adversarials writes it.
-        eps: Radii, in pixels of [0, 1].
-        norm: Distance they are measured in.
-        attack: As for rkhs-eval.
         sample: Images of the first look.
-        samples: Images of the full evaluation; all where not given.
         device: auto, cpu, cuda ...
         out: Where verdicts and the leaderboard are.
         model: Of adversarial images: the model, where it is none of checkpoints/.
         weights: Of adversarial images: weights for a recipe or builder.
         data: Of adversarial images: data set or FILE.npz.
+        as_json: Print one JSON object on stdout, the steps on stderr.
     """
-    from robustbench_rkhs.evaluation.recipe import EvalRecipe, attack_from
-    from robustbench_rkhs.nodes.parsing import parse
-    from robustbench_rkhs.submission.gate import submit as run
-    from robustbench_rkhs.submission.gate import submit_adversarials
+    from robustbench_rkhs.cli.settings import eval_recipe
+    from robustbench_rkhs.submission.gate import submit, submit_adversarials
 
+    named = {"model": model, "weights": weights, "data": data}
+    fields = typed if what == "adversarials" else {key: value for key, value in named.items() if value is not None}
+    if fields:
+        flags = ", ".join("--" + key.replace("_", "-") for key in fields)
+        raise UserError(f"{flags}: not for a submission of {what}; see rkhs-submit --help")
+    screen, said = console_of_width(140, stderr=as_json), []
+    both: dict[str, Any] = {"device": usable_device(device), "out": out, "command": typed_command()}
     if what == "adversarials":
-        named = {"model": model, "weights": weights, "data": data}
-        for line in submit_adversarials(path, **named, device=usable_device(device), out=out, command=typed_command()):
-            print(line)
-        return
-    if not eps:
+        steps = submit_adversarials(path, model=model, weights=weights, data=data, **both)
+    elif "eps" not in typed:
         raise UserError("--eps: expected at least one radius, found none")
-    settings = {
-        "norm": norm,
-        "eps": [number(text) for text in eps],
-        "attacks": [attack_from(text) for text in attack],
-        "samples": samples,
-        "block": 64,
-    }
-    recipe = parse(EvalRecipe, settings, "rkhs-submit")
-    for line in run(path, recipe, sample=sample, device=usable_device(device), out=out, command=typed_command(), say=print):
-        print(line)
+    else:
+        steps = submit(path, eval_recipe(typed, "rkhs-submit"), sample=sample, say=lambda line: told(screen, line), **both)
+    for line in steps:
+        told(screen, line)
+        said.append(line)
+    if as_json:
+        ending(screen, "submit", {"accepted": True, "steps": said}, [], as_json)
 
 
-main = command(_submit)
+main = command(_submit, recipe={"eps": "none"})

@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from robustbench_rkhs.cli.command import command, note, typed_command, usable_device
+from robustbench_rkhs.cli.screen import emit
 from robustbench_rkhs.runtime.extras import require
 
 
@@ -25,6 +26,7 @@ def _sweep(
 
     $ rkhs-sweep --sweep digits_gradient
     $ rkhs-sweep --sweep mine.yaml --epochs 20 --device cuda:1
+
     The same command on another core or machine that sees OUT is a second worker; a sweep that was stopped or killed goes on.
 
     Args:
@@ -55,7 +57,7 @@ def _sweep(
             say(f"picked by {plan.sweep.pick}: trial {row['trial']}, {json.dumps(row['setting'])}")
     say(f"sweep: {' '.join(found['files'])}")
     if as_json:
-        print(json.dumps(found))
+        emit(found)
 
 
 main = command(_sweep, overrides=True)

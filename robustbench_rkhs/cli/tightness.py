@@ -1,11 +1,8 @@
 """rkhs-tightness: where the certificate is lost, layer by layer."""
 
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from robustbench_rkhs.cli.command import command, typed_command
+from robustbench_rkhs.cli.command import AsJson, Weights, command, typed_command
 from robustbench_rkhs.cli.screen import console_of_width, ending
 from robustbench_rkhs.nodes.node import UserError
 
@@ -14,10 +11,10 @@ def _tightness(
     model: str,
     samples: int = 32,
     seed: int = 0,
-    checkpoint: str | None = None,
+    weights: Weights = None,
     data: str | None = None,
     out: Path = Path("reports"),
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Layer by layer, the proven bound over what is found from below: where the certificate is lost.
 
@@ -27,7 +24,7 @@ def _tightness(
         model: Name in checkpoints/, checkpoint folder, or package.module:builder.
         samples: Test images, a seeded stratified subset; all where there are fewer.
         seed: Which images, and every random draw.
-        checkpoint: Weights (.safetensors, or .pth of a plain state dict) for a recipe or builder.
+        weights: Weights (.safetensors, or .pth of a plain state dict) for a recipe or builder.
         data: Data set or FILE.npz in place of the recipe's.
         out: tightness/MODEL.* goes here; verdicts of the model are looked for in verdicts/.
         as_json: Print one JSON object on stdout, the tables on stderr.
@@ -38,7 +35,7 @@ def _tightness(
 
     if samples < 1:
         raise UserError(f"--samples: expected at least 1, found {samples}")
-    subject = load_model(model, checkpoint, data)
+    subject = load_model(model, weights, data)
     folder = out / "verdicts"
     found = run(subject.name, subject.model, subject.test, samples=samples, seed=seed, folder=folder, command=typed_command())
     screen = console_of_width(140, stderr=as_json)

@@ -14,6 +14,7 @@ def _train(
     $ rkhs-train --model digits_mlp --out checkpoints/mine
     $ rkhs-train --model robust_vgg --epochs 20 --attack.steps 2
     $ torchrun --nproc-per-node 2 --no-python rkhs-train --model digits_trades
+
     `rkhs-list models digits_mlp` shows a recipe with every field. A training that was stopped goes on from where it was; a
     finished one is lengthened by more --epochs where its schedule does not depend on how many there are.
 
@@ -28,7 +29,7 @@ def _train(
         fresh: Train anew over what the folder holds.
         half: Store the weights in half precision.
     """
-    from robustbench_rkhs.runtime.progress import TrainingBar
+    from robustbench_rkhs.cli.progress import TrainingBar
     from robustbench_rkhs.training.destination import destination
     from robustbench_rkhs.training.loop import train as run
     from robustbench_rkhs.training.recipe import TrainRecipe

@@ -6,20 +6,21 @@ from typing import Annotated
 
 import tyro
 
-from robustbench_rkhs.cli.command import command, usable_device
+from robustbench_rkhs.cli.command import Weights, command, usable_device
 from robustbench_rkhs.nodes.node import UserError
 
 
 def _verify_adversarials(
     files: Annotated[tuple[Path, ...], tyro.conf.Positional],
     model: str | None = None,
-    weights: str | None = None,
+    weights: Weights = None,
     data: str | None = None,
     device: str = "auto",
 ) -> int:
     """Re-check files of adversarial images, each image against the data and the model asked again.
 
     $ rkhs-verify adversarials/digits_mlp-l2.npz
+
     Exit code 0: all images confirmed; 1: some refused, with the reason; 2: not such a file.
 
     Args:

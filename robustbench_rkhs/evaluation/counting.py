@@ -1,6 +1,8 @@
 """Counting adversarial examples: projected into ball and box, measured, confirmed by a second query, stored as rows."""
 
+import sys
 import time
+from contextlib import redirect_stdout
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -157,7 +159,7 @@ def attempted(subject: Subject, attack: Attack, positions: Tensor, budgets: Tens
     x, y = subject.split.x[positions], subject.split.y[positions]
     keys, failed = subject.split.index[positions], ""
     try:
-        with fenced(attack, subject.queried):
+        with redirect_stdout(sys.stderr), fenced(attack, subject.queried):  # libraries print; a command's stdout may be JSON
             given = (budgets,) if isinstance(attack, EngineAttack) else ()
             attacked = checked_attacked(attack(subject.queried, x, y, keys, *given), x)
     except UserError:

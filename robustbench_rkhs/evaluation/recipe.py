@@ -9,11 +9,12 @@ from robustbench_rkhs.attacks import AnyAttack
 from robustbench_rkhs.attacks.efforts import Effort
 from robustbench_rkhs.attacks.foolbox import Method as FoolboxMethod
 from robustbench_rkhs.certificates import Portfolio, certificate_names
+from robustbench_rkhs.evaluation.contradictions import refuse_contradiction
 from robustbench_rkhs.nodes.code_names import announced, is_code_name
 from robustbench_rkhs.nodes.node import Node, Real, UserError, did_you_mean
 from robustbench_rkhs.nodes.one_of import names_of
 from robustbench_rkhs.nodes.parsing import with_fields
-from robustbench_rkhs.nodes.threat_model import Norm
+from robustbench_rkhs.nodes.threat_model import Norm, norm_named
 
 
 def seconds(value: Any) -> Any:
@@ -30,7 +31,7 @@ def seconds(value: Any) -> Any:
 class EvalRecipe(Node):
     """How a model is evaluated: norm, radii, attacks, certificates, images."""
 
-    norm: Norm = "l2"
+    norm: Annotated[Norm, BeforeValidator(norm_named)] = "l2"
     """Distance the radii are measured in."""
     eps: tuple[Annotated[Real, Field(ge=0)], ...]
     """Asked-for radii, in pixels of [0, 1]."""
@@ -47,8 +48,8 @@ class EvalRecipe(Node):
     """Test images, a seeded stratified subset; all where not given."""
     seed: int = Field(0, ge=0)
     """Which images, and every random draw of the attacks."""
-    block: int = Field(100, ge=1)
-    """Images a block: bounds the memory. Random draws of library attacks depend on it."""
+    block: int = Field(64, ge=1)
+    """Images a block, the unit of resuming: bounds the memory. Random draws of library attacks depend on it."""
     workers: int = Field(1, ge=1)
     """Processes that take a block each of our own attacks, on a CPU, one thread each: the table is that of one process on one
     thread. Not shared: attacks of libraries, and effort adaptive, which learns from image to image."""
@@ -58,15 +59,24 @@ class EvalRecipe(Node):
     same evaluation without it goes on from there."""
     rechecked: int = Field(8, ge=0)
     """Of the survivals that are inferred from a larger eps, how many are attacked at their own eps after all; the share that falls
-    is reported. Cost: at most so many runs of the fixed-budget attacks."""
+    is reported. Cost: at most so many runs of the fixed-budget attacks, each about 8,800 passes of the ensemble where the image
+    stands."""
     diagnostics: bool = True
-    """Check on a sample of images whether attacks can be believed, mark the model where not, and attack its survivors further.
-    False: the result is marked undiagnosed."""
+    """Check on 64 images (16 where the effort is quick) whether the attacks can be believed, mark the model where not, and attack
+    its survivors further. Cost: at most 1,550 passes an image of the sample. Without: the result is marked undiagnosed."""
 
     @model_validator(mode="after")
     def _effort_or_attacks(self) -> "EvalRecipe":
         if self.attacks and self.effort != "standard":
             raise ValueError(f"effort {self.effort!r} chooses the attacks itself: leave out the attacks, or the effort")
+        return self
+
+    @model_validator(mode="after")
+    def _agree(self) -> "EvalRecipe":
+        for attack in self.attacks:
+            refuse_contradiction(attack, self.norm, self.eps, self.seed)
+        for certificate in self.certificates:
+            refuse_contradiction(certificate, self.norm, self.eps)
         return self
 
 

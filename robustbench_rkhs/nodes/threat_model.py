@@ -1,8 +1,16 @@
 """The threat model: in which norm an adversarial image may be how far away, and in which box it must lie."""
 
-from typing import Literal
+import re
+from typing import Any, Literal
 
 Norm = Literal["l2", "linf"]
 """Distance between images: l2 or linf, in pixels of [0, 1]."""
+SPELLINGS = {"l2": "l2", "2": "l2", "linf": "linf", "inf": "linf", "linfinity": "linf"}
+"""Other spellings of norms, without case, blanks, dashes and underscores."""
 Box = Literal["unit", "none"]
 """Where adversarial images may lie: [0, 1], or anywhere (only to reproduce a published number)."""
+
+
+def norm_named(value: Any) -> Any:
+    """`Linf`, `L2`, `l_inf` and the like as this package writes them; anything else unchanged, to be refused."""
+    return SPELLINGS.get(re.sub(r"[\s_-]", "", value).lower(), value) if isinstance(value, str) else value

@@ -53,7 +53,8 @@ def refusal(done: Evaluation) -> str | None:
         return "the evaluation was interrupted: images are untested"
     summary = verdicts.summary(done)
     if summary["robust"].isna().any():
-        return "images are untested at some eps"
+        failed = f": {'; '.join(done.about.failed)}" if done.about.failed else ""
+        return f"images are untested at some eps{failed}"
     return None
 
 

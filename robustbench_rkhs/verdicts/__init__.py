@@ -13,7 +13,16 @@ from robustbench_rkhs.verdicts.soundness import breaches, pooled
 from robustbench_rkhs.verdicts.states import STATES, states
 from robustbench_rkhs.verdicts.statistics import Proportion, clopper_pearson, holm, mcnemar
 from robustbench_rkhs.verdicts.store import digest, merge, read, read_all, read_part, write, write_part
-from robustbench_rkhs.verdicts.summaries import accuracy_at, by_attack, certified_at, curve, robust_images, robust_range, summary
+from robustbench_rkhs.verdicts.summaries import (
+    accuracy_at,
+    by_attack,
+    certified_at,
+    curve,
+    protocol_failed,
+    robust_images,
+    robust_range,
+    summary,
+)
 
 __all__ = [
     "COLUMNS",
@@ -50,6 +59,7 @@ __all__ = [
     "mcnemar",
     "merge",
     "pooled",
+    "protocol_failed",
     "read",
     "read_adversarials",
     "read_all",

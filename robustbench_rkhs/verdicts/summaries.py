@@ -134,6 +134,13 @@ def curve(evaluation: Record, grid: Iterable[float] | None = None) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
+def protocol_failed(evaluation: Record) -> bool:
+    """Whether attacks of the protocol ran and every one of them ended in an error, on every image."""
+    table = evaluation.table
+    own = table[(table["kind"] == "attack") & table["method"].isin(evaluation.about.protocol)]
+    return len(own) > 0 and bool((own["state_reason"] == "error").all())
+
+
 def robust_images(evaluation: Record, eps: float) -> pd.Series:
     """True for each image that is certified or survived at eps, by image index: what two models are compared on."""
     return Evidence.of(evaluation).states(eps)["state"].isin(["certified", "survived"])

@@ -1,0 +1,27 @@
+"""An evaluation recipe from what was typed: names of methods, numbers, times."""
+
+from typing import Any
+
+from robustbench_rkhs.cli.number import number
+from robustbench_rkhs.evaluation.recipe import EvalRecipe, attack_from, certificate_from
+from robustbench_rkhs.nodes.code_names import CLOSED, Code
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.parsing import parse
+
+
+def eval_recipe(typed: dict[str, Any], command: str, code: Code = CLOSED, **defaults: Any) -> EvalRecipe:
+    """The recipe of the typed fields, and of `defaults` where a field was not typed. Raises UserError in one line.
+
+    `code`: whose code the methods may name.
+    """
+    settings = defaults | typed
+    if "eps" in typed:
+        settings["eps"] = [number(text) for text in typed["eps"]]
+    if "attacks" in settings:
+        settings["attacks"] = [attack_from(one) if isinstance(one, str) else one for one in settings["attacks"]]
+    if "certificates" in typed:
+        named = typed["certificates"]
+        if "none" in named and len(named) > 1:
+            raise UserError(f"--certificates {' '.join(named)}: none stands alone; name certificates, or none")
+        settings["certificates"] = [certificate_from(text) for text in named if text != "none"]
+    return parse(EvalRecipe, settings, command, code)
