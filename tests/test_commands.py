@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_evaluate import Broken, small_net
+from test_evaluate import small_net
 
 from robustbench_rkhs import cli
+from robustbench_rkhs.attacks import Attack
 from robustbench_rkhs.cli.screen import strict
 from robustbench_rkhs.cli.settings import eval_recipe
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
@@ -57,6 +58,14 @@ class Fails(Attack):
         print("an attack that prints")
         raise RuntimeError("no such kernel")
 """
+
+
+class Failing(Attack):
+    """Of a library, say."""
+
+    def __call__(self, model, x, y, keys):
+        print("an attack that prints")
+        raise RuntimeError("no such kernel")
 
 
 def main_of(name):
@@ -260,7 +269,7 @@ def test_what_a_library_writes_below_python_stays_off_stdout_too(home):
 def test_the_library_never_prints_also_where_an_attack_fails(capfd):
     x = torch.rand(4, 1, 4, 4)
     model, said = small_net(), []
-    done = evaluate(model, (x, model(x).argmax(1)), eps=(0.01,), attacks=(Broken(),), certificates=(), say=said.append)
+    done = evaluate(model, (x, model(x).argmax(1)), eps=(0.01,), attacks=(Failing(),), certificates=(), say=said.append)
     assert capfd.readouterr().out == "" and done.about.failed and any(done.about.failed[0] in line for line in said)
     printing = re.compile(r"(?<![\w.])print\(")
     root = Path(cli.__file__).parent.parent

@@ -38,7 +38,7 @@ def synthetic(name, images=60, clean=0.9, scale=0.8, proved=0.4, seed=0, minimal
     said = {"model": name, "weights": name[::-1] * 9, "data": "digits", "data_digest": "d" * 64, "norm": "l2", "box": "unit"}
     said |= {"epsilons": list(EPSILONS), "protocol": ["pgd"], "certificates": ["margin"], "samples": images, "seed": 0}
     said |= {"device": "cpu", "date": "2026-01-01", "command": f"rkhs-eval --model {name} | tee log", "complete": True}
-    return Evaluation(verdicts.merge([pd.DataFrame(rows)]), About(**said | about))
+    return Evaluation(verdicts.merge([pd.DataFrame(rows)]), About.read(said | about, "synthetic"))
 
 
 def trio():
