@@ -109,12 +109,13 @@ class About(Node):
 
     @classmethod
     def read(cls, stored: Mapping[str, Any], source: str) -> "About":
-        """From the JSON of a file; fields that this version does not know, and those that say
-        nothing (null), are left out. Raises UserError in one line."""
+        """From the JSON of a file; fields that this version does not know, or that say nothing (null), are left out.
+
+        Raises UserError in one line.
+        """
         fields = cls.model_fields
-        known = {
-            key: value for key, value in stored.items() if key in fields and (value is not None or fields[key].default is None)
-        }
+        said = {key: value for key, value in stored.items() if key in fields}
+        known = {key: value for key, value in said.items() if value is not None or fields[key].default is None}
         missing = [key for key, field in cls.model_fields.items() if field.is_required() and key not in known]
         if missing:
             raise UserError(f"{source}: the evaluation does not say its {', '.join(missing)}")
