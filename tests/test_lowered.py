@@ -11,14 +11,16 @@ from test_lipschitz_layers import random
 from torch import nn
 
 from robustbench_rkhs import layers
+from robustbench_rkhs.audit.factors import parts
 from robustbench_rkhs.bounds import steps
-from robustbench_rkhs.certificates import AlphaCrownCertificate, CrownCertificate, IBPCertificate
+from robustbench_rkhs.certificates import AlphaCrownCertificate, CrownCertificate, IBPCertificate, MarginCertificate
 from robustbench_rkhs.layers import Concatenate, GroupSort, MaxMin, Residual, Sandwich
 from robustbench_rkhs.layers.fourier import torus_kernel
 from robustbench_rkhs.layers.frozen import freeze
-from robustbench_rkhs.layers.lowered import lowered, lowers, plain
-from robustbench_rkhs.lipschitz import affine
+from robustbench_rkhs.layers.lowered import chain, linear, lowered, lowers, plain
+from robustbench_rkhs.lipschitz import Bound, affine, fan, rule
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.proofs import written
 from robustbench_rkhs.relaxations import ball, crown_margins, interval_margins, trace
 from robustbench_rkhs.relaxations.full import interval_proof, linear_proof, proved_trace
 
@@ -223,3 +225,50 @@ def test_sorted_groups_are_bounded_by_their_definition():
         torch.testing.assert_close(after.lower, layer(low))
         torch.testing.assert_close(after.upper, layer(high))
     assert math.isfinite(after.radius.sum())
+
+
+class Turned(nn.Module):
+    """A layer of a stranger, in one file: what it is, its bound, and its plain operations."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(features, features))
+
+    def matrix(self):
+        return torch.linalg.qr(self.weight.double())[0].to(self.weight.dtype)
+
+    def forward(self, x):
+        return torch.relu(x @ self.matrix().T)
+
+
+@rule.register
+def _(module: Turned, shape: tuple[int, ...]) -> Bound:
+    return Bound(1.0 + 1e-9, shape)
+
+
+@fan.register
+def _(module: Turned, inputs: int, outputs: int) -> tuple[int, int]:
+    return inputs, outputs
+
+
+@lowered.register
+def _(layer: Turned) -> nn.Module:
+    return chain(linear(layer.matrix(), None), nn.ReLU())
+
+
+def test_a_new_layer_takes_one_file():
+    """Its rule and its plain operations are all that evaluation, relaxations, tightness and certificate files need."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Turned(4), Turned(4), nn.Linear(4, 3)).double().eval(), torch.rand(3, 4, dtype=F64)
+    y, keys = model(x).argmax(1), torch.arange(3)
+    assert not any(isinstance(part, Turned) for part in freeze(model).modules())
+    margin = MarginCertificate()(model, x, y, keys).radius
+    for certificate in (CrownCertificate(), IBPCertificate(norm="l2"), AlphaCrownCertificate(steps=1)):
+        found = certificate(model, x, y, keys).radius
+        assert (found > 0).all()
+        ways = nn.functional.normalize(torch.randn(500, 3, 4, dtype=F64), dim=2) * found[:, None] * 0.999
+        assert (model((x + ways).flatten(0, 1)).argmax(1).unflatten(0, (500, 3)) == y).all()
+    assert (margin > 0).all()
+    chained = steps(model, (4,))
+    assert [one.operation for one in written(chained[0].module, chained[0])] == ["linear", "relu"]
+    assert [part.proven for part in parts(model, (4,))[0][:2]] == [1.0 + 1e-9] * 2
