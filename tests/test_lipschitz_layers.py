@@ -30,6 +30,7 @@ from robustbench_rkhs.layers import (
 from robustbench_rkhs.layers.activations import even
 from robustbench_rkhs.layers.borders import adjoint, checked, convolve
 from robustbench_rkhs.layers.cpl import between, frequencies, gram_bound
+from robustbench_rkhs.layers.frozen import freeze
 from robustbench_rkhs.layers.lowered import plain
 from robustbench_rkhs.lipschitz import Uncertifiable, affine
 from robustbench_rkhs.lipschitz.bounds import spectral
@@ -597,7 +598,7 @@ REFUSED = {
     "nan q": (poisoned(SLL(3, 2), "log_q"), (3,), "finite log_q"),
     "nan weight": (poisoned(CPLConv(1, 1), "weight"), (1, 4, 4), "finite weight"),
     "nan row": (poisoned(LinearNormalized(3, 2), "weight"), (3,), "finite weight"),
-    "a reflected form": (plain(SLL(3, 2)).eval(), (3,), "no rule|cannot be traced|operation"),
+    "a reflected form": (freeze(SLL(3, 2)), (3,), "no rule|cannot be traced|operation"),
 }
 
 
