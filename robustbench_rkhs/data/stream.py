@@ -1,5 +1,6 @@
 """Images that are read when they are asked for, block by block, and never all at once."""
 
+import mmap
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -92,6 +93,13 @@ class Stream(Tensor):
         )
 
 
+def _forget(array: np.ndarray) -> None:
+    """Pages of a read-only memory map that were read need not stay in this process: the system keeps them as long as it likes."""
+    mapped = getattr(array, "_mmap", None)
+    if mapped is not None and getattr(array, "mode", "") == "r" and hasattr(mapped, "madvise"):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
 def stream_of_array(array: np.ndarray, where: str, box: str = "unit", low: float = 0.0, high: float = 1.0) -> Stream:
     """The rows of a memory map, checked as they are read; floats from `low` to `high`, and uint8 as 0 to 255, become [0, 1]."""
 
@@ -99,6 +107,7 @@ def stream_of_array(array: np.ndarray, where: str, box: str = "unit", low: float
         order = np.argsort(positions, kind="stable")  # the disk is read forwards
         block = np.empty((len(positions), *array.shape[1:]), array.dtype)
         block[order] = array[positions[order]]
+        _forget(array)
         images = channels_first(torch.from_numpy(block), box)
         if images.dtype == torch.uint8:
             return images.float().div_(255)

@@ -1,5 +1,6 @@
 """Models of the library timm, with their own normalisation in front."""
 
+import difflib
 import importlib
 from typing import Any, NamedTuple
 
@@ -40,10 +41,9 @@ def load_timm(name: str, pretrained: bool = True) -> TimmModel:
                 torch.manual_seed(0)
                 net = timm.create_model(name, pretrained=False)
         except Exception as error:
-            known = timm.list_models(f"*{name.split('.')[0][:6]}*")[:5]
-            raise UserError(
-                f"timm has no model {name!r}: {cause(error)}; known, among others: {', '.join(known) or 'none'}"
-            ) from None
+            close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
+            meant = " or ".join(map(repr, close)) or "one of timm.list_models()"
+            raise UserError(f"timm has no model {name!r}: {cause(error)}; did you mean {meant}?") from None
         notes = (f"WARNING: the weights of timm:{name} are RANDOM, they could not be had: {reason(first)}",)
     about: dict[str, Any] = getattr(net, "pretrained_cfg", {}) or {}
     shape = tuple(int(side) for side in about.get("input_size") or (3, 224, 224))
