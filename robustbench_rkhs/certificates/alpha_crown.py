@@ -1,21 +1,18 @@
 """The certificate of linear bounds whose slopes are optimised (alpha-CROWN), image by image."""
 
-from collections.abc import Sequence
-from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from robustbench_rkhs.certificates.base import Certificate, Certified
-from robustbench_rkhs.certificates.bisection import largest
+from robustbench_rkhs.certificates.relaxation import LinearCertificate
 from robustbench_rkhs.nodes.node import Real
-from robustbench_rkhs.nodes.threat_model import Box, Norm
-from robustbench_rkhs.relaxations.full import linear_proof
+from robustbench_rkhs.relaxations.full import Found, linear_proof
+from robustbench_rkhs.relaxations.interval import Trace
 
 
-class AlphaCrownCertificate(Certificate):
+class AlphaCrownCertificate(LinearCertificate):
     r"""CROWN, the lower line of each undecided ReLU chosen by gradient steps.
 
     .. math:: \max_{0 \le \alpha \le 1} \min_{x' \in B_\varepsilon(x)} a_j(\alpha)^\top x' + b_j(\alpha)
@@ -27,35 +24,13 @@ class AlphaCrownCertificate(Certificate):
     Verifiers", ICLR 2021.
     """
 
-    norms: ClassVar[frozenset[str]] = frozenset({"l2", "linf"})
-    image_by_image: ClassVar[bool] = True
-
     name: Literal["alpha_crown"] = "alpha_crown"
-    norm: Norm = "l2"
-    """Distance the radius is measured in."""
-    box: Box = "none"
-    """`none`: the whole ball is certified; `unit`: a linf ball is cut to [0, 1], valid for images in it and no others."""
     steps: int = Field(20, ge=1)
     """Adam steps."""
     rate: Real = Field(0.2, gt=0)
     """Their length."""
     shared: bool = False
     """One slope for all classes, in place of one for each: less memory, looser."""
-    search: bool = True
-    """Look for the largest radius; else only for the largest of the epsilons asked for."""
-    tolerance: Real = Field(1e-2, gt=0)
-    """Relative gap at which the search stops."""
-    neurons: int = Field(20_000, ge=1)
-    """Networks with more values at kinks are refused, for each costs backward passes of its own."""
 
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Float[Tensor, "batch *image"],
-        y: Int[Tensor, " batch"],
-        keys: Int[Tensor, " batch"],
-        epsilons: Sequence[float] = (),
-    ) -> Certified:
-        proof = partial(linear_proof, optimise=self.steps, shared=self.shared, rate=self.rate)
-        settings = (epsilons, self.norm, self.box, True, proof, self.search, self.tolerance, self.neurons)
-        return largest(self.name, model, x, y, *settings)
+    def proof(self, found: Trace, y: Int[Tensor, " batch"]) -> Found:
+        return linear_proof(found, y, optimise=self.steps, shared=self.shared, rate=self.rate)

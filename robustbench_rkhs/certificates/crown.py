@@ -1,20 +1,16 @@
 """The certificate of linear bounds (CROWN), image by image."""
 
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
-from jaxtyping import Float, Int
-from pydantic import Field
-from torch import Tensor, nn
+from jaxtyping import Int
+from torch import Tensor
 
-from robustbench_rkhs.certificates.base import Certificate, Certified
-from robustbench_rkhs.certificates.bisection import largest
-from robustbench_rkhs.nodes.node import Real
-from robustbench_rkhs.nodes.threat_model import Box, Norm
-from robustbench_rkhs.relaxations.full import linear_proof
+from robustbench_rkhs.certificates.relaxation import LinearCertificate
+from robustbench_rkhs.relaxations.full import Found, linear_proof
+from robustbench_rkhs.relaxations.interval import Trace
 
 
-class CrownCertificate(Certificate):
+class CrownCertificate(LinearCertificate):
     r"""The largest ball over which linear bounds keep the label's logit above every other.
 
     .. math:: f_y(x') - f_j(x') \ge a_j^\top x' + b_j - e_j, \qquad
@@ -30,28 +26,7 @@ class CrownCertificate(Certificate):
     passes for every value that can be on both sides of a kink. Source: Zhang et al., NeurIPS 2018; Xu et al., NeurIPS 2020.
     """
 
-    norms: ClassVar[frozenset[str]] = frozenset({"l2", "linf"})
-    image_by_image: ClassVar[bool] = True
-
     name: Literal["crown"] = "crown"
-    norm: Norm = "l2"
-    """Distance the radius is measured in."""
-    box: Box = "none"
-    """`none`: the whole ball is certified; `unit`: a linf ball is cut to [0, 1], valid for images in it and no others."""
-    search: bool = True
-    """Look for the largest radius; else only for the largest of the epsilons asked for."""
-    tolerance: Real = Field(1e-2, gt=0)
-    """Relative gap at which the search stops."""
-    neurons: int = Field(20_000, ge=1)
-    """Networks with more values at kinks are refused, for each costs backward passes of its own."""
 
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Float[Tensor, "batch *image"],
-        y: Int[Tensor, " batch"],
-        keys: Int[Tensor, " batch"],
-        epsilons: Sequence[float] = (),
-    ) -> Certified:
-        settings = (epsilons, self.norm, self.box, True, linear_proof, self.search, self.tolerance, self.neurons)
-        return largest(self.name, model, x, y, *settings)
+    def proof(self, found: Trace, y: Int[Tensor, " batch"]) -> Found:
+        return linear_proof(found, y)

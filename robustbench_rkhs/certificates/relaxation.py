@@ -1,0 +1,159 @@
+"""What the certificates by relaxations share: their fields, and the search for the largest ball over which bounds hold."""
+
+import copy
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Float64, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from robustbench_rkhs.bounds import opened
+from robustbench_rkhs.certificates.base import Certificate, Certified
+from robustbench_rkhs.certificates.bisection import largest
+from robustbench_rkhs.lipschitz import Uncertifiable
+from robustbench_rkhs.lipschitz.bounds import weights
+from robustbench_rkhs.lipschitz.guard import every
+from robustbench_rkhs.nodes.node import Real, UserError
+from robustbench_rkhs.nodes.reasons import reason
+from robustbench_rkhs.nodes.threat_model import Box, Norm
+from robustbench_rkhs.relaxations import ball
+from robustbench_rkhs.relaxations.full import NUMBERS, Found, affine, kinked, proved_trace, widest
+from robustbench_rkhs.relaxations.interval import Trace
+from robustbench_rkhs.relaxations.region import Region
+from robustbench_rkhs.relaxations.rounding import LEAST, UNIT
+from robustbench_rkhs.runtime.modes import advice
+
+IMAGES = 64
+"""Balls bounded at once."""
+
+
+class RelaxationCertificate(Certificate):
+    """The largest ball over which bounds keep the label's logit above every other; each says in `proof` by which bounds."""
+
+    norms: ClassVar[frozenset[str]] = frozenset({"l2", "linf"})
+    image_by_image: ClassVar[bool] = True
+    linear: ClassVar[bool] = False
+    """The values at kinks are bounded by linear bounds back to the image, at a cost for each; else by intervals."""
+
+    norm: Norm = "l2"
+    """Distance the radius is measured in."""
+    box: Box = "none"
+    """`none`: the whole ball is certified; `unit`: a linf ball is cut to [0, 1], valid for images in it and no others."""
+    search: bool = True
+    """Look for the largest radius; else only for the largest of the epsilons asked for."""
+    tolerance: Real = Field(1e-2, gt=0)
+    """Relative gap at which the search stops."""
+
+    def proof(self, found: Trace, y: Int[Tensor, " batch"]) -> Found:
+        """What is proved of each image's margins over its region."""
+        raise TypeError(f"{type(self).__name__} is not a certificate by itself")
+
+    def admit(self, sample: Trace) -> None:
+        """Raises Uncertifiable for a network that would take too long."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Float[Tensor, "batch *image"],
+        y: Int[Tensor, " batch"],
+        keys: Int[Tensor, " batch"],
+        epsilons: Sequence[float] = (),
+    ) -> Certified:
+        """For each image the largest radius found at which every margin is proved above zero."""
+        if x.dim() < 2 or y.shape != x.shape[:1] or y.is_floating_point():
+            found = f"{tuple(x.shape)} and {tuple(y.shape)}"
+            raise UserError(f"certificate {self.label!r}: expected one integer label an image, found {found}")
+        device = x.device if x.device.type == "cuda" else torch.device("cpu")
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+            images, labels = x.detach().to(device, torch.float64).clone(), y.detach().to(device, torch.int64).clone()
+            finite = images.flatten(1).isfinite().all(1)
+            images[~finite] = 0.0
+            try:
+                double = twin(opened(model, tuple(x.shape[1:])), device)
+                proves = _Balls(self, double, images, labels)
+                proved = largest(proves, images.new_zeros(len(images)), epsilons, self.search, self.tolerance)
+            except Uncertifiable:
+                raise
+            except UserError as refused:
+                if str(refused).startswith("certificate "):
+                    raise
+                raise Uncertifiable(str(refused)) from None
+            radius = torch.where(finite, proved, 0.0).cpu()
+        return Certified(radius, ["" if fine else "error" for fine in finite.tolist()], torch.zeros_like(radius))
+
+
+class LinearCertificate(RelaxationCertificate):
+    """Those by linear bounds: each value at a kink costs backward passes of its own, so that there is a limit to them."""
+
+    linear: ClassVar[bool] = True
+
+    neurons: int = Field(20_000, ge=1)
+    """Networks with more values at kinks are refused, for each costs backward passes of its own."""
+
+    def admit(self, sample: Trace) -> None:
+        if kinked(sample) > self.neurons:
+            raise Uncertifiable(
+                f"{kinked(sample):,} values go into kinks, expected at most {self.neurons:,}: raise `neurons` to wait for it"
+            )
+
+
+class _Balls:
+    """Balls around images, and what a certificate proves over them."""
+
+    def __init__(self, method: RelaxationCertificate, model: nn.Module, x: Tensor, y: Tensor) -> None:
+        try:
+            classes = model(x[:1] if len(x) else x.new_zeros(1, *x.shape[1:])).shape[1]
+        except RuntimeError as refused:
+            raise Uncertifiable(f"the model does not take images of shape {tuple(x.shape[1:])}: {reason(refused)}") from None
+        if classes < 2:
+            raise UserError(f"certificate {method.label!r}: expected a logit for each of two classes or more, found {classes}")
+        if len(y) and not 0 <= int(y.min()) <= int(y.max()) < classes:
+            found = f"{int(y.min())}..{int(y.max())}"
+            raise UserError(f"certificate {method.label!r}: labels {found} do not fit the model's {classes} classes")
+        self.method, self.model, self.x, self.y = method, model, x, y
+        sample = proved_trace(model, self.around(x.new_zeros(1, *x.shape[1:]), x.new_zeros(1)), False)
+        method.admit(sample)
+        self.images = min(IMAGES, max(1, NUMBERS // (classes * widest(sample.steps))))
+
+    def __call__(self, which: Int[Tensor, " some"], eps: Float64[Tensor, " some"]) -> Float64[Tensor, " some"]:
+        """The radius proved of these images by bounds over balls of these radii."""
+        if not len(which):
+            return eps.clone()
+        parts = zip(which.split(self.images), eps.split(self.images), strict=True)
+        return torch.cat([self.proved(part, radii) for part, radii in parts])
+
+    def proved(self, part: Int[Tensor, " some"], radii: Float64[Tensor, " some"]) -> Float64[Tensor, " some"]:
+        """The same, all at once."""
+        trace = proved_trace(self.model, self.around(self.x[part], radii), self.method.linear)
+        margins, shares = self.method.proof(trace, self.y[part])
+        others = margins.scatter(1, self.y[part][:, None], torch.inf).amin(1)
+        reach = shares.amin(1) * radii * (1 - 8 * UNIT)
+        if self.cut:
+            reach = torch.zeros_like(reach)  # what was cut off does not shrink in proportion
+        if not affine(trace):
+            reach = torch.minimum(reach, radii)  # the lines hold in this ball only
+        return torch.where(others > 0, torch.maximum(radii, reach), reach).nan_to_num(nan=0.0, posinf=torch.inf)
+
+    @property
+    def cut(self) -> bool:
+        """Whether the balls are cut to [0, 1]."""
+        return self.method.norm == "linf" and self.method.box == "unit"
+
+    def around(self, x: Tensor, radii: Tensor) -> Region:
+        region = ball(x, radii, self.method.norm, self.method.box)
+        if self.cut:  # its bounds were rounded
+            return region._replace(radius=region.radius + 8 * UNIT * (region.center.abs() + region.radius) + LEAST)
+        return region
+
+
+def twin(model: nn.Module, device: torch.device) -> nn.Module:
+    """A private float64 copy in eval mode, every layer of which runs the code its rule is for. Raises Uncertifiable."""
+    for path, layer in every(model):
+        if layer.training and isinstance(layer, nn.modules.dropout._DropoutNd | nn.modules.batchnorm._BatchNorm):
+            raise Uncertifiable(f"layer {path!r} ({type(layer).__name__}) is in training mode: {advice(layer)}")
+        for name, tensor in [*layer.named_parameters(), *layer.named_buffers()]:
+            if tensor.is_floating_point():
+                weights(tensor, f"{name} of layer {path!r} ({type(layer).__name__})")
+    return copy.deepcopy(model).eval().requires_grad_(False).to(device, torch.float64)
