@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ import yaml
 
 from robustbench_rkhs.nodes import paths
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.one_of import names_of
 from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.training.destination import destination
 from robustbench_rkhs.training.loop import train
@@ -31,7 +31,7 @@ TINY = {
     "batch_size": 50,
     "ema": 0.9,
 }
-SCHEDULES = get_args(get_args(Schedule)[0])
+SCHEDULES = list(names_of(Schedule).values())
 
 
 def tiny(**changes):
