@@ -12,6 +12,7 @@ from robustbench_rkhs.attacks import AnyAttack
 from robustbench_rkhs.attacks.efforts import Effort
 from robustbench_rkhs.attacks.foolbox import Method as FoolboxMethod
 from robustbench_rkhs.attacks.pgd import PGD
+from robustbench_rkhs.attacks.unrolled import unrollable
 from robustbench_rkhs.certificates import Portfolio, certificate_names
 from robustbench_rkhs.data import Data
 from robustbench_rkhs.losses import CrossEntropy, Loss
@@ -21,6 +22,21 @@ from robustbench_rkhs.optimizers import SGD, Constant, Optimizer, Schedule
 from robustbench_rkhs.penalties import Penalty
 from robustbench_rkhs.places import find_recipe
 from robustbench_rkhs.projections import SpectralProjection
+
+
+def seconds(value: Any) -> Any:
+    """A time such as `90`, `90s`, `10min` or `2h` in seconds; anything else unchanged for pydantic to refuse."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"\s*([0-9.]+)\s*(s|min|h)?\s*", value)
+    try:
+        return float(found[1]) * {None: 1, "s": 1, "min": 60, "h": 3600}[found[2]] if found else float("")
+    except ValueError:
+        raise ValueError(f"expected a time such as 90, 90s, 10min or 2h, found {value!r}") from None
+
+
+Seconds = Annotated[Real, BeforeValidator(seconds), Field(gt=0)]
+"""A time, in seconds."""
 
 
 class TrainRecipe(Node):
@@ -55,16 +71,28 @@ class TrainRecipe(Node):
     """A trained checkpoint, by name or folder, whose weights the training starts from: the second of two stages."""
     epochs: int = Field(10, ge=1)
     """Passes over the training images."""
+    seconds: Seconds | None = None
+    """Seconds (or 90s, 10min, 2h) after which the training ends, if `epochs` have not ended it before. Learning rate, ramps and
+    warm-ups then follow the larger of two shares, of the epochs and of the time since the first step, so that it always ends
+    annealed. Such a training is known by its number of steps, which metrics.jsonl records; it cannot be repeated bit for bit."""
     batch_size: int = Field(128, ge=1)
     """Images a step."""
     seed: int = Field(0, ge=0)
     """Initial weights, order, augmentation, dropout."""
     ema: Annotated[Real, Field(gt=0, lt=1)] | None = None
     """Decay of a running mean of the weights, which is then what is validated and saved."""
+    clip: Annotated[Real, Field(gt=0)] | None = None
+    """Gradients longer than this l2 norm, over all weights together, are shortened to it."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the training passes (autocast); weights, validation and evaluation stay float32."""
     channels_last: bool = False
     """Memory format of convolutions; faster on most machines."""
+    on_device: bool = False
+    """Steps of one fixed shape that ask nothing of the host: order, augmentation and random starts are made on the device, random
+    numbers hashed there (the same on every device, but others than those of an ordinary step), the attack takes every step on every
+    image. On CUDA the step is captured as a graph and replayed. What cannot be captured runs step by step."""
+    compile: bool = False
+    """Compile the passes of an `on_device` step by torch.compile; where that fails they run as they are. It pays on a GPU."""
     validate_with: PGD | None = None
     """Attack by which validation robust accuracy is measured and the best checkpoint chosen; clean accuracy where none."""
     certify_eps: Annotated[Real, Field(ge=0)] | None = None
@@ -85,6 +113,16 @@ class TrainRecipe(Node):
             if not self.data.validation:
                 raise ValueError("adaptive: what it measures is validation, found data.validation 0")
         self._fit_the_task()
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_device(self) -> "TrainRecipe":
+        if self.compile and not self.on_device:
+            raise ValueError("compile: it is for steps that are on_device, found on_device false")
+        if self.on_device and self.noise:
+            raise ValueError(f"on_device: noise is drawn on the host, found noise {self.noise:g}")
+        if self.on_device and self.attack is not None and (reason := unrollable(self.attack)):
+            raise ValueError(f"on_device: the attack must take the same steps on every image, found {reason}")
         return self
 
     @model_validator(mode="after")
@@ -132,17 +170,6 @@ class TrainRecipe(Node):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def seconds(value: Any) -> Any:
-    """A time such as `90`, `90s`, `10min` or `2h` in seconds; anything else unchanged for pydantic to refuse."""
-    if not isinstance(value, str):
-        return value
-    found = re.fullmatch(r"\s*([0-9.]+)\s*(s|min|h)?\s*", value)
-    try:
-        return float(found[1]) * {None: 1, "s": 1, "min": 60, "h": 3600}[found[2]] if found else float("")
-    except ValueError:
-        raise ValueError(f"expected a time such as 90, 90s, 10min or 2h, found {value!r}") from None
-
-
 class EvalRecipe(Node):
     """How a model is evaluated: norm, radii, attacks, certificates, images."""
 
@@ -168,7 +195,7 @@ class EvalRecipe(Node):
     workers: int = Field(1, ge=1)
     """Processes that take a block each of our own attacks, on a CPU, one thread each: the table is that of one process on one
     thread. Not shared: attacks of libraries, and effort adaptive, which learns from image to image."""
-    budget: Annotated[Real, BeforeValidator(seconds), Field(gt=0)] | None = None
+    budget: Seconds | None = None
     """Seconds (or 90s, 10min, 2h) after which no further part is begun: certificates stop at half of it, attacks at its end (a
     block of a library's attack and the diagnosis are not cut). Images not reached are untested. It changes nothing else, and the
     same evaluation without it goes on from there."""

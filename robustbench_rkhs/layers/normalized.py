@@ -8,6 +8,7 @@ from torch.nn import functional
 from robustbench_rkhs.layers.borders import checked, finite, fixed_linear, precise
 from robustbench_rkhs.lipschitz import Bound, Uncertifiable, affine, fan, rule
 from robustbench_rkhs.lipschitz.bounds import spectral, weights
+from robustbench_rkhs.lipschitz.gram import rows
 
 
 class LinearNormalized(nn.Module):
@@ -57,6 +58,11 @@ def _(module: LinearNormalized, shape: tuple[int, ...]) -> Bound:
 
 
 affine.register(LinearNormalized, lambda module: True)
+
+
+@rows.register
+def _(module: LinearNormalized) -> Tensor:
+    return functional.normalize(module.weight, dim=1)
 
 
 @fan.register
