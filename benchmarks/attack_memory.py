@@ -26,7 +26,7 @@ from torch import nn
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.data import MNIST
-from robustbench_rkhs.evaluate import evaluate
+from robustbench_rkhs.evaluation.run import evaluate
 
 EPS, SEED, BLOCK, STEPS = 3.0, 0, 200, 200
 MB = 2**20
@@ -34,7 +34,7 @@ SOURCES = [
     "benchmarks/attack_memory.py",
     *sorted(
         str(path.relative_to(ROOT))
-        for folder in ("attacks", "harness")
+        for folder in ("attacks", "evaluation")
         for path in (ROOT / "robustbench_rkhs" / folder).glob("*.py")
     ),
     *(f"robustbench_rkhs/{name}.py" for name in ("attacking", "evaluate", "scrutiny", "shelf")),

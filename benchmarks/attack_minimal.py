@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from robustbench_rkhs.attacks import ALMA, DDN, FAB, FMN, Attack, SuperDeepFool
 from robustbench_rkhs.attacks.ball import distances
-from robustbench_rkhs.attacks.counting import Counted, confined_randomness, counting
-from robustbench_rkhs.layers.settling import settled
+from robustbench_rkhs.attacks.library_model import Counted, confined_randomness, counting
+from robustbench_rkhs.layers.frozen import freeze
 
 OURS: dict[str, Attack] = {
     "superdeepfool": SuperDeepFool(),
@@ -161,7 +161,7 @@ def measure(quick: bool) -> dict[str, Any]:
     peers = foolbox_attacks(quick) | advlib
     tables: dict[str, Any] = {}
     for name in ("adv", "std", "lip"):
-        model = settled(network(name))
+        model = freeze(network(name))
         with torch.no_grad():
             right = model(test.x).argmax(1) == test.y
         x, y, keys = test.x[right], test.y[right], test.index[right]

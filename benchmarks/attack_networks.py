@@ -13,10 +13,10 @@ import torch
 from common import ROOT
 from torch import Tensor, nn
 
-from robustbench_rkhs.checkpoint import load
 from robustbench_rkhs.data import Split
-from robustbench_rkhs.recipe import TrainRecipe
-from robustbench_rkhs.train import train
+from robustbench_rkhs.training.checkpoint import load
+from robustbench_rkhs.training.loop import train
+from robustbench_rkhs.training.recipe import TrainRecipe
 
 DATA = {"name": "digits", "validation": 97, "seed": 0}
 CONVOLUTIONAL = {"name": "convolutional", "channels": [16, 32, 64], "hidden": [80]}

@@ -13,7 +13,7 @@ from attack_networks import images, network
 from common import ROOT, machine
 from torch import Tensor, nn
 
-from robustbench_rkhs.attacks.counting import Counted
+from robustbench_rkhs.attacks.library_model import Counted
 
 GRID = tuple(round(0.1 * step, 1) for step in range(1, 11))
 KEPT = ROOT / "reports" / "benchmarks" / "attack_peers"

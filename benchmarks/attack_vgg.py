@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import Ensemble
-from robustbench_rkhs.checkpoint import load, weights_digest
 from robustbench_rkhs.data import Split
-from robustbench_rkhs.evaluate import evaluate
+from robustbench_rkhs.evaluation.run import evaluate
+from robustbench_rkhs.runtime.digests import weights_digest
+from robustbench_rkhs.training.checkpoint import load
 
 FOLDER = "checkpoints/robust_vgg"
 EPS, COUNT = 2.25, 64

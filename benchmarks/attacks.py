@@ -39,9 +39,9 @@ from torch import Tensor, nn
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import Ensemble
-from robustbench_rkhs.attacks.contract import Attacked
-from robustbench_rkhs.evaluate import evaluate
-from robustbench_rkhs.layers.settling import settled
+from robustbench_rkhs.attacks.base import Attacked
+from robustbench_rkhs.evaluation.run import evaluate
+from robustbench_rkhs.layers.frozen import freeze
 from robustbench_rkhs.verdicts import Evaluation
 
 PARTS = ("curve", "adaptive", "masked", "lipschitz", "single", "quick", "minimal")
@@ -136,7 +136,7 @@ def lipschitz(quick: bool) -> dict[str, Any]:
     model, test = network("lip"), images(count)
     figures: dict[str, Any] = {}
     for eps, key in ((0.25, "025"), (0.5, "05")):
-        library = autoattack(settled(model), test.x, test.y, eps)
+        library = autoattack(freeze(model), test.x, test.y, eps)
         theirs = library["forwards"] + library["backwards"]
         done = evaluate(model, test, eps=(eps,))
         states = verdicts.states(done, eps)["state"].value_counts()

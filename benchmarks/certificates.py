@@ -29,10 +29,10 @@ from torch import nn
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import PGD, AutoAttack
 from robustbench_rkhs.certificates import CrownCertificate
-from robustbench_rkhs.checkpoint import load
-from robustbench_rkhs.evaluate import evaluate
-from robustbench_rkhs.recipe import TrainRecipe
-from robustbench_rkhs.train import train
+from robustbench_rkhs.evaluation.run import evaluate
+from robustbench_rkhs.training.checkpoint import load
+from robustbench_rkhs.training.loop import train
+from robustbench_rkhs.training.recipe import TrainRecipe
 
 PARTS = ("digits", "crown", "resnet18", "smoothing")
 SOURCES = [
@@ -42,7 +42,7 @@ SOURCES = [
         for folder in ("certificates", "lipschitz", "relaxations")
         for path in (ROOT / "robustbench_rkhs" / folder).glob("*.py")
     ),
-    "robustbench_rkhs/portfolio.py",
+    "robustbench_rkhs/evaluation/certify_phase.py",
 ]
 
 

@@ -26,15 +26,17 @@ import yaml
 from common import machine
 
 from robustbench_rkhs import verdicts
-from robustbench_rkhs.checkpoint import load
-from robustbench_rkhs.evaluate import evaluate
-from robustbench_rkhs.files import write_text
-from robustbench_rkhs.node import Node, UserError
-from robustbench_rkhs.places import find_recipe
-from robustbench_rkhs.recipe import EvalRecipe, TrainRecipe, override, parse
-from robustbench_rkhs.report.figures import PALETTE, figure, percent, save
-from robustbench_rkhs.train import Run, train
-from robustbench_rkhs.validation import score
+from robustbench_rkhs.evaluation.recipe import EvalRecipe
+from robustbench_rkhs.evaluation.run import evaluate
+from robustbench_rkhs.nodes.node import Node, UserError
+from robustbench_rkhs.nodes.parsing import override, parse
+from robustbench_rkhs.nodes.paths import find_recipe
+from robustbench_rkhs.reports.figures import PALETTE, figure, percent, save
+from robustbench_rkhs.runtime.files import write_text
+from robustbench_rkhs.training.checkpoint import load
+from robustbench_rkhs.training.loop import Run, train
+from robustbench_rkhs.training.recipe import TrainRecipe
+from robustbench_rkhs.training.validation import score
 
 
 class Comparison:

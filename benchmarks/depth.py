@@ -17,10 +17,10 @@ from common import ROOT, arguments, finish
 from torch import Tensor, nn
 from torch.nn import functional
 
+from robustbench_rkhs.bounds import upper
 from robustbench_rkhs.data import Digits, Split
-from robustbench_rkhs.files import write_text
 from robustbench_rkhs.layers import MaxMin, Orthogonal, Sandwich, SandwichConv, SandwichLinear
-from robustbench_rkhs.lipschitz import upper
+from robustbench_rkhs.runtime.files import write_text
 
 WIDTH, CHANNELS, TEMPERATURE = 64, 16, 16.0
 

@@ -31,13 +31,13 @@ from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from robustbench_rkhs.data import Split, Splits
-from robustbench_rkhs.files import write_text
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.penalties import FunctionNorm
-from robustbench_rkhs.recipe import TrainRecipe
-from robustbench_rkhs.report.figures import MARKERS, PALETTE, figure, percent, save
-from robustbench_rkhs.train import Run
-from robustbench_rkhs.validation import validate
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.reports.figures import MARKERS, PALETTE, figure, percent, save
+from robustbench_rkhs.runtime.files import write_text
+from robustbench_rkhs.training.loop import Run
+from robustbench_rkhs.training.penalties import FunctionNorm
+from robustbench_rkhs.training.recipe import TrainRecipe
+from robustbench_rkhs.training.validation import validate
 
 OPTIONS = {"lenet": "batch_norm", "function_norm_net": "dropout"}
 """What each network may have beside the norm."""

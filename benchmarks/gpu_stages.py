@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from robustbench_rkhs.attacks import APGD, PGD, Attack, PublishedPGD
 from robustbench_rkhs.attacks.objective import margin
 from robustbench_rkhs.data import Split
-from robustbench_rkhs.device_step import DeviceStep
-from robustbench_rkhs.recipe import TrainRecipe
-from robustbench_rkhs.train import Run, train
+from robustbench_rkhs.training.device_step import DeviceStep
+from robustbench_rkhs.training.loop import Run, train
+from robustbench_rkhs.training.recipe import TrainRecipe
 
 ROOT = Path(__file__).resolve().parent.parent
 VARIANTS: dict[str, dict[str, str]] = {
@@ -292,7 +292,7 @@ def accuracy(stage: Stage, model: nn.Module, split: Split, attack: Attack | None
 
 def evaluation(stage: Stage) -> None:
     """What was trained, on the first test images: attacks in the box and without, and certified radii."""
-    from robustbench_rkhs import checkpoint
+    from robustbench_rkhs.training import checkpoint
 
     folder = stage.out / "checkpoints"
     if (folder / "cifar10_gloro" / "config.json").is_file():
@@ -323,8 +323,8 @@ def evaluation(stage: Stage) -> None:
 
 def proved(stage: Stage, folder: Path) -> dict[str, Any]:
     """Clean accuracy, and how many images the margin certificate proves, of the weights as stored."""
-    from robustbench_rkhs import checkpoint
     from robustbench_rkhs.certificates import MarginCertificate
+    from robustbench_rkhs.training import checkpoint
 
     found, started = checkpoint.load(folder), time.perf_counter()
     test = found.recipe.data.test()
@@ -341,7 +341,7 @@ def proved(stage: Stage, folder: Path) -> dict[str, Any]:
 
 def ensemble(stage: Stage, model: nn.Module, split: Split) -> dict[str, Any]:
     """The standard evaluation at eps 1, in the box, with the time that is left; beside AutoAttack where that is installed."""
-    from robustbench_rkhs.evaluate import evaluate
+    from robustbench_rkhs.evaluation.run import evaluate
     from robustbench_rkhs.verdicts import states
 
     started = time.perf_counter()

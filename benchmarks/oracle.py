@@ -18,7 +18,7 @@ from common import ROOT, arguments, finish
 from torch import Tensor, nn
 
 from robustbench_rkhs.attacks import Ensemble
-from robustbench_rkhs.layers.settling import settled
+from robustbench_rkhs.layers.frozen import freeze
 
 EPSILONS = (0.3, 0.5, 0.7)
 KEPT = 300
@@ -39,7 +39,7 @@ def main() -> None:
     given = arguments(__doc__ or "")
     test, rows = images(20 if given.quick else 100), []
     for name in ("adv", "std", "lip"):
-        model = settled(network(name))
+        model = freeze(network(name))
         with torch.no_grad():
             right = (model(test.x).argmax(1) == test.y).tolist()
         for eps in EPSILONS:

@@ -15,11 +15,12 @@ from itertools import cycle, islice
 import torch
 from common import arguments, finish, wait
 
-from robustbench_rkhs import checkpoint
-from robustbench_rkhs.places import checkpoints_folder
-from robustbench_rkhs.projections import SpectralProjection, as_matrix, weighted
-from robustbench_rkhs.recipe import TrainRecipe
-from robustbench_rkhs.train import Run
+from robustbench_rkhs.lipschitz.reshaped import as_matrix, weighted
+from robustbench_rkhs.nodes.paths import checkpoints_folder
+from robustbench_rkhs.training import checkpoint
+from robustbench_rkhs.training.loop import Run
+from robustbench_rkhs.training.projections import SpectralProjection
+from robustbench_rkhs.training.recipe import TrainRecipe
 
 
 class Timed:
@@ -97,7 +98,7 @@ def main() -> None:
         "data_digest": train.digest,
         "seed": recipe.seed,
     }
-    sources = ["benchmarks/projection.py", "robustbench_rkhs/projections.py", "robustbench_rkhs/train.py"]
+    sources = ["benchmarks/projection.py", "robustbench_rkhs/training/projections.py", "robustbench_rkhs/training/loop.py"]
     finish("projection", figures, given, [*sources, "robustbench_rkhs/attacks/pgd.py"])
 
 

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from robustbench_rkhs.lipschitz import Bound, gramian, steps
+from robustbench_rkhs.bounds import steps
+from robustbench_rkhs.lipschitz import Bound, gram_operator
 from robustbench_rkhs.lipschitz.convolution import conv_axes, places_of, spectrum_parts
 
 
@@ -73,7 +74,7 @@ def dense(conv: nn.Conv2d, side: int) -> tuple[float, int]:
     """A lower estimate of the norm of the zero-padded operator, to many digits, and the smaller side of its matrix."""
     axes = conv_axes(conv, (side, side))
     outputs = axes[0].outputs, axes[1].outputs
-    guess: float = gramian.guess(conv.weight.detach(), (side, side), outputs, places_of(axes), 80) ** 0.5
+    guess: float = gram_operator.guess(conv.weight.detach(), (side, side), outputs, places_of(axes), 80) ** 0.5
     return guess, min(conv.in_channels * side**2, conv.out_channels * outputs[0] * outputs[1])
 
 
@@ -87,7 +88,9 @@ def measure(quick: bool) -> dict[str, Any]:
     small, rest = {}, {}
     for layer, conv, (found, _) in zip(layers, convs, ours, strict=True):
         guess, order = dense(conv, layer.side)
-        (small if order <= gramian.SIDE else rest)[f"{layer.name} ({found.method})"] = round(100 * (found.value / guess - 1), 3)
+        (small if order <= gram_operator.SIDE else rest)[f"{layer.name} ({found.method})"] = round(
+            100 * (found.value / guess - 1), 3
+        )
     seconds, peer_seconds = (sum(seconds for _, seconds in way) for way in (ours, peers))
     return {
         "resnet18_seconds": round(seconds, 2),

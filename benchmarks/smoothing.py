@@ -9,9 +9,9 @@ from typing import Any
 
 from common import ROOT
 
-from robustbench_rkhs import checkpoint
 from robustbench_rkhs.certificates import SmoothingCertificate
-from robustbench_rkhs.smoothing import Smoothed
+from robustbench_rkhs.networks.smoothed import Smoothed
+from robustbench_rkhs.training import checkpoint
 
 EPSILONS = (0.1, 0.25, 0.5)
 

@@ -17,12 +17,12 @@ import pandas as pd
 import torch
 from common import ROOT, arguments, finish
 
-from robustbench_rkhs.checkpoint import load
-from robustbench_rkhs.layers.settling import settled
-from robustbench_rkhs.lipschitz import upper
-from robustbench_rkhs.recipe import TrainRecipe
-from robustbench_rkhs.report.fits import Fit, draw_fits
-from robustbench_rkhs.train import train
+from robustbench_rkhs.bounds import upper
+from robustbench_rkhs.layers.frozen import freeze
+from robustbench_rkhs.reports.fits import Fit, draw_fits
+from robustbench_rkhs.training.checkpoint import load
+from robustbench_rkhs.training.loop import train
+from robustbench_rkhs.training.recipe import TrainRecipe
 
 PUBLISHED = {
     "aol": {1: 77.2, 5: 45.2, 10: 47.9},
@@ -80,7 +80,7 @@ def main() -> None:
                     train(one, folder, device=given.device, command="benchmarks/square_wave.py")
                 loaded = load(folder)
                 test = one.data.test()
-                model = settled(loaded.model.double())
+                model = freeze(loaded.model.double())
                 bound = upper(loaded.model, test.shape).value
                 steepest = slope(model)
                 assert steepest <= bound * (1 + 1e-6), f"UNSOUND: slope {steepest} above the bound {bound}"

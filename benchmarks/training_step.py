@@ -37,10 +37,10 @@ from published_projection import published_projection
 from published_sandwich import times
 
 from robustbench_rkhs.data import Split
-from robustbench_rkhs.penalties import AdversarialPerturbation
-from robustbench_rkhs.projections import as_matrix, weighted
-from robustbench_rkhs.recipe import TrainRecipe
-from robustbench_rkhs.train import Run
+from robustbench_rkhs.lipschitz.reshaped import as_matrix, weighted
+from robustbench_rkhs.training.loop import Run
+from robustbench_rkhs.training.penalties import AdversarialPerturbation
+from robustbench_rkhs.training.recipe import TrainRecipe
 
 PLAIN = {"attack": "null", "projections": "[]", "penalties": "[]", "validate_with": "null"}
 METHODS: dict[str, dict[str, str]] = {  # a new method adds a line here: what its recipe has that plain training has not
@@ -304,9 +304,11 @@ def main() -> None:
     given = arguments(__doc__, PARTS)
     published = ["published_perturbation", "published_projection", "published_sandwich"]
     sources = ["training_step", "projection", *published, "common"]
-    package = sorted((ROOT / "robustbench_rkhs/penalties").glob("*.py")) + sorted((ROOT / "robustbench_rkhs/losses").glob("*.py"))
+    package = sorted((ROOT / "robustbench_rkhs/training/penalties").glob("*.py")) + sorted(
+        (ROOT / "robustbench_rkhs/training/losses").glob("*.py")
+    )
     files = [f"benchmarks/{name}.py" for name in sources] + [str(path.relative_to(ROOT)) for path in package]
-    files += [f"robustbench_rkhs/{name}" for name in ("train.py", "projections.py", "attacks/pgd.py")]
+    files += [f"robustbench_rkhs/{name}" for name in ("training/loop.py", "training/projections.py", "attacks/pgd.py")]
     kept = {} if given.quick else others(sources_digest(files))
     figures: dict[str, Any] = {key: value for key, value in kept.items() if key not in PROVENANCE}
     figures.setdefault("parts", {})

@@ -1,26 +1,34 @@
 """Train regularized and Lipschitz-bounded classifiers, attack them, certify them, publish both radii of every image.
 
-The verbs, imported when first used: `load_model`, `train`, `evaluate`, `report`.
+The verbs, each imported when it is first used: `load_model`, `train`, `evaluate`, `report`.
 """
 
 import importlib
+import importlib.metadata
 from typing import Any
 
 VERBS = {
-    "load_model": ("robustbench_rkhs.subjects", "load_model"),
-    "train": ("robustbench_rkhs.train", "train"),
-    "evaluate": ("robustbench_rkhs.evaluate", "evaluate"),
-    "report": ("robustbench_rkhs.report", "report"),
-    "TrainRecipe": ("robustbench_rkhs.recipe", "TrainRecipe"),
-    "EvalRecipe": ("robustbench_rkhs.recipe", "EvalRecipe"),
-    "UserError": ("robustbench_rkhs.node", "UserError"),
+    "load_model": "robustbench_rkhs.zoo",
+    "train": "robustbench_rkhs.training.loop",
+    "evaluate": "robustbench_rkhs.evaluation.run",
+    "report": "robustbench_rkhs.reports",
+    "TrainRecipe": "robustbench_rkhs.training.recipe",
+    "EvalRecipe": "robustbench_rkhs.evaluation.recipe",
+    "UserError": "robustbench_rkhs.nodes.node",
 }
+"""Public names and the module that each comes from. No name here is a module of this package."""
 
-__all__ = list(VERBS)
+__all__ = [*VERBS]
+__version__ = importlib.metadata.version("robustbench_rkhs")
 
 
 def __getattr__(name: str) -> Any:
     if name not in VERBS:
         raise AttributeError(f"module 'robustbench_rkhs' has no attribute {name!r}")
-    module, attribute = VERBS[name]
-    return getattr(importlib.import_module(module), attribute)
+    value = getattr(importlib.import_module(VERBS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *VERBS})

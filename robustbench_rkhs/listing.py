@@ -7,17 +7,18 @@ from pathlib import Path
 
 import yaml
 
-from robustbench_rkhs.node import UserError, did_you_mean
+from robustbench_rkhs.nodes.node import UserError, did_you_mean
+from robustbench_rkhs.nodes.paths import checkpoints_folder, find_recipe, models_folder
 
 PACKAGE = Path(__file__).parent
 KINDS = {
     "attacks": "attacks",
     "certificates": "certificates",
-    "penalties": "penalties",
-    "samplers": "samplers",
-    "projections": "projections.py",
+    "penalties": "training/penalties",
+    "samplers": "training/samplers",
+    "projections": "training/projections.py",
     "networks": "networks",
-    "losses": "losses",
+    "losses": "training/losses",
     "data": "data",
 }
 
@@ -45,7 +46,7 @@ class Card:
 def cards(kind: str) -> dict[str, Card]:
     """Every node of a kind by name."""
     source = PACKAGE / KINDS[kind]
-    files = sorted(source.glob("*.py")) if source.is_dir() else [source]
+    files = sorted(source.rglob("*.py")) if source.is_dir() else [source]
     classes = [node for file in files for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef)]
     by_class = {node.name: node for node in classes}
     found = {}
@@ -95,8 +96,6 @@ def _default(value: ast.expr | None) -> str:
 
 def models() -> dict[str, str]:
     """Every recipe of models/ and what it says of itself; a star where a checkpoint is at hand."""
-    from robustbench_rkhs.places import checkpoints_folder, models_folder
-
     found = {}
     for path in sorted(models_folder().glob("*.yaml")):
         stored = yaml.safe_load(path.read_text())
@@ -114,8 +113,6 @@ def listing(kind: str, name: str | None = None) -> str:
     if kind == "all":
         raise UserError("a name needs its kind before it, as in: rkhs-list attacks pgd")
     if kind == "models":
-        from robustbench_rkhs.places import find_recipe
-
         return find_recipe(name).read_text()
     known = cards(kind)
     if name not in known:

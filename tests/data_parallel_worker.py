@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from robustbench_rkhs.recipe import TrainRecipe
-from robustbench_rkhs.train import train
+from robustbench_rkhs.training.loop import train
+from robustbench_rkhs.training.recipe import TrainRecipe
 
 BASE = {
     "data": {"name": "digits", "train": 128, "validation": 32, "crop": 1, "flip": True},

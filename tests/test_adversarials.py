@@ -17,13 +17,13 @@ from oracles import affine
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import PGD, Attacked, FoolboxAttack, SuperDeepFool
 from robustbench_rkhs.data import Split
-from robustbench_rkhs.evaluate import evaluate
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.report.tables import console_attacks, write_tables
-from robustbench_rkhs.smoothing import Smoothed
-from robustbench_rkhs.subjects import Named
+from robustbench_rkhs.evaluation.run import evaluate
+from robustbench_rkhs.networks.smoothed import Smoothed
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.reports.tables import console_attacks, write_tables
 from robustbench_rkhs.submission.adversarials import judge, named_by
 from robustbench_rkhs.verdicts import Adversarials, read_adversarials, write_adversarials
+from robustbench_rkhs.zoo import Named
 
 TRUTH = affine(classes=4, shape=(1, 4, 4), images=20)
 LABELS = torch.where(torch.arange(20) % 7 == 0, (TRUTH.y + 1) % 4, TRUTH.y)  # every seventh is wrong as it is

@@ -8,8 +8,8 @@ from oracles import Affine, affine, masking_model
 from torch import nn
 
 from robustbench_rkhs.attacks import APGD, AutoAttack
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.recipe import attack_from
+from robustbench_rkhs.evaluation.recipe import attack_from
+from robustbench_rkhs.nodes.node import UserError
 
 LOSSES = ("cross_entropy", "dlr", "margin", "targeted")
 MARKS = (22, 41, 57, 70, 80, 87, 93, 99)  # by hand: 0.22, +0.19, +0.16, +0.13, +0.10, +0.07, then +0.06
@@ -20,10 +20,10 @@ class Recorder(nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        self.model, self.asked = model, []
+        self.model, self.queried = model, []
 
     def forward(self, x):
-        self.asked.append(x.detach().clone())
+        self.queried.append(x.detach().clone())
         return self.model(x)
 
 
@@ -93,10 +93,10 @@ def test_every_iterate_is_the_papers(norm, rho):
     eps, steps = 0.02 if norm == "l2" else 0.005, []
     recorder = Recorder(model)
     APGD(norm=norm, eps=eps, rescale=False, rho=rho)(recorder, x, y, torch.arange(4))
-    asked = torch.stack(recorder.asked[1:], 1)
+    queried = torch.stack(recorder.queried[1:], 1)
     for i in range(4):
-        expected, step = written_out(model, x[i], y[i], asked[i, 0], eps, norm, rho)
-        torch.testing.assert_close(asked[i], expected, rtol=0, atol=2e-6 * eps)
+        expected, step = written_out(model, x[i], y[i], queried[i, 0], eps, norm, rho)
+        torch.testing.assert_close(queried[i], expected, rtol=0, atol=2e-6 * eps)
         steps.append(step)
     assert min(steps) < eps  # a rule was followed, and not the same for all
 
@@ -107,7 +107,7 @@ def test_starts_are_on_the_sphere_and_differ(norm):
     recorder = Recorder(oracle.model)
     eps = 0.3 * oracle.distance(norm)
     run(APGD(norm=norm, steps=1, restarts=3), oracle, eps, recorder)
-    starts = torch.stack(recorder.asked[1::2]) - oracle.x
+    starts = torch.stack(recorder.queried[1::2]) - oracle.x
     size = starts.flatten(2).norm(dim=2) if norm == "l2" else starts.flatten(2).abs().amax(2)
     torch.testing.assert_close(size.double(), eps.expand(3, -1), rtol=1e-3, atol=0)
     flat = nn.functional.normalize(starts.flatten(0, 1).flatten(1))
@@ -126,7 +126,7 @@ def test_an_image_that_stands_costs_what_the_card_says_and_one_that_fell_nothing
     assert attacked.backwards[1::2].tolist() == [steps * runs] * 4
     assert stands(oracle, attacked).tolist() == [False, True] * 4
     assert attacked.forwards[::2].max() <= 12 and (attacked.forwards - attacked.backwards)[::2].tolist() == [1] * 4
-    sizes = [len(asked) for asked in recorder.asked]
+    sizes = [len(queried) for queried in recorder.queried]
     assert sum(sizes) == attacked.forwards.sum() and sizes[12:] == [4] * len(sizes[12:])
 
 
@@ -145,7 +145,7 @@ def test_an_image_that_falls_at_its_random_start_costs_two_passes():
     recorder = Recorder(Jumpy())
     attacked = APGD(eps=0.05)(recorder, x, torch.zeros(6, dtype=torch.int64), torch.arange(6))
     assert attacked.forwards.tolist() == [2, 102] * 3 and attacked.backwards.tolist() == [1, 100] * 3
-    assert [len(asked) for asked in recorder.asked] == [6, 6] + [3] * 100
+    assert [len(queried) for queried in recorder.queried] == [6, 6] + [3] * 100
 
 
 @pytest.mark.parametrize("parallel", [1, 2, 9])

@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from robustbench_rkhs.arithmetic import exact, reduced
-from robustbench_rkhs.certificates.deployed import float32_error
-from robustbench_rkhs.evaluate import evaluate
+from robustbench_rkhs.bounds import steps
+from robustbench_rkhs.certificates.float32 import float32_error
+from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.layers import Residual, Sandwich
-from robustbench_rkhs.lipschitz import Uncertifiable, steps
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.lipschitz import Uncertifiable
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.precision import full_precision, reduced
 
 
 def test_reduced_precision_is_off_inside_and_as_before_afterwards():
@@ -17,7 +18,7 @@ def test_reduced_precision_is_off_inside_and_as_before_afterwards():
     try:
         torch.set_float32_matmul_precision("medium")
         assert any("medium" in words for words in reduced())
-        with exact():
+        with full_precision():
             assert reduced() == []
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
@@ -28,7 +29,7 @@ def test_transforms_instead_of_sums_of_products_are_off_inside_and_on_again_afte
     (before,) = torch.backends.nnpack.set_flags(True)
     try:
         assert "NNPACK convolutions" in reduced()
-        with exact():
+        with full_precision():
             assert reduced() == []
         assert "NNPACK convolutions" in reduced()
     finally:

@@ -9,15 +9,16 @@ import torch
 from oracles import affine
 from torch import nn
 
-from robustbench_rkhs import attacking, harness, verdicts
+from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import PGD, FoolboxAttack
-from robustbench_rkhs.attacks.ball import draws, per_image
+from robustbench_rkhs.attacks.ball import per_image
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.certificates import MarginCertificate
-from robustbench_rkhs.evaluate import evaluate
-from robustbench_rkhs.harness import tally
-from robustbench_rkhs.recipe import EvalRecipe
-from robustbench_rkhs.shelf import Shelf
+from robustbench_rkhs.evaluation import attack_phase, counting
+from robustbench_rkhs.evaluation.recipe import EvalRecipe
+from robustbench_rkhs.evaluation.row_cache import RowCache
+from robustbench_rkhs.evaluation.run import evaluate
+from robustbench_rkhs.runtime.counter_rng import draws
 
 
 class Reach(EngineAttack):
@@ -130,13 +131,13 @@ def test_every_image_has_the_verdict_of_its_true_radius_by_one_run_more_than_it_
 
 def test_one_call_takes_each_images_own_eps_and_others_are_called_once_an_eps(monkeypatch):
     model, x, y, _ = scene()
-    calls, original = [], harness.run_attack
+    calls, original = [], attack_phase.run_attack
 
     def counted(subject, attack, positions, *rest):
         calls.append((attack.label, attack.eps, rest[4]))
         return original(subject, attack, positions, *rest)
 
-    monkeypatch.setattr(harness, "run_attack", counted)
+    monkeypatch.setattr(attack_phase, "run_attack", counted)
     evaluate(model, (x, y), recipe(Nearest(), Reach(), block=100))
     own = [budgets for label, _, budgets in calls if label == "reach"]
     assert max(len(set(budgets.tolist())) for budgets in own) >= 3
@@ -149,8 +150,8 @@ class Counter:
     """Counts the images each attack was called on, and interrupts after so many calls."""
 
     def __init__(self, monkeypatch, stop=None):
-        self.calls, self.largest, self.images, self.stop, self.original = 0, 0, [], stop, tally.counted
-        monkeypatch.setattr(tally, "counted", self)
+        self.calls, self.largest, self.images, self.stop, self.original = 0, 0, [], stop, counting.counted
+        monkeypatch.setattr(counting, "counted", self)
 
     def __call__(self, subject, attack, positions, certified, budgets, label):
         if self.calls == self.stop:
@@ -176,21 +177,21 @@ def test_the_table_is_the_same_at_any_block_size_which_bounds_what_is_asked_at_o
 @pytest.mark.parametrize("protocol", [(Nearest(), Reach(), Lucky()), (FoolboxAttack(attack="deepfool"), PGD(steps=3))])
 def test_interrupted_after_any_part_it_goes_on_to_the_same_table(tmp_path, monkeypatch, protocol):
     model, x, y, _ = scene(12)
-    asked = recipe(*protocol, rechecked=4, block=5)
+    queried = recipe(*protocol, rechecked=4, block=5)
     with monkeypatch.context() as patch:
         counter = Counter(patch)
-        whole = evaluate(model, (x, y), asked)
+        whole = evaluate(model, (x, y), queried)
         parts, images = counter.calls, counter.images
     assert len(set(images)) == len(images)
     for stop in (parts // 2, parts - 1):
         folder = tmp_path / str(stop)
         with monkeypatch.context() as patch:
             first = Counter(patch, stop)
-            partial = evaluate(model, (x, y), asked, folder=folder)
+            partial = evaluate(model, (x, y), queried, folder=folder)
         assert not partial.about["complete"] and first.calls == stop
         with monkeypatch.context() as patch:
             second = Counter(patch)
-            again = evaluate(model, (x, y), asked, folder=folder)
+            again = evaluate(model, (x, y), queried, folder=folder)
         assert verdicts.digest(again.table) == verdicts.digest(whole.table)
         assert sorted(first.images + second.images) == sorted(images)  # nothing twice
         assert again.about["complete"] and again.about["path"] == partial.about["path"]
@@ -211,9 +212,9 @@ class FakeTime:
     """A clock that only attacks move: a second an image."""
 
     def __init__(self, monkeypatch, cost=1.0):
-        self.now, self.cost, self.original = 0.0, cost, tally.counted
-        monkeypatch.setattr(attacking, "time", SimpleNamespace(monotonic=lambda: self.now))
-        monkeypatch.setattr(tally, "counted", self)
+        self.now, self.cost, self.original = 0.0, cost, counting.counted
+        monkeypatch.setattr(attack_phase, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(counting, "counted", self)
 
     def __call__(self, subject, attack, positions, *rest):
         self.now += self.cost * len(positions)
@@ -224,11 +225,11 @@ class FakeTime:
 @pytest.mark.parametrize("budget", [1, 14, 20])
 def test_a_budget_leaves_an_honest_interval_and_is_gone_on_from(tmp_path, monkeypatch, budget):
     model, x, y, truth = scene(12)
-    asked, said = recipe(Nearest(), Reach(), block=24), []
-    whole = evaluate(model, (x, y), asked)
+    queried, said = recipe(Nearest(), Reach(), block=24), []
+    whole = evaluate(model, (x, y), queried)
     with monkeypatch.context() as patch:
         clock = FakeTime(patch)
-        short = asked.model_copy(update={"budget": float(budget)})
+        short = queried.model_copy(update={"budget": float(budget)})
         partial = evaluate(model, (x, y), short, folder=tmp_path, say=said.append)
         assert budget <= clock.now <= budget + 1  # it overshoots by an image at most
     assert not partial.about["complete"] and any("budget of" in line for line in said)
@@ -239,7 +240,7 @@ def test_a_budget_leaves_an_honest_interval_and_is_gone_on_from(tmp_path, monkey
     assert (table["certified"] <= exact).all() and (exact <= table["not_broken"] + 1e-9).all()
     with monkeypatch.context() as patch:
         counter = Counter(patch)
-        again = evaluate(model, (x, y), asked, folder=tmp_path)
+        again = evaluate(model, (x, y), queried, folder=tmp_path)
     assert again.about["path"] == partial.about["path"]
     done = {(r.method, r.index, r.eps) for r in attacked(partial.table).fillna({"eps": np.inf}).itertuples(index=False)}
     assert not done & set(counter.images) and len(done) + counter.calls > 0
@@ -282,7 +283,7 @@ def test_a_damaged_part_is_done_again(tmp_path):
     evaluate(model, (x, y), recipe(Reach()), folder=tmp_path)
     path = next(path for path in tmp_path.rglob("*.parquet") if path.parent.parent.name == "parts")
     path.write_bytes(b"no part")
-    assert not Shelf(path.parent).where or not path.exists()
+    assert not RowCache(path.parent).where or not path.exists()
     whole = evaluate(model, (x, y), recipe(Reach()))
     assert verdicts.digest(evaluate(model, (x, y), recipe(Reach()), folder=tmp_path).table) == verdicts.digest(whole.table)
 
@@ -297,8 +298,8 @@ def test_a_certificate_met_later_is_held_against_kept_parts(tmp_path, monkeypatc
         return found._replace(radius=found.radius * 1.5)
 
     monkeypatch.setattr(MarginCertificate, "__call__", overstated)
-    asked = recipe(Nearest(), certificates=(MarginCertificate(),), eps=(3.0,))
-    done = evaluate(model, (x, y), asked, folder=tmp_path)
+    queried = recipe(Nearest(), certificates=(MarginCertificate(),), eps=(3.0,))
+    done = evaluate(model, (x, y), queried, folder=tmp_path)
     assert {one["cause"] for one in done.about["breaches"]} == {"proof error"} and len(done.about["breaches"]) == 8
 
 
@@ -312,13 +313,13 @@ def test_a_model_all_wrong_is_asked_nothing_more():
 
 def test_a_budget_used_up_leaves_certificates_out_too_and_they_are_gone_on_from(tmp_path):
     model, x, y, _ = scene(8)
-    asked = recipe(Reach(), certificates=(MarginCertificate(),))
-    short = evaluate(model, (x, y), asked.model_copy(update={"budget": 1e-9}), folder=tmp_path)
+    queried = recipe(Reach(), certificates=(MarginCertificate(),))
+    short = evaluate(model, (x, y), queried.model_copy(update={"budget": 1e-9}), folder=tmp_path)
     margin = short.table[short.table["method"] == "margin"]
     assert (margin["state_reason"] == "timeout").all() and not (margin["radius"] > 0).any() and not len(attacked(short.table))
     assert (verdicts.summary(short)["not_broken"] == 1).all() and (verdicts.summary(short)["certified"] == 0).all()
-    again = evaluate(model, (x, y), asked, folder=tmp_path)
-    assert verdicts.digest(again.table) == verdicts.digest(evaluate(model, (x, y), asked).table)
+    again = evaluate(model, (x, y), queried, folder=tmp_path)
+    assert verdicts.digest(again.table) == verdicts.digest(evaluate(model, (x, y), queried).table)
     assert again.about["path"] == short.about["path"] and again.about["complete"]
 
 

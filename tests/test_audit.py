@@ -15,10 +15,11 @@ from robustbench_rkhs.audit import mistakes as known
 from robustbench_rkhs.audit.factors import pairwise
 from robustbench_rkhs.audit.scene import radii
 from robustbench_rkhs.data import Split
+from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.layers import Normalize
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.recipe import EvalRecipe, parse
-from robustbench_rkhs.report.audit import console_audit, write_audit
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.parsing import parse
+from robustbench_rkhs.reports.audit import console_audit, write_audit
 
 RANDOM_ONCE = "power iteration, 1 from a random start"
 

@@ -10,7 +10,7 @@ from torch import nn
 from robustbench_rkhs.certificates import EclipseCertificate, LipLTCertificate, MarginCertificate
 from robustbench_rkhs.layers import MaxMin, Normalize, Sandwich, SandwichLinear, Scale
 from robustbench_rkhs.lipschitz import Uncertifiable
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 CERTIFICATES = {  # a new certificate adds a line here
     "margin": MarginCertificate(),

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from robustbench_rkhs import checkpoint
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.recipe import TrainRecipe
-from robustbench_rkhs.subjects import load_model
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.training import checkpoint
+from robustbench_rkhs.training.recipe import TrainRecipe
+from robustbench_rkhs.zoo import load_model
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The commands, as a user types them: what works end to end, and one line with exit code 2 for what does not."""
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from robustbench_rkhs import cli
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 TINY = ["--epochs", "2", "--data.train", "200", "--data.validation", "50"]
 FAST = ["--attack", "pgd:steps=5", "--samples", "40"]
@@ -26,7 +27,7 @@ def rkhs(command, *flags, folder, code=0):
         os.chdir(folder)
         sys.argv = [f"rkhs-{command}", *map(str, flags)]
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as left:
-            getattr(cli, command)()
+            importlib.import_module(f"robustbench_rkhs.cli.{command}").main()
     finally:
         os.chdir(before)
         sys.argv = typed
@@ -158,7 +159,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(home, typed, line):
 
 
 def test_the_process_itself_exits_with_2(home):
-    script = "from robustbench_rkhs import cli; cli.evaluate()"
+    script = "from robustbench_rkhs.cli.evaluate import main; main()"
     flags = ["--model", "digits_mpl", "--eps", "1"]
     done = subprocess.run([sys.executable, "-c", script, *flags], cwd=home, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: unknown model 'digits_mpl'")
@@ -169,7 +170,7 @@ def test_no_write_permission_and_a_full_disk_are_one_line(home):
     _, said = rkhs("evaluate", "--model", "digits_mlp", "--eps", "0.1", *FAST, "--out", "blocked", folder=home, code=2)
     assert "cannot write" in said
     if Path("/dev/full").exists():
-        from robustbench_rkhs.files import write_whole
+        from robustbench_rkhs.runtime.files import write_whole
 
         def fill(path):
             with open("/dev/full", "w") as full:
@@ -181,8 +182,8 @@ def test_no_write_permission_and_a_full_disk_are_one_line(home):
 
 
 def test_help_and_listing_import_no_torch(home):
-    script = "import sys\nfrom robustbench_rkhs import cli\nsys.argv = ['rkhs-list']\n"
-    script += "try: cli.listing()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules, 'torch was imported'"
+    script = "import sys\nfrom robustbench_rkhs.cli.listing import main\nsys.argv = ['rkhs-list']\n"
+    script += "try: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules, 'torch was imported'"
     done = subprocess.run([sys.executable, "-c", script], cwd=home, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for word in ("digits_mlp", "pgd", "autoattack", "margin", "gradient", "spectral", "vgg"):

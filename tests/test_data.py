@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustbench_rkhs.data import CIFAR10, MNIST, NPZ, Digits, arrays_digest, augment, order_by_class
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 
 def test_digits_are_real_and_their_splits_do_not_meet():
@@ -142,11 +142,11 @@ def test_a_named_set_is_read_from_its_npz(tmp_path, monkeypatch):
     assert CIFAR10(train=10).load().train.x.shape == (10, 3, 6, 6)
 
 
-@pytest.mark.parametrize("asked", [{"train": 31}, {"validation": 30}, {"train": 25, "validation": 6}])
-def test_more_images_than_there_are(tmp_path, asked):
+@pytest.mark.parametrize("queried", [{"train": 31}, {"validation": 30}, {"train": 25, "validation": 6}])
+def test_more_images_than_there_are(tmp_path, queried):
     path = save(tmp_path / "mine.npz", **arrays())
     with pytest.raises(UserError, match="has 30 training images"):
-        NPZ(path=path, **asked).load()
+        NPZ(path=path, **queried).load()
 
 
 def test_cifar10_from_its_standard_folder(data_root):

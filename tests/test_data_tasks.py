@@ -27,8 +27,8 @@ from robustbench_rkhs.data.amino_acids import BLOSUM62, LETTERS, encode
 from robustbench_rkhs.data.augment import brightness, contrast, hue, jittered, saturation
 from robustbench_rkhs.data.square_wave import square_wave
 from robustbench_rkhs.networks import VGG
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.subjects import SETS, named_data
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.zoo import SETS, named_data
 
 
 def test_square_wave_points():
@@ -227,9 +227,9 @@ def test_every_data_set_is_known_by_its_name():
 
 def test_subsets_of_mnist(data_root):
     data_root("MNIST/raw")
-    for asked, validation in ((None, 0), (1000, 5000), (300, 1000)):
-        splits = MNIST(train=asked, validation=validation).load()
-        assert len(splits.train) == (asked or 60_000) and len(splits.validation) == validation
+    for queried, validation in ((None, 0), (1000, 5000), (300, 1000)):
+        splits = MNIST(train=queried, validation=validation).load()
+        assert len(splits.train) == (queried or 60_000) and len(splits.validation) == validation
         shares = splits.train.y.bincount() / len(splits.train)
         whole = torch.tensor([5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]) / 60_000
         assert (shares - whole).abs().max() * len(splits.train) <= 2

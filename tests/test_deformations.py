@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from robustbench_rkhs.data import Deformations, Digits
 from robustbench_rkhs.data.deformations import STEEPEST, affine_fields, deform, elastic_fields, fields, steepness, tangents
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.penalties import Stability, Tangent
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.training.penalties import Stability, Tangent
 
 SMALL = Deformations(count=3, amplitude=0.7, smoothness=1.5)
 KEYS = torch.tensor([3, 11, 2**33 + 5, 40])
@@ -192,7 +192,7 @@ TWO = """
 import sys, torch
 from torch import distributed, nn
 from robustbench_rkhs.data import Deformations
-from robustbench_rkhs.penalties import Stability, Tangent
+from robustbench_rkhs.training.penalties import Stability, Tangent
 
 torch.manual_seed(0)
 model = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Tanh(), nn.Linear(8, 3))

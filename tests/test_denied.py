@@ -13,8 +13,8 @@ from robustbench_rkhs.attacks import PGD
 from robustbench_rkhs.attacks.ball import distances, pull_inside
 from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.cli.warnings import warnings_of
-from robustbench_rkhs.evaluate import evaluate
-from robustbench_rkhs.harness import tally
+from robustbench_rkhs.evaluation import counting
+from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.verdicts import Evaluation
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # the union of names does not know these attacks
@@ -54,15 +54,15 @@ def everyone(x, when):
 
 
 def evaluated(model, x, y, eps, attack, **settings):
-    asked = recipe(attack, eps=tuple(eps), diagnostics=False, block=COUNT, **settings)
-    return evaluate(model, (x, y), asked)
+    queried = recipe(attack, eps=tuple(eps), diagnostics=False, block=COUNT, **settings)
+    return evaluate(model, (x, y), queried)
 
 
 def test_an_image_spared_by_a_false_fall_is_attacked_to_the_end():
     model, x, y, truth = moody(lambda x: everyone(x, len(x) == 2 * COUNT))  # only in the batch where each image stands twice
     eps = (float(1.1 * truth.max()), float(0.5 * truth.min()))
     found = Twice(eps=eps[0])(model, x, y, torch.arange(COUNT))
-    assert found.fell.all() and torch.equal(found.images, x)  # the attack alone is fooled
+    assert found.broken.all() and torch.equal(found.images, x)  # the attack alone is fooled
     done = evaluated(model, x, y, eps, Twice())
     assert (verdicts.states(done, eps[0])["state"] == "broken").all()
     rows = done.table[(done.table["kind"] == "attack") & (done.table["eps"] == eps[0])]
@@ -76,7 +76,7 @@ def test_what_is_denied_every_time_is_untested_and_said():
     eps = (float(0.5 * truth.min()), float(0.4 * truth.min()))
     done = evaluated(model, x, y, eps, Twice())
     rows = done.table[done.table["kind"] == "attack"]
-    assert (rows["state_reason"] == "denied").all() and np.isinf(rows["radius"]).all() and len(rows) == 2 * COUNT
+    assert (rows["state_reason"] == "unconfirmed").all() and np.isinf(rows["radius"]).all() and len(rows) == 2 * COUNT
     for one in eps:
         assert (verdicts.states(done, one)["state"] == "untested").all()
     summary = verdicts.summary(done)
@@ -92,7 +92,7 @@ def test_pgd_is_run_again_too_from_another_start():
     eps = float(0.5 * truth.min())
     attack = PGD(steps=2, eps=eps)
     assert attack.again(1).start == "random" and attack.again(1).seed != attack.again(2).seed != attack.seed
-    assert attack(model, x, y, torch.arange(COUNT)).fell.all()
+    assert attack(model, x, y, torch.arange(COUNT)).broken.all()
     done = evaluated(model, x, y, (eps,), PGD(steps=2))
     assert (verdicts.states(done, eps)["state"] == "untested").all()
 
@@ -105,21 +105,21 @@ def test_a_model_that_draws_denies_less_after_further_runs_and_nothing_denied_su
         model.lies, lies = (lambda x: everyone(x, False)), model.lies
         subject_x, eps = x.repeat(8, 1, 1, 1), float(1.1 * truth.max())
         with monkeypatch.context() as patch:
-            patch.setattr(tally, "AGAIN", again)
-            original = tally.attempted
+            patch.setattr(counting, "AGAIN", again)
+            original = counting.attempted
 
             def drawing(*given):
                 model.lies = lies  # from the attack on: the predictions are the true ones
                 return original(*given)
 
-            patch.setattr(tally, "attempted", drawing)
-            asked = recipe(Twice(), eps=(eps,), diagnostics=False, block=8 * COUNT)
-            done = evaluate(model, (subject_x, y.repeat(8)), asked)
+            patch.setattr(counting, "attempted", drawing)
+            queried = recipe(Twice(), eps=(eps,), diagnostics=False, block=8 * COUNT)
+            done = evaluate(model, (subject_x, y.repeat(8)), queried)
         rows = done.table[done.table["kind"] == "attack"].set_index("index")
         states = verdicts.states(done, eps)["state"]
-        denied = rows.index[rows["state_reason"] == "denied"]
-        assert (states[denied] == "untested").all()
-        return len(denied), int((states == "broken").sum())
+        unconfirmed = rows.index[rows["state_reason"] == "unconfirmed"]
+        assert (states[unconfirmed] == "untested").all()
+        return len(unconfirmed), int((states == "broken").sum())
 
     once, more = counts(0), counts(2)
     assert once[0] >= 5 > more[0] and more[1] > once[1]
@@ -130,7 +130,7 @@ def test_a_denial_at_eps_is_not_outvoted_by_a_survival_at_a_larger_one():
     eps = (float(0.5 * truth.min()), float(0.4 * truth.min()))
     done = evaluated(model, x, y, eps, Reach())
     assert verdicts.states(done, eps[1])["inferred"].all()
-    row = done.table[(done.table["kind"] == "attack") & (done.table["index"] == 3)].assign(eps=eps[1], state_reason="denied")
+    row = done.table[(done.table["kind"] == "attack") & (done.table["index"] == 3)].assign(eps=eps[1], state_reason="unconfirmed")
     both = Evaluation(verdicts.merge([done.table, row]), done.about)
     lower = verdicts.states(both, eps[1])["state"]
     assert lower[3] == "untested" and (lower.drop(3) == "survived").all()
@@ -156,9 +156,9 @@ def test_a_confirmed_engine_keeps_only_what_errs_in_another_batch_and_counts_the
     sizes = []
     model, x, y, truth = moody(lambda x: sizes.append(len(x)) or everyone(x, len(x) == 1))
     keys, eps = torch.arange(COUNT), 2 * truth
-    for confirm, fallen in ((0, True), (1, False)):
+    for confirm, misclassified in ((0, True), (1, False)):
         engine = Engine(model, x, y, keys, norm="l2", box="unit", eps=eps, confirm=confirm)
         sizes.clear()
         engine.logits(keys[:1], x[:1] + 0.5 * eps[0].item() / x[0].numel() ** 0.5)
-        assert bool(engine.fallen[0]) == fallen and sizes == [1, 2][: 1 + confirm]
+        assert bool(engine.broken[0]) == misclassified and sizes == [1, 2][: 1 + confirm]
         assert engine.forwards.tolist() == [2 + confirm] + [1] * (COUNT - 1)

@@ -10,9 +10,9 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from robustbench_rkhs.attacks import PGD, Square
-from robustbench_rkhs.checkpoint import load
-from robustbench_rkhs.diagnostics import CHECKS, diagnose, escalated
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.evaluation.diagnostics import CHECKS, diagnose, escalated
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.training.checkpoint import load
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = load_digits()

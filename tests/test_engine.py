@@ -7,7 +7,7 @@ from torch import nn
 
 from robustbench_rkhs.attacks.ball import distances
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 
 def engaged(model, x, y, eps, norm="l2", **fields):
@@ -64,16 +64,16 @@ def test_what_lies_outside_ball_or_box_is_not_kept():
     with engaged(oracle.model, oracle.x, oracle.y, torch.inf) as engine:
         engine.logits(engine.open(), far)
         assert (far.flatten(1).amax(1) > 1).any()
-        assert torch.equal(engine.fallen, ((far >= 0) & (far <= 1)).flatten(1).all(1))
+        assert torch.equal(engine.broken, ((far >= 0) & (far <= 1)).flatten(1).all(1))
     with engaged(oracle.model, oracle.x, oracle.y, torch.inf, box="none") as engine:
         engine.logits(engine.open(), far)
-        assert engine.fallen.all()
+        assert engine.broken.all()
 
 
 def test_an_image_that_is_wrong_is_not_attacked_and_has_itself():
     oracle = affine(4, images=4)
     with engaged(oracle.model, oracle.x, (oracle.y + 1) % 4, 0.5) as engine:
-        assert len(engine.open()) == 0 and engine.fallen.all() and torch.equal(engine.images, oracle.x)
+        assert len(engine.open()) == 0 and engine.broken.all() and torch.equal(engine.images, oracle.x)
 
 
 def test_the_gradient_is_the_models_and_nan_is_none():

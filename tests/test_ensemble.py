@@ -7,11 +7,11 @@ from pydantic import ValidationError
 from torch import nn
 
 from robustbench_rkhs.attacks import APGD, FAB, AutoAttack, Ensemble, Square
+from robustbench_rkhs.attacks.adaptive_budget import Spending, frugal, pilot
 from robustbench_rkhs.attacks.ball import distances
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
-from robustbench_rkhs.attacks.spending import Spending, frugal, pilot
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.recipe import attack_from
+from robustbench_rkhs.evaluation.recipe import attack_from
+from robustbench_rkhs.nodes.node import UserError
 
 SHORT = (
     APGD(steps=15),
@@ -204,7 +204,7 @@ class Key(EngineAttack):
 def spent(model, x, y, eps, battery):
     with Ensemble(eps=eps).engaged(model, x, y, torch.arange(len(x))) as engine:
         spending = frugal(engine, (APGD(steps=5), *battery), ["gradients", *["boundary"] * len(battery)])
-        return engine.fallen.clone(), spending
+        return engine.broken.clone(), spending
 
 
 def test_a_drawn_image_that_falls_late_brings_the_battery_to_all():

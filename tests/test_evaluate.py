@@ -14,8 +14,8 @@ from torch import nn
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import PGD, Attacked, AutoAttack, FoolboxAttack, PublishedPGD
 from robustbench_rkhs.certificates import CrownCertificate
-from robustbench_rkhs.evaluate import evaluate
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.evaluation.run import evaluate
+from robustbench_rkhs.nodes.node import UserError
 
 QUICK = (PGD(steps=20),)
 
@@ -162,10 +162,10 @@ BAD_ASKS = {
 }
 
 
-@pytest.mark.parametrize("asked, line", BAD_ASKS.values(), ids=BAD_ASKS.keys())
-def test_a_bad_ask_is_refused(asked, line):
+@pytest.mark.parametrize("queried, line", BAD_ASKS.values(), ids=BAD_ASKS.keys())
+def test_a_bad_ask_is_refused(queried, line):
     with pytest.raises(UserError, match=line):
-        evaluate(small_net(), (images(), torch.arange(24) % 4), **({"attacks": QUICK} | asked))
+        evaluate(small_net(), (images(), torch.arange(24) % 4), **({"attacks": QUICK} | queried))
 
 
 @pytest.mark.parametrize(
@@ -236,14 +236,15 @@ sys.path.insert(0, sys.argv[2])
 from test_evaluate import small_net, images
 from robustbench_rkhs.attacks import PGD, FoolboxAttack
 from robustbench_rkhs.certificates import CrownCertificate
-from robustbench_rkhs.evaluate import evaluate
-from robustbench_rkhs import harness, verdicts
-original, count = harness.run_attack, 0
+from robustbench_rkhs import verdicts
+from robustbench_rkhs.evaluation import attack_phase
+from robustbench_rkhs.evaluation.run import evaluate
+original, count = attack_phase.run_attack, 0
 def slow(*args, **kwargs):
     print("part", flush=True)
     time.sleep(float(sys.argv[3]))
     return original(*args, **kwargs)
-harness.run_attack = slow
+attack_phase.run_attack = slow
 torch.set_num_threads(1)
 model = small_net(); x = images(40)
 attacks = (PGD(steps=5, start="random"), FoolboxAttack(attack="ddn"))

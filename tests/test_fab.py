@@ -10,7 +10,7 @@ from torch import nn
 from robustbench_rkhs.attacks.autoattack import AutoAttack
 from robustbench_rkhs.attacks.ball import distances
 from robustbench_rkhs.attacks.fab import FAB
-from robustbench_rkhs.recipe import attack_from
+from robustbench_rkhs.evaluation.recipe import attack_from
 
 BOTH = pytest.mark.parametrize("norm", ["l2", "linf"])
 KINDS = pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_each_image_has_its_own_eps_and_a_fallen_one_costs_no_more(norm, fields)
     attack = FAB(norm=norm, steps=10, **fields)
     eps = oracle.distance(norm) * torch.tensor([1.2, 0.95] * 4)
     engine = bounded(attack, oracle.model, oracle.x, oracle.y, eps)
-    assert engine.fallen.tolist() == [True, False] * 4
+    assert engine.broken.tolist() == [True, False] * 4
     assert (engine.distance[::2] <= eps[::2]).all() and torch.equal(engine.images[1::2], oracle.x[1::2])
     assert engine.forwards[::2].max() < engine.forwards[1::2].min()
     if not fields:
@@ -194,7 +194,7 @@ def test_no_weaker_than_the_library_by_more_than_one_image_of_forty(norm, eps, f
         robust = int((model(theirs.images).argmax(1) == y).sum())
         ours = bounded(FAB(norm=norm, targets=4), model, x, y, budget)
         assert 4 < robust < 36
-        assert int((~ours.fallen).sum()) <= robust + 1 and int((nearest > budget).sum()) <= robust + 1
+        assert int((~ours.broken).sum()) <= robust + 1 and int((nearest > budget).sum()) <= robust + 1
         assert ours.forwards.sum() + ours.backwards.sum() < 0.8 * (theirs.forwards.sum() + theirs.backwards.sum())
 
 

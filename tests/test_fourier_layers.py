@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrize
 
+from robustbench_rkhs.bounds import upper
 from robustbench_rkhs.layers import (
     BROConv,
     CayleyOrthogonal,
@@ -20,8 +21,8 @@ from robustbench_rkhs.layers import (
 )
 from robustbench_rkhs.layers.cayley import _Inverse, cayley
 from robustbench_rkhs.layers.fourier import multiplied, spectrum
-from robustbench_rkhs.lipschitz import Uncertifiable, upper
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.lipschitz import Uncertifiable
+from robustbench_rkhs.nodes.node import UserError
 
 
 def dense(layer, shape):

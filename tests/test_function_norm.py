@@ -10,15 +10,16 @@ from hypothesis import strategies as st
 from oracles import affine, dense
 from torch import nn
 
+from robustbench_rkhs.bounds import upper
 from robustbench_rkhs.data import Split
-from robustbench_rkhs.lipschitz import Uncertifiable, upper
+from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.networks import LeNet, Net
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.penalties import FunctionNorm
-from robustbench_rkhs.recipe import TrainRecipe
-from robustbench_rkhs.report.sheet import sheet
-from robustbench_rkhs.samplers import DataSampler, GaussianSampler, UniformSampler, VAESampler
-from robustbench_rkhs.train import train as run
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.reports.sheet import sheet
+from robustbench_rkhs.training.loop import train as run
+from robustbench_rkhs.training.penalties import FunctionNorm
+from robustbench_rkhs.training.recipe import TrainRecipe
+from robustbench_rkhs.training.samplers import DataSampler, GaussianSampler, UniformSampler, VAESampler
 
 QUICK = VAESampler(hidden=16, latent=4, iterations=60, batch_size=10)
 
@@ -102,7 +103,7 @@ def test_the_autoencoder_learns_and_samples_pixels(kind, spread, shape):
 
 
 def test_the_autoencoders_loss_is_minus_the_evidence_bound():
-    from robustbench_rkhs.samplers.vae import Autoencoder
+    from robustbench_rkhs.training.samplers.vae import Autoencoder
 
     torch.manual_seed(0)
     model, x, noise = Autoencoder(QUICK, (1, 8, 8)).double(), torch.rand(5, 1, 8, 8).double(), torch.randn(5, 4).double()

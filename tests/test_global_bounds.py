@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from oracles import dense
 from torch import nn
 
+from robustbench_rkhs.bounds import eclipse_pairs, liplt_pairs, steps
+from robustbench_rkhs.bounds.eclipse import positive, proved
+from robustbench_rkhs.bounds.liplt import liplt, slopes
+from robustbench_rkhs.bounds.network import pair_bounds
 from robustbench_rkhs.certificates import EclipseCertificate, LipLTCertificate, MarginCertificate
 from robustbench_rkhs.layers import Concatenate, MaxMin
 from robustbench_rkhs.layers.residual import Residual
-from robustbench_rkhs.lipschitz import Uncertifiable, eclipse_pairs, liplt_pairs, steps
-from robustbench_rkhs.lipschitz.chains import pair_bounds
-from robustbench_rkhs.lipschitz.eclipse import positive, proved
-from robustbench_rkhs.lipschitz.liplt import liplt, slopes
+from robustbench_rkhs.lipschitz import Uncertifiable
 
 BOUNDS = {"liplt": liplt_pairs, "eclipse": eclipse_pairs}
 table = pytest.mark.parametrize("bound", BOUNDS.values(), ids=BOUNDS.keys())
@@ -260,7 +261,7 @@ def test_positive_never_accepts_a_negative_eigenvalue(size):
 
 def test_a_wrong_recursion_costs_the_bound_not_the_proof(monkeypatch):
     """Half the width that the recursion asks for: nothing is proved, and the product remains."""
-    from robustbench_rkhs.lipschitz import eclipse
+    from robustbench_rkhs.bounds import eclipse
 
     torch.manual_seed(0)
     model = mlp((5, 8, 8, CLASSES))

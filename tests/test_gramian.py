@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustbench_rkhs.lipschitz import convolution, gramian
+from robustbench_rkhs.lipschitz import convolution, gram_operator
 from robustbench_rkhs.lipschitz.convolution import Axis, operator_bound, operator_matrix, torus_norm
 
 
@@ -36,7 +36,7 @@ def test_it_lies_between_the_exact_norm_and_the_torus_bound(channels, kernel, si
     weight = scale * torch.randn(1, *channels, *kernel, dtype=torch.float64, generator=generator)
     exact = torch.linalg.matrix_norm(operator_matrix(weight, axes)[0] / scale, 2).item() * scale
     arguments = start(weight, axes)
-    found = gramian.tightened(*arguments)
+    found = gram_operator.tightened(*arguments)
     assert exact * (1 - 1e-12) <= found <= arguments[-1]
     assert found <= exact * 1.0101 or found == arguments[-1]
     assert found <= exact * 1.0101 or arguments[-1] <= exact * 1.02
@@ -59,6 +59,6 @@ def test_a_guess_that_is_too_small_proves_nothing(monkeypatch, lie):
     weight = torch.randn(1, 6, 6, 3, 3, dtype=torch.float64, generator=generator)
     axes = (Axis(4, 3, 1, 1, 1, 1), Axis(4, 3, 1, 1, 1, 1))
     exact = torch.linalg.matrix_norm(operator_matrix(weight, axes)[0], 2).item()
-    honest = gramian.guess
-    monkeypatch.setattr(gramian, "guess", lambda *given: lie**2 * honest(*given))
-    assert gramian.tightened(*start(weight, axes)) >= exact
+    honest = gram_operator.guess
+    monkeypatch.setattr(gram_operator, "guess", lambda *given: lie**2 * honest(*given))
+    assert gram_operator.tightened(*start(weight, axes)) >= exact

@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from robustbench_rkhs.bounds import pairs, steps, upper
+from robustbench_rkhs.bounds.eclipse import eclipse_pairs
+from robustbench_rkhs.bounds.folding import FoldedConv2d, FoldedLinear
+from robustbench_rkhs.bounds.graph import chained
+from robustbench_rkhs.bounds.liplt import liplt_pairs
+from robustbench_rkhs.bounds.network import joined, merged
 from robustbench_rkhs.certificates import MarginCertificate
 from robustbench_rkhs.layers import Concatenate, Residual, Sandwich, Scale
-from robustbench_rkhs.lipschitz import Uncertifiable, pairs, steps, upper
-from robustbench_rkhs.lipschitz.chains import joined, merged
-from robustbench_rkhs.lipschitz.eclipse import eclipse_pairs
-from robustbench_rkhs.lipschitz.folding import FoldedConv2d, FoldedLinear
-from robustbench_rkhs.lipschitz.graphs import chained
-from robustbench_rkhs.lipschitz.liplt import liplt_pairs
+from robustbench_rkhs.lipschitz import Uncertifiable
 
 
 class Made(nn.Module):

@@ -6,12 +6,13 @@ from pathlib import Path
 import grimp
 import pytest
 
-from robustbench_rkhs import harness
-from robustbench_rkhs.harness import ELSEWHERE, SOURCES, identity
+import robustbench_rkhs
+from robustbench_rkhs.evaluation import cache_key
+from robustbench_rkhs.evaluation.cache_key import ELSEWHERE, SOURCES
 
-PACKAGE = Path(harness.__file__).parent.parent
+PACKAGE = Path(robustbench_rkhs.__file__).parent
 NAME = PACKAGE.name
-WORK = ("attacking", "evaluate", "harness", "portfolio", "scrutiny")
+WORK = ("evaluation",)
 """What makes parts."""
 
 
@@ -36,25 +37,25 @@ def named(module):
 
 
 def test_every_module_on_the_way_to_a_part_is_digested_or_excused(reached):
-    assert {"arithmetic", "shelf", "attacks/engine", "harness/tally", "verdicts/states"} <= reached
+    assert {"runtime/precision", "evaluation/row_cache", "attacks/engine", "evaluation/counting", "verdicts/states"} <= reached
     assert not sorted(module for module in reached if not named(module) and module.split("/")[0] not in ELSEWHERE)
 
 
 def test_no_name_is_idle(reached):
     assert all((PACKAGE / source).exists() for source in SOURCES)
     tops = {module.split("/")[0] for module in reached if not named(module)}
-    assert tops == set(ELSEWHERE) and not any(re.search(r"cli|report", top) for top in tops)
+    assert tops == set(ELSEWHERE) and not any(re.search(r"cli|report|training", top) for top in tops)
 
 
-@pytest.mark.parametrize("source", ["arithmetic.py", "shelf.py", "attacks/engine.py", "verdicts/store.py"])
+@pytest.mark.parametrize("source", ["runtime/precision.py", "evaluation/row_cache.py", "attacks/engine.py", "verdicts/store.py"])
 def test_a_change_of_any_source_changes_the_digest(source, tmp_path, monkeypatch):
     for file in PACKAGE.rglob("*.py"):
         copy = tmp_path / file.relative_to(PACKAGE)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(file.read_bytes())
-    digest = identity.sources_digest.__wrapped__  # past its cache
+    digest = cache_key.sources_digest.__wrapped__  # past its cache
     own = digest()
-    monkeypatch.setattr(identity, "__file__", str(tmp_path / "harness" / "identity.py"))
+    monkeypatch.setattr(cache_key, "__file__", str(tmp_path / "evaluation" / "cache_key.py"))
     same = digest()
     (tmp_path / source).write_text((tmp_path / source).read_text() + "\nCHANGED = 1\n")
     assert own == same != digest()

@@ -11,14 +11,15 @@ from oracles import affine, bent, dense
 from pydantic import ValidationError
 from torch import nn
 
-from robustbench_rkhs import checkpoint
-from robustbench_rkhs.lipschitz import Uncertifiable, upper
-from robustbench_rkhs.modes import per_image
+from robustbench_rkhs.bounds import upper
+from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.networks import MLP, Convolutional, LipschitzBounded, SpectrallyNormalised
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.penalties import Curvature, Jacobian
-from robustbench_rkhs.recipe import TrainRecipe
-from robustbench_rkhs.train import train
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.modes import per_image
+from robustbench_rkhs.training import checkpoint
+from robustbench_rkhs.training.loop import train
+from robustbench_rkhs.training.penalties import Curvature, Jacobian
+from robustbench_rkhs.training.recipe import TrainRecipe
 
 
 @settings(max_examples=20)

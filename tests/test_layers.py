@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from robustbench_rkhs.bounds import upper
 from robustbench_rkhs.layers import (
     AOL,
     BRO,
@@ -35,9 +36,9 @@ from robustbench_rkhs.layers import (
     SpaceToDepth,
 )
 from robustbench_rkhs.layers.fourier import FourierConv
-from robustbench_rkhs.layers.settling import settled
-from robustbench_rkhs.lipschitz import Uncertifiable, upper
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.layers.frozen import freeze
+from robustbench_rkhs.lipschitz import Uncertifiable
+from robustbench_rkhs.nodes.node import UserError
 
 CONVOLUTIONS = {  # channels in and out, kernel, stride: the shape it takes
     (2, 3, 3, 1): (2, 5, 4),
@@ -128,7 +129,7 @@ def test_parameters_exist_and_state_goes_round(build, shape):
 def test_settled_is_the_same_function(build, shape):
     torch.manual_seed(0)
     layer, x = nn.Sequential(build()).eval(), torch.randn(3, *shape)
-    torch.testing.assert_close(settled(layer)(x), layer(x), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(freeze(layer)(x), layer(x), rtol=1e-6, atol=1e-6)
 
 
 @table
@@ -324,16 +325,16 @@ def test_sandwich_with_a_nan_is_refused(name):
 
 
 def test_a_settled_copy_gives_the_same_numbers_and_follows_no_later_change():
-    from robustbench_rkhs.layers.settling import settled
+    from robustbench_rkhs.layers.frozen import freeze
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), Sandwich(9, 7), nn.Sequential(Sandwich(7, 7)), SandwichLinear(7, 3)).eval()
     x = torch.rand(5, 1, 3, 3)
     before = model(x)
-    twin = settled(model)
+    twin = freeze(model)
     assert torch.equal(twin(x), before) and not any(isinstance(m, Sandwich | SandwichLinear) for m in twin.modules())
     with torch.no_grad():
         model[1].weight.mul_(-1)
     assert not torch.equal(model(x), before) and torch.equal(twin(x), before)
     plain = nn.Linear(2, 2)
-    assert settled(plain) is plain
+    assert freeze(plain) is plain

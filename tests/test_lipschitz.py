@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
+from robustbench_rkhs.bounds import pairs, steps, upper
 from robustbench_rkhs.layers import MaxMin, Normalize, Sandwich, SandwichLinear, Scale
-from robustbench_rkhs.lipschitz import Uncertifiable, convolution, pairs, steps, upper
+from robustbench_rkhs.lipschitz import Uncertifiable, convolution
 from robustbench_rkhs.lipschitz.convolution import Axis, operator_norm
 
 

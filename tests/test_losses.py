@@ -11,7 +11,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from robustbench_rkhs.cli.listing import _listing
 from robustbench_rkhs.listing import KINDS, listing
-from robustbench_rkhs.losses import (
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.ramps import Ramp
+from robustbench_rkhs.relaxations import ball, crown_margins, interval_margins, trace
+from robustbench_rkhs.training.losses import (
     IBP,
     MMA,
     CrossEntropy,
@@ -23,10 +26,7 @@ from robustbench_rkhs.losses import (
     SquaredError,
     Trades,
 )
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.ramps import Ramp
-from robustbench_rkhs.recipe import TrainRecipe
-from robustbench_rkhs.relaxations import ball, crown_margins, interval_margins, trace
+from robustbench_rkhs.training.recipe import TrainRecipe
 
 LOSSES = {  # a new loss adds a line here
     "cross_entropy": CrossEntropy(temperature=0.5, offset=0.1),

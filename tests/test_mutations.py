@@ -14,9 +14,10 @@ import test_norms_proven
 import torch
 from torch import nn
 
+from robustbench_rkhs.bounds import combined
 from robustbench_rkhs.certificates import CrownCertificate, MarginCertificate, pairwise
 from robustbench_rkhs.layers import Concatenate, Normalize
-from robustbench_rkhs.lipschitz import Bound, combined, convolution, rule, verified
+from robustbench_rkhs.lipschitz import Bound, convolution, rule, verified_norm
 from robustbench_rkhs.relaxations import crown
 
 Patch = Callable[[pytest.MonkeyPatch], Any]
@@ -89,11 +90,11 @@ def flat_lines(honest: Callable[..., Any]) -> Callable[..., Any]:
 
 MUTATIONS: dict[str, tuple[Patch, list[Callable[[], Any]]]] = {
     "power iteration for a proven norm": (
-        lambda m: m.setattr(verified, "norm", power_iteration),
+        lambda m: m.setattr(verified_norm, "norm", power_iteration),
         [test_lipschitz.test_largest_direction_orthogonal_to_all_ones],
     ),
     "a factorisation that never fails": (
-        lambda m: m.setattr(verified, "_below", lambda gram, square: torch.ones(len(gram), dtype=torch.bool)),
+        lambda m: m.setattr(verified_norm, "_below", lambda gram, square: torch.ones(len(gram), dtype=torch.bool)),
         [test_norms_proven.test_a_solver_that_lies_or_fails_changes_nothing_but_the_tightness],
     ),
     "groups multiplied": (

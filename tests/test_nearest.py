@@ -13,9 +13,9 @@ from test_cli import rkhs
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import PGD
-from robustbench_rkhs.evaluate import evaluate
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.report.nearest import draw_nearest, nearest_first, readable
+from robustbench_rkhs.evaluation.run import evaluate
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.reports.nearest import draw_nearest, nearest_first, readable
 from robustbench_rkhs.verdicts import Adversarials, read_adversarials, write_adversarials
 
 ROOT = Path(__file__).parent.parent
@@ -136,11 +136,11 @@ def test_submitted_images_count_on_the_leaderboard(home):
     write_adversarials(changed(stored, distance_l2=stored.distance_l2 * half), home / "half.npz")
     out, _ = rkhs("submit", "adversarials", "half.npz", folder=home)
     assert "8 confirmed, 8 refused" in out and "accepted: 8 images" in out
-    fallen = verdicts.read_all(home / "reports/verdicts")[0].table
+    attacked = verdicts.read_all(home / "reports/verdicts")[0].table
     (found,) = verdicts.read_all(home / "reports/submitted")
     rows = verdicts.holding(found.table)
     assert sorted(rows["index"]) == sorted(stored.index[:8].tolist())
-    weak = set(verdicts.holding(fallen)["index"]) | set(fallen.loc[fallen["label"] != fallen["predicted"], "index"])
+    weak = set(verdicts.holding(attacked)["index"]) | set(attacked.loc[attacked["label"] != attacked["predicted"], "index"])
     expected = 1 - len(weak | set(stored.index[:8][stored.distance[:8] <= 1.0])) / 16
     assert robust() == pytest.approx(expected) and expected < before
     rkhs("report", folder=home)

@@ -5,14 +5,14 @@ from typing import get_args
 import pytest
 import torch
 
-from robustbench_rkhs.checkpoint import build, fill
+from robustbench_rkhs.bounds import pairs, upper
 from robustbench_rkhs.layers import Normalize
-from robustbench_rkhs.layers.settling import settled
-from robustbench_rkhs.lipschitz import pairs, upper
+from robustbench_rkhs.layers.frozen import freeze
 from robustbench_rkhs.networks import DNN, KWL, LipschitzBounded, LipschitzResNet, LiResNet
 from robustbench_rkhs.networks.families import Family
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.recipe import TrainRecipe
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.training.checkpoint import build, fill
+from robustbench_rkhs.training.recipe import TrainRecipe
 
 BOUNDED = [family for family in get_args(Family) if family != "plain"]
 
@@ -61,7 +61,7 @@ def test_a_convolutional_network_keeps_its_bound(family, shape, padding):
     x, step = torch.rand(64, *shape, dtype=torch.float64), torch.randn(64, *shape, dtype=torch.float64) * 0.01
     with torch.no_grad():
         slopes = (model(x + step) - model(x)).norm(dim=1) / step.flatten(1).norm(dim=1)
-        torch.testing.assert_close(settled(model)(x), model(x), rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(freeze(model)(x), model(x), rtol=1e-6, atol=1e-8)
     assert slopes.max() <= bound
 
 

@@ -13,10 +13,10 @@ from torch import nn
 from robustbench_rkhs.data import Deformations, Split
 from robustbench_rkhs.data.deformations import deform
 from robustbench_rkhs.networks import MLP
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.norms import Unsound, margin_bound, margins_of, norm_report, norms
-from robustbench_rkhs.norms.sides import check_sound, reshaped_product
-from robustbench_rkhs.report.norms import console_norms, write_norms
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.reports.norms import console_norms, write_norms
+from robustbench_rkhs.rkhs_norm import Unsound, margin_bound, margins_of, norm_report, norms
+from robustbench_rkhs.rkhs_norm.sides import check_sound, reshaped_product
 
 FEW = Deformations(count=3)
 
@@ -88,7 +88,7 @@ def test_a_lower_bound_over_a_proven_one_stops_everything(monkeypatch):
     for field in ("classes", "logits"):
         with pytest.raises(Unsound):
             check_sound(found.lower, found.upper._replace(**{field: getattr(found.upper, field) * 0.999}))
-    monkeypatch.setattr("robustbench_rkhs.norms.sides.proven", lambda *_: short)
+    monkeypatch.setattr("robustbench_rkhs.rkhs_norm.sides.proven", lambda *_: short)
     with pytest.raises(Unsound):
         norms(model, split(x, y, 3), eps=(0.5,), deformations=FEW)
 

@@ -12,17 +12,18 @@ from hypothesis import strategies as st
 from oracles import dense
 from torch import nn
 
-from robustbench_rkhs import checkpoint
+from robustbench_rkhs.bounds import pairs, steps, upper
+from robustbench_rkhs.bounds.differentiable import gram_norm, gram_pairs, iterate
 from robustbench_rkhs.certificates import MarginCertificate
 from robustbench_rkhs.layers import Normalize, Residual, SandwichLinear
-from robustbench_rkhs.lipschitz import Uncertifiable, convolution, pairs, steps, upper, verified
+from robustbench_rkhs.lipschitz import Uncertifiable, convolution, verified_norm
 from robustbench_rkhs.lipschitz.bounds import spectral
 from robustbench_rkhs.lipschitz.convolution import conv_axes
-from robustbench_rkhs.lipschitz.gram import gram_norm, gram_pairs, iterate
-from robustbench_rkhs.losses import Gloro
-from robustbench_rkhs.recipe import TrainRecipe
-from robustbench_rkhs.train import train
-from robustbench_rkhs.validation import score, validate
+from robustbench_rkhs.training import checkpoint
+from robustbench_rkhs.training.loop import train
+from robustbench_rkhs.training.losses import Gloro
+from robustbench_rkhs.training.recipe import TrainRecipe
+from robustbench_rkhs.training.validation import score, validate
 
 UNIT = 2.0**-53
 
@@ -56,14 +57,14 @@ def test_a_verified_norm_is_above_the_singular_value_and_next_to_it(batch, rows,
     truth = max(largest(one) for one in matrices)
     other = max(residual_bound(one) for one in matrices)
     scaled = matrices * 2.0**exponent
-    found = verified.norm(scaled) / 2.0**exponent
+    found = verified_norm.norm(scaled) / 2.0**exponent
     assert truth * (1 - 1e-14) <= found <= truth * (1 + 1e-12) and found <= other * (1 + 1e-12)
-    assert verified.proves(scaled, 2.0**exponent * truth * (1 + 1e-11))
-    assert not verified.proves(scaled, 2.0**exponent * truth * (1 - 1e-6))
-    assert not verified.proves(scaled, 2.0**exponent * truth * (1 - 1e-13))
-    with_floor = verified.norm(scaled, 2.0**exponent * truth * 0.9) / 2.0**exponent
+    assert verified_norm.proves(scaled, 2.0**exponent * truth * (1 + 1e-11))
+    assert not verified_norm.proves(scaled, 2.0**exponent * truth * (1 - 1e-6))
+    assert not verified_norm.proves(scaled, 2.0**exponent * truth * (1 - 1e-13))
+    with_floor = verified_norm.norm(scaled, 2.0**exponent * truth * 0.9) / 2.0**exponent
     assert truth * (1 - 1e-14) <= with_floor <= truth * (1 + 1e-12)
-    assert verified.norm(scaled, 2.0**exponent * truth * 1.1) == 2.0**exponent * truth * 1.1
+    assert verified_norm.norm(scaled, 2.0**exponent * truth * 1.1) == 2.0**exponent * truth * 1.1
 
 
 @pytest.mark.parametrize("size", [(100, 100), (64, 300)])
@@ -74,27 +75,31 @@ def test_larger_matrices_and_repeated_singular_values(size):
         random(1, size[0], 1) @ random(2, 1, size[1]),
     ):
         truth = max(largest(one) for one in matrices.reshape(-1, *size))
-        assert truth * (1 - 1e-14) <= verified.norm(matrices) <= truth * (1 + 1e-10)
-        assert verified.proves(matrices, truth * (1 + 1e-9)) and not verified.proves(matrices, truth * (1 - 1e-6))
+        assert truth * (1 - 1e-14) <= verified_norm.norm(matrices) <= truth * (1 + 1e-10)
+        assert verified_norm.proves(matrices, truth * (1 + 1e-9)) and not verified_norm.proves(matrices, truth * (1 - 1e-6))
 
 
 def test_what_is_no_number_or_nothing():
     zeros = torch.zeros(2, 3, 4, dtype=torch.float64)
-    assert verified.norm(zeros) == 0 and verified.norm(zeros, 2.0) == 2 and verified.proves(zeros, 0.0)
+    assert verified_norm.norm(zeros) == 0 and verified_norm.norm(zeros, 2.0) == 2 and verified_norm.proves(zeros, 0.0)
     one = torch.eye(3, dtype=torch.float64)
     for bad in (math.nan, -1.0, 0.0):
-        assert not verified.proves(one, bad)
-    assert verified.proves(one, math.inf) and verified.proves(one, 1e300) and not verified.proves(one, 1e-300)
+        assert not verified_norm.proves(one, bad)
+    assert verified_norm.proves(one, math.inf) and verified_norm.proves(one, 1e300) and not verified_norm.proves(one, 1e-300)
     for poison in (math.nan, math.inf):
         broken = one.clone()
         broken[2, 0] = poison
-        assert not verified.proves(broken, 1e9)
+        assert not verified_norm.proves(broken, 1e9)
         with pytest.raises(ValueError, match="finite"):
-            verified.norm(broken)
+            verified_norm.norm(broken)
     subnormal = torch.full((2, 2), 5e-324, dtype=torch.float64)
-    assert verified.proves(subnormal, 1.5e-323) and not verified.proves(subnormal, 5e-324) and verified.norm(subnormal) >= 1e-323
+    assert (
+        verified_norm.proves(subnormal, 1.5e-323)
+        and not verified_norm.proves(subnormal, 5e-324)
+        and verified_norm.norm(subnormal) >= 1e-323
+    )
     huge = torch.full((2, 2), 1e308, dtype=torch.float64)
-    assert verified.norm(huge) == math.inf and not verified.proves(huge, 1.9e307)
+    assert verified_norm.norm(huge) == math.inf and not verified_norm.proves(huge, 1.9e307)
 
 
 def test_a_solver_that_lies_or_fails_changes_nothing_but_the_tightness():
@@ -103,9 +108,9 @@ def test_a_solver_that_lies_or_fails_changes_nothing_but_the_tightness():
     truth = max(largest(one) for one in matrices)
     for lie in (0.5, 0.99, 1 - 1e-9):
         with mock.patch.object(torch.linalg, "eigvalsh", lambda gram, lie=lie: torch.linalg.svdvals(gram) * lie):
-            assert verified.norm(matrices) >= truth
+            assert verified_norm.norm(matrices) >= truth
     with mock.patch.object(torch.linalg, "eigvalsh", side_effect=torch.linalg.LinAlgError):
-        sure = verified.norm(matrices)
+        sure = verified_norm.norm(matrices)
     wanted = max(math.sqrt(largest_sum(one, 0) * largest_sum(one, 1)) for one in matrices)
     assert sure == pytest.approx(wanted) and sure >= truth
 
@@ -122,7 +127,7 @@ def test_this_library_factorises_within_the_error_that_the_proof_allows_it(order
     tested = largest(a) ** 2 * (1 + 1e-12) * torch.eye(order, dtype=a.dtype) - a @ a.mH
     factor, info = torch.linalg.cholesky_ex(tested)
     measured = (factor @ factor.mH - tested).abs().square().sum().sqrt().item()
-    assert info == 0 and measured < order * verified.gamma(4 * (order + 4)) * largest(a) ** 2 / 4
+    assert info == 0 and measured < order * verified_norm.gamma(4 * (order + 4)) * largest(a) ** 2 / 4
 
 
 def test_power_iteration_from_ones_sees_an_eighth_where_the_norm_is_eight():
@@ -252,7 +257,7 @@ def test_every_bound_is_above_the_dense_operator(options):
 def test_gram_iterations_fall_towards_the_operator_and_never_below(options, torus):
     conv, shape, matrix = drawn(options)
     truth = largest(matrix)
-    with mock.patch("robustbench_rkhs.lipschitz.gram.DENSE", 0 if torus else 2**17):
+    with mock.patch("robustbench_rkhs.bounds.differentiable.DENSE", 0 if torus else 2**17):
         values = [gram_norm(conv, shape, n).item() for n in (0, 1, 2, 4, 8)]
     assert all(later <= sooner * (1 + 1e-12) for sooner, later in pairwise(values))
     assert values[-1] >= truth * (1 - 1e-12)
@@ -292,7 +297,7 @@ def test_slopes_of_the_gram_norm_are_those_of_finite_differences(padding_mode, s
         def value(weight, conv=conv):
             return torch.func.functional_call(_Normed(conv, (4, 6, 6), 4), {"layer.weight": weight}, ())
 
-        with mock.patch("robustbench_rkhs.lipschitz.gram.DENSE", 0 if torus else 2**17):
+        with mock.patch("robustbench_rkhs.bounds.differentiable.DENSE", 0 if torus else 2**17):
             assert torch.autograd.gradcheck(value, conv.weight.detach().clone().requires_grad_())
     assert torch.autograd.gradcheck(lambda a: iterate(a, 5), random(0, 3, 4, 6).requires_grad_())
 
@@ -429,8 +434,8 @@ def test_what_the_best_epoch_has_most_of():
 def test_slack_is_on_top_of_the_verified_norm():
     matrix = random(0, 5, 7)
     assert (
-        verified.norm(matrix)
+        verified_norm.norm(matrix)
         < spectral(matrix, 0.0)
         < spectral(matrix)
-        == pytest.approx(verified.norm(matrix) * (1 + 1e-9), rel=1e-15)
+        == pytest.approx(verified_norm.norm(matrix) * (1 + 1e-9), rel=1e-15)
     )

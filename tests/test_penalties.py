@@ -6,8 +6,8 @@ from oracles import affine
 from torch import nn
 
 from robustbench_rkhs.data import Deformations, Split
-from robustbench_rkhs.losses import CrossEntropy
-from robustbench_rkhs.penalties import (
+from robustbench_rkhs.training.losses import CrossEntropy
+from robustbench_rkhs.training.penalties import (
     AdversarialPerturbation,
     Curvature,
     FunctionNorm,
@@ -19,7 +19,7 @@ from robustbench_rkhs.penalties import (
     Tangent,
     VirtualAdversarial,
 )
-from robustbench_rkhs.samplers import UniformSampler
+from robustbench_rkhs.training.samplers import UniformSampler
 
 SPLIT = Split("noise", "train", torch.rand(8, 1, 4, 4), torch.arange(8) % 4, torch.arange(8), 4, "none")
 PENALTIES = {  # a new penalty adds a line here

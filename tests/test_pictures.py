@@ -11,14 +11,14 @@ from matplotlib.figure import Figure
 from test_cli import rkhs
 
 from robustbench_rkhs import verdicts
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.pictures.groups import folders, grouped, matching, without_seed
-from robustbench_rkhs.recipe import TrainRecipe
-from robustbench_rkhs.report.fits import _pieces
-from robustbench_rkhs.report.learning import common
-from robustbench_rkhs.report.seeds import seed_curves
-from robustbench_rkhs.report.spread import spread
-from robustbench_rkhs.train import train
+from robustbench_rkhs.reports.fits import _pieces
+from robustbench_rkhs.reports.learning import common
+from robustbench_rkhs.reports.seeds import seed_curves
+from robustbench_rkhs.reports.spread import spread
+from robustbench_rkhs.training.loop import train
+from robustbench_rkhs.training.recipe import TrainRecipe
 from robustbench_rkhs.verdicts import Evaluation, summary
 
 ROOT = Path(__file__).parent.parent
@@ -201,7 +201,7 @@ def test_vae_samples_lie_beside_the_data(home, monkeypatch):
     rkhs("pictures", "vae", "--images", "2", "--vae", "iterations=20,latent=4,hidden=8", folder=home)
     assert len(seen) == 26 and all(image.shape == (8, 8) for image in seen)
     assert all((seen[place] == 1).all() for place in (6, 19))  # the empty column
-    from robustbench_rkhs.subjects import named_data
+    from robustbench_rkhs.zoo import named_data
 
     images = {image[0].numpy().tobytes() for image in named_data("digits").load().train.x}
     left, right = [*seen[:6], *seen[13:19]], [*seen[7:13], *seen[20:26]]

@@ -8,8 +8,8 @@ from oracles import dense
 from torch import nn
 
 from robustbench_rkhs.networks import VGG
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.projections import SpectralProjection, clip, known_within, operator_bound
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.training.projections import SpectralProjection, clip, known_within, operator_bound
 
 
 def exact(matrix, tau):

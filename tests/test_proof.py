@@ -19,13 +19,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 import robustbench_rkhs
-from robustbench_rkhs import checkpoint, cli, layers, lipschitz
+from robustbench_rkhs import layers, lipschitz
 from robustbench_rkhs.certificates import EclipseCertificate, LipLTCertificate, MarginCertificate
+from robustbench_rkhs.cli.evaluate import main as evaluate_main
+from robustbench_rkhs.cli.verify import main as verify_main
 from robustbench_rkhs.data import Split
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.places import find_checkpoint
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.paths import find_checkpoint
 from robustbench_rkhs.proofs import export, write_proof
-from robustbench_rkhs.subjects import load_model
+from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.verdicts import Evaluation
 from robustbench_rkhs.verifier import activations, build, eclipse, kernels, liplt, norms
 from robustbench_rkhs.verifier.affine import Diagonal, Fit, Linear, Unshuffle
@@ -37,6 +39,7 @@ from robustbench_rkhs.verifier.convolution import Average, Convolution
 from robustbench_rkhs.verifier.curved import Maximum
 from robustbench_rkhs.verifier.operations import Malformed
 from robustbench_rkhs.verifier.proof import Rejected, digest_of, read
+from robustbench_rkhs.zoo import load_model
 
 CHECKED = (MarginCertificate, LipLTCertificate, EclipseCertificate)
 VERIFIER = Path(robustbench_rkhs.__file__).parent / "verifier"
@@ -171,8 +174,8 @@ def written(model: nn.Module, shape: tuple[int, ...], folder: Path, classes: int
 
 def put(model: nn.Module, split: Split, radius: np.ndarray, folder: Path, norm: str = "l2", **others) -> Path:
     """The file of a split and given radii of margin (and of others by name), without an evaluation."""
-    shas = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in split.x]
-    rows = {"kind": "certificate", "index": split.index.numpy(), "input_sha256": shas, "arithmetic": "real"}
+    input_digests = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in split.x]
+    rows = {"kind": "certificate", "index": split.index.numpy(), "input_sha256": input_digests, "arithmetic": "real"}
     found = {"prediction": radius, "margin": radius, **others}
     table = pd.concat([pd.DataFrame({**rows, "method": method, "radius": radii}) for method, radii in found.items()])
     weights = checkpoint.weights_digest(model.state_dict())
@@ -640,8 +643,8 @@ def test_claims_of_other_arithmetic_and_what_was_not_asked(tmp_path):
     y = model(x).argmax(1)
     split = Split("arrays", "test", x, y, torch.arange(4), 3, "0" * 64)
     radii = {"margin": MarginCertificate().radii(model, x, y).numpy(), "eclipse": EclipseCertificate().radii(model, x, y).numpy()}
-    shas = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in x]
-    rows = {"kind": "certificate", "index": split.index.numpy(), "input_sha256": shas}
+    input_digests = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in x]
+    rows = {"kind": "certificate", "index": split.index.numpy(), "input_sha256": input_digests}
     claims = (("margin", "margin#0", "real"), ("eclipse", "eclipse", "real"), ("margin", "margin#3", "float32 on CPU"))
     parts = [pd.DataFrame({**rows, "method": name, "radius": radii[of], "arithmetic": how}) for of, name, how in claims]
     parts[1] = parts[1].iloc[2:]
@@ -668,16 +671,16 @@ def test_the_evaluation_writes_a_certificate_file(tmp_path, monkeypatch, capsys)
     ]
     monkeypatch.setattr(sys, "argv", ["rkhs-eval", *flags, "--device", "cpu", "--certificate", str(tmp_path / "proofs")])
     with pytest.raises(SystemExit) as ended:
-        cli.evaluate()
+        evaluate_main()
     assert ended.value.code == 0 and "digits_mlp (verified)" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "proofs").rglob("*")) == ["digits_mlp", "proof.json", "proof.npz"]
     monkeypatch.setattr(sys, "argv", ["rkhs-verify", str(tmp_path / "proofs" / "digits_mlp"), "--samples", "3"])
     with pytest.raises(SystemExit) as ended:
-        cli.verify()
+        verify_main()
     assert ended.value.code == 0 and "verified for the first 3 images" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["rkhs-eval", *flags, "--certify", "none", "--certificate", str(tmp_path / "no")])
     with pytest.raises(SystemExit) as ended:
-        cli.evaluate()
+        evaluate_main()
     assert ended.value.code == 2 and "need the radii of --certify margin, liplt or eclipse" in capsys.readouterr().err
 
 
@@ -855,7 +858,7 @@ def test_the_commands_run_where_torch_cannot_be_imported(small, tmp_path):
     root = str(VERIFIER.parents[1])
     runs = {
         "module": ("import runpy; runpy.run_module('robustbench_rkhs.verifier', run_name='__main__')", ["torch", "pandas"], root),
-        "command": ("from robustbench_rkhs.cli import verify; verify()", ["torch", "pandas"], root),
+        "command": ("from robustbench_rkhs.cli.verify import main; main()", ["torch", "pandas"], root),
         "folder": ("import runpy; runpy.run_path('verifier', run_name='__main__')", ["torch", "robustbench_rkhs"], ""),
     }
     shutil.copytree(VERIFIER, tmp_path / "verifier", ignore=shutil.ignore_patterns("__pycache__"))

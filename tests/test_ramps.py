@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_train import tiny
 
-from robustbench_rkhs import checkpoint
-from robustbench_rkhs.adaptive import Adaptive
-from robustbench_rkhs.losses import CrossEntropy
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.penalties import GradientPenalty
-from robustbench_rkhs.ramps import Ramp
-from robustbench_rkhs.recipe import TrainRecipe
-from robustbench_rkhs.train import Run, train
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.ramps import Ramp
+from robustbench_rkhs.training import checkpoint
+from robustbench_rkhs.training.adaptive import Adaptive
+from robustbench_rkhs.training.loop import Run, train
+from robustbench_rkhs.training.losses import CrossEntropy
+from robustbench_rkhs.training.penalties import GradientPenalty
+from robustbench_rkhs.training.recipe import TrainRecipe
 
 share = st.floats(0, 1)
 

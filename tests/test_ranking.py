@@ -11,8 +11,8 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from robustbench_rkhs.data import Split
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.ranking import auroc, rank_report, scores_of
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.training.ranking import auroc, rank_report, scores_of
 
 labelled = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 1)), min_size=2, max_size=60).filter(
     lambda pairs: len({label for _, label in pairs}) == 2

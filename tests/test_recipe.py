@@ -7,11 +7,13 @@ import torch
 import yaml
 
 from robustbench_rkhs.data import Split
+from robustbench_rkhs.evaluation.recipe import EvalRecipe, attack_from
 from robustbench_rkhs.listing import KINDS, cards, listing, models
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.places import models_folder
-from robustbench_rkhs.recipe import EvalRecipe, TrainRecipe, attack_from, parse
-from robustbench_rkhs.train import Run
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.parsing import parse
+from robustbench_rkhs.nodes.paths import models_folder
+from robustbench_rkhs.training.loop import Run
+from robustbench_rkhs.training.recipe import TrainRecipe
 
 RECIPES = sorted(path.stem for path in models_folder().glob("*.yaml"))
 

@@ -8,7 +8,7 @@ from oracles import dense
 from torch import nn
 
 from robustbench_rkhs.layers import GroupSort, MaxMin, Normalize, Residual, Sandwich, Scale
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.relaxations import ball, crown_margins, interval_margins, trace
 
 BOUNDS = {"interval": interval_margins, "crown": crown_margins}

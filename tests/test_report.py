@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from robustbench_rkhs import verdicts
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.report import draw_curve, draw_tradeoff, report, write_leaderboard, write_tables
-from robustbench_rkhs.report.tables import console, console_attacks, escape, markdown
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.reports import draw_curve, draw_tradeoff, report, write_leaderboard, write_tables
+from robustbench_rkhs.reports.tables import console, console_attacks, escape, markdown
 from robustbench_rkhs.verdicts import Evaluation
 
 EPSILONS = (0.25, 0.5, 1.0)
@@ -120,8 +120,8 @@ def test_leaderboard_ranks_by_robust_then_certified_accuracy(tmp_path):
 def test_leaderboard_refuses_the_unsound_and_does_not_rank_the_untested(tmp_path):
     sound, broken, partial = trio()
     table = broken.table.copy()
-    fallen = np.isfinite(table["radius"]) & (table["kind"] == "attack")
-    victim = table.loc[fallen & (table["label"] == table["predicted"]), "index"].iloc[0]
+    misclassified = np.isfinite(table["radius"]) & (table["kind"] == "attack")
+    victim = table.loc[misclassified & (table["label"] == table["predicted"]), "index"].iloc[0]
     table.loc[(table["index"] == victim) & (table["method"] == "margin"), "radius"] = 9.0
     broken = replace(broken, table=table)
     table = partial.table

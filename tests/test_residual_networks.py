@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from oracles import dense
 from torch import nn
 
+from robustbench_rkhs.bounds import pairs, steps, upper
 from robustbench_rkhs.layers.residual import Residual
-from robustbench_rkhs.lipschitz import Uncertifiable, pairs, steps, upper
+from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.networks import VGG, MNISTStable, ResNet
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 CIFAR, MNIST = (3, 32, 32), (1, 28, 28)
 

@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional
 
 from robustbench_rkhs.data import Split
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.penalties import (
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.training.penalties import (
     AdversarialPerturbation,
     GradientPenalty,
     LossGradient,

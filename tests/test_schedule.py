@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from robustbench_rkhs.attacks import schedule
 from robustbench_rkhs.attacks.efforts import protocol_of
 from robustbench_rkhs.attacks.schedule import Known
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.recipe import EvalRecipe, parse
+from robustbench_rkhs.evaluation.recipe import EvalRecipe
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.parsing import parse
 
 GRID = st.lists(st.floats(0.01, 2), min_size=1, max_size=8, unique=True)
 IMAGE = st.tuples(
@@ -32,7 +33,7 @@ class World:
         self.broken = np.array([t * f if f else np.inf for t, f in zip(columns[1], columns[3], strict=True)])
         self.share, self.survived = np.array(columns[4]), np.full(len(drawn), -np.inf)
         self.runs, self.falls = np.zeros(len(drawn), int), np.zeros(len(drawn), int)
-        self.asked = [[] for _ in drawn]
+        self.queried = [[] for _ in drawn]
         self.margin = self.truth
 
     def known(self):
@@ -40,7 +41,7 @@ class World:
 
     def attack(self, place, eps):
         self.runs[place] += 1
-        self.asked[place].append(eps)
+        self.queried[place].append(eps)
         if self.truth[place] <= eps:
             self.falls[place] += 1
             found = self.truth[place] + self.share[place] * (eps - self.truth[place])
@@ -79,7 +80,7 @@ def test_every_image_gets_the_verdict_of_a_full_grid_by_one_run_more_than_it_fel
             full.attack(place, eps)
     for place, (right, truth, *_) in enumerate(drawn):
         assert world.runs[place] <= 1 + world.falls[place]
-        assert len(set(world.asked[place])) == len(world.asked[place]) <= len(epsilons)
+        assert len(set(world.queried[place])) == len(world.queried[place]) <= len(epsilons)
         for eps in epsilons:
             state = world.state(place, eps)
             assert state == full.state(place, eps) and state != "untested"
@@ -87,7 +88,7 @@ def test_every_image_gets_the_verdict_of_a_full_grid_by_one_run_more_than_it_fel
         start = World(drawn)
         decided = [start.state(place, eps) != "untested" for eps in epsilons]
         assert world.runs[place] == 0 if all(decided) else world.runs[place] > 0
-        assert all(start.state(place, eps) == "untested" for eps in world.asked[place])
+        assert all(start.state(place, eps) == "untested" for eps in world.queried[place])
 
 
 @settings(max_examples=100)
@@ -113,7 +114,7 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_end(drawn, epsilons, stop):
         if len(order):
             stopped.attack(order[0], eps[order[0]])
     finish(stopped, epsilons, 4)
-    assert stopped.asked == whole.asked
+    assert stopped.queried == whole.queried
 
 
 def test_the_order_is_nearest_to_falling_first():

@@ -10,15 +10,16 @@ from oracles import affine
 from test_report import synthetic
 from torch import nn
 
-from robustbench_rkhs import scrutiny, verdicts
-from robustbench_rkhs.attacking import Clock
+from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import PGD
 from robustbench_rkhs.cli.warnings import warnings_of
-from robustbench_rkhs.diagnostics import diagnose
-from robustbench_rkhs.evaluate import evaluate
-from robustbench_rkhs.report import write_leaderboard, write_tables
-from robustbench_rkhs.report.tables import console
-from robustbench_rkhs.smoothing import Smoothed
+from robustbench_rkhs.evaluation import diagnosis_phase
+from robustbench_rkhs.evaluation.attack_phase import Clock
+from robustbench_rkhs.evaluation.diagnostics import diagnose
+from robustbench_rkhs.evaluation.run import evaluate
+from robustbench_rkhs.networks.smoothed import Smoothed
+from robustbench_rkhs.reports import write_leaderboard, write_tables
+from robustbench_rkhs.reports.tables import console
 from robustbench_rkhs.verdicts import doubts, marks
 
 QUICK = (PGD(steps=10, targets=0),)
@@ -74,7 +75,9 @@ def test_a_budget_that_ends_with_the_diagnosis_leaves_the_escalation_to_the_next
     y, seconds = model(oracle.x).argmax(1), [1e9]
     with monkeypatch.context() as patch:
         patch.setattr(Clock, "left", lambda self: seconds[0])
-        patch.setattr(scrutiny, "diagnose", lambda *given, **named: (diagnose(*given, **named), seconds.__setitem__(0, 0.0))[0])
+        patch.setattr(
+            diagnosis_phase, "diagnose", lambda *given, **named: (diagnose(*given, **named), seconds.__setitem__(0, 0.0))[0]
+        )
         cut = evaluate(model, (oracle.x, y), budget=60, **settings)
     assert not cut.about["complete"] and "zero_gradients" in cut.about["marks"]
     assert (known(cut, eps) == "survived").all() and not cut.table["method"].str.startswith("check:").any()
@@ -88,7 +91,7 @@ def test_an_honest_model_is_not_marked_and_a_finished_diagnosis_is_read(tmp_path
     first = evaluate(oracle.model, (oracle.x, oracle.y), **settings)
     assert first.about["marks"] == [] and len(first.about["diagnostics"]) == 9 and not doubts(first)
     assert not [line for line in warnings_of(first) if "DOUBTFUL" in line]
-    monkeypatch.setattr(scrutiny, "diagnose", lambda *_, **__: pytest.fail("diagnosed again"))
+    monkeypatch.setattr(diagnosis_phase, "diagnose", lambda *_, **__: pytest.fail("diagnosed again"))
     assert evaluate(oracle.model, (oracle.x, oracle.y), **settings).about["diagnostics"] == first.about["diagnostics"]
 
 
@@ -102,9 +105,9 @@ def test_a_smoothed_classifier_is_left_to_its_certificate():
 def test_the_eps_that_says_most_lies_where_half_stands():
     one = synthetic("m", images=60, clean=1.0, scale=0.8, proved=0.0)
     standing = {eps: verdicts.robust_images(one, eps).mean() for eps in (0.25, 0.5, 1.0)}
-    assert scrutiny.telling(one) == min(standing, key=lambda eps: abs(standing[eps] - 0.5))
+    assert diagnosis_phase.most_informative_eps(one) == min(standing, key=lambda eps: abs(standing[eps] - 0.5))
     nothing = replace(one, table=one.table[one.table["kind"] == "certificate"])
-    assert scrutiny.telling(nothing) == 1.0
+    assert diagnosis_phase.most_informative_eps(nothing) == 1.0
 
 
 SAID = [
@@ -130,7 +133,7 @@ def test_what_was_not_diagnosed_is_marked_until_an_evaluation_of_the_same_weight
 
 def test_a_budget_used_up_before_the_diagnosis_leaves_the_mark(monkeypatch):
     oracle = affine(4, (1, 4, 4), images=4)
-    monkeypatch.setattr("robustbench_rkhs.evaluate.Clock.left", lambda self: 0.0)
+    monkeypatch.setattr("robustbench_rkhs.evaluation.run.Clock.left", lambda self: 0.0)
     done = evaluate(oracle.model, (oracle.x, oracle.y), eps=(0.01,), attacks=QUICK, certificates=(), budget=1)
     assert not done.about["complete"] and done.about["marks"] == ["undiagnosed"]
 
@@ -165,18 +168,18 @@ def test_every_table_shows_the_mark_and_its_words(tmp_path):
 
 def test_escalation_leaves_out_what_withstood_it_at_a_larger_eps(monkeypatch):
     model, oracle = masked(6)
-    asked = []
-    original = scrutiny.harness.run_attack
+    queried = []
+    original = diagnosis_phase.run_attack
 
     def watched(subject, attack, positions, *rest):
         if str(rest[-1]).startswith("check:"):
-            asked.append((attack.eps, attack.label, positions.tolist()))
+            queried.append((attack.eps, attack.label, positions.tolist()))
         return original(subject, attack, positions, *rest)
 
-    monkeypatch.setattr(scrutiny.harness, "run_attack", watched)
-    monkeypatch.setattr(scrutiny, "escalated", lambda protocol, marks: QUICK)
+    monkeypatch.setattr(diagnosis_phase, "run_attack", watched)
+    monkeypatch.setattr(diagnosis_phase, "escalated", lambda protocol, marks: QUICK)
     near = float(oracle.l2.min())
     y = model(oracle.x).argmax(1)
     evaluate(model, (oracle.x, y), eps=(0.2 * near, 0.1 * near), attacks=QUICK, certificates=())
-    assert [eps for eps, *_ in asked] == [0.2 * near] and asked[0][2] == list(range(6))
+    assert [eps for eps, *_ in queried] == [0.2 * near] and queried[0][2] == list(range(6))
     assert torch.equal(model(oracle.x).argmax(1), y)

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from test_lipschitz import exact
 from torch import nn
 
+from robustbench_rkhs.bounds import steps, upper
 from robustbench_rkhs.certificates import MarginCertificate
-from robustbench_rkhs.lipschitz import Uncertifiable, steps, upper
+from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.networks import SequenceConvolutional
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 convolutions = st.fixed_dictionaries(
     {

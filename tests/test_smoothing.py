@@ -14,15 +14,15 @@ from torch import nn
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import PGD
-from robustbench_rkhs.certificates import MarginCertificate, SmoothingCertificate, stopping
-from robustbench_rkhs.checkpoint import weights_digest
-from robustbench_rkhs.counters import noisy
-from robustbench_rkhs.evaluate import evaluate
+from robustbench_rkhs.certificates import MarginCertificate, SmoothingCertificate, sequential
+from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.lipschitz import Uncertifiable
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.recipe import TrainRecipe
-from robustbench_rkhs.smoothing import Smoothed, noise
-from robustbench_rkhs.subjects import Named, smoothed, smoothing_from
+from robustbench_rkhs.networks.smoothed import Smoothed, noise
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.counter_rng import noisy
+from robustbench_rkhs.runtime.digests import weights_digest
+from robustbench_rkhs.training.recipe import TrainRecipe
+from robustbench_rkhs.zoo import Named, smoothed, smoothing_from
 
 SIGMA, SHAPE = 0.25, (1, 2, 2)
 
@@ -130,10 +130,10 @@ class Counting(nn.Module):
 
     def __init__(self, base):
         super().__init__()
-        self.base, self.asked = base, 0
+        self.base, self.queried = base, 0
 
     def forward(self, x):
-        self.asked += len(x)
+        self.queried += len(x)
         return self.base(x)
 
 
@@ -142,7 +142,7 @@ def test_forwards_are_what_the_base_was_asked(rule):
     model, x = linear([0.29, 0.26, 0.12, -0.2, 0.9])
     model.base = Counting(model.base)
     found = certify(model, x, n=5000, stopping=rule)
-    assert found.forwards.sum() == model.base.asked
+    assert found.forwards.sum() == model.base.queried
     if rule == "fixed":
         assert found.forwards.tolist() == [5050] * 3 + [50, 5050]
     else:
@@ -181,8 +181,8 @@ def test_refusals_are_one_clear_line():
 
 @given(st.integers(100, 300_000), st.floats(1e-6, 0.4))
 def test_the_looks_spend_alpha_and_end_at_n(n, alpha):
-    plan = stopping.looks(n, alpha)
-    often = [number for number, _ in stopping.moments(n, alpha)]
+    plan = sequential.looks(n, alpha)
+    often = [number for number, _ in sequential.moments(n, alpha)]
     assert often == sorted(set(often)) and often[-1] == n and len(often) < 150
     numbers = [number for number, _ in plan]
     assert sum(share for _, share in plan) == pytest.approx(alpha, rel=1e-12) and all(share > 0 for _, share in plan)
@@ -192,18 +192,18 @@ def test_the_looks_spend_alpha_and_end_at_n(n, alpha):
 @given(st.integers(1, 5000), st.data())
 def test_clopper_pearson_is_its_definition(n, data):
     hits, alpha = data.draw(st.integers(1, n)), data.draw(st.sampled_from([0.05, 0.001, 1e-5]))
-    low = stopping.lower_limit(hits, n, alpha)
+    low = sequential.lower_limit(hits, n, alpha)
     assert binom.sf(hits - 1, n, low * (1 - 1e-9)) <= alpha  # the certificate's own slack
     assert binom.sf(hits - 1, n, low) == pytest.approx(alpha, rel=1e-6)
-    high = stopping.upper_limit(n - hits, n, alpha)
+    high = sequential.upper_limit(n - hits, n, alpha)
     assert high == pytest.approx(1 - low)
-    assert stopping.lower_limit(0, n, alpha) == 0 and stopping.upper_limit(n, n, alpha) == 1
+    assert sequential.lower_limit(0, n, alpha) == 0 and sequential.upper_limit(n, n, alpha) == 1
 
 
 @given(st.integers(1, 5000), st.data())
 def test_the_mixture_interval_ends_where_the_bettor_has_made_one_over_alpha(n, data):
     hits, alpha = data.draw(st.integers(0, n)), data.draw(st.sampled_from([0.05, 0.001]))
-    low, high = stopping.mixture_limits(hits, n, alpha)
+    low, high = sequential.mixture_limits(hits, n, alpha)
     assert 0 <= low <= hits / n <= high <= 1
     grid = (np.arange(40_000) + 0.5) / 40_000  # the integral over the bettor's prior, substituting q = sin^2
     q = np.sin(grid * np.pi / 2) ** 2
@@ -227,19 +227,19 @@ def wrong_ever(p, plan, limit):
 @pytest.mark.parametrize("p", [0.6, 0.84])
 def test_the_limits_err_with_probability_alpha_over_all_looks_and_naive_peeking_does_not(p):
     alpha, n = 0.05, 800
-    plan = stopping.looks(n, alpha)
-    assert 0.1 * alpha < wrong_ever(p, plan, stopping.lower_limit) <= alpha
+    plan = sequential.looks(n, alpha)
+    assert 0.1 * alpha < wrong_ever(p, plan, sequential.lower_limit) <= alpha
     always = [(number, alpha) for number in range(20, 300, 40)]
-    assert wrong_ever(p, always, lambda hits, number, share: stopping.mixture_limits(hits, number, share)[0]) <= alpha
+    assert wrong_ever(p, always, lambda hits, number, share: sequential.mixture_limits(hits, number, share)[0]) <= alpha
     naive = [(number, alpha) for number, _ in plan]
-    assert wrong_ever(p, naive, stopping.lower_limit) > 1.5 * alpha
+    assert wrong_ever(p, naive, sequential.lower_limit) > 1.5 * alpha
 
 
 @pytest.fixture
 def remembered(monkeypatch):
     """Limits kept by their arguments: thousands of simulated images ask for the same few hundred."""
     for name in ("lower_limit", "mixture_limits"):
-        monkeypatch.setattr(stopping, name, cache(getattr(stopping, name)))
+        monkeypatch.setattr(sequential, name, cache(getattr(sequential, name)))
 
 
 def false_certificates(rule, images, n, alpha=0.05, p=0.84):
@@ -248,7 +248,7 @@ def false_certificates(rule, images, n, alpha=0.05, p=0.84):
     certificate, eps = SmoothingCertificate(alpha=alpha), SIGMA * norm.ppf(p) * (1 + 1e-6)
     wrong = 0
     for _ in range(images):
-        found = stopping.estimate(
+        found = sequential.estimate(
             lambda begin, end: int(generator.binomial(end - begin, p)),
             lambda probability: certificate.radius_of(probability, SIGMA, 4),
             [eps],
@@ -266,8 +266,8 @@ def test_false_certificates_are_no_more_than_alpha_and_peeking_makes_them_more(m
     assert false_certificates("fixed", 2000, 800) <= allowed
     assert 0.01 < false_certificates("spending", 2000, 800) <= allowed
     assert false_certificates("sequence", 200, 800) <= binom.ppf(0.999, 200, 0.05) / 200
-    honest = stopping.looks
-    monkeypatch.setattr(stopping, "looks", lambda n, alpha: [(number, alpha) for number, _ in honest(n, alpha)])
+    honest = sequential.looks
+    monkeypatch.setattr(sequential, "looks", lambda n, alpha: [(number, alpha) for number, _ in honest(n, alpha)])
     assert false_certificates("spending", 2000, 800) > allowed
 
 
@@ -278,7 +278,7 @@ def test_giving_up_keeps_the_power_that_was_paid_for(rule, remembered):
     eps = SIGMA * norm.ppf(p - 0.05)  # 4,000 draws tell them apart
     reached, draws = 0, []
     for _ in range(60):
-        found = stopping.estimate(
+        found = sequential.estimate(
             lambda begin, end: int(generator.binomial(end - begin, p)),
             lambda probability: certificate.radius_of(probability, SIGMA, 4),
             [0.01, eps],
@@ -329,7 +329,7 @@ def test_the_answer_is_the_vote_and_its_gradient_the_soft_votes():
 def test_many_images_are_asked_some_draws_at_a_time(monkeypatch):
     model, x = Smoothed(net(), 0.5, votes=30), torch.rand(7, *SHAPE, dtype=torch.float64)
     whole = model(x)
-    monkeypatch.setattr("robustbench_rkhs.smoothing.PASSES", 20)
+    monkeypatch.setattr("robustbench_rkhs.networks.smoothed.PASSES", 20)
     torch.testing.assert_close(model(x), whole, rtol=1e-12, atol=0)
 
 
@@ -366,9 +366,9 @@ def test_an_evaluation_is_sound_and_a_false_certificate_is_caught(monkeypatch):
         moved = (x - linear(np.linspace(0.05, 0.4, 12).tolist())[1])[0]
         model.base[1].bias[0] -= (model.base[1].weight[0] * moved.flatten()).sum()
     y = torch.zeros(len(x), dtype=torch.long)
-    asked = {"eps": (0.1, 0.2), "attacks": (PGD(steps=10, box="none"),)}
+    queried = {"eps": (0.1, 0.2), "attacks": (PGD(steps=10, box="none"),)}
     settings = {"certificates": (SmoothingCertificate(n=2000),)}
-    done = evaluate(model, (x, y), **asked, **settings)
+    done = evaluate(model, (x, y), **queried, **settings)
     proofs = done.table[done.table["method"] == "smoothing"]
     assert (proofs["failure_probability"].to_numpy() == np.where(proofs["radius"] > 0, 0.001, 0)).all()
     assert (proofs["forwards"] > 100).all() and done.about["smoothed"].startswith("sigma=0.25")
@@ -381,7 +381,7 @@ def test_an_evaluation_is_sound_and_a_false_certificate_is_caught(monkeypatch):
         return found._replace(radius=found.radius * 2)
 
     monkeypatch.setattr(SmoothingCertificate, "__call__", overstated)
-    false = evaluate(model, (x, y), **asked, **settings)
+    false = evaluate(model, (x, y), **queried, **settings)
     assert {breach["cause"] for breach in false.about["breaches"]} == {"proof error"}
 
 
@@ -406,7 +406,7 @@ def test_training_noise_has_its_size_and_is_counted(tmp_path):
     first = noisy(x, 0.25, keys, 0, 7)
     assert abs(first.std() - 0.25) < 0.01 and torch.equal(noisy(x[3:5], 0.25, keys[3:5], 0, 7), first[3:5])
     assert noisy(x, 0.0, keys) is x
-    from robustbench_rkhs.train import Run
+    from robustbench_rkhs.training.loop import Run
 
     finals = []
     for scale in (0.0, 0.25, 0.25):

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from oracles import affine, constant_model, masking_model
 from torch import nn
 
-from robustbench_rkhs.attacks import walk
 from robustbench_rkhs.attacks.ball import distances, ends
 from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.pgd import PGD
-from robustbench_rkhs.attacks.pyramids import Pyramids
-from robustbench_rkhs.attacks.square import Square
-from robustbench_rkhs.attacks.stripes import Stripes
-from robustbench_rkhs.attacks.windows import Picture, halves, pyramid, share, sides, tiles
-from robustbench_rkhs.counters import uniforms
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.attacks.square import proposals
+from robustbench_rkhs.attacks.square.attack import Square
+from robustbench_rkhs.attacks.square.l2 import Pyramids
+from robustbench_rkhs.attacks.square.linf import Stripes
+from robustbench_rkhs.attacks.square.patches import Picture, halves, pyramid, share, sides, tiles
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.counter_rng import uniforms
 
 SHAPES = [(1, 6, 6), (3, 5, 9), (2, 9, 4), (1, 1, 1), (3, 1, 7), (7,), (1,), (12,), (6, 4), (2, 3, 2, 2)]
 NORMS = ["l2", "linf"]
@@ -41,10 +41,10 @@ class Recording(nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        self.model, self.asked = model, []
+        self.model, self.queried = model, []
 
     def forward(self, x):
-        self.asked.append(x.clone())
+        self.queried.append(x.clone())
         return self.model(x)
 
 
@@ -158,12 +158,12 @@ def test_every_question_is_inside_and_changes_one_window(norm, shape, box, dtype
     model, picture, queries = Recording(constant_model(3, answer=1)), Picture.of(shape), 40
     attacked = run(Square(norm=norm, box=box, queries=queries), model, x, torch.ones(4, dtype=torch.int64), eps)
     assert torch.equal(attacked.images, x) and attacked.forwards.tolist() == [queries + 1] * 4 and not attacked.backwards.any()
-    cells = [picture.cells(asked) for asked in model.asked[1:]]
+    cells = [picture.cells(queried) for queried in model.queried[1:]]
     moved = 0
-    for query, (asked, now) in enumerate(zip(model.asked[1:], cells, strict=True)):
-        away = distances(x, asked, norm)
-        assert asked.isfinite().all() and (away <= eps).all()
-        assert box == "none" or (asked.min() >= 0 and asked.max() <= 1)
+    for query, (queried, now) in enumerate(zip(model.queried[1:], cells, strict=True)):
+        away = distances(x, queried, norm)
+        assert queried.isfinite().all() and (away <= eps).all()
+        assert box == "none" or (queried.min() >= 0 and queried.max() <= 1)
         if query and (norm == "linf" or box == "none"):
             height, width = sides(0.8, query, queries, picture, norm == "l2")
             changed = (now != cells[query - 1]).view(4, picture.channels, -1).any(1).sum(1)
@@ -171,7 +171,7 @@ def test_every_question_is_inside_and_changes_one_window(norm, shape, box, dtype
             moved += int((changed > 0).sum())
         if norm == "linf":
             low, high = ends(x, eps, box)
-            assert ((asked == low) | (asked == high)).all()
+            assert ((queried == low) | (queried == high)).all()
         elif box == "none":  # a window may lie on padding, which is no pixel: what it was to hold comes back with the next one
             assert torch.allclose(away, eps, rtol=1e-3) if picture.padding == 0 else (away > 0.9 * eps).any()
     assert moved > 0 or box == "unit" or math.prod(shape) == 1
@@ -204,13 +204,13 @@ def test_an_image_that_fell_is_asked_about_no_more(norm):
     attacked = run(Square(norm=norm, queries=100, restarts=2), model, oracle.x, oracle.y, eps)
     fell = broken(oracle.model, attacked, oracle.y)
     assert fell.tolist() == [True, False] * 4
-    assert sum(len(asked) for asked in model.asked) == attacked.forwards.sum()
+    assert sum(len(queried) for queried in model.queried) == attacked.forwards.sum()
     assert attacked.forwards[1::2].min() >= 201 and attacked.forwards[::2].max() < 101
     gone = torch.zeros(8, dtype=torch.bool)
-    for asked in model.asked:
-        image = torch.cdist(asked.flatten(1), oracle.x.flatten(1)).argmin(1)
+    for queried in model.queried:
+        image = torch.cdist(queried.flatten(1), oracle.x.flatten(1)).argmin(1)
         assert not gone[image].any()
-        gone[image[model.model(asked).argmax(1) != oracle.y[image]]] = True
+        gone[image[model.model(queried).argmax(1) != oracle.y[image]]] = True
     assert torch.equal(gone, fell)
 
 
@@ -230,9 +230,9 @@ def wavy(shape, classes=4, images=5, steep=1.0):
 def both(monkeypatch, work):
     """What `work` gives where proposals are asked one by one, and as they are asked."""
     with monkeypatch.context() as patch:
-        patch.setattr(walk, "BUNCH", 1)
+        patch.setattr(proposals, "BUNCH", 1)
         alone = work()
-    monkeypatch.setattr(walk, "PATIENCE", 4)  # so that a short search asks many at once
+    monkeypatch.setattr(proposals, "PATIENCE", 4)  # so that a short search asks many at once
     return alone, work()
 
 
@@ -251,15 +251,15 @@ def test_an_image_moves_as_if_asked_one_by_one(norm, shape, images, monkeypatch)
             at, zero = torch.arange(images), torch.zeros_like(picture.cells(x))
             found = kind(engine, picture, at, 7, zero, torch.full((images,), torch.inf).double(), torch.zeros_like(at))
             found.go(0, windows)
-        sizes.append([len(asked) for asked in recording.asked])
+        sizes.append([len(queried) for queried in recording.queried])
         return found, engine
 
     (alone, one), (found, many) = both(monkeypatch, walked)
-    assert not many.fallen.any() and torch.equal(found.at, alone.at)  # so near to the image that nothing falls
+    assert not many.broken.any() and torch.equal(found.at, alone.at)  # so near to the image that nothing falls
     assert torch.allclose(found.state, alone.state, rtol=0, atol=1e-13)
     assert torch.allclose(found.lowest, alone.lowest, rtol=0, atol=1e-11)
     assert (one.forwards == 301).all() and (many.forwards > 301).any() and (many.forwards >= 301).all()
-    assert (many.forwards <= 301 + 300 * 2 / walk.PATIENCE).all()
+    assert (many.forwards <= 301 + 300 * 2 / proposals.PATIENCE).all()
     assert set(sizes[0]) == {images} and sum(sizes[1]) == many.forwards.sum() and max(sizes[1]) <= 64
     assert len(sizes[1]) < len(sizes[0])
 
@@ -273,7 +273,7 @@ def test_what_falls_to_one_by_one_falls_to_several_at_once(norm, monkeypatch):
     fell, falls = broken(model, alone, y), broken(model, found, y)
     late = fell & (alone.forwards > 30)
     assert late.any() and not fell.all() and not (fell & ~falls).any()
-    assert (found.forwards <= alone.forwards * (1 + 2 / walk.PATIENCE) + walk.BUNCH).all()
+    assert (found.forwards <= alone.forwards * (1 + 2 / proposals.PATIENCE) + proposals.BUNCH).all()
     assert (found.forwards[~falls] > 300).all()
     same = falls == fell
     assert torch.allclose(found.images[same & ~fell], x[same & ~fell])
@@ -286,7 +286,7 @@ def test_what_falls_to_one_by_one_falls_to_several_at_once(norm, monkeypatch):
 def test_a_flat_answer_is_walked_over_one_by_one():
     model, x = Recording(constant_model(3, answer=1)), torch.rand(2, 1, 6, 6)
     run(Square(eps=0.1, queries=300), model, x, torch.ones(2, dtype=torch.int64))
-    assert [len(asked) for asked in model.asked] == [2] * 301
+    assert [len(queried) for queried in model.queried] == [2] * 301
 
 
 # What it finds

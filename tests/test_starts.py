@@ -11,7 +11,7 @@ from robustbench_rkhs.attacks.alma import ALMA
 from robustbench_rkhs.attacks.ball import distances
 from robustbench_rkhs.attacks.ddn import DDN
 from robustbench_rkhs.attacks.fmn import FMN
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 CASES = {
     "ddn": DDN(steps=30),

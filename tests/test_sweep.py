@@ -16,15 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_cli import rkhs
 
-from robustbench_rkhs import checkpoint
 from robustbench_rkhs.data.sets import NPZ
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.recipe import TrainRecipe, parse
-from robustbench_rkhs.report import sweep as report_module
-from robustbench_rkhs.report.sweep import pareto, summarised
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.parsing import parse
+from robustbench_rkhs.reports import sweep as report_module
+from robustbench_rkhs.reports.sweep import pareto, summarised
 from robustbench_rkhs.sweep import Plan, Sweep, work
 from robustbench_rkhs.sweep import trials as trials_module
 from robustbench_rkhs.sweep.journal import FileLock, Journal, setting_of
+from robustbench_rkhs.training import checkpoint
+from robustbench_rkhs.training.recipe import TrainRecipe
 
 GRID = {"optimizer.lr": [0.001, 0.01], "penalties.0.weight": [0.0, 0.1]}
 

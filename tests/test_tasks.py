@@ -11,17 +11,18 @@ from sklearn.metrics import roc_auc_score
 from test_cli import rkhs
 from torch import nn
 
-from robustbench_rkhs import checkpoint
 from robustbench_rkhs.certificates import MarginCertificate
 from robustbench_rkhs.data import Split, SquareWave
-from robustbench_rkhs.evaluate import evaluate
-from robustbench_rkhs.losses import SquaredError
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.penalties import GradientPenalty
-from robustbench_rkhs.ranking import scores_of
-from robustbench_rkhs.recipe import TrainRecipe, parse
-from robustbench_rkhs.train import train
-from robustbench_rkhs.validation import score, validate
+from robustbench_rkhs.evaluation.run import evaluate
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.parsing import parse
+from robustbench_rkhs.training import checkpoint
+from robustbench_rkhs.training.loop import train
+from robustbench_rkhs.training.losses import SquaredError
+from robustbench_rkhs.training.penalties import GradientPenalty
+from robustbench_rkhs.training.ranking import scores_of
+from robustbench_rkhs.training.recipe import TrainRecipe
+from robustbench_rkhs.training.validation import score, validate
 
 WAVE = {
     "data": {"name": "square_wave", "validation": 60},

@@ -14,10 +14,10 @@ from robustbench_rkhs.audit import tightness
 from robustbench_rkhs.audit.factors import Linearised, power
 from robustbench_rkhs.audit.ratios import BOUNDS, krylov
 from robustbench_rkhs.data import Split
-from robustbench_rkhs.evaluate import evaluate
-from robustbench_rkhs.lipschitz import Uncertifiable, convolution, gramian
-from robustbench_rkhs.norms import Unsound
-from robustbench_rkhs.report.tightness import console_tightness, findings, write_tightness
+from robustbench_rkhs.evaluation.run import evaluate
+from robustbench_rkhs.lipschitz import Uncertifiable, convolution, gram_operator
+from robustbench_rkhs.reports.tightness import console_tightness, findings, write_tightness
+from robustbench_rkhs.rkhs_norm import Unsound
 
 
 def split(x, y, classes):
@@ -47,7 +47,7 @@ def test_an_affine_model_loses_nothing(classes, shape):
 def torus_alone(monkeypatch):
     """Without the exact norms of small operators, which leave no convolution loose."""
     monkeypatch.setattr(convolution, "DENSE_SIZE", 0)
-    monkeypatch.setattr(gramian, "SIDE", 0)
+    monkeypatch.setattr(gram_operator, "SIDE", 0)
 
 
 def test_the_loose_layer_is_named(torus_alone):

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from robustbench_rkhs import checkpoint, optimizers
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.recipe import TrainRecipe
-from robustbench_rkhs.train import train, update_average
-from robustbench_rkhs.validation import validate
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.training import checkpoint, optimizers
+from robustbench_rkhs.training.loop import train, update_average
+from robustbench_rkhs.training.recipe import TrainRecipe
+from robustbench_rkhs.training.validation import validate
 
 TINY = {
     "data": {"name": "digits", "train": 200, "validation": 100, "crop": 1, "flip": True},
@@ -32,8 +32,8 @@ TINY = {
 SCRIPT = """
 import sys, time, yaml
 from pathlib import Path
-from robustbench_rkhs.recipe import TrainRecipe
-from robustbench_rkhs.train import train
+from robustbench_rkhs.training.recipe import TrainRecipe
+from robustbench_rkhs.training.loop import train
 slow = float(sys.argv[3])
 def report(record):
     print(record, flush=True)
@@ -122,7 +122,7 @@ def test_a_gradient_that_is_not_finite_names_the_step(tmp_path):
 
 
 def test_the_attack_warms_up(tmp_path):
-    from robustbench_rkhs.train import Run
+    from robustbench_rkhs.training.loop import Run
 
     recipe = tiny(attack={"name": "pgd", "eps": 0.4, "step_size": 0.1, "steps": 2}, attack_warmup=0.5)
     run = Run(recipe, recipe.data.load().test, "cpu")

@@ -7,13 +7,13 @@ from oracles import affine
 from test_cli import home, rkhs  # noqa: F401
 from torch import nn
 
-from robustbench_rkhs import scrutiny, verdicts
+from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import PGD
-from robustbench_rkhs.checkpoint import weights_digest
 from robustbench_rkhs.cli.warnings import warnings_of
-from robustbench_rkhs.evaluate import evaluate
-from robustbench_rkhs.harness import tally
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.evaluation import counting, diagnosis_phase
+from robustbench_rkhs.evaluation.run import evaluate
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.digests import weights_digest
 
 QUICK = (PGD(steps=5, targets=0),)
 COUNT = 10
@@ -49,7 +49,7 @@ def lied():
 @pytest.fixture
 def still(monkeypatch):
     """No escalation: what transfers is looked at alone."""
-    monkeypatch.setattr(scrutiny, "escalated", lambda protocol, marks: ())
+    monkeypatch.setattr(diagnosis_phase, "escalated", lambda protocol, marks: ())
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
@@ -96,17 +96,21 @@ def test_a_part_is_of_its_twin(lied, tmp_path, monkeypatch, still):
     model, oracle = lied
     settings = {"eps": (float(oracle.l2.median()),), "attacks": QUICK, "certificates": (), "folder": tmp_path}
     first = evaluate(model, (oracle.x, oracle.y), twin=oracle.model, **settings)
-    asked, original = [], tally.counted
+    queried, original = [], counting.counted
 
     def watched(subject, attack, *rest):
-        asked.append(rest[-1])
+        queried.append(rest[-1])
         return original(subject, attack, *rest)
 
-    monkeypatch.setattr(tally, "counted", watched)
+    monkeypatch.setattr(counting, "counted", watched)
     again = evaluate(model, (oracle.x, oracle.y), twin=oracle.model, **settings)
-    assert not asked and verdicts.digest(again.table) == verdicts.digest(first.table) and again.about["path"] == first.about["path"]
+    assert (
+        not queried and verdicts.digest(again.table) == verdicts.digest(first.table) and again.about["path"] == first.about["path"]
+    )
     other = evaluate(model, (oracle.x, oracle.y), twin=affine(4, (1, 4, 4), seed=1).model, **settings)
-    assert set(asked) == {"transfer"} and other.about["twin"] != first.about["twin"] and other.about["path"] != first.about["path"]
+    assert (
+        set(queried) == {"transfer"} and other.about["twin"] != first.about["twin"] and other.about["path"] != first.about["path"]
+    )
     alone = evaluate(model, (oracle.x, oracle.y), **settings)
     assert not (alone.table["method"] == "transfer").any() and alone.about["path"] not in (first.about["path"], other.about["path"])
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
 from robustbench_rkhs import verdicts
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.verdicts import COLUMNS, KEY, Evaluation
 from robustbench_rkhs.verdicts.images import implied
 
@@ -314,7 +314,7 @@ def test_states_refuse_what_they_cannot_answer():
 
 
 def test_verdicts_and_reports_never_import_torch():
-    code = "import sys, robustbench_rkhs.verdicts, robustbench_rkhs.report as r; assert 'torch' not in sys.modules"
+    code = "import sys, robustbench_rkhs.verdicts, robustbench_rkhs.reports as r; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

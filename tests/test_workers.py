@@ -12,10 +12,10 @@ from torch import nn
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import DDN, Ensemble, FoolboxAttack, Square
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
-from robustbench_rkhs.evaluate import evaluate
-from robustbench_rkhs.harness import started
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.recipe import EvalRecipe
+from robustbench_rkhs.evaluation.recipe import EvalRecipe
+from robustbench_rkhs.evaluation.run import evaluate
+from robustbench_rkhs.evaluation.workers import started
+from robustbench_rkhs.nodes.node import UserError
 
 PROTOCOL = (DDN(steps=8), Ensemble(version="custom", attacks=(Square(queries=20, restarts=2),)), FoolboxAttack(attack="deepfool"))
 
@@ -36,7 +36,7 @@ def scene(images=13):
         return model, x, model(x).argmax(1)
 
 
-def asked(**settings):
+def queried(**settings):
     return {"eps": (0.02, 0.1, 0.3), "attacks": PROTOCOL, "certificates": ("margin",), "diagnostics": False, **settings}
 
 
@@ -44,12 +44,14 @@ def asked(**settings):
 def test_the_table_is_the_same_at_any_number_of_workers(workers, block, tmp_path):
     model, x, y = scene()
     saved = tmp_path / "one.npz", tmp_path / "many.npz"
-    one = evaluate(model, (x, y), **asked(block=block), adversarials=saved[0])
-    many = evaluate(model, (x, y), **asked(workers=workers, block=block), folder=tmp_path, adversarials=saved[1])
+    one = evaluate(model, (x, y), **queried(block=block), adversarials=saved[0])
+    many = evaluate(model, (x, y), **queried(workers=workers, block=block), folder=tmp_path, adversarials=saved[1])
     assert verdicts.digest(one.table) == verdicts.digest(many.table)
     assert (verdicts.read_adversarials(saved[0]).images == verdicts.read_adversarials(saved[1]).images).all()
     assert torch.get_num_threads() == 1
-    again = evaluate(model, (x, y), **asked(workers=workers + 1, block=block), folder=tmp_path)  # what they kept is read by others
+    again = evaluate(
+        model, (x, y), **queried(workers=workers + 1, block=block), folder=tmp_path
+    )  # what they kept is read by others
     assert verdicts.digest(again.table) == verdicts.digest(one.table) and again.about["path"] == many.about["path"]
 
 
@@ -69,8 +71,8 @@ class Killer(nn.Module):
 def test_a_killed_worker_is_one_clear_line(tmp_path):
     model, x, y = scene()
     with pytest.raises(UserError, match="a worker was killed"):
-        evaluate(Killer(model), (x, y), **asked(workers=2, certificates=()), folder=tmp_path)
-    done = evaluate(model, (x, y), **asked(workers=2, certificates=()), folder=tmp_path)
+        evaluate(Killer(model), (x, y), **queried(workers=2, certificates=()), folder=tmp_path)
+    done = evaluate(model, (x, y), **queried(workers=2, certificates=()), folder=tmp_path)
     assert done.about["complete"]
 
 
@@ -88,7 +90,7 @@ class Elsewhere(nn.Module):
 
 def test_the_work_is_done_by_other_processes_which_are_gone_afterwards(tmp_path):
     model, x, y = scene()
-    evaluate(Elsewhere(model, tmp_path), (x, y), **asked(workers=3, certificates=()))
+    evaluate(Elsewhere(model, tmp_path), (x, y), **queried(workers=3, certificates=()))
     asking = {int(path.name) for path in tmp_path.iterdir()}
     assert len(asking) == 4 and os.getpid() in asking
     for process in asking - {os.getpid()}:

@@ -7,14 +7,14 @@ from pydantic import Field
 from robustbench_rkhs.attacks.alma import ALMA
 from robustbench_rkhs.attacks.apgd import APGD
 from robustbench_rkhs.attacks.autoattack import AutoAttack
-from robustbench_rkhs.attacks.contract import Attack, Attacked
+from robustbench_rkhs.attacks.base import Attack, Attacked
 from robustbench_rkhs.attacks.ddn import DDN
 from robustbench_rkhs.attacks.ensemble import Ensemble
 from robustbench_rkhs.attacks.fab import FAB
 from robustbench_rkhs.attacks.fmn import FMN
 from robustbench_rkhs.attacks.foolbox import FoolboxAttack
 from robustbench_rkhs.attacks.pgd import PGD, PublishedPGD
-from robustbench_rkhs.attacks.square import Square
+from robustbench_rkhs.attacks.square.attack import Square
 from robustbench_rkhs.attacks.superdeepfool import SuperDeepFool
 
 AnyAttack = Annotated[

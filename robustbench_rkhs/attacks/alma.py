@@ -7,14 +7,15 @@ from jaxtyping import Float, Float64
 from pydantic import Field
 from torch import Tensor
 
-from robustbench_rkhs.attacks.ball import Norm, into_ball, per_image, unit
+from robustbench_rkhs.attacks.ball import into_ball, per_image, unit
 from robustbench_rkhs.attacks.ddn import DDN
 from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.fmn import FMN
 from robustbench_rkhs.attacks.hyperplane import filled
-from robustbench_rkhs.attacks.nearer import nearer
-from robustbench_rkhs.attacks.starts import Seen, StartsAttack
-from robustbench_rkhs.node import Real
+from robustbench_rkhs.attacks.line_search import nearer
+from robustbench_rkhs.attacks.multi_start import Seen, StartsAttack
+from robustbench_rkhs.nodes.node import Real
+from robustbench_rkhs.nodes.threat_model import Norm
 
 LAST = 0.01
 """The last step's and overshoot's share of the first."""
@@ -74,7 +75,7 @@ class ALMA(StartsAttack):
     def search(self, engine: Engine) -> None:
         super().search(engine)
         at = engine.open()
-        missed = at[~engine.fallen[at] & engine.eps[at].isinf()]
+        missed = at[~engine.broken[at] & engine.eps[at].isinf()]
         other = DDN if self.norm == "l2" else FMN
         shared = {name: getattr(self, name) for name in ("steps", "starts", "candidates", "hopeless")}
         other(norm=self.norm, **shared).walk(engine, missed)

@@ -8,11 +8,12 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from robustbench_rkhs.attacks.ball import mix, per_image, random_offset, steepest
+from robustbench_rkhs.attacks.ball import per_image, random_offset, steepest
 from robustbench_rkhs.attacks.engine import Engine, Value
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.objective import dlr, gap, likeliest_classes, margin, objective, targeted_dlr
-from robustbench_rkhs.node import Real, UserError
+from robustbench_rkhs.nodes.node import Real, UserError
+from robustbench_rkhs.runtime.counter_rng import mix
 
 Loss = Literal["cross_entropy", "dlr", "margin", "targeted"]
 """What a run lowers; `targeted` is the targeted DLR loss, one run towards each of several classes."""

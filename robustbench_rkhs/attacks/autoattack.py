@@ -13,10 +13,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustbench_rkhs.attacks.ball import mix, per_image
-from robustbench_rkhs.attacks.contract import Attack, Attacked
-from robustbench_rkhs.attacks.counting import Counted, confined_randomness, counting, gain
-from robustbench_rkhs.node import UserError, did_you_mean
+from robustbench_rkhs.attacks.ball import per_image
+from robustbench_rkhs.attacks.base import Attack, Attacked
+from robustbench_rkhs.attacks.library_model import Counted, confined_randomness, counting, gain
+from robustbench_rkhs.nodes.node import UserError, did_you_mean
+from robustbench_rkhs.runtime.counter_rng import mix
 
 PARTS = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),

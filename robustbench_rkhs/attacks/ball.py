@@ -1,18 +1,11 @@
 """Norms, balls and boxes: what every attack and the harness that counts it agree on."""
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float, Float64, Int, Shaped
 from torch import Tensor
 
-from robustbench_rkhs.counters import draws as draws  # counted random numbers, under the name they have always had here
-from robustbench_rkhs.counters import mix as mix
-
-Norm = Literal["l2", "linf"]
-"""Distance between images: l2 or linf, in pixels of [0, 1]."""
-Box = Literal["unit", "none"]
-"""Where adversarial images may lie: [0, 1], or anywhere (only to reproduce a published number)."""
+from robustbench_rkhs.nodes.threat_model import Box, Norm
+from robustbench_rkhs.runtime.counter_rng import draws
 
 
 def per_image(values: Shaped[Tensor, " batch"], x: Tensor) -> Tensor:

@@ -2,13 +2,13 @@
 
 from typing import Literal
 
-from robustbench_rkhs.attacks.ball import Norm
-from robustbench_rkhs.attacks.contract import Attack
+from robustbench_rkhs.attacks.base import Attack
 from robustbench_rkhs.attacks.ddn import DDN
 from robustbench_rkhs.attacks.ensemble import Ensemble
 from robustbench_rkhs.attacks.fab import FAB
 from robustbench_rkhs.attacks.fmn import FMN
 from robustbench_rkhs.attacks.superdeepfool import SuperDeepFool
+from robustbench_rkhs.nodes.threat_model import Norm
 
 Effort = Literal["quick", "adaptive", "standard"]
 """How much work an evaluation spends on what is open."""

@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
-from robustbench_rkhs.attacks.ball import Box, Norm, distances, into_ball
-from robustbench_rkhs.attacks.contract import Attacked
-from robustbench_rkhs.attacks.counting import gain
+from robustbench_rkhs.attacks.ball import distances, into_ball
+from robustbench_rkhs.attacks.base import Attacked
+from robustbench_rkhs.attacks.library_model import gain
 from robustbench_rkhs.attacks.objective import input_gradient
+from robustbench_rkhs.nodes.threat_model import Box, Norm
 
 INSIDE = 1 - 1e-6
 """Images are projected to this share of eps, less what rounding can move them: it cannot take them out of the ball again."""
@@ -78,17 +79,17 @@ class Engine:
         self.right = self.distance > 0  # a wrong image was found at distance 0: nothing to attack
 
     @property
-    def fallen(self) -> Bool[Tensor, " batch"]:
+    def broken(self) -> Bool[Tensor, " batch"]:
         """Which images have an adversarial image within eps (the wrong ones have themselves)."""
         return self.distance < torch.inf
 
     def open(self) -> Int[Tensor, " some"]:
         """Positions still to be attacked: right as they are and, where eps is finite, not fallen yet."""
-        return (self.right & ~(self.fallen & self.eps.isfinite()) & (self.eps > 0)).nonzero().flatten()
+        return (self.right & ~(self.broken & self.eps.isfinite()) & (self.eps > 0)).nonzero().flatten()
 
     def standing(self, at: Int[Tensor, " some"]) -> Bool[Tensor, " some"]:
         """Which of these positions are still open."""
-        return (self.right & ~(self.fallen & self.eps.isfinite()))[at]
+        return (self.right & ~(self.broken & self.eps.isfinite()))[at]
 
     @cached_property
     def gain(self) -> Float[Tensor, " batch"]:
@@ -154,7 +155,7 @@ class Engine:
 
     def attacked(self) -> Attacked:
         """What the attack contract asks for."""
-        return Attacked(self.images, self.forwards, self.backwards, self.fallen)
+        return Attacked(self.images, self.forwards, self.backwards, self.broken)
 
     def _counted(self, at: Tensor) -> Tensor:
         """How many passes a question about these positions is, for each position; one may be there several times."""

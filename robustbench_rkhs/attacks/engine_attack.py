@@ -8,11 +8,11 @@ from jaxtyping import Float, Float64, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from robustbench_rkhs.attacks.contract import Attack, Attacked
-from robustbench_rkhs.attacks.counting import frozen
+from robustbench_rkhs.attacks.base import Attack, Attacked
+from robustbench_rkhs.attacks.bpda import through
 from robustbench_rkhs.attacks.engine import Engine
-from robustbench_rkhs.attacks.through import through
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.attacks.library_model import frozen
+from robustbench_rkhs.nodes.node import UserError
 
 
 class EngineAttack(Attack):

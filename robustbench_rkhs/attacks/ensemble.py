@@ -8,13 +8,13 @@ from jaxtyping import Float, Float64, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from robustbench_rkhs.attacks.adaptive_budget import Asks, Spending, frugal
 from robustbench_rkhs.attacks.apgd import APGD
-from robustbench_rkhs.attacks.contract import Attacked
+from robustbench_rkhs.attacks.base import Attacked
 from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.fab import FAB
-from robustbench_rkhs.attacks.spending import Asks, Spending, frugal
-from robustbench_rkhs.attacks.square import Square
+from robustbench_rkhs.attacks.square.attack import Square
 
 AnyPart = Annotated[APGD | FAB | Square, Field(discriminator="name")]
 """What a battery may be made of."""

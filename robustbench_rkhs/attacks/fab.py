@@ -11,9 +11,9 @@ from robustbench_rkhs.attacks.ball import per_image, random_offset
 from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.hyperplane import distance_to_plane, offsets
-from robustbench_rkhs.attacks.nearer import nearer
+from robustbench_rkhs.attacks.line_search import nearer
 from robustbench_rkhs.attacks.objective import gap, likeliest_classes, misclassified
-from robustbench_rkhs.node import Real
+from robustbench_rkhs.nodes.node import Real
 
 
 class _Plane(NamedTuple):

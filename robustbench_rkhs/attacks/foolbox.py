@@ -9,12 +9,13 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from robustbench_rkhs.attacks.ball import mix, per_image
-from robustbench_rkhs.attacks.contract import Attack, Attacked
-from robustbench_rkhs.attacks.counting import Counted, confined_randomness, counting, gain
+from robustbench_rkhs.attacks.ball import per_image
+from robustbench_rkhs.attacks.base import Attack, Attacked
 from robustbench_rkhs.attacks.hopskip import hop_skip_jump
+from robustbench_rkhs.attacks.library_model import Counted, confined_randomness, counting, gain
 from robustbench_rkhs.attacks.objective import margin
-from robustbench_rkhs.node import Real, UserError
+from robustbench_rkhs.nodes.node import Real, UserError
+from robustbench_rkhs.runtime.counter_rng import mix
 
 Method = Literal["deepfool", "ddn", "fmn", "cw", "brendel_bethge", "hop_skip_jump"]
 

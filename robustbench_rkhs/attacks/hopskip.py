@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from robustbench_rkhs.attacks.ball import Norm
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.threat_model import Norm
 
 QUESTIONS = 100
 """Decisions that the first step's direction is estimated from; sqrt(k) times as many in the k-th."""

@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robustbench_rkhs.attacks.ball import Box, Norm, per_image
+from robustbench_rkhs.attacks.ball import per_image
+from robustbench_rkhs.nodes.threat_model import Box, Norm
 
 
 def distance_to_plane(gap: Float[Tensor, " some"], gradient: Float[Tensor, "some *image"], norm: Norm) -> Float[Tensor, " some"]:

@@ -8,10 +8,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from robustbench_rkhs.attacks.ball import fading, per_image, project, random_offset, steepest
-from robustbench_rkhs.attacks.contract import Attack, Attacked
+from robustbench_rkhs.attacks.base import Attack, Attacked
 from robustbench_rkhs.attacks.hyperplane import distance_to_plane
 from robustbench_rkhs.attacks.objective import Objective, gap, input_gradient, margin, objective
-from robustbench_rkhs.node import Real
+from robustbench_rkhs.nodes.node import Real
+from robustbench_rkhs.nodes.threat_model import Box
 
 
 class PGD(Attack):
@@ -180,7 +181,7 @@ class PublishedPGD(PGD):
     loss: Objective = "cross_entropy"
     keep: Literal["best", "last"] = "last"
     targets: int = Field(0, ge=0)
-    box: Literal["unit", "none"] = "none"
+    box: Box = "none"
     gradient_floor: Real = Field(256e-7, gt=0)
     """Smallest length a gradient is divided by: 1e-7 on the mean over 256 images, so 256e-7 on one image's own gradient."""
 

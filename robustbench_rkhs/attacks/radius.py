@@ -8,8 +8,8 @@ from pydantic import Field
 from torch import Tensor
 
 from robustbench_rkhs.attacks.ball import per_image, unit
-from robustbench_rkhs.attacks.starts import Seen, StartsAttack
-from robustbench_rkhs.node import Real
+from robustbench_rkhs.attacks.multi_start import Seen, StartsAttack
+from robustbench_rkhs.nodes.node import Real
 
 LAST = 0.01
 """The last step's and radius change's share of the first."""

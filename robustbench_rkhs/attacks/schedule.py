@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from robustbench_rkhs.counters import mix
+from robustbench_rkhs.runtime.counter_rng import mix
 
 FIRST = 8
 """Images of the first block of a cheap attack: after it, the time to go is told."""

@@ -13,7 +13,7 @@ from robustbench_rkhs.attacks.hyperplane import onto_plane
 from robustbench_rkhs.attacks.linearised import nearest_classes
 from robustbench_rkhs.attacks.objective import gap as gap_to
 from robustbench_rkhs.attacks.objective import likeliest_classes, misclassified
-from robustbench_rkhs.node import Real
+from robustbench_rkhs.nodes.node import Real
 
 OVERSHOOT = 0.02
 """DeepFool's share by which the whole perturbation is lengthened, so that the boundary is crossed."""

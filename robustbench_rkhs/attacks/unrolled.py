@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from robustbench_rkhs.attacks.ball import fading, into_ball, per_image, unit
 from robustbench_rkhs.attacks.objective import margin, objective
 from robustbench_rkhs.attacks.pgd import PGD
-from robustbench_rkhs.hashed_rng import hashed_normals, hashed_uniforms
+from robustbench_rkhs.runtime.hashed_rng import hashed_normals, hashed_uniforms
 
 NORMALS, LENGTHS = 11, 12
 """Counters that keep the two draws of a random start apart."""

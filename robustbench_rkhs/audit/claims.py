@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from robustbench_rkhs.node import UserError, did_you_mean, real
+from robustbench_rkhs.nodes.node import UserError, did_you_mean, real
 
 QUANTITIES = ("certified", "robust", "clean")
 """What can be claimed: a share of test images."""

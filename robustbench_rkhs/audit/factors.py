@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
-from robustbench_rkhs.lipschitz import Step, Uncertifiable, affine, rule, steps, upper
+from robustbench_rkhs.bounds import Step, steps, upper
+from robustbench_rkhs.lipschitz import Uncertifiable, affine, rule
 
 
 class Part(NamedTuple):

@@ -11,22 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustbench_rkhs.audit.factors import (
-    Factor,
-    Linearised,
-    Part,
-    chained,
-    copied,
-    head,
-    pairwise,
-    power,
-    rows,
-    weighted,
-)
+from robustbench_rkhs.audit.factors import Factor, Linearised, Part, chained, copied, head, pairwise, power, rows, weighted
 from robustbench_rkhs.audit.scene import Radii, Scene, radii
-from robustbench_rkhs.counters import draws
+from robustbench_rkhs.bounds import upper
 from robustbench_rkhs.layers import Normalize
-from robustbench_rkhs.lipschitz import upper
+from robustbench_rkhs.runtime.counter_rng import draws
 
 SAME = 1e-9
 """Relative change of a bound below which a mistake is said to change nothing."""

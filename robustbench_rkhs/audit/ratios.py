@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.audit.factors import Linearised, Part, doubled, parts, power
-from robustbench_rkhs.checkpoint import weights_digest
-from robustbench_rkhs.counters import draws
+from robustbench_rkhs.bounds import eclipse_pairs, liplt_pairs, pairs, steps
 from robustbench_rkhs.data import Split
-from robustbench_rkhs.lipschitz import Uncertifiable, affine, eclipse_pairs, liplt_pairs, pairs, steps
+from robustbench_rkhs.lipschitz import Uncertifiable, affine
 from robustbench_rkhs.lipschitz.bounds import product
-from robustbench_rkhs.norms import Unsound
-from robustbench_rkhs.norms.lower import gradient_bounds, quotient_bounds
+from robustbench_rkhs.rkhs_norm import Unsound
+from robustbench_rkhs.rkhs_norm.lower import gradient_bounds, quotient_bounds
+from robustbench_rkhs.runtime.counter_rng import draws
+from robustbench_rkhs.runtime.digests import weights_digest
 
 PairBounds = Callable[[nn.Module, tuple[int, ...], int], Tensor]
 KRYLOV = 60

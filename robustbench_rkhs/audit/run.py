@@ -1,6 +1,6 @@
 """The audit: claimed accuracies against what is proved and what is broken, and which known mistake would explain the gap."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -10,22 +10,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robustbench_rkhs import harness, verdicts
-from robustbench_rkhs.arithmetic import exact
+from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import FoolboxAttack
-from robustbench_rkhs.attacks.ball import Box, Norm, distances, pull_inside
+from robustbench_rkhs.attacks.ball import distances, pull_inside
 from robustbench_rkhs.audit.claims import Claim
 from robustbench_rkhs.audit.mistakes import MISTAKES
 from robustbench_rkhs.audit.scene import Scene
 from robustbench_rkhs.data import Split
-from robustbench_rkhs.evaluate import evaluate
-from robustbench_rkhs.layers.settling import settled
-from robustbench_rkhs.modes import evaluating
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.recipe import EvalRecipe, parse
+from robustbench_rkhs.evaluation.predictions import misclassified
+from robustbench_rkhs.evaluation.recipe import EvalRecipe
+from robustbench_rkhs.evaluation.run import evaluate
+from robustbench_rkhs.layers.frozen import freeze
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.parsing import parse
+from robustbench_rkhs.nodes.threat_model import Box, Norm
+from robustbench_rkhs.runtime.messages import Say
+from robustbench_rkhs.runtime.modes import evaluating
+from robustbench_rkhs.runtime.precision import full_precision
 from robustbench_rkhs.verdicts import Evaluation, Proportion
 
-Say = Callable[[str], None]
 Shares = Float[np.ndarray, " images"]
 SLACK = 1e-9
 """Relative room when an adversarial distance is held against a radius."""
@@ -133,21 +136,21 @@ def closer(
     largest = np.max([np.where(np.isfinite(r), r, np.finfo(float).max) for r in radii.values()], axis=0)
     concerned = torch.from_numpy(np.flatnonzero((proved >= 0) & (largest > np.maximum(proved, 0) * (1 + SLACK))))
     with evaluating(model, device):
-        asked = settled(model)
-        with exact():
+        queried = freeze(model)
+        with full_precision():
             for kind in ("deepfool", "ddn" if norm == "l2" else "fmn"):
                 attack = FoolboxAttack(attack=kind, box=box).aimed(norm=norm, eps=None, seed=seed)  # type: ignore[arg-type]
                 for part in concerned.split(block):
                     x, y = split.x[part].to(device), split.y[part].to(device)
                     try:
-                        found = attack(asked, x, y, split.index[part]).images.to(x)
+                        found = attack(queried, x, y, split.index[part]).images.to(x)
                     except UserError:
                         raise
                     except Exception as error:  # a library's fault leaves images unbroken, and is said
                         notes.append(f"attack {attack.label} failed on {len(x)} images: {type(error).__name__}")
                         continue
                     inside = pull_inside(x, found, norm, None, box)
-                    away: Tensor = torch.where(harness.fallen(asked, inside, y), distances(x, inside, norm), torch.inf)
+                    away: Tensor = torch.where(misclassified(queried, inside, y), distances(x, inside, norm), torch.inf)
                     nearest[part.numpy()] = np.minimum(nearest[part.numpy()], away.cpu().double().numpy())
     return nearest
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from robustbench_rkhs.audit.factors import Part, copied, doubled, pairwise, parts
 from robustbench_rkhs.audit.stale import stale_layers
-from robustbench_rkhs.lipschitz import Uncertifiable, pairs
+from robustbench_rkhs.bounds import pairs
+from robustbench_rkhs.lipschitz import Uncertifiable
 
 Radii = Float64[Tensor, " images"]
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, get_args
 from pydantic import BeforeValidator, Field
 
 from robustbench_rkhs.certificates.alpha_crown import AlphaCrownCertificate
-from robustbench_rkhs.certificates.contract import Certificate, Certified
+from robustbench_rkhs.certificates.base import Certificate, Certified
 from robustbench_rkhs.certificates.crown import CrownCertificate
 from robustbench_rkhs.certificates.eclipse import EclipseCertificate
 from robustbench_rkhs.certificates.ibp import IBPCertificate

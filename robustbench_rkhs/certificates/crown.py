@@ -7,10 +7,10 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from robustbench_rkhs.certificates.contract import Certificate, Certified, Norm
-from robustbench_rkhs.certificates.search import largest
-from robustbench_rkhs.node import Real
-from robustbench_rkhs.relaxations import Box
+from robustbench_rkhs.certificates.base import Certificate, Certified
+from robustbench_rkhs.certificates.bisection import largest
+from robustbench_rkhs.nodes.node import Real
+from robustbench_rkhs.nodes.threat_model import Box, Norm
 from robustbench_rkhs.relaxations.full import linear_proof
 
 

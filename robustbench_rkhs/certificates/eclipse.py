@@ -5,8 +5,8 @@ from typing import Literal
 from jaxtyping import Float64
 from torch import Tensor
 
+from robustbench_rkhs.bounds import Step, eclipse_pairs
 from robustbench_rkhs.certificates.pairwise import PairwiseCertificate
-from robustbench_rkhs.lipschitz import Step, eclipse_pairs
 
 
 class EclipseCertificate(PairwiseCertificate):

@@ -5,9 +5,9 @@ from typing import Literal
 from jaxtyping import Float64
 from torch import Tensor
 
+from robustbench_rkhs.bounds import Step
+from robustbench_rkhs.bounds.network import pair_bounds
 from robustbench_rkhs.certificates.pairwise import PairwiseCertificate
-from robustbench_rkhs.lipschitz import Step
-from robustbench_rkhs.lipschitz.chains import pair_bounds
 
 
 class MarginCertificate(PairwiseCertificate):

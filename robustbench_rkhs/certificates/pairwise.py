@@ -11,12 +11,14 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from robustbench_rkhs.certificates.contract import Certificate, Certified, Norm
-from robustbench_rkhs.certificates.deployed import float32_error
+from robustbench_rkhs.bounds import Step, opened, steps
+from robustbench_rkhs.certificates.base import Certificate, Certified
+from robustbench_rkhs.certificates.float32 import float32_error
 from robustbench_rkhs.certificates.rounding import logits_and_error
-from robustbench_rkhs.lipschitz import Step, Uncertifiable, opened, steps
+from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.lipschitz.guard import every
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.threat_model import Norm
 
 BATCH = 256
 """Images a forward pass."""

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from robustbench_rkhs.lipschitz import Step, gathered
+from robustbench_rkhs.bounds import Step
+from robustbench_rkhs.lipschitz import gathered
 from robustbench_rkhs.lipschitz.bounds import TINY, UNIT
 from robustbench_rkhs.lipschitz.rounding import constants, relative_rounding
 

@@ -10,12 +10,13 @@ from pydantic import Field
 from scipy.special import ndtri
 from torch import Tensor, nn
 
-from robustbench_rkhs.certificates.contract import Certificate, Certified, Norm
-from robustbench_rkhs.certificates.stopping import Stopping, estimate
-from robustbench_rkhs.layers.settling import settled
-from robustbench_rkhs.modes import per_image
-from robustbench_rkhs.node import Real, UserError
-from robustbench_rkhs.smoothing import Smoothed, noise
+from robustbench_rkhs.certificates.base import Certificate, Certified
+from robustbench_rkhs.certificates.sequential import Stopping, estimate
+from robustbench_rkhs.layers.frozen import freeze
+from robustbench_rkhs.networks.smoothed import Smoothed, noise
+from robustbench_rkhs.nodes.node import Real, UserError
+from robustbench_rkhs.nodes.threat_model import Norm
+from robustbench_rkhs.runtime.modes import per_image
 
 SELECT, ESTIMATE = 11, 12
 """Counters that keep the draws of the two questions apart, and from those of the classifier's own votes."""
@@ -83,7 +84,7 @@ class SmoothingCertificate(Certificate):
             raise UserError("the smoothing certificate speaks of a smoothed classifier: rkhs-eval --smooth sigma=0.25")
         if self.sigma is not None and self.sigma != model.sigma:
             raise UserError(f"certificate 'smoothing': sigma {self.sigma:g}, but the model is smoothed with {model.sigma:g}")
-        base, found = settled(model.base), []
+        base, found = freeze(model.base), []
         with torch.no_grad(), per_image(base):
             for image, label, key in zip(x, y.tolist(), keys.tolist(), strict=True):
                 found.append(_Image(self, base, model.sigma, image, key).certify(label, epsilons))

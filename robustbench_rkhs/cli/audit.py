@@ -1,18 +1,19 @@
 """rkhs-audit: claimed accuracies against what is proved and broken."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from robustbench_rkhs.cli.command import Names, command, typed_command, usable_device
 from robustbench_rkhs.cli.screen import console_of_width, ending, told
+from robustbench_rkhs.nodes.threat_model import Norm
 
 
 def _audit(
     model: str,
     claim: Names,
-    norm: Literal["l2", "linf"] = "l2",
+    norm: Norm = "l2",
     attack: Names = ("pgd",),
     certify: Names = ("portfolio",),
     samples: int | None = None,
@@ -46,9 +47,10 @@ def _audit(
     """
     from robustbench_rkhs.audit import Claim
     from robustbench_rkhs.audit import audit as run
-    from robustbench_rkhs.recipe import EvalRecipe, attack_from, certificate_from, parse
-    from robustbench_rkhs.report.audit import console_audit, write_audit
-    from robustbench_rkhs.subjects import load_model
+    from robustbench_rkhs.evaluation.recipe import EvalRecipe, attack_from, certificate_from
+    from robustbench_rkhs.nodes.parsing import parse
+    from robustbench_rkhs.reports.audit import console_audit, write_audit
+    from robustbench_rkhs.zoo import load_model
 
     claims = [Claim.read(text) for text in claim]
     settings = {
@@ -81,4 +83,4 @@ def _audit(
     return 1 if found["breaches"] or any(row["verdict"] == "refuted" for row in found["claims"]) else 0
 
 
-audit = command(_audit)
+main = command(_audit)

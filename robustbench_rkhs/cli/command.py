@@ -11,7 +11,7 @@ from typing import Any
 
 import tyro
 
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 Names = tuple[str, ...]
 """A flag that takes several words."""

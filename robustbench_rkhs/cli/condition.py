@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from robustbench_rkhs.cli.number import number
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 
 class Condition:

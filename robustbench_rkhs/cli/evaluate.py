@@ -11,13 +11,14 @@ from robustbench_rkhs.cli.condition import Condition
 from robustbench_rkhs.cli.number import number
 from robustbench_rkhs.cli.screen import console_of_width, told
 from robustbench_rkhs.cli.warnings import warnings_of
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.threat_model import Norm
 
 
 def _evaluate(
     model: Names,
     eps: Names,
-    norm: Literal["l2", "linf"] = "l2",
+    norm: Norm = "l2",
     attack: Names = (),
     effort: Literal["quick", "adaptive", "standard"] = "standard",
     budget: str | None = None,
@@ -82,11 +83,12 @@ def _evaluate(
             attacks; rkhs-verify re-checks it, rkhs-report --adversarials draws it.
     """
     from robustbench_rkhs import verdicts
-    from robustbench_rkhs.evaluate import evaluate
-    from robustbench_rkhs.recipe import EvalRecipe, attack_from, certificate_from, parse
-    from robustbench_rkhs.report import report as write_reports
-    from robustbench_rkhs.report.tables import console, console_attacks, console_certificates
-    from robustbench_rkhs.subjects import load_model, load_twin, smoothed, smoothing_from
+    from robustbench_rkhs.evaluation.recipe import EvalRecipe, attack_from, certificate_from
+    from robustbench_rkhs.evaluation.run import evaluate
+    from robustbench_rkhs.nodes.parsing import parse
+    from robustbench_rkhs.reports import report as write_reports
+    from robustbench_rkhs.reports.tables import console, console_attacks, console_certificates
+    from robustbench_rkhs.zoo import load_model, load_twin, smoothed, smoothing_from
 
     conditions = [Condition.read(text) for text in require]
     settings = {
@@ -171,4 +173,4 @@ def _evaluate(
     return 1 if failed else 0
 
 
-evaluate = command(_evaluate)
+main = command(_evaluate)

@@ -28,4 +28,4 @@ def _listing(
     print(listing(kind, name))
 
 
-listing = command(_listing)
+main = command(_listing)

@@ -36,9 +36,9 @@ def _norms(
         out: norms/MODEL.* goes here.
         as_json: Print one JSON object on stdout, the table on stderr.
     """
-    from robustbench_rkhs.norms import norm_report
-    from robustbench_rkhs.report.norms import console_norms, write_norms
-    from robustbench_rkhs.subjects import load_model, training_images
+    from robustbench_rkhs.reports.norms import console_norms, write_norms
+    from robustbench_rkhs.rkhs_norm import norm_report
+    from robustbench_rkhs.zoo import load_model, training_images
 
     subject = load_model(model, checkpoint, data)
     found = norm_report(
@@ -58,4 +58,4 @@ def _norms(
     ending(screen, "norms", found, written, as_json)
 
 
-norms = command(_norms)
+main = command(_norms)

@@ -1,6 +1,6 @@
 """Numbers as people type them."""
 
-from robustbench_rkhs.node import Real, UserError, real
+from robustbench_rkhs.nodes.node import Real, UserError, real
 
 
 def number(text: str) -> Real:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from robustbench_rkhs.cli.command import Names, command, typed_command
+from robustbench_rkhs.nodes.threat_model import Norm
 
 
 def _pictures(
@@ -17,7 +18,7 @@ def _pictures(
     images: int = 4,
     seed: int = 0,
     band: Literal["range", "interval"] = "range",
-    norm: Literal["l2", "linf"] = "l2",
+    norm: Norm = "l2",
     verdicts: Path = Path("reports/verdicts"),
     vae: str = "",
 ) -> None:
@@ -59,4 +60,4 @@ def _pictures(
     print(f"pictures: {' '.join(str(path) for path in paths)}")
 
 
-pictures = command(_pictures)
+main = command(_pictures)

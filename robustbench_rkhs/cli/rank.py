@@ -19,10 +19,10 @@ def _rank(model: Names, data: str | None = None, device: str = "auto", out: Path
     """
     from datetime import date
 
-    from robustbench_rkhs.checkpoint import weights_digest
-    from robustbench_rkhs.files import write_text
-    from robustbench_rkhs.ranking import rank_report
-    from robustbench_rkhs.subjects import load_model
+    from robustbench_rkhs.runtime.digests import weights_digest
+    from robustbench_rkhs.runtime.files import write_text
+    from robustbench_rkhs.training.ranking import rank_report
+    from robustbench_rkhs.zoo import load_model
 
     where = usable_device(device)
     for name in model:
@@ -45,4 +45,4 @@ def _rank(model: Names, data: str | None = None, device: str = "auto", out: Path
         )
 
 
-rank = command(_rank)
+main = command(_rank)

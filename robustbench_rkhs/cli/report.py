@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from robustbench_rkhs.cli.command import Names, command
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 
 def _report(
@@ -23,7 +23,7 @@ def _report(
         images: Adversarial images in a picture.
     """
     from robustbench_rkhs import verdicts
-    from robustbench_rkhs.report import report as write_reports
+    from robustbench_rkhs.reports import report as write_reports
 
     if images < 1:
         raise UserError(f"--images: expected at least 1, found {images}")
@@ -45,4 +45,4 @@ def _report(
         print(f"{kind}: {' '.join(str(path) for path in paths)}")
 
 
-report = command(_report)
+main = command(_report)

@@ -7,14 +7,15 @@ import tyro
 
 from robustbench_rkhs.cli.command import Names, command, typed_command, usable_device
 from robustbench_rkhs.cli.number import number
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.threat_model import Norm
 
 
 def _submit(
     what: Annotated[Literal["checkpoint", "adversarials"], tyro.conf.Positional],
     path: Annotated[Path, tyro.conf.Positional],
     eps: Names = (),
-    norm: Literal["l2", "linf"] = "l2",
+    norm: Norm = "l2",
     attack: Names = (),
     sample: int = 100,
     samples: int | None = None,
@@ -44,7 +45,8 @@ def _submit(
         weights: Of adversarial images: weights for a recipe or builder.
         data: Of adversarial images: data set or FILE.npz.
     """
-    from robustbench_rkhs.recipe import EvalRecipe, attack_from, parse
+    from robustbench_rkhs.evaluation.recipe import EvalRecipe, attack_from
+    from robustbench_rkhs.nodes.parsing import parse
     from robustbench_rkhs.submission.gate import submit as run
     from robustbench_rkhs.submission.gate import submit_adversarials
 
@@ -67,4 +69,4 @@ def _submit(
         print(line)
 
 
-submit = command(_submit)
+main = command(_submit)

@@ -54,4 +54,4 @@ def _sweep(
         print(json.dumps(found))
 
 
-sweep = command(_sweep, overrides=True)
+main = command(_sweep, overrides=True)

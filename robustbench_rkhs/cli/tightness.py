@@ -7,7 +7,7 @@ import tyro
 
 from robustbench_rkhs.cli.command import command, typed_command
 from robustbench_rkhs.cli.screen import console_of_width, ending
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 
 def _tightness(
@@ -33,8 +33,8 @@ def _tightness(
         as_json: Print one JSON object on stdout, the tables on stderr.
     """
     from robustbench_rkhs.audit import tightness as run
-    from robustbench_rkhs.report.tightness import console_tightness, write_tightness
-    from robustbench_rkhs.subjects import load_model
+    from robustbench_rkhs.reports.tightness import console_tightness, write_tightness
+    from robustbench_rkhs.zoo import load_model
 
     if samples < 1:
         raise UserError(f"--samples: expected at least 1, found {samples}")
@@ -48,4 +48,4 @@ def _tightness(
     ending(screen, "tightness", found, written, as_json)
 
 
-tightness = command(_tightness)
+main = command(_tightness)

@@ -23,9 +23,9 @@ def _train(
         fresh: Train anew over what the folder holds.
         half: Store the weights in half precision.
     """
-    from robustbench_rkhs.progress import TrainingBar
-    from robustbench_rkhs.recipe import TrainRecipe
-    from robustbench_rkhs.train import train as run
+    from robustbench_rkhs.runtime.progress import TrainingBar
+    from robustbench_rkhs.training.loop import train as run
+    from robustbench_rkhs.training.recipe import TrainRecipe
 
     recipe = TrainRecipe.read(model, fields)
     folder = out or Path("checkpoints") / Path(model).stem
@@ -36,4 +36,4 @@ def _train(
         print(f"checkpoint: {folder}")
 
 
-train = command(_train, overrides=True)
+main = command(_train, overrides=True)

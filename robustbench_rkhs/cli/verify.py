@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from robustbench_rkhs.cli.command import command, usable_device
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 
 def _verify_adversarials(
@@ -46,13 +46,13 @@ def _verify_adversarials(
     return code
 
 
-def verify() -> None:
+def main() -> None:
     """Re-check certificate files: NumPy alone, no torch; exit code 1 where one is not true, 2 where it is none.
 
     A FILE.npz is of adversarial images: re-checked by asking the model.
     """
     if any(word.endswith(".npz") for word in sys.argv[1:]):
         command(_verify_adversarials)()
-    from robustbench_rkhs.verifier.command import main
+    from robustbench_rkhs.verifier.command import main as check
 
-    raise SystemExit(main(sys.argv[1:], "Of adversarial images: rkhs-verify FILE.npz --help"))
+    raise SystemExit(check(sys.argv[1:], "Of adversarial images: rkhs-verify FILE.npz --help"))

@@ -25,9 +25,9 @@ def warnings_of(done: Any) -> list[str]:
         lines.append(
             f"transfer from the twin {twin[:12]}: tried on {own['index'].nunique()} images that survived, of which {fell} fell"
         )
-    denied = done.table[done.table["state_reason"] == "denied"]
-    if len(denied):
-        where = f"{denied['index'].nunique()} images, which stay untested there"
+    unconfirmed = done.table[done.table["state_reason"] == "unconfirmed"]
+    if len(unconfirmed):
+        where = f"{unconfirmed['index'].nunique()} images, which stay untested there"
         lines.append(f"falls that the model denied when asked again, after further runs too: on {where}")
     claims = done.table[(done.table["kind"] == "certificate") & (done.table["radius"] > 0)]
     if chance := float(claims["failure_probability"].max() if len(claims) else 0):

@@ -4,7 +4,7 @@ from typing import Literal
 
 import numpy as np
 
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 LETTERS = "ARNDCQEGHILKMFPSTWYV"
 """The twenty amino acids, in the order of the matrix."""

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from robustbench_rkhs.hashed_rng import hashed_uniforms
+from robustbench_rkhs.runtime.hashed_rng import hashed_uniforms
 
 Padding = Literal["zeros", "reflect"]
 """What a shifted image shows beyond its edge: black, or itself mirrored."""

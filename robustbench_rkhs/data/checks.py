@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from robustbench_rkhs.data.splits import Task
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 
 def check_arrays(

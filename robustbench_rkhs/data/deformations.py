@@ -7,8 +7,8 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from robustbench_rkhs.counters import draws
-from robustbench_rkhs.node import Node, Real, UserError
+from robustbench_rkhs.nodes.node import Node, Real, UserError
+from robustbench_rkhs.runtime.counter_rng import draws
 
 STEEPEST = 0.5
 """Largest row sum |d tau/d row| + |d tau/d column| of an elastic field: below 1, so x -> x + tau(x) is invertible."""

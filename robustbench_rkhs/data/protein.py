@@ -9,7 +9,8 @@ from pydantic import Field
 from robustbench_rkhs.data.amino_acids import Encoding, encode
 from robustbench_rkhs.data.sets import Arrays, DataSet, data_root
 from robustbench_rkhs.data.splits import Task
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.threat_model import Box
 
 
 class Protein(DataSet):
@@ -27,7 +28,7 @@ class Protein(DataSet):
     """
 
     task: ClassVar[Task] = "ranking"
-    box: ClassVar[Literal["unit", "none"]] = "none"
+    box: ClassVar[Box] = "none"
 
     name: Literal["protein"] = "protein"
     family: str = "1.1"

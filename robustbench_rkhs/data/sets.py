@@ -14,7 +14,8 @@ from torch import Tensor
 from robustbench_rkhs.data.augment import Padding, augment, augment_on_device
 from robustbench_rkhs.data.checks import as_images, check_arrays
 from robustbench_rkhs.data.splits import Split, Splits, Task, arrays_digest, order_by_class, order_of
-from robustbench_rkhs.node import Node, UserError
+from robustbench_rkhs.nodes.node import Node, UserError
+from robustbench_rkhs.nodes.threat_model import Box
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """x_train, y_train, x_test, y_test; images uint8 or float in [0, 1], channels last or first."""
@@ -30,7 +31,7 @@ class DataSet(Node):
 
     task: ClassVar[Task] = "classification"
     """What is asked of a model: `classification`, `regression` (labels are numbers), `ranking` (two classes, one of them rare)."""
-    box: ClassVar[Literal["unit", "none"]] = "unit"
+    box: ClassVar[Box] = "unit"
     """`unit`: images in [0, 1]; `none`: inputs of any size, and so are adversarial ones."""
 
     train: int | None = Field(None, ge=1)

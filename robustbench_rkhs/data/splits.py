@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.threat_model import Box
 
 Task = Literal["classification", "regression", "ranking"]
 """What is asked of a model: a class, a number, or a score by which the rare class comes first."""
@@ -30,7 +31,7 @@ class Split:
     """How many classes; of a regression, how many outputs."""
     digest: str
     """sha256 of the original arrays the images were taken from."""
-    box: Literal["unit", "none"] = "unit"
+    box: Box = "unit"
     """`unit`: pixels lie in [0, 1], and so must adversarial images; `none`: anywhere."""
     task: Task = "classification"
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from robustbench_rkhs.data.sets import Arrays, DataSet
 from robustbench_rkhs.data.splits import Task
+from robustbench_rkhs.nodes.threat_model import Box
 
 
 class SquareWave(DataSet):
@@ -20,7 +21,7 @@ class SquareWave(DataSet):
     """
 
     task: ClassVar[Task] = "regression"
-    box: ClassVar[Literal["unit", "none"]] = "none"
+    box: ClassVar[Box] = "none"
 
     name: Literal["square_wave"] = "square_wave"
 

@@ -8,8 +8,8 @@ import numpy as np
 from pydantic import Field
 
 from robustbench_rkhs.data.sets import Arrays, DataSet, data_root, read_npz
-from robustbench_rkhs.files import write_whole
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.files import write_whole
 
 FOLDER = "tiny-imagenet-200"
 SIDE = 64

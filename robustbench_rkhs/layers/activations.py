@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustbench_rkhs.lipschitz import Bound, Uncertifiable, fan, rule
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 Activation = Literal["relu", "maxmin", "none"]
 """What a layer applies to its own outputs."""

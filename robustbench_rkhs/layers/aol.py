@@ -64,7 +64,7 @@ class AOL(nn.Module):
         return activated(functional.linear(x, self.matrix().to(x.dtype), self.bias), self.activation, -1)
 
     @torch.no_grad()
-    def settled(self) -> nn.Module:
+    def frozen(self) -> nn.Module:
         """The same function with its matrix worked out once."""
         linear = fixed_linear(self.matrix(), self.bias)
         return linear if self.activation == "none" else Activated(linear, self.activation, -1)
@@ -120,7 +120,7 @@ class AOLConv(nn.Module):
         return activated(y, self.activation)
 
     @torch.no_grad()
-    def settled(self) -> nn.Module:
+    def frozen(self) -> nn.Module:
         """The same function with its kernel worked out once."""
         fixed = Fixed(self.kernel(), self.bias, self.stride, self.padding_mode)
         return fixed if self.activation == "none" else Activated(fixed, self.activation, 1)

@@ -10,7 +10,7 @@ from torch.nn import functional
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.lipschitz.bounds import weights
 from robustbench_rkhs.lipschitz.convolution import Axis, image_size, operator_norm
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 Padding = Literal["circular", "zeros"]
 """`zeros`: black beyond the border. `circular`: the other end of the image, which is first made divisible by the stride

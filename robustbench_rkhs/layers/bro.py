@@ -10,7 +10,7 @@ from robustbench_rkhs.layers.activations import Activation
 from robustbench_rkhs.layers.fourier import spectrum
 from robustbench_rkhs.layers.maps import DenseMap, FourierMap, dense_bound, fourier_bound
 from robustbench_rkhs.lipschitz import rule
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 RIDGE = 1e-6
 """Share of its trace added to the Gram matrix's diagonal: a rank that is lost reflects less, and divides by no zero."""

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor, nn
 
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 BLOCK = 16
 """Matrices up to this order are inverted by LU; larger ones block by block, in products, which is twice as fast on CPUs."""

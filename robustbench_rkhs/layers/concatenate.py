@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robustbench_rkhs.lipschitz import Bound, Step, branches, combined, gathered, rule, stacked, steps
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.lipschitz import Bound, Uncertifiable, branches, gathered, rule
+from robustbench_rkhs.nodes.node import UserError
 
 
 class Concatenate(nn.Module):
@@ -35,11 +35,6 @@ def _(module: Concatenate) -> list[nn.Module]:
     return [part for part in module._modules.values() if part is not None]  # one module twice is two branches
 
 
-@combined.register
-def _(module: Concatenate, chains: tuple[list[Step], ...], shape: tuple[int, ...]) -> Bound:
-    return stacked(chains, shape)
-
-
 @gathered.register
 def _(module: Concatenate, parts: list[Tensor]) -> Tensor:
     return torch.cat(parts, dim=1)
@@ -47,5 +42,4 @@ def _(module: Concatenate, parts: list[Tensor]) -> Tensor:
 
 @rule.register
 def _(module: Concatenate, shape: tuple[int, ...]) -> Bound:
-    """||y - y'||^2 = sum of ||b_i - b_i'||^2."""
-    return stacked([steps(branch, shape) for branch in branches(module)], shape)
+    raise Uncertifiable("its bound is that of its branches, taken apart by `bounds`")

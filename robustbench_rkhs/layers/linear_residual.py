@@ -12,7 +12,6 @@ from robustbench_rkhs.layers.borders import (
     Padding,
     checked,
     convolve,
-    ends,
     entries,
     finite,
     fixed_linear,
@@ -21,8 +20,6 @@ from robustbench_rkhs.layers.borders import (
 )
 from robustbench_rkhs.lipschitz import Bound, Uncertifiable, affine, fan, rule
 from robustbench_rkhs.lipschitz.bounds import spectral, weights
-from robustbench_rkhs.lipschitz.convolution import Axis, image_size
-from robustbench_rkhs.lipschitz.gram import Value, gram, gram_convolution, iterate
 
 
 class LinearResidual(nn.Module):
@@ -49,7 +46,7 @@ class LinearResidual(nn.Module):
         return functional.linear(x, self.matrix().to(x.dtype), self.bias)
 
     @torch.no_grad()
-    def settled(self) -> nn.Module:
+    def frozen(self) -> nn.Module:
         """The same function as one nn.Linear."""
         return fixed_linear(self.matrix(), self.bias)
 
@@ -85,7 +82,7 @@ class LinearResidualConv(nn.Module):
         return convolve(x, self.kernel().to(x.dtype), self.bias, 1, self.padding_mode)
 
     @torch.no_grad()
-    def settled(self) -> nn.Module:
+    def frozen(self) -> nn.Module:
         """The same function with its kernel merged once."""
         return Fixed(self.kernel(), self.bias, 1, self.padding_mode)
 
@@ -115,24 +112,6 @@ def _(module: LinearResidual, inputs: int, outputs: int) -> tuple[int, int]:
 @fan.register
 def _(module: LinearResidualConv, inputs: int, outputs: int) -> tuple[int, int]:
     return entries(module.weight, module.padding_mode)
-
-
-@gram.register
-def _(module: LinearResidual, shape: tuple[int, ...], iterations: int) -> Value:
-    return iterate(module.weight + torch.eye(len(module.weight), device=module.weight.device), iterations), shape
-
-
-@gram.register
-def _(module: LinearResidualConv, shape: tuple[int, ...], iterations: int) -> Value:
-    outputs, inputs, kernel, _ = module.weight.shape
-    channels, *sizes = image_size(shape)
-    if channels != inputs:
-        raise Uncertifiable(f"expected {inputs} channels, found an input of shape {shape}")
-    before, after = ends(kernel)
-    row, column = (Axis(size, kernel, 1, 1, before, after, module.padding_mode == "circular") for size in sizes)
-    identity = torch.zeros_like(module.weight)
-    identity[:, :, kernel // 2, kernel // 2] = torch.eye(outputs, device=module.weight.device)
-    return gram_convolution(module.weight + identity, 1, (row, column), iterations), shape
 
 
 for _kind in (LinearResidual, LinearResidualConv):

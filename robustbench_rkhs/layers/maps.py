@@ -12,7 +12,7 @@ from robustbench_rkhs.layers.activations import Activated, Activation, activated
 from robustbench_rkhs.layers.fourier import FourierConv, multiplied
 from robustbench_rkhs.lipschitz import Bound, Uncertifiable, affine, constants, fan
 from robustbench_rkhs.lipschitz.bounds import spectral, weights
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 
 class DenseMap(nn.Module):
@@ -41,7 +41,7 @@ class DenseMap(nn.Module):
         return activated(functional.linear(x, matrix.to(x.dtype), self.bias), self.activation)
 
     @torch.no_grad()
-    def settled(self) -> nn.Module:
+    def frozen(self) -> nn.Module:
         """A plain twin for evaluation: the matrix as it is now."""
         linear = nn.Linear(self.in_features, self.out_features).to(self.bias)
         linear.weight.copy_(self.matrix())
@@ -78,7 +78,7 @@ class FourierMap(FourierConv):
         y = multiplied(x, matrices.to(x.dtype.to_complex()), torus)[..., :rows, :columns]
         return activated(y + self.bias.to(y.dtype)[:, None, None], self.activation)
 
-    def settled(self) -> nn.Module:
+    def frozen(self) -> nn.Module:
         """A twin for evaluation."""
         return SettledMap(self)
 

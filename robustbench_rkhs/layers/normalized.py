@@ -8,7 +8,6 @@ from torch.nn import functional
 from robustbench_rkhs.layers.borders import checked, finite, fixed_linear, precise
 from robustbench_rkhs.lipschitz import Bound, Uncertifiable, affine, fan, rule
 from robustbench_rkhs.lipschitz.bounds import spectral, weights
-from robustbench_rkhs.lipschitz.gram import rows
 
 
 class LinearNormalized(nn.Module):
@@ -40,7 +39,7 @@ class LinearNormalized(nn.Module):
         return functional.linear(x, self.matrix().to(x.dtype), self.bias)
 
     @torch.no_grad()
-    def settled(self) -> nn.Module:
+    def frozen(self) -> nn.Module:
         """The same function as nn.Linear."""
         return fixed_linear(self.matrix(), self.bias)
 
@@ -58,11 +57,6 @@ def _(module: LinearNormalized, shape: tuple[int, ...]) -> Bound:
 
 
 affine.register(LinearNormalized, lambda module: True)
-
-
-@rows.register
-def _(module: LinearNormalized) -> Tensor:
-    return functional.normalize(module.weight, dim=1)
 
 
 @fan.register

@@ -71,7 +71,7 @@ class Reflection(Factor):
         return reflected(x, u.to(x.dtype), shift.to(x.dtype))
 
     @torch.no_grad()
-    def settled(self) -> nn.Module:
+    def frozen(self) -> nn.Module:
         """The same function with U worked out once."""
         return FixedReflection(*self.factor(), self.weight, None)
 
@@ -92,7 +92,7 @@ class ReflectionConv(Factor):
         return reflected_image(x, u.to(x.dtype), shift.to(x.dtype), self.padding_mode)
 
     @torch.no_grad()
-    def settled(self) -> nn.Module:
+    def frozen(self) -> nn.Module:
         """The same function with U worked out once."""
         return FixedReflection(*self.factor(), self.weight, self.padding_mode)
 

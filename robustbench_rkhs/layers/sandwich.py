@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from robustbench_rkhs.lipschitz import Bound, Uncertifiable, affine, constants, fan, rule
 from robustbench_rkhs.lipschitz.bounds import spectral, upwards, weights
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 BALANCED = 3 - 2 * math.sqrt(2)
 """z with (1 - z) / (1 + z) = 1 / sqrt 2: V^T V = z I gives A and B singular values 1 / sqrt 2, and 2 A^T B singular
@@ -80,7 +80,7 @@ class Sandwich(_Cayley):
         hidden = functional.relu(functional.linear(x, math.sqrt(2) * b.to(x.dtype), shift))
         return functional.linear(hidden, math.sqrt(2) * a.T.to(x.dtype))
 
-    def settled(self) -> nn.Module:
+    def frozen(self) -> nn.Module:
         """A twin for evaluation."""
         return Settled(self)
 
@@ -99,7 +99,7 @@ class SandwichLinear(_Cayley):
         return functional.linear(x, (2 * a.T @ b).to(x.dtype), self.bias)
 
     @torch.no_grad()
-    def settled(self) -> nn.Module:
+    def frozen(self) -> nn.Module:
         """A plain twin for evaluation: the matrix as it is now."""
         a, b = self.matrices()
         plain = nn.Linear(self.in_features, self.out_features)

@@ -69,7 +69,7 @@ class SandwichConv(FourierConv):
         y = multiplied(hidden, math.sqrt(2) * outer.to(kind), torus)
         return y[..., :rows, :columns]
 
-    def settled(self) -> nn.Module:
+    def frozen(self) -> nn.Module:
         """A twin for evaluation."""
         return SettledSandwichConv(self)
 

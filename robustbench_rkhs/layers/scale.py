@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from robustbench_rkhs.lipschitz import Bound, Uncertifiable, affine, fan, rule
 from robustbench_rkhs.lipschitz.bounds import upwards, weights
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 
 class Scale(nn.Module):

@@ -7,7 +7,7 @@ from torch.nn import functional
 from robustbench_rkhs.layers.borders import divisible
 from robustbench_rkhs.lipschitz import Bound, Uncertifiable, affine, fan, rule
 from robustbench_rkhs.lipschitz.convolution import image_size
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 
 class _Sized(nn.Module):

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor, nn
 
-from robustbench_rkhs.lipschitz import verified
-from robustbench_rkhs.lipschitz.verified import UNIT as UNIT
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.lipschitz import verified_norm
+from robustbench_rkhs.lipschitz.verified_norm import UNIT as UNIT
+from robustbench_rkhs.nodes.node import UserError
 
 SLACK = 1e-9
 """Relative allowance for the rounding of a matrix whose entries were computed in float64, which is orders of magnitude
@@ -56,11 +56,11 @@ def affine(module: nn.Module) -> bool:
 def spectral(matrices: Inexact[Tensor, "*batch rows columns"], slack: float = SLACK) -> float:
     """Proven upper bound of the largest l2 operator norm of a batch of finite float64 or complex128 matrices.
 
-    `verified.norm`: guessed by an eigenvalue solver, proved by Cholesky factorisations, in the rounding analysis of
-    `verified.proves`. Slack: a relative allowance on top for the rounding of the entries, where they were computed; zero for
+    `verified_norm.norm`: guessed by an eigenvalue solver, proved by Cholesky factorisations, in the rounding analysis of
+    `verified_norm.proves`. Slack: a relative allowance on top for the rounding of the entries, where they were computed; zero for
     weights as they are. Cost: a Gram product and a factorisation a matrix, and the eigenvalues of a few.
     """
-    value = verified.norm(matrices)
+    value = verified_norm.norm(matrices)
     return upwards(value, max(slack, ROUND)) if value else 0.0
 
 

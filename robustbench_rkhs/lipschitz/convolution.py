@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robustbench_rkhs.lipschitz import gramian, verified
+from robustbench_rkhs.lipschitz import gram_operator, verified_norm
 from robustbench_rkhs.lipschitz.bounds import ROUND, Bound, Uncertifiable, affine, rule, spectral, upwards, weights
 
 CHUNK = 2**21
@@ -91,9 +91,9 @@ def operator_bound(weight: Kernel, axes: tuple[Axis, Axis]) -> tuple[float, str]
     if math.prod(overlap(axis) for axis in axes) > 1:
         found["torus"] = torus_norm(weight, axes)
     method = min(found, key=found.__getitem__)
-    if zeros and weight.shape[0] == 1 and min(side, other) <= gramian.SIDE:
+    if zeros and weight.shape[0] == 1 and min(side, other) <= gram_operator.SIDE:
         sizes, outs = (axes[0].size, axes[1].size), (axes[0].outputs, axes[1].outputs)
-        tighter = gramian.tightened(weight[0], sizes, outs, places_of(axes), found[method])
+        tighter = gram_operator.tightened(weight[0], sizes, outs, places_of(axes), found[method])
         if tighter < found[method]:
             return tighter, "gramian"
     return found[method], method
@@ -145,7 +145,7 @@ def schur_norm(weight: Kernel, axes: tuple[Axis, Axis]) -> float:
     spread, repeats = _spread(weight.abs(), axes)
     into = spread.sum((2, 3, 4, 5, 6)).amax(1)
     out = spread.sum((1, 3, 5)).flatten(1).amax(1) * repeats
-    return upwards((into.sqrt() * out.sqrt()).max().item(), ROUND + 2 * verified.gamma(spread.numel()))
+    return upwards((into.sqrt() * out.sqrt()).max().item(), ROUND + 2 * verified_norm.gamma(spread.numel()))
 
 
 def torus_norm(weight: Kernel, axes: tuple[Axis, Axis]) -> float:
@@ -166,9 +166,9 @@ def torus_norm(weight: Kernel, axes: tuple[Axis, Axis]) -> float:
     largest = 0.0
     for cosines, sines in zip(cosine.split(chunk), sine.split(chunk), strict=True):
         matrices = torch.complex(cosines @ flat, sines @ flat).view(len(cosines), *shape)
-        largest = verified.norm(matrices, largest)
+        largest = verified_norm.norm(matrices, largest)
     taps = flat.shape[0]
-    allowance = (48 * verified.UNIT + 1.5 * verified.gamma(taps + 1)) * (1 + 4 * verified.gamma(flat.numel()))
+    allowance = (48 * verified_norm.UNIT + 1.5 * verified_norm.gamma(taps + 1)) * (1 + 4 * verified_norm.gamma(flat.numel()))
     sizes = _scaled_frobenius(flat.abs().sum(0).view(shape))
     return upwards((largest + allowance * sizes) * math.sqrt(repeats))
 

@@ -26,7 +26,7 @@ from robustbench_rkhs.layers import (
     SLLConv,
     SpaceToDepth,
 )
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 Family = Literal["sandwich", "orthogonal", "aol", "sll", "cpl", "bro", "plain"]
 """Layers of one kind; `plain` are unconstrained, for comparison."""

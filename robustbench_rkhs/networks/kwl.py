@@ -6,19 +6,9 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
-from robustbench_rkhs.networks.contract import NetworkNode, output_shape
-from robustbench_rkhs.networks.families import (
-    Activation,
-    Family,
-    Head,
-    Padding,
-    convolution,
-    dense,
-    ends,
-    images_only,
-    last,
-)
-from robustbench_rkhs.node import Real
+from robustbench_rkhs.networks.base import NetworkNode, output_shape
+from robustbench_rkhs.networks.families import Activation, Family, Head, Padding, convolution, dense, ends, images_only, last
+from robustbench_rkhs.nodes.node import Real
 
 
 class _BoundedConvolutional(NetworkNode):

@@ -6,9 +6,9 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
-from robustbench_rkhs.networks.contract import NetworkNode
+from robustbench_rkhs.networks.base import NetworkNode
 from robustbench_rkhs.networks.families import Activation, Family, Head, dense, ends, last
-from robustbench_rkhs.node import Real
+from robustbench_rkhs.nodes.node import Real
 
 
 class LipschitzBounded(NetworkNode):

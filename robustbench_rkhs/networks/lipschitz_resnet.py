@@ -18,9 +18,9 @@ from robustbench_rkhs.layers import (
     ScaledAveragePool,
     SLLConv,
 )
-from robustbench_rkhs.networks.contract import NetworkNode, output_shape
+from robustbench_rkhs.networks.base import NetworkNode, output_shape
 from robustbench_rkhs.networks.families import Head, Padding, ends, images_only
-from robustbench_rkhs.node import Real, UserError
+from robustbench_rkhs.nodes.node import Real, UserError
 
 
 class LipschitzResNet(NetworkNode):

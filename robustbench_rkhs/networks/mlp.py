@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import nn
 
-from robustbench_rkhs.networks.contract import NetworkNode
+from robustbench_rkhs.networks.base import NetworkNode
 
 
 class MLP(NetworkNode):

@@ -6,8 +6,8 @@ from typing import Literal
 from torch import nn
 
 from robustbench_rkhs.layers.residual import Residual
-from robustbench_rkhs.networks.contract import NetworkNode, output_shape
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.networks.base import NetworkNode, output_shape
+from robustbench_rkhs.nodes.node import UserError
 
 BLOCKS: dict[int, tuple[int, ...]] = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 """Blocks of each stage."""

@@ -5,8 +5,8 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
-from robustbench_rkhs.networks.contract import NetworkNode, output_shape
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.networks.base import NetworkNode, output_shape
+from robustbench_rkhs.nodes.node import UserError
 
 POOLS = {"max": nn.AdaptiveMaxPool1d, "average": nn.AdaptiveAvgPool1d}
 

@@ -4,8 +4,8 @@ from typing import Literal
 
 from torch import nn
 
-from robustbench_rkhs.networks.contract import NetworkNode
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.networks.base import NetworkNode
+from robustbench_rkhs.nodes.node import UserError
 
 
 class Net(NetworkNode):

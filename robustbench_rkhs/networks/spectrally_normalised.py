@@ -6,9 +6,9 @@ from pydantic import Field, model_validator
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from robustbench_rkhs.networks.contract import NetworkNode
+from robustbench_rkhs.networks.base import NetworkNode
 from robustbench_rkhs.networks.mlp import MLP
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 if TYPE_CHECKING:
     from robustbench_rkhs.networks import Network

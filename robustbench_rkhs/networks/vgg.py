@@ -5,8 +5,8 @@ from typing import Literal
 
 from torch import nn
 
-from robustbench_rkhs.networks.contract import NetworkNode
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.networks.base import NetworkNode
+from robustbench_rkhs.nodes.node import UserError
 
 PLANS: dict[int, tuple[int, ...]] = {
     11: (64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0),

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from robustbench_rkhs.data import Deformations
 from robustbench_rkhs.data.deformations import deform
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.report.deformations import draw_deformations
-from robustbench_rkhs.subjects import named_data
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.reports.deformations import draw_deformations
+from robustbench_rkhs.zoo import named_data
 
 AFFINE = ("degrees", "scale", "shear", "translate")
 """Fields that are zero in an elastic deformation."""

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from robustbench_rkhs.checkpoint import load
 from robustbench_rkhs.data.square_wave import square_wave
-from robustbench_rkhs.layers.settling import settled
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.layers.frozen import freeze
+from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.pictures.groups import folders, stem
-from robustbench_rkhs.report.fits import Fit, draw_fits
+from robustbench_rkhs.reports.fits import Fit, draw_fits
+from robustbench_rkhs.training.checkpoint import load
 
 POINTS = 8001
 """Of the grid on [-2, 2]."""
@@ -32,7 +32,7 @@ def square_wave_picture(models: Sequence[str], out: Path, name: str | None = Non
         network = loaded.recipe.network
         bound = getattr(network, "lipschitz", None)
         with torch.no_grad():
-            y = settled(loaded.model.double())(x)[:, 0]
+            y = freeze(loaded.model.double())(x)[:, 0]
         slope = ((y[1:] - y[:-1]) / (x[1:, 0] - x[:-1, 0])).abs().max().item()
         group = label or getattr(network, "family", None) or network.name
         panel = "no bound" if bound is None else f"bound gamma = {bound:g}"

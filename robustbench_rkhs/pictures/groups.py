@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from robustbench_rkhs.node import UserError, did_you_mean
-from robustbench_rkhs.places import checkpoints_folder
+from robustbench_rkhs.nodes.node import UserError, did_you_mean
+from robustbench_rkhs.nodes.paths import checkpoints_folder
 
 T = TypeVar("T")
 SEED = re.compile(r"[-_.]?seed[-_]?\d+$")

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.report.nearest import draw_nearest, nearest_first
-from robustbench_rkhs.subjects import SETS, named_data
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.reports.nearest import draw_nearest, nearest_first
 from robustbench_rkhs.verdicts import read_adversarials
+from robustbench_rkhs.zoo import SETS, named_data
 
 
 def nearest_picture(file: Path, out: Path, data: str | None = None, count: int = 8) -> list[Path]:
@@ -28,7 +28,7 @@ def nearest_picture(file: Path, out: Path, data: str | None = None, count: int =
     if missing := [index for index in wanted if index not in where]:
         raise UserError(f"{file}: {split.data} has no test image of index {missing[0]}")
     clean = split.x[torch.tensor([where[index] for index in wanted], dtype=torch.int64)].numpy().astype(stored.images.dtype)
-    shas = np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in clean], dtype=np.str_)
-    if (shas != stored.input_sha256[places]).any():
+    input_digests = np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in clean], dtype=np.str_)
+    if (input_digests != stored.input_sha256[places]).any():
         raise UserError(f"{file}: its clean images are not those of {split.data} (their sha256 differ)")
     return draw_nearest(stored, clean, places, out / f"nearest-{file.stem}")

@@ -8,11 +8,11 @@ from typing import Any
 import yaml
 
 from robustbench_rkhs import verdicts
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.pictures.groups import each_once, folders, grouped, matching, stem, without_seed
-from robustbench_rkhs.report.learning import draw_learning
-from robustbench_rkhs.report.seeds import draw_seed_curves
-from robustbench_rkhs.report.spread import Band
+from robustbench_rkhs.reports.learning import draw_learning
+from robustbench_rkhs.reports.seeds import draw_seed_curves
+from robustbench_rkhs.reports.spread import Band
 
 
 def learning_picture(models: Sequence[str], out: Path, name: str | None = None, band: Band = "range", note: str = "") -> list[Path]:

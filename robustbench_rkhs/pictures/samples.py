@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.recipe import override, parse
-from robustbench_rkhs.report.sheet import sheet
-from robustbench_rkhs.samplers.vae import VAESampler
-from robustbench_rkhs.subjects import named_data
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.parsing import override, parse
+from robustbench_rkhs.reports.sheet import sheet
+from robustbench_rkhs.training.samplers.vae import VAESampler
+from robustbench_rkhs.zoo import named_data
 
 
 def vae_picture(data: str, out: Path, images: int = 4, seed: int = 0, fields: str = "") -> list[Path]:

@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustbench_rkhs.bounds import Step
+from robustbench_rkhs.bounds.eclipse import Advanced, Restarted, eclipse_proof
 from robustbench_rkhs.certificates import LipLTCertificate, MarginCertificate
 from robustbench_rkhs.certificates.rounding import logits_and_error
 from robustbench_rkhs.data import Split
-from robustbench_rkhs.files import Unwritable
-from robustbench_rkhs.lipschitz import Step, Uncertifiable
+from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.lipschitz.activations import slopes
-from robustbench_rkhs.lipschitz.eclipse import Advanced, Restarted, eclipse_proof
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.proofs.written import written
+from robustbench_rkhs.runtime.files import Unwritable
 from robustbench_rkhs.verdicts import Evaluation
 from robustbench_rkhs.verifier.build import ACTIVATIONS
 from robustbench_rkhs.verifier.check import Verdict, verify
@@ -141,13 +142,13 @@ def _claims(split: Split, evaluation: Evaluation, arrays: dict[str, np.ndarray])
     table, rows = evaluation.table, []
     indices = split.index.tolist()
     images = split.x.detach().cpu().contiguous().numpy()
-    shas = {index: hashlib.sha256(image.tobytes()).hexdigest() for index, image in zip(indices, images, strict=True)}
+    input_digests = {index: hashlib.sha256(image.tobytes()).hexdigest() for index, image in zip(indices, images, strict=True)}
     proofs, asked = table[(table["kind"] == "certificate") & (table["method"] != "prediction")], set[int]()
     methods = sorted(proofs["method"].unique(), key=lambda method: KINDS.index(kind_of(method)) if kind_of(method) in KINDS else 9)
     for number, method in enumerate(methods):
         found = proofs[proofs["method"] == method]
         known = {int(row["index"]): row for row in found.to_dict("records")}
-        if not set(known) <= set(indices) or any(row["input_sha256"] != shas[index] for index, row in known.items()):
+        if not set(known) <= set(indices) or any(row["input_sha256"] != input_digests[index] for index, row in known.items()):
             raise UserError(f"no certificate file: the radii of {method!r} are not those of these {len(indices)} images")
         radii = [known[index]["radius"] if index in known else 0.0 for index in indices]
         arrays[f"radii_{number}"] = np.array(radii, dtype="<f8")

@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from robustbench_rkhs.bounds import Step
 from robustbench_rkhs.layers import AOLConv, LinearResidualConv, SandwichConv, ScaledAveragePool, SpaceToDepth
 from robustbench_rkhs.layers.borders import ends
 from robustbench_rkhs.layers.maps import FourierMap
 from robustbench_rkhs.layers.reflection import ReflectionConv
-from robustbench_rkhs.lipschitz import Step
 from robustbench_rkhs.lipschitz.convolution import pair
 from robustbench_rkhs.lipschitz.sequences import one
 from robustbench_rkhs.proofs.written import Plain, Shape, activation, biased, written

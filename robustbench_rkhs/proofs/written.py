@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from robustbench_rkhs.bounds import Step
 from robustbench_rkhs.layers import (
     AOL,
     Concatenate,
@@ -24,8 +25,7 @@ from robustbench_rkhs.layers import (
 )
 from robustbench_rkhs.layers.maps import DenseMap
 from robustbench_rkhs.layers.reflection import Reflection
-from robustbench_rkhs.lipschitz import Step
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 Shape = tuple[int, ...]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from robustbench_rkhs.layers import Concatenate, GroupSort, MaxMin, Normalize, Residual, Scale
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.relaxations.region import Region, between, wide
 
 SMALLEST = 1e-30

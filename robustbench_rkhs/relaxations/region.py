@@ -1,15 +1,12 @@
 """Sets that hold every value a layer can take: boxes and axis-aligned ellipsoids, one an image."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Norm = Literal["l2", "linf"]
-"""Distance between images, in pixels of [0, 1]."""
-Box = Literal["unit", "none"]
-"""Where images lie: [0, 1], or anywhere."""
+from robustbench_rkhs.nodes.threat_model import Box, Norm
 
 
 class Region(NamedTuple):

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustbench_rkhs.arithmetic import exact
-from robustbench_rkhs.checkpoint import weights_digest
-from robustbench_rkhs.harness import answered, counting
-from robustbench_rkhs.layers.settling import settled
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.smoothing import Smoothed
-from robustbench_rkhs.subjects import SETS, Named, load_model, smoothed
+from robustbench_rkhs.evaluation.predictions import answered, counting
+from robustbench_rkhs.layers.frozen import freeze
+from robustbench_rkhs.networks.smoothed import Smoothed
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.digests import weights_digest
+from robustbench_rkhs.runtime.precision import full_precision
 from robustbench_rkhs.verdicts import Adversarials
+from robustbench_rkhs.zoo import SETS, NamedModel, load_model, smoothed
 
 CLOSE = 1e-9
 """Relative difference of two sums in float64 over the same numbers in another order, and far more than that."""
@@ -29,7 +29,7 @@ class Judged:
     """A file of adversarial images after the check: for each image why it is refused, empty where it is confirmed."""
 
     stored: Adversarials
-    named: Named
+    named: NamedModel
     reasons: list[str]
     distance_l2: np.ndarray
     """As computed here; these count, not the file's."""
@@ -54,7 +54,7 @@ class Judged:
         return lines + ([f"  refused    {len(refused) - shown} more"] if len(refused) > shown else [])
 
 
-def named_by(stored: Adversarials, model: str | None = None, weights: str | None = None, data: str | None = None) -> Named:
+def named_by(stored: Adversarials, model: str | None = None, weights: str | None = None, data: str | None = None) -> NamedModel:
     """The model and data a file speaks of, or those given. Raises UserError where they cannot be found.
 
     A header is a stranger's: it may name a checkpoint here and a known data set, never a path or code.
@@ -80,7 +80,7 @@ def named_by(stored: Adversarials, model: str | None = None, weights: str | None
     return smoothed(named, sigma, votes=votes, recount=recount, seed=seed)
 
 
-def judge(stored: Adversarials, named: Named, device: str = "cpu") -> Judged:
+def judge(stored: Adversarials, named: NamedModel, device: str = "cpu") -> Judged:
     """Each image against the data and the model asked again: confirmed, or refused with the first claim that is not true.
 
     An image is misclassified where the model errs on it in a batch or alone: the two differ in the last bits, and images lie
@@ -108,11 +108,11 @@ def judge(stored: Adversarials, named: Named, device: str = "cpu") -> Judged:
         ("split", about["split"], split.split),
     ):
         fault(said != found, lambda _, what=what, said=said, found=found: _says(f"{what} {found[:12]}", said[:12]))  # type: ignore[misc]
-    shas = np.array([hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in clean.x.contiguous()], dtype=np.str_)
+    expected = np.array([hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in clean.x.contiguous()], dtype=np.str_)
     labels = clean.y.numpy()
-    fault(stored.input_sha256 != shas, lambda i: _says(f"clean image {shas[i][:12]}", stored.input_sha256[i][:12]))
+    fault(stored.input_sha256 != expected, lambda i: _says(f"clean image {expected[i][:12]}", stored.input_sha256[i][:12]))
     fault(stored.label != labels, lambda i: _says(f"label {labels[i]}", stored.label[i]))
-    flat = stored.images.reshape(len(shas), prod(split.shape))
+    flat = stored.images.reshape(len(expected), prod(split.shape))
     if split.box == "none" and about["box"] == "unit":
         fault(True, lambda _: _says("box none", "unit"))
     if about["box"] == "unit":
@@ -123,14 +123,14 @@ def judge(stored: Adversarials, named: Named, device: str = "cpu") -> Judged:
         wide = ~(np.abs(claimed - length) <= CLOSE * length)
         fault(wide, lambda i, word=word, length=length, claimed=claimed: _says(f"{word} {length[i]:.9g}", f"{claimed[i]:.9g}"))  # type: ignore[misc]
     moved = torch.from_numpy(stored.images.copy())
-    model = settled(named.model.eval().to(device))
+    model = freeze(named.model.eval().to(device))
     before = _asked(model, clean.x, torch.from_numpy(stored.predicted.copy()), device)
     after = _asked(counting(model), moved, torch.from_numpy(stored.predicted_adversarial.copy()), device)
     fault(before != stored.predicted, lambda i: _says(f"the model answers {before[i]} to the clean image", stored.predicted[i]))
     wrong = (after != labels) | _lost(model, moved, clean.y, device)
     fault(~wrong, lambda i: f"the model answers its label {labels[i]}")
     fault(after != stored.predicted_adversarial, lambda i: _says(f"the model answers {after[i]}", stored.predicted_adversarial[i]))
-    reasons = [next((reason(i) for where, reason in faults if where[i]), "") for i in range(len(shas))]
+    reasons = [next((reason(i) for where, reason in faults if where[i]), "") for i in range(len(expected))]
     return Judged(stored, named, reasons, lengths["distance_l2"], lengths["distance_linf"])
 
 
@@ -150,7 +150,7 @@ def _lengths(images: np.ndarray, clean: np.ndarray) -> dict[str, np.ndarray]:
 
 def _asked(model: nn.Module, x: Tensor, claimed: Tensor, device: str) -> np.ndarray:
     """The model's answer to each image in a batch; where that is not the answer claimed, alone."""
-    with exact():
+    with full_precision():
         said = answered(model, x.to(device)).cpu()
         for place in (said != claimed).nonzero().flatten().tolist():
             alone = answered(model, x[place : place + 1].to(device)).cpu()
@@ -162,5 +162,5 @@ def _lost(model: nn.Module, x: Tensor, y: Tensor, device: str) -> np.ndarray:
     """Of a smoothed model, where its label is proved not to win the vote; of another one nowhere."""
     if not isinstance(model, Smoothed) or not len(x):
         return np.zeros(len(x), dtype=bool)
-    with exact():
+    with full_precision():
         return model.loses(x.to(device), y.to(device)).cpu().numpy()

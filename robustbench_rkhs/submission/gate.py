@@ -3,7 +3,7 @@
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from robustbench_rkhs import checkpoint, verdicts
-from robustbench_rkhs.evaluate import evaluate
-from robustbench_rkhs.harness import Subject
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.places import models_folder
-from robustbench_rkhs.recipe import EvalRecipe
-from robustbench_rkhs.report import report
+from robustbench_rkhs import verdicts
+from robustbench_rkhs.evaluation.recipe import EvalRecipe
+from robustbench_rkhs.evaluation.run import evaluate
+from robustbench_rkhs.evaluation.subject import Subject
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.paths import models_folder
+from robustbench_rkhs.reports import report
+from robustbench_rkhs.runtime.messages import Say
 from robustbench_rkhs.submission.adversarials import Judged, judge, named_by
+from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.verdicts import Evaluation
 
 ALLOWED = {"config.json", "model.safetensors", "recipe.yaml", "metrics.jsonl", "README.md", "last.safetensors"}
@@ -63,7 +65,7 @@ def submit(
     device: str,
     out: Path,
     command: str = "",
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = lambda line: None,
 ) -> Iterator[str]:
     """Yield what happened, step by step. Raises UserError with the reason of a refusal; then the board is as it was."""
     check(path)
@@ -134,10 +136,10 @@ def as_evaluation(judged: Judged, path: Path, device: str, command: str = "") ->
     subject = Subject(named.model, named.model, part, named.name, about["weights"], device, 0, None)
     positions, predicted = torch.arange(len(part)), torch.from_numpy(stored.predicted[fine].copy())
     both = {"norm": about["norm"], "box": about["box"]}
-    said = subject.rows(positions, predicted, subject.inputs, **both)
+    said = subject.rows(positions, predicted, subject.input_digests, **both)
     lengths = {"distance_l2": judged.distance_l2[fine], "distance_linf": judged.distance_linf[fine]}
     own = {"radius": lengths[f"distance_{about['norm']}"], "settings": sha[:16], "forwards": 1} | lengths | both
-    found = subject.rows(positions, predicted, subject.inputs, kind="attack", method="submitted", **own)
+    found = subject.rows(positions, predicted, subject.input_digests, kind="attack", method="submitted", **own)
     words: dict[str, Any] = {key: about[key] for key in ("weights", "data", "data_digest", "norm", "box")}
     words |= {"model": named.name, "epsilons": [], "protocol": [], "certificates": [], "samples": len(part), "seed": 0}
     words |= {"date": date.today().isoformat(), "device": device, "command": command, "versions": {"torch": torch.__version__}}

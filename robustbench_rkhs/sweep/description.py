@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from robustbench_rkhs.node import Node, Real, UserError
-from robustbench_rkhs.places import find_sweep
-from robustbench_rkhs.recipe import parse
+from robustbench_rkhs.nodes.node import Node, Real, UserError
+from robustbench_rkhs.nodes.parsing import parse
+from robustbench_rkhs.nodes.paths import find_sweep
+from robustbench_rkhs.nodes.threat_model import Norm
 
 RESERVED = {
     "seed": "give `seeds` instead",
@@ -84,7 +85,7 @@ class Sweep(Node):
     """What the best setting has most of: accuracy under PGD at eps, proved by the margin certificate at eps, or clean."""
     eps: Real = Field(gt=0)
     """Radius of robust and certified accuracy, in pixels of [0, 1]."""
-    norm: Literal["l2", "linf"] = "l2"
+    norm: Norm = "l2"
     """Distance it is measured in."""
     steps: int = Field(10, ge=1)
     """Steps of the PGD attack on validation images."""

@@ -8,10 +8,11 @@ from typing import Any
 import yaml
 
 from robustbench_rkhs.attacks.pgd import PGD
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.places import find_recipe
-from robustbench_rkhs.recipe import TrainRecipe, override
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.parsing import override
+from robustbench_rkhs.nodes.paths import find_recipe
 from robustbench_rkhs.sweep.description import RESERVED, Range, Setting, Sweep
+from robustbench_rkhs.training.recipe import TrainRecipe
 
 
 class Plan:

@@ -1,7 +1,6 @@
 """One trial: a setting trained for every seed, scored on validation images, stopped early where it falls behind."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +8,17 @@ import torch
 from optuna.trial import Trial
 from torch import nn
 
-from robustbench_rkhs import checkpoint
 from robustbench_rkhs.certificates import MarginCertificate
 from robustbench_rkhs.data import Split
-from robustbench_rkhs.files import write_text
 from robustbench_rkhs.lipschitz import Uncertifiable
-from robustbench_rkhs.recipe import TrainRecipe
+from robustbench_rkhs.runtime.files import write_text
+from robustbench_rkhs.runtime.messages import Say
 from robustbench_rkhs.sweep.description import Setting
 from robustbench_rkhs.sweep.plan import Plan
-from robustbench_rkhs.train import train
-from robustbench_rkhs.validation import validate
-
-Say = Callable[[str], None]
+from robustbench_rkhs.training import checkpoint
+from robustbench_rkhs.training.loop import train
+from robustbench_rkhs.training.recipe import TrainRecipe
+from robustbench_rkhs.training.validation import validate
 
 
 class Stopped(Exception):

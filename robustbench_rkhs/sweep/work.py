@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from optuna.trial import Trial, TrialState
 
-from robustbench_rkhs import checkpoint
 from robustbench_rkhs.data import Split
-from robustbench_rkhs.files import Unwritable, write_text
-from robustbench_rkhs.node import UserError
-from robustbench_rkhs.report.sweep import runs_csv, summarised, write_sweep
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.reports.sweep import runs_csv, summarised, write_sweep
+from robustbench_rkhs.runtime.files import Unwritable, write_text
 from robustbench_rkhs.sweep.description import Range
 from robustbench_rkhs.sweep.journal import Journal, locked, setting_of
 from robustbench_rkhs.sweep.plan import Plan, told
 from robustbench_rkhs.sweep.trials import Say, Stopped, certified_share, run_trial
+from robustbench_rkhs.training import checkpoint
 
 STATES = {
     TrialState.COMPLETE: "complete",

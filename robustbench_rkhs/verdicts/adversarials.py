@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from robustbench_rkhs.files import write_whole
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.files import write_whole
 
 FORMAT, VERSION = "robustbench_rkhs adversarials", 1
 LARGEST = 2**33

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.verdicts.adversarials import Adversarials, read_arrays, write_arrays
 
 SIDECAR = {"index": ("<i8",), "images": ("<f4", "<f8"), "predicted": ("<i8",), "radius": ("<f8",)}

@@ -5,7 +5,7 @@ import pandera.errors
 import pandera.pandas as pa
 from pandera.typing.pandas import Series
 
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 
 KEY = ["model", "weights", "data", "split", "norm", "box", "kind", "method", "settings", "eps", "index"]
 """What makes a row the only one of its kind, and the canonical order."""
@@ -42,7 +42,7 @@ class Verdicts(pa.DataFrameModel):
     input_sha256: Series[str]
     label: Series[int] = pa.Field(ge=0)
     predicted: Series[int] = pa.Field(ge=0)
-    state_reason: Series[str] = pa.Field(isin=["", "unknown", "timeout", "refused", "error", "denied"])
+    state_reason: Series[str] = pa.Field(isin=["", "unknown", "timeout", "refused", "error", "unconfirmed"])
     radius: Series[float] = pa.Field(ge=0)
     """Certificate: the proved radius. Attack: distance of the nearest counted adversarial image, inf if none."""
     distance_l2: Series[float] = pa.Field(ge=0, nullable=True)

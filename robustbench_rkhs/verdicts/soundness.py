@@ -28,11 +28,11 @@ def breaches(evaluation: Evaluation) -> pd.DataFrame:
             claims = right & proved(table, norm, box) & (table["box"] == box).to_numpy() & (table["radius"] > 0).to_numpy()
             falls = right & counted(table, norm, box)
             claimed = table.loc[claims, ["index", "method", "radius"]].rename(columns={"method": "certificate"})
-            fallen = table.loc[falls, ["index", "method", f"distance_{norm}"]]
-            fallen = fallen.rename(columns={"method": "attack", f"distance_{norm}": "distance"})
+            attacked = table.loc[falls, ["index", "method", f"distance_{norm}"]]
+            attacked = attacked.rename(columns={"method": "attack", f"distance_{norm}": "distance"})
             best = claimed.groupby("index")["radius"].max()
-            fallen = fallen[fallen["distance"] <= fallen["index"].map(best)]  # few, before every pair is formed
-            pairs = claimed.merge(fallen, on="index").query("radius >= distance")
+            attacked = attacked[attacked["distance"] <= attacked["index"].map(best)]  # few, before every pair is formed
+            pairs = claimed.merge(attacked, on="index").query("radius >= distance")
             found.append(pairs.assign(norm=norm)[BREACH])
     found = [pairs for pairs in found if len(pairs)]
     if not found:

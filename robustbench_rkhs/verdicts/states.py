@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.verdicts.nearest import Kept
 from robustbench_rkhs.verdicts.schema import ANSWERS
 
@@ -43,7 +43,7 @@ class Evidence:
     runs: pd.DataFrame
     """Attacks of the protocol that ran to their end: position, method, eps, radius, broken (distance in the norm)."""
     protocol: tuple[str, ...]
-    denied: pd.DataFrame
+    unconfirmed: pd.DataFrame
     """Attacks, of the protocol or not, whose fall was denied: position, eps. Nothing survived elsewhere speaks for these."""
 
     @classmethod
@@ -71,11 +71,11 @@ class Evidence:
         np.minimum.at(broken, position[falls], distance[falls])
         protocol = tuple(_about(about, "protocol"))
         ran = (table["kind"] == "attack") & (table["norm"] == norm) & (table["box"] == box)
-        doubted = (ran & (table["state_reason"] == "denied")).to_numpy()
-        denied = pd.DataFrame({"position": position[doubted], "eps": table["eps"].to_numpy(dtype=np.float64)[doubted]})
+        doubted = (ran & (table["state_reason"] == "unconfirmed")).to_numpy()
+        unconfirmed = pd.DataFrame({"position": position[doubted], "eps": table["eps"].to_numpy(dtype=np.float64)[doubted]})
         ran &= table["method"].isin(protocol) & table["state_reason"].isin(ANSWERS)
         runs = table.loc[ran, ["method", "eps", "radius", "forwards", "backwards"]].assign(position=position[ran.to_numpy()])
-        return cls(where.to_numpy(), correct, certified, broken, runs, protocol, denied)
+        return cls(where.to_numpy(), correct, certified, broken, runs, protocol, unconfirmed)
 
     def states(self, eps: float) -> pd.DataFrame:
         """As `states`."""
@@ -98,8 +98,8 @@ class Evidence:
             itself |= exact
             inferred |= ~exact & ~_marked(position[this & np.isnan(budget)], count)
         inferred |= ~itself
-        doubted = (self.denied["eps"] == eps) | self.denied["eps"].isna()
-        withstood[self.denied.loc[doubted, "position"]] = False
+        doubted = (self.unconfirmed["eps"] == eps) | self.unconfirmed["eps"].isna()
+        withstood[self.unconfirmed.loc[doubted, "position"]] = False
         choices = [~self.correct, self.broken <= eps, self.certified >= eps, withstood]
         state = np.select(choices, STATES[:4], STATES[4])
         frame = {"state": state, "inferred": inferred & (state == "survived")}

@@ -12,8 +12,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from robustbench_rkhs.files import write_whole
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.files import write_whole
 from robustbench_rkhs.verdicts.nearest import Kept, holding, read_kept, write_kept
 from robustbench_rkhs.verdicts.schema import COLUMNS, KEY, validate
 from robustbench_rkhs.verdicts.states import Evaluation

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robustbench_rkhs.node import UserError
+from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.verdicts.schema import ANSWERS
 from robustbench_rkhs.verdicts.states import STATES, Evaluation, Evidence
 from robustbench_rkhs.verdicts.statistics import Proportion

@@ -1,0 +1,181 @@
+"""Where passes still pay: signs that gradients hide something, and a battery spent on a pilot first."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float64, Int
+from torch import Tensor
+
+from robustbench_rkhs.attacks.ball import per_image, unit
+from robustbench_rkhs.attacks.engine import Engine
+from robustbench_rkhs.attacks.engine_attack import EngineAttack
+from robustbench_rkhs.attacks.objective import margin
+from robustbench_rkhs.runtime.counter_rng import mix
+
+NEAR, DRAWN, LEAST = 0.12, 0.08, 10
+"""The pilot: this share of the open images nearest to falling, this share drawn from the rest; at least so many of each."""
+AGREE = 4.0
+"""Where gradients mean something, a small step along one lowers the margin by what it says, up to this factor."""
+DOUBTFUL = 0.1
+"""Share of the open images whose gradients may be useless before no image is spared any more."""
+DEEPER = 0.01
+"""Queries go lower than gradients where they leave less of the clean margin, by this share of it."""
+
+Asks = Literal["gradients", "boundary", "queries"]
+"""What an attack learns from: gradients inside the ball, points at the boundary wherever that is, or answers alone."""
+
+
+class Part(NamedTuple):
+    """What one part of a battery was spent on."""
+
+    label: str
+    tried: int
+    """Images it was run on."""
+    broke: int
+    left_out: int
+    """Images that were open and were spared it."""
+    bound: float
+    """At 95 % confidence, at most this share of those spared would have fallen to it: Clopper and Pearson's bound where none of
+    the drawn images fell. 0 where none was spared."""
+
+
+class Spending(NamedTuple):
+    """What was spent, and why."""
+
+    parts: tuple[Part, ...] = ()
+    signs: tuple[str, ...] = ()
+    """What made the whole battery run on every open image; empty where some were spared."""
+
+
+@contextmanager
+def only(engine: Engine, chosen: Int[Tensor, " some"]) -> Iterator[None]:
+    """Inside, no other image is open."""
+    before = engine.right
+    among = torch.zeros_like(before)
+    among[chosen] = True
+    engine.right = before & among
+    try:
+        yield
+    finally:
+        engine.right = before
+
+
+@contextmanager
+def lowest(engine: Engine, kept: Float64[Tensor, " batch"] | None) -> Iterator[None]:
+    """Inside, `kept` (where given) follows the lowest share of its clean margin that any question about an image left standing."""
+    clean = margin(engine.clean, engine.y).double().clamp_min(1e-300)
+
+    def watch(at: Tensor, logits: Tensor) -> None:
+        assert kept is not None
+        left = (margin(logits, engine.y[at]).double() / clean[at]).nan_to_num(nan=0.0)
+        kept.scatter_reduce_(0, at, left, "amin")
+
+    engine.watch = watch if kept is not None else None
+    try:
+        yield
+    finally:
+        engine.watch = None
+
+
+def run(engine: Engine, part: EngineAttack, chosen: Int[Tensor, " some"]) -> Bool[Tensor, " batch"]:
+    """The part on these images alone; which fell to it."""
+    before = engine.broken
+    with only(engine, chosen):
+        if len(engine.open()):
+            part.search(engine)
+    return engine.broken & ~before
+
+
+@torch.no_grad()
+def doubts(engine: Engine, at: Int[Tensor, " some"]) -> tuple[Bool[Tensor, " batch"], list[str]]:
+    """Images whose gradient says nothing of their margin, and signs that no gradient of this model does.
+
+    The margin's gradient at the image, then a step of an eighth of eps along it: the margin must fall, by what the gradient says up
+    to a factor. Cost: 3 forward passes and a backward pass an image.
+    """
+    y, x = engine.y, engine.x[at]
+    found = engine.slope(at, x, lambda logits, rows: margin(logits, y[at][rows]))
+    signs = []
+    size = engine.clean[at].abs().amax(1) + 1e-30
+    if ((found.logits - engine.clean[at]).abs().amax(1) > 1e-3 * size).double().mean() > 0.01:
+        signs.append("answers differ from one question to the next")
+    way = unit(found.gradient) if engine.norm == "l2" else found.gradient.sign()
+    step = engine.eps[at].clamp_max(1.0) / 8
+    moved = engine.project(at, x - per_image(step.to(x.dtype), x) * way)
+    predicted = ((x - moved) * found.gradient).flatten(1).double().sum(1)
+    actual = found.value.double() - margin(engine.logits(at, moved), y[at]).double()
+    agreement = actual / predicted.clamp_min(1e-300)
+    bad = ~((agreement > 1 / AGREE) & (agreement < AGREE))
+    for name, those in (("gradients are zero", predicted <= 0), ("the margin does not fall as its gradient says", bad)):
+        if those.double().mean() > DOUBTFUL:
+            signs.append(f"{name} on {int(those.sum())} of {len(at)} images")
+    doubtful = torch.zeros_like(engine.right)
+    doubtful[at[bad]] = True
+    return doubtful, signs
+
+
+def pilot(
+    engine: Engine, at: Int[Tensor, " some"], nearness: Float64[Tensor, " batch"], doubtful: Bool[Tensor, " batch"]
+) -> tuple[Int[Tensor, " near"], Int[Tensor, " drawn"], Int[Tensor, " rest"]]:
+    """Open images parted in three: nearest to falling (the doubtful with them), drawn by key from the others, and the rest."""
+    order = at[(nearness[at] - 1e9 * doubtful[at]).argsort(stable=True)]
+    near = max(LEAST, round(NEAR * len(order)), int(doubtful[at].sum()))
+    others = order[near:]
+    tickets = [mix(engine.seed, int(key), 0x9107) for key in engine.keys[others].tolist()]
+    drawn = torch.zeros(len(others), dtype=torch.bool, device=at.device)
+    drawn[sorted(range(len(others)), key=tickets.__getitem__)[: max(LEAST, round(DRAWN * len(order)))]] = True
+    return order[:near], others[drawn], others[~drawn]
+
+
+def frugal(engine: Engine, battery: Sequence[EngineAttack], asks: Sequence[Asks]) -> Spending:
+    """The parts that ask for gradients on every image; the others on a pilot, and on the rest where the pilot says that it may pay.
+
+    Where queries come lower than every gradient did, anything breaks a drawn image, or there are `doubts`, every part runs on all;
+    what broke only images nearest to falling goes on, nearest first, until it breaks none of the next so many.
+    """
+    at = engine.open()
+    if not len(at):
+        return Spending()
+    doubtful, signs = doubts(engine, at)
+    left, blind = torch.full_like(engine.distance, torch.inf), torch.full_like(engine.distance, torch.inf)
+    tried, broke = [0] * len(battery), [0] * len(battery)
+
+    def go(place: int, chosen: Tensor, kept: Tensor | None = None) -> Tensor:
+        standing = chosen[engine.standing(chosen)]
+        with lowest(engine, kept):
+            fell = run(engine, battery[place], standing)
+        tried[place], broke[place] = tried[place] + len(standing), broke[place] + int(fell.sum())
+        return fell
+
+    late = [place for place, ask in enumerate(asks) if ask != "gradients"]
+    for place in (place for place in range(len(battery)) if place not in late):
+        go(place, engine.open(), left)
+    near, drawn, rest = pilot(engine, engine.open(), left, doubtful)
+    if signs:
+        near, drawn, rest = torch.cat([near, drawn, rest]), rest[:0], rest[:0]
+    seen, going = torch.cat([near, drawn]), set()
+    for place in late:
+        fell = go(place, seen, blind if asks[place] == "queries" else None)
+        if fell[near].any():
+            going.add(place)
+        if fell[drawn].any() and len(rest):
+            signs.append(f"{battery[place].label} broke {int(fell[drawn].sum())} of {len(drawn)} drawn images")
+    deeper = int((blind[seen] < left[seen] - DEEPER).sum())
+    if deeper and len(rest):
+        signs.append(f"queries go lower than gradients on {deeper} of {len(seen)} images")
+    spared = [rest[:0]] * len(battery)
+    for place in late:
+        group, further = (rest, rest[:0]) if signs else rest.tensor_split([max(LEAST, len(near) // 2)])
+        while len(group) and (signs or place in going):
+            if not go(place, group).any():
+                going.discard(place)
+            group, further = further.tensor_split([len(group)])
+        spared[place] = torch.cat([group, further])
+    counts = [int(engine.standing(those).sum()) for those in spared]
+    bound = 1 - 0.05 ** (1 / max(len(drawn), 1))
+    rows = zip(battery, tried, broke, counts, strict=True)
+    return Spending(
+        tuple(Part(part.label, a, b, left_out, bound if left_out else 0.0) for part, a, b, left_out in rows), tuple(signs)
+    )

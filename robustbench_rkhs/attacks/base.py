@@ -1,0 +1,67 @@
+"""What an attack is: images in, images out, and the passes it took. It never reports success; the harness measures."""
+
+from typing import ClassVar, NamedTuple
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from robustbench_rkhs.nodes.node import Node, Real, UserError
+from robustbench_rkhs.nodes.threat_model import Box, Norm
+from robustbench_rkhs.runtime.counter_rng import mix
+
+
+class Attacked(NamedTuple):
+    """Adversarial images (the original where nothing better was found) and what each cost."""
+
+    images: Float[Tensor, "batch *image"]
+    forwards: Int[Tensor, " batch"]
+    """Forward passes spent on each image."""
+    backwards: Int[Tensor, " batch"]
+    """Backward passes spent on each image."""
+    broken: Bool[Tensor, " batch"] | None = None
+    """Images that the attack saw fall, and spared what was left of it; None where it spares nothing."""
+
+
+class Attack(Node):
+    """Common fields of all attacks. `__call__(model, x, y, keys)`; `keys`: what its random draws are counted by, one an image."""
+
+    minimal_norm: ClassVar[bool] = False
+    """True: runs once without a budget and answers every eps."""
+
+    norm: Norm = "l2"
+    """Distance that is bounded or minimised, in pixels of [0, 1]."""
+    box: Box = "unit"
+    """`unit`: stay in [0, 1]; `none`: anywhere (kept to reproduce published numbers)."""
+    eps: Real | None = None
+    """Budget: radius of the ball. An evaluation fills it in."""
+    seed: int = 0
+    """Random draws are counted from here."""
+
+    @property
+    def scale_invariant(self) -> bool:
+        """True where multiplying all logits by a constant cannot change what is found."""
+        return False
+
+    @property
+    def label(self) -> str:
+        """The name in tables."""
+        return str(getattr(self, "name", type(self).__name__))
+
+    def aimed(self, *, norm: Norm, eps: float | None, seed: int) -> "Attack":
+        """The same attack at a budget; a minimal-norm attack has none."""
+        return self.model_copy(update={"norm": norm, "eps": None if self.minimal_norm else eps, "seed": seed})
+
+    def again(self, number: int) -> "Attack":
+        """The same attack for the number-th time more, on images whose fall was denied: other draws."""
+        return self.model_copy(update={"seed": mix(self.seed, number)})
+
+    def budget(self) -> float:
+        """The eps it was given, or a clear error."""
+        if self.eps is None:
+            raise UserError(f"attack {self.label!r} needs an eps, found none")
+        if self.eps < 0:
+            raise UserError(f"attack {self.label!r}: eps must not be negative, found {self.eps}")
+        return self.eps
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, keys: Tensor) -> Attacked:
+        raise TypeError(f"{type(self).__name__} is not an attack by itself")

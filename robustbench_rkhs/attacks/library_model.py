@@ -1,0 +1,135 @@
+"""A library's attack, fenced in: what it sees of the model, what it spends, and that it leaves nothing behind."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from robustbench_rkhs.attacks.objective import margin
+from robustbench_rkhs.runtime.modes import evaluating
+
+
+class Counted(nn.Module):
+    """The model as a library sees it: images of any shape in, finite logits out, every sample-pass counted.
+
+    The model is held outside the module tree, so that a library's `.to()`, `.train()` or `.zero_grad()` never reaches it.
+    Images come flattened or padded: the model gets the first entries of each, in its own shape and dtype. Answers that are
+    not finite become 0 or +-1e30, gradients that are not finite become 0, and a model that ignores its input has gradient
+    0 instead of none: a library would stop with an error, or never.
+    """
+
+    def __init__(self, model: nn.Module, shape: torch.Size, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._held = (model,)
+        self.shape, self.size, self.dtype = tuple(shape), shape.numel(), dtype
+        self.gain: Float[Tensor, " batch"] | None = None
+        """A positive factor of each image's logits, or one for all: it changes no prediction."""
+        self.forwards = 0
+        self.backwards = 0
+        self.eval()
+
+    def forward(self, inputs: Float[Tensor, "batch *any"]) -> Float[Tensor, "batch classes"]:
+        pixels = inputs.view_as(inputs)
+        differentiable = torch.is_grad_enabled() and inputs.requires_grad
+        if differentiable:
+            pixels.register_hook(self._backward)
+        images = pixels.flatten(1)[:, : self.size].reshape(-1, *self.shape).to(self.dtype)
+        logits = self._held[0](images).to(inputs.dtype)
+        self.forwards += len(inputs)
+        if differentiable and not logits.requires_grad:
+            logits = logits + 0 * pixels.flatten(1).sum(1, keepdim=True)
+        if self.gain is not None:
+            logits = logits * self.gain[:, None]
+        # a copy, as a library may write into it
+        return logits.nan_to_num(nan=0.0, posinf=1e30, neginf=-1e30).clone()
+
+    def _backward(self, gradient: Tensor) -> Tensor:
+        self.backwards += len(gradient)
+        return gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+    @torch.no_grad()
+    def standing(self, x: Float[Tensor, "batch *image"], y: Int[Tensor, " batch"], batch: int = 256) -> Bool[Tensor, " batch"]:
+        """Which images the model itself still gets right; an answer that is not finite is not right. Not counted."""
+        right = [torch.zeros(0, dtype=torch.bool, device=x.device)]
+        for images, labels in zip(x.split(batch), y.split(batch), strict=True):
+            logits = self._held[0](images.reshape(-1, *self.shape).to(self.dtype))
+            right.append((logits.argmax(1) == labels) & logits.isfinite().all(1))
+        return torch.cat(right)
+
+    def spent(self, attacked: Bool[Tensor, " batch"]) -> tuple[Int[Tensor, " batch"], Int[Tensor, " batch"]]:
+        """Forward and backward passes, shared out evenly over the attacked images: libraries count by the batch."""
+        return _shares(self.forwards, attacked), _shares(self.backwards, attacked)
+
+
+def _shares(total: int, attacked: Bool[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+    """Integers that sum to `total`, as equal as can be over the attacked and 0 elsewhere."""
+    shares = torch.zeros(len(attacked), dtype=torch.int64, device=attacked.device)
+    images = int(attacked.sum())
+    if images:
+        places = torch.arange(images, device=attacked.device)
+        shares[attacked] = total // images + (places < total % images).long()
+    return shares
+
+
+MARGIN = 10.0
+"""Clean margin that `gain` gives: cross-entropy sees little but the runner-up, and float32 still sees both."""
+
+
+def gain(logits: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """The positive factor that puts each image's margin, or a hundredth of its spread where that is more, at MARGIN.
+
+    It changes no prediction, and no choice of scale can hide anything from cross-entropy any more.
+    """
+    spread = logits.amax(1) - logits.amin(1)
+    size = torch.maximum(margin(logits, y), spread / 100)
+    return torch.where((size > 0) & size.isfinite(), MARGIN / size.clamp(1e-30, 1e30), 1)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode with frozen weights; all is given back as it was.
+
+    Frozen weights spare weight gradients (29% of FAB on VGG-11) and keep `.grad` untouched. Every submodule gets its own mode
+    back, and a buffer that a forward pass wrote to its value.
+    """
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        for parameter, _ in wanted:
+            parameter.requires_grad_(False)
+        with evaluating(model):
+            yield
+    finally:
+        for parameter, flag in wanted:
+            parameter.requires_grad_(flag)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
+
+
+@contextmanager
+def counting(model: nn.Module, x: Float[Tensor, "batch *image"]) -> Iterator[Counted]:
+    """The model, `frozen`, wrapped for a library's images like `x`."""
+    with frozen(model):
+        yield Counted(model, x.shape[1:], x.dtype)
+
+
+@contextmanager
+def confined_randomness(seed: int) -> Iterator[None]:
+    """The global generators of torch, numpy and Python, seeded inside and given back as they were."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+            yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)

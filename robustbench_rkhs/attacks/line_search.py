@@ -1,0 +1,35 @@
+"""A last look between each image and its nearest adversarial one: the line between them crosses the boundary somewhere."""
+
+import torch
+
+from robustbench_rkhs.attacks.ball import per_image
+from robustbench_rkhs.attacks.engine import Engine
+from robustbench_rkhs.attacks.objective import margin, misclassified
+
+
+@torch.no_grad()
+def nearer(engine: Engine) -> None:
+    r"""For images without a finite eps: secants of the margin m on the line from image to adversarial one, bracketed.
+
+    .. math:: t = t^* + 0.05\, (t_1 - t^*), \qquad t^* = t_0 + (t_1 - t_0)\, \frac{m(t_0)}{m(t_0) - m(t_1)}
+
+    The point asked lies a twentieth of the way from the secant's zero back to the adversarial end, so that a straight margin lands
+    just across. The engine keeps what is nearer. Cost: 3 forward passes an image (the first asks for the margin at hand).
+    Source: the final search of Croce & Hein, ICML 2020.
+    """
+    at = (engine.right & engine.broken & engine.eps.isinf()).nonzero().flatten()
+    if len(at) == 0:
+        return
+    x, y = engine.x[at], engine.y[at]
+    offset = engine.images[at] - x
+    low, high = torch.zeros_like(engine.distance[at]), torch.ones_like(engine.distance[at])
+    over = margin(engine.clean[at], y).double()
+    under = margin(engine.logits(at, engine.images[at]), y).double()
+    for _ in range(2):
+        crossing = low + (high - low) * over / (over - under)
+        crossing = torch.where(crossing.isfinite(), crossing, (low + high) / 2)
+        share = crossing + 0.05 * (high - crossing)
+        seen = engine.logits(at, x + per_image(share.to(x.dtype), x) * offset)
+        found, adversarial = margin(seen, y).double(), misclassified(seen, y)
+        low, over = torch.where(adversarial, low, share), torch.where(adversarial, over, found)
+        high, under = torch.where(adversarial, share, high), torch.where(adversarial, found, under)

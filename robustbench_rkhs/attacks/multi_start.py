@@ -1,0 +1,103 @@
+"""What DDN, FMN and ALMA share: they start on the linearised boundaries of the nearest classes and walk by the gradient."""
+
+from typing import ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+from pydantic import Field
+from torch import Tensor
+
+from robustbench_rkhs.attacks.ball import distances
+from robustbench_rkhs.attacks.engine import Engine, Value
+from robustbench_rkhs.attacks.engine_attack import EngineAttack
+from robustbench_rkhs.attacks.hyperplane import distance_to_plane, onto_plane
+from robustbench_rkhs.attacks.linearised import nearest_classes
+from robustbench_rkhs.attacks.objective import likeliest_classes, margin, misclassified
+from robustbench_rkhs.nodes.node import Real
+
+SCOUTED = 10
+"""Steps after which a start is judged by what it found."""
+
+
+class Seen(NamedTuple):
+    """What is known of each start's perturbation."""
+
+    delta: Float[Tensor, "some *image"]
+    away: Float64[Tensor, " some"]
+    """Its length, which the box may have made less than was wanted."""
+    gradient: Float[Tensor, "some *image"]
+    gap: Float64[Tensor, " some"]
+    """Linearised distance from there to the boundary; infinite where there is no slope."""
+    wrong: Bool[Tensor, " some"]
+    held: Bool[Tensor, " some"]
+    """A point short of the boundary was seen."""
+    never: Bool[Tensor, " some"]
+    """No point beyond the boundary was seen."""
+    step: int
+    """How many were taken."""
+
+
+class StartsAttack(EngineAttack):
+    """Fields and loop of the three; each says what it keeps of a start and where it moves."""
+
+    minimal_norm: ClassVar[bool] = True
+
+    steps: int = Field(50, ge=1)
+    """Gradient steps of each start."""
+    starts: int = Field(3, ge=1)
+    """Starts, on the linearised boundaries of the nearest classes."""
+    candidates: int = Field(10, ge=1)
+    """Likeliest other classes that are looked at when the nearest are chosen."""
+    hopeless: Real = Field(1.05, gt=1)
+    """After ten steps a start leaves where the nearest it found is so many times as far as the image's nearest."""
+
+    @property
+    def scale_invariant(self) -> bool:
+        return True
+
+    def value(self, engine: Engine, at: Int[Tensor, " some"]) -> Value:
+        """What is lowered."""
+        return lambda logits, rows: margin(logits, engine.y[at[rows]])
+
+    def begin(self, delta: Float[Tensor, "some *image"], away: Float64[Tensor, " some"]) -> tuple[Tensor, ...]:
+        """What is kept of each start, before the first step; `away`: the length of `delta`, its linearised distance."""
+        raise TypeError(f"{type(self).__name__} is not an attack by itself")
+
+    def move(self, seen: Seen, kept: tuple[Tensor, ...]) -> tuple[Float[Tensor, "some *image"], tuple[Tensor, ...]]:
+        """The next perturbation, before the box, and what is kept."""
+        raise TypeError(f"{type(self).__name__} is not an attack by itself")
+
+    @torch.no_grad()
+    def search(self, engine: Engine) -> None:
+        self.walk(engine, engine.open())
+
+    @torch.no_grad()
+    def walk(self, engine: Engine, at: Int[Tensor, " some"]) -> None:
+        """All starts of the images at these positions, step by step."""
+        if not len(at) or engine.clean.shape[1] < 2:
+            return
+        near = nearest_classes(engine, at, likeliest_classes(engine.clean[at], engine.y[at], self.candidates), self.starts)
+        at, x = near.at, engine.x[near.at]
+        image = x + onto_plane(x, near.gap, near.gradient, engine.norm, engine.box)
+        away = distances(x, image, engine.norm)
+        found, kept = torch.full_like(away, torch.inf), self.begin(image - x, away)
+        nearest = torch.full_like(engine.distance, torch.inf)  # of all starts of an image, inside its eps or not
+        held = torch.zeros_like(at, dtype=torch.bool)
+        for step in range(self.steps):
+            told = engine.slope(at, image, self.value(engine, at))
+            x, away = engine.x[at], distances(engine.x[at], image, engine.norm)
+            wrong = misclassified(told.logits, engine.y[at])
+            found = torch.where(wrong, torch.minimum(found, away), found)
+            nearest = nearest.scatter_reduce(0, at, found, "amin")
+            held |= ~wrong
+            gap = distance_to_plane(margin(told.logits, engine.y[at]), told.gradient, engine.norm).to(away)
+            seen = Seen(image - x, away, told.gradient, gap, wrong, held, found == torch.inf, step)
+            delta, kept = self.move(seen, kept)
+            image = (x + delta).clamp(0, 1) if engine.box == "unit" else x + delta
+            apart = torch.where(found == torch.inf, away, found)  # what never crossed may yet, not far from where it is
+            on = engine.standing(at) & ~((step >= SCOUTED) & (apart > self.hopeless * nearest[at]))
+            at, image, found, held, *rest = (values[on] for values in (at, image, found, held, *kept))
+            kept = tuple(rest)
+            if not len(at):
+                return
+        engine.logits(at, image)

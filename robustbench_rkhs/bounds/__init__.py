@@ -1,0 +1,18 @@
+"""Proven Lipschitz bounds of whole networks: `upper`, and `pairs` of classes; what is not proved is refused by name."""
+
+from robustbench_rkhs.bounds.eclipse import eclipse_pairs
+from robustbench_rkhs.bounds.liplt import liplt_pairs
+from robustbench_rkhs.bounds.network import Step, combined, joined, opened, pairs, stacked, steps, upper
+
+__all__ = [
+    "Step",
+    "combined",
+    "eclipse_pairs",
+    "joined",
+    "liplt_pairs",
+    "opened",
+    "pairs",
+    "stacked",
+    "steps",
+    "upper",
+]

@@ -1,0 +1,342 @@
+"""Any module whose forward pass is made of a closed list of operations, as a chain of layers with rules."""
+
+import inspect
+import re
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from robustbench_rkhs.bounds import operations as known
+from robustbench_rkhs.bounds.folding import added, folded
+from robustbench_rkhs.bounds.operations import UNCOMPUTED
+from robustbench_rkhs.bounds.tracing import Traced, images, place, trace, user_path
+from robustbench_rkhs.layers import Concatenate, Residual
+from robustbench_rkhs.lipschitz.bounds import Uncertifiable
+from robustbench_rkhs.lipschitz.guard import named
+
+CLOSE = 1e-8
+"""How far the chain's outputs may be from the model's, relative to the largest: float64 rounding of deep networks."""
+MOST = 20_000
+"""Layers at most: branches that share what they compute are written out one by one."""
+
+
+class Item(NamedTuple):
+    """A layer of the chain, under the name it has in the model."""
+
+    name: str
+    layer: nn.Module
+    outputs: tuple[int, ...]
+    """Output shape without the batch dimension."""
+
+
+class Operation(NamedTuple):
+    """What an operation makes of the values it reads: layers in a row, or a join of several."""
+
+    join: str
+    """'' for layers on one value; 'sum' or 'cat'."""
+    inputs: tuple[fx.Node, ...]
+    layers: tuple[tuple[nn.Module, ...], ...]
+    """The layers on each of them."""
+
+
+def chained(model: nn.Module, shape: tuple[int, ...]) -> nn.Sequential:
+    r"""A float64 chain of layers with rules that computes what the model does on images of `shape`.
+
+    The forward pass is recorded by torch.fx. Where a value is read by several branches that meet again they become a `Residual`
+    (added) or a `Concatenate` (dimension 1), from the last value that all of them come from; so any graph with one input is taken,
+    what branches share being written out in each. A normalisation is folded into the kernel before it, and a sum of kernels and
+    identities into one kernel, exactly. Layers keep the dotted paths they have in the model ("~2" the second time).
+    Checked at the end: the chain gives the model's outputs on random images.
+    Raises Uncertifiable, naming the module and the operation, where one is not on the list, and as `tracing.trace` does.
+    Cost: a copy, and four forward passes in float64.
+    """
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+        traced = trace(model, shape)
+        chain = _Builder(traced, shape, type(model).__name__).chain()
+        if not all(_agrees(traced.model, chain, images(shape, count, count) * count) for count in (3, 1)):
+            raise Uncertifiable(f"{named('', model)}: the traced graph does not compute what the model does")
+    return chain
+
+
+def _agrees(model: nn.Module, chain: nn.Module, x: Tensor) -> bool:
+    """Whether both give the same outputs up to rounding; what neither layer takes is for its rule to refuse."""
+    try:
+        wanted = model(x.clone())
+    except Exception:  # the model's own code, which took two images when it was traced
+        return False
+    found = chain(x.clone())
+    if not wanted.isfinite().all():  # with weights like that its rule says so
+        return not all(tensor.isfinite().all() for tensor in [*model.parameters(), *model.buffers()])
+    return wanted.shape == found.shape and bool((wanted - found).abs().max() <= CLOSE * wanted.abs().max())
+
+
+class _Builder:
+    """Takes a traced graph apart."""
+
+    def __init__(self, traced: Traced, shape: tuple[int, ...], title: str) -> None:
+        self.traced, self.shape, self.title, self.made = traced, shape, title, 0
+        self.operations: dict[fx.Node, Operation] = {}
+        self.roots: dict[fx.Node, tuple[fx.Node, int]] = {}
+        """Whose memory a value lies in, and how often that had been overwritten."""
+        self.writes: dict[fx.Node, int] = {}
+        self.parents: dict[fx.Node, fx.Node] = {}
+        """The last value through which all of a value comes."""
+        self.depths: dict[fx.Node, int] = {}
+        self.source, self.sink = self._read()
+
+    def chain(self) -> nn.Sequential:
+        return _sequence(self._between(self.source, self.sink))
+
+    def _read(self) -> tuple[fx.Node, fx.Node]:
+        """The operations of all values that the output needs, in order."""
+        nodes = list(self.traced.graph.nodes)
+        source, output = nodes[0], nodes[-1]
+        self.depths[source], self.roots[source], self.writes[source] = 0, (source, 0), 0
+        sizes: set[fx.Node] = set()
+        for node in nodes[1:-1]:
+            try:
+                if not any(one in self.depths or one in sizes for one in node.all_input_nodes):
+                    continue  # a constant
+                if not isinstance(self.traced.values[node], Tensor):
+                    if node.target not in known.SIZES:
+                        raise Uncertifiable("no rule for this operation")
+                    sizes.add(node)
+                    continue
+                self._add(node, self._operation(node))
+            except Uncertifiable as refused:
+                raise Uncertifiable(self._named(node, refused)) from None
+        (found,) = output.args
+        if not isinstance(found, fx.Node) or found not in self.depths:
+            what = "a constant" if isinstance(found, fx.Node) else type(found).__name__
+            raise Uncertifiable(
+                f"no proven Lipschitz bound for the model ({self.title}): expected one tensor of outputs, found {what}"
+            )
+        try:
+            self._check_kept(found)
+        except Uncertifiable as refused:
+            raise Uncertifiable(self._named(output, refused)) from None
+        return source, found
+
+    def _named(self, node: fx.Node, refused: Uncertifiable) -> str:
+        path, operation = place(node)
+        if not operation:
+            module = self.traced.root.get_submodule(str(node.target))
+            text = str(refused)
+            start = named(path, module)
+            return text if text.startswith(start) else f"{start}: {text}"
+        return f"no proven Lipschitz bound for {path or 'the model'} (operation {operation}): {refused}"
+
+    def _value(self, argument: Any) -> Any:
+        """An argument with constants and shapes filled in; values that depend on the image stay symbols."""
+        return fx.node.map_arg(argument, lambda one: one if one in self.depths else self.traced.values[one])
+
+    def _outputs(self, node: fx.Node) -> tuple[int, ...]:
+        return tuple(self.traced.values[node].shape[1:])
+
+    def _add(self, node: fx.Node, operation: Operation) -> None:
+        for one in operation.inputs:
+            self._check_kept(one)
+        self.operations[node] = operation
+        first = operation.inputs[0]
+        root, version = self.roots[first]
+        if _overwrites(node, self.traced.root):
+            self.writes[root] += 1
+            self.roots[node] = root, self.writes[root]
+        elif not operation.join and all(isinstance(one, UNCOMPUTED) for one in operation.layers[0]):
+            self.roots[node] = root, version
+        else:
+            self.roots[node], self.writes[node] = (node, 0), 0
+        parent = first
+        for one in operation.inputs[1:]:
+            parent = self._common(parent, one)
+        self.parents[node], self.depths[node] = parent, self.depths[parent] + 1
+
+    def _check_kept(self, value: fx.Node) -> None:
+        """Raises Uncertifiable where a value that is read now was overwritten after it was made."""
+        root, version = self.roots[value]
+        if version < self.writes[root]:
+            raise Uncertifiable("it reads a value that an operation before it overwrites")
+
+    def _common(self, one: fx.Node, other: fx.Node) -> fx.Node:
+        """The last value through which both come."""
+        while one is not other:
+            if self.depths[one] >= self.depths[other]:
+                one = self.parents[one]
+            else:
+                other = self.parents[other]
+        return one
+
+    def _operation(self, node: fx.Node) -> Operation:
+        """What an operation does. Raises Uncertifiable where it is not on the list."""
+        target = node.target
+        args, keywords = self._value(node.args), self._value(node.kwargs)
+        if target in known.CONCATENATE:
+            return self._concatenation(args, keywords)
+        if target in known.ADD | known.SUBTRACT | known.MULTIPLY | known.DIVIDE:
+            return self._arithmetic(target, args, keywords)
+        read = [one for one in node.all_input_nodes if one in self.depths]
+        if len(read) != 1 or not args or args[0] is not read[0]:
+            raise Uncertifiable("no rule for this operation")
+        before = self._outputs(args[0])
+        if node.op == "call_module":
+            if len(args) > 1 or keywords:
+                raise Uncertifiable("no rule for a layer with several arguments")
+            module = self.traced.root.get_submodule(str(target))
+            layers = known.module_layers(user_path(str(target)), module, before)
+        elif target in known.NEGATE:
+            layers = known.scaled(-1.0, before)
+        elif target in known.RESHAPE:
+            if len(self.traced.values[node].shape) < 2 or len(self.traced.values[node]) != len(self.traced.values[args[0]]):
+                raise Uncertifiable(f"no rule for reshaping the batch to {tuple(self.traced.values[node].shape)}")
+            layers = known.reshaped(before, self._outputs(node))
+        elif target in known.MEAN:
+            layers = _call(known.mean, (before, *args), keywords)
+        elif target in known.ADAPTIVE:
+            layers = _call(lambda input, output_size: known.adaptive(output_size, before), args, keywords)
+        elif target in known.ADAPTIVE_MAX:
+            layers = [_call(_adaptive_max, args, keywords)]
+        elif target in known.LAYERS:
+            layers = [_call(known.LAYERS[target], args, keywords).eval()]
+        else:
+            raise Uncertifiable("no rule for this operation")
+        return Operation("", (args[0],), (tuple(layers),))
+
+    def _concatenation(self, args: Any, keywords: Any) -> Operation:
+        tensors, dim = _call(lambda tensors, dim=0, axis=None: (tensors, dim if axis is None else axis), args, keywords)
+        tensors = list(tensors)
+        if not all(isinstance(one, fx.Node) for one in tensors):
+            raise Uncertifiable("no rule for a constant beside images")
+        if dim % len(self.traced.values[tensors[0]].shape) != 1:
+            raise Uncertifiable(f"no rule for dimension {dim}, expected 1")
+        for node, earlier in reversed(list(self.operations.items())):  # cat(a, b, c) = cat(cat(a, b), c), which shares cat(a, b)
+            size = len(earlier.inputs)
+            if earlier.join == "cat" and size < len(tensors) and self._flat(node) == self._flat(*tensors[: self._length(node)]):
+                tensors = [node, *tensors[self._length(node) :]]
+                break
+        return Operation("cat", tuple(tensors), ((),) * len(tensors))
+
+    def _flat(self, *nodes: fx.Node) -> list[fx.Node]:
+        """The values side by side in a concatenation of concatenations."""
+        flat: list[fx.Node] = []
+        for node in nodes:
+            found = self.operations.get(node)
+            flat += self._flat(*found.inputs) if found and found.join == "cat" else [node]
+        return flat
+
+    def _length(self, node: fx.Node) -> int:
+        return len(self._flat(node))
+
+    def _arithmetic(self, target: Any, args: Any, keywords: Any) -> Operation:
+        """Sums and differences of values, and their sums, differences, products and quotients with constants."""
+        if (
+            keywords.get("alpha", 1) != 1
+            or keywords.get("rounding_mode") is not None
+            or set(keywords) - {"alpha", "other", "rounding_mode"}
+        ):
+            raise Uncertifiable(f"no rule for the options {sorted(keywords)}")
+        one, other = (*args, keywords["other"]) if "other" in keywords else args
+        left, right = isinstance(one, fx.Node), isinstance(other, fx.Node)
+        if left and right:
+            if target not in known.ADD | known.SUBTRACT:
+                raise Uncertifiable("no rule for two values that both depend on the image")
+            if self._outputs(one) != self._outputs(other):
+                raise Uncertifiable(f"no rule for adding images of {self._outputs(one)} and {self._outputs(other)}")
+            minus = tuple(known.scaled(-1.0, self._outputs(other))) if target in known.SUBTRACT else ()
+            return Operation("sum", (one, other), ((), minus))
+        image, constant = (one, other) if left else (other, one)
+        before = self._outputs(image)
+        if target in known.ADD:
+            layers = known.shifted(constant, before, 1)
+        elif target in known.MULTIPLY:
+            layers = known.scaled(constant, before)
+        elif target in known.SUBTRACT:
+            layers = (
+                known.shifted(constant, before, -1) if left else [*known.scaled(-1.0, before), *known.shifted(constant, before, 1)]
+            )
+        elif left:
+            layers = known.scaled(1 / known.per_channel(constant, before).reshape(-1, *[1] * (len(before) - 1)), before)
+        else:
+            raise Uncertifiable("no rule for a constant divided by a value that depends on the image")
+        return Operation("", (image,), (tuple(layers),))
+
+    def _between(self, start: fx.Node, end: fx.Node) -> list[Item]:
+        """The layers that make the value `end` of the value `start`, which all of it comes through."""
+        runs: list[list[Item]] = []
+        while end is not start:
+            operation, outputs = self.operations[end], self._outputs(end)
+            name = ".".join(filter(None, [place(end)[0], re.sub(r"_\d+$", "", end.name) if end.op != "call_module" else ""]))
+            if not operation.join:
+                (previous,), (layers,) = operation.inputs, operation.layers
+                shapes = [outputs if number == len(layers) - 1 else None for number in range(len(layers))]
+                runs.append([Item(name, one, at or self._outputs(previous)) for one, at in zip(layers, shapes, strict=True)])
+            else:
+                previous = self.parents[end]
+                branches = []
+                for one, layers in zip(operation.inputs, operation.layers, strict=True):
+                    branches.append([*self._between(previous, one), *(Item(name, each, self._outputs(one)) for each in layers)])
+                runs.append(
+                    [Item(name, self._joined(operation.join, list(map(_folded, branches)), self._outputs(previous)), outputs)]
+                )
+            self.made += len(runs[-1])
+            if self.made > MOST:
+                raise Uncertifiable(
+                    f"no proven Lipschitz bound for the model ({self.title}): its branches share too much to be written out"
+                )
+            end = previous
+        return _folded([item for run in reversed(runs) for item in run])
+
+    def _joined(self, join: str, branches: list[list[Item]], shape: tuple[int, ...]) -> nn.Module:
+        if join == "cat":
+            return Concatenate([_sequence(branch) for branch in branches])
+        merged = added([[item.layer for item in branch] for branch in branches], shape)
+        if merged is not None:
+            return merged
+        one, other = map(_sequence, branches)
+        return Residual(one, other)
+
+
+def _adaptive_max(input: Any, output_size: Any, return_indices: bool = False) -> nn.Module:
+    return nn.AdaptiveMaxPool2d(output_size, return_indices)
+
+
+def _call(function: Any, args: Any, keywords: Any) -> Any:
+    """The function's value. Raises Uncertifiable at options it does not have."""
+    try:
+        inspect.signature(function).bind(*args, **keywords)
+    except TypeError as refused:
+        raise Uncertifiable(f"no rule for these options: {refused}") from None
+    return function(*args, **keywords)
+
+
+def _overwrites(node: fx.Node, root: fx.GraphModule) -> bool:
+    """Whether an operation writes its result over what it reads."""
+    if node.op == "call_module":
+        return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
+    if node.target in known.IN_PLACE or node.kwargs.get("inplace"):
+        return True
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return name.endswith("_") and not name.endswith("__")
+
+
+def _folded(items: list[Item]) -> list[Item]:
+    """The chain with every diagonal folded into the kernel before it."""
+    kept: list[Item] = []
+    for item in items:
+        one = folded(kept[-1].layer, item.layer, kept[-1].outputs) if kept else None
+        if one is None:
+            kept.append(item)
+        else:
+            kept[-1] = Item(kept[-1].name, one, item.outputs)
+    return kept
+
+
+def _sequence(items: list[Item]) -> nn.Sequential:
+    """A chain under the model's own paths; nn.Sequential would refuse their dots, which nothing but get_submodule minds."""
+    chain = nn.Sequential()
+    for item in items:
+        name, number = item.name, 2
+        while name in chain._modules:
+            name, number = f"{item.name}~{number}", number + 1
+        chain._modules[name] = item.layer
+    return chain.eval()

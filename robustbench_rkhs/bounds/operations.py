@@ -1,0 +1,231 @@
+"""The closed list: which layers compute what a traced operation does to one image. Anything else is refused by name."""
+
+import copy
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robustbench_rkhs.layers import Scale
+from robustbench_rkhs.lipschitz.bounds import Uncertifiable
+from robustbench_rkhs.lipschitz.guard import leaves
+
+UNCOMPUTED = (nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d)
+"""Layers that (in eval mode) do no arithmetic."""
+SELF_NORMALISING = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LocalResponseNorm)
+"""Layers that divide by the image's own spread: no slope bounds them where that is near zero."""
+
+
+def _dropout(x: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> nn.Module:
+    if training:
+        raise Uncertifiable("it is random in training mode; pass training=self.training and call model.eval() first")
+    return nn.Identity()
+
+
+def _pad(x: Any, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> nn.Module:
+    if mode != "constant" or value or len(pad) > 4:
+        raise Uncertifiable(
+            f"no rule for padding {tuple(pad)} in mode {mode!r} with value {value}, expected zeros around the image"
+        )
+    left, right, top, bottom = (*pad, *(0,) * (4 - len(pad)))
+    return nn.ZeroPad2d((left, right, top, bottom))
+
+
+def _flatten(x: Any, start_dim: int = 0, end_dim: int = -1) -> nn.Module:
+    return nn.Flatten(start_dim, end_dim)
+
+
+def _max_pool(
+    x: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> nn.Module:
+    return nn.MaxPool2d(kernel_size, stride or None, padding, dilation, return_indices, ceil_mode)
+
+
+def _average_pool(
+    x: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> nn.Module:
+    return nn.AvgPool2d(kernel_size, stride or None, padding, ceil_mode, count_include_pad, divisor_override)
+
+
+def _linear(x: Any, weight: Any, bias: Any = None) -> nn.Module:
+    return _weighted(nn.Linear(weight.shape[1], weight.shape[0], bias is not None), weight, bias)
+
+
+def _convolution(
+    x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> nn.Module:
+    sizes = (weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]))
+    return _weighted(nn.Conv2d(*sizes, stride, padding, dilation, groups, bias is not None), weight, bias)
+
+
+def _weighted(layer: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    layer.weight = nn.Parameter(weight.detach().double().clone(), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().double().clone(), requires_grad=False)
+    return layer.eval()
+
+
+LAYERS: dict[Any, Callable[..., nn.Module]] = {
+    functional.relu: lambda x, inplace=False: nn.ReLU(),
+    functional.leaky_relu: lambda x, negative_slope=0.01, inplace=False: nn.LeakyReLU(negative_slope),
+    functional.relu6: lambda x, inplace=False: nn.ReLU6(),
+    functional.elu: lambda x, alpha=1.0, inplace=False: nn.ELU(alpha),
+    functional.selu: lambda x, inplace=False: nn.SELU(),
+    functional.celu: lambda x, alpha=1.0, inplace=False: nn.CELU(alpha),
+    functional.gelu: lambda x, approximate="none": nn.GELU(approximate),
+    functional.silu: lambda x, inplace=False: nn.SiLU(),
+    functional.softplus: lambda x, beta=1.0, threshold=20.0: nn.Softplus(beta, threshold),
+    functional.hardtanh: lambda x, min_val=-1.0, max_val=1.0, inplace=False: nn.Hardtanh(min_val, max_val),
+    functional.softsign: lambda x: nn.Softsign(),
+    functional.hardswish: lambda x, inplace=False: nn.Hardswish(),
+    functional.max_pool2d: _max_pool,
+    functional.avg_pool2d: _average_pool,
+    functional.dropout: _dropout,
+    functional.dropout2d: _dropout,
+    functional.pad: _pad,
+    functional.pixel_unshuffle: lambda x, downscale_factor: nn.PixelUnshuffle(downscale_factor),
+    functional.pixel_shuffle: lambda x, upscale_factor: nn.PixelShuffle(upscale_factor),
+    functional.linear: _linear,
+    functional.conv2d: _convolution,
+    torch.flatten: _flatten,
+    "flatten": _flatten,
+    "contiguous": lambda x: nn.Identity(),
+}
+for _target in (torch.relu, torch.relu_, functional.relu_, "relu", "relu_"):
+    LAYERS[_target] = lambda x: nn.ReLU()
+for _target in (torch.tanh, torch.tanh_, functional.tanh, "tanh", "tanh_"):
+    LAYERS[_target] = lambda x: nn.Tanh()
+for _target in (torch.sigmoid, torch.sigmoid_, functional.sigmoid, "sigmoid", "sigmoid_"):
+    LAYERS[_target] = lambda x: nn.Sigmoid()
+
+ADD = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
+SUBTRACT = frozenset({operator.sub, operator.isub, torch.sub, torch.subtract, "sub", "sub_", "subtract"})
+MULTIPLY = frozenset({operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply"})
+DIVIDE = frozenset({operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide, "div", "div_", "divide"})
+NEGATE = frozenset({operator.neg, torch.neg, "neg"})
+CONCATENATE = frozenset({torch.cat, torch.concat, torch.concatenate})
+RESHAPE = frozenset({torch.reshape, "view", "reshape"})
+MEAN = frozenset({torch.mean, "mean"})
+ADAPTIVE = frozenset({functional.adaptive_avg_pool2d})
+ADAPTIVE_MAX = frozenset({functional.adaptive_max_pool2d})
+SIZES = frozenset(
+    {
+        getattr,
+        operator.getitem,
+        operator.add,
+        operator.sub,
+        operator.mul,
+        operator.floordiv,
+        operator.mod,
+        operator.neg,
+        int,
+        "size",
+        "dim",
+    }
+)
+"""Operations that may lead from an image to its shape, which is known."""
+IN_PLACE = frozenset({operator.iadd, operator.isub, operator.imul, operator.itruediv})
+
+
+def module_layers(path: str, module: nn.Module, before: tuple[int, ...]) -> list[nn.Module]:
+    """A leaf of the graph as layers with rules, checked as `guard.leaves` does; what works in place no longer does."""
+    if isinstance(module, SELF_NORMALISING):
+        raise Uncertifiable("it divides by the image's own spread, so no slope bounds it")
+    if type(module) is nn.AdaptiveAvgPool2d:
+        return adaptive(module.output_size, before)
+    list(leaves(module, path))
+    if getattr(module, "inplace", False):
+        module = copy.copy(module)
+        module.inplace = False  # type: ignore[assignment]
+    return [] if type(module) is nn.Identity else [module]
+
+
+def adaptive(size: Any, before: tuple[int, ...]) -> list[nn.Module]:
+    """An adaptive average pool: nothing where the size stays, an average pool where the new one divides it."""
+    if len(before) != 3:
+        raise Uncertifiable(f"expected images of (channel, height, width), found shape {before}")
+    wanted = (size, size) if isinstance(size, int) or size is None else tuple(size)
+    height, width = (old if new is None else new for old, new in zip(before[1:], wanted, strict=True))
+    if (height, width) == before[1:]:
+        return []
+    if (height, width) != (1, 1) and before[1] % height == 0 and before[2] % width == 0:
+        return [nn.AvgPool2d((before[1] // height, before[2] // width))]
+    return [nn.AdaptiveAvgPool2d((height, width) if (height, width) != (1, 1) else 1)]
+
+
+def mean(
+    before: tuple[int, ...], x: Any, dim: Any = None, keepdim: bool = False, dtype: None = None, axis: Any = None
+) -> list[nn.Module]:
+    """The mean over all pixels of each channel."""
+    dims = axis if dim is None else dim
+    found = sorted(d % (len(before) + 1) for d in ([dims] if isinstance(dims, int) else dims or ()))
+    if dtype is not None or found != list(range(2, len(before) + 1)) or len(before) not in (2, 3):
+        raise Uncertifiable(f"no rule for the mean over dimensions {dims} of (batch, *{before})")
+    pool = nn.AdaptiveAvgPool2d(1) if len(before) == 3 else nn.AdaptiveAvgPool1d(1)
+    return [pool] if keepdim else [pool, nn.Flatten()]
+
+
+def reshaped(before: tuple[int, ...], after: tuple[int, ...]) -> list[nn.Module]:
+    """Rows of numbers in the same order: each image as one vector, or as it was."""
+    if before == after:
+        return []
+    if after != (math.prod(before),):
+        raise Uncertifiable(f"no rule for reshaping images of {before} to {after}")
+    return [nn.Flatten()]
+
+
+def scaled(value: Any, before: tuple[int, ...]) -> list[nn.Module]:
+    """Multiplication by a number, or one number a channel."""
+    constant = per_channel(value, before)
+    if constant.numel() == 1:
+        return [] if constant.item() == 1 else [Scale(constant.item())]
+    return [_fixed(before, weight=constant)]
+
+
+def shifted(value: Any, before: tuple[int, ...], sign: float) -> list[nn.Module]:
+    """Addition (sign 1) or subtraction (sign -1) of a number, or one number a channel."""
+    constant = per_channel(value, before)
+    if not constant.any():
+        return []
+    return [_fixed(before, bias=constant) if sign > 0 else _fixed(before, running_mean=constant)]
+
+
+def per_channel(value: Any, before: tuple[int, ...]) -> Tensor:
+    """A constant as one number, or one a channel. Raises Uncertifiable where it is neither."""
+    if not isinstance(value, int | float | Tensor) or (isinstance(value, Tensor) and value.is_complex()):
+        raise Uncertifiable(f"expected a constant number or tensor, found {type(value).__name__}")
+    constant = torch.as_tensor(value).detach().to("cpu", torch.float64)
+    if not constant.isfinite().all():
+        raise Uncertifiable("expected a finite constant, found NaN or infinity")
+    if constant.numel() == 1 and constant.dim() <= len(before) + 1:
+        return constant.reshape(1)
+    spread = (1,) * (len(before) + 1 - constant.dim()) + tuple(constant.shape)
+    if spread != (1, before[0], *(1,) * (len(before) - 1)):
+        raise Uncertifiable(f"expected one number or one a channel, found a constant of shape {tuple(constant.shape)} on {before}")
+    return constant.reshape(-1)
+
+
+def _fixed(before: tuple[int, ...], **tensors: Tensor) -> nn.Module:
+    """A batch norm of variance one that scales and shifts by constants."""
+    if len(before) not in (1, 3):
+        raise Uncertifiable(f"no rule for a constant a channel on images of {before}")
+    norm = (nn.BatchNorm1d if len(before) == 1 else nn.BatchNorm2d)(before[0], eps=0.0, dtype=torch.float64)
+    for name, values in tensors.items():
+        getattr(norm, name).data = values.expand(before[0]).clone()
+    return norm.requires_grad_(False).eval()

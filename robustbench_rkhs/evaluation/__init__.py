@@ -1,0 +1,1 @@
+"""Evaluation: EvalRecipe -> predictions, certificates, attacks, diagnosis -> verdicts."""

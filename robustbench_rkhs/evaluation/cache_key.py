@@ -1,0 +1,49 @@
+"""What a finished part depends on, as digests."""
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+SOURCES = (
+    "attacks",
+    "bounds",
+    "certificates",
+    "evaluation",
+    "layers",
+    "lipschitz",
+    "networks/smoothed.py",
+    "relaxations",
+    "runtime/counter_rng.py",
+    "runtime/modes.py",
+    "runtime/precision.py",
+    "verdicts/nearest.py",
+    "verdicts/schema.py",
+    "verdicts/store.py",
+)
+"""What a part's contents depend on, in this package."""
+ELSEWHERE = {
+    "data": "the digest of the images is in the key",
+    "networks": "the weights and the clean logits are in the key",
+    "nodes": "the parsed settings are in the key",
+    "runtime": "digests, devices and whole files: no arithmetic",
+    "verdicts": "summaries of rows; which images are asked for is in the key",
+}
+"""What else is imported on the way, and why a finished part stays what it is when that changes."""
+
+
+@cache
+def sources_digest() -> str:
+    """sha256 over the source files that a part depends on."""
+    sha, package = hashlib.sha256(), Path(__file__).parent.parent
+    for source in SOURCES:
+        path = package / source
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            sha.update(file.read_bytes())
+    return sha.hexdigest()
+
+
+def digest_of(value: Any, length: int = 16) -> str:
+    """The first hex digits of the sha256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:length]

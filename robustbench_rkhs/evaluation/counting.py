@@ -1,0 +1,186 @@
+"""What an attack's images amount to: pulled inside ball and box, measured, asked again, kept as rows."""
+
+import math
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustbench_rkhs.attacks import Attack
+from robustbench_rkhs.attacks.ball import distances, pull_inside
+from robustbench_rkhs.attacks.base import Attacked
+from robustbench_rkhs.attacks.engine_attack import EngineAttack
+from robustbench_rkhs.evaluation.breaches import believed, replay
+from robustbench_rkhs.evaluation.cache_key import digest_of
+from robustbench_rkhs.evaluation.predictions import answered, counting
+from robustbench_rkhs.evaluation.subject import Subject
+from robustbench_rkhs.networks.smoothed import Smoothed
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.verdicts import Evaluation, Kept
+
+AGAIN = 2
+"""How often an image is attacked once more where the model, asked again, denied the fall that an attack saw."""
+
+
+def run_attack(
+    subject: Subject,
+    attack: Attack,
+    positions: Tensor,
+    predicted: Tensor,
+    input_digests: list[str],
+    certified: Tensor,
+    label: str = "",
+    budgets: Tensor | None = None,
+    blocks: np.ndarray | None = None,
+) -> Evaluation:
+    """Attack these images and count what fell: pulled exactly inside ball and box, measured in float64, asked again.
+
+    `certified`: each image's largest certified radius; one that fell within it is a breach, replayed in float64 and noted.
+    `budgets`: each image's own eps in place of the attack's, for the attacks of our engine; their rows are kept image by image, as
+    their outcome for an image depends on no other image.
+    `blocks`: which block each image belongs to, where workers may have a block each.
+    An attack that fails with an error leaves rows that say so; they count neither as broken nor as survived. Nor do rows that say
+    `denied`: the attack spared the image what was left of it, as it saw it fall, and the model denied that, AGAIN times more.
+    """
+    label = label or attack.label
+    settings = digest_of(attack.model_dump(mode="json", exclude={"eps", "seed", "norm"}))
+    key = {"job": "attack", "method": label, "settings": settings, "norm": attack.norm, "box": attack.box}
+    if budgets is None:
+        value = torch.inf if attack.eps is None else attack.eps
+        budgets = torch.full((len(positions),), value, dtype=torch.float64, device=positions.device)
+    budgets = budgets.to(positions.device, torch.float64)
+
+    def rows(some: Tensor, count: Count) -> Evaluation:
+        table = subject.rows(positions[some], predicted, input_digests, settings=settings, **count.columns)
+        return Evaluation(table, {"breaches": count.breaches, "outside": count.outside}, count.kept)
+
+    def here(some: Tensor) -> Evaluation:
+        return rows(some, counted(subject, attack, positions[some], certified[some], budgets[some], label))
+
+    def shared(some: Tensor) -> list[Evaluation]:
+        if subject.workers is None or blocks is None:
+            return [here(some)]
+        given = (attack, positions.numpy(), certified.numpy(), budgets.numpy(), label)
+        queried = [some[blocks[some.numpy()] == block] for block in np.unique(blocks[some.numpy()])]
+        return [rows(block, count) for block, count in subject.workers.each(queried, *given)]
+
+    if isinstance(subject.queried, Smoothed):  # what is believed of a vote depends on what is claimed of it
+        key["certified"] = digest_of(certified.tolist())
+    whole = torch.arange(len(positions), device=positions.device)
+    if isinstance(attack, EngineAttack):
+        done = subject.each(key, positions, torch.where(budgets.isfinite(), budgets, -1.0).tolist(), shared)
+    else:
+        done = subject.part(key | {"eps": attack.eps}, positions, lambda: here(whole))
+    broken = int((done.table["radius"].to_numpy() <= certified.cpu().numpy()).sum())
+    # rows kept from before there was this certificate: the replay needs the images again
+    return done if len(done.about["breaches"]) >= broken else here(whole)
+
+
+class Count(NamedTuple):
+    """Columns of an attack's rows, and the certificates it broke."""
+
+    columns: dict[str, Any]
+    breaches: list[dict[str, Any]]
+    outside: dict[str, list[int]]
+    """Indices of the images for which the attack returned one outside box or ball."""
+    kept: Kept | None
+    """The adversarial images, where they are asked for."""
+
+
+class Attempt(NamedTuple):
+    """One run of an attack: what it returned, pulled inside, and what the model says to that."""
+
+    inside: Tensor
+    said: Tensor
+    unconfirmed: Tensor
+    """Images that the attack saw fall, and that the model gets right when it is asked again."""
+    left: Tensor
+    """Images for which it returned one outside box or ball."""
+    forwards: Tensor
+    backwards: Tensor
+    reason: str
+
+
+def counted(subject: Subject, attack: Attack, positions: Tensor, certified: Tensor, budgets: Tensor, label: str) -> Count:
+    """What an attack found on these images, each within its own budget.
+
+    Images whose fall is denied are attacked again, by `attack.again`, up to AGAIN times.
+    """
+    x, y, started = subject.split.x[positions], subject.split.y[positions], time.perf_counter()
+    inside, said, unconfirmed, left, forwards, backwards, reason = attempted(subject, attack, positions, budgets, label)
+    for number in range(1, AGAIN + 1):
+        rows = unconfirmed.nonzero().flatten()
+        if len(rows):
+            more = attempted(subject, attack.again(number), positions[rows], budgets[rows], label)
+            inside[rows], said[rows], unconfirmed[rows] = more.inside, more.said, more.unconfirmed | bool(more.reason)
+            left[rows] |= more.left
+            forwards[rows] += more.forwards
+            backwards[rows] += more.backwards
+    broken = said != y
+    if isinstance(subject.queried, Smoothed):
+        inside, broken = believed(subject.queried, attack, x, inside, y, certified, broken, budgets)
+        said = said if subject.nearest is None else answered(counting(subject.queried), inside)
+    found = {norm: torch.where(broken, distances(x, inside, norm), torch.nan) for norm in ("l2", "linf")}
+    radius = torch.where(broken, found[attack.norm], torch.inf)
+    columns = {
+        "norm": attack.norm,
+        "box": attack.box,
+        "kind": "attack",
+        "method": label,
+        "eps": torch.where(budgets.isfinite(), budgets, torch.nan).cpu().numpy(),
+        "state_reason": [reason or ("unconfirmed" if one else "") for one in unconfirmed.tolist()],
+        "radius": radius.cpu().numpy(),
+        "distance_l2": found["l2"].cpu().numpy(),
+        "distance_linf": found["linf"].cpu().numpy(),
+        "forwards": forwards.cpu().numpy(),
+        "backwards": backwards.cpu().numpy(),
+        "seconds": (time.perf_counter() - started) / max(len(x), 1),
+        "arithmetic": f"{str(x.dtype).removeprefix('torch.')} on {torch.device(subject.device).type}",
+    }
+    kept = None if subject.nearest is None else Kept(inside[broken].cpu().numpy(), said[broken].cpu().numpy())
+    astray = subject.split.index[positions][left].tolist()
+    return Count(columns, replay(subject, positions, inside, y, radius, certified, label), {label: astray} if astray else {}, kept)
+
+
+def attempted(subject: Subject, attack: Attack, positions: Tensor, budgets: Tensor, label: str) -> Attempt:
+    """One run of the attack on these images; an error of its own is said, and leaves the images as they are."""
+    x, y = subject.split.x[positions], subject.split.y[positions]
+    keys, reason = subject.split.index[positions], ""
+    try:
+        if isinstance(attack, EngineAttack):
+            attacked = attack(subject.queried, x, y, keys, budgets)
+        else:
+            attacked = attack(subject.queried, x, y, keys)
+    except UserError:
+        raise
+    except Exception as error:  # a library's fault is a row, not the end of the evaluation
+        reason, nothing = "error", torch.zeros(len(x), dtype=torch.int64)
+        attacked = Attacked(x, nothing, nothing)
+        print(f"attack {label} failed on a block: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    inside, found = x.clone(), attacked.images.to(x)
+    for eps in budgets.unique().tolist():  # a grid has few
+        own = budgets == eps
+        inside[own] = pull_inside(x[own], found[own], attack.norm, eps if math.isfinite(eps) else None, attack.box)
+    said = answered(counting(subject.queried), inside)
+    unconfirmed = torch.zeros_like(said, dtype=torch.bool) if attacked.broken is None else attacked.broken & (said == y)
+    left = outside(x, attacked.images, attack, budgets)
+    return Attempt(inside, said, unconfirmed, left, attacked.forwards + 1, attacked.backwards.clone(), reason)
+
+
+def share_of(
+    subject: Subject, some: Tensor, attack: Attack, positions: np.ndarray, certified: np.ndarray, budgets: np.ndarray, label: str
+) -> tuple[Tensor, Count]:
+    """What a worker finds on its block."""
+    where, proved, eps = (torch.from_numpy(one)[some] for one in (positions, certified, budgets))
+    return some, counted(subject, attack, where, proved, eps, label)
+
+
+def outside(x: Tensor, images: Tensor, attack: Attack, budgets: Tensor, slack: float = 1e-6) -> Tensor:
+    """Which images that an attack returned are not finite, or outside its box or their balls by more than the slack."""
+    flat = images.flatten(1)
+    left = ~flat.isfinite().all(1)
+    if attack.box == "unit" and flat.shape[1]:
+        left |= ~((flat.double().amin(1) >= -slack) & (flat.double().amax(1) <= 1 + slack))
+    return left | ~(distances(x, images, attack.norm) <= budgets + slack)

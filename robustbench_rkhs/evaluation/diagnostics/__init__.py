@@ -1,0 +1,7 @@
+"""Diagnostics beside every result: is a model robust, or is it only hard to attack?"""
+
+from robustbench_rkhs.evaluation.diagnostics.base import FEWEST, SHARE, Diagnosis
+from robustbench_rkhs.evaluation.diagnostics.escalation import escalated
+from robustbench_rkhs.evaluation.diagnostics.run import CHECKS, diagnose
+
+__all__ = ["CHECKS", "FEWEST", "SHARE", "Diagnosis", "diagnose", "escalated"]

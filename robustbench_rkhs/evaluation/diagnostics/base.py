@@ -1,0 +1,134 @@
+"""What a diagnosis says, and the images it looks at."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from robustbench_rkhs.attacks.engine import Engine
+from robustbench_rkhs.evaluation.diagnostics.walk import margins, restarts
+from robustbench_rkhs.nodes.threat_model import Box, Norm
+
+SHARE = 0.05
+"""A check that breaks more than this share of the right images, where the attack before it did not, trips. It is the share above
+which `verdicts.by_attack` calls an attack masked. Honest digits networks (38 pairs of one and an eps)
+showed at most 1 image of 64."""
+FEWEST = 2
+"""Fewer images than this trip nothing: one near its boundary can fall either way."""
+
+
+class Diagnosis(NamedTuple):
+    """One check: what was measured, from where on it counts as a fault, and both in words."""
+
+    name: str
+    tripped: bool
+    value: float
+    """What was measured."""
+    threshold: float
+    """It trips above this (and at no fewer than `FEWEST` images)."""
+    words: str
+    """One sentence with the numbers."""
+    cost: float
+    """Forward and backward passes, the mean over the images of the sample."""
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        return self._asdict()
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The right images of the sample, and what the evaluation already knows of them. The model is frozen and in eval mode."""
+
+    model: nn.Module
+    x: Float[Tensor, "right *image"]
+    y: Int[Tensor, " right"]
+    keys: Int[Tensor, " right"]
+    clean: Float[Tensor, "right classes"]
+    """Their logits."""
+    norm: Norm
+    box: Box
+    eps: float
+    seed: int
+    found: Mapping[str, Float[Tensor, " right"]]
+    """By method the distance of the nearest adversarial image, inf where none."""
+    closed: Bool[Tensor, " right"]
+    """Certified at eps: no attack is worth a pass."""
+    sampled: int
+    """Images of the sample, right or wrong: what costs are shared over."""
+    twin: nn.Module | None = None
+
+    def engine(self, rows: Int[Tensor, " some"] | None = None, eps: float | None = None, model: nn.Module | None = None) -> Engine:
+        """An engine on these of the images (all where not given). Cost: a forward pass."""
+        rows = self.every if rows is None else rows
+        budget = torch.full((len(rows),), self.eps if eps is None else eps, dtype=torch.float64, device=self.x.device)
+        x, y, keys = self.x[rows], self.y[rows], self.keys[rows]
+        return Engine(model or self.model, x, y, keys, norm=self.norm, box=self.box, eps=budget, seed=self.seed)
+
+    @property
+    def every(self) -> Int[Tensor, " right"]:
+        return torch.arange(len(self.x), device=self.x.device)
+
+    @property
+    def diameter(self) -> float:
+        """The largest distance in the norm between two images of the box; without one, of the pixels' range."""
+        extent = 1.0 if self.box == "unit" or not self.x.numel() else float(self.x.amax() - self.x.amin())
+        return extent if self.norm == "linf" else extent * float(self.x[0].numel() if len(self.x) else 1) ** 0.5
+
+    @cached_property
+    def left(self) -> Bool[Tensor, " right"]:
+        """Neither certified nor broken within eps by any method of the protocol."""
+        left = ~self.closed
+        for distance in self.found.values():
+            left = left & ~(distance <= self.eps)
+        return left
+
+    @cached_property
+    def walked(self) -> Engine:
+        """The gradient attack that others are compared with, on what is left: 40 steps down the margin, then to three classes."""
+        engine = self.engine(self.left.nonzero().flatten())
+        restarts(engine, steps=40, count=1, targets=3)
+        return engine
+
+    @property
+    def standing(self) -> Int[Tensor, " some"]:
+        """What that attack left too."""
+        return self.left.nonzero().flatten()[~self.walked.broken]
+
+    @cached_property
+    def slopes(self) -> Float[Tensor, "right *image"]:
+        """The margin's gradient at each image, as the model gives it, NaN included. Cost: a forward and a backward pass."""
+        return gradients(self.model, self.x, self.y)
+
+    def passes(self, *engines: Engine) -> float:
+        """What these engines spent, over the images of the sample."""
+        spent = sum(int(engine.forwards.sum() + engine.backwards.sum()) for engine in engines)
+        return spent / max(self.sampled, 1)
+
+    def broken_more(self, name: str, count: int, words: str, cost: float) -> Diagnosis:
+        """A diagnosis by how many images were broken that should not have been left."""
+        share = count / max(len(self.x), 1)
+        tripped = share > SHARE and count >= FEWEST
+        return Diagnosis(name, tripped, share, SHARE, words, cost)
+
+    def share(self, name: str, which: Bool[Tensor, " right"], threshold: float, words: str, cost: float) -> Diagnosis:
+        """A diagnosis by the share of right images a fault shows on."""
+        count, value = int(which.sum()), float(which.double().mean()) if len(which) else 0.0
+        return Diagnosis(name, value > threshold and count >= FEWEST, value, threshold, words, cost)
+
+
+def gradients(model: nn.Module, x: Float[Tensor, "some *image"], y: Int[Tensor, " some"], batch: int = 256) -> Tensor:
+    """d margin / d image, untouched: 0 where the model ignores its input or cannot be differentiated."""
+    parts = [torch.zeros_like(x[:0])]
+    for images, labels in zip(x.split(batch), y.split(batch), strict=True):
+        leaf = images.detach().requires_grad_()
+        with torch.enable_grad():
+            value = margins(model(leaf), labels).sum()
+            found = torch.autograd.grad(value, leaf, allow_unused=True)[0] if value.requires_grad else None
+        parts.append(torch.zeros_like(leaf) if found is None else found)
+    return torch.cat(parts).detach()

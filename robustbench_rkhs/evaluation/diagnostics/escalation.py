@@ -1,0 +1,36 @@
+"""What runs by itself on the survivors of a model that tripped a diagnosis."""
+
+from collections.abc import Iterable, Sequence
+
+from robustbench_rkhs.attacks.apgd import APGD
+from robustbench_rkhs.attacks.base import Attack
+from robustbench_rkhs.attacks.engine_attack import EngineAttack
+from robustbench_rkhs.attacks.ensemble import Ensemble
+from robustbench_rkhs.attacks.square.attack import Square
+
+DRAWN = 16
+"""Passes an answer of a model that draws is the mean of."""
+
+
+def escalated(protocol: Sequence[Attack], marks: Iterable[str]) -> tuple[Attack, ...]:
+    """The attacks that tripped diagnoses call for beyond the protocol, in its box and with its layers passed straight through.
+
+    Any mark: APGD on the margin from 5 starts, the ensemble's battery `plus` (5 restarts, every loss and target), and Square with
+    10,000 queries. A model that draws: APGD on the margin and at three classes, and Square with 1,000 queries, every answer the
+    mean of 16 passes. Nothing tripped: none. `softmaxed`
+    needs nothing of its own: the margin of probabilities or log-probabilities orders images as that of logits does.
+    """
+    marked = set(marks)
+    if not marked:
+        return ()
+    box = protocol[0].box if protocol else "unit"
+    straight = {name for attack in protocol if isinstance(attack, EngineAttack) for name in attack.straight_through}
+    shared = {"box": box, "straight_through": tuple(sorted(straight))}
+    if "randomised" in marked:
+        return (
+            Ensemble(
+                version="custom", attacks=(APGD(loss="margin"), APGD(loss="targeted", targets=3)), expectation=DRAWN, **shared
+            ),
+            Square(queries=1000, expectation=DRAWN, **shared),
+        )
+    return APGD(loss="margin", restarts=5, **shared), Ensemble(version="plus", **shared), Square(queries=10_000, **shared)

@@ -1,0 +1,91 @@
+"""Finished rows of one job, image by image: for attacks whose outcome for an image depends on no other image."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from robustbench_rkhs import verdicts
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.verdicts import Evaluation, Kept
+
+Pair = tuple[int, float]
+"""An image's index and the eps it was attacked at; -1 where there was no budget."""
+
+
+class RowCache:
+    """The parts of one job, and in which of them each (image, eps) lies.
+
+    So another block size, another set of epsilons or a stop in the middle of a block make no row be worked out again. Each part is
+    a file named after the pairs it holds, whole or absent. Rows of an attack that failed are not written: it is tried again next
+    time. Nothing is written where there is no folder.
+    """
+
+    def __init__(self, folder: Path | None, images: bool = False) -> None:
+        """`images`: a part that found adversarial images but holds none of them is done again."""
+        self.folder, self.images = folder, images
+        self.parts: list[Evaluation] = []
+        self.where: dict[Pair, tuple[int, int]] = {}
+        for path in sorted(folder.glob("*.parquet")) if folder else []:
+            try:
+                self._hold(verdicts.read_part(path, images))
+            except UserError:
+                path.unlink()  # a damaged part is done again
+
+    def __contains__(self, pair: Pair) -> bool:
+        return pair in self.where
+
+    def put(self, done: Evaluation, identity: dict[str, Any]) -> None:
+        """Keep a finished part."""
+        if self.folder and not (done.table["state_reason"] == "error").any():
+            name = hashlib.sha256(json.dumps(pairs_of(done.table)).encode()).hexdigest()[:32]
+            verdicts.write_part(replace(done, about=done.about | {"part": identity}), self.folder / f"{name}.parquet")
+        self._hold(done)
+
+    def take(self, pairs: Sequence[Pair]) -> Evaluation:
+        """The rows of these pairs, in their order, and what was noticed of them."""
+        places: dict[int, list[int]] = {}
+        for pair in pairs:
+            part, row = self.where[pair]
+            places.setdefault(part, []).append(row)
+        (first, rows), *others = places.items()
+        if not others and rows == list(range(len(self.parts[first].table))):
+            table = self.parts[first].table  # a part just finished: not held twice
+        else:
+            table = pd.concat([self.parts[part].table.iloc[rows] for part, rows in places.items()], ignore_index=True)
+            order = {pair: place for place, pair in enumerate(pairs_of(table))}
+            table = table.iloc[[order[pair] for pair in pairs]].reset_index(drop=True)
+        found = set(zip(table["index"].tolist(), table["radius"].tolist(), strict=True))
+        noted = [breach for part in places for breach in self.parts[part].about.get("breaches", [])]
+        left: dict[str, list[int]] = {}
+        for part in places:
+            for label, indices in self.parts[part].about.get("outside", {}).items():
+                left.setdefault(label, []).extend(set(indices) & set(table["index"]))
+        about = {"breaches": [one for one in noted if (one["index"], one["distance"]) in found], "outside": left}
+        return Evaluation(table, about, self._kept(pairs) if self.images else None)
+
+    def _kept(self, pairs: Sequence[Pair]) -> Kept:
+        """The adversarial images of these pairs' rows, where they hold one."""
+        images, said = [], []
+        for part, row in (self.where[pair] for pair in pairs):
+            held, kept = np.isfinite(self.parts[part].table["radius"].to_numpy()), self.parts[part].kept
+            if held[row] and kept is not None:
+                place = int(held[:row].sum())
+                images.append(kept.images[place])
+                said.append(int(kept.predicted[place]))
+        return Kept(np.stack(images) if images else np.zeros(0), np.array(said, dtype=np.int64))
+
+    def _hold(self, part: Evaluation) -> None:
+        for row, pair in enumerate(pairs_of(part.table)):
+            self.where.setdefault(pair, (len(self.parts), row))
+        self.parts.append(part)
+
+
+def pairs_of(table: pd.DataFrame) -> list[Pair]:
+    """The (image, eps) of each row."""
+    return list(zip(table["index"].tolist(), table["eps"].fillna(-1.0).tolist(), strict=True))

@@ -1,0 +1,263 @@
+"""Evaluation: certificates first, then attacks on what is still open, into one table of verdicts."""
+
+import copy
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from robustbench_rkhs import verdicts
+from robustbench_rkhs.attacks import PGD, Attack, AutoAttack
+from robustbench_rkhs.attacks.efforts import protocol_of
+from robustbench_rkhs.attacks.objective import margin
+from robustbench_rkhs.certificates import SmoothingCertificate
+from robustbench_rkhs.data import Split, arrays_digest
+from robustbench_rkhs.evaluation.attack_phase import AttackPhase, Clock, OutOfTime
+from robustbench_rkhs.evaluation.cache_key import digest_of, sources_digest
+from robustbench_rkhs.evaluation.certify_phase import CertifyPhase
+from robustbench_rkhs.evaluation.counting import share_of
+from robustbench_rkhs.evaluation.diagnosis_phase import diagnose_model
+from robustbench_rkhs.evaluation.diagnostics.transfer import Transfer
+from robustbench_rkhs.evaluation.predictions import ask, classes_of
+from robustbench_rkhs.evaluation.recipe import EvalRecipe
+from robustbench_rkhs.evaluation.subject import Subject
+from robustbench_rkhs.evaluation.workers import started
+from robustbench_rkhs.layers.frozen import freeze
+from robustbench_rkhs.networks.smoothed import Smoothed
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.parsing import parse
+from robustbench_rkhs.runtime.devices import describe
+from robustbench_rkhs.runtime.digests import weights_digest
+from robustbench_rkhs.runtime.messages import Say
+from robustbench_rkhs.runtime.modes import evaluating
+from robustbench_rkhs.runtime.precision import full_precision
+from robustbench_rkhs.verdicts import Evaluation, Nearest
+
+SAID = ("model", "weights", "data", "data_digest", "norm", "box", "samples", "date", "command", "versions", "smoothed")
+"""What a file of adversarial images repeats of what the evaluation is about."""
+
+
+def evaluate(
+    model: nn.Module,
+    data: Split | tuple[Tensor, Tensor],
+    recipe: EvalRecipe | None = None,
+    *,
+    eps: Sequence[float] = (),
+    name: str = "model",
+    folder: str | Path | None = None,
+    adversarials: str | Path | None = None,
+    twin: nn.Module | None = None,
+    device: str = "cpu",
+    command: str = "",
+    say: Say = lambda line: None,
+    **settings: Any,
+) -> Evaluation:
+    """The table of verdicts of any `nn.Module` that maps images in [0, 1] to logits.
+
+    `data`: a Split, or images and labels. `recipe`, or its fields by name (`eps`, `norm`, `attacks`, `effort`, `budget`,
+    `certificates`, `samples`, `seed`, `block`, `workers`, `rechecked`). With a `folder`, finished parts are kept under
+    folder/name/parts and never done again, and the table is written to folder/name/. `adversarials`: a .npz file that gets
+    the nearest counted adversarial image of each image, over all attacks. `twin`: a network of the same data and classes, trained
+    without defence: what breaks it is tried on every survivor (rows of method `transfer`), and the diagnosis compares.
+    Interrupted by the keyboard, or when `budget` seconds are used up, it returns (and writes) what there is: images that no
+    protocol reached are untested. The model, its mode and gradients are left as they were.
+    TF32 and other reduced-precision short cuts are switched off meanwhile.
+    Raises UserError for bad input: eps out of range, NaN or probabilities from the model, a wrong class count, autocast.
+    """
+    recipe = recipe or parse(EvalRecipe, {"eps": tuple(eps), **settings}, "evaluate")
+    recipe = for_smoothed(recipe) if isinstance(model, Smoothed) else recipe
+    split = _as_split(model, data).sample(recipe.samples, recipe.seed)
+    if adversarials is not None and split.x.dtype not in (torch.float32, torch.float64):
+        raise UserError(f"adversarial images are saved exactly as float32 or float64, found inputs of {split.x.dtype}")
+    with evaluating(model, device):
+        parts = Path(folder) / name / "parts" if folder else None
+        weights = weights_digest(model.state_dict())
+        nearest = None if adversarials is None else Nearest()
+        subject = Subject(model, freeze(model), split.to(device), name, weights, device, recipe.seed, parts, nearest=nearest)
+        share = partial(share_of, subject)
+        with full_precision(), started(recipe.workers, device, share) as workers:
+            subject = replace(subject, workers=workers)
+            run = _Run(subject, recipe, say, None if twin is None else _transfer(twin, subject))
+            run.about |= {"command": command}
+            run.about |= {"smoothed": model.extra_repr()} if isinstance(model, Smoothed) else {}
+            table, complete = run.all()
+    left = {label: len(indices) for label, indices in sorted(subject.outside.items())}
+    evaluation = Evaluation(table, run.about | {"complete": complete, "outside": left})
+    if folder:
+        path = Path(folder) / name / f"{recipe.norm}-{run.digest}.parquet"
+        verdicts.write(evaluation, path)
+        evaluation.about["path"] = str(path)
+    if nearest is not None and adversarials is not None:
+        header = {key: run.about.get(key) for key in SAID} | {"split": split.split}
+        clean, index = split.x.cpu().numpy(), split.index.cpu().numpy()
+        verdicts.write_adversarials(nearest.adversarials(header, table, clean, index), adversarials)
+        evaluation.about["adversarials"] = str(adversarials)
+    return evaluation
+
+
+def _transfer(twin: nn.Module, subject: Subject) -> Transfer:
+    """The attack of this twin. Raises UserError where it takes other images, knows other classes or is the model itself."""
+    split, weights = subject.split, weights_digest(twin.state_dict())
+    queried = freeze(copy.deepcopy(twin).eval().to(subject.device))
+    if weights == subject.weights:
+        raise UserError("twin: expected a network trained without the model's defence, found the model itself")
+    try:
+        logits = ask(queried, split.x, split.classes)
+    except UserError as error:
+        raise UserError(f"twin: {error}") from None
+    return Transfer.by(queried, weights, weights_digest({"logits": logits}))
+
+
+def _as_split(model: nn.Module, data: Split | tuple[Tensor, Tensor]) -> Split:
+    if isinstance(data, Split):
+        if data.task == "regression":
+            raise UserError(f"data set {data.data!r} is a regression: attacks and certificates need classes, which it has not")
+        return data
+    x, y = (torch.as_tensor(part) for part in data)
+    if len(x) == 0 or len(x) != len(y):
+        raise UserError(f"expected images and as many labels, found {len(x)} and {len(y)}")
+    if not x.is_floating_point() or not all(0 <= float(end) <= 1 for end in x.aminmax()):  # no copies; NaN is an end of its own
+        raise UserError("expected finite float images in [0, 1]")
+    x = x.to(next(model.parameters(), torch.zeros(1)).dtype)
+    classes = classes_of(model, x[:1])
+    if y.min() < 0 or y.max() >= classes:
+        raise UserError(f"expected labels 0 to {classes - 1}, found {int(y.min())} to {int(y.max())}")
+    digest = arrays_digest(x.cpu().numpy(), y.cpu().numpy())
+    return Split("arrays", "test", x, y.long(), torch.arange(len(x)), classes, digest)
+
+
+class _Run:
+    """One evaluation under way."""
+
+    def __init__(self, subject: Subject, recipe: EvalRecipe, say: Say, transfer: Transfer | None = None) -> None:
+        self.subject, self.recipe, self.say, self.transfer = subject, recipe, say, transfer
+        split = subject.split
+        largest = 1.0 if recipe.norm == "linf" else math.sqrt(math.prod(split.shape))
+        for eps in recipe.eps:
+            if eps > largest and split.box == "unit":
+                raise UserError(f"eps {eps:g} is above the data range: no {recipe.norm} distance exceeds {largest:.4g} in [0, 1]")
+        if not recipe.eps:
+            raise UserError("expected at least one eps, found none")
+        self.epsilons = sorted(set(recipe.eps), reverse=True)
+        self.protocol = protocol(recipe, split)
+        boxes = {attack.box for attack in self.protocol}
+        if len(boxes) > 1:
+            raise UserError("attacks with box 'none' and with box 'unit' make two evaluations: run them apart")
+        self.box = boxes.pop()
+        for certificate in recipe.certificates:
+            if self.box == "none" and getattr(certificate, "box", "none") == "unit":
+                raise UserError(
+                    f"{certificate.label} with box 'unit' proves nothing outside [0, 1]: expected box 'none', as attacked"
+                )
+        labels = [attack.label for attack in self.protocol]
+        if len(set(labels)) < len(labels):
+            labels = [f"{label}#{i}" if labels.count(label) > 1 else label for i, label in enumerate(labels)]
+        self.labels = labels
+        self.input_digests = subject.input_digests
+        settings = recipe.model_dump(mode="json", exclude={"budget", "workers"})  # which change no verdict
+        twin = [] if transfer is None else [transfer.weights]
+        self.digest = digest_of([settings, subject.weights, split.digest, sources_digest(), *twin], 12)
+        self.about: dict[str, Any] = {
+            "model": subject.name,
+            "norm": recipe.norm,
+            "box": self.box,
+            "epsilons": sorted(self.epsilons),
+            "protocol": self.labels,
+            "certificates": [one.label for one in recipe.certificates],
+            "samples": len(split),
+            "seed": recipe.seed,
+            "device": describe(subject.device),
+            "date": date.today().isoformat(),
+            "versions": {"torch": torch.__version__, "python": platform.python_version()},
+            "data": split.data,
+            "data_digest": split.digest,
+            "pixels": math.prod(split.shape),
+            "weights": subject.weights,
+            "settings": settings,
+            "refused": [],
+            "breaches": [],
+            "rechecked": {"pairs": 0, "fell": 0},
+            "budget": recipe.budget,
+            "marks": [] if isinstance(subject.queried, Smoothed) else [verdicts.UNDIAGNOSED],  # until it was diagnosed
+            "twin": None if transfer is None else transfer.weights,
+        }
+
+    def all(self) -> tuple[pd.DataFrame, bool]:
+        """Predictions, certificates, attacks; what there is when the keyboard interrupts or the budget is used up."""
+        complete, split, clock = False, self.subject.split, Clock(self.recipe.budget)
+        positions = torch.arange(len(split), device=self.subject.device)
+        logits = ask(self.subject.queried, split.x, split.classes)
+        answers = weights_digest({"logits": logits})
+        self.subject, predicted = replace(self.subject, answers=answers), logits.argmax(1)
+        tables = [self.subject.rows(positions, predicted, self.input_digests, norm=self.recipe.norm, box=self.box)]
+        proofs = CertifyPhase(self.subject, self.recipe, self.box, self.input_digests, predicted, self.say)
+        proofs.until = clock.started + clock.left() / 2  # what decides most by then; the attacks have the other half
+        attacking: AttackPhase | None = None
+        doubts: list[pd.DataFrame] = []
+        try:
+            proofs.all()
+            gaps = margin(logits, split.y)
+            known = (self.box, self.input_digests, predicted, proofs.certified, gaps)
+            attacking = AttackPhase(self.subject, self.recipe, *known, self.protocol, self.labels, self.say, clock)
+            attacking.all()
+            if clock.left() <= 0:
+                raise OutOfTime
+            found = [*tables, *proofs.tables, *attacking.tables]
+            doubts, finished = self.diagnose_model(found, predicted, proofs.certified, clock)
+            if not finished:
+                raise OutOfTime
+            complete = True
+        except KeyboardInterrupt:
+            self.say("interrupted: the table holds what was finished; the same command goes on from here")
+        except OutOfTime:
+            seconds = f"{self.recipe.budget:g} s"
+            self.say(f"budget of {seconds} used up: the same command without it goes on from here, or with a larger one")
+        tables += proofs.tables
+        self.about["refused"] += proofs.refused
+        if attacking is not None:  # what was found before an interruption stays
+            tables += attacking.tables
+            self.about["breaches"] += attacking.breaches
+            self.about["rechecked"] = attacking.rechecked
+        return verdicts.merge(tables + doubts), complete
+
+    def diagnose_model(
+        self, tables: list[pd.DataFrame], predicted: Tensor, certified: Tensor, clock: Clock
+    ) -> tuple[list[pd.DataFrame], bool]:
+        """May the attacks be believed? Diagnoses, more attacks on the survivors where one trips: their rows; whether all ran."""
+        queried = (self.subject, self.recipe, self.about, tables, self.protocol, predicted, certified, self.transfer)
+        found = diagnose_model(*queried, left=clock.left)
+        self.about |= {"diagnostics": found.diagnostics, "marks": found.marks}
+        self.about["breaches"] += found.breaches
+        return found.tables, found.finished
+
+
+def protocol(recipe: EvalRecipe, split: Split) -> list[Attack]:
+    """The attacks of the evaluation, in the split's box where they name none; those of its `effort` where it names no attack.
+
+    Raises UserError for an attack that keeps to [0, 1] inputs which do not.
+    """
+    named = recipe.attacks or protocol_of(recipe.effort, recipe.norm)
+    if split.box == "unit":
+        return list(named)
+    attacks: list[Attack] = []
+    for attack in named:
+        if isinstance(attack, AutoAttack) or ("box" in attack.model_fields_set and attack.box == "unit"):
+            raise UserError(f"data set {split.data!r} does not lie in [0, 1], where attack {attack.label!r} stays")
+        attacks.append(attack.model_copy(update={"box": "none"}))
+    return attacks
+
+
+def for_smoothed(recipe: EvalRecipe) -> EvalRecipe:
+    """What a smoothed classifier gets where the recipe names nothing: its own certificate, and PGD through the soft vote."""
+    missing: dict[str, Any] = {} if recipe.attacks else {"attacks": (PGD(seed=recipe.seed),)}
+    if "certificates" not in recipe.model_fields_set:
+        missing["certificates"] = (SmoothingCertificate(seed=recipe.seed),)
+    return recipe.model_copy(update=missing)

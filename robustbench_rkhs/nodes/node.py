@@ -1,0 +1,83 @@
+"""The recipe node: what YAML names is the object that runs. And the one error a user sees."""
+
+import difflib
+import math
+import re
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+class UserError(Exception):
+    """Bad input, told in one line: what was found, what was expected and, where it can be guessed, what was meant.
+
+    The command line prints it and leaves with exit code 2.
+    """
+
+
+def did_you_mean(found: str, known: Iterable[str]) -> str:
+    """A suggestion and the list of what is known, as the tail of an error line."""
+    names = sorted(known)
+    close = difflib.get_close_matches(found, names, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}known: {', '.join(names) or 'none'}"
+
+
+def real(value: Any) -> Any:
+    """A number, or a fraction such as `36/255`, as float; anything else unchanged for pydantic to refuse."""
+    if isinstance(value, str) and "/" in value:
+        try:
+            return float(Fraction(value.replace(" ", "")))
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f"expected a number or a fraction such as 36/255, found {value!r}") from None
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number, found {value!r}")
+    return value
+
+
+def _finite(value: Any) -> Any:
+    value = real(value)
+    if isinstance(value, (int, float)) and not math.isfinite(value):
+        raise ValueError(f"expected a finite number, found {value!r}")
+    return value
+
+
+Real = Annotated[float, BeforeValidator(_finite)]
+"""A finite float; `36/255` is accepted wherever one is."""
+
+
+def seconds(value: Any) -> Any:
+    """A time such as `90`, `90s`, `10min` or `2h` in seconds; anything else unchanged for pydantic to refuse."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"\s*([0-9.]+)\s*(s|min|h)?\s*", value)
+    try:
+        return float(found[1]) * {None: 1, "s": 1, "min": 60, "h": 3600}[found[2]] if found else float("")
+    except ValueError:
+        raise ValueError(f"expected a time such as 90, 90s, 10min or 2h, found {value!r}") from None
+
+
+Seconds = Annotated[Real, BeforeValidator(seconds), Field(gt=0)]
+"""A time in seconds; `90s`, `10min` and `2h` are accepted."""
+
+
+class Node(BaseModel):
+    """A step of a recipe. Frozen (it can be a key), strict (a misspelt field is an error), documented field by field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            for key in given:
+                if key not in cls.model_fields:
+                    raise ValueError(f"unknown key {key!r} of {cls.__name__}; {did_you_mean(str(key), cls.model_fields)}")
+        return given
+
+    @classmethod
+    def card(cls) -> str:
+        """The docstring: what it computes, the equation, cost and source."""
+        return (cls.__doc__ or "").strip()

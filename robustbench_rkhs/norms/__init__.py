@@ -1,8 +1,0 @@
-"""The RKHS-norm report: lower bounds, the upper side, and the margin bound on adversarial error they would give."""
-
-from robustbench_rkhs.norms.lower import Bounds
-from robustbench_rkhs.norms.margins import MarginBound, margin_bound, margins_of
-from robustbench_rkhs.norms.report import norm_report
-from robustbench_rkhs.norms.sides import Norms, Unsound, norms
-
-__all__ = ["Bounds", "MarginBound", "Norms", "Unsound", "margin_bound", "margins_of", "norm_report", "norms"]

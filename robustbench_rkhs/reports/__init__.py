@@ -1,0 +1,55 @@
+"""Reports: verdicts in, files out. Every figure and table is rebuilt from the parquet alone, byte for byte."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from robustbench_rkhs.reports.curves import draw_curve
+from robustbench_rkhs.reports.figures import check_about
+from robustbench_rkhs.reports.leaderboard import write_leaderboard
+from robustbench_rkhs.reports.tables import write_images, write_tables
+from robustbench_rkhs.reports.tradeoff import draw_tradeoff
+from robustbench_rkhs.verdicts import Evaluation, digest, read_all
+
+__all__ = ["draw_curve", "draw_tradeoff", "report", "write_images", "write_leaderboard", "write_tables"]
+
+
+def report(evaluations: Sequence[Evaluation], folder: str | Path, leaderboard: bool = True) -> dict[str, list[Path]]:
+    """Curves, tables and trade-off plots under folder/curves, tables and tradeoff; the leaderboard in folder itself.
+
+    One set for each evaluation, named after its model, data, norm (and `nobox`), with a row for each image (NAME-images.csv);
+    where several share data, norm and box, one more named `all`, with the trade-off at every eps that at least two of them asked
+    for. An evaluation alone has a trade-off plot of its own. On the leaderboard, adversarial images in folder/submitted count.
+    Returns the paths by kind. Raises UserError where they cannot be written.
+    """
+    check_about(evaluations)
+    folder = Path(folder)
+    written: dict[str, list[Path]] = {"curves": [], "tables": [], "images": [], "tradeoff": []}
+    groups: dict[str, list[tuple[str, Evaluation]]] = {}
+    stems = [_stem(str(one.about["model"]), one) for one in evaluations]
+    for one, stem in zip(evaluations, stems, strict=True):
+        name = stem if stems.count(stem) == 1 else f"{stem}-{digest(one.table)[:8]}"
+        groups.setdefault(_stem("all", one), []).append((name, one))
+        written["curves"] += draw_curve([one], folder / "curves" / name)
+        written["tables"] += write_tables([one], folder / "tables" / name)
+        written["images"].append(write_images(one, folder / "tables" / f"{name}-images.csv"))
+    for group, members in groups.items():
+        together = [one for _, one in members]
+        if len(members) > 1:
+            written["curves"] += draw_curve(together, folder / "curves" / group)
+            written["tables"] += write_tables(together, folder / "tables" / group)
+        asked = [{float(eps) for eps in one.about["epsilons"]} for one in together]
+        for eps in sorted(set().union(*asked)):
+            both = [one for one, its in zip(together, asked, strict=True) if eps in its]
+            if len(members) == 1 or len(both) > 1:
+                name = members[0][0] if len(members) == 1 else group
+                written["tradeoff"] += draw_tradeoff(both, eps, folder / "tradeoff" / f"{name}-eps{eps:.4g}")
+    if leaderboard:
+        written["leaderboard"] = write_leaderboard([*evaluations, *read_all(folder / "submitted")], folder)
+    return written
+
+
+def _stem(name: str, one: Evaluation) -> str:
+    """A file name: model, data, norm and, where there is none, the box."""
+    words = [name, str(one.about["data"]), one.about["norm"], *(["nobox"] if one.about["box"] == "none" else [])]
+    return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", word) for word in words)

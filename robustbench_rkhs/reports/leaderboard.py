@@ -1,0 +1,211 @@
+"""The leaderboard: who withstands most, with what is proved beside it, and whom we refuse to rank."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from robustbench_rkhs.reports.figures import check_about
+from robustbench_rkhs.reports.tables import limits, markdown, records, write_bytes
+from robustbench_rkhs.verdicts import Evaluation, breaches, by_attack, holm, marks, mcnemar, pooled, robust_images, summary
+
+ALPHA = 0.05
+HEAD = ["rank", "model", "clean", "robust [95%]", "certified [95%]", "open", "images", "attacks", "marks"]
+HEAD += ["date", "device", "weights", "data digest", "seed", "command"]
+READ = """Ranked by robust accuracy, then by certified accuracy. *robust*: the share of images that are certified or withstood
+every attack named; it bounds the true robust accuracy from above, *certified* bounds it from below, and *open* is what lies
+between. Limits are Clopper-Pearson 95%. Adversarial images found in any evaluation of the same weights count.
+
+How to read a rank: it orders estimates, not models. The lines under a table say which neighbours differ significantly (exact
+McNemar test on the images they share, Holm-corrected over all pairs of the table, 5%). A difference that is not significant
+does not show that two models are equally robust.
+
+A model with a breach (a certificate that an attack contradicts) is refused, one with untested images is incomplete; neither is
+ranked. *masked*: the attack left standing more than 5% of the images it ran on that others broke. *doubtful*: the diagnoses named
+tripped on these weights, in this evaluation or another: its survivors may only be hard to attack; lines under the table say why.
+*undiagnosed*: no diagnosis was run on them."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One evaluation at one eps, on its way to a place on the board."""
+
+    evaluation: Evaluation
+    row: dict[str, Any]
+    status: str
+    """`ranked`, `incomplete` or `refused`."""
+    reason: str
+    marks: str
+
+
+def write_leaderboard(evaluations: Sequence[Evaluation], folder: str | Path) -> list[Path]:
+    """folder/leaderboard.md and folder/leaderboard.csv: one section for each data set, norm, box and eps.
+
+    Of several evaluations of the same weights the one on most images stands on the board (then the latest); a breach in any of
+    them refuses the model. Raises UserError where the files cannot be written.
+    """
+    check_about(evaluations)
+    sections: dict[tuple[Any, ...], list[Evaluation]] = {}
+    judged = [pooled(evaluation, _kin(evaluation, evaluations)) for evaluation in evaluations]
+    unsound = {_weights(one): len(found) for one in judged if len(found := breaches(one))}
+    doubtful = {_weights(one): marks(one, *_kin(one, evaluations)) for one in evaluations}
+    for one in judged:
+        for eps in sorted({float(eps) for eps in one.about["epsilons"]}):
+            sections.setdefault((*_group(one), eps), []).append(one)
+    text, rows = ["# Leaderboard", "", READ, ""], []
+    for (data, _, norm, box, eps), members in sorted(sections.items(), key=lambda item: item[0]):
+        entries = _order([_judge(one, eps, unsound, doubtful[_weights(one)]) for one in _latest(members)])
+        where = "" if box == "unit" else ", no box"
+        text += [f"## {data}, {norm}{where}, eps {eps:.4g}", ""]
+        ranks = _ranks(entries)
+        ranked = [entry for entry in entries if entry.status == "ranked"]
+        if ranked:
+            text += [markdown(HEAD, [_cells(entry, rank) for entry, rank in zip(ranked, ranks, strict=True)])]
+            text += [f"{line}\n" for line in [*_neighbours(ranked, eps), *_doubts(ranked, doubtful)]]
+        for status, title in (("incomplete", "Incomplete"), ("refused", "Refused")):
+            aside = [entry for entry in entries if entry.status == status]
+            if aside:
+                text += [f"### {title}", ""]
+                text += [
+                    f"- {entry.evaluation.about['model']} ({_weights(entry.evaluation)[:12]}): {entry.reason}" for entry in aside
+                ]
+                text += [""]
+        places = [*map(str, ranks), *[""] * (len(entries) - len(ranks))]
+        rows += [_record(entry, rank, (data, norm, box)) for entry, rank in zip(entries, places, strict=True)]
+    if not rows:
+        text += ["No evaluations yet.", ""]
+    columns = list(_columns())
+    frame = pd.DataFrame(rows, columns=columns)
+    folder = Path(folder)
+    board = write_bytes(folder / "leaderboard.md", "\n".join(text).rstrip("\n") + "\n")
+    return [board, write_bytes(folder / "leaderboard.csv", frame.to_csv(index=False, lineterminator="\n"))]
+
+
+def _weights(one: Evaluation) -> str:
+    return str(one.about.get("weights", ""))
+
+
+def _group(one: Evaluation) -> tuple[str, str, str, str]:
+    """What the models of a section have in common: data set, its digest, norm, box."""
+    return str(one.about["data"]), str(one.about.get("data_digest", "")), one.about["norm"], one.about["box"]
+
+
+def _kin(one: Evaluation, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    return [other for other in evaluations if other is not one and _weights(other) == _weights(one)]
+
+
+def _latest(members: Sequence[Evaluation]) -> list[Evaluation]:
+    """One evaluation for each model and weights: most images, then the latest, then the most attacks."""
+    best: dict[tuple[str, str], Evaluation] = {}
+
+    def worth(one: Evaluation) -> tuple[Any, ...]:
+        about = one.about
+        return one.table["index"].nunique(), str(about.get("date", "")), len(about["protocol"]), sorted(about["protocol"])
+
+    for one in members:
+        key = (str(one.about["model"]), _weights(one))
+        if key not in best or worth(one) > worth(best[key]):
+            best[key] = one
+    return list(best.values())
+
+
+def _judge(one: Evaluation, eps: float, unsound: dict[str, int], doubtful: dict[str, str]) -> Entry:
+    (row,) = records(summary(one, [eps]))
+    attacks = by_attack(one)
+    masked = sorted(attacks.loc[attacks["masked"] & (attacks["eps"] == eps), "attack"])
+    marked = [f"masked: {', '.join(masked)}"] if masked else []
+    if doubtful:
+        marked.append(f"doubtful: {', '.join(doubtful)}")
+    unaudited = int(row["count_certified"] - row["count_audited"])
+    if eps > 0 and unaudited:
+        marked.append(f"{unaudited} certified images not audited")
+    if row["count_inferred"]:
+        marked.append(f"{row['count_inferred']} inferred")
+    status, reason = "ranked", ""
+    if _weights(one) in unsound:
+        status, reason = "refused", f"{unsound[_weights(one)]} breaches: an attack contradicts a certificate"
+    elif row["count_untested"]:
+        status, reason = "incomplete", f"{row['count_untested']} of {row['images']} images are untested"
+    elif one.about.get("complete") is False:
+        status, reason = "incomplete", "the evaluation was interrupted"
+    elif not row["images"]:
+        status, reason = "incomplete", "no images"
+    return Entry(one, row, status, reason, "; ".join(marked))
+
+
+def _order(entries: Sequence[Entry]) -> list[Entry]:
+    """Ranked first, by robust then certified accuracy; names settle what is left, so that the file is the same every time."""
+
+    def place(entry: Entry) -> tuple[Any, ...]:
+        kind = ["ranked", "incomplete", "refused"].index(entry.status)
+        score = (-entry.row["robust"], -entry.row["certified"]) if kind == 0 else (0.0, 0.0)
+        return kind, *score, str(entry.evaluation.about["model"]), _weights(entry.evaluation)
+
+    return sorted(entries, key=place)
+
+
+def _ranks(entries: Sequence[Entry]) -> list[int]:
+    """1 for the first; equal figures share a rank."""
+    scores = [(entry.row["robust"], entry.row["certified"]) for entry in entries if entry.status == "ranked"]
+    return [scores.index(score) + 1 for score in scores]
+
+
+def _neighbours(ranked: Sequence[Entry], eps: float) -> list[str]:
+    """A line for each pair of neighbours in the order: significant or not, on the images they share."""
+    right = [robust_images(entry.evaluation, eps) for entry in ranked]
+    pairs = list(combinations(range(len(ranked)), 2))
+    shared = [right[a].index.intersection(right[b].index) for a, b in pairs]
+    tests = [
+        mcnemar(right[a].loc[images].to_numpy(), right[b].loc[images].to_numpy())
+        for (a, b), images in zip(pairs, shared, strict=True)
+    ]
+    lines = []
+    for (a, b), images, p in zip(pairs, shared, holm(tests), strict=True):
+        if b == a + 1:
+            names = " and ".join(str(ranked[place].evaluation.about["model"]) for place in (a, b))
+            verdict = "differ significantly" if p <= ALPHA else "do not differ significantly"
+            lines.append(f"- {names} {verdict} on the {len(images)} images they share (adjusted p = {p:.2g})")
+    return ["\n".join(lines)] if lines else []
+
+
+def _doubts(ranked: Sequence[Entry], doubtful: dict[str, dict[str, str]]) -> list[str]:
+    """The sentences behind the marks of every ranked model that has any."""
+    lines = []
+    for entry in ranked:
+        said = doubtful[_weights(entry.evaluation)].items()
+        why = "; ".join(f"{name}: {words}" if words else name for name, words in said)
+        lines += [f"- {entry.evaluation.about['model']} is doubtful: {why}"] if why else []
+    return ["\n".join(lines)] if lines else []
+
+
+def _columns() -> list[str]:
+    parts = [part + end for part in ("clean", "robust", "certified", "open") for end in ("", "_low", "_high")]
+    about = ["date", "device", "weights", "data_digest", "seed", "command"]
+    return ["data", "norm", "box", "eps", "status", "rank", "model", *parts, "images", "attacks", "marks", "reason", *about]
+
+
+def _record(entry: Entry, rank: str, group: tuple[str, str, str]) -> dict[str, Any]:
+    about = entry.evaluation.about
+    record = dict(zip(("data", "norm", "box"), group, strict=True))
+    record |= {"status": entry.status, "rank": rank, "model": about["model"], "attacks": " ".join(about["protocol"])}
+    record |= {"marks": entry.marks, "reason": entry.reason, "weights": _weights(entry.evaluation)[:12]}
+    record |= {key: about.get(key, "") for key in ("date", "device", "seed", "command")}
+    record |= {"data_digest": str(about.get("data_digest", ""))[:12]}
+    figures = {column: entry.row[column] for column in entry.row if not column.startswith("count_")}
+    if entry.status == "refused":  # no figure of an unsound evaluation is published
+        figures = {column: figures[column] if column in ("eps", "images") else np.nan for column in figures}
+    return record | figures
+
+
+def _cells(entry: Entry, rank: int) -> list[str]:
+    row, about = entry.row, entry.evaluation.about
+    shares = [f"{100 * row['clean']:.1f}%", limits(row, "robust"), limits(row, "certified"), f"{100 * row['open']:.1f}%"]
+    said = [str(about.get(key, "")) for key in ("date", "device")]
+    command = "`" + str(about["command"]).replace("`", "'") + "`" if about.get("command") else ""
+    digests = [_weights(entry.evaluation)[:12], str(about.get("data_digest", ""))[:12]]
+    tail = [*said, *digests, str(about.get("seed", "")), command]
+    return [str(rank), str(about["model"]), *shares, str(row["images"]), ", ".join(about["protocol"]), entry.marks, *tail]

@@ -1,0 +1,171 @@
+"""The RKHS-norm report as json, csv, Markdown, a figure, and on the terminal."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from rich.table import Table
+
+from robustbench_rkhs.reports.figures import PALETTE, figure, save
+from robustbench_rkhs.reports.tables import markdown, write_bytes
+
+COLUMNS = {"class": "largest class", "pair": "largest pair", "logits": "all logits"}
+"""Of the bounds: of f_k, of f_y - f_j, of f as a map to l2."""
+NOTE = (
+    "Logits per unit l2 of input. Lower bounds hold for the RKHS norm and for the Lipschitz constant alike; the proven bound is of "
+    "the Lipschitz constant, caps every lower bound, and is not a bound of the RKHS norm. The reshaped product is the quantity the "
+    "paper controls; for convolutions it is no bound of the operator. The searches begin at the steepest images."
+)
+CAUTION = (
+    "Shown with estimates from below, the margin bound says what it would say if the estimate were the norm: nothing is certified "
+    "by it. The complexity term N B / (gamma sqrt(n)) leaves constants and logarithms out."
+)
+
+
+def write_norms(report: dict[str, Any], stem: str | Path) -> list[Path]:
+    """STEM.json (all of it), .csv (the bounds, class by class), .md, and the figure. Raises UserError where not writable."""
+    texts = {
+        "json": json.dumps(report, indent=1) + "\n",
+        "csv": _csv(report),
+        "md": _markdown(report),
+    }
+    return [*(write_bytes(Path(f"{stem}.{kind}"), text) for kind, text in texts.items()), *draw_norms(report, stem)]
+
+
+def draw_norms(report: dict[str, Any], stem: str | Path) -> list[Path]:
+    """STEM.png, .pdf, .svg: a bar for each bound on a log axis; full bars from below, hatched bars from above."""
+    rows = report["bounds"]
+    with figure(7.8, 0.9 + 0.45 * len(rows)) as (drawn, axes):
+        smallest = min((row[key] for row in rows for key in COLUMNS if row[key]), default=1.0)
+        for place, row in enumerate(rows):
+            shown = [(key, row[key]) for key in COLUMNS if row[key]]
+            for number, (key, value) in enumerate(shown):
+                colour = PALETTE[list(COLUMNS).index(key)]
+                above = row["side"] != "lower"
+                height = 0.8 / max(len(shown), 1)
+                axes.barh(
+                    place - 0.4 + height * (number + 0.5),
+                    value,
+                    height=min(height, 0.27) * 0.92,
+                    color="white" if above else colour,
+                    edgecolor=colour,
+                    hatch="////" if above else None,
+                    lw=0.8,
+                )
+                text = f"{value:.3g}"
+                axes.annotate(
+                    text,
+                    (value, place - 0.4 + height * (number + 0.5)),
+                    xytext=(3, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=6.5,
+                )
+        handles = [Patch(color=PALETTE[place], label=word) for place, word in enumerate(COLUMNS.values())]
+        handles += [Patch(color="#888888", label="full: lower bound")]
+        handles += [Patch(facecolor="white", edgecolor="#888888", hatch="////", label="hatched: upper side")]
+        axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlim(left=smallest / 2)
+        axes.set_yticks(range(len(rows)), [_words(row) for row in rows])
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("logits per unit l2 of input (log scale)")
+        about = report["about"]
+        axes.set_title(
+            f"{about['model']}: bounds of the RKHS norm, {about['data']}, {about['samples']} images", loc="left", fontsize=9
+        )
+        drawn.supxlabel(origin(about), fontsize=5.5, color="#666666")
+        return save(drawn, stem)
+
+
+def console_norms(report: dict[str, Any]) -> Table:
+    """The bounds for a terminal."""
+    about = report["about"]
+    table = Table(title=f"{about['model']}: RKHS norm, {about['data']}, {about['samples']} images", title_justify="left")
+    for column in ("bound", "side", *COLUMNS.values()):
+        table.add_column(column, justify="right" if column in COLUMNS.values() else "left")
+    for cells in _cells(report):
+        table.add_row(*cells)
+    table.caption = "; ".join(["logits per unit l2 of input", *refusals(report)])
+    return table
+
+
+def origin(about: dict[str, Any]) -> str:
+    """Where the numbers come from: command, date, seed, digests of weights and data."""
+    digests = f"weights {about['weights'][:12]}, data {about['test_digest'][:12]}"
+    return f"{about['command']}, {about['date']}, seed {about['seed']}, {digests}, torch {about['torch']}"
+
+
+def refusals(report: dict[str, Any]) -> list[str]:
+    """What is missing from above, and why."""
+    return [f"{name}: {why}" for name, why in report["refusals"].items() if why]
+
+
+def _words(row: dict[str, Any]) -> str:
+    return f"{row['bound']}\n({row['side']})" if row["side"].startswith("not") else str(row["bound"])
+
+
+def _cells(report: dict[str, Any]) -> list[list[str]]:
+    changes = [report["deformation_changes"]] if report["deformation_changes"] else []
+    rows = [*report["bounds"], *(change | {"side": "logits, not per unit"} for change in changes)]
+    return [[row["bound"], row["side"], *("-" if row[key] is None else f"{row[key]:.4g}" for key in COLUMNS)] for row in rows]
+
+
+def _exceeded(report: dict[str, Any]) -> list[str]:
+    """Says so where a measured lower bound lies above the reshaped product."""
+    lower = max((row["logits"] for row in report["bounds"] if row["side"] == "lower"), default=0.0)
+    found = [row["logits"] for row in report["bounds"] if row["bound"] == "reshaped product" and row["logits"] < lower]
+    return [f"Here the reshaped product, {value:.4g}, lies below what was measured, {lower:.4g}." for value in found]
+
+
+def _csv(report: dict[str, Any]) -> str:
+    rows = []
+    named = {key: report["about"][key] for key in ("model", "weights", "data", "test_digest", "samples", "seed", "date", "command")}
+    changes = [report["deformation_changes"]] if report["deformation_changes"] else []
+    for row in [*report["bounds"], *changes]:
+        classes = {f"class {k}": value for k, value in enumerate(row["classes"] or [])}
+        rows.append({key: row[key] for key in ("bound", "side", *COLUMNS)} | classes | named)
+    return pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
+
+
+def _markdown(report: dict[str, Any]) -> str:
+    about, margins = report["about"], report["margins"]
+    named = [row for row in report["bounds"] if row["classes"]]
+    classes = range(len(named[0]["classes"])) if named else range(0)
+    quantiles = [f"{share:.0%}" for share in margins["quantiles"]]
+    smallest = min(about["eps"])
+    at = [bound for bound in margins["bounds"] if bound["eps"] == smallest]
+    normalised = [[bound["estimate"], f"{bound['norm']:.4g}", *(f"{q:.3g}" for q in bound["normalised"])] for bound in at]
+    plain = ["1 (plain margins, in logits)", "1", *(f"{q:.3g}" for q in margins["plain"])]
+    gammas = [f"{gamma:.3g}" for gamma in margins["bounds"][0]["gammas"]] if margins["bounds"] else []
+    first = [[b["estimate"], f"{b['eps']:g}", *(f"{100 * share:.1f}%" for share in b["first"])] for b in margins["bounds"]]
+    second = [[b["estimate"], *(f"{term:.3g}" for term in b["complexity"])] for b in at]
+    parts = [
+        f"# RKHS norm of {about['model']}\n",
+        f"{origin(about)}; {about['samples']} test images of {about['data']}, training digest {about['train_digest'][:12]}; "
+        f"{about['arithmetic']}.\n",
+        "## Bounds\n",
+        markdown(["bound", "side", *COLUMNS.values()], _cells(report)),
+        "\n".join([NOTE, *_exceeded(report), *(f"Refused: {line}" for line in refusals(report))]) + "\n",
+        "### Class by class\n",
+        markdown(["bound", *(f"f_{k}" for k in classes)], [[r["bound"], *(f"{v:.3g}" for v in r["classes"])] for r in named]),
+        "## Margins of the training images\n",
+        f"Quantiles over {about['margins_of']} of {about['training_images']} training images of (f_y - max_j f_j) / N, N each "
+        "estimate of max ||f_y - f_j||: the radius it would prove if N were a bound, which only the proven row is.\n",
+        markdown(["N from", "N", *quantiles], [plain, *normalised]),
+        "## Margin bound on adversarial error\n",
+        "With probability 1 - delta, for all gamma > 0: adversarial error at eps <= share of training images of margin below "
+        f"gamma + 2 eps N, plus O~(N B / (gamma sqrt(n))), B = {margins['B']:.4g}, n = {about['training_images']}. {CAUTION}\n",
+        "First term, by gamma (logits):\n",
+        markdown(["N from", "eps", *gammas], first),
+        "Complexity term, by gamma (constants and logarithms left out; above 1 it says nothing):\n",
+        markdown(["N from", *gammas], second),
+    ]
+    return "\n".join(parts)

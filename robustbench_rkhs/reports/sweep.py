@@ -1,0 +1,197 @@
+"""A sweep's report: every setting by its mean over seeds, what cannot be improved in both ways at once, and the pick."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from robustbench_rkhs.reports.figures import MARKERS, PALETTE, figure, label, percent, save
+from robustbench_rkhs.reports.tables import markdown, write_bytes
+
+QUANTITIES = ("clean", "robust", "certified")
+Row = dict[str, Any]
+"""A setting: trial, state, reason, setting, runs; after `summarised` also mean, std and worst of every quantity."""
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """For each point whether no other is at least as good in both numbers and better in one."""
+    best, front = -float("inf"), [False] * len(points)
+    for place in sorted(range(len(points)), key=lambda place: points[place], reverse=True):
+        same = [other for other in range(len(points)) if front[other] and points[other] == points[place]]
+        front[place] = points[place][1] > best or bool(same)
+        best = max(best, points[place][1])
+    return front
+
+
+def summarised(rows: Sequence[Row], pick: str) -> list[Row]:
+    """The rows with their statistics over seeds; `front` and `picked` told among the complete ones that have a score.
+
+    `pick`: the quantity a setting is picked by; ties go to the higher clean accuracy, then to the earlier trial.
+    """
+    found = []
+    for row in rows:
+        own = dict(row) | {"front": False, "picked": False}
+        for key in QUANTITIES:
+            values = [run[key] for run in row["runs"] if run[key] is not None]
+            whole = row["state"] == "complete" and len(values) == len(row["runs"]) > 0
+            own[key] = statistics.mean(values) if whole else None
+            own[f"{key}_std"] = statistics.stdev(values) if whole and len(values) > 1 else None
+            own[f"{key}_worst"] = min(values) if whole else None
+        found.append(own)
+    upright = "certified" if pick == "certified" else "robust"
+    scored = [row for row in found if row[pick] is not None]
+    for row, front in zip(scored, pareto([(row["clean"], row[upright]) for row in scored]), strict=True):
+        row["front"] = front
+    if scored:
+        max(scored, key=lambda row: (row[pick], row["clean"], -row["trial"]))["picked"] = True
+    return found
+
+
+def write_sweep(report: dict[str, Any], stem: str | Path) -> list[Path]:
+    """STEM.csv (a row a setting), .md and the trade-off figure. Raises UserError where they cannot be written."""
+    texts = {"csv": settings_csv(report), "md": _markdown(report)}
+    return [*(write_bytes(Path(f"{stem}.{kind}"), text) for kind, text in texts.items()), *draw_sweep(report, stem)]
+
+
+def settings_csv(report: dict[str, Any]) -> str:
+    """A row a setting."""
+    statistic = [f"{key}{end}" for key in QUANTITIES for end in ("", "_std", "_worst")]
+    columns = ["state", "seeds", *statistic, "front", "picked", "reason"]
+    rows = [
+        {"trial": row["trial"], **_cells(row["setting"]), "seeds": len(row["runs"])}
+        | {key: row[key] for key in columns if key in row}
+        | {key: report["about"][key] for key in ("pick", "eps", "norm", "data", "data_digest", "device", "date", "command")}
+        for row in report["settings"]
+    ]
+    return pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
+
+
+def runs_csv(report: dict[str, Any]) -> str:
+    """A row a trained network."""
+    kept = ("seed", *QUANTITIES, "refused", "epoch", "weights", "folder", "device", "date")
+    rows = [
+        {"trial": row["trial"], "state": row["state"], **_cells(row["setting"])} | {key: run[key] for key in kept}
+        for row in report["settings"]
+        for run in row["runs"]
+    ]
+    return pd.DataFrame(rows, columns=None if rows else ["trial"]).to_csv(index=False, lineterminator="\n")
+
+
+def draw_sweep(report: dict[str, Any], stem: str | Path) -> list[Path]:
+    """STEM.png, .pdf, .svg: clean versus robust (or certified, where that is picked by) accuracy on validation images.
+
+    A faint dot a run, a marker with its standard deviation a setting; colour and shape tell the first two fields that were
+    varied over at most seven values. The line is the front, the ring the pick.
+    """
+    about = report["about"]
+    upright = "certified" if about["pick"] == "validation_certified" else "robust"
+    scored = [row for row in report["settings"] if row["clean"] is not None and row[upright] is not None]
+    shown = [(key, values) for key, values in about["values"].items() if 1 < len(values) <= len(PALETTE)][:2]
+    with figure(7.2, 4.2) as (drawn, axes):
+        for row in scored:
+            places = [values.index(_word(row["setting"][key])) for key, values in shown]
+            look: dict[str, Any] = {"color": PALETTE[places[0]] if places else PALETTE[0]}
+            marker = MARKERS[places[1]] if len(places) > 1 else "o"
+            runs = row["runs"]
+            axes.plot([r["clean"] for r in runs], [r[upright] for r in runs], "o", ms=3.5, mew=0, alpha=0.4, **look)
+            spread = {"xerr": row["clean_std"], "yerr": row[f"{upright}_std"]}
+            axes.errorbar(row["clean"], row[upright], fmt=marker, ms=6.5, mec="white", mew=0.6, elinewidth=0.7, **spread, **look)
+            if row["picked"]:
+                axes.plot(row["clean"], row[upright], "o", ms=15, mfc="none", mec="black", mew=1.3, zorder=5)
+        front = sorted((row["clean"], row[upright]) for row in scored if row["front"])
+        axes.plot([x for x, _ in front], [y for _, y in front], color="#444444", lw=1, ls=(0, (4, 2)), zorder=1)
+        _legend(axes, shown, len(about["seeds"]) > 1)
+        axes.set_xlabel("clean accuracy, validation")
+        axes.set_ylabel(f"{upright} accuracy at {about['norm']} eps {about['eps']:.4g}, validation")
+        percent(axes, "x")
+        percent(axes, "y")
+        axes.margins(0.08)
+        title = f"{about['name']}: {about['data']}, {about['images']} validation images, seeds {_list(about['seeds'])}"
+        axes.set_title(title, loc="left", fontsize=9)
+        if not scored:
+            axes.annotate("no setting has a score", (0.5, 0.5), xycoords="axes fraction", ha="center")
+        drawn.supxlabel(origin(about), fontsize=5.5, color="#666666")
+        return save(drawn, stem)
+
+
+def _legend(axes: Axes, shown: Sequence[tuple[str, list[str]]], seeds: bool) -> None:
+    """What colours and shapes mean."""
+    for which, (key, values) in enumerate(shown):
+        for place, value in enumerate(values):
+            look: dict[str, Any] = (
+                {"color": PALETTE[place], "marker": "o"} if which == 0 else {"color": "#777777", "marker": MARKERS[place]}
+            )
+            axes.plot([], [], ls="", ms=6, label=f"{key} {value}", **look)
+    axes.plot([], [], color="#444444", lw=1, ls=(0, (4, 2)), label="front of the means")
+    axes.plot([], [], "o", ms=10, mfc="none", mec="black", mew=1.2, label="picked")
+    label(axes, [], "dots: runs; bars: standard\ndeviation over seeds" if seeds else "one run a setting")
+
+
+def origin(about: dict[str, Any]) -> str:
+    """Where the numbers come from: command, device, date, seeds, digest of the data."""
+    return (
+        f"{about['command']}, {about['device']}, {about['date']}, seeds {_list(about['seeds'])}, "
+        f"data {about['data']} {about['data_digest'][:12]}, torch {about['torch']}"
+    )
+
+
+def _markdown(report: dict[str, Any]) -> str:
+    about, rows = report["about"], report["settings"]
+    picked = next((row for row in rows if row["picked"]), None)
+    heads = ["trial", *about["fields"], "state", *QUANTITIES, "worst seed", ""]
+    pick = about["pick"].removeprefix("validation_")
+    cells = [
+        [
+            str(row["trial"]),
+            *(_word(row["setting"].get(key)) for key in about["fields"]),
+            row["state"],
+            *(_share(row[key], row[f"{key}_std"]) for key in QUANTITIES),
+            _share(row[f"{pick}_worst"], None),
+            ", ".join(word for word in ("front", "picked") if row[word]),
+        ]
+        for row in rows
+    ]
+    reasons = [f"- Trial {row['trial']}, {row['state']}: {row['reason']}" for row in rows if row["reason"]]
+    chosen = "No setting has a score."
+    if picked:
+        setting = ", ".join(f"`{key}` {_word(value)}" for key, value in picked["setting"].items())
+        chosen = (
+            f"Picked by {about['pick']}: {setting} (trial {picked['trial']}); ready as `{about['best']}`.\n\n"
+            f"    rkhs-train --model {about['best']} --out checkpoints/mine\n\n"
+            "Any other setting is trained again from the `recipe.yaml` of its runs: "
+            f"`rkhs-train --model {Path(about['best']).parent}/trials/TRIAL/seed-SEED/recipe.yaml --out checkpoints/mine`."
+        )
+    parts = [
+        f"# Sweep {about['name']}\n",
+        *([f"{about['about']}\n"] if about["about"] else []),
+        f"{origin(about)}.\n",
+        f"{about['sampler']}, {len(rows)} settings of `{about['recipe']}`, each trained with seeds {_list(about['seeds'])}; "
+        f"measured on {about['images']} validation images: clean, robust under PGD ({about['norm']}, eps {about['eps']:.4g}, "
+        f"{about['steps']} steps), certified at that eps by the margin certificate. Mean over seeds ± standard deviation.\n",
+        f"{chosen}\n",
+        markdown(heads, cells),
+        "\n".join([*reasons, ""]) if reasons else "",
+        "The test images played no part. The best of many on validation is favoured by chance: it is a choice, not a result; "
+        "results come from `rkhs-eval`.\n",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _cells(setting: dict[str, Any]) -> dict[str, Any]:
+    return {key: value if isinstance(value, (int, float, str)) else json.dumps(value) for key, value in setting.items()}
+
+
+def _word(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+
+
+def _share(value: float | None, std: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}" + ("" if std is None else f" ± {100 * std:.1f}")
+
+
+def _list(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))

@@ -1,0 +1,186 @@
+"""The summary as csv, Markdown, LaTeX, and on the terminal."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.table import Table
+
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.reports.figures import check_about, domain, names
+from robustbench_rkhs.runtime.files import write_whole
+from robustbench_rkhs.verdicts import Evaluation, by_attack, by_certificate, doubts, images, marks, summary
+
+WITHHELD = "withheld"
+"""Printed for a robust accuracy while images are untested."""
+INTERVAL = f"{WITHHELD}: images are untested; it lies between the shares certified and not known to be broken"
+"""What is said of it."""
+HEAD = ["model", "data", "norm", "box", "eps", "images", "clean [95%]", "robust [95%]", "certified [95%]", "open"]
+
+
+def write_tables(evaluations: Sequence[Evaluation], stem: str | Path) -> list[Path]:
+    """STEM.csv (every column of the summary), STEM.md and STEM.tex (booktabs; percent with 95% limits).
+
+    Raises UserError for no evaluation, or where they cannot be written.
+    """
+    if not evaluations:
+        raise UserError("nothing to tabulate: expected at least one evaluation")
+    check_about(evaluations)
+    frames = []
+    for evaluation, name in zip(evaluations, names(evaluations), strict=True):
+        frame = summary(evaluation)
+        about = [name, *(str(evaluation.about[key]) for key in ("data", "norm", "box"))]
+        for place, (column, value) in enumerate(zip(HEAD, about, strict=False)):
+            frame.insert(place, column, value)
+        frame["marks"] = "; ".join(doubts(evaluation))
+        frames.append(frame)
+    whole = pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
+    rows = [
+        [*(str(row[key]) for key in HEAD[:4]), f"{row['eps']:.4g}", str(row["images"]), *_shares(row)] for row in records(whole)
+    ]
+    said = [f"{name}: doubtful: {line}" for name, one in zip(names(evaluations), evaluations, strict=True) for line in doubts(one)]
+    note = f"{INTERVAL}. open: neither proved nor broken. Limits: Clopper-Pearson 95%."
+    note += "".join(_sampled(evaluation.about) for evaluation in evaluations)
+    for evaluation, name in zip(evaluations, names(evaluations), strict=True):
+        note += f"\n{name}: {left}." if (left := outside(evaluation)) else ""
+    texts = {
+        "csv": whole.to_csv(index=False, lineterminator="\n"),
+        "md": "\n".join([markdown(HEAD, rows), note, *(["", *(f"- {line}" for line in said)] if said else []), ""]),
+        "tex": "".join([*(f"% {' '.join(line.split())}\n" for line in said), latex(HEAD, rows)]),
+    }
+    return [write_bytes(Path(f"{stem}.{kind}"), text) for kind, text in texts.items()]
+
+
+def console(evaluation: Evaluation) -> Table:
+    """The summary for a terminal: shares in percent with 95% limits, counts below."""
+    frame = summary(evaluation)
+    images = evaluation.table["index"].nunique()
+    table = Table(title=f"{evaluation.about['model']}: {domain(evaluation.about)}, {images} images", title_justify="left")
+    for column in ("eps", "clean", "robust", "certified", "open"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in records(frame):
+        standing = row["count_certified"] + row["count_survived"]
+        undecided = row["count_survived"] + row["count_untested"]
+        counts = [row["images"] - row["count_wrong"], standing, row["count_certified"], undecided]
+        cells = _shares(row)
+        shown = [f"{share}\n{count}" for share, count in zip(cells, counts, strict=True)]
+        if row["count_untested"]:
+            shown[1] = interval(row)
+            shown[3] += f", {row['count_untested']} untested"
+        if row["count_inferred"]:
+            shown[1] += f", {row['count_inferred']} inferred"
+        if row["count_certified"] and row["eps"] > 0:
+            shown[2] += f", {row['count_audited']} audited"
+        table.add_row(f"{row['eps']:.4g}", *shown)
+    if marks(evaluation):
+        table.title = f"{table.title}, DOUBTFUL: {', '.join(marks(evaluation))}"
+    table.caption = "percent with 95% limits, images below; open: neither proved nor broken"
+    if frame["count_untested"].any():
+        table.caption += f"; {INTERVAL}"
+    return table
+
+
+def console_attacks(evaluation: Evaluation) -> Table:
+    """Each attack of the protocol for a terminal: images, broken, the accuracy it alone would report, passes, masking."""
+    table = Table(title=f"{evaluation.about['model']}: attacks, each on the images left to it", title_justify="left")
+    for column in ("attack", "eps", "ran on", "broke", "alone", "overstates", "passes"):
+        table.add_column(column, justify="left" if column == "attack" else "right", no_wrap=column != "attack")
+    for row in records(by_attack(evaluation)):
+        marks = f"{row['overstated']:.1%}" + (" MASKED" if row["masked"] else "")
+        alone = f"{row['alone']:.1%}" if row["attacked"] else "-"
+        passes = f"{row['forwards']:,} + {row['backwards']:,}"
+        table.add_row(
+            row["attack"],
+            f"{row['eps']:.4g}",
+            str(row["attacked"]),
+            str(row["broken"]),
+            alone,
+            marks if row["attacked"] else "-",
+            passes,
+        )
+    table.caption = "alone: left standing by it; overstates: of those it ran on, broken by others; passes: forward + backward,"
+    table.caption += " a library's shared evenly over a block"
+    table.caption += f"\n{said}" if (said := outside(evaluation)) else ""
+    return table
+
+
+def outside(evaluation: Evaluation) -> str:
+    """Which attacks returned images that had to be pulled in, and how many; empty where none did."""
+    found = evaluation.about.get("outside") or {}
+    counts = ", ".join(f"{method} {count}" for method, count in sorted(found.items()) if count)
+    return f"images returned outside box or ball by more than 1e-6: {counts}; counted as pulled inside" if counts else ""
+
+
+def console_certificates(evaluation: Evaluation) -> Table:
+    """Each certificate for a terminal: images it ran on, proved at eps, won, and why it proved nothing on the others."""
+    table = Table(title=f"{evaluation.about['model']}: certificates, each on the images left open to it", title_justify="left")
+    for column in ("certificate", "eps", "ran on", "certified", "won", "nothing proved", "seconds"):
+        table.add_column(column, justify="left" if column == "certificate" else "right", no_wrap=True)
+    for row in records(by_certificate(evaluation)):
+        nothing = ", ".join(f"{row[reason]} {reason}" for reason in ("unknown", "timeout", "refused", "error") if row[reason])
+        counts = [str(row[column]) for column in ("ran", "certified", "won")]
+        table.add_row(row["certificate"], f"{row['eps']:.4g}", *counts, nothing or "-", f"{row['seconds']:.1f}")
+    table.caption = "won: images whose largest proved radius is this certificate's, at eps or above"
+    return table
+
+
+def write_images(evaluation: Evaluation, path: str | Path) -> Path:
+    """Image by image as csv: the radius each is proved robust up to, by which certificate, and the one it was broken at."""
+    return write_bytes(Path(path), images(evaluation).to_csv(index=False, lineterminator="\n"))
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows by column name, each value of its own type (a row as a Series would turn counts into floats)."""
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+def limits(row: dict[str, Any], part: str) -> str:
+    """A share in percent with its limits, or the word that it is withheld."""
+    if row[part] != row[part]:
+        return WITHHELD
+    return f"{100 * row[part]:.1f}% [{100 * row[f'{part}_low']:.1f}, {100 * row[f'{part}_high']:.1f}]"
+
+
+def interval(row: dict[str, Any]) -> str:
+    """Where robust accuracy lies on these images, between what is proved and what is not known to be broken, in percent."""
+    return f"{WITHHELD}: {100 * row['certified']:.1f} to {100 * row['not_broken']:.1f}%"
+
+
+def _shares(row: dict[str, Any]) -> list[str]:
+    robust = interval(row) if row["count_untested"] else limits(row, "robust")
+    return [limits(row, "clean"), robust, limits(row, "certified"), f"{100 * row['open']:.1f}%"]
+
+
+def _sampled(about: dict[str, Any]) -> str:
+    """A sentence on the sampled check of inferred survivals, where there was one."""
+    pairs, fell = (about.get("rechecked", {}).get(key, 0) for key in ("pairs", "fell"))
+    return f"\n{about['model']}: of {pairs} inferred survivals attacked at their own eps, {fell} fell." if pairs else ""
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; pipes and line breaks in cells are made harmless."""
+    cells = [[" ".join(str(cell).split()).replace("|", "\\|") for cell in row] for row in [head, *rows]]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
+    return "\n".join([lines[0], "|" + " --- |" * len(head), *lines[1:]]) + "\n"
+
+
+def latex(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A booktabs table; needs \\usepackage{booktabs}."""
+    lines = [" & ".join(escape(cell) for cell in row) + r" \\" for row in [head, *rows]]
+    body = [r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
+    return "\n".join([f"\\begin{{tabular}}{{{'l' * len(head)}}}", *body, r"\end{tabular}", ""])
+
+
+def escape(text: str) -> str:
+    """LaTeX's ten special characters, and a leading bracket, which would be read as an argument of the line break before it."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    escaped = re.sub(r"[\\~^&%$#_{}]", lambda found: special.get(found[0], f"\\{found[0]}"), " ".join(str(text).split()))
+    return f"{{}}{escaped}" if escaped.startswith("[") else escaped
+
+
+def write_bytes(path: Path, text: str) -> Path:
+    """UTF-8 with plain line ends on any machine, whole or absent. Raises UserError where it cannot be written."""
+    write_whole(path, lambda temporary: temporary.write_bytes(text.encode()))
+    return path

@@ -1,0 +1,8 @@
+"""The RKHS-norm report: lower bounds, the upper side, and the margin bound on adversarial error they would give."""
+
+from robustbench_rkhs.rkhs_norm.lower import Bounds
+from robustbench_rkhs.rkhs_norm.margins import MarginBound, margin_bound, margins_of
+from robustbench_rkhs.rkhs_norm.report import norm_report
+from robustbench_rkhs.rkhs_norm.sides import Norms, Unsound, norms
+
+__all__ = ["Bounds", "MarginBound", "Norms", "Unsound", "margin_bound", "margins_of", "norm_report", "norms"]

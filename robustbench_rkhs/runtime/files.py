@@ -1,0 +1,42 @@
+"""Files that are either whole or absent."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from robustbench_rkhs.nodes.node import UserError
+
+
+class Unwritable(UserError):
+    """A file could not be written: the disk or its permissions, not what was asked for."""
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it: no reader ever sees half a file.
+
+    Raises Unwritable where the disk is full or writing is not permitted; then nothing is left behind.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix + ".part", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        write(temporary)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save and safetensors report a full disk as RuntimeError
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+        else:
+            reason = str(error).splitlines()[0]
+        raise Unwritable(f"cannot write {path}: {reason}") from None
+    finally:
+        if temporary is not None and temporary.exists():
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, whole or absent."""
+    write_whole(path, lambda temporary: temporary.write_text(text))

@@ -1,0 +1,55 @@
+"""Arithmetic that is what it says: no TF32, bfloat16, Winograd or autocast short cuts while anything is measured or proved."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from robustbench_rkhs.nodes.node import UserError
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """TF32 (cuDNN, cuBLAS) and reduced-precision products off, NNPACK off, autocast refused; as before afterwards.
+
+    PyTorch lets cuDNN convolve float32 in TF32 (10 bits of significand) unless told otherwise, and a user may have allowed more:
+    what is then measured is not the float32 network. NNPACK convolves batches of 16 and more on a CPU by Winograd or Fourier
+    transforms, whose rounding no sum of products bounds. Raises UserError where it is called under autocast.
+    """
+    for device in ("cuda", "cpu"):
+        if torch.is_autocast_enabled(device):
+            kind = torch.get_autocast_dtype(device)
+            raise UserError(f"evaluation under autocast to {kind} on {device} measures another network: leave the autocast block")
+    precision, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        with torch.backends.nnpack.flags(enabled=False):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(precision)
+
+
+def reduced() -> list[str]:
+    """Which reduced-precision short cuts are on, in words; none inside `exact`."""
+    found = []
+    if torch.get_float32_matmul_precision() != "highest":
+        found.append(f"float32 matrix products at precision {torch.get_float32_matmul_precision()!r}")
+    if torch.backends.cuda.matmul.allow_tf32:
+        found.append("TF32 matrix products")
+    if torch.backends.cudnn.allow_tf32:
+        found.append("TF32 convolutions")
+    if _nnpack():
+        found.append("NNPACK convolutions")
+    for device in ("cuda", "cpu"):
+        if torch.is_autocast_enabled(device):
+            found.append(f"autocast on {device}")
+    return found
+
+
+def _nnpack() -> bool:
+    """Whether NNPACK is on: its flag can only be read by setting it."""
+    (was,) = torch.backends.nnpack.set_flags(False)
+    torch.backends.nnpack.set_flags(was)
+    return bool(was)

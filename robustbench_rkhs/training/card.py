@@ -1,0 +1,72 @@
+"""The card of a checkpoint: what it is, how it was made, what it scored on validation."""
+
+from typing import Any
+
+from robustbench_rkhs.nodes.node import Node
+from robustbench_rkhs.training.recipe import TrainRecipe
+
+
+def training_card(
+    recipe: TrainRecipe,
+    records: list[dict[str, Any]],
+    best_epoch: int,
+    trained: dict[str, Any],
+    command: str,
+    images: int,
+    digest: str,
+    half: bool = False,
+) -> str:
+    """Markdown. Validation numbers chose the epoch and are not results; results come from rkhs-eval."""
+    best = records[best_epoch]
+    forms = {"clean": ".1%", "robust": ".1%", "auroc": ".4f", "auroc50": ".4f", "mse": ".4g"}
+    validation = [f"{key} {best['validation_' + key]:{form}}" for key, form in forms.items() if f"validation_{key}" in best]
+    attack = "none"
+    if recipe.attack:
+        kept = recipe.attack.model_dump(include={"norm", "eps", "steps", "step_size", "loss", "box"})
+        attack = "PGD " + ", ".join(f"{key} {value}" for key, value in kept.items())
+        if recipe.attack_warmup:
+            attack += f"; eps and step size rise from 0 over the first {recipe.attack_warmup:.0%} of the training"
+    optimizer, schedule = recipe.optimizer.model_dump(), recipe.schedule.model_dump()
+    named = [", ".join(f"{v}" if k == "name" else f"{k} {v}" for k, v in one.items()) for one in (optimizer, schedule)]
+    lines = [
+        f"# {recipe.about or recipe.network.name}",
+        "",
+        f"- Network: `{recipe.network.name}`; data: `{recipe.data.name}`, {images} training images (digest {digest[:12]})",
+        f"- Loss: {_described(recipe.loss)}; adversarial training: {attack}",
+        f"- Penalties: {'; '.join(_described(p) for p in recipe.penalties) or 'none'}; "
+        f"projections: {', '.join(f'{p.name} ({p.operator}, tau {p.tau})' for p in recipe.projections) or 'none'}",
+        f"- Optimizer: {named[0]}; schedule: {named[1]}; running mean of the weights: {recipe.ema or 'none'}",
+        f"- {recipe.epochs} epochs, batches of {recipe.batch_size}, {recipe.precision}, seed {recipe.seed}",
+        f"- {trained['device']}, {trained['seconds']} s of training, {trained['date']}, torch {trained['torch']}",
+        f"- Epoch {best_epoch + 1} was the best on validation ({', '.join(validation)})"
+        if validation
+        else f"- Epoch {best_epoch + 1}, the last: no image was held out for validation",
+    ]
+    if recipe.noise:
+        lines.append(f"- Gaussian noise of standard deviation {recipe.noise:g} on training and validation images")
+    if recipe.start_from:
+        first = trained.get("started_from", {})
+        lines.append(f"- Started from the weights of {recipe.start_from} ({first.get('weights', 'unknown')[:12]})")
+    for one in recipe.adaptive:
+        factor = records[-1].get(f"weight_{one.penalty}", 1.0)
+        lines.append(
+            f"- The weight of penalty {one.penalty} followed the {one.measure} (target {one.target:g}): x{factor:.3g} in the end"
+        )
+    if "tau_0" in records[-1]:
+        lines.append(f"- tau in force at the end: {records[-1]['tau_0']:.4f}")
+    meant = [p.of_epochs for p in recipe.projections if p.of_epochs and p.of_epochs > recipe.epochs]
+    if meant:
+        lines.append(f"- A short schedule: the recipe is meant for {meant[0]} epochs; kappa was shrunk in proportion")
+    if half:
+        lines.append("- Weights stored in half precision; every verdict is about the weights as stored")
+    if command:
+        lines += ["", "Made by", "", f"    {command}"]
+    chosen = "Validation numbers chose the epoch; they are not results. " if validation else ""
+    lines += ["", f"{chosen}`recipe.yaml` holds every setting."]
+    return "\n".join(lines) + "\n"
+
+
+def _described(node: Node) -> str:
+    """Name and the fields that are not at their default."""
+    kept = {key: value for key, value in node.model_dump(exclude_defaults=True).items() if key != "name"}
+    return " ".join([str(getattr(node, "name", "")), *(f"{key} {value}" for key, value in kept.items())])

@@ -1,0 +1,377 @@
+"""Training: one visible loop with four seams (attack, loss, penalties, projections)."""
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_rkhs.attacks.pgd import PGD
+from robustbench_rkhs.data import Split
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.paths import find_checkpoint
+from robustbench_rkhs.runtime.counter_rng import mix, noisy
+from robustbench_rkhs.runtime.devices import describe
+from robustbench_rkhs.runtime.distributed import average, join, rank, wait_for_all, world
+from robustbench_rkhs.runtime.files import write_text, write_whole
+from robustbench_rkhs.training import checkpoint
+from robustbench_rkhs.training.card import training_card
+from robustbench_rkhs.training.device_step import DeviceStep
+from robustbench_rkhs.training.finite import FiniteWatch
+from robustbench_rkhs.training.recipe import TrainRecipe
+from robustbench_rkhs.training.validation import score, validate
+
+Report = Callable[[dict[str, Any]], None]
+NOISE = 7
+"""Counter that keeps the draws of the training noise apart from an attack's."""
+
+
+def train(
+    recipe: TrainRecipe,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    command: str = "",
+    fresh: bool = False,
+    half: bool = False,
+    save_seconds: float = 300,
+    report: Report = lambda record: None,
+) -> dict[str, Any]:
+    """Train, resume or find finished; write the checkpoint folder; return the last epoch's metrics.
+
+    Every random draw is counted by (seed, epoch, step), so a run that was killed and resumed ends bit for bit where an
+    uninterrupted one does (on the same device with the same number of threads; not with `seconds`, which follows the clock).
+    Raises UserError at a loss or gradient that is not finite, naming the step (on an accelerator up to 50 steps later, before
+    anything is written); at a folder that holds another recipe's training; where nothing can be written.
+    Under torchrun every step's batch is divided among the processes, and losses and gradients are averaged: the same training.
+    """
+    entered = time.monotonic()
+    device = join(device)
+    splits = recipe.data.load()
+    train_split, validation = splits.train.to(device), splits.validation.to(device)
+    run = Run(recipe, splits.test, device)
+    run.prepare(train_split)
+    resumed = None if fresh else _resume(run, folder)
+    if resumed == "finished":
+        raise UserError(f"{folder} already holds this recipe, trained: add --fresh to train it again")
+    wait_for_all()
+    if resumed is None and rank() == 0:
+        write_text(folder / "recipe.yaml", recipe.yaml())
+        (folder / "config.json").unlink(missing_ok=True)
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
+    before = torch.random.get_rng_state()
+    try:
+        stepper = DeviceStep(run, train_split) if recipe.on_device else None
+        run.start_clock(entered)
+        saved = time.monotonic()
+        while run.epoch < recipe.epochs:
+            started = time.monotonic()
+            for step in run.stepped(train_split, stepper):
+                if (step + 1) % run.watch.every and step + 1 < run.steps(train_split):
+                    continue  # what follows waits for the device
+                run.watch.ask(run.epoch)
+                report({"epoch": run.epoch, "step": step + 1, "steps": run.steps(train_split), "loss": run.mean_loss()})
+                if rank() == 0 and time.monotonic() - saved > save_seconds:
+                    run.seconds += time.monotonic() - started
+                    started = saved = time.monotonic()
+                    run.save(folder)
+                if run.out_of_time():
+                    break
+            run.seconds += time.monotonic() - started
+            record = run.finish_epoch(validation)
+            report(record)
+            if rank() == 0:
+                write_text(folder / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in run.records))
+                if time.monotonic() - saved > save_seconds / 60:
+                    run.save(folder)
+                    saved = time.monotonic()
+            if run.out_of_time():
+                break
+    finally:
+        torch.random.set_rng_state(before)
+    if rank() == 0:
+        _write_checkpoint(run, splits.test, train_split, folder, command, half)
+    wait_for_all()
+    return run.records[-1]
+
+
+def _write_checkpoint(run: "Run", test: Split, train_split: Split, folder: Path, command: str, half: bool) -> None:
+    """Weights of the best and of the last epoch, recipe, card, config."""
+    recipe, records = run.recipe, run.records
+    trained = {
+        "device": describe(run.device),
+        "seconds": round(sum(record["seconds"] for record in records)),
+        "date": date.today().isoformat(),
+        "torch": torch.__version__,
+        **({"started_from": run.started_from} if run.started_from else {}),
+    }
+    card = training_card(recipe, records, run.best_epoch, trained, command, len(train_split), train_split.digest, half)
+    last = {name: tensor.cpu().contiguous() for name, tensor in run.evaluated().state_dict().items()}
+    write_whole(folder / "last.safetensors", lambda path: checkpoint.save_file(last, path))
+    best = checkpoint.halve(run.best) if half else run.best
+    checkpoint.save(folder, recipe, test, best, card, epoch=run.best_epoch, trained=trained)
+
+
+class Run:
+    """All that changes while training: weights, optimiser, running mean, best so far, where we are."""
+
+    def __init__(self, recipe: TrainRecipe, test: Split, device: str) -> None:
+        self.recipe, self.device, self._steps = recipe, device, 1
+        self.started_from: dict[str, str] = {}
+        self.model: nn.Module = checkpoint.build(recipe, test.shape, test.classes).to(device)
+        if recipe.start_from:
+            first = checkpoint.load(find_checkpoint(recipe.start_from))
+            checkpoint.fill(self.model, first.model.state_dict(), f"start_from {recipe.start_from!r}")
+            self.started_from = {"checkpoint": recipe.start_from, "weights": first.weights}
+        if world() > 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules()):
+            raise UserError("a network with BatchNorm trains in one process: several would each normalise their own part")
+        if world() > recipe.batch_size:
+            raise UserError(f"expected a batch_size of at least the {world()} processes, found {recipe.batch_size}")
+        if recipe.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = copy.deepcopy(self.model) if recipe.ema else None
+        if world() > 1 and (recipe.on_device or recipe.seconds):
+            raise UserError("a training that is on_device or has a time limit runs in one process")
+        self.optimizer = recipe.optimizer.build(self.model.parameters(), fused=recipe.on_device)
+        self.watch = FiniteWatch(self.model, device)
+        self.penalties = list(recipe.penalties)
+        self.factors = [1.0] * len(recipe.penalties)
+        self.projections = [projection.in_schedule(recipe.epochs) for projection in recipe.projections]
+        self.epoch, self.position, self.seconds, self.taken = 0, 0, 0.0, 0
+        self.clock: tuple[float, float] | None = None
+        """Where there is a time limit: when the first step began, less what was trained before; when the training ends."""
+        self.losses: Tensor = torch.zeros((), dtype=torch.float64, device=device)
+        self.records: list[dict[str, Any]] = []
+        self.best: dict[str, Tensor] = {}
+        self.best_score, self.best_epoch = (-math.inf, -math.inf), -1
+
+    def prepare(self, train_split: Split) -> None:
+        """Penalties that must know the training images learn of them."""
+        seed = self.recipe.seed
+        self.penalties = [penalty.prepare(self.model, train_split, seed) for penalty in self.recipe.penalties]
+
+    def start_clock(self, entered: float) -> None:
+        """The time limit counts from when training was called, less what an earlier call has used."""
+        if self.recipe.seconds is not None:
+            spent = sum(record["seconds"] for record in self.records) + self.seconds
+            self.clock = time.monotonic() - spent, entered + self.recipe.seconds - spent
+
+    def out_of_time(self) -> bool:
+        return self.clock is not None and time.monotonic() >= self.clock[1]
+
+    def steps(self, split: Split) -> int:
+        """Steps an epoch; a last batch smaller than half is left out, unless it is the only one (`on_device`: any smaller one)."""
+        count = len(split) / self.recipe.batch_size
+        return max(1, int(count) if self.recipe.on_device else round(count))
+
+    def stepped(self, split: Split, stepper: DeviceStep | None) -> Iterator[int]:
+        """Takes the epoch's steps from the current position on, and says which was taken."""
+        if stepper is None:
+            for step, x, y, keys in self.batches(split):
+                self.step(step, x, y, keys)
+                yield step
+            return
+        self._steps = self.steps(split)
+        stepper.begin()
+        for step in range(self.position, self._steps):
+            stepper(step)
+            self.position, self.taken = step + 1, self.taken + 1
+            yield step
+
+    def batches(self, split: Split) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        """The epoch's batches from the current position on: step, images, labels, keys of random draws.
+
+        Several processes take equal parts of each batch (up to one image a process is left out where that does not come out).
+        """
+        data, seed = self.recipe.data, self.recipe.seed
+        self._steps = self.steps(split)
+        order = torch.randperm(len(split), generator=_generator(seed, self.epoch, 1))
+        for step in range(self.position, self.steps(split)):
+            batch = order[step * self.recipe.batch_size : (step + 1) * self.recipe.batch_size]
+            chosen = batch.to(self.device)
+            x = split.x[chosen]
+            if data.augments:
+                x = data.augmented(x, _generator(seed, self.epoch, 2, step))
+            if self.recipe.channels_last and x.dim() == 4:
+                x = x.contiguous(memory_format=torch.channels_last)
+            mine = slice(rank() * (len(x) // world()), (rank() + 1) * (len(x) // world()))
+            yield step, x[mine], split.y[chosen][mine], batch[mine] + (self.epoch << 32)
+
+    def step(self, step: int, x: Tensor, y: Tensor, keys: Tensor) -> None:
+        """The training step, whole."""
+        recipe, model = self.recipe, self.model
+        progress = self.progress(step)
+        torch.manual_seed(mix(recipe.seed, self.epoch, step, *([rank()] if rank() else [])))  # dropout
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.optimizer.lr * recipe.schedule(progress, self.epoch)
+        model.train()
+        with self.arithmetic():
+            attack = self.attack_at(progress)
+            x_train = noisy(x, recipe.noise, keys, recipe.seed, NOISE)
+            x_train = attack(model, x_train, y, keys).images if attack else x_train
+            loss = recipe.loss.at(progress)(model, x_train, y, keys)
+            for penalty, factor in zip(self.penalties, self.factors, strict=True):
+                loss = loss + factor * penalty.at(progress)(model, x, y, keys)
+        self.optimizer.zero_grad()
+        loss.backward()
+        loss = loss.detach()
+        average([loss, *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)])
+        self.within_reason(step, loss)
+        self.optimizer.step()
+        for projection in self.projections:
+            projection(model, progress * recipe.epochs)
+        if self.average is not None and recipe.ema is not None:
+            update_average(self.average, model, self.decay(step))
+        self.losses += loss
+        self.position, self.taken = step + 1, self.taken + 1
+
+    def progress(self, step: int) -> float:
+        """Share of the training behind us: of its epochs, or of its time where that is more."""
+        share = (self.epoch + step / self._steps) / self.recipe.epochs
+        if self.clock is None:
+            return share
+        first, end = self.clock
+        return min(1.0, max(share, (time.monotonic() - first) / max(end - first, 1e-9)))
+
+    def decay(self, step: int) -> float:
+        """The decay of the running mean; at first it forgets faster."""
+        assert self.recipe.ema is not None
+        return min(self.recipe.ema, (1 + step) / (10 + step)) if self.epoch == 0 else self.recipe.ema
+
+    def attack_at(self, progress: float) -> PGD | None:
+        """The attack at the eps in force."""
+        attack, warmup = self.recipe.attack, self.recipe.attack_warmup
+        if attack is None or progress >= warmup:
+            return attack
+        share = progress / warmup
+        step_size = attack.step_size and attack.step_size * share
+        return attack.model_copy(update={"eps": attack.budget() * share, "step_size": step_size}) if share else None
+
+    @torch.no_grad()
+    def within_reason(self, step: int, loss: Tensor) -> None:
+        """Gradients shortened where the recipe says so, and looked at: on a CPU at once, elsewhere now and then."""
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.requires_grad]
+        length = self.watch.look(step, gradients, loss)
+        if self.watch.every == 1:
+            self.watch.ask(self.epoch)
+        if self.recipe.clip is not None:
+            given = [gradient for gradient in gradients if gradient is not None]
+            torch._foreach_mul_(given, (self.recipe.clip / (length + 1e-12)).clamp_max(1))
+
+    def arithmetic(self) -> AbstractContextManager[Any]:
+        """Autocast to bfloat16 where the recipe says so."""
+        kind = torch.device(self.device).type
+        return torch.autocast(kind, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
+
+    def mean_loss(self) -> float:
+        return self.losses.item() / max(self.position, 1)
+
+    def evaluated(self) -> nn.Module:
+        """The network that is validated and saved."""
+        return self.average if self.average is not None else self.model
+
+    def under_noise(self, validation: Split) -> Split:
+        """The validation images under the training's noise, the same in every epoch."""
+        x = noisy(validation.x, self.recipe.noise, validation.index, self.recipe.seed, NOISE, 1)
+        return replace(validation, x=x) if self.recipe.noise else validation
+
+    def finish_epoch(self, validation: Split) -> dict[str, Any]:
+        """Validate where it is due, keep the best, and move on. Returns the epoch's metrics."""
+        last = self.epoch + 1 == self.recipe.epochs or self.out_of_time()
+        due = len(validation) > 0 and (last or (self.epoch + 1) % self.recipe.validate_every == 0)
+        record: dict[str, Any] = {
+            "epoch": self.epoch,
+            "loss": self.mean_loss(),
+            "lr": float(self.optimizer.param_groups[0]["lr"]),
+            **{f"tau_{i}": p.tau_at(self.epoch + 1) for i, p in enumerate(self.projections)},
+            **(self.validated(self.under_noise(validation)) if due else {}),
+            "seconds": round(self.seconds, 3),
+            **({"steps": self.taken} if self.clock is not None else {}),
+        }
+        record |= {f"weight_{one.penalty}": self.factors[one.penalty] for one in self.recipe.adaptive}
+        for one in self.recipe.adaptive if due else ():
+            self.factors[one.penalty] = one(self.factors[one.penalty], record)
+        if not len(validation) or (due and score(record) >= self.best_score):
+            self.best_score, self.best_epoch = score(record) if due else self.best_score, self.epoch
+            self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.evaluated().state_dict().items()}
+        self.records.append(record)
+        self.epoch, self.position, self.seconds = self.epoch + 1, 0, 0.0
+        self.losses.zero_()
+        return record
+
+    def validated(self, validation: Split) -> dict[str, float]:
+        """What validation measures of the network as it is."""
+        recipe = self.recipe
+        return validate(self.evaluated(), validation, recipe.validate_with, certify_eps=recipe.certify_eps)
+
+    def save(self, folder: Path) -> None:
+        """Write resume.pt: ours alone, read back with weights_only."""
+        state = {
+            "recipe": self.recipe.yaml(),
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else {},
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+            "losses": self.losses,
+            "where": [self.epoch, self.position, self.seconds, self.best_epoch, *self.best_score],
+            "taken": self.taken,
+            "factors": self.factors,
+            "penalties": [penalty.state() for penalty in self.penalties],
+            "records": json.dumps(self.records),
+        }
+        write_whole(folder / "resume.pt", lambda path: torch.save(state, path))
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue where `save` left off."""
+        self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best, self.losses = state["best"], state["losses"].to(self.device)
+        self.factors = state["factors"]
+        for penalty, carried in zip(self.penalties, state["penalties"], strict=True):
+            penalty.restore(carried)
+        self.epoch, self.position, self.seconds, self.best_epoch, *best = state["where"]
+        self.best_score, self.taken = (best[0], best[1]), state.get("taken", 0)
+        self.records = json.loads(state["records"])
+
+
+def _resume(run: Run, folder: Path) -> str | None:
+    """Restore the run from its folder. `finished` where nothing is left to do, None where nothing was there."""
+    config, stored, state_path = folder / "config.json", folder / "recipe.yaml", folder / "resume.pt"
+    if config.is_file() and stored.is_file():
+        if stored.read_text() == run.recipe.yaml():
+            return "finished"
+        raise UserError(f"{folder} holds a model of another recipe: choose another --out, or add --fresh to overwrite it")
+    if not state_path.is_file():
+        return None
+    try:
+        state = torch.load(state_path, map_location=run.device, weights_only=True)
+        same = state["recipe"] == run.recipe.yaml()
+    except Exception as error:  # torch raises many kinds for foreign bytes
+        raise UserError(f"{state_path} is unreadable ({type(error).__name__}): add --fresh to start over") from None
+    if not same:
+        raise UserError(f"{folder} holds an unfinished training of another recipe: choose another --out, or add --fresh")
+    run.restore(state)
+    return "resumed"
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """average <- decay average + (1 - decay) model; buffers are copied."""
+    for mean, value in zip(average.parameters(), model.parameters(), strict=True):
+        mean.lerp_(value, 1 - decay)
+    for kept, buffer in zip(average.buffers(), model.buffers(), strict=True):
+        kept.copy_(buffer)
+
+
+def _generator(*counters: int) -> torch.Generator:
+    return torch.Generator().manual_seed(mix(*counters))

@@ -1,0 +1,26 @@
+"""What a loss is: the scalar that training lowers."""
+
+from typing import ClassVar
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from robustbench_rkhs.nodes.ramps import Scheduled
+
+
+class LossNode(Scheduled):
+    """Common to all losses. `__call__(model, x, y, keys)`; `keys`: what its random draws are counted by, one an image."""
+
+    attacks: ClassVar[bool] = False
+    """True: it perturbs the images itself, and wants them clean (a recipe with it has no `attack`)."""
+    regression: ClassVar[bool] = False
+    """True: it also takes labels that are numbers, float (batch, outputs)."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Float[Tensor, "batch *image"],
+        y: Tensor,
+        keys: Int[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, ""]:
+        raise TypeError(f"{type(self).__name__} is not a loss by itself")

@@ -1,0 +1,79 @@
+"""MTL-IBP: between adversarial and certified training."""
+
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robustbench_rkhs.nodes.node import Real
+from robustbench_rkhs.nodes.threat_model import Box, Norm
+from robustbench_rkhs.relaxations import ball, interval_margins, trace
+from robustbench_rkhs.runtime.counter_rng import draws
+from robustbench_rkhs.runtime.modes import per_image
+from robustbench_rkhs.training.losses.base import LossNode
+from robustbench_rkhs.training.losses.search import ascend, keys_or_positions
+
+
+class MtlIbp(LossNode):
+    r"""Mean over the batch of adversarial and worst-case cross-entropy.
+
+    .. math:: (1 - \alpha)\, CE(f(x'), y) + \alpha\, CE(-\underline m(x), y), \qquad
+              x' \approx \arg\max_{x' \in B_{\varepsilon'}(x)} CE(f(x'), y)
+
+    The first term is a lower bound of the worst cross-entropy in the ball, the second (interval bound propagation, see `ibp`) an
+    upper one: alpha goes from adversarial to certified training. The attack starts at a random point of the ball and takes
+    `steps` steps with BatchNorm at its running statistics and dropout off, without gradients of weights; x' then goes through
+    the model in the mode it is in. Bounds are of the network in eval mode; float32 also under autocast.
+    Recommended: `schedule: {eps: {begin: 0.1, end: 0.6}}`, the published training's ramp of the radius (the attack follows, unless
+    it has a radius of its own, which then wants the same ramp). Raises UserError naming the layer where there are no bounds
+    through it. eps in pixels of [0, 1]. Cost: `steps` forward and image-only backward passes, three forward passes that are
+    differentiated.
+    Source: De Palma et al., "Expressive Losses for Verified Robustness via Convex Combinations", ICLR 2024.
+    """
+
+    attacks: ClassVar[bool] = True
+
+    name: Literal["mtl_ibp"] = "mtl_ibp"
+    norm: Norm = "linf"
+    """Distance that bounds the perturbation."""
+    eps: Real = Field(0.1, ge=0)
+    """Radius of the ball of the bounds, in pixels of [0, 1]."""
+    attack_eps: Real | None = Field(None, ge=0)
+    """eps': radius of the ball of the attack; eps where not given. At small radii a larger one is recommended."""
+    alpha: Real = Field(0.1, ge=0, le=1)
+    """Share of the worst case."""
+    steps: int = Field(8, ge=1)
+    """Gradient steps of the attack."""
+    step_size: Real | None = Field(None, gt=0)
+    """Length of a step, in the norm's unit; 2.5 eps' / steps where not given."""
+    box: Box = "unit"
+    """`unit`: images lie in [0, 1], to which attack and linf balls keep; `none`: anywhere."""
+    seed: int = Field(0, ge=0)
+    """Random starts are counted from here."""
+
+    def __call__(
+        self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Tensor, keys: Int[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, ""]:
+        adversarial = functional.cross_entropy(model(self.attacked(model, x.detach(), y, keys)).float(), y)
+        with per_image(model):
+            worst = interval_margins(trace(model, ball(x, self.eps, self.norm, self.box)), y)
+        return (1 - self.alpha) * adversarial + self.alpha * functional.cross_entropy(-worst, y)
+
+    def attacked(self, model: nn.Module, x: Tensor, y: Tensor, keys: Tensor | None) -> Float[Tensor, "batch *image"]:
+        """The attacked images x'."""
+        eps = self.eps if self.attack_eps is None else self.attack_eps
+        noise = draws(keys_or_positions(keys, x), self.seed, x)
+        with per_image(model):
+            return ascend(
+                lambda images: functional.cross_entropy(model(images).float(), y, reduction="none"),
+                x,
+                x + torch.erf(noise / 2**0.5) * eps,  # uniform in the cube; `ascend` pulls it into an l2 ball
+                norm=self.norm,
+                eps=eps,
+                steps=self.steps,
+                step_size=self.step_size or 2.5 * eps / self.steps,
+                box=self.box,
+            )

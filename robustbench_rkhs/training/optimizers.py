@@ -1,0 +1,120 @@
+"""Optimisers, and learning-rate schedules as pure functions of progress."""
+
+import math
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from robustbench_rkhs.nodes.node import Node, Real
+
+
+class SGD(Node):
+    """Stochastic gradient descent with momentum."""
+
+    name: Literal["sgd"] = "sgd"
+    lr: Real = Field(0.05, gt=0)
+    """Largest learning rate; the schedule multiplies it."""
+    momentum: Real = Field(0.9, ge=0, lt=1)
+    """Share of the last step that is taken again."""
+    weight_decay: Real = Field(0.0, ge=0)
+    """Multiplier of the weights added to their gradient."""
+    nesterov: bool = False
+    """Look ahead by the momentum."""
+
+    def build(self, parameters: Iterable[nn.Parameter], fused: bool = False) -> torch.optim.Optimizer:
+        """`fused`: one kernel for all weights, which reads its learning rate from the device."""
+        return torch.optim.SGD(
+            parameters,
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            nesterov=self.nesterov,
+            fused=fused or None,
+        )
+
+
+class Adam(Node):
+    """Adam. Source: Kingma & Ba, ICLR 2015."""
+
+    name: Literal["adam"] = "adam"
+    lr: Real = Field(1e-3, gt=0)
+    """Largest learning rate; the schedule multiplies it."""
+    betas: tuple[Real, Real] = (0.9, 0.999)
+    """Decay of the two running means."""
+    weight_decay: Real = Field(0.0, ge=0)
+    """Multiplier of the weights added to their gradient."""
+
+    def build(self, parameters: Iterable[nn.Parameter], fused: bool = False) -> torch.optim.Optimizer:
+        """`fused`: one kernel for all weights, which reads its learning rate from the device."""
+        return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=fused or None)
+
+
+class Constant(Node):
+    """The same learning rate throughout."""
+
+    name: Literal["constant"] = "constant"
+
+    def __call__(self, progress: float, epoch: int) -> float:
+        """Multiplier of the learning rate; `progress` in [0, 1), `epoch` from 0."""
+        return 1.0
+
+
+class Step(Node):
+    """gamma^(epoch // every)."""
+
+    name: Literal["step"] = "step"
+    every: int = Field(30, ge=1)
+    """Epochs between drops."""
+    gamma: Real = Field(0.5, gt=0, le=1)
+    """What each drop multiplies by."""
+
+    def __call__(self, progress: float, epoch: int) -> float:
+        return self.gamma ** (epoch // self.every)
+
+
+class Cosine(Node):
+    """Half a cosine from 1 to 0 after a linear warm-up."""
+
+    name: Literal["cosine"] = "cosine"
+    warmup: Real = Field(0.0, ge=0, lt=1)
+    """Share of the training in which the rate rises from 0."""
+
+    def __call__(self, progress: float, epoch: int) -> float:
+        if progress < self.warmup:
+            return progress / self.warmup
+        return (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup))) / 2
+
+
+class OneCycle(Node):
+    """Linear from a twenty-fifth to 1 at `peak`, then half a cosine to nearly 0. Source: Smith & Topin, 2018."""
+
+    name: Literal["one_cycle"] = "one_cycle"
+    peak: Real = Field(0.3, gt=0, lt=1)
+    """Share of the training at which the rate is largest."""
+
+    def __call__(self, progress: float, epoch: int) -> float:
+        if progress < self.peak:
+            return 0.04 + 0.96 * progress / self.peak
+        return max(1e-4, (1 + math.cos(math.pi * (progress - self.peak) / (1 - self.peak))) / 2)
+
+
+class Triangular(Node):
+    """Linear from 0 to 1 at 40%, to 1/20 at 80%, to 0. Source: the schedule of Wang & Manchester, ICML 2023."""
+
+    name: Literal["triangular"] = "triangular"
+
+    def __call__(self, progress: float, epoch: int) -> float:
+        if progress < 0.4:
+            return progress / 0.4
+        if progress < 0.8:
+            return 1 - 0.95 * (progress - 0.4) / 0.4
+        return 0.05 * (1 - progress) / 0.2
+
+
+Optimizer = Annotated[SGD | Adam, Field(discriminator="name")]
+"""Any optimiser, chosen by `name`."""
+Schedule = Annotated[Constant | Step | Cosine | OneCycle | Triangular, Field(discriminator="name")]
+"""Any learning-rate schedule, chosen by `name`."""

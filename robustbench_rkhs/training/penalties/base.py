@@ -1,0 +1,50 @@
+"""What a penalty is: a scalar added to the loss."""
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from robustbench_rkhs.data import Split
+from robustbench_rkhs.nodes.node import Real
+from robustbench_rkhs.nodes.ramps import Scheduled
+
+
+class PenaltyNode(Scheduled):
+    """Common fields of all penalties. `__call__(model, x, y, keys)`; `keys`: what its random draws are counted by, one an image.
+
+    A penalty leaves the model as it was: mode, BatchNorm statistics, gradients.
+    """
+
+    regression: ClassVar[bool] = False
+    """True: it reads no labels, or also takes those of a regression, float (batch, outputs)."""
+
+    weight: Real = Field(1.0, ge=0)
+    """Multiplier of the penalty."""
+
+    def prepare(self, model: nn.Module, split: Split, seed: int) -> "PenaltyNode":
+        """Called once before the training: the same penalty with what it must know of the model and the training images."""
+        return self
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors it carries from step to step, so that a resumed training is the same one; none for most."""
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from a stored `state`."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Float[Tensor, "batch *image"],
+        y: Tensor,
+        keys: Int[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, ""]:
+        raise TypeError(f"{type(self).__name__} is not a penalty by itself")
+
+
+def keys_or_count(keys: Tensor | None, x: Tensor) -> Int[Tensor, " batch"]:
+    """The keys, or the images' positions where none are given."""
+    return torch.arange(len(x)) if keys is None else keys
