@@ -41,6 +41,8 @@ class DeviceStep:
         self.lr = torch.tensor(recipe.optimizer.lr, device=device)
         for group in run.optimizer.param_groups:
             group["lr"] = self.lr
+            if "capturable" in group and torch.device(device).type == "cuda":
+                group["capturable"] = True
         self.trained = _sharing(run.model, frozen=False)
         self.attacked = _sharing(run.model, frozen=True)
         self.how: dict[str, Any] = {"compiled": False, "captured": False}
@@ -69,9 +71,15 @@ class DeviceStep:
     def _work(self) -> None:
         """Replay the step, or run it where nothing was captured."""
         if self.replay is None:
-            self._body()
+            self._tuned()
         else:
             self.replay()
+
+    def _tuned(self) -> None:
+        """The step by the fastest convolutions there are: its shapes never change, so that looking for them pays."""
+        kept = torch.backends.cudnn
+        with kept.flags(enabled=kept.enabled, benchmark=True, deterministic=kept.deterministic, allow_tf32=kept.allow_tf32):
+            self._body()
 
     def _fill(self, progress: float, step: int) -> None:
         """The numbers of this step."""
@@ -154,6 +162,8 @@ class DeviceStep:
             self.how[name] = True
         except Exception as error:  # compilers and captures fail in many ways; the step runs without them
             self.how[f"not_{name}"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            if torch.device(self.run.device).type == "cuda":  # a capture that fails leaves its own stream current
+                torch.cuda.set_stream(torch.cuda.default_stream())
             if name == "compiled":
                 self.trained, self.attacked = _sharing(self.run.model, frozen=False), _sharing(self.run.model, frozen=True)
                 self.trained.train()
@@ -162,7 +172,7 @@ class DeviceStep:
     def _compile(self) -> None:
         self.trained.compile(dynamic=False)
         self.attacked.compile(dynamic=False)
-        self._body()
+        self._tuned()
 
     def _capture(self) -> None:
         """Record the step's kernels on a stream of their own."""
@@ -171,12 +181,12 @@ class DeviceStep:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM):
-                self._body()
+                self._tuned()
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._body()
+            self._tuned()
         torch.cuda.synchronize()
         self.replay = graph.replay
 
