@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from robustbench_rkhs.nodes.node import UserError, did_you_mean
-from robustbench_rkhs.nodes.paths import checkpoints_folder, find_recipe, models_folder
+from robustbench_rkhs.nodes.paths import BESIDE, checkpoints_folder, find_recipe, models_folder
 
 PACKAGE = Path(__file__).parent
 KINDS = {
@@ -97,11 +97,12 @@ def _default(value: ast.expr | None) -> str:
 def models() -> dict[str, str]:
     """Every recipe of models/ and what it says of itself; a star where a checkpoint is at hand."""
     found = {}
-    for path in sorted(models_folder().glob("*.yaml")):
+    recipes = {path.stem: path for folder in (BESIDE / "models", models_folder()) for path in sorted(folder.glob("*.yaml"))}
+    trained = {path.parent.name for at in (BESIDE / "checkpoints", checkpoints_folder()) for path in at.glob("*/model.safetensors")}
+    for name, path in sorted(recipes.items()):
         stored = yaml.safe_load(path.read_text())
         about = stored.get("about", "") if isinstance(stored, dict) else ""
-        star = "*" if (checkpoints_folder() / path.stem / "config.json").is_file() else " "
-        found[path.stem] = f"{star} {about}"
+        found[name] = f"{'*' if name in trained else ' '} {about}"
     return found
 
 

@@ -24,7 +24,7 @@ from robustbench_rkhs.data import (
     augment,
 )
 from robustbench_rkhs.data.amino_acids import BLOSUM62, LETTERS, encode
-from robustbench_rkhs.data.augment import brightness, contrast, hue, jittered, saturation
+from robustbench_rkhs.data.augmentation import brightness, contrast, hue, jittered, saturation
 from robustbench_rkhs.data.square_wave import square_wave
 from robustbench_rkhs.networks import VGG
 from robustbench_rkhs.nodes.node import UserError

@@ -144,7 +144,8 @@ class AutoAttack(Attack):
         library.attacks_to_run = list(parts)
         library.fab.n_target_classes = library.apgd_targeted.n_target_classes = min(9, logits.shape[1] - 1)
         found, _ = library.run_standard_evaluation(shown, y, batch_size=self.batch_size)
-        return found.flatten(1)[:, : flat.shape[1]].reshape(x.shape).to(x.dtype)
+        result: Tensor = found.flatten(1)[:, : flat.shape[1]].reshape(x.shape).to(x.dtype)
+        return result
 
 
 class _AtLeastFour(nn.Module):

@@ -39,6 +39,7 @@ def _identity(name: str) -> Any:
             raise UserError(f"straight_through: {name!r} must keep its input's shape, found {shape}")
         if not torch.is_grad_enabled():
             return output
-        return output.detach() + (given[0] - given[0].detach())
+        result: Tensor = output.detach() + (given[0] - given[0].detach())
+        return result
 
     return hook

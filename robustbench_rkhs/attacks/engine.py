@@ -211,4 +211,5 @@ class Engine:
         """Which are misclassified in another batch too: in reverse, behind a clean image. Cost: a forward pass each."""
         logits = self.model(torch.cat([images, self.x[at[:1]]]).flip(0)).flip(0)[:-1]
         self.forwards.index_add_(0, at, torch.ones_like(at))
-        return (logits.argmax(1) != self.y[at]) | ~logits.isfinite().all(1)
+        result: Tensor = (logits.argmax(1) != self.y[at]) | ~logits.isfinite().all(1)
+        return result

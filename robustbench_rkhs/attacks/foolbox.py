@@ -16,6 +16,7 @@ from robustbench_rkhs.attacks.library_model import Counted, confined_randomness,
 from robustbench_rkhs.attacks.objective import margin
 from robustbench_rkhs.nodes.node import Real, UserError
 from robustbench_rkhs.runtime.counter_rng import mix
+from robustbench_rkhs.runtime.extras import require
 
 Method = Literal["deepfool", "ddn", "fmn", "cw", "brendel_bethge", "hop_skip_jump"]
 
@@ -47,7 +48,8 @@ class FoolboxAttack(Attack):
     inside and grows outside. fmn (l2, linf): the same idea on the margin; the library's l2 version never projects, so it is
     no finer than its steps: weak, set `step_size`. cw (l2): Adam on distance plus a searched multiple of the margin.
     brendel_bethge (l2, linf): walks along the boundary from a far adversarial image (a corner of the box, another image of
-    the block, or noise), on the CPU; where none is found the image is returned as it was. Compiles for a minute at first.
+    the block, or noise), on the CPU; where none is found the image is returned as it was. Compiles for a minute at first, with
+    numba: the extra [brendel_bethge].
     hop_skip_jump (l2, linf; black box): sees the predicted class alone; from the same starts, along the boundary, in directions
     estimated by sampling decisions. Only for box `unit`, and for models that answer alike twice.
     Only images classified correctly are attacked. Draws are counted by (seed, keys of the block): another block, other ones.
@@ -93,6 +95,8 @@ class FoolboxAttack(Attack):
             raise UserError(f"foolbox has no {self.attack} in {self.norm}; it has {there}")
         if self.step_size is not None and self.attack not in ("fmn", "cw"):
             raise UserError(f"{self.label} has no step_size, found {self.step_size}; fmn and cw have one")
+        if self.attack == "brendel_bethge":
+            require("numba", "brendel_bethge", self.label)
         if self.attack == "hop_skip_jump" and self.box != "unit":
             raise UserError(f"{self.label} clips to [0, 1]: it expects box 'unit', found {self.box!r}")
         if self.box == "unit" and len(x) and (x.amin() < 0 or x.amax() > 1):
@@ -125,7 +129,7 @@ class FoolboxAttack(Attack):
                 counted.gain = None if counted.gain is None else counted.gain[begun]
             found = x.clone()
             if begun.any():
-                net = foolbox.PyTorchModel(counted, bounds=(low, high), device=x.device)
+                net = foolbox.models.pytorch.PyTorchModel(counted, bounds=(low, high), device=x.device)
                 if self.attack == "hop_skip_jump":
                     steps = self.steps or STEPS[self.attack]
                     found[begun] = hop_skip_jump(net, x[begun], y[begun], points[begun], self.norm, steps)

@@ -29,7 +29,7 @@ def hop_skip_jump(
     """
     import foolbox  # here, not above: it takes a second
 
-    class OwnLength(foolbox.attacks.HopSkipJumpAttack):
+    class OwnLength(foolbox.attacks.HopSkipJumpAttack):  # type: ignore[name-defined, misc]
         """The library divides an l2 direction by the length of the whole batch's: here each image's has length 1."""
 
         def approximate_gradients(self, *given: Any) -> Any:

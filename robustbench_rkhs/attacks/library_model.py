@@ -45,7 +45,8 @@ class Counted(nn.Module):
         if self.gain is not None:
             logits = logits * self.gain[:, None]
         # a copy, as a library may write into it
-        return logits.nan_to_num(nan=0.0, posinf=1e30, neginf=-1e30).clone()
+        result: Tensor = logits.nan_to_num(nan=0.0, posinf=1e30, neginf=-1e30).clone()
+        return result
 
     def _backward(self, gradient: Tensor) -> Tensor:
         self.backwards += len(gradient)

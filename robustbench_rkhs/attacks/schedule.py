@@ -49,7 +49,8 @@ class Known:
     def open(self, eps: float) -> Bool[np.ndarray, " images"]:
         """Which images are not settled at eps: right, and certified < eps < broken, and above what the protocol survived at."""
         floor = np.maximum(self.certified, 0)
-        return self.right & (floor < eps) & (eps < self.broken) & (self.survived < eps)
+        result: np.ndarray = self.right & (floor < eps) & (eps < self.broken) & (self.survived < eps)
+        return result
 
 
 def next_eps(epsilons: Sequence[float], known: Known) -> Float[np.ndarray, " images"]:

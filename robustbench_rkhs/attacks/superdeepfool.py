@@ -73,7 +73,7 @@ class SuperDeepFool(EngineAttack):
             still = crossed & ((away - last).abs() < HAIR * away)
             last = torch.where(crossed, away, last)
             y, aims = engine.y[at], target
-            told = engine.slope(at, moved, lambda logits, rows, y=y, aims=aims: gap_to(logits, y[rows], aims[rows]))
+            told = engine.slope(at, moved, lambda logits, rows, y=y, aims=aims: gap_to(logits, y[rows], aims[rows]))  # type: ignore[misc]
             z, gap, slope = moved, told.value, told.gradient
             _keep(best, image, at, away, z, gap < 0)
             on = engine.standing(at) & ~still & ~(crossed & (away > self.hopeless * best[at]))

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float64
@@ -69,7 +69,7 @@ def _seen(twin: nn.Module, shape: tuple[int, ...]) -> list[Part]:
     calls: list[tuple[str, nn.Module, tuple[int, ...], tuple[int, ...]]] = []
 
     def watch(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple, output: object) -> None:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
             if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
                 calls.append((path, module, tuple(inputs[0].shape[1:]), tuple(output.shape[1:])))
 
@@ -152,7 +152,8 @@ def pairwise(chain: list[Part], classes: int, factor: Factor = lambda part: None
     if place == len(chain):
         return math.sqrt(2) * chained(chain, factor) * (1 - torch.eye(classes, dtype=torch.float64))
     matrix = rows(chain[place:], classes)
-    return chained(chain[:place], factor) * (matrix[:, None] - matrix).norm(dim=2)
+    result: Tensor = chained(chain[:place], factor) * (matrix[:, None] - matrix).norm(dim=2)
+    return result
 
 
 class Linearised:
@@ -187,7 +188,8 @@ def power(jacobian: Linearised, start: Float64[Tensor, "batch *inputs"], iterati
     v = _unit(start)
     for _ in range(iterations):
         v = _unit(jacobian.adjoint(jacobian.forward(v)))
-    return jacobian.forward(v).flatten(1).norm(dim=1)
+    result: Tensor = jacobian.forward(v).flatten(1).norm(dim=1)
+    return result
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -139,7 +139,7 @@ def closer(
         queried = freeze(model)
         with full_precision():
             for kind in ("deepfool", "ddn" if norm == "l2" else "fmn"):
-                attack = FoolboxAttack(attack=kind, box=box).aimed(norm=norm, eps=None, seed=seed)  # type: ignore[arg-type]
+                attack = FoolboxAttack(attack=kind, box=box).aimed(norm=norm, eps=None, seed=seed)
                 for part in concerned.split(block):
                     x, y = split.x[part].to(device), split.y[part].to(device)
                     try:

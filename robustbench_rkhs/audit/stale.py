@@ -1,6 +1,7 @@
 """Caches that old weights left behind: found by changing the weights of a copy."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +67,7 @@ def _inputs(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
 
     def watch(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple) -> None:
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             if len(inputs) == 1 and isinstance(inputs[0], Tensor):
                 found[path] = inputs[0].detach().clone()
 

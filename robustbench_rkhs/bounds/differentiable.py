@@ -40,13 +40,15 @@ def iterate(matrices: Inexact[Tensor, "*batch rows columns"], iterations: int) -
         now, logarithm = now / size[..., None, None], 2 * (logarithm + size.log())
         now = now.mH @ now
     logarithm = logarithm + _frobenius(now).clamp_min(tiny).log()
-    return (logarithm.amax() / 2**iterations).exp()
+    result: Tensor = (logarithm.amax() / 2**iterations).exp()
+    return result
 
 
 def _frobenius(matrices: Tensor) -> Tensor:
     """Of each matrix; complex entries count as pairs, whose gradient at zero is zero."""
     entries = torch.view_as_real(matrices.resolve_conj()).flatten(-2) if matrices.is_complex() else matrices
-    return torch.linalg.vector_norm(entries, dim=(-2, -1))
+    result: Tensor = torch.linalg.vector_norm(entries, dim=(-2, -1))
+    return result
 
 
 def gram_norm(module: nn.Module, shape: tuple[int, ...], iterations: int = 6) -> Float[Tensor, ""]:
@@ -84,7 +86,8 @@ def gram_pairs(model: nn.Module, shape: tuple[int, ...], classes: int, iteration
         if weight is None:
             return value * math.sqrt(2) * (1 - torch.eye(classes, device=value.device, dtype=value.dtype))
         weight = _precise(weight)
-        return value * torch.linalg.vector_norm(weight[:, None] - weight[None], dim=2)
+        result: Tensor = value * torch.linalg.vector_norm(weight[:, None] - weight[None], dim=2)
+        return result
 
 
 def _product(layers: list[tuple[str, nn.Module]], shape: tuple[int, ...], iterations: int) -> Value:

@@ -191,7 +191,7 @@ def _slack(before: Tensor, weight: Tensor, error: float, after: Tensor, interval
     both, half, size = abs(low * high), abs(low + high) / 2, weight.norm().item()
     entries = before.norm().item() + both * size**2 + 2 * half * size + after.norm().item() + math.sqrt(len(after))
     moved = both * (2 * error * size + error**2) + half * error
-    return (4 * (len(weight) + 4) * UNIT * entries + moved + TINY) * (1 + SLACK)
+    return float((4 * (len(weight) + 4) * UNIT * entries + moved + TINY) * (1 + SLACK))
 
 
 def positive(matrix: Float64[Tensor, "size size"], slack: float = 0.0) -> bool:
@@ -218,7 +218,7 @@ def _inner(matrix: Tensor | None, weight: Tensor) -> float:
     """The largest eigenvalue of W N^{-1} W^T, about."""
     through = weight if matrix is None else torch.linalg.solve_triangular(torch.linalg.cholesky(matrix), weight.T, upper=False).T
     gram = through @ through.T if len(through) <= through.shape[1] else through.T @ through
-    return max(torch.linalg.eigvalsh(gram)[-1].item(), 0.0)
+    return float(max(torch.linalg.eigvalsh(gram)[-1].item(), 0.0))
 
 
 def _norm(form: _Form, run: list[Step], step: Step) -> float:

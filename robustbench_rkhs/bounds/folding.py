@@ -36,12 +36,12 @@ def _(module: FoldedConv2d | FoldedLinear, shape: tuple[int, ...]) -> Bound:
 @constants.register(FoldedLinear)
 def _(module: FoldedConv2d | FoldedLinear, shape: tuple[int, ...]) -> float:
     places = module(torch.zeros(1, *shape, dtype=torch.float64)).numel() / len(module.sizes)
-    return module.sizes.norm().item() * math.sqrt(places)
+    return float(module.sizes.norm().item() * math.sqrt(places))
 
 
 def _made(kind: Any, old: nn.Module, weight: Tensor, bias: Tensor, sizes: Tensor) -> nn.Module:
     """A layer with the options of `old` and other numbers."""
-    new = kind.__new__(kind)
+    new: nn.Module = kind.__new__(kind)
     new.__dict__.update(old.__dict__)
     values = {"weight": nn.Parameter(weight, requires_grad=False), "bias": nn.Parameter(bias, requires_grad=False)}
     new.__dict__.update(_parameters=values, _buffers={"sizes": sizes}, _modules={})
@@ -153,7 +153,7 @@ def _steady(merged: nn.Module, total: Tensor, absolute: Tensor) -> bool:
     size = math.sqrt(absolute.sum((1, 2, 3)).max().item() * absolute.sum((0, 2, 3)).max().item())
     centre = total[:, :, total.shape[2] // 2, total.shape[3] // 2].abs().max().item()
     repeats = 9 if isinstance(merged, nn.Conv2d) and merged.padding_mode == "circular" else 1
-    return 8 * repeats * size <= (max(rows, columns) + 16) * (rows * columns) ** 0.25 * centre
+    return bool(8 * repeats * size <= (max(rows, columns) + 16) * (rows * columns) ** 0.25 * centre)
 
 
 def _centred(conv: nn.Conv2d) -> bool:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from robustbench_rkhs.bounds.network import (
     DENSE_SIDE,
     DENSE_SIZE,
-    UNCOMPUTED,
     Step,
     _differences,
     as_given,
@@ -18,6 +17,7 @@ from robustbench_rkhs.bounds.network import (
     merged,
     pair_bounds,
 )
+from robustbench_rkhs.bounds.operations import UNCOMPUTED
 from robustbench_rkhs.lipschitz.activations import slopes
 from robustbench_rkhs.lipschitz.bounds import SLACK, TINY, UNIT, Bound, affine, product, spectral, upwards
 from robustbench_rkhs.lipschitz.guard import gathered

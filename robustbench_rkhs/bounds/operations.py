@@ -78,7 +78,8 @@ def _weighted(layer: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:
     layer.weight = nn.Parameter(weight.detach().double().clone(), requires_grad=False)
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach().double().clone(), requires_grad=False)
-    return layer.eval()
+    result: nn.Module = layer.eval()
+    return result
 
 
 LAYERS: dict[Any, Callable[..., nn.Module]] = {

@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from robustbench_rkhs.cli.command import command, typed_command, usable_device
+from robustbench_rkhs.runtime.extras import require
 
 
 def _sweep(
@@ -34,6 +35,7 @@ def _sweep(
         reports: The report is REPORTS/NAME.*.
         as_json: Print one JSON object on stdout, the progress on stderr.
     """
+    require("optuna", "sweep", "rkhs-sweep")
     from robustbench_rkhs.sweep import Plan, Sweep, work
 
     where = usable_device(device)

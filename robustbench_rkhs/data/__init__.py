@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from robustbench_rkhs.data.augment import augment
+from robustbench_rkhs.data.augmentation import augment
 from robustbench_rkhs.data.deformations import Deformations
 from robustbench_rkhs.data.protein import Protein
 from robustbench_rkhs.data.sets import CIFAR10, CIFAR100, MNIST, NPZ, DataSet, Digits, data_root

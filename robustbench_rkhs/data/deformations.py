@@ -88,7 +88,8 @@ def affine_fields(
     start = _lattice(size, matrix) - torch.tensor([(size[0] - 1) / 2, (size[1] - 1) / 2]).to(matrix)[:, None, None]
     moved = start if first is None else start + first
     placed = matrix @ moved.expand(len(matrix), -1, -1, -1).flatten(2)
-    return placed.unflatten(2, size) + shift[:, :, None, None] - start
+    result: Tensor = placed.unflatten(2, size) + shift[:, :, None, None] - start
+    return result
 
 
 def elastic_fields(

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from robustbench_rkhs.data.augment import Padding, augment, augment_on_device
+from robustbench_rkhs.data.augmentation import Padding, augment, augment_on_device
 from robustbench_rkhs.data.checks import as_images, check_arrays
 from robustbench_rkhs.data.splits import Split, Splits, Task, arrays_digest, order_by_class, order_of
 from robustbench_rkhs.nodes.node import Node, UserError
@@ -259,7 +259,7 @@ def read_npz(path: Path) -> Arrays:
             missing = [key for key in keys if key not in stored]
             if missing:
                 raise UserError(f"{path}: expected arrays {' '.join(keys)}, {' '.join(missing)} missing")
-            return tuple(stored[key] for key in keys)  # type: ignore[return-value]
+            return tuple(stored[key] for key in keys)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, AttributeError) as error:
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise UserError(f"{path} is not a readable .npz file: {reason}") from None

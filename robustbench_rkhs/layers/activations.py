@@ -46,7 +46,8 @@ class GroupSort(nn.Module):
     def forward(self, x: Float[Tensor, "batch channel *image"]) -> Float[Tensor, "batch channel *image"]:
         if x.dim() < 2 or x.shape[1] % self.group:
             raise UserError(f"GroupSort: expected channels in groups of {self.group}, found an input of shape {tuple(x.shape)}")
-        return x.unflatten(1, (-1, self.group)).sort(dim=2, descending=True).values.flatten(1, 2)
+        result: Tensor = x.unflatten(1, (-1, self.group)).sort(dim=2, descending=True).values.flatten(1, 2)
+        return result
 
     def extra_repr(self) -> str:
         return f"group={self.group}"

@@ -161,10 +161,10 @@ def _(module: AOLConv, inputs: int, outputs: int) -> tuple[int, int]:
 @constants.register
 def _(module: AOL, shape: tuple[int, ...]) -> float:
     """What the activation hides of the bias is added, and rounded, all the same."""
-    return math.sqrt(math.prod(shape[:-1])) * module.bias.norm().item()
+    return float(math.sqrt(math.prod(shape[:-1])) * module.bias.norm().item())
 
 
 @constants.register
 def _(module: AOLConv, shape: tuple[int, ...]) -> float:
     outputs = math.prod(-(-size // module.stride) for size in shape[1:])
-    return math.sqrt(outputs) * module.bias.norm().item()
+    return float(math.sqrt(outputs) * module.bias.norm().item())

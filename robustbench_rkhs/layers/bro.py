@@ -32,7 +32,8 @@ def reflector(free: Inexact[Tensor, "*batch rows rank"]) -> Inexact[Tensor, "*ba
     ridge = RIDGE * gram.diagonal(dim1=-2, dim2=-1).real.sum(-1).clamp_min(RIDGE)
     factor = torch.linalg.cholesky(gram + ridge[..., None, None] * identity)
     half = torch.linalg.solve_triangular(factor, v.mH, upper=False)  # V (L L*)^-1 V* = (L^-1 V*)* (L^-1 V*)
-    return torch.eye(v.shape[-2], dtype=v.dtype, device=v.device) - 2 * half.mH @ half
+    result: Tensor = torch.eye(v.shape[-2], dtype=v.dtype, device=v.device) - 2 * half.mH @ half
+    return result
 
 
 def _rank(layer: str, rank: int | None, order: int) -> int:

@@ -40,7 +40,8 @@ def at_length(weight: Tensor, length: Tensor) -> Tensor:
     """length W / ||W||_F, scaled so that no square under- or overflows; a weight of zeros counts as zeros."""
     peak = weight.detach().abs().amax()
     scaled = weight / torch.where(peak > 0, peak, 1)
-    return scaled * (length.to(weight.dtype) / scaled.norm().clamp_min(1e-6))
+    result: Tensor = scaled * (length.to(weight.dtype) / scaled.norm().clamp_min(1e-6))
+    return result
 
 
 class CayleyOrthogonal(nn.Module):
@@ -70,14 +71,16 @@ class _Inverse(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, *slopes: Any) -> Tensor:
         (inverse,) = context.saved_tensors
-        return -inverse.mH @ slopes[0] @ inverse.mH
+        result: Tensor = -inverse.mH @ slopes[0] @ inverse.mH
+        return result
 
 
 def _eliminated(matrices: Tensor) -> Tensor:
     """Inverse by halves: that of the first block, then that of its Schur complement, positive definite again."""
     order = matrices.shape[-1]
     if order <= BLOCK or matrices.dim() < 3:
-        return torch.linalg.inv(matrices)
+        result: Tensor = torch.linalg.inv(matrices)
+        return result
     half = order // 2
     a, b = matrices[..., :half, :half], matrices[..., :half, half:]
     c, d = matrices[..., half:, :half], matrices[..., half:, half:]

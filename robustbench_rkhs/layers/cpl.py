@@ -68,7 +68,8 @@ def gram_bound(matrices: Inexact[Tensor, "batch rows columns"]) -> Float[Tensor,
 
 def _length(matrices: Inexact[Tensor, "batch order order"]) -> Float[Tensor, " batch"]:
     """Frobenius norms; the smallest normal number for zeros, which can then be divided by."""
-    return matrices.flatten(1).norm(dim=1).clamp_min(torch.finfo(matrices.dtype).tiny)
+    result: Tensor = matrices.flatten(1).norm(dim=1).clamp_min(torch.finfo(matrices.dtype).tiny)
+    return result
 
 
 def frequencies(weight: Float[Tensor, "inner channel kernel kernel"]) -> Inexact[Tensor, "frequency inner channel"]:
@@ -76,7 +77,8 @@ def frequencies(weight: Float[Tensor, "inner channel kernel kernel"]) -> Inexact
     inner, channels, kernel, _ = weight.shape
     points = max(1, DENSITY * (kernel - 1))
     spectrum = torch.fft.rfft2(weight, s=(points, points))
-    return spectrum.permute(2, 3, 0, 1).reshape(-1, inner, channels)
+    result: Tensor = spectrum.permute(2, 3, 0, 1).reshape(-1, inner, channels)
+    return result
 
 
 def between(kernel: int) -> float:

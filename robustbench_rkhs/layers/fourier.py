@@ -50,7 +50,7 @@ class FourierConv(nn.Module):
 
         Training rounds at 1e-7, which suits a gradient; what is certified and attacked is not left to it.
         """
-        double = not self.training and self.bias.device.type != "mps"  # type: ignore[union-attr]
+        double = not self.training and self.bias.device.type != "mps"
         return [p.double() if double or p.dtype == torch.float64 else p.float() for p in parameters]
 
     def checked(self, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -144,12 +144,14 @@ def _products(slopes: Tensor, waves: Tensor, size: torch.Size) -> Tensor:
 
 def _there(x: Tensor) -> Tensor:
     """Images to (frequency, channel, image)."""
-    return torch.fft.rfft2(x).flatten(2).permute(2, 1, 0).contiguous()
+    result: Tensor = torch.fft.rfft2(x).flatten(2).permute(2, 1, 0).contiguous()
+    return result
 
 
 def _back(x: Tensor, size: torch.Size) -> Tensor:
     """(frequency, channel, image) to images."""
-    return torch.fft.irfft2(x.permute(2, 1, 0).unflatten(-1, (size[0], size[1] // 2 + 1)), s=size)
+    result: Tensor = torch.fft.irfft2(x.permute(2, 1, 0).unflatten(-1, (size[0], size[1] // 2 + 1)), s=size)
+    return result
 
 
 def delta(outputs: int, inputs: int, taps: int, matrix: Tensor) -> Tensor:

@@ -141,4 +141,4 @@ def _(module: FourierMap, inputs: int, outputs: int) -> tuple[int, int]:
 def _(module: DenseMap | FourierMap, shape: tuple[int, ...]) -> float:
     """The bias once for each place it is added at, negative parts included."""
     copies = 1 if isinstance(module, DenseMap) else math.prod(module.places(*shape[-2:]))
-    return math.sqrt(copies) * module.bias.double().norm().item()
+    return float(math.sqrt(copies) * module.bias.double().norm().item())

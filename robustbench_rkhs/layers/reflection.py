@@ -183,10 +183,10 @@ def _fan_conv(module: ReflectionConv, inputs: int, outputs: int) -> tuple[int, i
 def _constants(module: Reflection, shape: tuple[int, ...]) -> float:
     """The negative part of the bias shows nowhere at zero, and is added all the same."""
     u, shift = module.factor()
-    return 2 * math.sqrt(math.prod(shape[:-1])) * max(1.0, u.norm().item()) * shift.norm().item()
+    return float(2 * math.sqrt(math.prod(shape[:-1])) * max(1.0, u.norm().item()) * shift.norm().item())
 
 
 def _constants_conv(module: ReflectionConv, shape: tuple[int, ...]) -> float:
     """As for a dense layer; taps add up to at most sqrt(their number) times the kernel's length."""
     u, shift = module.factor()
-    return 2 * math.sqrt(math.prod(shape[1:])) * max(1.0, u.shape[-1] * u.norm().item()) * shift.norm().item()
+    return float(2 * math.sqrt(math.prod(shape[1:])) * max(1.0, u.shape[-1] * u.norm().item()) * shift.norm().item())

@@ -19,7 +19,8 @@ class Residual(nn.Module):
         self.body, self.shortcut = body, shortcut
 
     def forward(self, x: Float[Tensor, "batch *inputs"]) -> Float[Tensor, "batch *outputs"]:
-        return self.body(x) + self.shortcut(x)
+        result: Tensor = self.body(x) + self.shortcut(x)
+        return result
 
 
 @branches.register

@@ -140,7 +140,7 @@ def _matrices(module: _Cayley, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         raise Uncertifiable(f"expected {module.weight.shape[0] - module.out_features} features, found an input of shape {shape}")
     try:
         a, b = module.matrices()
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         raise Uncertifiable("its Cayley transform is singular in float64: the weights are too large") from None
     return weights(a, "matrix A"), weights(b, "matrix B")
 
@@ -170,4 +170,4 @@ def _(module: Sandwich, shape: tuple[int, ...]) -> float:
     """The negative part of the bias shows nowhere at zero, and is added all the same."""
     copies = math.sqrt(math.prod(shape[:-1]))
     a, _ = module.matrices()
-    return 2 * copies * max(1.0, a.norm().item()) * (module.psi.exp() * module.bias).norm().item()
+    return float(2 * copies * max(1.0, a.norm().item()) * (module.psi.exp() * module.bias).norm().item())

@@ -143,7 +143,7 @@ def _(module: SandwichConv, shape: tuple[int, ...]) -> float:
     """The bias at each point of the torus, also where the ReLU hides it."""
     points = math.prod(module.torus(*shape[-2:]))
     outer, _ = module.matrices(module.torus(*shape[-2:]))
-    return 2 * math.sqrt(points) * max(1.0, spectral(outer)) * (module.psi.exp() * module.bias).norm().item()
+    return float(2 * math.sqrt(points) * max(1.0, spectral(outer)) * (module.psi.exp() * module.bias).norm().item())
 
 
 rule.register(SandwichConvLinear, fourier_bound)

@@ -6,8 +6,8 @@ from functools import singledispatch
 import torch
 from torch import nn
 
-from robustbench_rkhs.lipschitz.bounds import Bound, Uncertifiable, rule, upwards, weights
-from robustbench_rkhs.lipschitz.rounding import UNIT, constants, fan
+from robustbench_rkhs.lipschitz.bounds import UNIT, Bound, Uncertifiable, rule, upwards, weights
+from robustbench_rkhs.lipschitz.rounding import constants, fan
 
 GELU_STEEPEST = upwards((1 + math.erf(1)) / 2 + math.exp(-1) / math.sqrt(math.pi))
 r"""Largest slope of x Phi(x), 1.1289: its second derivative phi(x) (2 - x^2) is zero at sqrt 2 only (for x > 0), and the slope

@@ -140,7 +140,7 @@ def guess(
     if len(diagonal) > 1:
         beside = torch.diag(torch.tensor(off[: len(diagonal) - 1], dtype=torch.float64), 1)
         matrix = matrix + beside + beside.T
-    return torch.linalg.eigvalsh(matrix).max().item()
+    return float(torch.linalg.eigvalsh(matrix).max().item())
 
 
 def _pairs(rows: list[Places], columns: list[Places]) -> Iterator[tuple[tuple[int, Places], tuple[int, Places]]]:

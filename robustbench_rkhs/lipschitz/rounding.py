@@ -38,7 +38,7 @@ def constants(module: nn.Module, shape: tuple[int, ...]) -> float:
 
     A layer with a bias before its own activation must: what the activation hides at zero is added, and rounded, all the same.
     """
-    return module(torch.zeros(1, *shape, dtype=torch.float64)).norm().item()
+    return float(module(torch.zeros(1, *shape, dtype=torch.float64)).norm().item())
 
 
 @constants.register
@@ -58,4 +58,4 @@ def relative_rounding(module: nn.Module, inputs: int, outputs: int) -> float:
     errs by a few units.
     """
     rows, columns = fan(module, inputs, outputs)
-    return 4 * UNIT * (max(rows, columns) + 16) * (rows * columns) ** 0.25
+    return float(4 * UNIT * (max(rows, columns) + 16) * (rows * columns) ** 0.25)

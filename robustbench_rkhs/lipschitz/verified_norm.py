@@ -137,7 +137,8 @@ def _below(gram: Tensor, square: float) -> Bool[Tensor, " batch"]:
     tested.diagonal(dim1=-2, dim2=-1).add_(square)
     factors, info = torch.linalg.cholesky_ex(tested)
     pivots = factors.diagonal(dim1=-2, dim2=-1)
-    return (info == 0) & (pivots.real > 0).all(-1) & pivots.isfinite().all(-1)
+    result: Tensor = (info == 0) & (pivots.real > 0).all(-1) & pivots.isfinite().all(-1)
+    return result
 
 
 def _ranks(gram: Tensor) -> Tensor:
@@ -153,8 +154,8 @@ def _ranks(gram: Tensor) -> Tensor:
 def _largest_eigenvalue(gram: Tensor) -> float:
     """As the solver has it; where it gives up, a hundredth of what is certain, which Cholesky then refuses or grows."""
     try:
-        return max(torch.linalg.eigvalsh(gram).max().item(), 0.2)
-    except torch.linalg.LinAlgError:
+        return float(max(torch.linalg.eigvalsh(gram).max().item(), 0.2))
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         return 0.2
 
 

@@ -1,15 +1,17 @@
 """From a mapping or typed text to a validated node; what is wrong becomes one line."""
 
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from robustbench_rkhs.nodes.node import UserError, did_you_mean
 
+Model = TypeVar("Model", bound=BaseModel)
 
-def parse(kind: type[Any], stored: dict[str, Any], source: str) -> Any:
+
+def parse(kind: type[Model], stored: dict[str, Any], source: str) -> Model:
     """A validated node; what pydantic finds becomes one line that names the place."""
     try:
         return kind.model_validate(stored)

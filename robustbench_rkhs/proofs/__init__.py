@@ -2,6 +2,6 @@
 
 from robustbench_rkhs.proofs import images as images  # these add their export rules
 from robustbench_rkhs.proofs.export import write_proof
-from robustbench_rkhs.proofs.written import Plain, written
+from robustbench_rkhs.proofs.layers_written import Plain, written
 
 __all__ = ["Plain", "write_proof", "written"]

@@ -21,7 +21,7 @@ from robustbench_rkhs.data import Split
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.lipschitz.activations import slopes
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.proofs.written import written
+from robustbench_rkhs.proofs.layers_written import written
 from robustbench_rkhs.runtime.files import Unwritable
 from robustbench_rkhs.verdicts import Evaluation
 from robustbench_rkhs.verifier.build import ACTIVATIONS

@@ -12,7 +12,7 @@ from robustbench_rkhs.layers.maps import FourierMap
 from robustbench_rkhs.layers.reflection import ReflectionConv
 from robustbench_rkhs.lipschitz.convolution import pair
 from robustbench_rkhs.lipschitz.sequences import one
-from robustbench_rkhs.proofs.written import Plain, Shape, activation, biased, written
+from robustbench_rkhs.proofs.layers_written import Plain, Shape, activation, biased, written
 
 
 def _convolution(

@@ -80,7 +80,8 @@ def least(rows: Lines, region: Region) -> Float[Tensor, "batch rows"]:
     slopes, center, radius = rows.slopes.flatten(2), region.center.flatten(1), region.radius.flatten(1)
     middle = torch.einsum("brn,bn->br", slopes, center) + rows.offsets
     if region.round:
-        return middle - (slopes * radius[:, None]).norm(dim=2)
+        result: Tensor = middle - (slopes * radius[:, None]).norm(dim=2)
+        return result
     return middle - torch.einsum("brn,bn->br", slopes.abs(), radius)
 
 

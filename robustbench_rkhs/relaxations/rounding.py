@@ -81,12 +81,14 @@ def _(module: nn.Flatten, size: Tensor) -> Tensor:
 @magnitude.register(nn.AvgPool2d)
 @magnitude.register(nn.AdaptiveAvgPool2d)
 def _(module: nn.Module, size: Tensor) -> Tensor:
-    return module(size)
+    result: Tensor = module(size)
+    return result
 
 
 @magnitude.register
 def _(module: nn.MaxPool2d, size: Tensor) -> Tensor:
-    return 4 * module(size)
+    result: Tensor = 4 * module(size)
+    return result
 
 
 @magnitude.register(Normalize)
@@ -111,7 +113,8 @@ def _(module: nn.Linear, size: Tensor) -> Tensor:
 @magnitude.register(nn.Conv1d)
 @magnitude.register(nn.Conv2d)
 def _(module: nn.Conv1d | nn.Conv2d, size: Tensor) -> Tensor:
-    return module._conv_forward(size, module.weight.abs(), _constants(module))
+    result: Tensor = module._conv_forward(size, module.weight.abs(), _constants(module))
+    return result
 
 
 @magnitude.register(nn.ReLU)
@@ -136,7 +139,8 @@ def _(module: MaxMin, size: Tensor) -> Tensor:
 @magnitude.register
 def _(module: GroupSort, size: Tensor) -> Tensor:
     pairs = size.unflatten(1, (-1, 2))
-    return 4 * pairs.sum(2, keepdim=True).expand_as(pairs).flatten(1, 2)
+    result: Tensor = 4 * pairs.sum(2, keepdim=True).expand_as(pairs).flatten(1, 2)
+    return result
 
 
 def _constants(module: nn.Linear | nn.Conv1d | nn.Conv2d) -> Tensor | None:

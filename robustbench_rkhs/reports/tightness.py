@@ -106,7 +106,7 @@ def findings(report: dict[str, Any]) -> list[str]:
 
 
 def _idle(row: dict[str, Any]) -> bool:
-    return row["upper"] == 1 and row["lost"] == 0
+    return bool(row["upper"] == 1 and row["lost"] == 0)
 
 
 def _number(value: float | None) -> str:

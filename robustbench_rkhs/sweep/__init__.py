@@ -2,6 +2,6 @@
 
 from robustbench_rkhs.sweep.description import Prune, Range, Sweep
 from robustbench_rkhs.sweep.plan import Plan
-from robustbench_rkhs.sweep.work import check, gather, work
+from robustbench_rkhs.sweep.worker import check, gather, work
 
 __all__ = ["Plan", "Prune", "Range", "Sweep", "check", "gather", "work"]

@@ -71,7 +71,9 @@ class Plan:
 
     def record(self) -> dict[str, Any]:
         """What a sweep that goes on must share with the one that was begun."""
-        return json.loads(json.dumps({"sweep": self.sweep.model_dump(mode="json", exclude={"about"}), "recipe": self.base}))
+        stored = {"sweep": self.sweep.model_dump(mode="json", exclude={"about"}), "recipe": self.base}
+        result: dict[str, Any] = json.loads(json.dumps(stored))
+        return result
 
 
 def changes(before: Any, now: Any, place: str = "") -> list[str]:

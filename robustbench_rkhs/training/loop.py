@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from robustbench_rkhs.attacks.pgd import PGD
@@ -26,6 +27,7 @@ from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.training.card import training_card
 from robustbench_rkhs.training.device_step import DeviceStep
 from robustbench_rkhs.training.finite import FiniteWatch
+from robustbench_rkhs.training.penalties.base import PenaltyNode
 from robustbench_rkhs.training.recipe import TrainRecipe
 from robustbench_rkhs.training.validation import score, validate
 
@@ -115,7 +117,7 @@ def _write_checkpoint(run: "Run", test: Split, train_split: Split, folder: Path,
     }
     card = training_card(recipe, records, run.best_epoch, trained, command, len(train_split), train_split.digest, half)
     last = {name: tensor.cpu().contiguous() for name, tensor in run.evaluated().state_dict().items()}
-    write_whole(folder / "last.safetensors", lambda path: checkpoint.save_file(last, path))
+    write_whole(folder / "last.safetensors", lambda path: save_file(last, path))
     best = checkpoint.halve(run.best) if half else run.best
     checkpoint.save(folder, recipe, test, best, card, epoch=run.best_epoch, trained=trained)
 
@@ -136,13 +138,13 @@ class Run:
         if world() > recipe.batch_size:
             raise UserError(f"expected a batch_size of at least the {world()} processes, found {recipe.batch_size}")
         if recipe.channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.model = self.model.to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.model) if recipe.ema else None
         if world() > 1 and (recipe.on_device or recipe.seconds):
             raise UserError("a training that is on_device or has a time limit runs in one process")
         self.optimizer = recipe.optimizer.build(self.model.parameters(), fused=recipe.on_device)
         self.watch = FiniteWatch(self.model, device)
-        self.penalties = list(recipe.penalties)
+        self.penalties: list[PenaltyNode] = list(recipe.penalties)
         self.factors = [1.0] * len(recipe.penalties)
         self.projections = [projection.in_schedule(recipe.epochs) for projection in recipe.projections]
         self.epoch, self.position, self.seconds, self.taken = 0, 0, 0.0, 0

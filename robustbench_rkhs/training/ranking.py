@@ -42,7 +42,8 @@ def scores_of(model: nn.Module, x: Float[Tensor, "images *shape"], batch: int = 
     if any(part.dim() != 2 or part.shape[1] != 2 for part in parts):
         raise UserError(f"ranking needs a model of two classes, found outputs of shape {tuple(parts[0].shape[1:])}")
     logits = torch.cat(parts).double().cpu().numpy()
-    return logits[:, 1] - logits[:, 0]
+    result: np.ndarray = logits[:, 1] - logits[:, 0]
+    return result
 
 
 def rank_report(model: nn.Module, split: Split) -> dict[str, float | int]:

@@ -23,7 +23,8 @@ class Kept(NamedTuple):
 
 def holding(table: pd.DataFrame) -> pd.DataFrame:
     """The rows that hold a counted adversarial image."""
-    return table[(table["kind"] == "attack") & np.isfinite(table["radius"])]
+    result: pd.DataFrame = table[(table["kind"] == "attack") & np.isfinite(table["radius"])]
+    return result
 
 
 def write_kept(kept: Kept, table: pd.DataFrame, path: Path) -> None:

@@ -37,7 +37,8 @@ def breaches(evaluation: Evaluation) -> pd.DataFrame:
     found = [pairs for pairs in found if len(pairs)]
     if not found:
         return pd.DataFrame(columns=BREACH)
-    return pd.concat(found).sort_values(BREACH, ignore_index=True)
+    result: pd.DataFrame = pd.concat(found).sort_values(BREACH, ignore_index=True)
+    return result
 
 
 def pooled(evaluation: Evaluation, others: Sequence[Evaluation]) -> Evaluation:

@@ -30,10 +30,12 @@ class Linear(Affine):
         return self.apply(x) if self.bias is None else self.apply(x) + self.bias
 
     def apply(self, x: np.ndarray) -> np.ndarray:
-        return x @ self.weight.T
+        result: np.ndarray = x @ self.weight.T
+        return result
 
     def adjoint(self, v: np.ndarray) -> np.ndarray:
-        return v @ self.weight
+        result: np.ndarray = v @ self.weight
+        return result
 
     def _bound(self) -> float:
         return norms.norm(self.weight, self.claim)
@@ -57,13 +59,16 @@ class Diagonal(Affine):
         self.constant = float(np.linalg.norm(np.broadcast_to(all_of_it, inputs))) * (1 + 1e-9)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        return (x - self.center) * self.scale + self.shift
+        result: np.ndarray = (x - self.center) * self.scale + self.shift
+        return result
 
     def apply(self, x: np.ndarray) -> np.ndarray:
-        return x * self.scale
+        result: np.ndarray = x * self.scale
+        return result
 
     def adjoint(self, v: np.ndarray) -> np.ndarray:
-        return v * self.scale
+        result: np.ndarray = v * self.scale
+        return result
 
     def _bound(self) -> float:
         return float(np.abs(self.scale).max())

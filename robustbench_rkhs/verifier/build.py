@@ -148,6 +148,10 @@ def _fourier(row: Row) -> Fourier:
     return Fourier(row.inputs, row.pair("torus"), row.pair("places"), row.spectrum("matrices"), row.bias())
 
 
+def _activation(kind: str, keys: tuple[str, ...]) -> Callable[[Row], Operation]:
+    return lambda row: Activation(row.inputs, kind, row.numbers(*keys))
+
+
 OPERATIONS: dict[str, Callable[[Row], Operation]] = {
     "linear": lambda row: Linear(row.inputs, row.weight("weight", 2), row.bias()),
     "convolution": lambda row: row.convolution(row.weight("weight", 4), row.bias()),
@@ -181,4 +185,4 @@ ACTIVATIONS = {
 }
 for _kind, _keys in ACTIVATIONS.items():
     if _kind != "prelu":  # it has a slope a channel
-        OPERATIONS[_kind] = lambda row, kind=_kind, keys=_keys: Activation(row.inputs, kind, row.numbers(*keys))
+        OPERATIONS[_kind] = _activation(_kind, _keys)

@@ -88,11 +88,14 @@ class Branches(Operation):
         return (norms.norm(middle * body + shortcut) + error + half * product(before) * product(after)) * (1 + 16 * UNIT)
 
     def error(self, x: np.ndarray, before: np.ndarray) -> np.ndarray:
+        result: np.ndarray
         parts = [forward(chain, x, before) for chain in self.chains]
         if not self.added:
-            return np.sqrt(np.sum([error**2 for _, error in parts], axis=0)) * (1 + 1e-9) + TINY
+            result = np.sqrt(np.sum([error**2 for _, error in parts], axis=0)) * (1 + 1e-9) + TINY
+            return result
         moved = 4 * UNIT * len(parts) * np.sum([lengths(y) for y, _ in parts], axis=0)
-        return (np.sum([error for _, error in parts], axis=0) + moved) * (1 + 1e-9) + TINY
+        result = (np.sum([error for _, error in parts], axis=0) + moved) * (1 + 1e-9) + TINY
+        return result
 
 
 def _through(chain: Chain, x: np.ndarray) -> np.ndarray:

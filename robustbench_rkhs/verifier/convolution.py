@@ -62,7 +62,8 @@ class Convolution(Affine):
         y = self.apply(x)
         if self.bias is None:
             return y
-        return y + self.bias.reshape(-1, *(1,) * (len(self.outputs) - 1))
+        result: np.ndarray = y + self.bias.reshape(-1, *(1,) * (len(self.outputs) - 1))
+        return result
 
     def apply(self, x: np.ndarray) -> np.ndarray:
         batch, groups = len(x), self.groups

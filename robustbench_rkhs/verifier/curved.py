@@ -68,7 +68,8 @@ class Maximum(Operation):
         x = np.pad(x.reshape(len(x), channels, *self.sizes), ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=-np.inf)
         rows = np.maximum.reduce([x[:, :, tap] for tap in self.taps[0].T])
         columns = np.maximum.reduce([rows[..., tap] for tap in self.taps[1].T])
-        return columns.reshape(len(x), *self.outputs)
+        result: np.ndarray = columns.reshape(len(x), *self.outputs)
+        return result
 
     def _bound(self) -> float:
         return 1.0 if self.windows == 1 else math.sqrt(self.windows) * (1 + 4 * UNIT)

@@ -92,7 +92,8 @@ class Reflection(Operation):
         self.constant = 2 * inner.bound * inner.constant * (1 + 1e-9)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        return x - 2 * self.inner.adjoint(np.maximum(self.inner(x), 0))
+        result: np.ndarray = x - 2 * self.inner.adjoint(np.maximum(self.inner(x), 0))
+        return result
 
     def _bound(self) -> float:
         square = self.inner.bound**2 * (1 + 4 * UNIT)

@@ -180,4 +180,5 @@ def _on_torus(weight: np.ndarray, window: Window, claim: float | None) -> float 
 def _waves(points: int, taps: int, frequencies: int) -> np.ndarray:
     """e^(2 pi i k t / points), each angle reduced in integers first."""
     turns = np.outer(np.arange(frequencies), np.arange(taps)) % points
-    return np.exp(2j * math.pi / points * turns)
+    result: np.ndarray = np.exp(2j * math.pi / points * turns)
+    return result

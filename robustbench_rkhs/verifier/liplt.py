@@ -54,7 +54,8 @@ def pairs(chain: Chain, witness: Any, classes: int) -> np.ndarray:
     total = np.zeros((classes, classes))
     for term in last.terms:
         total = total + _apart(term.size, term.route, classes)
-    return np.minimum(total * (1 + 4 * len(last.terms) * UNIT), _apart(last.least, last.since, classes))
+    result: np.ndarray = np.minimum(total * (1 + 4 * len(last.terms) * UNIT), _apart(last.least, last.since, classes))
+    return result
 
 
 def _apart(size: float, route: Sequence[Operation], classes: int) -> np.ndarray:

@@ -78,7 +78,8 @@ def lengths(x: np.ndarray) -> np.ndarray:
     """l2 length of each image, rounded up."""
     flat = x.reshape(len(x), -1)
     peak = np.abs(flat).max(axis=1, initial=TINY)  # no square over- or underflows
-    return np.sqrt(((flat / peak[:, None]) ** 2).sum(1)) * peak * (1 + 1e-9)
+    result: np.ndarray = np.sqrt(((flat / peak[:, None]) ** 2).sum(1)) * peak * (1 + 1e-9)
+    return result
 
 
 def expected(condition: bool, words: str) -> None:

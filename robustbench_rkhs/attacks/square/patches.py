@@ -54,7 +54,7 @@ def share(start: float, query: int, queries: int) -> float:
     [0.8, 0.8, 0.4, 0.2, 0.0015625]
     """
     at = int(query / queries * 10_000)
-    return start / 2 ** sum(at > halving for halving in HALVINGS)
+    return float(start / 2 ** sum(at > halving for halving in HALVINGS))
 
 
 def sides(start: float, query: int, queries: int, picture: Picture, smooth: bool) -> tuple[int, int]:

@@ -52,7 +52,7 @@ def huge_eps(scene: Scene) -> Diagnosis:
     for eps, steps in ((far / 4, 10), (far, 15)):
         engine = scene.engine(rows, eps)
         at = engine.open()
-        descend(engine, at, engine.x[at], lambda logits, at, rows=rows: margins(logits, scene.y[rows[at]]), steps)
+        descend(engine, at, engine.x[at], lambda logits, at, rows=rows: margins(logits, scene.y[rows[at]]), steps)  # type: ignore[misc]
         engines.append(engine)
         rows = rows[~engine.broken]
     standing = torch.zeros(len(scene.x), dtype=torch.bool, device=scene.x.device)

@@ -51,7 +51,8 @@ def useless(scene: Scene, slopes: Float[Tensor, "some *image"], margin: Float[Te
     """Whether the gradient is not finite or puts the boundary out of reach."""
     flat = slopes.flatten(1).double()
     steep = flat.nan_to_num(0, 0, 0).norm(p=2 if scene.norm == "l2" else 1, dim=1)
-    return ~flat.isfinite().all(1) | ~(margin.double() <= USELESS * scene.diameter * steep)
+    result: Tensor = ~flat.isfinite().all(1) | ~(margin.double() <= USELESS * scene.diameter * steep)
+    return result
 
 
 @torch.no_grad()

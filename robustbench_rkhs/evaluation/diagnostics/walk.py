@@ -43,7 +43,7 @@ def descend(engine: Engine, at: Int[Tensor, " some"], images: Tensor, lowered: L
         if not len(at):
             return
         here = at
-        slope = engine.slope(at, images, lambda logits, rows, here=here: lowered(logits, here[rows]))
+        slope = engine.slope(at, images, lambda logits, rows, here=here: lowered(logits, here[rows]))  # type: ignore[misc]
         moves = slope.gradient.flatten(1).any(1)
         at, images = at[moves], images[moves]
         images = step(engine, at, images, slope.gradient[moves], 0.25 * fading(number, steps))

@@ -113,4 +113,5 @@ class AdversarialPerturbation(PenaltyNode):
     def _logits(model: nn.Module, images: Tensor, group: Tensor, count: int) -> Float[Tensor, "group images"]:
         """Logit k of class k's own copy of the images."""
         logits = model(images).float().view(len(group), count, -1)
-        return logits.gather(2, group[:, None, None].expand(-1, count, 1))[..., 0]
+        result: Tensor = logits.gather(2, group[:, None, None].expand(-1, count, 1))[..., 0]
+        return result

@@ -84,7 +84,8 @@ class Stability(_Deformed):
                     best = torch.maximum(best, largest)
             before, after = model(torch.cat([original, deformed])).chunk(2)
         squares = (after - before)[classes, classes].square()
-        return self.weight * world() * (squares * owned(best)).sum()
+        result: Tensor = self.weight * world() * (squares * owned(best)).sum()
+        return result
 
 
 class Tangent(_Deformed):

@@ -65,4 +65,5 @@ class FunctionNorm(PenaltyNode):
         generated = self._source(keys_or_count(keys, x), self.samples).to(x)
         with MODES[self.statistics](model):
             logits = model(generated)
-        return self.weight * logits.square().sum(1).mean()
+        result: Tensor = self.weight * logits.square().sum(1).mean()
+        return result

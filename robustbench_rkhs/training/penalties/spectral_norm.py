@@ -83,7 +83,7 @@ class SpectralNorm(PenaltyNode):
                     continue
                 apply, shape = self._map(module, sizes.get(name))
                 if self.method == "svd":
-                    vector = top_right(module.weight.detach().flatten(1))  # type: ignore[operator, union-attr]
+                    vector = top_right(module.weight.detach().flatten(1))  # type: ignore[operator]
                 elif name in self._vectors:
                     vector = iterate(apply, self._vectors[name].to(x.device), self.iterations)
                     self._vectors[name] = vector
@@ -131,7 +131,8 @@ def layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
 def started(shape: tuple[int, ...], module: nn.Module) -> Tensor:
     """A fixed random unit vector, the same on every device and process."""
     vector = torch.randn(shape, generator=torch.Generator().manual_seed(math.prod(shape)))
-    return (vector / vector.norm()).to(module.weight)  # type: ignore[arg-type]
+    result: Tensor = (vector / vector.norm()).to(module.weight)
+    return result
 
 
 def iterate(apply: Apply, vector: Tensor, iterations: int) -> Tensor:
@@ -160,7 +161,8 @@ def top_right(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, " columns"
     """The top right singular vector, by a symmetric eigendecomposition of the smaller side."""
     rows, columns = matrix.shape
     if columns <= rows:
-        return torch.linalg.eigh(matrix.T @ matrix).eigenvectors[:, -1]
+        result: Tensor = torch.linalg.eigh(matrix.T @ matrix).eigenvectors[:, -1]
+        return result
     left = torch.linalg.eigh(matrix @ matrix.T).eigenvectors[:, -1]
     return normalised(matrix.T @ left, torch.zeros_like(matrix[0]))
 
@@ -192,4 +194,5 @@ def torus_square(module: nn.Module, size: tuple[int, ...]) -> Float[Tensor, ""]:
         right = torch.linalg.svd(spectrum[a, b, group], full_matrices=False).Vh[0].conj()
     kernel = weight.view_as(groups)[group].to(row.dtype)
     at_top = torch.einsum("oiht,h,t->oi", kernel, row[a], column[b])
-    return (at_top @ right).abs().square().sum()
+    result: Tensor = (at_top @ right).abs().square().sum()
+    return result

@@ -31,4 +31,5 @@ def normals(keys: Int[Tensor, " batch"], seed: int, count: int, shape: tuple[int
 
 def uniforms(keys: Int[Tensor, " batch"], seed: int, count: int, shape: tuple[int, ...]) -> Float64[Tensor, "samples *shape"]:
     """Uniform numbers in [0, 1] for each key's samples: the normal distribution function of `normals`."""
-    return torch.special.ndtr(normals(keys, seed, count, shape).double())
+    result: Tensor = torch.special.ndtr(normals(keys, seed, count, shape).double())
+    return result

@@ -66,7 +66,8 @@ class VAESampler(SamplerNode):
         @torch.no_grad()
         def source(keys: Int[Tensor, " batch"], count: int) -> Float[Tensor, "samples *image"]:
             z = normals(keys, seed, count, (self.latent,)).to(fitted.mean)
-            return fitted.model.decode(fitted.mean + fitted.std * z).sigmoid()
+            result: Tensor = fitted.model.decode(fitted.mean + fitted.std * z).sigmoid()
+            return result
 
         return source
 

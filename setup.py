@@ -1,0 +1,31 @@
+"""The one step that setup.cfg cannot say: a wheel carries the recipes of models/ and the checkpoints that are small enough."""
+
+import shutil
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+CHECKPOINTS = ("digits_conv", "digits_gloro", "digits_mlp", "digits_sandwich", "digits_smoothed")
+"""Shipped whole: 0.8 MB."""
+WITHOUT_WEIGHTS = ("robust_vgg",)
+"""Shipped without model.safetensors (20 MB): their cards and digests."""
+
+
+class WithModels(build_py):
+    """Copies models/ and checkpoints/ into the package, where `nodes/paths.py` looks for them."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return  # they lie beside the package
+        shipped = Path(self.build_lib) / "robustbench_rkhs" / "_shipped"
+        shutil.rmtree(shipped, ignore_errors=True)
+        shutil.copytree("models", shipped / "models")
+        for name in CHECKPOINTS + WITHOUT_WEIGHTS:
+            left = ["model.safetensors"] if name in WITHOUT_WEIGHTS else []
+            left += ["last.safetensors", "resume.pt", "*.part"]
+            shutil.copytree(f"checkpoints/{name}", shipped / "checkpoints" / name, ignore=shutil.ignore_patterns(*left))
+
+
+setup(cmdclass={"build_py": WithModels})
