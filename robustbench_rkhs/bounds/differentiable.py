@@ -74,7 +74,7 @@ def gram_pairs(model: nn.Module, shape: tuple[int, ...], classes: int, iteration
     are no `classes` logits.
     """
     with torch.autocast(_start(model).device.type, enabled=False):
-        layers = list(leaves(model))
+        layers = _opened(model)
         last = layers[-1][1] if layers else None
         weight = None if last is None else rows(last)
         value, found = _product(layers if weight is None else layers[:-1], tuple(shape), iterations)
@@ -88,6 +88,13 @@ def gram_pairs(model: nn.Module, shape: tuple[int, ...], classes: int, iteration
         weight = _precise(weight)
         result: Tensor = value * torch.linalg.vector_norm(weight[:, None] - weight[None], dim=2)
         return result
+
+
+def _opened(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The model's layers; one that torch.compile runs (in training: nothing is proved of it) computes what they compute."""
+    if type(model) is nn.Sequential and model._compiled_call_impl is not None:
+        return [leaf for name, child in model.named_children() for leaf in leaves(child, name)]
+    return list(leaves(model))
 
 
 def _product(layers: list[tuple[str, nn.Module]], shape: tuple[int, ...], iterations: int) -> Value:

@@ -77,9 +77,11 @@ class DeviceStep:
 
     def _tuned(self) -> None:
         """The step by the fastest convolutions there are: its shapes never change, so that looking for them pays."""
-        kept = torch.backends.cudnn
-        with kept.flags(enabled=kept.enabled, benchmark=True, deterministic=kept.deterministic, allow_tf32=kept.allow_tf32):
+        kept, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+        try:
             self._body()
+        finally:
+            torch.backends.cudnn.benchmark = kept
 
     def _fill(self, progress: float, step: int) -> None:
         """The numbers of this step."""
