@@ -11,15 +11,15 @@ SECOND = 0x94D049BB133111EB - 2**64
 
 
 def hashed_uniforms(keys: Int[Tensor, " batch"], seed: int, count: int) -> Float[Tensor, "batch count"]:
-    """`count` numbers in (0, 1) for each key, multiples of 2^-24 apart: a hash of (seed, key, position), the same bits everywhere.
+    """`count` numbers in (0, 1) for each key: odd multiples of 2^-24, hashed from (seed, key, position), the same bits everywhere.
 
     64-bit integer arithmetic that wraps around, as splitmix64 has it; float32 at the very end.
     """
     seed = (seed + 2**63) % 2**64 - 2**63  # signed
     start = _mixed(_mixed(keys.long() * GOLDEN + seed))
     positions = torch.arange(1, count + 1, device=keys.device, dtype=torch.int64) * GOLDEN
-    bits = _shifted(_mixed(start[:, None] + positions), 40)
-    return (bits.to(torch.float32) + 0.5) * 2.0**-24
+    bits = _shifted(_mixed(start[:, None] + positions), 41)
+    return (bits.to(torch.float32) + 0.5) * 2.0**-23
 
 
 def hashed_normals(keys: Int[Tensor, " batch"], seed: int, x: Float[Tensor, "batch *image"]) -> Float[Tensor, "batch *image"]:
