@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -27,6 +28,8 @@ VARIANTS: dict[str, dict[str, str]] = {
     "eps 1.5": {"attack.eps": "1.5", "attack.step_size": "0.6"},
 }
 """What is trained for `robust`, one after the other in equal shares of the time; validation chooses."""
+RATES = ("0.0003", "0.001")
+"""Learning rates that the pilot tries for `certified`; the lower last loss is trained."""
 CAREFUL = {"careful": {"attack.eps": "1.25", "attack.step_size": "0.5", "attack_warmup": "0.6", "optimizer.lr": "0.04"}}
 """What is trained where the pilot saw none of them learn."""
 TOY = {
@@ -170,10 +173,10 @@ def throughput(stage: Stage) -> None:
             found |= {"tflops": round(each * found["images_per_second"] / 1e12, 2)}
             found |= {"share_of_ceiling": round(each * found["images_per_second"] / peak, 4)}
         stage.say(**{f"vgg {name}": found})
-    others = {"cifar10_gloro": {"compile": "false"}, "cifar10_sandwich": {}, "cifar10_bro": {}}
+    others: dict[str, dict[str, str]] = {"cifar10_gloro": {}, "cifar10_sandwich": {}, "cifar10_bro": {}}
     small = {"batch_size": "2", "precision": "float32"} if stage.quick else {}
     if stage.quick:
-        others["cifar10_gloro"] |= {"network.blocks": "1", "network.channels": "8", "network.features": "16"}
+        others["cifar10_gloro"] = {"network.blocks": "1", "network.channels": "8", "network.features": "16"}
     plain = {"data": "{name: cifar10}", "validate_with": "null", "certify_eps": "null"} | small
     for name, more in others.items():
         if stage.left() > 5:
@@ -225,13 +228,20 @@ def pilot(stage: Stage) -> None:
     """Both trainings for a moment, on what data there is: do they learn? What had its chance and did not is not trained again."""
     refused: list[str] = []
     for name, changes in VARIANTS.items():
-        seconds, folder = max(0.3 * stage.left(), 2), stage.out / "pilot" / name.replace(" ", "_")
+        seconds, folder = max(0.28 * stage.left(), 2), stage.out / "pilot" / name.replace(" ", "_")
         found = attempt(lambda: trained(stage, "robust", "robust_vgg_fast", changes, folder, seconds))  # noqa: B023
         refused += [name] if (found.get("steps") or 0) >= 500 and found["validation_clean"] < 0.15 else []
         stage.say(**{f"robust {name}": found})
         (stage.out / "pilot.json").write_text(json.dumps(refused))
-    folder, seconds = stage.out / "pilot" / "certified", max(stage.left() - 3, 2)
-    stage.say(certified=attempt(lambda: trained(stage, "certified", "cifar10_gloro", {}, folder, seconds)))
+    losses: dict[str, float] = {}
+    for place, rate in enumerate(RATES):
+        seconds, changes = max(stage.left() / (len(RATES) - place) - 2, 2), {"optimizer.lr": rate}
+        folder = stage.out / "pilot" / f"certified_{place}"
+        found = attempt(lambda: trained(stage, "certified", "cifar10_gloro", changes, folder, seconds))  # noqa: B023
+        losses |= {rate: found["last_loss"]} if found.get("last_loss", math.nan) < math.inf else {}
+        stage.say(**{f"certified lr {rate}": found})
+    if losses:
+        (stage.out / "rate.json").write_text(json.dumps(min(losses, key=lambda rate: losses[rate])))
 
 
 def robust(stage: Stage) -> None:
@@ -256,8 +266,9 @@ def robust(stage: Stage) -> None:
 
 def certified(stage: Stage) -> None:
     """A network trained on its own certificate."""
-    folder = stage.out / "checkpoints" / "cifar10_gloro"
-    stage.say(**trained(stage, "certified", "cifar10_gloro", {}, folder, max(stage.left() - 6, 2)))
+    folder, piloted = stage.out / "checkpoints" / "cifar10_gloro", stage.out / "rate.json"
+    changes = {"optimizer.lr": json.loads(piloted.read_text())} if piloted.is_file() else {}
+    stage.say(lr=changes, **trained(stage, "certified", "cifar10_gloro", changes, folder, max(stage.left() - 6, 2)))
 
 
 def accuracy(stage: Stage, model: nn.Module, split: Split, attack: Attack | None) -> dict[str, Any]:
