@@ -113,9 +113,9 @@ def ceiling(stage: Stage) -> float:
     return 2 * size**3 / stage.seconds(lambda: one @ other, 3 if stage.quick else 20)
 
 
-def noise(count: int, device: str) -> Split:
+def noise(count: int, device: str, side: int = 32) -> Split:
     """Random images: what is timed does not depend on them."""
-    x, y = torch.rand(count, 3, 32, 32), torch.randint(0, 10, (count,))
+    x, y = torch.rand(count, 3, side, side), torch.randint(0, 10, (count,))
     return Split("noise", "train", x, y, torch.arange(count), 10, "none").to(device)
 
 
@@ -128,9 +128,9 @@ def operations(model: nn.Module) -> float:
     return float(counted.get_total_flops())
 
 
-def stepped(stage: Stage, recipe: TrainRecipe, times: int) -> dict[str, Any]:
+def stepped(stage: Stage, recipe: TrainRecipe, times: int, side: int = 32) -> dict[str, Any]:
     """Seconds a step takes, what it is made of, and how long it took to prepare."""
-    split = noise(4 * recipe.batch_size, stage.device)
+    split = noise(4 * recipe.batch_size, stage.device, side)
     run = Run(recipe, split, stage.device)
     run.prepare(split)
     started = time.perf_counter()
@@ -181,7 +181,7 @@ def throughput(stage: Stage) -> None:
     for name, more in others.items():
         if stage.left() > 5:
             recipe = TrainRecipe.read(name, plain | more)
-            stage.say(**{name: attempt(lambda recipe=recipe: stepped(stage, recipe, 1 if stage.quick else 10))})
+            stage.say(**{name: attempt(lambda recipe=recipe: stepped(stage, recipe, *((1, 8) if stage.quick else (10, 32))))})
     if stage.cuda:
         stage.say(peak_memory_gib=round(torch.cuda.max_memory_allocated() / 2**30, 2))
 
