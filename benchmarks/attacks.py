@@ -79,8 +79,8 @@ def ours(name: str, effort: Literal["quick", "adaptive", "standard"], count: int
 
 def diagnosed(done: Evaluation) -> int:
     """Passes of the diagnosis, on its sample of at most 64 images (16 where the effort is quick)."""
-    sample = 16 if done.about["settings"]["effort"] == "quick" else 64
-    return round(sum(one["cost"] for one in done.about["diagnostics"]) * min(sample, done.about["samples"]))
+    sample = 16 if done.about.settings["effort"] == "quick" else 64
+    return round(sum(one.cost for one in done.about.diagnostics) * min(sample, done.about.samples))
 
 
 def peer(name: str, count: int, grid: tuple[float, ...] = GRID) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def digits(quick: bool) -> dict[str, Any]:
         "attack_at_05": round(100 * rows.loc[0.5, "robust"], 2),
         "gap_to_attack_at_05": round(100 * (rows.loc[0.5, "robust"] - rows.loc[0.5, "certified"]), 2),
         "clean": round(100 * rows.loc[0.5, "clean"], 2),
-        "violations": len(done.about["breaches"]) + len(verdicts.breaches(done)) + broken,
+        "violations": len(done.about.breaches) + len(verdicts.breaches(done)) + broken,
         "digits_images": len(held),
         "digits_seconds": round(seconds, 1),
         "digits_weights": loaded.weights,

@@ -31,12 +31,13 @@ from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.nodes.node import Node, UserError
 from robustbench_rkhs.nodes.parsing import override, parse
 from robustbench_rkhs.nodes.paths import find_recipe
-from robustbench_rkhs.reports.figures import PALETTE, figure, percent, save
+from robustbench_rkhs.reports.figures import figure, save
 from robustbench_rkhs.runtime.files import write_text
 from robustbench_rkhs.training.checkpoint import load
 from robustbench_rkhs.training.loop import Run, train
 from robustbench_rkhs.training.recipe import TrainRecipe
 from robustbench_rkhs.training.validation import score
+from robustbench_rkhs.verdicts.axes import PALETTE, percent
 
 
 class Comparison:
@@ -184,8 +185,8 @@ def evaluated(comparison: Comparison, method: str, strength: int, out: Path, dev
         loaded = load(folder)
         place = out / "runs" / "verdicts"
         done = evaluate(loaded.model, recipe.data.test(), settings, name=folder.name, folder=place, device=device)
-        if done.about["breaches"]:
-            raise SystemExit(f"UNSOUND: {method}, seed {seed}: {done.about['breaches'][:3]}")
+        if done.about.breaches:
+            raise SystemExit(f"UNSOUND: {method}, seed {seed}: {done.about.breaches[:3]}")
         for _, row in verdicts.summary(done).iterrows():
             found.setdefault("clean", []).append(row["clean"])
             found.setdefault(f"robust@{row['eps']:g}", []).append(row["robust"])

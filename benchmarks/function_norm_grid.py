@@ -32,12 +32,13 @@ from scipy import stats
 
 from robustbench_rkhs.data import Split, Splits
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.reports.figures import MARKERS, PALETTE, figure, percent, save
+from robustbench_rkhs.reports.figures import figure, save
 from robustbench_rkhs.runtime.files import write_text
 from robustbench_rkhs.training.loop import Run
 from robustbench_rkhs.training.penalties import FunctionNorm
 from robustbench_rkhs.training.recipe import TrainRecipe
 from robustbench_rkhs.training.validation import validate
+from robustbench_rkhs.verdicts.axes import MARKERS, PALETTE, percent
 
 OPTIONS = {"lenet": "batch_norm", "function_norm_net": "dropout"}
 """What each network may have beside the norm."""

@@ -28,7 +28,7 @@ VARIANTS: dict[str, dict[str, str]] = {
     "eps 1.5": {"attack.eps": "1.5", "attack.step_size": "0.6"},
 }
 """What is trained for `robust`, one after the other in equal shares of the time; validation chooses."""
-RATES = ("0.0003", "0.001")
+RATES = ("0.0005", "0.002")
 """Learning rates that the pilot tries for `certified`; the lower last loss is trained."""
 CAREFUL = {"careful": {"attack.eps": "1.25", "attack.step_size": "0.5", "attack_warmup": "0.6", "optimizer.lr": "0.04"}}
 """What is trained where the pilot saw none of them learn."""
@@ -173,10 +173,10 @@ def throughput(stage: Stage) -> None:
             found |= {"tflops": round(each * found["images_per_second"] / 1e12, 2)}
             found |= {"share_of_ceiling": round(each * found["images_per_second"] / peak, 4)}
         stage.say(**{f"vgg {name}": found})
-    others: dict[str, dict[str, str]] = {"cifar10_gloro": {}, "cifar10_sandwich": {}, "cifar10_bro": {}}
+    others: dict[str, dict[str, str]] = {"cifar10_radius": {}, "cifar10_sandwich": {}, "cifar10_bro": {}}
     small = {"batch_size": "2", "precision": "float32"} if stage.quick else {}
     if stage.quick:
-        others["cifar10_gloro"] = {"network.blocks": "1", "network.channels": "8", "network.features": "16"}
+        others["cifar10_radius"] = {"network.blocks": "1", "network.channels": "8", "network.features": "16"}
     plain = {"data": "{name: cifar10}", "validate_with": "null", "certify_eps": "null"} | small
     for name, more in others.items():
         if stage.left() > 5:
@@ -237,7 +237,7 @@ def pilot(stage: Stage) -> None:
     for place, rate in enumerate(RATES):
         seconds, changes = max(stage.left() / (len(RATES) - place) - 2, 2), {"optimizer.lr": rate}
         folder = stage.out / "pilot" / f"certified_{place}"
-        found = attempt(lambda: trained(stage, "certified", "cifar10_gloro", changes, folder, seconds))  # noqa: B023
+        found = attempt(lambda: trained(stage, "certified", "cifar10_radius", changes, folder, seconds))  # noqa: B023
         losses |= {rate: found["last_loss"]} if found.get("last_loss", math.nan) < math.inf else {}
         stage.say(**{f"certified lr {rate}": found})
     if losses:
@@ -266,9 +266,9 @@ def robust(stage: Stage) -> None:
 
 def certified(stage: Stage) -> None:
     """A network trained on its own certificate."""
-    folder, piloted = stage.out / "checkpoints" / "cifar10_gloro", stage.out / "rate.json"
+    folder, piloted = stage.out / "checkpoints" / "cifar10_radius", stage.out / "rate.json"
     changes = {"optimizer.lr": json.loads(piloted.read_text())} if piloted.is_file() else {}
-    stage.say(lr=changes, **trained(stage, "certified", "cifar10_gloro", changes, folder, max(stage.left() - 6, 2)))
+    stage.say(lr=changes, **trained(stage, "certified", "cifar10_radius", changes, folder, max(stage.left() - 6, 2)))
 
 
 def accuracy(stage: Stage, model: nn.Module, split: Split, attack: Attack | None) -> dict[str, Any]:
@@ -288,8 +288,8 @@ def evaluation(stage: Stage) -> None:
     from robustbench_rkhs.training import checkpoint
 
     folder = stage.out / "checkpoints"
-    if (folder / "cifar10_gloro" / "config.json").is_file():
-        stage.say(certified=attempt(lambda: proved(stage, folder / "cifar10_gloro")))
+    if (folder / "cifar10_radius" / "config.json").is_file():
+        stage.say(certified=attempt(lambda: proved(stage, folder / "cifar10_radius")))
     if not (folder / "robust_vgg" / "config.json").is_file():
         sys.exit("no robust_vgg to evaluate")
     found = checkpoint.load(folder / "robust_vgg")

@@ -23,7 +23,7 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.reports.tables import console_attacks, write_tables
 from robustbench_rkhs.submission.adversarials import judge, named_by
 from robustbench_rkhs.verdicts import Adversarials, read_adversarials, write_adversarials
-from robustbench_rkhs.zoo import Named
+from robustbench_rkhs.zoo import NamedModel
 
 TRUTH = affine(classes=4, shape=(1, 4, 4), images=20)
 LABELS = torch.where(torch.arange(20) % 7 == 0, (TRUTH.y + 1) % 4, TRUTH.y)  # every seventh is wrong as it is
@@ -50,7 +50,7 @@ def stored(plain):
 
 
 def judged(stored):
-    return judge(stored, Named("model", TRUTH.model, SPLIT))
+    return judge(stored, NamedModel("model", TRUTH.model, SPLIT))
 
 
 def changed(stored, **arrays):
@@ -81,7 +81,7 @@ def test_l_infinity_and_float64_are_kept_exactly(tmp_path):
     stored = read_adversarials(tmp_path / "a.npz")
     assert stored.images.dtype == np.float64 and stored.distance is stored.distance_linf and stored.distance.max() <= 0.1
     split = replace(SPLIT, x=x, digest=stored.about["data_digest"])
-    assert judge(stored, Named("model", model, split)).confirmed.all()
+    assert judge(stored, NamedModel("model", model, split)).confirmed.all()
     with pytest.raises(UserError, match="float64, the data are"):
         judged(stored)
 
@@ -199,7 +199,7 @@ def test_a_file_of_another_model_or_data_is_refused_whole(stored, key, value):
 
 
 def test_outside_the_box_counts_where_there_is_none(stored):
-    box = judge(stored, Named("model", TRUTH.model, replace(SPLIT, box="none")))
+    box = judge(stored, NamedModel("model", TRUTH.model, replace(SPLIT, box="none")))
     assert not box.confirmed.any() and "box none" in box.reasons[0]
 
 
@@ -332,7 +332,7 @@ def test_nothing_found_is_an_empty_file(tmp_path):
     evaluate(TRUTH.model, right, adversarials=tmp_path / "a.npz", **settings)
     stored = read_adversarials(tmp_path / "a.npz")
     assert stored.images.shape == (0, 1, 4, 4)
-    found = judge(stored, Named("model", TRUTH.model, right))
+    found = judge(stored, NamedModel("model", TRUTH.model, right))
     assert found.reasons == [] and "0: 0 confirmed" in found.lines()[1]
 
 
@@ -342,7 +342,7 @@ def test_a_smoothed_model_is_asked_as_it_was_counted(tmp_path):
     evaluate(model, SPLIT, adversarials=tmp_path / "a.npz", **settings)
     stored = read_adversarials(tmp_path / "a.npz")
     assert stored.about["smoothed"] == "sigma=0.05, votes=20, recount=40, seed=0"
-    assert len(stored.index) > 5 and judge(stored, Named("model", model, SPLIT)).confirmed.all()
+    assert len(stored.index) > 5 and judge(stored, NamedModel("model", model, SPLIT)).confirmed.all()
 
 
 class Careless(PGD):
@@ -362,9 +362,9 @@ class Careless(PGD):
 def test_answers_outside_box_or_ball_are_counted_and_told(tmp_path, plain):
     done = saved(None, attacks=(Careless(),), eps=(EPS,))
     ran = done.table[done.table["method"] == "careless"]
-    assert done.about["outside"] == {"careless": int(((ran["index"] % 2 == 0) | (ran["index"] % 5 == 0)).sum())}
+    assert done.about.outside == {"careless": int(((ran["index"] % 2 == 0) | (ran["index"] % 5 == 0)).sum())}
     assert "outside box or ball by more than 1e-6: careless" in (caption := str(console_attacks(done).caption)), caption
-    assert plain[0].about["outside"] == {} and "outside" not in str(console_attacks(plain[0]).caption)
+    assert plain[0].about.outside == {} and "outside" not in str(console_attacks(plain[0]).caption)
     assert "shared evenly" in str(console_attacks(plain[0]).caption)
     texts = [write_tables([one], tmp_path / name)[1].read_text() for name, one in (("a", done), ("b", plain[0]))]
     assert "more than 1e-6: careless" in texts[0] and "1e-6" not in texts[1]

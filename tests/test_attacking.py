@@ -19,6 +19,7 @@ from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.row_cache import RowCache
 from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.runtime.counter_rng import draws
+from robustbench_rkhs.verdicts import Rechecked
 
 
 class Reach(EngineAttack):
@@ -120,7 +121,7 @@ def test_every_image_has_the_verdict_of_its_true_radius_by_one_run_more_than_it_
     assert (runs.size() <= 1 + falls.reindex(runs.size().index).fillna(0)).all()
     rows = attacked(done.table)
     assert (rows["eps"].isna() | (proved[rows["index"]] < rows["eps"])).all()  # nothing certified was attacked, but by the audit
-    assert len(rows[rows["method"].isin(done.about["protocol"])]) < len(GRID) * len(x) * len(protocol) / 2
+    assert len(rows[rows["method"].isin(done.about.protocol)]) < len(GRID) * len(x) * len(protocol) / 2
     audited = set(attacked(done.table, "audit:superdeepfool")["index"])
     want = {i for i in range(len(x)) if certified and proved[i] >= GRID[0]}
     assert audited == (want if len(protocol) < 2 or not protocol[0].minimal_norm else want & audited)
@@ -188,13 +189,13 @@ def test_interrupted_after_any_part_it_goes_on_to_the_same_table(tmp_path, monke
         with monkeypatch.context() as patch:
             first = Counter(patch, stop)
             partial = evaluate(model, (x, y), queried, folder=folder)
-        assert not partial.about["complete"] and first.calls == stop
+        assert not partial.about.complete and first.calls == stop
         with monkeypatch.context() as patch:
             second = Counter(patch)
             again = evaluate(model, (x, y), queried, folder=folder)
         assert verdicts.digest(again.table) == verdicts.digest(whole.table)
         assert sorted(first.images + second.images) == sorted(images)  # nothing twice
-        assert again.about["complete"] and again.about["path"] == partial.about["path"]
+        assert again.about.complete and again.path == partial.path
 
 
 def test_other_blocks_and_other_epsilons_work_nothing_out_again(tmp_path, monkeypatch):
@@ -232,7 +233,7 @@ def test_a_budget_leaves_an_honest_interval_and_is_gone_on_from(tmp_path, monkey
         short = queried.model_copy(update={"budget": float(budget)})
         partial = evaluate(model, (x, y), short, folder=tmp_path, say=said.append)
         assert budget <= clock.now <= budget + 1  # it overshoots by an image at most
-    assert not partial.about["complete"] and any("budget of" in line for line in said)
+    assert not partial.about.complete and any("budget of" in line for line in said)
     table, full = verdicts.summary(partial), verdicts.summary(whole)
     assert table["count_untested"].any() and table["robust"].isna().any()
     assert (table["certified"] <= full["robust"]).all() and (full["robust"] <= table["not_broken"]).all()
@@ -241,7 +242,7 @@ def test_a_budget_leaves_an_honest_interval_and_is_gone_on_from(tmp_path, monkey
     with monkeypatch.context() as patch:
         counter = Counter(patch)
         again = evaluate(model, (x, y), queried, folder=tmp_path)
-    assert again.about["path"] == partial.about["path"]
+    assert again.path == partial.path
     done = {(r.method, r.index, r.eps) for r in attacked(partial.table).fillna({"eps": np.inf}).itertuples(index=False)}
     assert not done & set(counter.images) and len(done) + counter.calls > 0
     same(again.table, whole.table)
@@ -253,16 +254,16 @@ def test_survivals_are_sampled_at_their_own_eps_and_those_that_fall_are_followed
     states = {eps: verdicts.states(plain, eps) for eps in GRID}
     inferred = sum(int(frame["inferred"].sum()) for frame in states.values())
     done = evaluate(model, (x, y), recipe(Lucky(), seed=1, rechecked=10_000))
-    assert inferred and done.about["rechecked"]["pairs"] == inferred and done.about["rechecked"]["fell"] > 0
-    assert plain.about["rechecked"] == {"pairs": 0, "fell": 0}
+    assert inferred and done.about.rechecked.pairs == inferred and done.about.rechecked.fell > 0
+    assert plain.about.rechecked == Rechecked(0, 0)
     fell = 0
     for eps in GRID:
         now = verdicts.states(done, eps)
         assert not (now["state"] == "untested").any()
         fell += int(((now["state"] == "broken") & (states[eps]["state"] == "survived") & states[eps]["inferred"]).sum())
-    assert fell >= done.about["rechecked"]["fell"]
+    assert fell >= done.about.rechecked.fell
     few = evaluate(model, (x, y), recipe(Lucky(), seed=1, rechecked=3))
-    assert few.about["rechecked"]["pairs"] == 3
+    assert few.about.rechecked.pairs == 3
     extra = len(attacked(few.table)) - len(attacked(plain.table))
     assert 3 <= extra <= 3 * len(GRID)
 
@@ -300,7 +301,7 @@ def test_a_certificate_met_later_is_held_against_kept_parts(tmp_path, monkeypatc
     monkeypatch.setattr(MarginCertificate, "__call__", overstated)
     queried = recipe(Nearest(), certificates=(MarginCertificate(),), eps=(3.0,))
     done = evaluate(model, (x, y), queried, folder=tmp_path)
-    assert {one["cause"] for one in done.about["breaches"]} == {"proof error"} and len(done.about["breaches"]) == 8
+    assert {one.cause for one in done.about.breaches} == {"proof error"} and len(done.about.breaches) == 8
 
 
 def test_a_model_all_wrong_is_asked_nothing_more():
@@ -308,7 +309,7 @@ def test_a_model_all_wrong_is_asked_nothing_more():
     x = torch.rand(6, 1, 3, 4).double()
     y = (model(x).argmax(1) + 1) % 4
     done = evaluate(model, (x, y), recipe(Nearest(), Reach()))
-    assert not len(attacked(done.table)) and done.about["complete"]
+    assert not len(attacked(done.table)) and done.about.complete
 
 
 def test_a_budget_used_up_leaves_certificates_out_too_and_they_are_gone_on_from(tmp_path):
@@ -320,7 +321,7 @@ def test_a_budget_used_up_leaves_certificates_out_too_and_they_are_gone_on_from(
     assert (verdicts.summary(short)["not_broken"] == 1).all() and (verdicts.summary(short)["certified"] == 0).all()
     again = evaluate(model, (x, y), queried, folder=tmp_path)
     assert verdicts.digest(again.table) == verdicts.digest(evaluate(model, (x, y), queried).table)
-    assert again.about["path"] == short.about["path"] and again.about["complete"]
+    assert again.path == short.path and again.about.complete
 
 
 class Learning(Reach):

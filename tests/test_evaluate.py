@@ -97,7 +97,7 @@ def test_a_wrong_certificate_is_caught(monkeypatch):
     monkeypatch.setattr(MarginCertificate, "__call__", overstated)
     model, x, y, l2, _ = affine(classes=3, shape=(1, 4, 4))
     done = evaluate(model, (x, y), eps=(float(l2.median()),), attacks=QUICK)
-    assert done.about["breaches"] and {b["cause"] for b in done.about["breaches"]} == {"proof error"}
+    assert done.about.breaches and {b.cause for b in done.about.breaches} == {"proof error"}
 
 
 def test_the_model_is_left_as_it_was_and_blocks_do_not_matter_to_pgd():
@@ -188,7 +188,7 @@ def test_a_model_without_a_rule_is_refused_a_certificate_by_name_and_still_attac
     x = images()
     done = evaluate(model, (x, model(x).argmax(1)), eps=(0.1,), attacks=QUICK)
     assert (done.table[done.table["method"] == "margin"]["state_reason"] == "refused").all()
-    assert "GLU" in done.about["refused"][0]
+    assert "GLU" in done.about.refused[0]
     assert verdicts.summary(done).iloc[0]["robust"] >= 0
 
 
@@ -210,7 +210,7 @@ def test_code_that_changed_is_not_served_old_parts(tmp_path):
         evaluate(Turned(sign), (x, y), eps=(0.1,), attacks=QUICK, certificates=(), folder=tmp_path, name="same")
         for sign in (1.0, 2.0)
     )
-    assert first.about["weights"] == second.about["weights"]
+    assert first.about.weights == second.about.weights
     parts = len(list((tmp_path / "same" / "parts").iterdir()))
     assert parts == 2 * 2  # a block and the diagnosis, once for each code
 
@@ -250,7 +250,7 @@ model = small_net(); x = images(40)
 attacks = (PGD(steps=5, start="random"), FoolboxAttack(attack="ddn"))
 data = (x, model(x).argmax(1))
 done = evaluate(model, data, eps=(0.05, 0.2), attacks=attacks, block=4, folder=sys.argv[1], name="net")
-print("digest", verdicts.digest(done.table), done.about["complete"], flush=True)
+print("digest", verdicts.digest(done.table), done.about.complete, flush=True)
 """
 
 
@@ -285,7 +285,7 @@ def test_ctrl_c_leaves_a_valid_partial_table(tmp_path):
     assert complete == "False"
     path = next((tmp_path / "net" / "net").glob("*.parquet"))
     partial = verdicts.read(path)
-    assert not partial.about["complete"] and len(verdicts.states(partial, 0.05)) == 40
+    assert not partial.about.complete and len(verdicts.states(partial, 0.05)) == 40
     assert verdicts.summary(partial)["robust"].isna().any()
     again, _ = run(tmp_path / "net")
     assert again[1] == "True" and again[0] != digest

@@ -142,7 +142,7 @@ def test_a_run_is_drawn_once(home):
 
 def stored_verdicts():
     found = verdicts.read_all(ROOT / "reports/verdicts")
-    return [one for one in found if str(one.about["model"]) in ("digits_mlp", "digits_sandwich", "digits_conv")]
+    return [one for one in found if str(one.about.model) in ("digits_mlp", "digits_sandwich", "digits_conv")]
 
 
 def test_curves_over_seeds_are_means_of_the_tables(home, drawn):
@@ -158,7 +158,7 @@ def test_curves_over_seeds_are_means_of_the_tables(home, drawn):
         assert table.loc[eps, "asked"]
     for number, one in enumerate(seeds):
         verdicts.write(
-            Evaluation(one.table.assign(model=f"net-seed-{number}"), one.about | {"model": f"net-seed-{number}"}),
+            Evaluation(one.table.assign(model=f"net-seed-{number}"), one.about.but(model=f"net-seed-{number}")),
             home / f"reports/verdicts/net-seed-{number}/l2.parquet",
         )
     rkhs("pictures", "curves", "--model", "net-*", folder=home)

@@ -28,7 +28,7 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.paths import find_checkpoint
 from robustbench_rkhs.proofs import export, write_proof
 from robustbench_rkhs.training import checkpoint
-from robustbench_rkhs.verdicts import Evaluation
+from robustbench_rkhs.verdicts import About, Evaluation
 from robustbench_rkhs.verifier import activations, build, eclipse, kernels, liplt, norms
 from robustbench_rkhs.verifier.affine import Diagonal, Fit, Linear, Unshuffle
 from robustbench_rkhs.verifier.chain import Branches, forward, pairs, product
@@ -41,6 +41,7 @@ from robustbench_rkhs.verifier.operations import Malformed
 from robustbench_rkhs.verifier.proof import Rejected, digest_of, read
 from robustbench_rkhs.zoo import load_model
 
+ABOUT = About(model="mine", weights="", data="mine", norm="l2", box="unit", epsilons=(0.1,), protocol=(), date="2026-01-01")
 CHECKED = (MarginCertificate, LipLTCertificate, EclipseCertificate)
 VERIFIER = Path(robustbench_rkhs.__file__).parent / "verifier"
 LAYERS = {
@@ -179,7 +180,7 @@ def put(model: nn.Module, split: Split, radius: np.ndarray, folder: Path, norm: 
     found = {"prediction": radius, "margin": radius, **others}
     table = pd.concat([pd.DataFrame({**rows, "method": method, "radius": radii}) for method, radii in found.items()])
     weights = checkpoint.weights_digest(model.state_dict())
-    about = {"model": "mine", "weights": weights, "norm": norm, "epsilons": [0.1], "date": "2026-01-01"}
+    about = ABOUT.but(weights=weights, norm=norm)
     write_proof(model, split, Evaluation(table, about), folder)
     return folder
 
@@ -648,7 +649,7 @@ def test_claims_of_other_arithmetic_and_what_was_not_asked(tmp_path):
     claims = (("margin", "margin#0", "real"), ("eclipse", "eclipse", "real"), ("margin", "margin#3", "float32 on CPU"))
     parts = [pd.DataFrame({**rows, "method": name, "radius": radii[of], "arithmetic": how}) for of, name, how in claims]
     parts[1] = parts[1].iloc[2:]
-    about = {"model": "mine", "weights": "", "norm": "l2", "epsilons": [0.1], "date": "2026-01-01"}
+    about = ABOUT.but(weights="")
     verdict = write_proof(model, split, Evaluation(pd.concat(parts), about), tmp_path / "proof")
     assert np.array_equal(verdict.proof.arrays["best"], [0, 0, 2, 2]) and verdict.proof.arrays["radii_2"][0] == 0
     assert any("margin#3 (its claim is about the network as float32 on CPU computes it" in note for note in verdict.notes)

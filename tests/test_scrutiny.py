@@ -53,18 +53,18 @@ def test_the_escalation_breaks_what_a_masked_model_withstood(tmp_path):
     settings = {"eps": (eps,), "attacks": QUICK, "certificates": (), "name": "rounded"}
     y = model(oracle.x).argmax(1)
     fooled = evaluate(model, (oracle.x, y), diagnostics=False, **settings)
-    assert (known(fooled, eps) == "survived").all() and fooled.about["marks"] == ["undiagnosed"] and not fooled.about["diagnostics"]
+    assert (known(fooled, eps) == "survived").all() and fooled.about.marks == ("undiagnosed",) and not fooled.about.diagnostics
     assert "undiagnosed" in str(console(fooled).title)
     assert any(line.startswith("DOUBTFUL undiagnosed: no diagnosis was run") for line in warnings_of(fooled))
     done = evaluate(model, (oracle.x, y), folder=tmp_path, **settings)
-    assert (known(done, eps) == "broken").all() and {"zero_gradients", "huge_eps"} <= set(done.about["marks"])
+    assert (known(done, eps) == "broken").all() and {"zero_gradients", "huge_eps"} <= set(done.about.marks)
     methods = set(done.table.loc[np.isfinite(done.table["radius"]) & (done.table["kind"] == "attack"), "method"])
     assert methods and all(method.startswith("check:") for method in methods)
-    by_name = {one["name"]: one for one in done.about["diagnostics"]}
-    assert by_name["zero_gradients"]["value"] == 1.0 and by_name["zero_gradients"]["eps"] == eps
+    by_name = {one.name: one for one in done.about.diagnostics}
+    assert by_name["zero_gradients"].value == 1.0 and by_name["zero_gradients"].eps == eps
     assert verdicts.by_attack(done)["masked"].all()
-    stored = verdicts.read(done.about["path"])
-    assert stored.about["diagnostics"] == done.about["diagnostics"] and stored.about["marks"] == done.about["marks"]
+    stored = verdicts.read(done.path)
+    assert stored.about.diagnostics == done.about.diagnostics and stored.about.marks == done.about.marks
     assert any(line.startswith("DOUBTFUL zero_gradients: 6 of 6 right images") for line in warnings_of(done))
 
 
@@ -79,27 +79,27 @@ def test_a_budget_that_ends_with_the_diagnosis_leaves_the_escalation_to_the_next
             diagnosis_phase, "diagnose", lambda *given, **named: (diagnose(*given, **named), seconds.__setitem__(0, 0.0))[0]
         )
         cut = evaluate(model, (oracle.x, y), budget=60, **settings)
-    assert not cut.about["complete"] and "zero_gradients" in cut.about["marks"]
+    assert not cut.about.complete and "zero_gradients" in cut.about.marks
     assert (known(cut, eps) == "survived").all() and not cut.table["method"].str.startswith("check:").any()
     done = evaluate(model, (oracle.x, y), **settings)
-    assert done.about["complete"] and (known(done, eps) == "broken").all()
+    assert done.about.complete and (known(done, eps) == "broken").all()
 
 
 def test_an_honest_model_is_not_marked_and_a_finished_diagnosis_is_read(tmp_path, monkeypatch):
     oracle = affine(4, (1, 4, 4), images=12)
     settings = {"eps": (float(oracle.l2.median()),), "attacks": QUICK, "certificates": (), "folder": tmp_path}
     first = evaluate(oracle.model, (oracle.x, oracle.y), **settings)
-    assert first.about["marks"] == [] and len(first.about["diagnostics"]) == 9 and not doubts(first)
+    assert first.about.marks == () and len(first.about.diagnostics) == 9 and not doubts(first)
     assert not [line for line in warnings_of(first) if "DOUBTFUL" in line]
     monkeypatch.setattr(diagnosis_phase, "diagnose", lambda *_, **__: pytest.fail("diagnosed again"))
-    assert evaluate(oracle.model, (oracle.x, oracle.y), **settings).about["diagnostics"] == first.about["diagnostics"]
+    assert evaluate(oracle.model, (oracle.x, oracle.y), **settings).about.diagnostics == first.about.diagnostics
 
 
 def test_a_smoothed_classifier_is_left_to_its_certificate():
     oracle = affine(3, (1, 2, 2), images=4)
     smoothed = Smoothed(oracle.model, 0.1, votes=10, recount=10)
     done = evaluate(smoothed, (oracle.x, oracle.y), eps=(0.1,), attacks=QUICK, certificates=())
-    assert done.about["marks"] == [] == done.about["diagnostics"]
+    assert done.about.marks == () == done.about.diagnostics
 
 
 def test_the_eps_that_says_most_lies_where_half_stands():
@@ -135,7 +135,7 @@ def test_a_budget_used_up_before_the_diagnosis_leaves_the_mark(monkeypatch):
     oracle = affine(4, (1, 4, 4), images=4)
     monkeypatch.setattr("robustbench_rkhs.evaluation.run.Clock.left", lambda self: 0.0)
     done = evaluate(oracle.model, (oracle.x, oracle.y), eps=(0.01,), attacks=QUICK, certificates=(), budget=1)
-    assert not done.about["complete"] and done.about["marks"] == ["undiagnosed"]
+    assert not done.about.complete and done.about.marks == ("undiagnosed",)
 
 
 def board(models, folder):

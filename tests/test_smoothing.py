@@ -22,7 +22,7 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.counter_rng import noisy
 from robustbench_rkhs.runtime.digests import weights_digest
 from robustbench_rkhs.training.recipe import TrainRecipe
-from robustbench_rkhs.zoo import Named, smoothed, smoothing_from
+from robustbench_rkhs.zoo import NamedModel, smoothed, smoothing_from
 
 SIGMA, SHAPE = 0.25, (1, 2, 2)
 
@@ -371,8 +371,8 @@ def test_an_evaluation_is_sound_and_a_false_certificate_is_caught(monkeypatch):
     done = evaluate(model, (x, y), **queried, **settings)
     proofs = done.table[done.table["method"] == "smoothing"]
     assert (proofs["failure_probability"].to_numpy() == np.where(proofs["radius"] > 0, 0.001, 0)).all()
-    assert (proofs["forwards"] > 100).all() and done.about["smoothed"].startswith("sigma=0.25")
-    assert not done.about["breaches"] and verdicts.breaches(done).empty
+    assert (proofs["forwards"] > 100).all() and done.about.smoothed.startswith("sigma=0.25")
+    assert not done.about.breaches and verdicts.breaches(done).empty
     assert verdicts.summary(done)["certified"].iloc[0] > 0.5
     original = SmoothingCertificate.__call__
 
@@ -382,13 +382,13 @@ def test_an_evaluation_is_sound_and_a_false_certificate_is_caught(monkeypatch):
 
     monkeypatch.setattr(SmoothingCertificate, "__call__", overstated)
     false = evaluate(model, (x, y), **queried, **settings)
-    assert {breach["cause"] for breach in false.about["breaches"]} == {"proof error"}
+    assert {breach.cause for breach in false.about.breaches} == {"proof error"}
 
 
 def test_defaults_of_a_smoothed_model_are_its_own():
     model, x = linear([0.2, 0.3])
     done = evaluate(model, ((x - x.amin()).clamp(0, 1), torch.zeros(2).long()), eps=(0.0,), samples=1)
-    assert done.about["certificates"] == ["smoothing"] and done.about["protocol"] == ["pgd"]
+    assert done.about.certificates == ("smoothing",) and done.about.protocol == ("pgd",)
 
 
 # training and the commands
@@ -432,7 +432,7 @@ def test_a_smoothed_subject_is_a_model_of_its_own():
     votes, certificate = smoothing_from("sigma=1/4,n=500,votes=10", seed=3)
     assert (votes, certificate) == ({"votes": 10}, SmoothingCertificate(sigma=0.25, n=500, seed=3))
     split = TrainRecipe.parse(TINY).data.test()
-    named = smoothed(Named("digits_mlp", net(), split), 0.25, **votes)
+    named = smoothed(NamedModel("digits_mlp", net(), split), 0.25, **votes)
     assert named.name == "digits_mlp~smoothed-0.25" and isinstance(named.model, Smoothed) and named.model.votes == 10
 
 

@@ -108,7 +108,7 @@ def test_ranking_models_are_attacked_and_certified_without_a_box(trained):
     assert about["box"] == "none" and about["data"] == "protein-9.9" and not about["breaches"] and not about["refused"]
     assert all(row["certified"] <= row["robust"] <= row["clean"] for row in summary)
     done = evaluate(loaded.model, split, eps=(3.0,), norm="l2", samples=5, effort="quick")
-    assert done.about["protocol"] == ["superdeepfool", "ddn", "fab:targeted"] and (done.table["box"] == "none").all()
+    assert done.about.protocol == ("superdeepfool", "ddn", "fab:targeted") and (done.table["box"] == "none").all()
     reached = done.table[np.isfinite(done.table["distance_l2"])]
     proved = MarginCertificate().radii(loaded.model, split.x, split.y).numpy()
     assert len(reached) and (reached["distance_l2"].to_numpy() >= proved[reached["index"]]).all()

@@ -98,10 +98,10 @@ def test_without_validation_images_the_last_epoch_is_kept_and_the_card_says_so(t
 def test_a_finished_training_is_not_overwritten_without_being_asked(tmp_path):
     recipe = tiny(epochs=1)
     train(recipe, tmp_path / "m")
-    with pytest.raises(UserError, match="already holds this recipe, trained: add --fresh"):
+    with pytest.raises(UserError, match=r"already holds this recipe, trained; to train it again: --out .* --fresh"):
         train(recipe, tmp_path / "m")
-    with pytest.raises(UserError, match="holds a model of another recipe"):
-        train(tiny(epochs=2), tmp_path / "m")
+    with pytest.raises(UserError, match=r"holds a model of another recipe \(seed: 0 before, 1 now\)"):
+        train(tiny(epochs=1, seed=1), tmp_path / "m")
     train(tiny(epochs=2), tmp_path / "m", fresh=True)
     assert checkpoint.load(tmp_path / "m").recipe.epochs == 2
 

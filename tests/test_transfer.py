@@ -59,7 +59,7 @@ def test_what_breaks_the_twin_is_counted_where_false_gradients_hid_it(lied, norm
     eps = (float(1.3 * truth.max()), float(truth.median()))
     settings = {"eps": eps, "norm": norm, "attacks": QUICK, "certificates": ()}
     fooled = evaluate(model, (oracle.x, oracle.y), diagnostics=False, **settings)
-    assert all((verdicts.states(fooled, one)["state"] == "survived").all() for one in eps) and fooled.about["twin"] is None
+    assert all((verdicts.states(fooled, one)["state"] == "survived").all() for one in eps) and fooled.about.twin is None
     done = evaluate(model, (oracle.x, oracle.y), twin=oracle.model, **settings)
     assert (verdicts.states(done, eps[0])["state"] == "broken").all()
     lower = verdicts.states(done, eps[1])["state"]
@@ -69,14 +69,12 @@ def test_what_breaks_the_twin_is_counted_where_false_gradients_hid_it(lied, norm
         elif radius * 1.1 < eps[1]:
             assert lower[index] == "broken"
     rows = done.table[(done.table["kind"] == "attack") & np.isfinite(done.table["radius"])]
-    assert (
-        set(rows["method"]) == {"transfer"} and (rows["radius"] <= rows["eps"]).all() and "transfer" not in done.about["protocol"]
-    )
+    assert set(rows["method"]) == {"transfer"} and (rows["radius"] <= rows["eps"]).all() and "transfer" not in done.about.protocol
     assert (rows["backwards"] > 0).all() and verdicts.by_attack(done)["masked"].any()
-    by_name = {one["name"]: one for one in done.about["diagnostics"]}
-    assert by_name["transfer"]["tripped"] and "transfer" in done.about["marks"]
-    assert by_name["transfer"]["twin"] == done.about["twin"] == weights_digest(oracle.model.state_dict())
-    assert any(done.about["twin"][:12] in line for line in warnings_of(done))
+    by_name = {one.name: one for one in done.about.diagnostics}
+    assert by_name["transfer"].tripped and "transfer" in done.about.marks
+    assert by_name["transfer"].twin == done.about.twin == weights_digest(oracle.model.state_dict())
+    assert any(done.about.twin[:12] in line for line in warnings_of(done))
 
 
 def test_an_honest_model_is_not_marked_by_its_twin_which_is_left_as_it_was(still):
@@ -84,8 +82,8 @@ def test_an_honest_model_is_not_marked_by_its_twin_which_is_left_as_it_was(still
     other[1].weight.grad = torch.ones_like(other[1].weight)
     eps = float(oracle.l2.median())
     done = evaluate(oracle.model, (oracle.x, oracle.y), eps=(eps,), attacks=QUICK, certificates=(), twin=other)
-    by_name = {one["name"]: one for one in done.about["diagnostics"]}
-    assert not by_name["transfer"]["tripped"] and done.about["marks"] == []
+    by_name = {one.name: one for one in done.about.diagnostics}
+    assert not by_name["transfer"].tripped and done.about.marks == ()
     tried = set(done.table.loc[done.table["method"] == "transfer", "index"])
     states = verdicts.states(done, eps)["state"]
     assert tried == set(states.index[states == "survived"]) and tried
@@ -104,15 +102,11 @@ def test_a_part_is_of_its_twin(lied, tmp_path, monkeypatch, still):
 
     monkeypatch.setattr(counting, "counted", watched)
     again = evaluate(model, (oracle.x, oracle.y), twin=oracle.model, **settings)
-    assert (
-        not queried and verdicts.digest(again.table) == verdicts.digest(first.table) and again.about["path"] == first.about["path"]
-    )
+    assert not queried and verdicts.digest(again.table) == verdicts.digest(first.table) and again.path == first.path
     other = evaluate(model, (oracle.x, oracle.y), twin=affine(4, (1, 4, 4), seed=1).model, **settings)
-    assert (
-        set(queried) == {"transfer"} and other.about["twin"] != first.about["twin"] and other.about["path"] != first.about["path"]
-    )
+    assert set(queried) == {"transfer"} and other.about.twin != first.about.twin and other.path != first.path
     alone = evaluate(model, (oracle.x, oracle.y), **settings)
-    assert not (alone.table["method"] == "transfer").any() and alone.about["path"] not in (first.about["path"], other.about["path"])
+    assert not (alone.table["method"] == "transfer").any() and alone.path not in (first.path, other.path)
 
 
 BAD = {

@@ -1,7 +1,6 @@
 """The table: states by their definition, statistics by closed forms, files that are whole or refused."""
 
 import hashlib
-import json
 import subprocess
 import sys
 from fractions import Fraction
@@ -17,7 +16,7 @@ from scipy.stats import binom, binomtest
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.verdicts import COLUMNS, KEY, Evaluation
+from robustbench_rkhs.verdicts import COLUMNS, KEY, About, Evaluation
 from robustbench_rkhs.verdicts.images import implied
 
 NAN, INF = float("nan"), float("inf")
@@ -46,7 +45,7 @@ def row(index, method="prediction", radius=0.0, kind=None, eps=NAN, wrong=False,
 def evaluation(*rows, **about):
     images = {r["index"]: r["predicted"] != r["label"] for r in rows}
     predicted = [row(index, wrong=wrong) for index, wrong in images.items()]
-    return Evaluation(verdicts.merge([pd.DataFrame([*rows, *predicted])]), ABOUT | about)
+    return Evaluation(verdicts.merge([pd.DataFrame([*rows, *predicted])]), About(**ABOUT | about))
 
 
 def state(*rows, eps=0.5, norm=None, **about):
@@ -215,7 +214,7 @@ def test_holm_by_hand():
 
 def some():
     rows = [row(3, "margin", 0.1 + 0.2), row(3, "pgd", INF, eps=36 / 255), row(4, "ddn", 1 / 3), row(5, wrong=True)]
-    return evaluation(*rows, samples=3, note="§")
+    return evaluation(*rows, samples=3, command="§")
 
 
 def test_write_and_read_give_the_same_table(tmp_path):
@@ -223,7 +222,7 @@ def test_write_and_read_give_the_same_table(tmp_path):
     path = verdicts.write(done, tmp_path / "new" / "table.parquet")
     again = verdicts.read(path)
     pd.testing.assert_frame_equal(again.table, done.table)
-    assert again.about == json.loads(json.dumps(done.about)) and [p.name for p in path.parent.iterdir()] == ["table.parquet"]
+    assert again.about == done.about and again.path == path and [p.name for p in path.parent.iterdir()] == ["table.parquet"]
     verdicts.write(done, tmp_path / "new" / "parts" / "part.parquet")
     assert len(verdicts.read_all(tmp_path)) == 1 and verdicts.read_all(tmp_path / "absent") == []
 
@@ -273,7 +272,7 @@ FAULTS = {
 def test_the_schema_refuses(fault, tmp_path):
     table = pd.DataFrame([row(0) | fault])
     with pytest.raises(UserError, match="not a table of verdicts") as refused:
-        verdicts.write(Evaluation(table, {}), tmp_path / "table.parquet")
+        verdicts.write(Evaluation(table, About(**ABOUT)), tmp_path / "table.parquet")
     assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())
 
 
@@ -305,8 +304,6 @@ def test_states_refuse_what_they_cannot_answer():
     done = some()
     with pytest.raises(UserError, match="negative"):
         verdicts.states(done, -0.1)
-    with pytest.raises(UserError, match="'protocol'"):
-        verdicts.states(Evaluation(done.table, {"norm": "l2", "box": "unit"}), 0.5)
     with pytest.raises(UserError, match="no row of method 'prediction'"):
         verdicts.states(Evaluation(done.table[done.table["method"] != "prediction"], done.about), 0.5)
     with pytest.raises(UserError, match="of one weights"):

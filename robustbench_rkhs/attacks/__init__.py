@@ -2,8 +2,6 @@
 
 from typing import Annotated
 
-from pydantic import Field
-
 from robustbench_rkhs.attacks.alma import ALMA
 from robustbench_rkhs.attacks.apgd import APGD
 from robustbench_rkhs.attacks.autoattack import AutoAttack
@@ -16,12 +14,13 @@ from robustbench_rkhs.attacks.foolbox import FoolboxAttack
 from robustbench_rkhs.attacks.pgd import PGD, PublishedPGD
 from robustbench_rkhs.attacks.square.attack import Square
 from robustbench_rkhs.attacks.superdeepfool import SuperDeepFool
+from robustbench_rkhs.nodes.one_of import OneOf
 
 AnyAttack = Annotated[
-    PGD | PublishedPGD | APGD | FAB | Square | Ensemble | SuperDeepFool | DDN | FMN | ALMA | FoolboxAttack | AutoAttack,
-    Field(discriminator="name"),
+    PGD | PublishedPGD | APGD | FAB | Square | Ensemble | SuperDeepFool | DDN | FMN | ALMA | FoolboxAttack | AutoAttack | Attack,
+    OneOf(Attack, "attacks"),
 ]
-"""Any attack, chosen by `name`."""
+"""Any attack: ours by `name`, an instance of Attack, or your own as package.module:Name."""
 
 __all__ = [
     "ALMA",

@@ -220,7 +220,7 @@ def _images(model: nn.Module, folder: str | Path | None, name: str) -> dict[str,
         return None
     digest, ratios = weights_digest(model.state_dict()), dict[int, float]()
     for done in verdicts.read_all(Path(folder, name)):
-        if done.about.get("weights") == digest and done.about.get("norm") == "l2":
+        if done.about.weights == digest and done.about.norm == "l2":
             rows = verdicts.images(done)
             rows = rows[(rows["certified"] > 0) & np.isfinite(rows["broken"]) & (rows["broken"] > 0)]
             for index, ratio in zip(rows["index"].tolist(), (rows["certified"] / rows["broken"]).tolist(), strict=True):

@@ -21,6 +21,7 @@ from robustbench_rkhs.evaluation.predictions import misclassified
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.layers.frozen import freeze
+from robustbench_rkhs.nodes.code_names import TYPED
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.nodes.threat_model import Box, Norm
@@ -59,10 +60,10 @@ def audit(
     if not claims:
         raise UserError("expected at least one claim, found none")
     eps = tuple(sorted({claim.eps for claim in claims if claim.quantity != "clean"})) or (0.0,)
-    recipe = recipe or parse(EvalRecipe, {"attacks": ({"name": "pgd"},), "eps": eps, **settings}, "audit")
+    recipe = recipe or parse(EvalRecipe, {"attacks": ({"name": "pgd"},), "eps": eps, **settings}, "audit", TYPED)
     recipe = recipe.model_copy(update={"eps": eps})
     done = evaluate(model, test, recipe, name=name, folder=folder, device=device, command=command, say=say)
-    norm, seed, box = recipe.norm, recipe.seed, done.about["box"]
+    norm, seed, box = recipe.norm, recipe.seed, done.about.box
     images = verdicts.images(done).set_index("index")
     split = test.sample(recipe.samples, seed)
     images = images.loc[split.index.tolist()]
@@ -84,15 +85,15 @@ def audit(
         row["causes"] = [mistake["mistake"] for mistake in raising if mistake["reproduces"]]
         row["nearest"] = raising[0]["mistake"] if raising else ""
     kept = ("model", "norm", "box", "samples", "seed", "device", "date", "data", "data_digest", "weights", "protocol", "versions")
-    about = {key: done.about[key] for key in kept} | {"date": date.today().isoformat(), "command": command}
+    about = done.about.model_dump(include=set(kept)) | {"date": date.today().isoformat(), "command": command}
     return {
-        "about": about | {"certificates": done.about["certificates"], "complete": done.about["complete"]},
+        "about": about | {"certificates": list(done.about.certificates), "complete": done.about.complete},
         "claims": found,
         "mistakes": mistakes,
-        "refused": list(done.about["refused"]),
+        "refused": list(done.about.refused),
         "stale": stale,
         "notes": notes,
-        "breaches": len(done.about["breaches"]),
+        "breaches": len(done.about.breaches),
     }
 
 

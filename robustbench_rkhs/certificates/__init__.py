@@ -1,8 +1,8 @@
 """Certificates: a proved radius for each image."""
 
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator
 
 from robustbench_rkhs.certificates.alpha_crown import AlphaCrownCertificate
 from robustbench_rkhs.certificates.base import Certificate, Certified
@@ -12,6 +12,7 @@ from robustbench_rkhs.certificates.ibp import IBPCertificate
 from robustbench_rkhs.certificates.liplt import LipLTCertificate
 from robustbench_rkhs.certificates.margin import MarginCertificate
 from robustbench_rkhs.certificates.smoothing import SmoothingCertificate
+from robustbench_rkhs.nodes.one_of import OneOf, names_of
 
 AnyCertificate = Annotated[
     MarginCertificate
@@ -20,10 +21,11 @@ AnyCertificate = Annotated[
     | IBPCertificate
     | CrownCertificate
     | AlphaCrownCertificate
-    | SmoothingCertificate,
-    Field(discriminator="name"),
+    | SmoothingCertificate
+    | Certificate,
+    OneOf(Certificate, "certificates"),
 ]
-"""Any certificate, chosen by `name`."""
+"""Any certificate: ours by `name`, an instance of Certificate, or your own as package.module:Name."""
 PORTFOLIO: tuple[dict[str, Any], ...] = (
     {"name": "margin"},
     {"name": "liplt"},
@@ -47,8 +49,7 @@ def listed(given: Any) -> Any:
 
 def certificate_names() -> list[str]:
     """The names of all certificates."""
-    union = get_args(AnyCertificate)[0]
-    return [one.model_fields["name"].default for one in get_args(union)]
+    return list(names_of(AnyCertificate))
 
 
 Portfolio = Annotated[tuple[AnyCertificate, ...], BeforeValidator(listed)]

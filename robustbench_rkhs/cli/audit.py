@@ -48,6 +48,7 @@ def _audit(
     from robustbench_rkhs.audit import Claim
     from robustbench_rkhs.audit import audit as run
     from robustbench_rkhs.evaluation.recipe import EvalRecipe, attack_from, certificate_from
+    from robustbench_rkhs.nodes.code_names import TYPED
     from robustbench_rkhs.nodes.parsing import parse
     from robustbench_rkhs.reports.audit import console_audit, write_audit
     from robustbench_rkhs.zoo import load_model
@@ -62,7 +63,7 @@ def _audit(
         "seed": seed,
         "block": block,
     }
-    recipe = parse(EvalRecipe, settings, "rkhs-audit")
+    recipe = parse(EvalRecipe, settings, "rkhs-audit", TYPED)
     screen = console_of_width(140, stderr=as_json)
     where, subject = usable_device(device), load_model(model, checkpoint, data)
     found = run(

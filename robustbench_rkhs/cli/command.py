@@ -96,6 +96,11 @@ def usable_device(name: str) -> str:
     return name
 
 
+def note(line: str) -> None:
+    """A line beside what was asked for, on stderr."""
+    print(f"note: {line}", file=sys.stderr)
+
+
 def typed_command() -> str:
     """The command as it was typed, for the files it writes."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -27,8 +27,8 @@ class Condition:
         """Whether it holds of this evaluation, and the line that says so. Raises UserError for an eps that was not evaluated."""
         from robustbench_rkhs import verdicts
 
-        if self.quantity == "robust" and self.eps not in done.about["epsilons"]:
-            raise UserError(f"--require {self.text!r}: eps {self.eps:g} was not evaluated; evaluated: {done.about['epsilons']}")
+        if self.quantity == "robust" and self.eps not in done.about.epsilons:
+            raise UserError(f"--require {self.text!r}: eps {self.eps:g} was not evaluated; evaluated: {list(done.about.epsilons)}")
         value = float(verdicts.summary(done, [self.eps])[self.quantity].iloc[0])
         held = {
             ">=": value >= self.bound,

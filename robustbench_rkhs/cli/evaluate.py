@@ -85,6 +85,7 @@ def _evaluate(
     from robustbench_rkhs import verdicts
     from robustbench_rkhs.evaluation.recipe import EvalRecipe, attack_from, certificate_from
     from robustbench_rkhs.evaluation.run import evaluate
+    from robustbench_rkhs.nodes.code_names import TYPED
     from robustbench_rkhs.nodes.parsing import parse
     from robustbench_rkhs.reports import report as write_reports
     from robustbench_rkhs.reports.tables import console, console_attacks, console_certificates
@@ -112,7 +113,7 @@ def _evaluate(
         votes = {"sigma": one.sigma, **counted}
         if certify == ("portfolio",):
             settings["certificates"] = [one]
-    recipe = parse(EvalRecipe, settings, "rkhs-eval")
+    recipe = parse(EvalRecipe, settings, "rkhs-eval", TYPED)
     if certificate_files is not None and not {"margin", "liplt", "eclipse"} & {one.label for one in recipe.certificates}:
         raise UserError("--certificate: certificate files need the radii of --certify margin, liplt or eclipse")
     screen = console_of_width(120, stderr=as_json)
@@ -145,7 +146,7 @@ def _evaluate(
         for line in warnings_of(done):
             told(screen, line)
         written |= {} if saved is None else {"adversarials": [saved]}
-        for kind, paths in {"verdicts": [Path(done.about["path"])], **written}.items():
+        for kind, paths in {"verdicts": [done.path] if done.path else [], **written}.items():
             shown = " ".join(str(path) for path in paths)
             told(screen, f"{kind}: {shown}")
         if certificate_files is not None:
@@ -157,10 +158,10 @@ def _evaluate(
             held, line = condition.check(done)
             failed += not held
             told(screen, line)
-        failed += len(done.about["breaches"]) > 0
+        failed += len(done.about.breaches) > 0
         results.append(
             {
-                "about": done.about,
+                "about": done.about.plain(),
                 "summary": json.loads(verdicts.summary(done).to_json(orient="records")),
                 "certificates": json.loads(verdicts.by_certificate(done).to_json(orient="records")),
                 "attacks": json.loads(verdicts.by_attack(done).to_json(orient="records")),

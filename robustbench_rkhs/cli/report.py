@@ -28,7 +28,7 @@ def _report(
     if images < 1:
         raise UserError(f"--images: expected at least 1, found {images}")
 
-    found = [done for done in verdicts.read_all(out / "verdicts") if not model or done.about["model"] in model]
+    found = [done for done in verdicts.read_all(out / "verdicts") if not model or done.about.model in model]
     if not found and not adversarials:
         raise UserError(f"no verdicts in {out / 'verdicts'}: run rkhs-eval first")
     written = write_reports(found, out) if found else {}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from robustbench_rkhs.cli.command import command, typed_command, usable_device
+from robustbench_rkhs.cli.command import command, note, typed_command, usable_device
 from robustbench_rkhs.runtime.extras import require
 
 
@@ -40,6 +40,8 @@ def _sweep(
 
     where = usable_device(device)
     plan, called = Plan(Sweep.read(sweep), fields), name or Path(sweep).stem
+    for line in plan.notes:
+        note(line)
     screen = sys.stderr if as_json else sys.stdout
 
     def say(line: str) -> None:

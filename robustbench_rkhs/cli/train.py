@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from robustbench_rkhs.cli.command import command, typed_command, usable_device
+from robustbench_rkhs.cli.command import command, note, typed_command, usable_device
 
 
 def _train(
@@ -13,23 +13,31 @@ def _train(
 
     $ rkhs-train --model digits_mlp --out checkpoints/mine
     $ rkhs-train --model robust_vgg --epochs 20 --attack.steps 2
-    $ torchrun --nproc-per-node 2 --no-python rkhs-train --model digits_mlp
-    `rkhs-list models digits_mlp` shows a recipe with every field. A training that was stopped goes on from where it was.
+    $ torchrun --nproc-per-node 2 --no-python rkhs-train --model digits_trades
+    `rkhs-list models digits_mlp` shows a recipe with every field. A training that was stopped goes on from where it was; a
+    finished one is lengthened by more --epochs where its schedule does not depend on how many there are.
+
+    A recipe as it stands in models/ is trained in checkpoints/MODEL. Any other training (fields changed by flags, or another
+    recipe than the one the folder holds) goes to checkpoints/MODEL@mine, which git ignores and every command finds by name:
+    rkhs-eval --model robust_vgg@mine. What is finished in checkpoints/MODEL is only overwritten where --out types its path.
 
     Args:
         model: Name in models/, or path of a YAML recipe.
-        out: Checkpoint folder; checkpoints/MODEL where not given.
+        out: Checkpoint folder; where not given, checkpoints/MODEL or checkpoints/MODEL@mine, as above.
         device: auto, cpu, cuda, cuda:1 ...
         fresh: Train anew over what the folder holds.
         half: Store the weights in half precision.
     """
     from robustbench_rkhs.runtime.progress import TrainingBar
+    from robustbench_rkhs.training.destination import destination
     from robustbench_rkhs.training.loop import train as run
     from robustbench_rkhs.training.recipe import TrainRecipe
 
-    recipe = TrainRecipe.read(model, fields)
-    folder = out or Path("checkpoints") / Path(model).stem
     leads = os.environ.get("RANK", "0") == "0"  # torchrun's other processes work silently
+    recipe = TrainRecipe.read(model, fields, say=note if leads else lambda line: None)
+    folder, why = (out, "") if out else destination(model, recipe, fresh)
+    if leads and why:
+        note(why)
     with TrainingBar(recipe.epochs, quiet=not leads) as bar:
         run(recipe, folder, device=usable_device(device), command=typed_command(), fresh=fresh, half=half, report=bar.report)
     if leads:

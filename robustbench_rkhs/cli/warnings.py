@@ -8,18 +8,18 @@ def warnings_of(done: Any) -> list[str]:
     from robustbench_rkhs import verdicts
 
     lines = []
-    if not done.about["complete"]:
+    if not done.about.complete:
         lines.append("incomplete: robust accuracy is withheld where images are untested")
-    if done.about["budget"] and not done.about["complete"]:
+    if done.about.budget and not done.about.complete:
         counts = verdicts.summary(done)
         left = zip(counts["eps"], counts["count_untested"], strict=True)
         untested = ", ".join(f"{count} at {eps:.4g}" for eps, count in left if count)
         lines.append(
             f"budget used up with images untested: {untested or 'none'}; the same command without --budget goes on from here"
         )
-    if (sampled := done.about["rechecked"])["pairs"]:
-        lines.append(f"inferred survivals attacked at their own eps: {sampled['pairs']}, of which {sampled['fell']} fell")
-    if twin := done.about.get("twin"):
+    if (sampled := done.about.rechecked).pairs:
+        lines.append(f"inferred survivals attacked at their own eps: {sampled.pairs}, of which {sampled.fell} fell")
+    if twin := done.about.twin:
         own = done.table[done.table["method"] == "transfer"]
         fell = own.loc[own["radius"] < float("inf"), "index"].nunique()
         lines.append(
@@ -33,7 +33,7 @@ def warnings_of(done: Any) -> list[str]:
     if chance := float(claims["failure_probability"].max() if len(claims) else 0):
         lines.append(f"certified by chance: each claim about an image is wrong with probability at most {chance:g}")
     lines += [f"DOUBTFUL {line}" for line in verdicts.doubts(done)]
-    if done.about["breaches"]:
-        lines.append(f"UNSOUND: {len(done.about['breaches'])} certified images were broken; nothing of this may be published")
-        lines += [str(breach) for breach in done.about["breaches"][:5]]
+    if done.about.breaches:
+        lines.append(f"UNSOUND: {len(done.about.breaches)} certified images were broken; nothing of this may be published")
+        lines += [str(breach) for breach in done.about.breaches[:5]]
     return lines

@@ -33,6 +33,7 @@ class DataSet(Node):
     """What is asked of a model: `classification`, `regression` (labels are numbers), `ranking` (two classes, one of them rare)."""
     box: ClassVar[Box] = "unit"
     """`unit`: images in [0, 1]; `none`: inputs of any size, and so are adversarial ones."""
+    not_shared: ClassVar[frozenset[str]] = frozenset({"digest"})
 
     train: int | None = Field(None, ge=1)
     """Training images (a seeded stratified subset); all that validation leaves where not given."""

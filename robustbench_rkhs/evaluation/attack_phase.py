@@ -18,6 +18,7 @@ from robustbench_rkhs.evaluation.counting import run_attack
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.runtime.messages import Say
+from robustbench_rkhs.verdicts import Breach, Rechecked
 
 Places = Int[np.ndarray, " some"]
 Group = list[Int[np.ndarray, "_"]]
@@ -75,8 +76,10 @@ class AttackPhase:
     clock: Clock
     tables: list[pd.DataFrame] = field(default_factory=list)
     """One table a finished part."""
-    breaches: list[dict[str, object]] = field(default_factory=list)
-    rechecked: dict[str, int] = field(default_factory=lambda: {"pairs": 0, "fell": 0})
+    breaches: list[Breach] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    """What attacks ended in that failed."""
+    rechecked: Rechecked = field(default_factory=Rechecked)
     """Inferred survivals that were attacked at their own eps after all, and how many of them fell."""
 
     def __post_init__(self) -> None:
@@ -151,7 +154,7 @@ class AttackPhase:
             for group in self.groups(schedule.blocks(np.arange(len(todo)), self.recipe.block), attack):
                 self.run(attack, label, [places[some] for some in group], eps[np.concatenate(group)])
         fell = sum(bool(self.broken[place] <= eps) for place, eps in chosen)
-        self.rechecked = {"pairs": len(chosen), "fell": fell}
+        self.rechecked = Rechecked(len(chosen), fell)
         if fell:
             self.find_within()  # what they survived above says nothing of the eps below any more
 
@@ -233,7 +236,11 @@ class AttackPhase:
         took = (time.monotonic() - started) / len(places)
         self.pace[label] = max(took, float(done.table["seconds"].mean()))  # what is read from a file says what it took then
         self.tables.append(done.table)
-        self.breaches += done.about["breaches"]
+        self.breaches += done.noticed.breaches
+        for line in done.noticed.failed:
+            if line not in self.errors:
+                self.errors.append(line)
+                self.say(line)
         self.note(done.table, label)
 
     def note(self, table: pd.DataFrame, label: str) -> None:

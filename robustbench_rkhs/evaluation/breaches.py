@@ -1,7 +1,6 @@
 """Broken certificates: which are believed of a vote, and each of them asked again in float64."""
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from robustbench_rkhs.attacks.ball import distances, per_image
 from robustbench_rkhs.evaluation.predictions import counting, misclassified
 from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.networks.smoothed import Smoothed
+from robustbench_rkhs.verdicts import Breach
 
 
 def believed(
@@ -46,7 +46,7 @@ def believed(
 
 def replay(
     subject: Subject, positions: Tensor, inside: Tensor, y: Tensor, radius: Tensor, certified: Tensor, label: str
-) -> list[dict[str, Any]]:
+) -> list[Breach]:
     """Breaches among these images, each asked again in float64.
 
     `proof error`: the float64 network errs too, so the certificate is false; `arithmetic`: only the evaluated one errs.
@@ -57,12 +57,12 @@ def replay(
     twin = counting(copy.deepcopy(subject.model).cpu().double())
     wrong = misclassified(twin, inside[hit].cpu().double(), y[hit].cpu())
     return [
-        {
-            "index": int(subject.split.index[positions[i]]),
-            "attack": label,
-            "distance": float(radius[i]),
-            "certified": float(certified[i]),
-            "cause": "proof error" if bad else "arithmetic",
-        }
+        Breach(
+            index=int(subject.split.index[positions[i]]),
+            attack=label,
+            distance=float(radius[i]),
+            certified=float(certified[i]),
+            cause="proof error" if bad else "arithmetic",
+        )
         for i, bad in zip(hit.tolist(), wrong.tolist(), strict=True)
     ]

@@ -18,7 +18,7 @@ from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.messages import Say
-from robustbench_rkhs.verdicts import Evaluation
+from robustbench_rkhs.verdicts import Noticed, Part
 
 
 @dataclass
@@ -83,14 +83,14 @@ class CertifyPhase:
             # what a certificate may stop at is part of what it found
             key["epsilons"] = ",".join(repr(float(eps)) for eps in sorted(set(self.recipe.eps)))
 
-            def work(block: Tensor = block) -> Evaluation:
+            def work(block: Tensor = block) -> Part:
                 begun = time.perf_counter()
                 found, words = self.attempt(certify, label, block)
                 took = (time.perf_counter() - begun) / len(block)
-                return Evaluation(self.rows(block, label, settings, certify, found, took), {"refused": words})
+                return Part(self.rows(block, label, settings, certify, found, took), Noticed(refused=tuple(words)))
 
             done = self.subject.part(key, block, work)
-            self.note(done.about["refused"])
+            self.note(done.noticed.refused)
             self.tables.append(done.table)
             radius = torch.as_tensor(done.table["radius"].to_numpy(dtype=np.float64, copy=True)).to(self.certified)
             claimed = torch.where(radius > 0, radius, -1.0)  # radius 0 claims nothing that could be broken

@@ -18,7 +18,7 @@ from robustbench_rkhs.evaluation.predictions import answered, counting
 from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.verdicts import Evaluation, Kept
+from robustbench_rkhs.verdicts import Kept, Noticed, Part
 
 AGAIN = 2
 """How often an image is attacked once more where the model, asked again, denied the fall that an attack saw."""
@@ -34,7 +34,7 @@ def run_attack(
     label: str = "",
     budgets: Tensor | None = None,
     blocks: np.ndarray | None = None,
-) -> Evaluation:
+) -> Part:
     """Attack these images and count what fell: pulled exactly inside ball and box, measured in float64, asked again.
 
     `certified`: each image's largest certified radius; one that fell within it is a breach, replayed in float64 and noted.
@@ -52,14 +52,14 @@ def run_attack(
         budgets = torch.full((len(positions),), value, dtype=torch.float64, device=positions.device)
     budgets = budgets.to(positions.device, torch.float64)
 
-    def rows(some: Tensor, count: Count) -> Evaluation:
+    def rows(some: Tensor, count: Count) -> Part:
         table = subject.rows(positions[some], predicted, input_digests, settings=settings, **count.columns)
-        return Evaluation(table, {"breaches": count.breaches, "outside": count.outside}, count.kept)
+        return Part(table, count.noticed, count.kept)
 
-    def here(some: Tensor) -> Evaluation:
+    def here(some: Tensor) -> Part:
         return rows(some, counted(subject, attack, positions[some], certified[some], budgets[some], label))
 
-    def shared(some: Tensor) -> list[Evaluation]:
+    def shared(some: Tensor) -> list[Part]:
         if subject.workers is None or blocks is None:
             return [here(some)]
         given = (attack, positions.numpy(), certified.numpy(), budgets.numpy(), label)
@@ -75,16 +75,14 @@ def run_attack(
         done = subject.part(key | {"eps": attack.eps}, positions, lambda: here(whole))
     broken = int((done.table["radius"].to_numpy() <= certified.cpu().numpy()).sum())
     # rows kept from before there was this certificate: the replay needs the images again
-    return done if len(done.about["breaches"]) >= broken else here(whole)
+    return done if len(done.noticed.breaches) >= broken else here(whole)
 
 
 class Count(NamedTuple):
-    """Columns of an attack's rows, and the certificates it broke."""
+    """Columns of an attack's rows, and what was noticed beside them."""
 
     columns: dict[str, Any]
-    breaches: list[dict[str, Any]]
-    outside: dict[str, list[int]]
-    """Indices of the images for which the attack returned one outside box or ball."""
+    noticed: Noticed
     kept: Kept | None
     """The adversarial images, where they are asked for."""
 
@@ -100,7 +98,8 @@ class Attempt(NamedTuple):
     """Images for which it returned one outside box or ball."""
     forwards: Tensor
     backwards: Tensor
-    reason: str
+    error: str
+    """What it ended in, where it failed."""
 
 
 def counted(subject: Subject, attack: Attack, positions: Tensor, certified: Tensor, budgets: Tensor, label: str) -> Count:
@@ -109,15 +108,17 @@ def counted(subject: Subject, attack: Attack, positions: Tensor, certified: Tens
     Images whose fall is denied are attacked again, by `attack.again`, up to AGAIN times.
     """
     x, y, started = subject.split.x[positions], subject.split.y[positions], time.perf_counter()
-    inside, said, unconfirmed, left, forwards, backwards, reason = attempted(subject, attack, positions, budgets, label)
+    inside, said, unconfirmed, left, forwards, backwards, error = attempted(subject, attack, positions, budgets)
+    errors = [error] if error else []
     for number in range(1, AGAIN + 1):
         rows = unconfirmed.nonzero().flatten()
         if len(rows):
-            more = attempted(subject, attack.again(number), positions[rows], budgets[rows], label)
-            inside[rows], said[rows], unconfirmed[rows] = more.inside, more.said, more.unconfirmed | bool(more.reason)
+            more = attempted(subject, attack.again(number), positions[rows], budgets[rows])
+            inside[rows], said[rows], unconfirmed[rows] = more.inside, more.said, more.unconfirmed | bool(more.error)
             left[rows] |= more.left
             forwards[rows] += more.forwards
             backwards[rows] += more.backwards
+            errors += [more.error] if more.error else []
     broken = said != y
     if isinstance(subject.queried, Smoothed):
         inside, broken = believed(subject.queried, attack, x, inside, y, certified, broken, budgets)
@@ -130,7 +131,7 @@ def counted(subject: Subject, attack: Attack, positions: Tensor, certified: Tens
         "kind": "attack",
         "method": label,
         "eps": torch.where(budgets.isfinite(), budgets, torch.nan).cpu().numpy(),
-        "state_reason": [reason or ("unconfirmed" if one else "") for one in unconfirmed.tolist()],
+        "state_reason": ["error" if error else "unconfirmed" if one else "" for one in unconfirmed.tolist()],
         "radius": radius.cpu().numpy(),
         "distance_l2": found["l2"].cpu().numpy(),
         "distance_linf": found["linf"].cpu().numpy(),
@@ -141,13 +142,18 @@ def counted(subject: Subject, attack: Attack, positions: Tensor, certified: Tens
     }
     kept = None if subject.nearest is None else Kept(inside[broken].cpu().numpy(), said[broken].cpu().numpy())
     astray = subject.split.index[positions][left].tolist()
-    return Count(columns, replay(subject, positions, inside, y, radius, certified, label), {label: astray} if astray else {}, kept)
+    noticed = Noticed(
+        breaches=tuple(replay(subject, positions, inside, y, radius, certified, label)),
+        outside={label: tuple(astray)} if astray else {},
+        failed=tuple(f"attack {label} failed: {words}" for words in dict.fromkeys(errors)),
+    )
+    return Count(columns, noticed, kept)
 
 
-def attempted(subject: Subject, attack: Attack, positions: Tensor, budgets: Tensor, label: str) -> Attempt:
-    """One run of the attack on these images; an error of its own is said, and leaves the images as they are."""
+def attempted(subject: Subject, attack: Attack, positions: Tensor, budgets: Tensor) -> Attempt:
+    """One run of the attack on these images; an error of its own is kept as words, and leaves the images as they are."""
     x, y = subject.split.x[positions], subject.split.y[positions]
-    keys, reason = subject.split.index[positions], ""
+    keys, failed = subject.split.index[positions], ""
     try:
         if isinstance(attack, EngineAttack):
             attacked = attack(subject.queried, x, y, keys, budgets)
@@ -156,9 +162,9 @@ def attempted(subject: Subject, attack: Attack, positions: Tensor, budgets: Tens
     except UserError:
         raise
     except Exception as error:  # a library's fault is a row, not the end of the evaluation
-        reason, nothing = "error", torch.zeros(len(x), dtype=torch.int64)
+        nothing = torch.zeros(len(x), dtype=torch.int64)
         attacked = Attacked(x, nothing, nothing)
-        print(f"attack {label} failed on a block: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        failed = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     inside, found = x.clone(), attacked.images.to(x)
     for eps in budgets.unique().tolist():  # a grid has few
         own = budgets == eps
@@ -166,7 +172,7 @@ def attempted(subject: Subject, attack: Attack, positions: Tensor, budgets: Tens
     said = answered(counting(subject.queried), inside)
     unconfirmed = torch.zeros_like(said, dtype=torch.bool) if attacked.broken is None else attacked.broken & (said == y)
     left = outside(x, attacked.images, attack, budgets)
-    return Attempt(inside, said, unconfirmed, left, attacked.forwards + 1, attacked.backwards.clone(), reason)
+    return Attempt(inside, said, unconfirmed, left, attacked.forwards + 1, attacked.backwards.clone(), failed)
 
 
 def share_of(

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -16,7 +17,7 @@ from robustbench_rkhs.evaluation.diagnostics.transfer import Transfer
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.networks.smoothed import Smoothed
-from robustbench_rkhs.verdicts import COLUMNS, Evaluation
+from robustbench_rkhs.verdicts import COLUMNS, About, Breach, Diagnosis, Noticed, Part, Record
 from robustbench_rkhs.verdicts.states import counted
 
 QUICK = 16
@@ -26,13 +27,15 @@ QUICK = 16
 class DiagnosisResult(NamedTuple):
     """What the diagnoses said, and what was broken because of it."""
 
-    diagnostics: list[dict[str, Any]]
+    diagnostics: Sequence[Diagnosis]
     marks: list[str]
     """Names of the diagnoses that tripped; `undiagnosed` where they are switched off."""
     tables: list[pd.DataFrame]
     """Rows of the escalated attacks, under `check:` and their label, and of `transfer`: they break images, but are no part of the
     protocol."""
-    breaches: list[dict[str, Any]]
+    breaches: list[Breach]
+    failed: list[str]
+    """Errors that these attacks ended in."""
     finished: bool = True
     """Whether every attack that was due ran: the time may have been up before."""
 
@@ -40,7 +43,7 @@ class DiagnosisResult(NamedTuple):
 def diagnose_model(
     subject: Subject,
     recipe: EvalRecipe,
-    about: dict[str, Any],
+    about: About,
     tables: Sequence[pd.DataFrame],
     protocol: Sequence[Attack],
     predicted: Tensor,
@@ -56,36 +59,37 @@ def diagnose_model(
     `left`: seconds left; where none are, no further block of an attack is begun. The diagnosis itself is not cut.
     """
     if not len(subject.split):
-        return DiagnosisResult([], [], [], [])
-    known = Evaluation(pd.concat(tables, ignore_index=True), about)
+        return DiagnosisResult([], [], [], [], [])
+    known = Record(pd.concat(tables, ignore_index=True), about)
     said = _diagnosed(subject, recipe, known, certified, transfer)
-    marks = [one["name"] for one in said if one["tripped"]]
+    marks = [one.name for one in said if one.tripped]
     new: list[pd.DataFrame] = []
-    breaches: list[dict[str, Any]] = []
+    breaches: list[Breach] = []
+    failed: list[str] = []
     if transfer is not None:
-        attack = transfer.model_copy(update={"box": about["box"]})
-        new, breaches = _escalate(subject, recipe, known, {"transfer": attack}, predicted, certified, left)
-        known = Evaluation(pd.concat([known.table, *new], ignore_index=True), about)
+        attack = transfer.model_copy(update={"box": about.box})
+        new, breaches, failed = _escalate(subject, recipe, known, {"transfer": attack}, predicted, certified, left)
+        known = Record(pd.concat([known.table, *new], ignore_index=True), about)
     attacks = {f"check:{attack.label}": attack for attack in escalated(protocol, marks)}
-    more, broken = _escalate(subject, recipe, known, attacks, predicted, certified, left)
+    more, broken, errors = _escalate(subject, recipe, known, attacks, predicted, certified, left)
     off = not recipe.diagnostics and not isinstance(subject.queried, Smoothed)
     finished = left() > 0 or not (attacks or transfer)
-    return DiagnosisResult(said, [verdicts.UNDIAGNOSED] if off else marks, new + more, breaches + broken, finished)
+    return DiagnosisResult(said, [verdicts.UNDIAGNOSED] if off else marks, new + more, breaches + broken, failed + errors, finished)
 
 
 def _diagnosed(
-    subject: Subject, recipe: EvalRecipe, known: Evaluation, certified: Tensor, transfer: Transfer | None
-) -> list[dict[str, Any]]:
-    """Every diagnosis at the eps that says most, as JSON takes it; none where none is due."""
+    subject: Subject, recipe: EvalRecipe, known: Record, certified: Tensor, transfer: Transfer | None
+) -> Sequence[Diagnosis]:
+    """Every diagnosis at the eps that says most; none where none is due."""
     if not recipe.diagnostics or isinstance(subject.queried, Smoothed):
         return []
-    box = known.about["box"]
+    box = known.about.box
     eps = most_informative_eps(known)
     key = {"job": "diagnose", "norm": recipe.norm, "box": box, "eps": eps, "table": verdicts.digest(known.table)}
     key |= {} if transfer is None else {"twin": transfer.weights, "twin_answers": transfer.answers}
     every = torch.arange(len(subject.split), device=subject.device)
 
-    def work() -> Evaluation:
+    def work() -> Part:
         split, found = subject.split, _found(known, subject)
         done = diagnose(
             subject.queried,
@@ -102,31 +106,30 @@ def _diagnosed(
             seed=recipe.seed,
         )
         empty = known.table.iloc[:0][COLUMNS]
-        plain = [one.plain | {"eps": eps} for one in done]
-        named = [one | {"twin": transfer.weights} if transfer and one["name"] == "transfer" else one for one in plain]
-        return Evaluation(empty, {"diagnostics": named})
+        weights = transfer.weights if transfer else None
+        named = tuple(replace(one, eps=eps, twin=weights if one.name == "transfer" else None) for one in done)
+        return Part(empty, Noticed(diagnostics=named))
 
-    diagnostics: list[dict[str, Any]] = subject.part(key, every, work).about["diagnostics"]
-    return diagnostics
+    return subject.part(key, every, work).noticed.diagnostics
 
 
-def most_informative_eps(known: Evaluation) -> float:
+def most_informative_eps(known: Record) -> float:
     """The eps at which robust accuracy is nearest to half of clean accuracy: there most could still be wrong either way.
 
     The largest of several (where attacks fail altogether, every eps is as far away).
     """
     gaps = {}
-    for eps in known.about["epsilons"]:
+    for eps in known.about.epsilons:
         states = verdicts.states(known, eps)["state"]
         standing, right = states.isin(["certified", "survived", "untested"]).sum(), (states != "wrong").sum()
-        gaps[float(eps)] = abs(2 * int(standing) - int(right))
+        gaps[eps] = abs(2 * int(standing) - int(right))
     return min(gaps, key=lambda eps: (gaps[eps], -eps))
 
 
-def _found(known: Evaluation, subject: Subject) -> dict[str, Tensor]:
+def _found(known: Record, subject: Subject) -> dict[str, Tensor]:
     """By method, each image's distance to the nearest image it broke, inf where none."""
-    norm, table = known.about["norm"], known.table
-    falls = table[counted(table, norm, known.about["box"])]
+    norm, table = known.about.norm, known.table
+    falls = table[counted(table, norm, known.about.box)]
     where = {index: row for row, index in enumerate(subject.split.index.tolist())}
     found = {}
     for method, rows in falls.groupby("method"):
@@ -140,26 +143,28 @@ def _found(known: Evaluation, subject: Subject) -> dict[str, Tensor]:
 def _escalate(
     subject: Subject,
     recipe: EvalRecipe,
-    known: Evaluation,
+    known: Record,
     attacks: Mapping[str, Attack],
     predicted: Tensor,
     certified: Tensor,
     left: Callable[[], float],
-) -> tuple[list[pd.DataFrame], list[dict[str, Any]]]:
+) -> tuple[list[pd.DataFrame], list[Breach], list[str]]:
     new: list[pd.DataFrame] = []
-    breaches: list[dict[str, Any]] = []
+    breaches: list[Breach] = []
+    failed: list[str] = []
     withstood: set[int] = set()
     indices, input_digests = subject.split.index.tolist(), subject.input_digests
-    for eps in sorted({float(eps) for eps in known.about["epsilons"] if eps > 0 and attacks}, reverse=True):
+    for eps in sorted({eps for eps in known.about.epsilons if eps > 0 and attacks}, reverse=True):
         for label, attack in attacks.items():
-            states = verdicts.states(Evaluation(pd.concat([known.table, *new], ignore_index=True), known.about), eps)["state"]
+            states = verdicts.states(Record(pd.concat([known.table, *new], ignore_index=True), known.about), eps)["state"]
             still = [row for row, index in enumerate(indices) if states[index] == "survived" and index not in withstood]
             aimed = attack.aimed(norm=recipe.norm, eps=eps, seed=recipe.seed)
             for block in torch.tensor(still, dtype=torch.int64, device=subject.device).split(recipe.block):
                 if len(block) and left() > 0:
                     done = run_attack(subject, aimed, block, predicted, input_digests, certified[block], label)
                     new.append(done.table)
-                    breaches += done.about["breaches"]
-        states = verdicts.states(Evaluation(pd.concat([known.table, *new], ignore_index=True), known.about), eps)["state"]
+                    breaches += done.noticed.breaches
+                    failed += [line for line in done.noticed.failed if line not in failed]
+        states = verdicts.states(Record(pd.concat([known.table, *new], ignore_index=True), known.about), eps)["state"]
         withstood |= set(states.index[states == "survived"])
-    return new, breaches
+    return new, breaches, failed

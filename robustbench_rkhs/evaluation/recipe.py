@@ -8,7 +8,9 @@ from robustbench_rkhs.attacks import AnyAttack
 from robustbench_rkhs.attacks.efforts import Effort
 from robustbench_rkhs.attacks.foolbox import Method as FoolboxMethod
 from robustbench_rkhs.certificates import Portfolio, certificate_names
+from robustbench_rkhs.nodes.code_names import announced, is_code_name
 from robustbench_rkhs.nodes.node import Node, Real, Seconds, UserError, did_you_mean
+from robustbench_rkhs.nodes.one_of import names_of
 from robustbench_rkhs.nodes.parsing import with_fields
 from robustbench_rkhs.nodes.threat_model import Norm
 
@@ -56,16 +58,18 @@ class EvalRecipe(Node):
         return self
 
 
-ATTACKS = {kind.model_fields["name"].default for kind in get_args(get_args(AnyAttack)[0])}
+ATTACKS = set(names_of(AnyAttack))
 """Names of attacks."""
 FOOLBOX = set(get_args(FoolboxMethod)) - ATTACKS
 """Names that stand for an attack of foolbox, where none of ours has that name."""
 
 
 def certificate_from(text: str) -> Any:
-    """`NAME` or `NAME:field=value,...` as typed after --certify; `portfolio` stays a word."""
+    """`NAME` or `NAME:field=value,...` as typed after --certify; `portfolio` and your own `package.module:Name` stay words."""
     name, _, rest = text.partition(":")
-    known = ["portfolio", "none", *certificate_names()]
+    if name not in certificate_names() and is_code_name(text):
+        return text
+    known = ["portfolio", "none", *certificate_names(), *announced("certificates")]
     if name not in known or (rest and name in known[:2]):
         raise UserError(f"unknown certificate {text!r}; {did_you_mean(name, known)}")
     return with_fields({"name": name}, rest, f"certificate {text!r}") if rest else name
@@ -74,11 +78,14 @@ def certificate_from(text: str) -> Any:
 def attack_from(text: str) -> Any:
     """`NAME` or `NAME:field=value,...` as typed after --attack, as a mapping for a recipe.
 
-    A library attack's own name stands for it, where we have none of that name: `cw` for `foolbox:attack=cw`.
-    Raises UserError with a suggestion.
+    A library attack's own name stands for it, where we have none of that name: `cw` for `foolbox:attack=cw`. Your own attack is
+    `package.module:Name` or `file.py:Name`, with `:field=value,...` behind it. Raises UserError with a suggestion.
     """
     name, _, rest = text.partition(":")
+    if name not in ATTACKS | FOOLBOX and is_code_name(text):
+        return text
     stored: dict[str, Any] = {"name": "foolbox", "attack": name} if name in FOOLBOX else {"name": name}
-    if name not in ATTACKS | FOOLBOX:
-        raise UserError(f"unknown attack {name!r}; {did_you_mean(name, ATTACKS | FOOLBOX)}")
+    known = {*ATTACKS, *FOOLBOX, *announced("attacks")}
+    if name not in known:
+        raise UserError(f"unknown attack {name!r}; {did_you_mean(name, known)}")
     return with_fields(stored, rest, f"attack {text!r}")

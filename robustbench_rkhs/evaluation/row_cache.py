@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pandas as pd
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.verdicts import Evaluation, Kept
+from robustbench_rkhs.verdicts import Kept, Noticed, Part
 
 Pair = tuple[int, float]
 """An image's index and the eps it was attacked at; -1 where there was no budget."""
@@ -29,7 +28,7 @@ class RowCache:
     def __init__(self, folder: Path | None, images: bool = False) -> None:
         """`images`: a part that found adversarial images but holds none of them is done again."""
         self.folder, self.images = folder, images
-        self.parts: list[Evaluation] = []
+        self.parts: list[Part] = []
         self.where: dict[Pair, tuple[int, int]] = {}
         for path in sorted(folder.glob("*.parquet")) if folder else []:
             try:
@@ -40,14 +39,14 @@ class RowCache:
     def __contains__(self, pair: Pair) -> bool:
         return pair in self.where
 
-    def put(self, done: Evaluation, identity: dict[str, Any]) -> None:
+    def put(self, done: Part, identity: dict[str, Any]) -> None:
         """Keep a finished part."""
         if self.folder and not (done.table["state_reason"] == "error").any():
             name = hashlib.sha256(json.dumps(pairs_of(done.table)).encode()).hexdigest()[:32]
-            verdicts.write_part(replace(done, about=done.about | {"part": identity}), self.folder / f"{name}.parquet")
+            verdicts.write_part(done.of(identity), self.folder / f"{name}.parquet")
         self._hold(done)
 
-    def take(self, pairs: Sequence[Pair]) -> Evaluation:
+    def take(self, pairs: Sequence[Pair]) -> Part:
         """The rows of these pairs, in their order, and what was noticed of them."""
         places: dict[int, list[int]] = {}
         for pair in pairs:
@@ -61,13 +60,17 @@ class RowCache:
             order = {pair: place for place, pair in enumerate(pairs_of(table))}
             table = table.iloc[[order[pair] for pair in pairs]].reset_index(drop=True)
         found = set(zip(table["index"].tolist(), table["radius"].tolist(), strict=True))
-        noted = [breach for part in places for breach in self.parts[part].about.get("breaches", [])]
+        noted = [breach for part in places for breach in self.parts[part].noticed.breaches]
         left: dict[str, list[int]] = {}
         for part in places:
-            for label, indices in self.parts[part].about.get("outside", {}).items():
+            for label, indices in self.parts[part].noticed.outside.items():
                 left.setdefault(label, []).extend(set(indices) & set(table["index"]))
-        about = {"breaches": [one for one in noted if (one["index"], one["distance"]) in found], "outside": left}
-        return Evaluation(table, about, self._kept(pairs) if self.images else None)
+        noticed = Noticed(
+            breaches=tuple(one for one in noted if (one.index, one.distance) in found),
+            outside={label: tuple(indices) for label, indices in left.items()},
+            failed=tuple(dict.fromkeys(line for part in places for line in self.parts[part].noticed.failed)),
+        )
+        return Part(table, noticed, self._kept(pairs) if self.images else None)
 
     def _kept(self, pairs: Sequence[Pair]) -> Kept:
         """The adversarial images of these pairs' rows, where they hold one."""
@@ -80,7 +83,7 @@ class RowCache:
                 said.append(int(kept.predicted[place]))
         return Kept(np.stack(images) if images else np.zeros(0), np.array(said, dtype=np.int64))
 
-    def _hold(self, part: Evaluation) -> None:
+    def _hold(self, part: Part) -> None:
         for row, pair in enumerate(pairs_of(part.table)):
             self.where.setdefault(pair, (len(self.parts), row))
         self.parts.append(part)

@@ -32,6 +32,7 @@ from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.evaluation.workers import started
 from robustbench_rkhs.layers.frozen import freeze
 from robustbench_rkhs.networks.smoothed import Smoothed
+from robustbench_rkhs.nodes.code_names import TYPED
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.runtime.devices import describe
@@ -39,10 +40,12 @@ from robustbench_rkhs.runtime.digests import weights_digest
 from robustbench_rkhs.runtime.messages import Say
 from robustbench_rkhs.runtime.modes import evaluating
 from robustbench_rkhs.runtime.precision import full_precision
-from robustbench_rkhs.verdicts import Evaluation, Nearest
+from robustbench_rkhs.verdicts import About, Evaluation, Nearest
 
 SAID = ("model", "weights", "data", "data_digest", "norm", "box", "samples", "date", "command", "versions", "smoothed")
 """What a file of adversarial images repeats of what the evaluation is about."""
+KEPT = 2**30
+"""Bytes of images up to which adversarial images are kept in memory where nobody said whether to."""
 
 
 def evaluate(
@@ -53,7 +56,7 @@ def evaluate(
     eps: Sequence[float] = (),
     name: str = "model",
     folder: str | Path | None = None,
-    adversarials: str | Path | None = None,
+    adversarials: bool | str | Path | None = None,
     twin: nn.Module | None = None,
     device: str = "cpu",
     command: str = "",
@@ -64,42 +67,48 @@ def evaluate(
 
     `data`: a Split, or images and labels. `recipe`, or its fields by name (`eps`, `norm`, `attacks`, `effort`, `budget`,
     `certificates`, `samples`, `seed`, `block`, `workers`, `rechecked`). With a `folder`, finished parts are kept under
-    folder/name/parts and never done again, and the table is written to folder/name/. `adversarials`: a .npz file that gets
-    the nearest counted adversarial image of each image, over all attacks. `twin`: a network of the same data and classes, trained
+    folder/name/parts and never done again, and the table is written to folder/name/. `adversarials`: True keeps the nearest
+    counted adversarial image of each image, over all attacks, for `Evaluation.adversarials()`; a .npz file gets them too; None
+    keeps them where there is no folder and the images take at most 1 GiB. `twin`: a network of the same data and classes, trained
     without defence: what breaks it is tried on every survivor (rows of method `transfer`), and the diagnosis compares.
     Interrupted by the keyboard, or when `budget` seconds are used up, it returns (and writes) what there is: images that no
     protocol reached are untested. The model, its mode and gradients are left as they were.
     TF32 and other reduced-precision short cuts are switched off meanwhile.
     Raises UserError for bad input: eps out of range, NaN or probabilities from the model, a wrong class count, autocast.
     """
-    recipe = recipe or parse(EvalRecipe, {"eps": tuple(eps), **settings}, "evaluate")
+    recipe = recipe or parse(EvalRecipe, {"eps": tuple(eps), **settings}, "evaluate", TYPED)
     recipe = for_smoothed(recipe) if isinstance(model, Smoothed) else recipe
     split = _as_split(model, data).sample(recipe.samples, recipe.seed)
-    if adversarials is not None and split.x.dtype not in (torch.float32, torch.float64):
+    exact = split.x.dtype in (torch.float32, torch.float64)
+    if adversarials is None:
+        adversarials = exact and not folder and split.x.numel() * split.x.element_size() <= KEPT
+    if adversarials and not exact:
         raise UserError(f"adversarial images are saved exactly as float32 or float64, found inputs of {split.x.dtype}")
     with evaluating(model, device):
         parts = Path(folder) / name / "parts" if folder else None
         weights = weights_digest(model.state_dict())
-        nearest = None if adversarials is None else Nearest()
+        nearest = Nearest() if adversarials else None
         subject = Subject(model, freeze(model), split.to(device), name, weights, device, recipe.seed, parts, nearest=nearest)
         share = partial(share_of, subject)
         with full_precision(), started(recipe.workers, device, share) as workers:
             subject = replace(subject, workers=workers)
             run = _Run(subject, recipe, say, None if twin is None else _transfer(twin, subject))
-            run.about |= {"command": command}
-            run.about |= {"smoothed": model.extra_repr()} if isinstance(model, Smoothed) else {}
+            run.note(command=command)
+            if isinstance(model, Smoothed):
+                run.note(smoothed=model.extra_repr())
             table, complete = run.all()
     left = {label: len(indices) for label, indices in sorted(subject.outside.items())}
-    evaluation = Evaluation(table, run.about | {"complete": complete, "outside": left})
-    if folder:
-        path = Path(folder) / name / f"{recipe.norm}-{run.digest}.parquet"
+    about = run.about.but(complete=complete, outside=left)
+    path = Path(folder) / name / f"{recipe.norm}-{run.digest}.parquet" if folder else None
+    images = None
+    if nearest is not None:
+        header = {key: value for key, value in about.plain().items() if key in SAID} | {"split": split.split}
+        images = nearest.adversarials(header, table, split.x.cpu().numpy(), split.index.cpu().numpy())
+    evaluation = Evaluation(table, about, images, path, torch.from_numpy)
+    if path is not None:
         verdicts.write(evaluation, path)
-        evaluation.about["path"] = str(path)
-    if nearest is not None and adversarials is not None:
-        header = {key: run.about.get(key) for key in SAID} | {"split": split.split}
-        clean, index = split.x.cpu().numpy(), split.index.cpu().numpy()
-        verdicts.write_adversarials(nearest.adversarials(header, table, clean, index), adversarials)
-        evaluation.about["adversarials"] = str(adversarials)
+    if images is not None and isinstance(adversarials, str | Path):
+        verdicts.write_adversarials(images, adversarials)
     return evaluation
 
 
@@ -165,7 +174,7 @@ class _Run:
         settings = recipe.model_dump(mode="json", exclude={"budget", "workers"})  # which change no verdict
         twin = [] if transfer is None else [transfer.weights]
         self.digest = digest_of([settings, subject.weights, split.digest, sources_digest(), *twin], 12)
-        self.about: dict[str, Any] = {
+        known: dict[str, Any] = {
             "model": subject.name,
             "norm": recipe.norm,
             "box": self.box,
@@ -183,12 +192,18 @@ class _Run:
             "weights": subject.weights,
             "settings": settings,
             "refused": [],
+            "failed": [],
             "breaches": [],
-            "rechecked": {"pairs": 0, "fell": 0},
+            "rechecked": {},
             "budget": recipe.budget,
             "marks": [] if isinstance(subject.queried, Smoothed) else [verdicts.UNDIAGNOSED],  # until it was diagnosed
             "twin": None if transfer is None else transfer.weights,
         }
+        self.about = About.read(known, "evaluate")
+
+    def note(self, **fields: Any) -> None:
+        """What is known now of the evaluation."""
+        self.about = self.about.but(**fields)
 
     def all(self) -> tuple[pd.DataFrame, bool]:
         """Predictions, certificates, attacks; what there is when the keyboard interrupts or the budget is used up."""
@@ -221,11 +236,11 @@ class _Run:
             seconds = f"{self.recipe.budget:g} s"
             self.say(f"budget of {seconds} used up: the same command without it goes on from here, or with a larger one")
         tables += proofs.tables
-        self.about["refused"] += proofs.refused
+        self.note(refused=proofs.refused)
         if attacking is not None:  # what was found before an interruption stays
             tables += attacking.tables
-            self.about["breaches"] += attacking.breaches
-            self.about["rechecked"] = attacking.rechecked
+            self.note(breaches=(*attacking.breaches, *self.about.breaches), rechecked=attacking.rechecked)
+            self.note(failed=tuple(dict.fromkeys((*attacking.errors, *self.about.failed))))
         return verdicts.merge(tables + doubts), complete
 
     def diagnose_model(
@@ -234,8 +249,9 @@ class _Run:
         """May the attacks be believed? Diagnoses, more attacks on the survivors where one trips: their rows; whether all ran."""
         queried = (self.subject, self.recipe, self.about, tables, self.protocol, predicted, certified, self.transfer)
         found = diagnose_model(*queried, left=clock.left)
-        self.about |= {"diagnostics": found.diagnostics, "marks": found.marks}
-        self.about["breaches"] += found.breaches
+        self.note(diagnostics=found.diagnostics, marks=found.marks, breaches=found.breaches, failed=found.failed)
+        for line in found.failed:
+            self.say(line)
         return found.tables, found.finished
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from robustbench_rkhs.evaluation.cache_key import digest_of, sources_digest
 from robustbench_rkhs.evaluation.row_cache import Pair, RowCache
 from robustbench_rkhs.evaluation.workers import Workers
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.verdicts import Evaluation, Nearest
+from robustbench_rkhs.verdicts import Nearest, Part
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Subject:
         }
         return pd.DataFrame(neutral | columns, index=range(len(where)))
 
-    def part(self, key: dict[str, Any], positions: Tensor, work: Callable[[], Evaluation]) -> Evaluation:
+    def part(self, key: dict[str, Any], positions: Tensor, work: Callable[[], Part]) -> Part:
         """One job over these images, its rows and what it noticed: read where finished, else worked out and kept.
 
         Where adversarial images are asked for, a part that found some but holds none of them is done again.
@@ -94,12 +94,10 @@ class Subject:
                 path.unlink()  # a damaged part is done again
         done = work()
         if path:
-            verdicts.write_part(replace(done, about=done.about | {"part": identity}), path)
+            verdicts.write_part(done.of(identity), path)
         return self.gathered(done)
 
-    def each(
-        self, key: dict[str, Any], positions: Tensor, eps: list[float], work: Callable[[Tensor], list[Evaluation]]
-    ) -> Evaluation:
+    def each(self, key: dict[str, Any], positions: Tensor, eps: list[float], work: Callable[[Tensor], list[Part]]) -> Part:
         """A job whose outcome for an image depends on no other: rows that any part holds are read, the rest are new parts.
 
         `work`: new parts for positions among these. `eps`: each image's own; -1 where it has none.
@@ -116,11 +114,11 @@ class Subject:
                 shelf.put(done, identity)
         return self.gathered(shelf.take(pairs))
 
-    def gathered(self, done: Evaluation) -> Evaluation:
+    def gathered(self, done: Part) -> Part:
         """The part, once what it holds besides rows is gathered."""
         if self.nearest is not None and done.kept is not None:
             self.nearest.see(done.table, done.kept)
-        for label, indices in done.about.get("outside", {}).items():
+        for label, indices in done.noticed.outside.items():
             self.outside.setdefault(label, set()).update(indices)
         return done
 

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterable
 from fractions import Fraction
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -67,6 +67,8 @@ class Node(BaseModel):
     """A step of a recipe. Frozen (it can be a key), strict (a misspelt field is an error), documented field by field."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    not_shared: ClassVar[frozenset[str]] = frozenset()
+    """Fields that another method of the union may have, too, but whose value says nothing to it."""
 
     @model_validator(mode="before")
     @classmethod

@@ -3,18 +3,22 @@
 import re
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from robustbench_rkhs.nodes.code_names import CLOSED, Code
 from robustbench_rkhs.nodes.node import UserError, did_you_mean
+from robustbench_rkhs.nodes.overrides import override
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def parse(kind: type[Model], stored: dict[str, Any], source: str) -> Model:
-    """A validated node; what pydantic finds becomes one line that names the place."""
+def parse(kind: type[Model], stored: dict[str, Any], source: str, code: Code = CLOSED) -> Model:
+    """A validated node; what pydantic finds becomes one line that names the place.
+
+    `code`: whose code it may name. `TYPED` for what was typed or lies in the user's own models/; nobody's where not given.
+    """
     try:
-        return kind.model_validate(stored)
+        return kind.model_validate(stored, context={"code": code})
     except ValidationError as error:
         raise UserError(f"{source}: {explain(error)}") from None
 
@@ -31,36 +35,6 @@ def explain(error: ValidationError) -> str:
         message = f"{message[0].lower()}{message[1:]}, found {str(first['input'])[:80]!r}"
     others = error.error_count() - 1
     return f"{place}: {message}" + (f" (and {others} more)" if others else "")
-
-
-def override(stored: dict[str, Any], key: str, text: str) -> None:
-    """Set a dotted field (`attack.eps`, `penalties.0.weight`) of a mapping to a YAML value.
-
-    A new `name` clears the fields beside it, which belong to another method; those given after it stay.
-    """
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
-    at: Any = stored
-    parts = key.split(".")
-    for part, after in zip(parts, [*parts[1:], None], strict=True):
-        if isinstance(at, list):
-            if not part.isdigit() or int(part) >= len(at):
-                raise UserError(f"--{key}: expected a position from 0 to {len(at) - 1}, found {part!r}")
-            step: Any = int(part)
-        elif isinstance(at, dict):
-            step = part
-        else:
-            raise UserError(f"--{key}: {part!r} is below a plain value")
-        if after is None:
-            if step == "name" and at.get("name") not in (None, value):
-                at.clear()  # another method: the old one's fields mean nothing to it
-            at[step] = value
-            return
-        if isinstance(at, dict) and at.get(step) is None:
-            at[step] = {}
-        at = at[step]
 
 
 def with_fields(stored: dict[str, Any], rest: str, source: str) -> dict[str, Any]:

@@ -20,23 +20,42 @@ def checkpoints_folder() -> Path:
     return Path("checkpoints") if Path("checkpoints").is_dir() else BESIDE / "checkpoints"
 
 
+def models_folders() -> list[Path]:
+    """Where recipes are looked for: `models/` of the working directory first, then the one beside the package."""
+    return _both("models")
+
+
+def checkpoints_folders() -> list[Path]:
+    """Where checkpoints are looked for: `checkpoints/` of the working directory first, then the one beside the package."""
+    return _both("checkpoints")
+
+
+def _both(name: str) -> list[Path]:
+    places = (Path(name), BESIDE / name)
+    return [place for place in places if place.is_dir() and not (place is places[1] and _same(*places))]
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.is_dir() and one.samefile(other)
+
+
 def find_recipe(name: str) -> Path:
     """The YAML file a model's name or a path means. Raises UserError with a suggestion."""
-    return _find(name, "", "recipe", "model")
+    return _find(name, models_folders(), "recipe", "model")
 
 
 def find_sweep(name: str) -> Path:
     """The YAML file a sweep's name (models/sweeps/NAME.yaml) or a path means. Raises UserError with a suggestion."""
-    return _find(name, "sweeps", "sweep", "sweep")
+    return _find(name, [folder / "sweeps" for folder in models_folders()], "sweep", "sweep")
 
 
-def _find(name: str, below: str, file: str, named: str) -> Path:
+def _find(name: str, folders: list[Path], file: str, named: str) -> Path:
     if name.endswith((".yaml", ".yml")):
         if Path(name).is_file():
             return Path(name)
         raise UserError(f"no {file} {name!r}")
-    folders = [folder / below for folder in (models_folder(), BESIDE / "models")]
-    for path in [folder / f"{name}.yaml" for folder in folders]:
+    for folder in folders:
+        path = folder / f"{name}.yaml"
         if "/" not in name and path.is_file():
             return path
     known = {found.stem for folder in folders for found in folder.glob("*.yaml")}
@@ -44,8 +63,11 @@ def _find(name: str, below: str, file: str, named: str) -> Path:
 
 
 def find_checkpoint(name: str) -> Path:
-    """The folder a name or path means. Raises UserError that says whether it is unknown, untrained or without its weights."""
-    for folder in (Path(name), checkpoints_folder() / name, BESIDE / "checkpoints" / name):
+    """The folder a name or path means. Raises UserError that says whether it is unknown, untrained or without its weights.
+
+    A name may be that of a training of one's own: `robust_vgg@mine` is `checkpoints/robust_vgg@mine`.
+    """
+    for folder in (Path(name), *(folder / name for folder in checkpoints_folders())):
         if (folder / "config.json").is_file() or ("/" in name and folder.is_dir()):
             if folder.is_relative_to(SHIPPED) and not (folder / "model.safetensors").is_file():
                 raise UserError(
@@ -53,8 +75,10 @@ def find_checkpoint(name: str) -> Path:
                     f"repository to checkpoints/{name} here, or train them: rkhs-train --model {name}"
                 )
             return folder
-    recipes = {path.stem for folder in (models_folder(), BESIDE / "models") for path in folder.glob("*.yaml")}
+    recipes = {path.stem for folder in models_folders() for path in folder.glob("*.yaml")}
     if name in recipes:
         raise UserError(f"model {name!r} has a recipe but no finished checkpoint: rkhs-train --model {name}")
-    trained = {path.parent.name for at in (checkpoints_folder(), BESIDE / "checkpoints") for path in at.glob("*/config.json")}
+    if any((folder / name / "resume.pt").is_file() for folder in checkpoints_folders()):
+        raise UserError(f"model {name!r} is not trained to its end: the rkhs-train command that began it goes on with it")
+    trained = {path.parent.name for folder in checkpoints_folders() for path in folder.glob("*/config.json")}
     raise UserError(f"unknown model {name!r}; {did_you_mean(name, recipes | trained)}")

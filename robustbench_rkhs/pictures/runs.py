@@ -41,12 +41,12 @@ def curves_picture(
     Models whose names differ in a last `seed-N` alone are one group, as is what LABEL=GLOB names.
     Raises UserError where there are no verdicts of a model.
     """
-    stored = [one for one in verdicts.read_all(folder) if one.about["norm"] == norm] if folder.is_dir() else []
-    known = each_once(stored, lambda one: str(one.about["model"]))
+    stored = [one for one in verdicts.read_all(folder) if one.about.norm == norm] if folder.is_dir() else []
+    known = each_once(stored, lambda one: one.about.model)
     chosen = matching(models, known, f"{folder} (l2 or linf as --norm says, run rkhs-eval first)" if not known else str(folder))
     runs = []
     for label, model in chosen:
-        for one in (one for one in stored if one.about["model"] == model):
+        for one in (one for one in stored if one.about.model == model):
             runs.append((label, without_seed(model), without_seed(model), one))
     groups = grouped(runs)
     return draw_seed_curves(groups, stem(out, "curves", name, list(groups)), band, note)

@@ -64,19 +64,19 @@ def write_proof(model: nn.Module, split: Split, evaluation: Evaluation, folder: 
     proof = {
         "format": FORMAT,
         "version": VERSION,
-        "model": about["model"],
-        "weights": about["weights"],
+        "model": about.model,
+        "weights": about.weights,
         "data": {"name": split.data, "split": split.split, "digest": split.digest},
         "preprocessing": "none outside the network: normalisation is one of its layers",
-        "norm": about["norm"],
-        "epsilons": sorted(about["epsilons"]),
+        "norm": about.norm,
+        "epsilons": sorted(about.epsilons),
         "shape": list(split.shape),
         "classes": split.classes,
         "layers": rows,
         "images": [hashlib.sha256(image.tobytes()).hexdigest() for image in x],
         "certificates": certificates,
         "adversarial": [],
-        "made_by": {"torch": torch.__version__, "numpy": np.__version__, "date": about["date"]},
+        "made_by": {"torch": torch.__version__, "numpy": np.__version__, "date": about.date},
     }
     return publish(proof, arrays, _tensors(model), Path(folder))
 

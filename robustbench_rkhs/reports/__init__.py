@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from robustbench_rkhs.reports.curves import draw_curve
-from robustbench_rkhs.reports.figures import check_about
 from robustbench_rkhs.reports.leaderboard import write_leaderboard
 from robustbench_rkhs.reports.tables import write_images, write_tables
 from robustbench_rkhs.reports.tradeoff import draw_tradeoff
@@ -22,11 +21,10 @@ def report(evaluations: Sequence[Evaluation], folder: str | Path, leaderboard: b
     for. An evaluation alone has a trade-off plot of its own. On the leaderboard, adversarial images in folder/submitted count.
     Returns the paths by kind. Raises UserError where they cannot be written.
     """
-    check_about(evaluations)
     folder = Path(folder)
     written: dict[str, list[Path]] = {"curves": [], "tables": [], "images": [], "tradeoff": []}
     groups: dict[str, list[tuple[str, Evaluation]]] = {}
-    stems = [_stem(str(one.about["model"]), one) for one in evaluations]
+    stems = [_stem(one.about.model, one) for one in evaluations]
     for one, stem in zip(evaluations, stems, strict=True):
         name = stem if stems.count(stem) == 1 else f"{stem}-{digest(one.table)[:8]}"
         groups.setdefault(_stem("all", one), []).append((name, one))
@@ -38,7 +36,7 @@ def report(evaluations: Sequence[Evaluation], folder: str | Path, leaderboard: b
         if len(members) > 1:
             written["curves"] += draw_curve(together, folder / "curves" / group)
             written["tables"] += write_tables(together, folder / "tables" / group)
-        asked = [{float(eps) for eps in one.about["epsilons"]} for one in together]
+        asked = [set(one.about.epsilons) for one in together]
         for eps in sorted(set().union(*asked)):
             both = [one for one, its in zip(together, asked, strict=True) if eps in its]
             if len(members) == 1 or len(both) > 1:
@@ -51,5 +49,5 @@ def report(evaluations: Sequence[Evaluation], folder: str | Path, leaderboard: b
 
 def _stem(name: str, one: Evaluation) -> str:
     """A file name: model, data, norm and, where there is none, the box."""
-    words = [name, str(one.about["data"]), one.about["norm"], *(["nobox"] if one.about["box"] == "none" else [])]
+    words = [name, one.about.data, one.about.norm, *(["nobox"] if one.about.box == "none" else [])]
     return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", word) for word in words)

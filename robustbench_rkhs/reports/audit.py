@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
-from robustbench_rkhs.reports.figures import domain
 from robustbench_rkhs.reports.tables import markdown, write_bytes
+from robustbench_rkhs.verdicts.axes import in_words
 
 CLAIMS = ["claim", "claimed", "measured [95%]", "left by attacks [95%]", "difference", "verdict", "cause"]
 MISTAKES = ["mistake", "would certify [95%]", "off the claim", "broken at eps", "broken nearer", "reproduces the claim"]
@@ -26,6 +26,10 @@ BROKEN = (
 )
 
 
+def _domain(about: dict[str, Any]) -> str:
+    return in_words(about["data"], about["norm"], about["box"])
+
+
 def write_audit(report: dict[str, Any], stem: str | Path) -> list[Path]:
     """STEM.json (all of it), .csv (claims and mistakes, a row each) and .md. Raises UserError where not writable."""
     texts = {"json": json.dumps(report, indent=1) + "\n", "csv": _csv(report), "md": _markdown(report)}
@@ -35,7 +39,10 @@ def write_audit(report: dict[str, Any], stem: str | Path) -> list[Path]:
 def console_audit(report: dict[str, Any]) -> list[Table]:
     """The claims, and the mistakes that come closest to each that is not upheld, for a terminal."""
     about = report["about"]
-    claims = Table(title=f"{about['model']}: claims, {domain(about)}, {about['samples']} images", title_justify="left")
+    claims = Table(
+        title=f"{about['model']}: claims, {_domain(about)}, {about['samples']} images",
+        title_justify="left",
+    )
     for column in CLAIMS:
         claims.add_column(column, justify="right" if column in CLAIMS[1:5] else "left")
     for cells in _claims(report):
@@ -117,7 +124,7 @@ def _markdown(report: dict[str, Any]) -> str:
     parts = [
         f"# Audit of {about['model']}\n",
         f"{about['command']}, {about['date']}, seed {about['seed']}, weights {about['weights'][:12]}, "
-        f"data {about['data_digest'][:12]}, torch {about['versions']['torch']}; {about['samples']} images, {domain(about)}; "
+        f"data {about['data_digest'][:12]}, torch {about['versions']['torch']}; {about['samples']} images, {_domain(about)}; "
         f"certificates {', '.join(about['certificates']) or 'none'}; attacks {', '.join(about['protocol'])}.\n",
         "## Claims\n",
         markdown(CLAIMS, _claims(report)),

@@ -7,7 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.reports.figures import PALETTE, figure, save
+from robustbench_rkhs.reports.figures import figure, save
+from robustbench_rkhs.verdicts.axes import PALETTE
 
 
 def draw_deformations(

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.reports.figures import PALETTE, figure, save
+from robustbench_rkhs.reports.figures import figure, save
+from robustbench_rkhs.verdicts.axes import PALETTE
 
 
 @dataclass(frozen=True)

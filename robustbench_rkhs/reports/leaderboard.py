@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robustbench_rkhs.reports.figures import check_about
 from robustbench_rkhs.reports.tables import limits, markdown, records, write_bytes
 from robustbench_rkhs.verdicts import Evaluation, breaches, by_attack, holm, marks, mcnemar, pooled, robust_images, summary
 
@@ -48,13 +47,12 @@ def write_leaderboard(evaluations: Sequence[Evaluation], folder: str | Path) -> 
     Of several evaluations of the same weights the one on most images stands on the board (then the latest); a breach in any of
     them refuses the model. Raises UserError where the files cannot be written.
     """
-    check_about(evaluations)
     sections: dict[tuple[Any, ...], list[Evaluation]] = {}
     judged = [pooled(evaluation, _kin(evaluation, evaluations)) for evaluation in evaluations]
     unsound = {_weights(one): len(found) for one in judged if len(found := breaches(one))}
     doubtful = {_weights(one): marks(one, *_kin(one, evaluations)) for one in evaluations}
     for one in judged:
-        for eps in sorted({float(eps) for eps in one.about["epsilons"]}):
+        for eps in sorted(set(one.about.epsilons)):
             sections.setdefault((*_group(one), eps), []).append(one)
     text, rows = ["# Leaderboard", "", READ, ""], []
     for (data, _, norm, box, eps), members in sorted(sections.items(), key=lambda item: item[0]):
@@ -70,9 +68,7 @@ def write_leaderboard(evaluations: Sequence[Evaluation], folder: str | Path) -> 
             aside = [entry for entry in entries if entry.status == status]
             if aside:
                 text += [f"### {title}", ""]
-                text += [
-                    f"- {entry.evaluation.about['model']} ({_weights(entry.evaluation)[:12]}): {entry.reason}" for entry in aside
-                ]
+                text += [f"- {entry.evaluation.about.model} ({_weights(entry.evaluation)[:12]}): {entry.reason}" for entry in aside]
                 text += [""]
         places = [*map(str, ranks), *[""] * (len(entries) - len(ranks))]
         rows += [_record(entry, rank, (data, norm, box)) for entry, rank in zip(entries, places, strict=True)]
@@ -86,12 +82,12 @@ def write_leaderboard(evaluations: Sequence[Evaluation], folder: str | Path) -> 
 
 
 def _weights(one: Evaluation) -> str:
-    return str(one.about.get("weights", ""))
+    return one.about.weights
 
 
 def _group(one: Evaluation) -> tuple[str, str, str, str]:
     """What the models of a section have in common: data set, its digest, norm, box."""
-    return str(one.about["data"]), str(one.about.get("data_digest", "")), one.about["norm"], one.about["box"]
+    return one.about.data, one.about.data_digest, one.about.norm, one.about.box
 
 
 def _kin(one: Evaluation, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
@@ -104,10 +100,10 @@ def _latest(members: Sequence[Evaluation]) -> list[Evaluation]:
 
     def worth(one: Evaluation) -> tuple[Any, ...]:
         about = one.about
-        return one.table["index"].nunique(), str(about.get("date", "")), len(about["protocol"]), sorted(about["protocol"])
+        return one.table["index"].nunique(), about.date, len(about.protocol), sorted(about.protocol)
 
     for one in members:
-        key = (str(one.about["model"]), _weights(one))
+        key = (one.about.model, _weights(one))
         if key not in best or worth(one) > worth(best[key]):
             best[key] = one
     return list(best.values())
@@ -130,7 +126,7 @@ def _judge(one: Evaluation, eps: float, unsound: dict[str, int], doubtful: dict[
         status, reason = "refused", f"{unsound[_weights(one)]} breaches: an attack contradicts a certificate"
     elif row["count_untested"]:
         status, reason = "incomplete", f"{row['count_untested']} of {row['images']} images are untested"
-    elif one.about.get("complete") is False:
+    elif not one.about.complete:
         status, reason = "incomplete", "the evaluation was interrupted"
     elif not row["images"]:
         status, reason = "incomplete", "no images"
@@ -143,7 +139,7 @@ def _order(entries: Sequence[Entry]) -> list[Entry]:
     def place(entry: Entry) -> tuple[Any, ...]:
         kind = ["ranked", "incomplete", "refused"].index(entry.status)
         score = (-entry.row["robust"], -entry.row["certified"]) if kind == 0 else (0.0, 0.0)
-        return kind, *score, str(entry.evaluation.about["model"]), _weights(entry.evaluation)
+        return kind, *score, entry.evaluation.about.model, _weights(entry.evaluation)
 
     return sorted(entries, key=place)
 
@@ -166,7 +162,7 @@ def _neighbours(ranked: Sequence[Entry], eps: float) -> list[str]:
     lines = []
     for (a, b), images, p in zip(pairs, shared, holm(tests), strict=True):
         if b == a + 1:
-            names = " and ".join(str(ranked[place].evaluation.about["model"]) for place in (a, b))
+            names = " and ".join(ranked[place].evaluation.about.model for place in (a, b))
             verdict = "differ significantly" if p <= ALPHA else "do not differ significantly"
             lines.append(f"- {names} {verdict} on the {len(images)} images they share (adjusted p = {p:.2g})")
     return ["\n".join(lines)] if lines else []
@@ -178,7 +174,7 @@ def _doubts(ranked: Sequence[Entry], doubtful: dict[str, dict[str, str]]) -> lis
     for entry in ranked:
         said = doubtful[_weights(entry.evaluation)].items()
         why = "; ".join(f"{name}: {words}" if words else name for name, words in said)
-        lines += [f"- {entry.evaluation.about['model']} is doubtful: {why}"] if why else []
+        lines += [f"- {entry.evaluation.about.model} is doubtful: {why}"] if why else []
     return ["\n".join(lines)] if lines else []
 
 
@@ -191,10 +187,10 @@ def _columns() -> list[str]:
 def _record(entry: Entry, rank: str, group: tuple[str, str, str]) -> dict[str, Any]:
     about = entry.evaluation.about
     record = dict(zip(("data", "norm", "box"), group, strict=True))
-    record |= {"status": entry.status, "rank": rank, "model": about["model"], "attacks": " ".join(about["protocol"])}
+    record |= {"status": entry.status, "rank": rank, "model": about.model, "attacks": " ".join(about.protocol)}
     record |= {"marks": entry.marks, "reason": entry.reason, "weights": _weights(entry.evaluation)[:12]}
-    record |= {key: about.get(key, "") for key in ("date", "device", "seed", "command")}
-    record |= {"data_digest": str(about.get("data_digest", ""))[:12]}
+    record |= {"date": about.date, "device": about.device, "seed": str(about.seed), "command": about.command}
+    record |= {"data_digest": about.data_digest[:12]}
     figures = {column: entry.row[column] for column in entry.row if not column.startswith("count_")}
     if entry.status == "refused":  # no figure of an unsound evaluation is published
         figures = {column: figures[column] if column in ("eps", "images") else np.nan for column in figures}
@@ -204,8 +200,8 @@ def _record(entry: Entry, rank: str, group: tuple[str, str, str]) -> dict[str, A
 def _cells(entry: Entry, rank: int) -> list[str]:
     row, about = entry.row, entry.evaluation.about
     shares = [f"{100 * row['clean']:.1f}%", limits(row, "robust"), limits(row, "certified"), f"{100 * row['open']:.1f}%"]
-    said = [str(about.get(key, "")) for key in ("date", "device")]
-    command = "`" + str(about["command"]).replace("`", "'") + "`" if about.get("command") else ""
-    digests = [_weights(entry.evaluation)[:12], str(about.get("data_digest", ""))[:12]]
-    tail = [*said, *digests, str(about.get("seed", "")), command]
-    return [str(rank), str(about["model"]), *shares, str(row["images"]), ", ".join(about["protocol"]), entry.marks, *tail]
+    said = [about.date, about.device]
+    command = "`" + about.command.replace("`", "'") + "`" if about.command else ""
+    digests = [_weights(entry.evaluation)[:12], about.data_digest[:12]]
+    tail = [*said, *digests, str(about.seed), command]
+    return [str(rank), about.model, *shares, str(row["images"]), ", ".join(about.protocol), entry.marks, *tail]

@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.reports.figures import PALETTE, figure, percent, save
+from robustbench_rkhs.reports.figures import figure, save
 from robustbench_rkhs.reports.spread import WORDS, Band, counted, spread
+from robustbench_rkhs.verdicts.axes import PALETTE, percent
 
 PANELS = {
     "loss": "training loss",

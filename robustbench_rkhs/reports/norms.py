@@ -9,8 +9,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from rich.table import Table
 
-from robustbench_rkhs.reports.figures import PALETTE, figure, save
+from robustbench_rkhs.reports.figures import figure, save
 from robustbench_rkhs.reports.tables import markdown, write_bytes
+from robustbench_rkhs.verdicts.axes import PALETTE
 
 COLUMNS = {"class": "largest class", "pair": "largest pair", "logits": "all logits"}
 """Of the bounds: of f_k, of f_y - f_j, of f as a map to l2."""

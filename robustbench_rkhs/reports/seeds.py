@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robustbench_rkhs.reports.figures import MARKERS, PALETTE, domain, figure, label, percent, radius_axis, same_domain, save
+from robustbench_rkhs.reports.figures import figure, same_domain, save
 from robustbench_rkhs.reports.spread import WORDS, Band, counted, spread
 from robustbench_rkhs.verdicts import Evaluation, curve
+from robustbench_rkhs.verdicts.axes import MARKERS, PALETTE, domain, label, percent, radius_axis
 
 
 def seed_curves(evaluations: Sequence[Evaluation], band: Band, largest: float) -> pd.DataFrame:
@@ -17,7 +18,7 @@ def seed_curves(evaluations: Sequence[Evaluation], band: Band, largest: float) -
 
     Robust accuracy is known where every evaluation knows it, NaN elsewhere; `asked`: every evaluation was asked for that eps.
     """
-    asked = [{float(eps) for eps in one.about["epsilons"]} for one in evaluations]
+    asked = [set(one.about.epsilons) for one in evaluations]
     grid = sorted({*np.linspace(0, largest, 61).tolist(), *set().union(*asked)})
     curves = [curve(one, grid).set_index("eps").loc[grid] for one in evaluations]
     table = pd.DataFrame({"eps": grid})
@@ -36,7 +37,7 @@ def draw_seed_curves(
     """
     every = [one for group in groups.values() for one in group]
     same_domain(every)
-    largest = 1.25 * max((float(eps) for one in every for eps in one.about["epsilons"]), default=1.0)
+    largest = 1.25 * max((eps for one in every for eps in one.about.epsilons), default=1.0)
     with figure(7.8, 3.9) as (drawn, axes):
         for place, (name, group) in enumerate(groups.items()):
             look: dict[str, Any] = {"color": PALETTE[place % len(PALETTE)]}
@@ -50,7 +51,7 @@ def draw_seed_curves(
                 axes.fill_between(known["eps"], known["robust_low"], known["robust_high"], alpha=0.22, lw=0, **look)
         axes.plot([], [], color="#555555", lw=1.4, marker="o", ms=4.5, label="robust (known at markers)")
         axes.plot([], [], color="#555555", lw=1.4, ls=(0, (4, 2)), label="certified")
-        axes.set_xlabel(radius_axis(every[0].about["norm"]))
+        axes.set_xlabel(radius_axis(every[0].about.norm))
         axes.set_ylabel("accuracy")
         axes.set_ylim(-0.03, 1.03)
         axes.set_xlim(-0.01 * largest, largest)

@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from robustbench_rkhs.reports.figures import MARKERS, PALETTE, figure, label, percent, save
+from robustbench_rkhs.reports.figures import figure, save
 from robustbench_rkhs.reports.tables import markdown, write_bytes
+from robustbench_rkhs.verdicts.axes import MARKERS, PALETTE, label, percent
 
 QUANTITIES = ("clean", "robust", "certified")
 Row = dict[str, Any]

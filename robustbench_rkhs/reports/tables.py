@@ -9,9 +9,10 @@ import pandas as pd
 from rich.table import Table
 
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.reports.figures import check_about, domain, names
+from robustbench_rkhs.reports.figures import names
 from robustbench_rkhs.runtime.files import write_whole
-from robustbench_rkhs.verdicts import Evaluation, by_attack, by_certificate, doubts, images, marks, summary
+from robustbench_rkhs.verdicts import About, Record, by_attack, by_certificate, doubts, images, marks, summary
+from robustbench_rkhs.verdicts.axes import domain
 
 WITHHELD = "withheld"
 """Printed for a robust accuracy while images are untested."""
@@ -20,18 +21,17 @@ INTERVAL = f"{WITHHELD}: images are untested; it lies between the shares certifi
 HEAD = ["model", "data", "norm", "box", "eps", "images", "clean [95%]", "robust [95%]", "certified [95%]", "open"]
 
 
-def write_tables(evaluations: Sequence[Evaluation], stem: str | Path) -> list[Path]:
+def write_tables(evaluations: Sequence[Record], stem: str | Path) -> list[Path]:
     """STEM.csv (every column of the summary), STEM.md and STEM.tex (booktabs; percent with 95% limits).
 
     Raises UserError for no evaluation, or where they cannot be written.
     """
     if not evaluations:
         raise UserError("nothing to tabulate: expected at least one evaluation")
-    check_about(evaluations)
     frames = []
     for evaluation, name in zip(evaluations, names(evaluations), strict=True):
         frame = summary(evaluation)
-        about = [name, *(str(evaluation.about[key]) for key in ("data", "norm", "box"))]
+        about = [name, *(evaluation.about.data, evaluation.about.norm, evaluation.about.box)]
         for place, (column, value) in enumerate(zip(HEAD, about, strict=False)):
             frame.insert(place, column, value)
         frame["marks"] = "; ".join(doubts(evaluation))
@@ -53,11 +53,11 @@ def write_tables(evaluations: Sequence[Evaluation], stem: str | Path) -> list[Pa
     return [write_bytes(Path(f"{stem}.{kind}"), text) for kind, text in texts.items()]
 
 
-def console(evaluation: Evaluation) -> Table:
+def console(evaluation: Record) -> Table:
     """The summary for a terminal: shares in percent with 95% limits, counts below."""
     frame = summary(evaluation)
     images = evaluation.table["index"].nunique()
-    table = Table(title=f"{evaluation.about['model']}: {domain(evaluation.about)}, {images} images", title_justify="left")
+    table = Table(title=f"{evaluation.about.model}: {domain(evaluation.about)}, {images} images", title_justify="left")
     for column in ("eps", "clean", "robust", "certified", "open"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in records(frame):
@@ -82,9 +82,9 @@ def console(evaluation: Evaluation) -> Table:
     return table
 
 
-def console_attacks(evaluation: Evaluation) -> Table:
+def console_attacks(evaluation: Record) -> Table:
     """Each attack of the protocol for a terminal: images, broken, the accuracy it alone would report, passes, masking."""
-    table = Table(title=f"{evaluation.about['model']}: attacks, each on the images left to it", title_justify="left")
+    table = Table(title=f"{evaluation.about.model}: attacks, each on the images left to it", title_justify="left")
     for column in ("attack", "eps", "ran on", "broke", "alone", "overstates", "passes"):
         table.add_column(column, justify="left" if column == "attack" else "right", no_wrap=column != "attack")
     for row in records(by_attack(evaluation)):
@@ -106,16 +106,16 @@ def console_attacks(evaluation: Evaluation) -> Table:
     return table
 
 
-def outside(evaluation: Evaluation) -> str:
+def outside(evaluation: Record) -> str:
     """Which attacks returned images that had to be pulled in, and how many; empty where none did."""
-    found = evaluation.about.get("outside") or {}
+    found = evaluation.about.outside
     counts = ", ".join(f"{method} {count}" for method, count in sorted(found.items()) if count)
     return f"images returned outside box or ball by more than 1e-6: {counts}; counted as pulled inside" if counts else ""
 
 
-def console_certificates(evaluation: Evaluation) -> Table:
+def console_certificates(evaluation: Record) -> Table:
     """Each certificate for a terminal: images it ran on, proved at eps, won, and why it proved nothing on the others."""
-    table = Table(title=f"{evaluation.about['model']}: certificates, each on the images left open to it", title_justify="left")
+    table = Table(title=f"{evaluation.about.model}: certificates, each on the images left open to it", title_justify="left")
     for column in ("certificate", "eps", "ran on", "certified", "won", "nothing proved", "seconds"):
         table.add_column(column, justify="left" if column == "certificate" else "right", no_wrap=True)
     for row in records(by_certificate(evaluation)):
@@ -126,7 +126,7 @@ def console_certificates(evaluation: Evaluation) -> Table:
     return table
 
 
-def write_images(evaluation: Evaluation, path: str | Path) -> Path:
+def write_images(evaluation: Record, path: str | Path) -> Path:
     """Image by image as csv: the radius each is proved robust up to, by which certificate, and the one it was broken at."""
     return write_bytes(Path(path), images(evaluation).to_csv(index=False, lineterminator="\n"))
 
@@ -153,10 +153,10 @@ def _shares(row: dict[str, Any]) -> list[str]:
     return [limits(row, "clean"), robust, limits(row, "certified"), f"{100 * row['open']:.1f}%"]
 
 
-def _sampled(about: dict[str, Any]) -> str:
+def _sampled(about: About) -> str:
     """A sentence on the sampled check of inferred survivals, where there was one."""
-    pairs, fell = (about.get("rechecked", {}).get(key, 0) for key in ("pairs", "fell"))
-    return f"\n{about['model']}: of {pairs} inferred survivals attacked at their own eps, {fell} fell." if pairs else ""
+    pairs, fell = about.rechecked.pairs, about.rechecked.fell
+    return f"\n{about.model}: of {pairs} inferred survivals attacked at their own eps, {fell} fell." if pairs else ""
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -9,8 +9,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from rich.table import Table
 
-from robustbench_rkhs.reports.figures import PALETTE, figure, save
+from robustbench_rkhs.reports.figures import figure, save
 from robustbench_rkhs.reports.tables import markdown, write_bytes
+from robustbench_rkhs.verdicts.axes import PALETTE
 
 LAYERS = ["layer", "proven", "empirical", "found by", "ratio", "share of what is lost"]
 NETWORK = ["proven bound of f_y - f_j", "largest pair", "empirical", "ratio", "median ratio of pairs"]

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from robustbench_rkhs.reports.figures import MARKERS, PALETTE, domain, figure, label, names, percent, same_domain, save
+from robustbench_rkhs.reports.figures import figure, names, same_domain, save
 from robustbench_rkhs.verdicts import Evaluation, summary
+from robustbench_rkhs.verdicts.axes import MARKERS, PALETTE, domain, label, percent
 
 
 def draw_tradeoff(evaluations: Sequence[Evaluation], eps: float, stem: str | Path) -> list[Path]:

@@ -21,7 +21,7 @@ from robustbench_rkhs.reports import report
 from robustbench_rkhs.runtime.messages import Say
 from robustbench_rkhs.submission.adversarials import Judged, judge, named_by
 from robustbench_rkhs.training import checkpoint
-from robustbench_rkhs.verdicts import Evaluation
+from robustbench_rkhs.verdicts import About, Evaluation
 
 ALLOWED = {"config.json", "model.safetensors", "recipe.yaml", "metrics.jsonl", "README.md", "last.safetensors"}
 LARGEST = 2 << 30
@@ -49,7 +49,7 @@ def refusal(done: Evaluation) -> str | None:
     if len(breaches):
         first = breaches.iloc[0].to_dict()
         return f"{len(breaches)} certified images were broken, first {first}: the proof or its arithmetic is wrong"
-    if not done.about["complete"]:
+    if not done.about.complete:
         return "the evaluation was interrupted: images are untested"
     summary = verdicts.summary(done)
     if summary["robust"].isna().any():
@@ -89,7 +89,7 @@ def submit(
     _gate(full, name, staged)
     target = out / "verdicts" / name
     target.mkdir(parents=True, exist_ok=True)
-    published = verdicts.write(full, target / Path(full.about["path"]).name)
+    published = verdicts.write(full, target / (full.path or staged).name)
     written = report(verdicts.read_all(out / "verdicts"), out)
     shutil.rmtree(staged, ignore_errors=True)
     yield f"accepted: {published or target}"
@@ -118,7 +118,7 @@ def submit_adversarials(
     if not judged.confirmed.any():
         raise UserError(f"{path} is refused: none of its {len(judged.reasons)} images is confirmed")
     done = as_evaluation(judged, path, device, command)
-    stem = f"{stored.about['norm']}-{done.about['file_sha256'][:12]}"
+    stem = f"{stored.about['norm']}-{str(done.about.file_sha256)[:12]}"
     written = verdicts.write(done, out / "submitted" / judged.named.name / f"{stem}.parquet")
     boards = report(verdicts.read_all(out / "verdicts"), out)["leaderboard"]
     yield f"accepted: {judged.confirmed.sum()} images: {written}"
@@ -144,7 +144,7 @@ def as_evaluation(judged: Judged, path: Path, device: str, command: str = "") ->
     words |= {"model": named.name, "epsilons": [], "protocol": [], "certificates": [], "samples": len(part), "seed": 0}
     words |= {"date": date.today().isoformat(), "device": device, "command": command, "versions": {"torch": torch.__version__}}
     words |= {"complete": True, "refused": [], "breaches": [], "file_sha256": sha, "header": about}
-    return Evaluation(verdicts.merge([said, found]), words)
+    return Evaluation(verdicts.merge([said, found]), About.read(words, str(path)))
 
 
 def _gate(done: Evaluation, name: str, staged: Path) -> None:

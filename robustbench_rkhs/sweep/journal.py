@@ -17,10 +17,11 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from robustbench_rkhs.nodes.differences import changes
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.counter_rng import mix
 from robustbench_rkhs.sweep.description import Range, Setting
-from robustbench_rkhs.sweep.plan import Plan, changes
+from robustbench_rkhs.sweep.plan import Plan
 
 STUDY = "sweep"
 PATIENCE = 60.0

@@ -8,8 +8,9 @@ from typing import Any
 import yaml
 
 from robustbench_rkhs.attacks.pgd import PGD
+from robustbench_rkhs.nodes.differences import told
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.nodes.parsing import override
+from robustbench_rkhs.nodes.overrides import override_all
 from robustbench_rkhs.nodes.paths import find_recipe
 from robustbench_rkhs.sweep.description import RESERVED, Range, Setting, Sweep
 from robustbench_rkhs.training.recipe import TrainRecipe
@@ -21,10 +22,9 @@ class Plan:
     def __init__(self, sweep: Sweep, overrides: dict[str, str] | None = None) -> None:
         self.sweep = sweep
         self.base: dict[str, Any] = yaml.safe_load(find_recipe(sweep.recipe).read_text())
-        for key, value in sweep.settings.items():
-            override(self.base, key, yaml.safe_dump(value))
-        for key, text in (overrides or {}).items():
-            override(self.base, key, text)
+        settings = {key: yaml.safe_dump(value) for key, value in sweep.settings.items()}
+        self.notes = override_all(self.base, settings, TrainRecipe) + override_all(self.base, overrides or {}, TrainRecipe)
+        """A line for each name in the settings by which fields of the recipe fell away."""
         for key in {"seed", "validate_with"} & {*sweep.settings, *(overrides or {})}:
             raise UserError(f"{key}: {RESERVED[key]}")
         plain = TrainRecipe.parse(json.loads(json.dumps(self.base)), sweep.recipe)
@@ -49,11 +49,10 @@ class Plan:
     def recipe(self, setting: Setting, seed: int) -> TrainRecipe:
         """The whole recipe of one run. Where robust accuracy picks the setting it picks the epoch, too."""
         stored = json.loads(json.dumps(self.base))
-        for key, value in setting.items():
-            try:
-                override(stored, key, yaml.safe_dump(value))
-            except UserError as error:
-                raise UserError(f"vary.{str(error).removeprefix('--')}") from None
+        try:
+            override_all(stored, {key: yaml.safe_dump(value) for key, value in setting.items()}, TrainRecipe)
+        except UserError as error:
+            raise UserError(f"vary.{str(error).removeprefix('--')}") from None
         stored["seed"] = seed
         if self.sweep.pick == "validation_robust":
             stored["validate_with"] = self.attack.model_dump(mode="json")
@@ -74,16 +73,3 @@ class Plan:
         stored = {"sweep": self.sweep.model_dump(mode="json", exclude={"about"}), "recipe": self.base}
         result: dict[str, Any] = json.loads(json.dumps(stored))
         return result
-
-
-def changes(before: Any, now: Any, place: str = "") -> list[str]:
-    """The places where two records differ, each with both values."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = [*before, *(key for key in now if key not in before)]
-        return [line for key in keys for line in changes(before.get(key), now.get(key), f"{place}.{key}" if place else str(key))]
-    return [] if before == now else [f"{place}: {told(before)} before, {told(now)} now"]
-
-
-def told(value: Any) -> str:
-    """A value in one line."""
-    return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)

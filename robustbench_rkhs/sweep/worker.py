@@ -8,13 +8,14 @@ import torch
 from optuna.trial import Trial, TrialState
 
 from robustbench_rkhs.data import Split
+from robustbench_rkhs.nodes.differences import told
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.reports.sweep import runs_csv, summarised, write_sweep
 from robustbench_rkhs.runtime.files import Unwritable, write_text
 from robustbench_rkhs.runtime.messages import Say
 from robustbench_rkhs.sweep.description import Range
 from robustbench_rkhs.sweep.journal import Journal, locked, setting_of
-from robustbench_rkhs.sweep.plan import Plan, told
+from robustbench_rkhs.sweep.plan import Plan
 from robustbench_rkhs.sweep.trials import Stopped, certified_share, run_trial
 from robustbench_rkhs.training import checkpoint
 

@@ -58,6 +58,8 @@ def config_of(recipe: TrainRecipe, test: Split, state: dict[str, Tensor], **more
 def save(folder: Path, recipe: TrainRecipe, test: Split, state: dict[str, Tensor], card: str, **more: Any) -> None:
     """Write weights, recipe and card, then config.json, whose digest makes the folder valid. Raises UserError."""
     stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    if folder.is_dir():
+        (folder / "config.json").unlink(missing_ok=True)
     write_whole(folder / "model.safetensors", lambda path: save_file(stored, path))
     write_text(folder / "recipe.yaml", recipe.yaml())
     write_text(folder / "README.md", card)

@@ -29,6 +29,7 @@ from robustbench_rkhs.training.device_step import DeviceStep
 from robustbench_rkhs.training.finite import FiniteWatch
 from robustbench_rkhs.training.penalties.base import PenaltyNode
 from robustbench_rkhs.training.recipe import TrainRecipe
+from robustbench_rkhs.training.resume import stored_state
 from robustbench_rkhs.training.validation import score, validate
 
 Report = Callable[[dict[str, Any]], None]
@@ -52,7 +53,8 @@ def train(
     Every random draw is counted by (seed, epoch, step), so a run that was killed and resumed ends bit for bit where an
     uninterrupted one does (on the same device with the same number of threads; not with `seconds`, which follows the clock).
     Raises UserError at a loss or gradient that is not finite, naming the step (on an accelerator up to 50 steps later, before
-    anything is written); at a folder that holds another recipe's training; where nothing can be written.
+    anything is written); at a folder that holds another recipe's training (training/resume.py says what goes on and what can be
+    lengthened); where nothing can be written.
     Under torchrun every step's batch is divided among the processes, and losses and gradients are averaged: the same training.
     """
     entered = time.monotonic()
@@ -61,14 +63,14 @@ def train(
     train_split, validation = splits.train.to(device), splits.validation.to(device)
     run = Run(recipe, splits.test, device)
     run.prepare(train_split)
-    resumed = None if fresh else _resume(run, folder)
-    if resumed == "finished":
-        raise UserError(f"{folder} already holds this recipe, trained: add --fresh to train it again")
+    stored = None if fresh else stored_state(recipe, folder, device)
+    if stored is not None:
+        run.restore(stored)
     wait_for_all()
-    if resumed is None and rank() == 0:
+    if stored is None and rank() == 0:
+        for file in ("config.json", "metrics.jsonl", "resume.pt") if folder.is_dir() else ():  # config.json first: it says finished
+            (folder / file).unlink(missing_ok=True)
         write_text(folder / "recipe.yaml", recipe.yaml())
-        (folder / "config.json").unlink(missing_ok=True)
-        (folder / "metrics.jsonl").unlink(missing_ok=True)
     before = torch.random.get_rng_state()
     try:
         stepper = DeviceStep(run, train_split) if recipe.on_device else None
@@ -344,26 +346,6 @@ class Run:
         self.epoch, self.position, self.seconds, self.best_epoch, *best = state["where"]
         self.best_score, self.taken = (best[0], best[1]), state.get("taken", 0)
         self.records = json.loads(state["records"])
-
-
-def _resume(run: Run, folder: Path) -> str | None:
-    """Restore the run from its folder. `finished` where nothing is left to do, None where nothing was there."""
-    config, stored, state_path = folder / "config.json", folder / "recipe.yaml", folder / "resume.pt"
-    if config.is_file() and stored.is_file():
-        if stored.read_text() == run.recipe.yaml():
-            return "finished"
-        raise UserError(f"{folder} holds a model of another recipe: choose another --out, or add --fresh to overwrite it")
-    if not state_path.is_file():
-        return None
-    try:
-        state = torch.load(state_path, map_location=run.device, weights_only=True)
-        same = state["recipe"] == run.recipe.yaml()
-    except Exception as error:  # torch raises many kinds for foreign bytes
-        raise UserError(f"{state_path} is unreadable ({type(error).__name__}): add --fresh to start over") from None
-    if not same:
-        raise UserError(f"{folder} holds an unfinished training of another recipe: choose another --out, or add --fresh")
-    run.restore(state)
-    return "resumed"
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -52,18 +52,32 @@ class Adam(Node):
         return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=fused or None)
 
 
-class Constant(Node):
+class ScheduleNode(Node):
+    """Common to all schedules: a multiplier of the learning rate as a function of progress and epoch."""
+
+    by_epoch: ClassVar[bool] = False
+    """True: it depends on the epoch alone, not on how long the training is, so that a training can be lengthened."""
+
+    def __call__(self, progress: float, epoch: int) -> float:
+        """Multiplier of the learning rate; `progress` in [0, 1): the share of the training behind us, `epoch` from 0."""
+        raise TypeError(f"{type(self).__name__} is not a schedule by itself")
+
+
+class Constant(ScheduleNode):
     """The same learning rate throughout."""
+
+    by_epoch: ClassVar[bool] = True
 
     name: Literal["constant"] = "constant"
 
     def __call__(self, progress: float, epoch: int) -> float:
-        """Multiplier of the learning rate; `progress` in [0, 1), `epoch` from 0."""
         return 1.0
 
 
-class Step(Node):
+class Step(ScheduleNode):
     """gamma^(epoch // every)."""
+
+    by_epoch: ClassVar[bool] = True
 
     name: Literal["step"] = "step"
     every: int = Field(30, ge=1)
@@ -75,7 +89,7 @@ class Step(Node):
         return self.gamma ** (epoch // self.every)
 
 
-class Cosine(Node):
+class Cosine(ScheduleNode):
     """Half a cosine from 1 to 0 after a linear warm-up."""
 
     name: Literal["cosine"] = "cosine"
@@ -88,7 +102,7 @@ class Cosine(Node):
         return (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup))) / 2
 
 
-class OneCycle(Node):
+class OneCycle(ScheduleNode):
     """Linear from a twenty-fifth to 1 at `peak`, then half a cosine to nearly 0. Source: Smith & Topin, 2018."""
 
     name: Literal["one_cycle"] = "one_cycle"
@@ -101,7 +115,7 @@ class OneCycle(Node):
         return max(1e-4, (1 + math.cos(math.pi * (progress - self.peak) / (1 - self.peak))) / 2)
 
 
-class Triangular(Node):
+class Triangular(ScheduleNode):
     """Linear from 0 to 1 at 40%, to 1/20 at 80%, to 0. Source: the schedule of Wang & Manchester, ICML 2023."""
 
     name: Literal["triangular"] = "triangular"

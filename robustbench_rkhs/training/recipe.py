@@ -1,5 +1,6 @@
 """TrainRecipe: everything that decides how a model is trained. YAML in, resolved YAML out."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,7 +12,8 @@ from robustbench_rkhs.attacks.unrolled import unrollable
 from robustbench_rkhs.data import Data
 from robustbench_rkhs.networks import Network
 from robustbench_rkhs.nodes.node import Node, Real, Seconds, UserError
-from robustbench_rkhs.nodes.parsing import override, parse
+from robustbench_rkhs.nodes.overrides import override_all
+from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.nodes.paths import find_recipe
 from robustbench_rkhs.training.adaptive import Adaptive
 from robustbench_rkhs.training.losses import CrossEntropy, Loss
@@ -128,8 +130,13 @@ class TrainRecipe(Node):
                     raise ValueError(f"data set {set_name!r} does not lie in [0, 1]: give {key} box none, found box unit")
 
     @classmethod
-    def read(cls, source: str | Path, overrides: dict[str, str] | None = None) -> "TrainRecipe":
-        """A recipe by name (models/NAME.yaml) or path, with dotted overrides. Raises UserError in one line."""
+    def read(
+        cls, source: str | Path, overrides: dict[str, str] | None = None, say: Callable[[str], None] = lambda line: None
+    ) -> "TrainRecipe":
+        """A recipe by name (models/NAME.yaml) or path, with dotted overrides. Raises UserError in one line.
+
+        `say` hears of fields that fell away because another method was named.
+        """
         path = find_recipe(str(source))
         try:
             stored = yaml.safe_load(path.read_text())
@@ -137,8 +144,8 @@ class TrainRecipe(Node):
             raise UserError(f"{path} is not a readable recipe: {' '.join(str(error).split())[:160]}") from None
         if not isinstance(stored, dict):
             raise UserError(f"{path}: expected a mapping of recipe fields, found {type(stored).__name__}")
-        for key, value in (overrides or {}).items():
-            override(stored, key, value)
+        for line in override_all(stored, overrides or {}, cls):
+            say(line)
         return cls.parse(stored, str(path))
 
     @classmethod

@@ -1,31 +1,44 @@
 """The table of verdicts: every method says one thing about each image, a radius; all published numbers are its group-bys."""
 
+from robustbench_rkhs.verdicts.about import About, Breach, Diagnosis, Rechecked
 from robustbench_rkhs.verdicts.adversarials import Adversarials, read_adversarials, write_adversarials
+from robustbench_rkhs.verdicts.evaluation import AdversarialImages, Evaluation
 from robustbench_rkhs.verdicts.images import by_certificate, images
 from robustbench_rkhs.verdicts.marks import UNDIAGNOSED, doubts, marks
 from robustbench_rkhs.verdicts.nearest import Kept, Nearest, holding
+from robustbench_rkhs.verdicts.parts import Noticed, Part
+from robustbench_rkhs.verdicts.record import Record
 from robustbench_rkhs.verdicts.schema import COLUMNS, KEY, Verdicts, validate
 from robustbench_rkhs.verdicts.soundness import breaches, pooled
-from robustbench_rkhs.verdicts.states import STATES, Evaluation, states
+from robustbench_rkhs.verdicts.states import STATES, states
 from robustbench_rkhs.verdicts.statistics import Proportion, clopper_pearson, holm, mcnemar
 from robustbench_rkhs.verdicts.store import digest, merge, read, read_all, read_part, write, write_part
-from robustbench_rkhs.verdicts.summaries import accuracy_at, by_attack, curve, robust_images, summary
+from robustbench_rkhs.verdicts.summaries import accuracy_at, by_attack, certified_at, curve, robust_images, robust_range, summary
 
 __all__ = [
     "COLUMNS",
     "KEY",
     "STATES",
     "UNDIAGNOSED",
+    "About",
+    "AdversarialImages",
     "Adversarials",
+    "Breach",
+    "Diagnosis",
     "Evaluation",
     "Kept",
     "Nearest",
+    "Noticed",
+    "Part",
     "Proportion",
+    "Rechecked",
+    "Record",
     "Verdicts",
     "accuracy_at",
     "breaches",
     "by_attack",
     "by_certificate",
+    "certified_at",
     "clopper_pearson",
     "curve",
     "digest",
@@ -42,6 +55,7 @@ __all__ = [
     "read_all",
     "read_part",
     "robust_images",
+    "robust_range",
     "states",
     "summary",
     "validate",

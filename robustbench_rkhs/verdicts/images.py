@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from robustbench_rkhs.verdicts.states import Evaluation, Evidence, counted, proved
+from robustbench_rkhs.verdicts.record import Record
+from robustbench_rkhs.verdicts.states import Evidence, counted, proved
 
 REASONS = ["timeout", "error", "unknown", "refused"]
 """Why an image has no proof, the one that most invites another try first."""
@@ -23,7 +24,7 @@ IMAGES = [
 ]
 
 
-def images(evaluation: Evaluation) -> pd.DataFrame:
+def images(evaluation: Record) -> pd.DataFrame:
     r"""One row an image: the radius it is proved robust up to and the one it was broken at, in the evaluation's norm.
 
     Columns: index, label, predicted; certified: the largest proved radius, 0 where nothing is proved; certified_l1, certified_l2,
@@ -34,10 +35,10 @@ def images(evaluation: Evaluation) -> pd.DataFrame:
     known; attack: the method that found it, `clean` where the image is wrong as it is (broken at 0).
     """
     evidence, table, about = Evidence.of(evaluation), evaluation.table, evaluation.about
-    norm, box = about["norm"], about["box"]
+    norm, box = about.norm, about.box
     said = table[(table["kind"] == "certificate") & (table["method"] == "prediction")].drop_duplicates("index").set_index("index")
     found = said.loc[evidence.index, ["label", "predicted"]].reset_index()
-    order = {name: place for place, name in enumerate(about.get("certificates", []))}
+    order = {name: place for place, name in enumerate(about.certificates)}
     claims = table[proved(table, norm, box) & (table["radius"] > 0) & (table["method"] != "prediction")]
     claims = claims.assign(place=claims["method"].map(order).fillna(len(order)))
     best = claims.sort_values(["radius", "place", "method"], ascending=[False, True, True]).drop_duplicates("index")
@@ -45,7 +46,7 @@ def images(evaluation: Evaluation) -> pd.DataFrame:
     right = evidence.correct
     found["certified"] = np.where(right, best["radius"].fillna(0.0), 0.0)
     for other in ("l1", "l2", "linf"):
-        found[f"certified_{other}"] = implied(found["certified"].to_numpy(), norm, other, about.get("pixels"))
+        found[f"certified_{other}"] = implied(found["certified"].to_numpy(), norm, other, about.pixels)
     found["certificate"] = np.where(right, best["method"].fillna(""), "")
     found["reason"] = np.where(right & (found["certified"] == 0), _reasons(evaluation, evidence), "")
     found["failure_probability"] = np.where(right, best["failure_probability"].fillna(0.0), 0.0)
@@ -71,7 +72,7 @@ def implied(radius: np.ndarray, norm: str, other: str, pixels: int | None) -> np
     return radius.copy()
 
 
-def by_certificate(evaluation: Evaluation) -> pd.DataFrame:
+def by_certificate(evaluation: Record) -> pd.DataFrame:
     """One row a certificate and eps: what it settled of the images that those before it had left open.
 
     Columns: certificate, eps; ran: right images it was run on; certified: those it proved at eps; won: images whose largest
@@ -82,12 +83,12 @@ def by_certificate(evaluation: Evaluation) -> pd.DataFrame:
     best = images(evaluation)
     right = evidence.index[evidence.correct]
     rows = []
-    for name in about.get("certificates", []):
-        own = table[(table["kind"] == "certificate") & (table["method"] == name) & (table["norm"] == about["norm"])]
+    for name in about.certificates:
+        own = table[(table["kind"] == "certificate") & (table["method"] == name) & (table["norm"] == about.norm)]
         here = own[own["index"].isin(right)]
         reasons = {reason: int((here["state_reason"] == reason).sum()) for reason in ("unknown", "timeout", "refused", "error")}
         ran = len(here) - reasons["timeout"] - reasons["refused"]
-        for eps in sorted({float(eps) for eps in about.get("epsilons", [])}):
+        for eps in sorted(set(about.epsilons)):
             certified = int((here["radius"] >= eps).sum()) if ran else 0
             won = int(((best["certificate"] == name) & (best["certified"] >= eps)).sum())
             rows.append([name, eps, ran, certified, won, *reasons.values(), float(own["seconds"].sum())])
@@ -95,7 +96,7 @@ def by_certificate(evaluation: Evaluation) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def _reasons(evaluation: Evaluation, evidence: Evidence) -> np.ndarray:
+def _reasons(evaluation: Record, evidence: Evidence) -> np.ndarray:
     """For each image the first of REASONS that any certificate gave."""
     table = evaluation.table
     rows = table[(table["kind"] == "certificate") & (table["method"] != "prediction")]

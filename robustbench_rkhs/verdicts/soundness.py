@@ -2,17 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 
+from robustbench_rkhs.verdicts.record import Record
 from robustbench_rkhs.verdicts.schema import COLUMNS
-from robustbench_rkhs.verdicts.states import Evaluation, Evidence, counted, proved
+from robustbench_rkhs.verdicts.states import Evidence, counted, proved
+
+Own = TypeVar("Own", bound=Record)
 
 BREACH = ["index", "norm", "certificate", "radius", "attack", "distance"]
 
 
-def breaches(evaluation: Evaluation) -> pd.DataFrame:
+def breaches(evaluation: Record) -> pd.DataFrame:
     """Pairs of a certificate and an adversarial image it denies: radius >= distance, same norm, initially correct image.
 
     Columns: index, norm, certificate (method), radius (certified), attack (method), distance. Certificates are claims
@@ -41,7 +45,7 @@ def breaches(evaluation: Evaluation) -> pd.DataFrame:
     return result
 
 
-def pooled(evaluation: Evaluation, others: Sequence[Evaluation]) -> Evaluation:
+def pooled(evaluation: Own, others: Sequence[Record]) -> Own:
     """The evaluation, with the adversarial images that others found for the same weights on the same images.
 
     They count as breaks and for soundness, in both norms, under the method `check:` + theirs; the protocol stays the

@@ -1,33 +1,18 @@
 """What the table says about each image at an epsilon: wrong, broken, certified, survived or untested."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.verdicts.nearest import Kept
+from robustbench_rkhs.verdicts.record import Record
 from robustbench_rkhs.verdicts.schema import ANSWERS
 
 STATES = ["wrong", "broken", "certified", "survived", "untested"]
 ASIDE = ("audit:", "check:", "transfer")
 """How methods start that break images and test soundness, but are no part of the protocol."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One model's table, and what it is about.
-
-    `about`: model, norm, box, epsilons, protocol (labels of the attacks an image must withstand), certificates, samples, seed,
-    device, date, command, versions, data, data_digest, weights.
-    """
-
-    table: pd.DataFrame
-    about: dict[str, Any]
-    kept: Kept | None = None
-    """Of a part, where they are asked for: the adversarial images of its rows. No part of the evaluation's own file."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +32,10 @@ class Evidence:
     """Attacks, of the protocol or not, whose fall was denied: position, eps. Nothing survived elsewhere speaks for these."""
 
     @classmethod
-    def of(cls, evaluation: Evaluation, norm: str | None = None) -> "Evidence":
+    def of(cls, evaluation: Record, norm: str | None = None) -> "Evidence":
         """Fold the table. Raises UserError where it mixes models or data, or an image has no prediction."""
         table, about = evaluation.table, evaluation.about
-        norm, box = norm or _about(about, "norm"), _about(about, "box")
+        norm, box = norm or about.norm, about.box
         for column in ("model", "weights", "data", "split"):
             if table[column].nunique() > 1:
                 raise UserError(f"expected the verdicts of one {column}, found {sorted(table[column].unique())[:3]}")
@@ -69,7 +54,7 @@ class Evidence:
         falls = counted(table, norm, box)
         broken = np.full(len(said), np.inf)
         np.minimum.at(broken, position[falls], distance[falls])
-        protocol = tuple(_about(about, "protocol"))
+        protocol = about.protocol
         ran = (table["kind"] == "attack") & (table["norm"] == norm) & (table["box"] == box)
         doubted = (ran & (table["state_reason"] == "unconfirmed")).to_numpy()
         unconfirmed = pd.DataFrame({"position": position[doubted], "eps": table["eps"].to_numpy(dtype=np.float64)[doubted]})
@@ -106,7 +91,7 @@ class Evidence:
         return pd.DataFrame(frame, index=pd.Index(self.index, name="index"))
 
 
-def states(evaluation: Evaluation, eps: float, norm: str | None = None) -> pd.DataFrame:
+def states(evaluation: Record, eps: float, norm: str | None = None) -> pd.DataFrame:
     """The state of every image at eps, in the evaluation's norm or the one asked for.
 
     `state`: `wrong`: misclassified as it is; else `broken`: any attack holds an admissible adversarial image at distance <= eps;
@@ -135,9 +120,3 @@ def _marked(positions: Int[np.ndarray, " some"], count: int) -> Bool[np.ndarray,
     marks = np.zeros(count, dtype=bool)
     marks[positions] = True
     return marks
-
-
-def _about(about: dict[str, Any], key: str) -> Any:
-    if key not in about:
-        raise UserError(f"the evaluation does not say its {key!r}; it says {', '.join(sorted(about)) or 'nothing'}")
-    return about[key]

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,69 +13,51 @@ import pyarrow.parquet as pq
 
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.files import write_whole
+from robustbench_rkhs.verdicts.about import About
+from robustbench_rkhs.verdicts.evaluation import Evaluation
 from robustbench_rkhs.verdicts.nearest import Kept, holding, read_kept, write_kept
+from robustbench_rkhs.verdicts.parts import Noticed, Part
+from robustbench_rkhs.verdicts.record import Record
 from robustbench_rkhs.verdicts.schema import COLUMNS, KEY, validate
-from robustbench_rkhs.verdicts.states import Evaluation
 
 METADATA = b"robustbench_rkhs"
 ROWS = 2000
 """Rows that are text at once: as text a table is larger."""
 
 
-def write(evaluation: Evaluation, path: str | Path, part: bool = False) -> Path:
-    """One parquet file, whole or absent. Raises UserError for an invalid table, a full disk, no permission.
-
-    `part`: of an evaluation under way, whose rows are checked when they are merged (a check takes longer than many attacks).
-    """
-    path = Path(path)
-    table = pa.Table.from_pandas(evaluation.table if part else validate(evaluation.table), preserve_index=False)
-    about = json.dumps(evaluation.about, sort_keys=True, default=_plain)
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), METADATA: about.encode()})
-    write_whole(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
-    return path
+def write(evaluation: Record, path: str | Path) -> Path:
+    """One parquet file, whole or absent. Raises UserError for an invalid table, a full disk, no permission."""
+    return _write(validate(evaluation.table), evaluation.about.plain(), Path(path))
 
 
-def read(path: str | Path, part: bool = False) -> Evaluation:
-    """The evaluation in a file. Raises UserError where it is missing, truncated, foreign or not a table of verdicts.
-
-    `part`: as for `write`.
-    """
-    path = Path(path)
+def read(path: str | Path) -> Evaluation:
+    """The evaluation in a file. Raises UserError where it is missing, truncated, foreign or not a table of verdicts."""
+    table, said = _read(Path(path))
     try:
-        found = pq.read_table(path)
-    except FileNotFoundError:
-        raise UserError(f"no verdicts at {path}") from None
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"cannot read verdicts {path}: {' '.join(str(error).split())[:160]}") from None
-    about = (found.schema.metadata or {}).get(METADATA)
-    if about is None:
-        raise UserError(f"{path} is a parquet file of something else: expected metadata 'robustbench_rkhs'")
-    try:
-        said = json.loads(about)
-        table = found.to_pandas() if part else validate(found.to_pandas())
-    except (ValueError, pa.ArrowException) as error:
-        raise UserError(f"cannot read verdicts {path}: {' '.join(str(error).split())[:160]}") from None
+        table = validate(table)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    if not isinstance(said, dict):
-        raise UserError(f"{path}: expected metadata of named fields, found {type(said).__name__}")
-    return Evaluation(table, said)
+    return Evaluation(table, About.read(said, str(path)), path=Path(path))
 
 
-def write_part(part: Evaluation, path: Path) -> None:
-    """A part of an evaluation under way; its adversarial images, where it has any, first, in a file beside it."""
+def write_part(part: Part, path: Path) -> None:
+    """A part of an evaluation under way; its adversarial images, where it has any, first, in a file beside it.
+
+    Its rows are checked when they are merged: a check takes longer than many attacks.
+    """
     if part.kept is not None and len(part.kept.images):
         write_kept(part.kept, part.table, path.with_suffix(".npz"))
-    write(part, path, part=True)
+    _write(part.table, part.noticed.model_dump(exclude_unset=True), path)
 
 
-def read_part(path: Path, images: bool) -> Evaluation:
+def read_part(path: Path, images: bool) -> Part:
     """A part; with its adversarial `images` where they are asked for. Raises UserError where they are missing or another's."""
-    part = read(path, part=True)
+    table, said = _read(path)
+    noticed = Noticed.read(said, str(path))
     if not images:
-        return part
-    some = len(holding(part.table)) > 0
-    return replace(part, kept=read_kept(part.table, path.with_suffix(".npz")) if some else Kept(np.zeros(0), np.zeros(0, np.int64)))
+        return Part(table, noticed)
+    some = len(holding(table)) > 0
+    return Part(table, noticed, read_kept(table, path.with_suffix(".npz")) if some else Kept(np.zeros(0), np.zeros(0, np.int64)))
 
 
 def read_all(folder: str | Path) -> list[Evaluation]:
@@ -111,6 +92,32 @@ def digest(table: pd.DataFrame) -> str:
     for start in range(0, max(len(kept), 1), ROWS):
         sha.update(kept.iloc[start : start + ROWS].to_csv(index=False, header=start == 0, lineterminator="\n").encode())
     return sha.hexdigest()
+
+
+def _write(table: pd.DataFrame, said: dict[str, Any], path: Path) -> Path:
+    """A table with named fields in its metadata, as JSON."""
+    whole = pa.Table.from_pandas(table, preserve_index=False)
+    text = json.dumps(said, sort_keys=True, default=_plain)
+    whole = whole.replace_schema_metadata({**(whole.schema.metadata or {}), METADATA: text.encode()})
+    write_whole(path, lambda temporary: pq.write_table(whole, temporary, compression="zstd"))
+    return path
+
+
+def _read(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The table in a file and the fields of its metadata. Raises UserError where there are none."""
+    try:
+        found = pq.read_table(path)
+        text = (found.schema.metadata or {}).get(METADATA)
+        if text is None:
+            raise UserError(f"{path} is a parquet file of something else: expected metadata 'robustbench_rkhs'")
+        said, table = json.loads(text), found.to_pandas()
+    except FileNotFoundError:
+        raise UserError(f"no verdicts at {path}") from None
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"cannot read verdicts {path}: {' '.join(str(error).split())[:160]}") from None
+    if not isinstance(said, dict):
+        raise UserError(f"{path}: expected metadata of named fields, found {type(said).__name__}")
+    return table, said
 
 
 def _sorted(table: pd.DataFrame) -> pd.DataFrame:

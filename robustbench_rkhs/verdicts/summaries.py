@@ -7,15 +7,16 @@ import numpy as np
 import pandas as pd
 
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.verdicts.record import Record
 from robustbench_rkhs.verdicts.schema import ANSWERS
-from robustbench_rkhs.verdicts.states import STATES, Evaluation, Evidence
+from robustbench_rkhs.verdicts.states import STATES, Evidence
 from robustbench_rkhs.verdicts.statistics import Proportion
 
 MASKED = 0.05
 """An attack that overstates robustness on more than this share of the images it ran on is called masked."""
 
 
-def accuracy_at(evaluation: Evaluation, eps: float) -> Proportion:
+def accuracy_at(evaluation: Record, eps: float) -> Proportion:
     """Robust accuracy at eps: the share of images certified or survived. Raises UserError while any image is untested."""
     counts = _counts(Evidence.of(evaluation).states(eps))
     if counts["untested"]:
@@ -23,7 +24,19 @@ def accuracy_at(evaluation: Evaluation, eps: float) -> Proportion:
     return Proportion.of(counts["certified"] + counts["survived"], sum(counts[state] for state in STATES))
 
 
-def summary(evaluation: Evaluation, epsilons: Iterable[float] | None = None) -> pd.DataFrame:
+def certified_at(evaluation: Record, eps: float) -> Proportion:
+    """Certified accuracy at eps: the share of images right and proved robust there."""
+    counts = _counts(Evidence.of(evaluation).states(eps))
+    return Proportion.of(counts["certified"], sum(counts[state] for state in STATES))
+
+
+def robust_range(evaluation: Record, eps: float) -> tuple[float, float]:
+    """The shares proved and not known to be broken at eps; robust accuracy lies between them."""
+    (row,) = summary(evaluation, [eps]).to_dict("records")
+    return float(row["certified"]), float(row["not_broken"])
+
+
+def summary(evaluation: Record, epsilons: Iterable[float] | None = None) -> pd.DataFrame:
     """One row an eps (the evaluation's own where not given): shares of images with 95% limits (`_low`, `_high`), and counts.
 
     Columns: eps; images; clean, robust, certified, open with limits; not_broken: the share that is right and not known to be
@@ -33,7 +46,7 @@ def summary(evaluation: Evaluation, epsilons: Iterable[float] | None = None) -> 
     certified are clean accuracy: the closed ball is the image itself.
     """
     evidence = Evidence.of(evaluation)
-    asked = evaluation.about.get("epsilons", []) if epsilons is None else epsilons
+    asked = evaluation.about.epsilons if epsilons is None else epsilons
     looked = _attacked(evaluation, evidence)
     rows = []
     for eps in sorted({float(eps) for eps in asked}):
@@ -57,7 +70,7 @@ def summary(evaluation: Evaluation, epsilons: Iterable[float] | None = None) -> 
     return pd.DataFrame(rows, columns=columns)
 
 
-def by_attack(evaluation: Evaluation) -> pd.DataFrame:
+def by_attack(evaluation: Record) -> pd.DataFrame:
     """One row an attack of the protocol and eps: what it would have reported alone, and whether it was fooled.
 
     attacked: initially correct images it ran on (to its end; budget eps, none, or a larger one that settles eps). broken: those
@@ -76,7 +89,7 @@ def by_attack(evaluation: Evaluation) -> pd.DataFrame:
     rows = []
     for method in evidence.protocol:
         own = (runs["method"] == method).to_numpy()
-        for eps in sorted({float(eps) for eps in evaluation.about.get("epsilons", [])}):
+        for eps in sorted(set(evaluation.about.epsilons)):
             found = own & (radius <= eps)
             answered = found | (own & (np.isnan(budget) | (budget == eps) | ((budget > eps) & np.isinf(radius))))
             ran, fell = np.zeros((2, len(evidence.index)), dtype=bool)
@@ -93,7 +106,7 @@ def by_attack(evaluation: Evaluation) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def curve(evaluation: Evaluation, grid: Iterable[float] | None = None) -> pd.DataFrame:
+def curve(evaluation: Record, grid: Iterable[float] | None = None) -> pd.DataFrame:
     """Accuracy versus eps: columns eps, certified, robust (each with _low, _high), not_broken, tested, by eps.
 
     certified is a step function known at every eps. robust is known only where no image is untested (`tested`), NaN elsewhere.
@@ -102,7 +115,7 @@ def curve(evaluation: Evaluation, grid: Iterable[float] | None = None) -> pd.Dat
     grid: 61 points from 0 to 1.25 times the largest eps where not given; the evaluation's eps are always in it.
     """
     evidence = Evidence.of(evaluation)
-    asked = [float(eps) for eps in evaluation.about.get("epsilons", [])]
+    asked = evaluation.about.epsilons
     if grid is None:
         grid = [float(eps) for eps in np.linspace(0, 1.25 * max(asked, default=1.0) or 1.0, 61)]
     rows = []
@@ -121,7 +134,7 @@ def curve(evaluation: Evaluation, grid: Iterable[float] | None = None) -> pd.Dat
     return pd.DataFrame(rows)
 
 
-def robust_images(evaluation: Evaluation, eps: float) -> pd.Series:
+def robust_images(evaluation: Record, eps: float) -> pd.Series:
     """True for each image that is certified or survived at eps, by image index: what two models are compared on."""
     return Evidence.of(evaluation).states(eps)["state"].isin(["certified", "survived"])
 
@@ -139,7 +152,7 @@ def _limits(name: str, successes: int | None, images: int) -> dict[str, float]:
     return {name: share.share, f"{name}_low": share.low, f"{name}_high": share.high}
 
 
-def _attacked(evaluation: Evaluation, evidence: Evidence) -> np.ndarray:
+def _attacked(evaluation: Record, evidence: Evidence) -> np.ndarray:
     """Which images any attack, also an audit, ran on to its end."""
     table = evaluation.table
     ran = table.loc[(table["kind"] == "attack") & table["state_reason"].isin(ANSWERS), "index"]

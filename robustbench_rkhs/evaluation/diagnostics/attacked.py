@@ -5,10 +5,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustbench_rkhs.attacks.square.attack import Square
-from robustbench_rkhs.evaluation.diagnostics.base import Diagnosis, Scene
+from robustbench_rkhs.evaluation.diagnostics.base import Scene
 from robustbench_rkhs.evaluation.diagnostics.transfer import transferred
 from robustbench_rkhs.evaluation.diagnostics.walk import descend, margins, restarts, step
 from robustbench_rkhs.runtime.counter_rng import draws
+from robustbench_rkhs.verdicts import Diagnosis
 
 BLACK_BOX = ("square", "hop_skip_jump")
 """Words in the label of an attack that asks for no gradient."""

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.evaluation.diagnostics.walk import margins, restarts
 from robustbench_rkhs.nodes.threat_model import Box, Norm
+from robustbench_rkhs.verdicts import Diagnosis
 
 SHARE = 0.05
 """A check that breaks more than this share of the right images, where the attack before it did not, trips. It is the share above
@@ -19,26 +19,6 @@ which `verdicts.by_attack` calls an attack masked. Honest digits networks (38 pa
 showed at most 1 image of 64."""
 FEWEST = 2
 """Fewer images than this trip nothing: one near its boundary can fall either way."""
-
-
-class Diagnosis(NamedTuple):
-    """One check: what was measured, from where on it counts as a fault, and both in words."""
-
-    name: str
-    tripped: bool
-    value: float
-    """What was measured."""
-    threshold: float
-    """It trips above this (and at no fewer than `FEWEST` images)."""
-    words: str
-    """One sentence with the numbers."""
-    cost: float
-    """Forward and backward passes, the mean over the images of the sample."""
-
-    @property
-    def plain(self) -> dict[str, Any]:
-        """As JSON takes it."""
-        return self._asdict()
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from robustbench_rkhs.evaluation.diagnostics.base import SHARE, Diagnosis, Scene, gradients
+from robustbench_rkhs.evaluation.diagnostics.base import SHARE, Scene, gradients
 from robustbench_rkhs.evaluation.diagnostics.walk import margins
+from robustbench_rkhs.verdicts import Diagnosis
 
 USELESS = 10.0
 """A gradient that puts the boundary farther away than this many diameters of the box points nowhere in it: honest networks measured

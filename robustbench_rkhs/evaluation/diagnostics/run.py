@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from robustbench_rkhs.attacks.library_model import confined_randomness, frozen
 from robustbench_rkhs.evaluation.diagnostics import attacked, masks
-from robustbench_rkhs.evaluation.diagnostics.base import Diagnosis, Scene
+from robustbench_rkhs.evaluation.diagnostics.base import Scene
 from robustbench_rkhs.nodes.node import UserError, did_you_mean
 from robustbench_rkhs.nodes.threat_model import Box, Norm
 from robustbench_rkhs.runtime.counter_rng import mix
+from robustbench_rkhs.verdicts import Diagnosis
 
 CHECKS: dict[str, Callable[[Scene], Diagnosis]] = {
     "softmaxed": masks.softmaxed,

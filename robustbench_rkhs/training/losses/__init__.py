@@ -12,12 +12,14 @@ from robustbench_rkhs.training.losses.ibp import IBP
 from robustbench_rkhs.training.losses.mma import MMA
 from robustbench_rkhs.training.losses.mtl_ibp import MtlIbp
 from robustbench_rkhs.training.losses.multi_margin import MultiMargin
+from robustbench_rkhs.training.losses.radius import Radius
 from robustbench_rkhs.training.losses.squared_error import SquaredError
 from robustbench_rkhs.training.losses.trades import Trades
 
 Loss = Annotated[
-    CrossEntropy | SquaredError | Hinge | MultiMargin | Trades | MMA | IBP | CrownIBP | MtlIbp | Gloro, Field(discriminator="name")
+    CrossEntropy | SquaredError | Hinge | MultiMargin | Trades | MMA | IBP | CrownIBP | MtlIbp | Gloro | Radius,
+    Field(discriminator="name"),
 ]
 """Any loss, chosen by `name`."""
 
-__all__ = ["IBP", "MMA", "CrossEntropy", "CrownIBP", "Gloro", "Hinge", "Loss", "MtlIbp", "MultiMargin", "SquaredError", "Trades"]
+__all__ = ["IBP", "MMA", "CrossEntropy", "CrownIBP", "Gloro", "Hinge", "Loss", "MtlIbp", "MultiMargin", "Radius", "SquaredError", "Trades"]

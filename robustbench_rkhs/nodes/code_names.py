@@ -1,0 +1,159 @@
+"""Names of code, `package.module:Name` or `file.py:Name`: whose may be imported, and the object that one stands for."""
+
+import importlib
+import importlib.util
+import re
+import sys
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from robustbench_rkhs.nodes.node import UserError, did_you_mean
+
+PACKAGE = __name__.partition(".")[0]
+CODE_NAME = re.compile(r"((?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*|[^:]+\.py):([A-Za-z_][\w.]*)(?::(.*))?", re.DOTALL)
+"""Module or file, name, and the fields that may follow."""
+
+
+@dataclass(frozen=True)
+class Code:
+    """Whose code a recipe may have imported. None by default: what is read from a file of anybody's imports nothing."""
+
+    prefixes: tuple[str, ...] = ()
+    """Packages, modules, folders and .py files that the user named after --allow-code."""
+    anything: bool = False
+    """True for what was typed, passed in Python, or lies in the user's own models/."""
+
+    def allows(self, module: str) -> bool:
+        """Whether this module (dotted, or a .py file) may be imported."""
+        if self.anything:
+            return True
+        if module.endswith(".py"):
+            return any(Path(module).resolve().is_relative_to(Path(one).resolve()) for one in self.prefixes if _is_path(one))
+        return any(f"{module}.".startswith(f"{one}.") for one in self.prefixes if not _is_path(one))
+
+    def refuse(self, name: str) -> None:
+        """Raises UserError where the code of this name may not be imported."""
+        module = split(name)[0]
+        if not self.allows(module):
+            prefix = module if module.endswith(".py") else module.partition(".")[0]
+            raise UserError(
+                f"{name!r} names code, which is only imported from what you type and from your own models/; "
+                f"if the code is yours: --allow-code {prefix}"
+            )
+
+
+CLOSED = Code()
+"""A checkpoint folder, a bundle, a Hub repository, a header, a proof, a table: nothing is imported."""
+TYPED = Code(anything=True)
+"""The command line, Python, the user's own models/."""
+
+
+def allowed(prefixes: Iterable[str]) -> Code:
+    """The code that --allow-code PREFIX ... opens. Raises UserError for a prefix that opens everything."""
+    for one in (found := tuple(prefixes)):
+        if not (re.fullmatch(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*", one) or (_is_path(one) and Path(one).exists())):
+            raise UserError(f"--allow-code: expected a package, a module, or a folder or .py file that is here, found {one!r}")
+    return Code(found)
+
+
+def is_code_name(text: str) -> bool:
+    """Whether this is `package.module:Name` or `file.py:Name`, perhaps with fields, and not `name:field=value`."""
+    return CODE_NAME.fullmatch(text) is not None
+
+
+def split(text: str) -> tuple[str, str, str]:
+    """Module or file, name, and the text of the fields."""
+    found = CODE_NAME.fullmatch(text)
+    if found is None:
+        raise UserError(f"expected package.module:Name or file.py:Name, found {text!r}")
+    return found[1], found[2], found[3] or ""
+
+
+def code_name(kind: Any) -> str:
+    """`package.module:Name` of a class or function."""
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def is_ours(kind: type) -> bool:
+    """Whether a class is of this package."""
+    return kind.__module__.partition(".")[0] == PACKAGE
+
+
+def announced(kind: str) -> dict[str, str]:
+    """Names that installed packages announce by the entry point `robustbench_rkhs.KIND`, and the code each stands for.
+
+    Nothing is imported. Raises UserError where two packages announce one name.
+    """
+    found: dict[str, str] = {}
+    for point in entry_points(group=f"{PACKAGE}.{kind}"):
+        if found.setdefault(point.name, point.value) != point.value:
+            raise UserError(f"{point.name!r} is announced twice: {found[point.name]} and {point.value}; name one of them")
+    return found
+
+
+def load(name: str, code: Code) -> Any:
+    """The object that a name of code stands for; importing it runs it.
+
+    Raises UserError in one line: where it may not be imported, where its import fails (with the cause and its place), or where the
+    module has nothing of that name.
+    """
+    code.refuse(name)
+    module_name, path, _ = split(name)
+    found: Any = _module(module_name)
+    for part in path.split("."):
+        if not hasattr(found, part):
+            known = [one for one in vars(found) if not one.startswith("_")]
+            raise UserError(f"{module_name!r} has no {path!r}; {did_you_mean(part, known)[:200]}")
+        found = getattr(found, part)
+    return found
+
+
+def _module(name: str) -> ModuleType:
+    """The module of a dotted name, or of a .py file. The working directory is searched too, as by `python -m`."""
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return _from_file(name) if name.endswith(".py") else importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # it is the user's code: anything may happen
+        raise UserError(f"cannot import {name!r}: {cause(error)}") from None
+
+
+def _from_file(name: str) -> ModuleType:
+    """The module of a .py file, known under its path, so that what it defines bears a name that can be loaded again."""
+    path = Path(name)
+    if name in sys.modules:
+        return sys.modules[name]
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {name!r}")
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    if spec is None or spec.loader is None:
+        raise ImportError("not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def cause(error: BaseException) -> str:
+    """An error of the user's code in one line: its kind, its first line, and the file and line it came from."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    words = f"{type(error).__name__}: {lines[0].strip()[:200]}" if lines else type(error).__name__
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if "importlib" not in one.filename]
+    frames = [one for one in frames if one.filename != __file__]
+    if isinstance(error, SyntaxError) and error.filename:
+        words = f"{type(error).__name__}: {error.msg}"
+        return f"{words} ({Path(error.filename).name}, line {error.lineno})"
+    return f"{words} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else words
+
+
+def _is_path(text: str) -> bool:
+    return "/" in text or text.endswith(".py")

@@ -1,0 +1,105 @@
+"""Overrides: dotted fields set in a mapping; another `name` keeps the fields that both methods have."""
+
+from collections.abc import Iterator
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from robustbench_rkhs.nodes.node import Node, UserError
+
+
+def override_all(stored: dict[str, Any], overrides: dict[str, str], kind: type[Node]) -> list[str]:
+    """Set every override in the mapping of a node of this kind. Returns a line for each `name` that dropped or kept fields.
+
+    A method's `name` is set before its fields, in whatever order they were typed.
+    """
+    lines, waiting = [], dict(overrides)
+    while waiting:
+        key = next(iter(waiting))
+        named = f"{key.rpartition('.')[0]}.name".removeprefix(".")
+        first = named if named in waiting else key
+        lines += override(stored, first, waiting.pop(first), kind)
+    return lines
+
+
+def override(stored: dict[str, Any], key: str, text: str, kind: type[Node] | None = None) -> list[str]:
+    """Set a dotted field (`attack.eps`, `penalties.0.weight`) of a mapping to a YAML value.
+
+    A new `name` keeps the fields that the new method has too and takes the values of, where `kind` says whose mapping it is; it
+    clears the others, and all of them where it does not. Returns a line that says what was dropped and kept, if anything was.
+    """
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    at: Any = stored
+    kinds = [kind] if kind else []
+    parts = key.split(".")
+    for part, after in zip(parts, [*parts[1:], None], strict=True):
+        if isinstance(at, list):
+            if not part.isdigit() or int(part) >= len(at):
+                raise UserError(f"--{key}: expected a position from 0 to {len(at) - 1}, found {part!r}")
+            step: Any = int(part)
+        elif isinstance(at, dict):
+            step = part
+        else:
+            raise UserError(f"--{key}: {part!r} is below a plain value")
+        if after is None:
+            line = _renamed(at, value, kinds, key) if step == "name" and isinstance(at, dict) else None
+            at[step] = value
+            return [line] if line else []
+        if isinstance(at, dict):
+            kinds = list(_below(_named(kinds, at.get("name")), part))
+        if isinstance(at[step] if isinstance(at, list) else at.get(step), str) and kinds and after == "name":
+            at[step] = {"name": at[step]}
+        if isinstance(at, dict) and at.get(step) is None:
+            at[step] = {}
+        at = at[step]
+    return []
+
+
+def _renamed(at: dict[str, Any], name: Any, kinds: list[type[Node]], key: str) -> str | None:
+    """Drop the fields that belong to the old method alone; none where no method has this name, which validation says."""
+    found = _named(kinds, name)
+    if at.get("name") in (None, name) or (kinds and not found):
+        return None
+    kept = {field: value for field, value in at.items() if found and field != "name" and _takes(found[0], field, value)}
+    dropped = [field for field in at if field not in (*kept, "name")]
+    at.clear()
+    at |= kept
+    words = [f"{verb} {', '.join(fields)}" for verb, fields in (("dropped", dropped), ("kept", kept)) if fields]
+    return f"--{key} {name}: {'; '.join(words)}" if words else None
+
+
+def _takes(kind: type[Node], field: str, value: Any) -> bool:
+    """Whether a method has this field, and it means to it what it means to others, and takes the value."""
+    if field not in kind.model_fields or field in kind.not_shared:
+        return False
+    try:
+        TypeAdapter(kind.model_fields[field].rebuild_annotation()).validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+def _named(kinds: list[type[Node]], name: Any) -> list[type[Node]]:
+    """The methods of this name; those without a name, which are base classes, where there is none."""
+    found = [kind for kind in kinds if "name" in kind.model_fields and kind.model_fields["name"].default == name]
+    return found or [kind for kind in kinds if "name" not in kind.model_fields]
+
+
+def _below(kinds: list[type[Node]], field: str) -> Iterator[type[Node]]:
+    """The node classes that a field may hold, itself or in a sequence."""
+    for kind in kinds:
+        if field in kind.model_fields:
+            yield from _nodes(kind.model_fields[field].annotation)
+
+
+def _nodes(annotation: Any) -> Iterator[type[Node]]:
+    if isinstance(annotation, type) and issubclass(annotation, Node):
+        yield annotation
+    elif get_origin(annotation) in (Annotated, Union, UnionType, tuple, list):
+        for one in get_args(annotation)[: 1 if get_origin(annotation) is Annotated else None]:
+            yield from _nodes(one)

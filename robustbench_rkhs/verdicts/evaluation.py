@@ -1,0 +1,107 @@
+"""Evaluation: what an evaluation found. A table and what it is about, with the questions that are asked most as methods."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.verdicts.adversarials import Adversarials
+from robustbench_rkhs.verdicts.marks import doubts
+from robustbench_rkhs.verdicts.record import Record
+from robustbench_rkhs.verdicts.summaries import accuracy_at, certified_at, robust_range, summary
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+class AdversarialImages(NamedTuple):
+    """The nearest adversarial image of each image that has one, by index: tensors where `evaluate` returned them."""
+
+    images: Any
+    """(count, *shape), exactly what the model was asked."""
+    labels: Any
+    """Their right classes."""
+    predictions: Any
+    """The model's answer to each; -1 where it is not finite."""
+    distances: Any
+    """To the clean image, in the norm of the evaluation; 0 where the clean image is misclassified."""
+    index: Any
+    """Position of the clean image in the data that was passed."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation(Record):
+    """One model's table of verdicts, and what it is about.
+
+    `robust_accuracy(eps)`, `certified_accuracy(eps)`, `summary()`, `plot()` and `adversarials()` answer what is asked most;
+    `table` holds every verdict, a row each, and `about` the model, data, threat model and protocol.
+    """
+
+    nearest: Adversarials | None = None
+    """The nearest adversarial image of each image, where they were kept. Not stored with the table."""
+    path: Path | None = None
+    """The file it is in."""
+    tensor: Callable[[np.ndarray], Any] = np.asarray
+    """What `adversarials` passes arrays through: verdicts know no torch, `evaluate` passes its `from_numpy`."""
+
+    def summary(self, eps: Iterable[float] | None = None) -> pd.DataFrame:
+        """One row per eps (the evaluated ones where not given): shares with 95% limits, counts."""
+        return summary(self, eps)
+
+    def robust_accuracy(self, eps: float) -> float:
+        """The share of images that are right and that no attack broke within eps.
+
+        Raises UserError while images are untested at eps: it is then known only to lie in `robust_range(eps)`.
+        """
+        return accuracy_at(self, eps).share
+
+    def robust_range(self, eps: float) -> tuple[float, float]:
+        """The shares proved and not known to be broken at eps: robust accuracy lies between them, whatever is untested."""
+        return robust_range(self, eps)
+
+    def certified_accuracy(self, eps: float) -> float:
+        """The share of images that are right and proved robust within eps: a lower bound of robust accuracy under any attack."""
+        return certified_at(self, eps).share
+
+    def adversarials(self) -> AdversarialImages:
+        """The nearest adversarial image of each image that has one, over all attacks; misclassified images stand for themselves.
+
+        Raises UserError where none were kept.
+        """
+        found = self.nearest
+        if found is None:
+            raise UserError("no adversarial images were kept: evaluate(..., adversarials=True) keeps them")
+        arrays = (found.images, found.label, found.predicted_adversarial, found.distance, found.index)
+        return AdversarialImages(*(self.tensor(array) for array in arrays))
+
+    def plot(self, axes: "Axes | None" = None) -> "Axes":
+        """Accuracy over eps, certified and robust with 95% limits, on these matplotlib axes or new ones, which are returned."""
+        from robustbench_rkhs.verdicts.plot import accuracy_axes  # matplotlib takes longer to import than all else here
+
+        return accuracy_axes(self, axes)
+
+    def _repr_html_(self) -> str:
+        """The summary as notebooks show it."""
+        about, rows = self.about, []
+        box = "" if about.box == "unit" else ", no box"
+        for row in self.summary().to_dict("records"):
+            shares = [_limits(row, part) for part in ("clean", "robust", "certified")]
+            if row["count_untested"]:
+                shares[1] = f"withheld: {row['certified']:.1%} to {row['not_broken']:.1%}"
+            rows.append("".join(f"<td>{cell}</td>" for cell in (f"{row['eps']:.4g}", *shares, row["count_untested"])))
+        head = "".join(f"<th>{word}</th>" for word in ("eps", "clean", "robust", "certified", "untested images"))
+        title = f"{escape(about.model)} on {escape(about.data)}, {about.norm}{box}, {self.table['index'].nunique()} images"
+        lines = [f"DOUBTFUL {line}" for line in doubts(self)] + [f"UNSOUND {breach}" for breach in about.breaches]
+        lines += [] if about.complete else ["incomplete: robust accuracy is withheld where images are untested"]
+        said = "".join(f"<p>{escape(line)}</p>" for line in [*lines, *about.failed])
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        return f"<table><caption>{title}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{said}"
+
+
+def _limits(row: dict[Any, Any], part: str) -> str:
+    return f"{row[part]:.1%} [{row[f'{part}_low']:.1%}, {row[f'{part}_high']:.1%}]"

@@ -1,0 +1,21 @@
+"""A record: one model's table of verdicts, and what it is about."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from robustbench_rkhs.verdicts.about import About
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """One model's table, and what it is about."""
+
+    table: pd.DataFrame
+    about: About
+
+    def __repr__(self) -> str:
+        about = self.about
+        images = self.table["index"].nunique() if "index" in self.table else 0
+        eps = ", ".join(f"{one:.4g}" for one in about.epsilons)
+        return f"{type(self).__name__}({about.model} on {about.data}, {about.norm}, eps {eps}: {images} images)"
