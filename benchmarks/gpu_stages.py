@@ -342,7 +342,7 @@ def ensemble(stage: Stage, model: nn.Module, split: Split) -> dict[str, Any]:
     found = evaluate(model, split, name="robust_vgg", folder=stage.out / "verdicts", device=stage.device, **settings)
     return {
         "seconds": round(time.perf_counter() - started, 1),
-        "complete": found.about["complete"],
+        "complete": found.about.complete,
         "states": states(found, 1.0)["state"].value_counts().to_dict(),
     }
 

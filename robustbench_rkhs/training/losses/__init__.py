@@ -22,4 +22,17 @@ Loss = Annotated[
 ]
 """Any loss, chosen by `name`."""
 
-__all__ = ["IBP", "MMA", "CrossEntropy", "CrownIBP", "Gloro", "Hinge", "Loss", "MtlIbp", "MultiMargin", "Radius", "SquaredError", "Trades"]
+__all__ = [
+    "IBP",
+    "MMA",
+    "CrossEntropy",
+    "CrownIBP",
+    "Gloro",
+    "Hinge",
+    "Loss",
+    "MtlIbp",
+    "MultiMargin",
+    "Radius",
+    "SquaredError",
+    "Trades",
+]

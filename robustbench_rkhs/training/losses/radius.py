@@ -18,8 +18,8 @@ class Radius(LossNode):
     .. math:: r_j = \frac{f_y(x) - f_j(x)}{L_{yj}}, \qquad \ell = t \log\Big( 1 + \sum_{j \ne y} e^{(c - r_j) / t} \Big)
 
     min_j r_j is the radius that the margin certificate proves, negative where the image is misclassified. Multiplying the
-    logits or any layer by a constant changes nothing, so that no step can buy margin with norm: it is stable at learning rates
-    at which `gloro` is not. On a network that is 1-Lipschitz by construction it is cross-entropy with temperature and offset.
+    logits by a constant changes nothing, so that no step can buy margin with norm: it is stable at learning rates at which
+    `gloro` is not. On a network that is 1-Lipschitz by construction it is cross-entropy with temperature and offset.
     L: `bounds.differentiable.gram_pairs`, as of `gloro`. Raises Uncertifiable, naming the layer, where a layer with parameters
     has no such bound. Units: l2 pixels of [0, 1]. Cost: one forward pass, and `iterations` matrix products for each layer and step.
     Source: after Tsuzuku et al., NeurIPS 2018; temperature and offset, Prach & Lampert, ECCV 2022.
