@@ -41,4 +41,5 @@ class Radius(LossNode):
         bounds = pairs[y].scatter(1, y[:, None], 1.0).clamp_min(torch.finfo(torch.float32).tiny)
         radii = (logits.gather(1, y[:, None]) - logits) / bounds
         short = ((self.offset - radii) / self.temperature).scatter(1, y[:, None], 0.0)  # the label's own term: exp(0) = 1
-        return self.temperature * short.logsumexp(1).mean()
+        loss: Tensor = self.temperature * short.logsumexp(1).mean()
+        return loss
