@@ -1,6 +1,6 @@
 """Train regularized and Lipschitz-bounded classifiers, attack them, certify them, publish both radii of every image.
 
-The verbs, each imported when it is first used: `load_model`, `train`, `evaluate`, `report`.
+The verbs, each imported when it is first used: `load_model`, `train`, `evaluate`, `robust_accuracy`, `attack`, `certify`, `report`.
 """
 
 import importlib
@@ -9,8 +9,11 @@ from typing import Any
 
 VERBS = {
     "load_model": "robustbench_rkhs.zoo",
+    "evaluate": "robustbench_rkhs.zoo",
+    "robust_accuracy": "robustbench_rkhs.zoo",
+    "attack": "robustbench_rkhs.zoo",
+    "certify": "robustbench_rkhs.zoo",
     "train": "robustbench_rkhs.training.loop",
-    "evaluate": "robustbench_rkhs.evaluation.run",
     "report": "robustbench_rkhs.reports",
     "TrainRecipe": "robustbench_rkhs.training.recipe",
     "EvalRecipe": "robustbench_rkhs.evaluation.recipe",

@@ -74,13 +74,11 @@ def scene(images=24):
     return oracle.model.double(), oracle.x.double(), oracle.y, oracle.l2
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # the union of names does not know these attacks
 GRID = (0.008, 0.012, 0.02, 0.03, 0.04, 0.05, 0.06)
 
 
 def recipe(*attacks, **fields):
-    settings = {"eps": GRID, "certificates": (), "rechecked": 0, "block": 7} | fields
-    return EvalRecipe(**settings).model_copy(update={"attacks": attacks})  # past the union of names, which does not know them
+    return EvalRecipe(**({"eps": GRID, "attacks": attacks, "certificates": (), "rechecked": 0, "block": 7} | fields))
 
 
 def attacked(table, method=None):

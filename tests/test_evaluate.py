@@ -173,7 +173,7 @@ def test_a_bad_ask_is_refused(queried, line):
     [
         (images() * 2, torch.zeros(24).long(), r"in \[0, 1\]"),
         (images(), torch.full((24,), 4), "expected labels 0 to 3, found 4 to 4"),
-        (images(), torch.zeros(3).long(), "as many labels"),
+        (images(), torch.zeros(3).long(), "one label an image"),
         (torch.full((2, 1, 4, 4), torch.nan), torch.zeros(2).long(), "finite"),
     ],
 )
@@ -216,7 +216,7 @@ def test_code_that_changed_is_not_served_old_parts(tmp_path):
 
 
 class Broken(PGD):
-    def __call__(self, model, x, y, keys) -> Attacked:
+    def __call__(self, model, x, y, keys, eps=None) -> Attacked:
         raise RuntimeError("out of luck")
 
 

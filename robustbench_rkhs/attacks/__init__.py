@@ -11,6 +11,7 @@ from robustbench_rkhs.attacks.ensemble import Ensemble
 from robustbench_rkhs.attacks.fab import FAB
 from robustbench_rkhs.attacks.fmn import FMN
 from robustbench_rkhs.attacks.foolbox import FoolboxAttack
+from robustbench_rkhs.attacks.foreign import foreign_attack
 from robustbench_rkhs.attacks.pgd import PGD, PublishedPGD
 from robustbench_rkhs.attacks.square.attack import Square
 from robustbench_rkhs.attacks.superdeepfool import SuperDeepFool
@@ -18,7 +19,7 @@ from robustbench_rkhs.nodes.one_of import OneOf
 
 AnyAttack = Annotated[
     PGD | PublishedPGD | APGD | FAB | Square | Ensemble | SuperDeepFool | DDN | FMN | ALMA | FoolboxAttack | AutoAttack | Attack,
-    OneOf(Attack, "attacks"),
+    OneOf(Attack, "attacks", foreign_attack),
 ]
 """Any attack: ours by `name`, an instance of Attack, or your own as package.module:Name."""
 

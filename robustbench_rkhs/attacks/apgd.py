@@ -9,9 +9,10 @@ from pydantic import Field
 from torch import Tensor
 
 from robustbench_rkhs.attacks.ball import per_image, random_offset, steepest
-from robustbench_rkhs.attacks.engine import Engine, Value
+from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.objective import dlr, gap, likeliest_classes, margin, objective, targeted_dlr
+from robustbench_rkhs.attacks.passes import Value
 from robustbench_rkhs.nodes.node import Real, UserError
 from robustbench_rkhs.runtime.counter_rng import mix
 

@@ -77,28 +77,30 @@ def project(
     x: Float[Tensor, "batch *image"],
     adversarial: Float[Tensor, "batch *image"],
     norm: Norm,
-    eps: float,
+    eps: float | Float64[Tensor, " batch"],
     box: Box,
 ) -> Float[Tensor, "batch *image"]:
-    """Into the box, then towards `x` into the ball of radius `eps` around it.
+    """Into the box, then towards `x` into the ball of radius `eps` around it, one for all images or one for each.
 
     Shrinking towards `x`, which lies in the box, cannot leave a convex box again.
     """
     if box == "unit":
         adversarial = adversarial.clamp(0, 1)
-    return x + into_ball(adversarial - x, x.new_full((len(x),), eps), norm)
+    radius = eps.to(x) if isinstance(eps, Tensor) else x.new_full((len(x),), eps)
+    return x + into_ball(adversarial - x, radius, norm)
 
 
 def pull_inside(
     x: Float[Tensor, "batch *image"],
     adversarial: Float[Tensor, "batch *image"],
     norm: Norm,
-    eps: float | None,
+    eps: float | Float64[Tensor, " batch"] | None,
     box: Box,
 ) -> Float[Tensor, "batch *image"]:
     """What is counted: exactly inside box and ball, the distance measured in float64. NaN or infinity becomes `x` itself.
 
-    The offset is shortened by one part in 2^22 at a time until the float64 distance is at most `eps`.
+    `eps`: one radius for all images, or one for each; None, or infinite, where there is none. The offset is shortened by one part
+    in 2^22 at a time until the float64 distance is at most `eps`.
     """
     bad = ~adversarial.flatten(1).isfinite().all(1)
     inside = torch.where(per_image(bad, x), x, adversarial)

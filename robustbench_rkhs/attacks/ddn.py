@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustbench_rkhs.attacks.ball import per_image, unit
-from robustbench_rkhs.attacks.engine import Engine, Value
+from robustbench_rkhs.attacks.engine import Engine
+from robustbench_rkhs.attacks.passes import Value
 from robustbench_rkhs.attacks.radius import RadiusAttack
 from robustbench_rkhs.nodes.node import UserError
 

@@ -2,16 +2,16 @@
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
-from robustbench_rkhs.attacks.ball import distances, into_ball
+from robustbench_rkhs.attacks.ball import distances, into_ball, pull_inside
 from robustbench_rkhs.attacks.base import Attacked
 from robustbench_rkhs.attacks.library_model import gain
-from robustbench_rkhs.attacks.objective import input_gradient
+from robustbench_rkhs.attacks.objective import misclassified
+from robustbench_rkhs.attacks.passes import Slope, Value, boundaries_of, jacobian_of, slope_of
 from robustbench_rkhs.nodes.threat_model import Box, Norm
 
 INSIDE = 1 - 1e-6
@@ -20,18 +20,6 @@ INSIDE = 1 - 1e-6
 CLEAR = 1e-6
 """A misclassification by less than this share of the largest logit is not kept, and the attack goes on: asked again in another
 batch, whose last bits differ, it might be none. An exact tie stays what it is."""
-
-Value = Callable[[Tensor, Tensor], Tensor]
-"""(logits, rows) -> one number a row, to be lowered; `rows`: which of the images asked about these logits belong to."""
-
-
-class Slope(NamedTuple):
-    """What a forward and a backward pass say of some images."""
-
-    logits: Float[Tensor, "some classes"]
-    value: Float[Tensor, " some"]
-    gradient: Float[Tensor, "some *image"]
-    """d value / d image; 0 where it is not finite, or the model ignores the image."""
 
 
 class Engine:
@@ -109,18 +97,22 @@ class Engine:
         self.forwards.index_add_(0, at, torch.full_like(at, self.expectation))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def slope(self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"], value: Value) -> Slope:
-        """Answers, `value` of them and its gradient. Cost: `expectation` forward and backward passes each."""
+    def slope(self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"], value: Value, *, keep: bool = True) -> Slope:
+        """Answers, `value` of them and its gradient. Cost: `expectation` forward and backward passes each.
+
+        `keep`: False where what is misclassified must not count (an attack that is judged by its last image alone).
+        """
         parts, rows = [], torch.arange(len(at), device=at.device)
         for where, part, row in zip(*(tensor.split(self.batch_size) for tensor in (at, images, rows)), strict=True):
             total: Slope | None = None
             for _ in range(self.expectation):
-                one = self._slope(row, part, value)
+                one = slope_of(self.model, part, row, value)
                 total = one if total is None else Slope(*(a + b for a, b in zip(total, one, strict=True)))
             assert total is not None
             if self.expectation > 1:
                 total = Slope(*(tensor / self.expectation for tensor in total))
-            self._seen(where, part, total.logits)
+            if keep:
+                self._seen(where, part, total.logits)
             parts.append(total)
         counted = self._counted(at)
         self.forwards += counted
@@ -137,7 +129,7 @@ class Engine:
         answers, rows = [], []
         chosen = [None] * len(at.split(self.batch_size)) if classes is None else classes.split(self.batch_size)
         for where, part, few in zip(at.split(self.batch_size), images.split(self.batch_size), chosen, strict=True):
-            every = [self._jacobian(part, few) for _ in range(self.expectation)]
+            every = [jacobian_of(self.model, part, few) for _ in range(self.expectation)]
             answers.append(torch.stack([logits for logits, _ in every]).mean(0))
             rows.append(torch.stack([columns for _, columns in every]).mean(0))
             self._seen(where, part, answers[-1])
@@ -147,11 +139,41 @@ class Engine:
         self.backwards += counted * gradients.shape[1]
         return found, gradients
 
+    def boundaries(self, at: Int[Tensor, " some"]) -> Float[Tensor, "some classes"]:
+        """How far each class's boundary is from these images by linearisation; infinite to an image's own.
+
+        Cost: `expectation` times a forward pass and a backward pass a class.
+        """
+        parts = []
+        for where in at.split(self.batch_size):
+            several = [boundaries_of(self.model, self.x[where], self.y[where], self.norm) for _ in range(self.expectation)]
+            self._seen(where, self.x[where], torch.stack([logits for logits, _ in several]).mean(0))
+            parts.append(torch.stack([far for _, far in several]).mean(0))
+        counted, found = self._counted(at), torch.cat(parts)
+        self.forwards += counted
+        self.backwards += counted * found.shape[1]
+        return found
+
     def project(self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"]) -> Float[Tensor, "some *image"]:
         """Into the box, then towards the image at the position into a ball a millionth, and the rounding, smaller than its eps."""
         x = self.x[at]
         delta = (images.clamp(0, 1) if self.box == "unit" else images) - x
         return x + into_ball(delta, (self.eps[at] * INSIDE - self.rounding[at]).clamp_min(0).to(x.dtype), self.norm)
+
+    def pull(self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"], logits: Float[Tensor, "some classes"]) -> None:
+        """For attacks whose iterates lie on the sphere itself: where rounding left a misclassified one outside, it is pulled inside
+        and asked about again. Cost: a forward pass each.
+        """
+        out = (misclassified(logits, self.y[at]) & self.standing(at)).nonzero().flatten()
+        if len(out):
+            out = out[distances(self.x[at[out]], images[out], self.norm) > self.eps[at[out]]]
+        if len(out):
+            at = at[out]
+            self.logits(at, pull_inside(self.x[at], images[out], self.norm, self.eps[at], self.box))
+
+    def judge(self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"]) -> None:
+        """The last question of a run: kept where misclassified, pulled inside where rounding left it outside."""
+        self.pull(at, images, self.logits(at, images))
 
     def attacked(self) -> Attacked:
         """What the attack contract asks for."""
@@ -160,23 +182,6 @@ class Engine:
     def _counted(self, at: Tensor) -> Tensor:
         """How many passes a question about these positions is, for each position; one may be there several times."""
         return torch.bincount(at, minlength=len(self.x)) * self.expectation
-
-    def _slope(self, rows: Tensor, images: Tensor, value: Value) -> Slope:
-        leaf = images.detach().requires_grad_()
-        with torch.enable_grad():
-            logits = self.model(leaf)
-            lowered = value(logits, rows)
-            gradient = input_gradient(lowered.sum(), leaf)
-        return Slope(logits.detach(), lowered.detach(), gradient)
-
-    def _jacobian(self, images: Tensor, classes: Tensor | None) -> tuple[Tensor, Tensor]:
-        leaf = images.detach().requires_grad_()
-        with torch.enable_grad():
-            logits = self.model(leaf)
-            asked = logits if classes is None else logits.gather(1, classes)
-            last = asked.shape[1] - 1
-            columns = [input_gradient(asked[:, k].sum(), leaf, keep=k < last) for k in range(last + 1)]
-        return logits.detach(), torch.stack(columns, 1)
 
     @torch.no_grad()
     def _seen(self, at: Tensor, images: Tensor, logits: Tensor) -> None:

@@ -15,6 +15,7 @@ from robustbench_rkhs.attacks.hopskip import hop_skip_jump
 from robustbench_rkhs.attacks.library_model import Counted, confined_randomness, counting, gain
 from robustbench_rkhs.attacks.objective import margin
 from robustbench_rkhs.nodes.node import Real, UserError
+from robustbench_rkhs.nodes.threat_model import Box
 from robustbench_rkhs.runtime.counter_rng import mix
 from robustbench_rkhs.runtime.extras import require
 
@@ -114,11 +115,11 @@ class FoolboxAttack(Attack):
 
     def _run(self, counted: Counted, x: Tensor, y: Tensor) -> Tensor:
         """What the library returns, adversarial or not."""
-        with warnings.catch_warnings(), _quiet():
+        with warnings.catch_warnings(), quiet():
             warnings.simplefilter("ignore")
             import foolbox  # here, not above: it takes a second
 
-            low, high = self._bounds(x)
+            low, high = bounds_of(x, self.box)
             if self.rescale and self.attack != "hop_skip_jump":  # it sees no logits
                 with torch.no_grad():
                     counted.gain = gain(counted(x), y)
@@ -138,13 +139,6 @@ class FoolboxAttack(Attack):
                 found[begun] = attack.run(net, x[begun], foolbox.criteria.Misclassification(y[begun]), **starts).to(x)
             return found
 
-    def _bounds(self, x: Tensor) -> tuple[float, float]:
-        if self.box == "unit":
-            return 0.0, 1.0
-        low, high = x.amin().item(), x.amax().item()
-        room = 3 * max(high - low, 1.0)
-        return low - room, high + room
-
     def _settings(self, x: Tensor, width: float) -> dict[str, Any]:
         settings: dict[str, Any] = {"steps": self.steps or STEPS[self.attack]}
         if self.attack == "fmn" and self.step_size:
@@ -155,6 +149,15 @@ class FoolboxAttack(Attack):
             # the library multiplies its trust region by images * pixels * width: make it a share of the box's diagonal
             settings["lr"] = REGION / (len(x) * x[0].numel() ** 0.5)
         return settings
+
+
+def bounds_of(x: Tensor, box: Box) -> tuple[float, float]:
+    """The bounds that foolbox is told: the box, or far around the images where there is none."""
+    if box == "unit":
+        return 0.0, 1.0
+    low, high = x.amin().item(), x.amax().item()
+    room = 3 * max(high - low, 1.0)
+    return low - room, high + room
 
 
 def _starts(
@@ -189,7 +192,7 @@ def _starts(
     return starts, begun
 
 
-class _quiet:
+class quiet:
     """No messages of foolbox, which logs to the root logger."""
 
     def __enter__(self) -> None:

@@ -8,11 +8,12 @@ from pydantic import Field
 from torch import Tensor
 
 from robustbench_rkhs.attacks.ball import distances
-from robustbench_rkhs.attacks.engine import Engine, Value
+from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.hyperplane import distance_to_plane, onto_plane
 from robustbench_rkhs.attacks.linearised import nearest_classes
 from robustbench_rkhs.attacks.objective import likeliest_classes, margin, misclassified
+from robustbench_rkhs.attacks.passes import Value
 from robustbench_rkhs.nodes.node import Real
 
 SCOUTED = 10

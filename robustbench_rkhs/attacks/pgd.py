@@ -8,14 +8,17 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from robustbench_rkhs.attacks.ball import fading, per_image, project, random_offset, steepest
-from robustbench_rkhs.attacks.base import Attack, Attacked
-from robustbench_rkhs.attacks.hyperplane import distance_to_plane
-from robustbench_rkhs.attacks.objective import Objective, gap, input_gradient, margin, objective
+from robustbench_rkhs.attacks.base import Attack
+from robustbench_rkhs.attacks.engine import Engine
+from robustbench_rkhs.attacks.engine_attack import EngineAttack
+from robustbench_rkhs.attacks.objective import Objective, gap, objective
+from robustbench_rkhs.attacks.passes import Value
+from robustbench_rkhs.attacks.training_engine import TrainingEngine
 from robustbench_rkhs.nodes.node import Real
 from robustbench_rkhs.nodes.threat_model import Box
 
 
-class PGD(Attack):
+class PGD(EngineAttack):
     r"""Steepest descent on the margin in an l2 or linf ball, keeping each image's best iterate.
 
     .. math:: x' \leftarrow \Pi_{B_\varepsilon(x) \cap [0,1]^d} \big( x' - s_t\, d(\nabla_{x'} m(x')) \big), \qquad
@@ -25,8 +28,8 @@ class PGD(Attack):
     to a twentieth of it. The first start is x itself, every further restart a random point of the ball; an image that fell
     is left out of later steps.
     Then `targets` runs towards the nearest other classes, from x, on what still stands.
-    Cost: at most (restarts + targets) (steps + 1) + 1 forward and (restarts + targets) steps + K backward passes an image
-    (K classes). No weight gradients.
+    Cost: at most (restarts + targets) (steps + 1) + 2 forward and (restarts + targets) steps + K backward passes an image
+    (K classes), and a forward pass for one that is broken. No weight gradients.
     Source: Madry et al., ICLR 2018; normalised l2 steps as in Rony et al., CVPR 2019.
     """
 
@@ -53,116 +56,88 @@ class PGD(Attack):
     def scale_invariant(self) -> bool:
         return self.loss != "cross_entropy"
 
-    def __call__(
+    @torch.no_grad()
+    def search(self, engine: Engine | TrainingEngine) -> None:
+        """Restart after restart, then target after target, on what still stands."""
+        for restart in range(self.restarts):
+            if not len(at := engine.open()):
+                return
+            moved = self.start == "random" or restart > 0
+            self._descend(engine, at, self._random_start(engine, at, restart) if moved else engine.x[at])
+        at = engine.open()
+        if not (self.targets and self.scale_invariant and self.keep == "best" and len(at)):
+            return
+        far = engine.boundaries(at)
+        for target in far.argsort(dim=1)[:, : min(self.targets, far.shape[1] - 1)].unbind(1):
+            on = engine.standing(at)
+            if not on.any():
+                return
+            self._descend(engine, at[on], engine.x[at[on]], target[on])
+
+    @torch.no_grad()
+    def perturbed(
         self,
         model: nn.Module,
         x: Float[Tensor, "batch *image"],
         y: Int[Tensor, " batch"],
         keys: Int[Tensor, " batch"],
-    ) -> Attacked:
-        eps = self.budget()
-        best, best_margin = x.clone(), torch.full((len(x),), torch.inf, device=x.device, dtype=x.dtype)
-        forwards = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        backwards = forwards.clone()
-        active = torch.arange(len(x), device=x.device)
-        for restart in range(self.restarts):
-            if len(active) == 0:
-                break
-            random = self.start == "random" or restart > 0
-            adversarial = x[active]
-            if random and eps > 0:
-                adversarial = self._random_start(x[active], keys[active], eps, restart)
-            found, found_margin, counted = self._descend(model, x[active], y[active], adversarial, eps)
-            better = found_margin < best_margin[active]
-            best[active[better]], best_margin[active[better]] = found[better], found_margin[better]
-            forwards[active] += counted[0]
-            backwards[active] += counted[1]
-            active = active[best_margin[active] >= 0]
-        if self.targets and self.scale_invariant and self.keep == "best" and len(active) and eps > 0:
-            order, classes = self._nearest_classes(model, x[active], y[active])
-            forwards[active] += 1
-            backwards[active] += classes
-            for target in order.unbind(1):
-                chosen = target[best_margin[active] >= 0]
-                still = active[best_margin[active] >= 0]
-                if len(still) == 0:
-                    break
-                found, found_margin, counted = self._descend(model, x[still], y[still], x[still], eps, chosen)
-                better = found_margin < best_margin[still]
-                best[still[better]], best_margin[still[better]] = found[better], found_margin[better]
-                forwards[still] += counted[0]
-                backwards[still] += counted[1]
-        spares = self.keep == "best" or self.restarts > 1
-        return Attacked(best, forwards, backwards, best_margin < 0 if spares else None)
+    ) -> Float[Tensor, "batch *image"]:
+        """The images to train on: the iterates of lowest margin (or the last ones), the model asked in the mode it is in.
+
+        The same search, without what only an evaluation needs: no pass is counted, no image asked about again.
+        """
+        if (eps := self.budget()) == 0:
+            return x
+        unseen = self.keep == "last" and self.restarts == 1
+        engine = TrainingEngine(model, x, y, keys, norm=self.norm, box=self.box, eps=eps, seed=self.seed, unseen=unseen)
+        self.search(engine)
+        return engine.images
 
     def again(self, number: int) -> Attack:
         """From a random point: the run from the image itself draws nothing."""
         return super().again(number).model_copy(update={"start": "random"})
 
-    def _nearest_classes(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
-        """Each image's `targets` nearest classes by (f_y - f_j) / ||grad (f_y - f_j)||_*, and how many there were."""
-        x = x.detach().requires_grad_()
-        with torch.enable_grad():
-            logits = model(x)
-            gaps = logits.gather(1, y[:, None]) - logits
-            far = []
-            for k in range(logits.shape[1]):
-                gradient = input_gradient(gaps[:, k].sum(), x, keep=k + 1 < logits.shape[1])
-                far.append(distance_to_plane(gaps[:, k].detach(), gradient, self.norm))
-        others = torch.stack(far, 1).scatter(1, y[:, None], torch.inf)
-        return others.argsort(dim=1)[:, : min(self.targets, logits.shape[1] - 1)], logits.shape[1]
-
     def _descend(
         self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        adversarial: Tensor,
-        eps: float,
-        target: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        engine: Engine | TrainingEngine,
+        at: Int[Tensor, " some"],
+        images: Float[Tensor, "some *image"],
+        target: Int[Tensor, " some"] | None = None,
+    ) -> None:
         """One run, towards `target` where given. Images that fell leave the batch (with `keep: best`)."""
-        first = self.step_size or max(2.5 * eps / self.steps, eps / 4)
-        best, best_margin = adversarial.clone(), x.new_full((len(x),), torch.inf)
-        forwards = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        backwards = forwards.clone()
-        active = torch.arange(len(x), device=x.device)
-        for step in range(self.steps + 1):
-            if step == self.steps and self.keep == "last" and self.restarts == 1:
-                best = adversarial  # nothing to choose between: the last forward pass is saved
-                break
-            current = adversarial[active].detach().requires_grad_()
-            with torch.enable_grad():
-                logits = model(current)
-                now = margin(logits.detach(), y[active]).nan_to_num(nan=torch.inf)
-                forwards[active] += 1
-                better = (now < best_margin[active]) if self.keep == "best" else torch.ones_like(now, dtype=torch.bool)
-                kept = active[better]
-                best[kept], best_margin[kept] = adversarial[kept], now[better].to(x.dtype)
-                if step == self.steps:
-                    break
-                standing = (best_margin[active] >= 0) if self.keep == "best" else torch.ones_like(better)
-                if not standing.any():
-                    break
-                if target is None:
-                    lowered = objective(self.loss, logits, y[active])[standing].sum()
-                else:
-                    lowered = gap(logits, y[active], target[active])[standing].sum()
-                gradient = input_gradient(lowered, current)
-            backwards[active] += 1
-            active = active[standing]
+        best, x, eps = self.keep == "best", engine.x[at], engine.eps[at]
+        first = (2.5 * eps / self.steps).clamp_min(eps / 4) if self.step_size is None else torch.full_like(eps, self.step_size)
+        lowered = self._lowered(engine.y[at], target)
+        for step in range(self.steps):
+            found = engine.slope(at, images, lowered, keep=best)
+            gradient = found.gradient
+            if best:
+                engine.pull(at, images, found.logits)
+                on = engine.standing(at)
+                if not on.all():
+                    at, x, images, gradient, first, eps = (values[on] for values in (at, x, images, gradient, first, eps))
+                    if not len(at):
+                        return
+                    target = None if target is None else target[on]
+                    lowered = self._lowered(engine.y[at], target)
             length = first * fading(step, self.steps) if self.decay else first
-            moved = adversarial[active] - length * self._direction(gradient[standing])
-            adversarial[active] = project(x[active], moved, self.norm, eps, self.box).detach()
-        return best, best_margin, (forwards, backwards)
+            moved = images - per_image(length.to(x.dtype), x) * self._direction(gradient)
+            images = project(x, moved, engine.norm, eps, engine.box)
+        engine.judge(at, images)
+
+    def _lowered(self, y: Int[Tensor, " some"], target: Int[Tensor, " some"] | None) -> Value:
+        if target is None:
+            return lambda logits, rows: objective(self.loss, logits, y[rows])
+        return lambda logits, rows: gap(logits, y[rows], target[rows])
 
     def _direction(self, gradient: Tensor) -> Tensor:
         return steepest(gradient, self.norm)
 
-    def _random_start(self, x: Tensor, keys: Tensor, eps: float, restart: int) -> Tensor:
+    def _random_start(self, engine: Engine | TrainingEngine, at: Int[Tensor, " some"], restart: int) -> Tensor:
         """A point of the ball, counted by restart."""
-        offset = random_offset(keys, self.seed, x, self.norm, restart)
-        return project(x, x + offset * eps, self.norm, eps, self.box)
+        x, eps = engine.x[at], engine.eps[at]
+        offset = random_offset(engine.keys.to(at.device)[at], engine.seed, x, engine.norm, restart)
+        return project(x, x + offset * per_image(eps.to(x.dtype), x), engine.norm, eps, engine.box)
 
 
 class PublishedPGD(PGD):
@@ -171,7 +146,7 @@ class PublishedPGD(PGD):
     100 steps of 0.5 along g / max(||g||_2, floor), g the gradient of the cross-entropy averaged over batches of 256, from a
     zero start, no box, last iterate. Confident images have gradients under the floor and are never moved: an evaluation marks
     such a result as masked.
-    Cost: 101 forward and 100 backward passes. Source: the evaluation script of Bietti et al., ICML 2019.
+    Cost: 102 forward and 100 backward passes. Source: the evaluation script of Bietti et al., ICML 2019.
     """
 
     name: Literal["published"] = "published"  # type: ignore[assignment]

@@ -24,6 +24,7 @@ from robustbench_rkhs.layers.frozen import freeze
 from robustbench_rkhs.nodes.code_names import TYPED
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse
+from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.nodes.threat_model import Box, Norm
 from robustbench_rkhs.runtime.messages import Say
 from robustbench_rkhs.runtime.modes import evaluating
@@ -103,7 +104,7 @@ def reenact(model: nn.Module, split: Split, norm: str = "l2") -> tuple[dict[str,
     try:
         scene = Scene.of(model, split.x, split.y, norm)
     except (RuntimeError, ValueError) as error:  # a foreign model that runs in float32 alone, say
-        return {}, [], [f"no mistake re-enacted: the model cannot be taken apart in float64: {' '.join(str(error).split())[:160]}"]
+        return {}, [], [f"no mistake re-enacted: the model cannot be taken apart in float64: {reason(error)}"]
     if scene.refused:
         notes.append(f"nothing is proved of the whole ({scene.refused}); in every mistake below such parts count as 1")
     found: dict[str, Shares] = {}
@@ -111,7 +112,7 @@ def reenact(model: nn.Module, split: Split, norm: str = "l2") -> tuple[dict[str,
         try:
             radii = mistake(scene)
         except (RuntimeError, ValueError, UserError) as error:  # a foreign layer that cannot be taken apart
-            notes.append(f"not re-enacted: {name}: {' '.join(str(error).split())[:120]}")
+            notes.append(f"not re-enacted: {name}: {reason(error)}")
             continue
         if radii is not None:
             found[name] = radii.numpy()

@@ -11,6 +11,7 @@ from torch.fx.node import _get_qualified_name
 
 from robustbench_rkhs.lipschitz.bounds import Uncertifiable
 from robustbench_rkhs.lipschitz.guard import foreign, intact, named, parts
+from robustbench_rkhs.nodes.reasons import reason
 
 PREFIX = "model"
 """The traced model's name in the module that holds it."""
@@ -97,13 +98,13 @@ def trace(model: nn.Module, shape: tuple[int, ...]) -> Traced:
     except Uncertifiable:
         raise
     except Exception as refused:  # the model's own code runs here, and may raise anything
-        raise Uncertifiable(f"{named('', model)}: its forward cannot be traced: {_line(refused)}") from None
+        raise Uncertifiable(f"{named('', model)}: its forward cannot be traced: {reason(refused)}") from None
     root = fx.GraphModule(recorder.root, graph)
     values = _Values(root)
     try:
         values.run(images(shape, 2, 0))
     except Exception as refused:
-        raise Uncertifiable(f"{named('', model)}: it does not take an input of shape {shape}: {_line(refused)}") from None
+        raise Uncertifiable(f"{named('', model)}: it does not take an input of shape {shape}: {reason(refused)}") from None
     changed = sorted(name for name, value in _state(double).items() if not _same(before.get(name), value))
     if changed:
         raise Uncertifiable(f"{named('', model)}: its forward changes {changed[0]}")
@@ -133,10 +134,6 @@ def place(node: fx.Node) -> tuple[str, str]:
 def user_path(path: str) -> str:
     """A path in the holder as one in the model."""
     return path.removeprefix(PREFIX).removeprefix(".")
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _check(model: nn.Module) -> None:

@@ -12,6 +12,7 @@ from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.lipschitz.bounds import weights
 from robustbench_rkhs.lipschitz.guard import every
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.nodes.threat_model import Box, Norm
 from robustbench_rkhs.relaxations import ball
 from robustbench_rkhs.relaxations.full import NUMBERS, Found, affine, kinked, proved_trace, widest
@@ -92,7 +93,7 @@ def _search(
     try:
         classes = model(x[:1] if len(x) else x.new_zeros(1, *x.shape[1:])).shape[1]
     except RuntimeError as refused:
-        raise Uncertifiable(f"the model does not take images of shape {tuple(x.shape[1:])}: {refused}") from None
+        raise Uncertifiable(f"the model does not take images of shape {tuple(x.shape[1:])}: {reason(refused)}") from None
     if classes < 2:
         raise UserError(f"certificate {label!r}: expected a logit for each of two classes or more, found {classes}")
     if len(y) and not 0 <= int(y.min()) <= int(y.max()) < classes:

@@ -65,7 +65,7 @@ def _audit(
     }
     recipe = parse(EvalRecipe, settings, "rkhs-audit", TYPED)
     screen = console_of_width(140, stderr=as_json)
-    where, subject = usable_device(device), load_model(model, checkpoint, data)
+    where, subject = usable_device(device), load_model(model, checkpoint, data, lambda line: told(screen, line))
     found = run(
         subject.model,
         subject.test,

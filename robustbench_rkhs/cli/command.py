@@ -85,15 +85,9 @@ def _pairs(rest: list[str]) -> dict[str, str]:
 
 def usable_device(name: str) -> str:
     """The device of this name, `auto` worked out. Raises UserError where it cannot be used here."""
-    import torch
+    from robustbench_rkhs.runtime.devices import usable
 
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used here: {str(error).splitlines()[0][:100]}") from None
-    return name
+    return usable(name)
 
 
 def note(line: str) -> None:

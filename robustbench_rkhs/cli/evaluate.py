@@ -84,12 +84,11 @@ def _evaluate(
     """
     from robustbench_rkhs import verdicts
     from robustbench_rkhs.evaluation.recipe import EvalRecipe, attack_from, certificate_from
-    from robustbench_rkhs.evaluation.run import evaluate
     from robustbench_rkhs.nodes.code_names import TYPED
     from robustbench_rkhs.nodes.parsing import parse
     from robustbench_rkhs.reports import report as write_reports
     from robustbench_rkhs.reports.tables import console, console_attacks, console_certificates
-    from robustbench_rkhs.zoo import load_model, load_twin, smoothed, smoothing_from
+    from robustbench_rkhs.zoo import evaluate, load_model, load_twin, smoothed, smoothing_from
 
     conditions = [Condition.read(text) for text in require]
     settings = {
@@ -120,7 +119,7 @@ def _evaluate(
     where, failed, results = usable_device(device), 0, []
     if save_adversarials is not None and save_adversarials.suffix == ".npz" and len(model) > 1:
         raise UserError(f"--save-adversarials: {save_adversarials} is one file for {len(model)} models; expected a folder")
-    subjects = [load_model(name, checkpoint, data) for name in model]
+    subjects = [load_model(name, checkpoint, data, lambda line: told(screen, line)) for name in model]
     other = None if twin is None else load_twin(twin, data, subjects)
     for subject in [smoothed(one, **votes) for one in subjects] if votes else subjects:
         saved = save_adversarials

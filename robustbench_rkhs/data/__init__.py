@@ -6,14 +6,19 @@ from pydantic import Field
 
 from robustbench_rkhs.data.augmentation import augment
 from robustbench_rkhs.data.deformations import Deformations
+from robustbench_rkhs.data.image_folder import ImageFolder
+from robustbench_rkhs.data.memory_map import NPY
 from robustbench_rkhs.data.protein import Protein
 from robustbench_rkhs.data.sets import CIFAR10, CIFAR100, MNIST, NPZ, DataSet, Digits, data_root
-from robustbench_rkhs.data.splits import Split, Splits, Task, arrays_digest, order_by_class
+from robustbench_rkhs.data.splits import Split, Splits, arrays_digest, order_by_class
 from robustbench_rkhs.data.square_wave import SquareWave
+from robustbench_rkhs.data.stream import Stream
+from robustbench_rkhs.data.task import Task
 from robustbench_rkhs.data.tiny_imagenet import TinyImageNet, TinyImageNet20
 
 Data = Annotated[
-    Digits | CIFAR10 | CIFAR100 | MNIST | NPZ | TinyImageNet | TinyImageNet20 | SquareWave | Protein, Field(discriminator="name")
+    Digits | CIFAR10 | CIFAR100 | MNIST | NPZ | NPY | ImageFolder | TinyImageNet | TinyImageNet20 | SquareWave | Protein,
+    Field(discriminator="name"),
 ]
 """Any data set, chosen by `name`."""
 
@@ -21,15 +26,18 @@ __all__ = [
     "CIFAR10",
     "CIFAR100",
     "MNIST",
+    "NPY",
     "NPZ",
     "Data",
     "DataSet",
     "Deformations",
     "Digits",
+    "ImageFolder",
     "Protein",
     "Split",
     "Splits",
     "SquareWave",
+    "Stream",
     "Task",
     "TinyImageNet",
     "TinyImageNet20",

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from robustbench_rkhs.data.amino_acids import Encoding, encode
 from robustbench_rkhs.data.sets import Arrays, DataSet, data_root
-from robustbench_rkhs.data.splits import Task
+from robustbench_rkhs.data.task import Task
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.threat_model import Box
 

@@ -12,9 +12,11 @@ from pydantic import Field
 from torch import Tensor
 
 from robustbench_rkhs.data.augmentation import Padding, augment, augment_on_device
-from robustbench_rkhs.data.checks import as_images, check_arrays
-from robustbench_rkhs.data.splits import Split, Splits, Task, arrays_digest, order_by_class, order_of
+from robustbench_rkhs.data.checks import as_images, check_arrays, check_part
+from robustbench_rkhs.data.splits import Split, Splits, arrays_digest, order_by_class, order_of
+from robustbench_rkhs.data.task import Task
 from robustbench_rkhs.nodes.node import Node, UserError
+from robustbench_rkhs.nodes.reasons import reason as reason_of
 from robustbench_rkhs.nodes.threat_model import Box
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -34,6 +36,9 @@ class DataSet(Node):
     box: ClassVar[Box] = "unit"
     """`unit`: images in [0, 1]; `none`: inputs of any size, and so are adversarial ones."""
     not_shared: ClassVar[frozenset[str]] = frozenset({"digest"})
+
+    own: ClassVar[bool] = False
+    """A user's own: a model may know more classes than the labels show."""
 
     train: int | None = Field(None, ge=1)
     """Training images (a seeded stratified subset); all that validation leaves where not given."""
@@ -164,7 +169,7 @@ class _Torchvision(DataSet):
         try:
             self._download(root)
         except Exception as error:  # torchvision raises whatever the network raised
-            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            reason = reason_of(error)
             line = f"data set {name!r} is not in data root {str(root)!r}: {expected}; download failed: {reason}"
             raise UserError(line) from None
         finally:
@@ -239,22 +244,54 @@ class NPZ(DataSet):
     """Your own arrays: a .npz file with x_train y_train x_test y_test; images uint8, or float in [0, 1].
 
     Images are (count, channel, height, width), (count, height, width, channel), (count, height, width) or (count, features).
+    x_test and y_test are enough to evaluate on.
     """
+
+    own: ClassVar[bool] = True
 
     name: Literal["npz"] = "npz"
     path: str
     """The file, or its name in the data root."""
 
     def arrays(self) -> Arrays:
+        return read_npz(self._file())
+
+    def test(self) -> Split:
+        """The test images; the file may hold no others."""
+        path = self._file()
+        if set(npz_names(path)) & {"x_train", "y_train"}:
+            return super().test()
+        x, y = read_arrays(path, ("x_test", "y_test"))
+        check_part(f"data set {self.title!r}, test", x, y, self.task, self.box)
+        digest = arrays_digest(x, y)
+        if self.digest and self.digest != digest:
+            raise UserError(f"data set {self.title!r}: expected test digest {self.digest}, found {digest}")
+        return self._part("test", x, y, np.arange(len(y)), y, digest)
+
+    def _file(self) -> Path:
         for path in (Path(self.path), data_root() / self.path):
             if path.is_file():
-                return read_npz(path)
+                return path
         raise UserError(f"no file {self.path!r} here or in data root {str(data_root())!r}")
 
 
+def npz_names(path: Path) -> list[str]:
+    """Names of the arrays in a .npz file; none where it cannot be read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except (OSError, zipfile.BadZipFile):
+        return []
+
+
 def read_npz(path: Path) -> Arrays:
-    """The four arrays, never unpickled. Raises UserError where the file is empty, truncated or lacks one."""
-    keys = ("x_train", "y_train", "x_test", "y_test")
+    """The four arrays of training and test. Raises UserError where the file is empty, truncated or lacks one."""
+    x_train, y_train, x_test, y_test = read_arrays(path, ("x_train", "y_train", "x_test", "y_test"))
+    return x_train, y_train, x_test, y_test
+
+
+def read_arrays(path: Path, keys: tuple[str, ...]) -> tuple[np.ndarray, ...]:
+    """These arrays of a .npz file, never unpickled. Raises UserError where it is empty, truncated or lacks one."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             missing = [key for key in keys if key not in stored]
@@ -262,5 +299,5 @@ def read_npz(path: Path) -> Arrays:
                 raise UserError(f"{path}: expected arrays {' '.join(keys)}, {' '.join(missing)} missing")
             return tuple(stored[key] for key in keys)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, AttributeError) as error:
-        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        reason = reason_of(error)
         raise UserError(f"{path} is not a readable .npz file: {reason}") from None

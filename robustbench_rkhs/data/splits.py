@@ -2,17 +2,15 @@
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from robustbench_rkhs.data.stream import BLOCK, Stream
+from robustbench_rkhs.data.task import Task
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.threat_model import Box
-
-Task = Literal["classification", "regression", "ranking"]
-"""What is asked of a model: a class, a number, or a score by which the rare class comes first."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +22,7 @@ class Split:
     split: str
     """`train`, `validation` or `test`."""
     x: Tensor
+    """A `Stream` where they are read block by block."""
     y: Tensor
     index: Tensor
     """Position of each image in the original train or test arrays."""
@@ -44,7 +43,8 @@ class Split:
 
     def take(self, positions: Tensor) -> "Split":
         """The images at these positions of this split."""
-        return replace(self, x=self.x[positions], y=self.y[positions], index=self.index[positions])
+        x = self.x.at(positions) if isinstance(self.x, Stream) else self.x[positions]
+        return replace(self, x=x, y=self.y[positions], index=self.index[positions])
 
     def sample(self, count: int | None, seed: int = 0) -> "Split":
         """A seeded stratified subset in the original order; all images where `count` is None."""
@@ -66,6 +66,21 @@ class Splits:
     train: Split
     validation: Split
     test: Split
+
+
+def split_digest(x: Tensor, y: Tensor) -> str:
+    """The `arrays_digest` of images and labels; of a stream, block by block."""
+    if not isinstance(x, Stream):
+        return arrays_digest(x.cpu().numpy(), y.cpu().numpy())
+    sha, labels = hashlib.sha256(), np.ascontiguousarray(y.cpu().numpy().astype(np.int64))
+    for number, block in enumerate(x.cpu().split(BLOCK)):
+        array = block.numpy()
+        if number == 0:
+            sha.update(f"{tuple(x.shape)}{array.dtype.str}".encode())
+        sha.update(np.ascontiguousarray(array).data)
+    sha.update(f"{labels.shape}{labels.dtype.str}".encode())
+    sha.update(labels.data)
+    return sha.hexdigest()
 
 
 def arrays_digest(x: np.ndarray, y: np.ndarray) -> str:

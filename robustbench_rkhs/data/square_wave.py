@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from robustbench_rkhs.data.sets import Arrays, DataSet
-from robustbench_rkhs.data.splits import Task
+from robustbench_rkhs.data.task import Task
 from robustbench_rkhs.nodes.threat_model import Box
 
 

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from robustbench_rkhs.data.sets import Arrays, DataSet, data_root, read_npz
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.runtime.files import write_whole
 
 FOLDER = "tiny-imagenet-200"
@@ -117,7 +118,7 @@ def _picture(path: Path) -> np.ndarray:
         with Image.open(path) as picture:
             pixels = np.asarray(picture.convert("RGB"))
     except (OSError, SyntaxError) as error:  # PIL's words for a damaged file
-        raise UserError(f"data set 'tiny_imagenet': {path} is no readable picture: {str(error)[:80]}") from None
+        raise UserError(f"data set 'tiny_imagenet': {path} is no readable picture: {reason(error)}") from None
     if pixels.shape != (SIDE, SIDE, 3):
         raise UserError(
             f"data set 'tiny_imagenet': {path}: expected {SIDE}x{SIDE} pixels, found {pixels.shape[1]}x{pixels.shape[0]}"

@@ -6,6 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from robustbench_rkhs.nodes.node import Node
+from robustbench_rkhs.nodes.own_code import own_code_digest
+
 SOURCES = (
     "attacks",
     "bounds",
@@ -47,3 +50,9 @@ def sources_digest() -> str:
 def digest_of(value: Any, length: int = 16) -> str:
     """The first hex digits of the sha256 of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:length]
+
+
+def settings_of(method: Node, without: frozenset[str] = frozenset()) -> str:
+    """The digest of a method's fields, but for some; of the user's own, of its source too."""
+    stored, own = method.model_dump(mode="json", exclude=set(without)), own_code_digest(method)
+    return digest_of(stored | {"source of its own": own} if own else stored)

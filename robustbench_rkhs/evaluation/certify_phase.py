@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from robustbench_rkhs.certificates import Certificate, Certified
-from robustbench_rkhs.evaluation.cache_key import digest_of
+from robustbench_rkhs.data import Stream
+from robustbench_rkhs.evaluation.cache_key import settings_of
+from robustbench_rkhs.evaluation.own_method import checked_certified, fenced
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.reasons import cause
 from robustbench_rkhs.runtime.messages import Say
 from robustbench_rkhs.verdicts import Noticed, Part
 
@@ -70,8 +73,9 @@ class CertifyPhase:
     def run(self, certify: Certificate, label: str, positions: Tensor) -> None:
         """One certificate on these images, in blocks where its cost is each image's own."""
         started, limit = time.monotonic(), self.recipe.certify_seconds
-        settings = digest_of(certify.model_dump(mode="json"))
-        blocks: Sequence[Tensor] = positions.split(self.recipe.block) if certify.image_by_image else [positions]
+        settings = settings_of(certify)
+        apart = certify.image_by_image or isinstance(self.subject.split.x, Stream)
+        blocks: Sequence[Tensor] = positions.split(self.recipe.block) if apart else [positions]
         for block in blocks:
             if not len(block):
                 continue
@@ -104,13 +108,15 @@ class CertifyPhase:
         if self.recipe.norm not in certify.norms:
             return _nothing(len(block), "refused"), [f"{label}: it certifies {' and '.join(sorted(certify.norms))} only"]
         try:
-            found = certify(self.subject.model, split.x[block], split.y[block], split.index[block], self.recipe.eps)
+            with fenced(certify, self.subject.model):
+                found = certify(self.subject.model, split.x[block], split.y[block], split.index[block], self.recipe.eps)
+            found = checked_certified(found, len(block))
         except Uncertifiable as refusal:
             return _nothing(len(block), "refused"), [f"{label}: {refusal}"]
         except UserError:
             raise
         except Exception as error:  # a method's fault is a row, not the end of the evaluation
-            words = f"{label} failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            words = f"{label} failed: {cause(error)}"
             return _nothing(len(block), "error"), [words]
         right = (self.predicted[block] == split.y[block]).cpu()
         reasons = [

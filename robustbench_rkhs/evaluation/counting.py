@@ -13,11 +13,13 @@ from robustbench_rkhs.attacks.ball import distances, pull_inside
 from robustbench_rkhs.attacks.base import Attacked
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.evaluation.breaches import believed, replay
-from robustbench_rkhs.evaluation.cache_key import digest_of
+from robustbench_rkhs.evaluation.cache_key import digest_of, settings_of
+from robustbench_rkhs.evaluation.own_method import checked_attacked, fenced
 from robustbench_rkhs.evaluation.predictions import answered, counting
 from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.reasons import cause
 from robustbench_rkhs.verdicts import Kept, Noticed, Part
 
 AGAIN = 2
@@ -45,7 +47,7 @@ def run_attack(
     `denied`: the attack spared the image what was left of it, as it saw it fall, and the model denied that, AGAIN times more.
     """
     label = label or attack.label
-    settings = digest_of(attack.model_dump(mode="json", exclude={"eps", "seed", "norm"}))
+    settings = settings_of(attack, frozenset({"eps", "seed", "norm"}))
     key = {"job": "attack", "method": label, "settings": settings, "norm": attack.norm, "box": attack.box}
     if budgets is None:
         value = torch.inf if attack.eps is None else attack.eps
@@ -155,16 +157,15 @@ def attempted(subject: Subject, attack: Attack, positions: Tensor, budgets: Tens
     x, y = subject.split.x[positions], subject.split.y[positions]
     keys, failed = subject.split.index[positions], ""
     try:
-        if isinstance(attack, EngineAttack):
-            attacked = attack(subject.queried, x, y, keys, budgets)
-        else:
-            attacked = attack(subject.queried, x, y, keys)
+        with fenced(attack, subject.queried):
+            given = (budgets,) if isinstance(attack, EngineAttack) else ()
+            attacked = checked_attacked(attack(subject.queried, x, y, keys, *given), x)
     except UserError:
         raise
     except Exception as error:  # a library's fault is a row, not the end of the evaluation
         nothing = torch.zeros(len(x), dtype=torch.int64)
         attacked = Attacked(x, nothing, nothing)
-        failed = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        failed = cause(error)
     inside, found = x.clone(), attacked.images.to(x)
     for eps in budgets.unique().tolist():  # a grid has few
         own = budgets == eps

@@ -1,10 +1,13 @@
 """A model asked: how many classes it knows, its logits checked, what it answers."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.runtime.modes import evaluating
 
 
@@ -12,40 +15,69 @@ from robustbench_rkhs.runtime.modes import evaluating
 def classes_of(model: nn.Module, x: Tensor) -> int:
     """How many logits the model gives for one image; its mode stays as it was. Raises UserError where it gives none."""
     home = next(iter([*model.parameters(), *model.buffers()]), x).device
-    try:
-        with evaluating(model):
-            out = model(x.to(home))
-    except (RuntimeError, ValueError, IndexError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"the model cannot take images of shape {tuple(x.shape[1:])}: {reason}") from None
-    if not isinstance(out, Tensor) or out.dim() != 2:
-        found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise UserError(f"expected logits of shape (images, classes), the model returned {found}")
+    with evaluating(model):
+        out = checked_logits(answer(model, x.to(home)), len(x))
     return out.shape[1]
+
+
+def answer(model: nn.Module, images: Tensor) -> Any:
+    """What the model returns. Raises UserError with its reason where it fails."""
+    try:
+        return model(images)
+    except UserError:
+        raise
+    except Exception as error:  # a foreign model raises whatever it likes
+        kind = "" if isinstance(error, (RuntimeError, ValueError)) and str(error) else f"{type(error).__name__}: "
+        raise UserError(f"the model cannot take images of shape {tuple(images.shape[1:])}: {kind}{reason(error)}") from None
+
+
+def checked_logits(out: Any, images: int, classes: int | None = None) -> Tensor:
+    """The logits, where these are. Raises UserError at another type or shape."""
+    expected = "(images, classes)" if classes is None else f"({images}, {classes})"
+    if not isinstance(out, Tensor):
+        raise UserError(f"expected logits of shape {expected}, the model returned {described(out)}")
+    if out.dim() != 2 or len(out) != images:
+        raise UserError(f"expected logits of shape {expected}, the model returned {tuple(out.shape)}")
+    if not out.is_floating_point():
+        raise UserError(f"expected float logits of shape {expected}, the model returned {str(out.dtype).removeprefix('torch.')}")
+    if out.shape[1] < 2:
+        line = f"the model returns {out.shape[1]} logit per image, expected one for each of two classes or more"
+        raise UserError(f"{line}: of a binary classifier, wrap it to return torch.cat([-z, z], 1)")
+    return out
+
+
+def described(out: Any) -> str:
+    """An output that is no tensor, in words, with what to do about it."""
+    if isinstance(out, (tuple, list)):
+        return f"a {type(out).__name__} of {len(out)}: pass lambda x: model(x)[0], or whichever are its logits"
+    if isinstance(out, dict):
+        return f"a dict of {', '.join(map(repr, list(out)[:5]))}: name its logits 'logits', or pick them in a function of images"
+    return type(out).__name__
 
 
 @torch.no_grad()
 def ask(model: nn.Module, x: Tensor, classes: int, batch: int = 256) -> Tensor:
     """Logits, checked. Raises UserError at a wrong shape, NaN, or probabilities in place of logits."""
-    logits = []
-    for images in x.split(batch):
-        try:
-            out = model(images)
-        except (RuntimeError, ValueError, IndexError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(f"the model cannot take images of shape {tuple(x.shape[1:])}: {reason}") from None
-        if not isinstance(out, Tensor) or out.dim() != 2 or len(out) != len(images):
-            what = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise UserError(f"expected logits of shape ({len(images)}, {classes}), the model returned {what}")
-        logits.append(out)
+    logits = [checked_logits(answer(model, images), len(images), classes) for images in x.split(batch)]
     found = torch.cat(logits) if logits else x.new_zeros(0, classes)
     if found.shape[1] != classes:
         raise UserError(f"expected logits of {classes} classes, the model returned {found.shape[1]}")
     if not found.isfinite().all():
         raise UserError(f"the model returned NaN or infinity on {int((~found.isfinite().all(1)).sum())} of {len(x)} clean images")
-    if len(found) and (found >= 0).all() and ((found.sum(1) - 1).abs() < 1e-3).all():
-        raise UserError("the model returns probabilities (rows sum to 1); expected logits: remove its last softmax")
+    if line := no_logits(found):
+        raise UserError(line)
     return found
+
+
+def no_logits(outputs: Tensor) -> str:
+    """What outputs that sum to 1 are, in words; empty where they may be logits (those that no image changes are no softmax's)."""
+    if not len(outputs) or (outputs < 0).any() or ((outputs.sum(1) - 1).abs() >= 1e-3).any():
+        return ""
+    if len(outputs) > 1 and (outputs == outputs[:1]).all():
+        return ""
+    if ((outputs == 0) | (outputs == 1)).all():
+        return "the model returns one-hot rows (decisions, or a softmax that saturates); expected logits, from before that"
+    return "the model returns probabilities (rows sum to 1); expected logits: remove its last softmax"
 
 
 @torch.no_grad()

@@ -19,7 +19,8 @@ from robustbench_rkhs.attacks import PGD, Attack, AutoAttack
 from robustbench_rkhs.attacks.efforts import protocol_of
 from robustbench_rkhs.attacks.objective import margin
 from robustbench_rkhs.certificates import SmoothingCertificate
-from robustbench_rkhs.data import Split, arrays_digest
+from robustbench_rkhs.data import Split, Stream
+from robustbench_rkhs.data.given import given_images, given_labels, given_split
 from robustbench_rkhs.evaluation.attack_phase import AttackPhase, Clock, OutOfTime
 from robustbench_rkhs.evaluation.cache_key import digest_of, sources_digest
 from robustbench_rkhs.evaluation.certify_phase import CertifyPhase
@@ -34,6 +35,7 @@ from robustbench_rkhs.layers.frozen import freeze
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.nodes.code_names import TYPED
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.own_code import own_code_digest
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.runtime.devices import describe
 from robustbench_rkhs.runtime.digests import weights_digest
@@ -82,6 +84,8 @@ def evaluate(
     exact = split.x.dtype in (torch.float32, torch.float64)
     if adversarials is None:
         adversarials = exact and not folder and split.x.numel() * split.x.element_size() <= KEPT
+    if adversarials and isinstance(split.x, Stream) and split.x.numel() * split.x.element_size() > KEPT:
+        raise UserError("adversarial images are kept beside all clean ones, which are too many here: choose fewer by samples")
     if adversarials and not exact:
         raise UserError(f"adversarial images are saved exactly as float32 or float64, found inputs of {split.x.dtype}")
     with evaluating(model, device):
@@ -103,7 +107,7 @@ def evaluate(
     images = None
     if nearest is not None:
         header = {key: value for key, value in about.plain().items() if key in SAID} | {"split": split.split}
-        images = nearest.adversarials(header, table, split.x.cpu().numpy(), split.index.cpu().numpy())
+        images = nearest.adversarials(header, table, split.x[:].cpu().numpy(), split.index.cpu().numpy())
     evaluation = Evaluation(table, about, images, path, torch.from_numpy)
     if path is not None:
         verdicts.write(evaluation, path)
@@ -130,17 +134,8 @@ def _as_split(model: nn.Module, data: Split | tuple[Tensor, Tensor]) -> Split:
         if data.task == "regression":
             raise UserError(f"data set {data.data!r} is a regression: attacks and certificates need classes, which it has not")
         return data
-    x, y = (torch.as_tensor(part) for part in data)
-    if len(x) == 0 or len(x) != len(y):
-        raise UserError(f"expected images and as many labels, found {len(x)} and {len(y)}")
-    if not x.is_floating_point() or not all(0 <= float(end) <= 1 for end in x.aminmax()):  # no copies; NaN is an end of its own
-        raise UserError("expected finite float images in [0, 1]")
-    x = x.to(next(model.parameters(), torch.zeros(1)).dtype)
-    classes = classes_of(model, x[:1])
-    if y.min() < 0 or y.max() >= classes:
-        raise UserError(f"expected labels 0 to {classes - 1}, found {int(y.min())} to {int(y.max())}")
-    digest = arrays_digest(x.cpu().numpy(), y.cpu().numpy())
-    return Split("arrays", "test", x, y.long(), torch.arange(len(x)), classes, digest)
+    x = given_images(data[0]).to(next(model.parameters(), torch.zeros(1)).dtype)
+    return given_split(x, given_labels(data[1], tuple(x.shape)), classes_of(model, x[:1]))
 
 
 class _Run:
@@ -152,7 +147,9 @@ class _Run:
         largest = 1.0 if recipe.norm == "linf" else math.sqrt(math.prod(split.shape))
         for eps in recipe.eps:
             if eps > largest and split.box == "unit":
-                raise UserError(f"eps {eps:g} is above the data range: no {recipe.norm} distance exceeds {largest:.4g} in [0, 1]")
+                hint = f": did you mean {eps:g}/255?" if 1 < eps <= 255 else ""
+                line = f"eps {eps:g} is above the data range: no {recipe.norm} distance exceeds {largest:.4g} in [0, 1]{hint}"
+                raise UserError(line)
         if not recipe.eps:
             raise UserError("expected at least one eps, found none")
         self.epsilons = sorted(set(recipe.eps), reverse=True)
@@ -172,8 +169,8 @@ class _Run:
         self.labels = labels
         self.input_digests = subject.input_digests
         settings = recipe.model_dump(mode="json", exclude={"budget", "workers"})  # which change no verdict
-        twin = [] if transfer is None else [transfer.weights]
-        self.digest = digest_of([settings, subject.weights, split.digest, sources_digest(), *twin], 12)
+        others = [*([] if transfer is None else [transfer.weights]), *filter(None, [own_code_digest(recipe)])]
+        self.digest = digest_of([settings, subject.weights, split.digest, sources_digest(), *others], 12)
         known: dict[str, Any] = {
             "model": subject.name,
             "norm": recipe.norm,

@@ -9,6 +9,7 @@ from torch.nn import functional
 from robustbench_rkhs.lipschitz.bounds import Bound, Uncertifiable, affine, rule, upwards
 from robustbench_rkhs.lipschitz.convolution import Axis, fitting, image_size, operator_bound, pair
 from robustbench_rkhs.lipschitz.rounding import fan
+from robustbench_rkhs.nodes.reasons import reason
 
 
 @rule.register
@@ -52,7 +53,7 @@ def _(module: nn.MaxPool2d, shape: tuple[int, ...]) -> Bound:
         image = torch.empty(1, *shape, device="meta")
         _, _, height, width = functional.max_pool2d(image, kernel, stride, pair(module.padding), dilation, module.ceil_mode).shape
     except RuntimeError as refused:
-        raise Uncertifiable(f"it does not take an input of shape {shape}: {str(refused).splitlines()[0]}") from None
+        raise Uncertifiable(f"it does not take an input of shape {shape}: {reason(refused)}") from None
     windows = 1
     for k, s, d, outputs in zip(kernel, stride, dilation, (height, width), strict=True):
         windows *= min(-(-k * math.gcd(s, d) // s), outputs)

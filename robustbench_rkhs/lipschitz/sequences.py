@@ -9,6 +9,7 @@ from torch.nn import functional
 from robustbench_rkhs.lipschitz.bounds import Bound, Uncertifiable, affine, rule, upwards, weights
 from robustbench_rkhs.lipschitz.convolution import Axis, operator_bound
 from robustbench_rkhs.lipschitz.rounding import fan
+from robustbench_rkhs.nodes.reasons import reason
 
 FLAT = Axis(1, 1)
 """The axis that a sequence has not."""
@@ -93,7 +94,7 @@ def _(module: nn.MaxPool1d, shape: tuple[int, ...]) -> Bound:
         sequence = torch.empty(1, *shape, device="meta")
         outputs = functional.max_pool1d(sequence, kernel, stride, padding, dilation, module.ceil_mode).shape[2]
     except RuntimeError as refused:
-        raise Uncertifiable(f"it does not take an input of shape {shape}: {str(refused).splitlines()[0]}") from None
+        raise Uncertifiable(f"it does not take an input of shape {shape}: {reason(refused)}") from None
     windows = min(-(-kernel * math.gcd(stride, dilation) // stride), outputs)
     return Bound(1.0 if windows == 1 else upwards(math.sqrt(windows)), (shape[0], outputs))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from robustbench_rkhs.nodes import reasons
 from robustbench_rkhs.nodes.node import UserError, did_you_mean
 
 PACKAGE = __name__.partition(".")[0]
@@ -134,6 +135,8 @@ def _from_file(name: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ImportError("not a Python file")
     module = importlib.util.module_from_spec(spec)
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(folder)  # it may import its neighbours, as when Python runs it
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
@@ -145,8 +148,7 @@ def _from_file(name: str) -> ModuleType:
 
 def cause(error: BaseException) -> str:
     """An error of the user's code in one line: its kind, its first line, and the file and line it came from."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    words = f"{type(error).__name__}: {lines[0].strip()[:200]}" if lines else type(error).__name__
+    words = reasons.cause(error)
     frames = [one for one in traceback.extract_tb(error.__traceback__) if "importlib" not in one.filename]
     frames = [one for one in frames if one.filename != __file__]
     if isinstance(error, SyntaxError) and error.filename:

@@ -121,10 +121,12 @@ def _mapping(value: Any, members: Mapping[str, type[Node]]) -> Any:
 
 
 def written(node: Any, info: Any) -> dict[str, Any]:
-    """A node of the user's own as a mapping, under its name of code."""
+    """A node of the user's own as a mapping, under its name of code; one that holds something else says itself how."""
+    if hasattr(node, "written"):
+        return dict(node.written())
     left_out = {"exclude_unset": info.exclude_unset, "exclude_defaults": info.exclude_defaults, "exclude_none": info.exclude_none}
     stored: dict[str, Any] = node.model_dump(mode=info.mode, exclude={"name"}, **left_out)
-    return {"name": getattr(node, "code_name", None) or code_name(type(node))} | stored
+    return {"name": code_name(type(node))} | stored
 
 
 def names_of(union: Any) -> dict[str, type[Node]]:

@@ -9,6 +9,7 @@ import yaml
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.pictures.groups import each_once, folders, grouped, matching, stem, without_seed
 from robustbench_rkhs.reports.learning import draw_learning
 from robustbench_rkhs.reports.seeds import draw_seed_curves
@@ -58,7 +59,7 @@ def _recipe(folder: Path) -> str:
     try:
         stored = yaml.safe_load(path.read_text()) if path.is_file() else str(folder)
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable: {' '.join(str(error).split())[:120]}") from None
+        raise UserError(f"{path} is not readable: {reason(error)}") from None
     if isinstance(stored, dict):
         stored.pop("seed", None)
     return json.dumps(stored, sort_keys=True)
@@ -69,7 +70,7 @@ def _records(folder: Path) -> list[dict[str, Any]]:
     try:
         records = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable: {' '.join(str(error).split())[:120]}") from None
+        raise UserError(f"{path} is not readable: {reason(error)}") from None
     if not records or not all(isinstance(record, dict) and "epoch" in record for record in records):
         raise UserError(f"{path}: expected an epoch in every line, found {len(records)} lines")
     return records

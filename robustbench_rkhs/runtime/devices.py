@@ -1,10 +1,29 @@
-"""Devices, in words."""
+"""Devices: which one a name means, and what it is called."""
 
 import torch
+
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.reasons import reason
+
+
+def usable(name: str | torch.device) -> str:
+    """The device of this name; `auto` is the first GPU (cuda, else mps), else the CPU. Raises UserError where there is none."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it holds no numbers")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise UserError(f"device {str(name)!r} cannot be used here: {reason(error)}") from None
+    return str(device)
 
 
 def describe(device: str) -> str:
     """The device in words."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
+    if torch.device(device).type == "mps":
+        return "Apple GPU (mps)"
     return f"CPU, {torch.get_num_threads()} threads"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.reasons import reason as reason_of
 
 
 class Unwritable(UserError):
@@ -28,9 +29,9 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save and safetensors report a full disk as RuntimeError
         if isinstance(error, OSError):
-            reason = error.strerror or str(error)
+            reason = error.strerror or reason_of(error)
         else:
-            reason = str(error).splitlines()[0]
+            reason = reason_of(error)
         raise Unwritable(f"cannot write {path}: {reason}") from None
     finally:
         if temporary is not None and temporary.exists():

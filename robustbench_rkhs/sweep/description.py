@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from robustbench_rkhs.nodes.node import Node, Real, UserError
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.nodes.paths import find_sweep
+from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.nodes.threat_model import Norm
 
 RESERVED = {
@@ -139,7 +140,7 @@ class Sweep(Node):
         try:
             stored = yaml.safe_load(path.read_text())
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not a readable sweep: {' '.join(str(error).split())[:160]}") from None
+            raise UserError(f"{path} is not a readable sweep: {reason(error)}") from None
         if not isinstance(stored, dict):
             raise UserError(f"{path}: expected a mapping of sweep fields, found {type(stored).__name__}")
         sweep: Sweep = parse(cls, stored, str(path))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.nodes.node import UserError, did_you_mean
+from robustbench_rkhs.nodes.reasons import reason as reason_of
 from robustbench_rkhs.runtime.digests import weights_digest
 from robustbench_rkhs.runtime.files import write_text, write_whole
 from robustbench_rkhs.training.recipe import TrainRecipe
@@ -89,7 +90,7 @@ def load(folder: str | Path) -> Checkpoint:
         shape, classes = tuple(int(side) for side in config["shape"]), int(config["classes"])
         digest = str(config["weights"])
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise UserError(f"checkpoint {str(folder)!r}: unreadable config.json or recipe.yaml ({error})") from None
+        raise UserError(f"checkpoint {str(folder)!r}: unreadable config.json or recipe.yaml ({reason_of(error)})") from None
     if config.get("format") != FORMAT:
         raise UserError(f"checkpoint {str(folder)!r}: expected format {FORMAT}, found {config.get('format')!r}")
     if not 1 <= len(shape) <= 3 or not all(0 < side <= 4096 for side in shape) or not 1 <= classes <= 100_000:
@@ -112,7 +113,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as stored:
             return {name: stored.get_tensor(name) for name in stored.keys()}
     except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"{path} is not a readable safetensors file: {' '.join(str(error).split())[:120]}") from None
+        raise UserError(f"{path} is not a readable safetensors file: {reason_of(error)}") from None
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -126,7 +127,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for foreign bytes
-        reason = " ".join(str(error).split())[:100]
+        reason = reason_of(error)
         raise UserError(f"{path} is not a plain state dict of tensors (nothing else is loaded): {reason}") from None
     for key in ("state_dict", "model"):
         if isinstance(stored, dict) and isinstance(stored.get(key), dict):

@@ -220,7 +220,7 @@ class Run:
         with self.arithmetic():
             attack = self.attack_at(progress)
             x_train = noisy(x, recipe.noise, keys, recipe.seed, NOISE)
-            x_train = attack(model, x_train, y, keys).images if attack else x_train
+            x_train = attack.perturbed(model, x_train, y, keys) if attack else x_train
             loss = recipe.loss.at(progress)(model, x_train, y, keys)
             for penalty, factor in zip(self.penalties, self.factors, strict=True):
                 loss = loss + factor * penalty.at(progress)(model, x, y, keys)

@@ -15,6 +15,7 @@ from robustbench_rkhs.nodes.node import Node, Real, Seconds, UserError
 from robustbench_rkhs.nodes.overrides import override_all
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.nodes.paths import find_recipe
+from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.training.adaptive import Adaptive
 from robustbench_rkhs.training.losses import CrossEntropy, Loss
 from robustbench_rkhs.training.optimizers import SGD, Constant, Optimizer, Schedule
@@ -141,7 +142,7 @@ class TrainRecipe(Node):
         try:
             stored = yaml.safe_load(path.read_text())
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not a readable recipe: {' '.join(str(error).split())[:160]}") from None
+            raise UserError(f"{path} is not a readable recipe: {reason(error)}") from None
         if not isinstance(stored, dict):
             raise UserError(f"{path}: expected a mapping of recipe fields, found {type(stored).__name__}")
         for line in override_all(stored, overrides or {}, cls):

@@ -34,7 +34,7 @@ def validate(
         clean += int(right.sum())
         margins += margin_of.double().sum().item()
         if attack and right.any():
-            adversarial = attack(model, x[right], y[right], keys[right]).images
+            adversarial = attack.perturbed(model, x[right], y[right], keys[right])
             with torch.no_grad():
                 robust += int((margin(model(adversarial), y[right]) > 0).sum())
     scores = {"validation_clean": clean / len(split), "validation_margin": margins / len(split)}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.reasons import reason as reason_of
 from robustbench_rkhs.runtime.files import write_whole
 
 FORMAT, VERSION = "robustbench_rkhs adversarials", 1
@@ -94,7 +95,7 @@ def read_adversarials(path: str | Path) -> Adversarials:
     try:
         about = json.loads(arrays.pop("header").tobytes().decode("utf-8"), parse_constant=_refused)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a file of adversarial images: its header is not JSON: {str(error)[:80]}") from None
+        raise UserError(f"{path}: not a file of adversarial images: its header is not JSON: {reason_of(error)}") from None
     if not isinstance(about, dict) or about.get("format") != FORMAT or about.get("version") != VERSION:
         raise UserError(f"{path}: not a file of adversarial images: expected a header of format {FORMAT!r}, version {VERSION}")
     return Adversarials.checked({key: value for key, value in about.items() if key not in ("format", "version")}, arrays, str(path))
@@ -130,7 +131,7 @@ def read_arrays(path: Path, types: dict[str, tuple[str, ...]], what: str) -> dic
     except FileNotFoundError:
         raise UserError(f"no file {str(path)!r}") from None
     except UNREADABLE as error:
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        reason = reason_of(error)
         raise UserError(f"{path}: not {what}: {reason}") from None
 
 

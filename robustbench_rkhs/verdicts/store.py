@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.runtime.files import write_whole
 from robustbench_rkhs.verdicts.about import About
 from robustbench_rkhs.verdicts.evaluation import Evaluation
@@ -114,7 +115,7 @@ def _read(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     except FileNotFoundError:
         raise UserError(f"no verdicts at {path}") from None
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"cannot read verdicts {path}: {' '.join(str(error).split())[:160]}") from None
+        raise UserError(f"cannot read verdicts {path}: {reason(error)}") from None
     if not isinstance(said, dict):
         raise UserError(f"{path}: expected metadata of named fields, found {type(said).__name__}")
     return table, said

@@ -14,6 +14,12 @@ class Malformed(Exception):
     """This is not a proof: what was found, and what was expected."""
 
 
+def reason(error: Exception) -> str:
+    """The first line of a library's message that says anything, without control codes."""
+    lines = ("".join(sign for sign in line if sign.isprintable()).strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)
+
+
 class Operation:
     """A map from `inputs` to `outputs`; arrays have a batch dimension first."""
 

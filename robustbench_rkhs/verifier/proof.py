@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .operations import Malformed, Shape, expected
+from .operations import Malformed, Shape, expected, reason
 
 FORMAT, VERSION = "robustbench_rkhs proof", 2
 LARGEST = 2**33
@@ -67,7 +67,7 @@ def read(folder: Path) -> Proof:
     try:
         about = json.loads(text.decode("utf-8"), parse_constant=_refused)
     except (ValueError, RecursionError) as error:
-        raise Malformed(f"proof.json is not JSON: {str(error)[:80]}") from None
+        raise Malformed(f"proof.json is not JSON: {reason(error)}") from None
     expected(isinstance(about, dict) and about.get("format") == FORMAT, f"proof.json is not a {FORMAT!r}")
     expected(about.get("version") == VERSION, f"expected version {VERSION}, found {about.get('version')!r}")
     digest = about.get("digest")
@@ -134,7 +134,7 @@ def _arrays(stored: bytes, table: Any) -> dict[str, np.ndarray]:
         with np.load(io.BytesIO(stored), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in table}
     except UNREADABLE as error:
-        raise Malformed(f"proof.npz is not readable: {str(error)[:80]}") from None
+        raise Malformed(f"proof.npz is not readable: {reason(error)}") from None
     for name, array in arrays.items():
         expected(array.dtype.str in TYPES, f"array {name!r} has type {array.dtype}")
         row = table[name]

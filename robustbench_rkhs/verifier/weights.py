@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .operations import Malformed, expected
+from .operations import Malformed, expected, reason
 from .proof import Proof, Rejected, whole
 
 TYPES = {
@@ -42,7 +42,7 @@ def read(path: Path) -> dict[str, Stored]:
             start, end = (whole(at, "an offset") for at in row["data_offsets"])
             found[name] = kind, np.frombuffer(raw[8 + length + start : 8 + length + end], dtype=code).reshape(row["shape"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Malformed(f"{path} is not a safetensors file: {type(error).__name__} {str(error)[:60]}") from None
+        raise Malformed(f"{path} is not a safetensors file: {type(error).__name__}: {reason(error)}") from None
     return found
 
 

@@ -10,6 +10,7 @@ from robustbench_rkhs.attacks.library_model import confined_randomness, frozen
 from robustbench_rkhs.evaluation.diagnostics import attacked, masks
 from robustbench_rkhs.evaluation.diagnostics.base import Scene
 from robustbench_rkhs.nodes.node import UserError, did_you_mean
+from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.nodes.threat_model import Box, Norm
 from robustbench_rkhs.runtime.counter_rng import mix
 from robustbench_rkhs.verdicts import Diagnosis
@@ -118,4 +119,4 @@ def _checked(name: str, check: Callable[[Scene], Diagnosis], scene: Scene) -> Di
     try:
         return check(scene)
     except (RuntimeError, ValueError, TypeError) as error:
-        return Diagnosis(name, False, 0.0, 0.0, f"could not run: {' '.join(str(error).split())[:160]}", 0.0)
+        return Diagnosis(name, False, 0.0, 0.0, f"could not run: {reason(error)}", 0.0)

@@ -1,0 +1,42 @@
+"""One's own code: a function of a package or of a .py file that returns the model.
+
+Importing it runs it, which is why it is only ever taken from what a user typed.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from robustbench_rkhs.nodes.code_names import TYPED, cause, load, split
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.parsing import with_fields
+
+
+def is_builder(name: str) -> bool:
+    """Whether a name means code: `nets.py:build`, `package.module:build`."""
+    return ":" in name or name.endswith(".py")
+
+
+def load_builder(name: str) -> tuple[nn.Module, str]:
+    """What `FILE.py:build`, `package.module:build` or either with `:field=value,...` returns, and the builder's name.
+
+    Raises UserError in one line, also where the code raises.
+    """
+    if name.endswith(".py"):
+        raise UserError(f"model {name!r}: expected {name}:BUILDER, a function that returns the model")
+    _, path, arguments = split(name)
+    keywords: dict[str, Any] = with_fields({}, arguments, f"model {name!r}")
+    builder = load(name, TYPED)
+    if isinstance(builder, nn.Module) and not keywords:
+        return builder, path
+    if not callable(builder):
+        raise UserError(f"{name} is {type(builder).__name__}, expected a function that returns the model")
+    try:
+        model = builder(**keywords)
+    except UserError:
+        raise
+    except Exception as error:  # the user's code raises whatever it likes
+        raise UserError(f"{name} failed: {cause(error)}") from None
+    if not isinstance(model, nn.Module):
+        raise UserError(f"{name} returned {type(model).__name__}, expected an nn.Module")
+    return model, path

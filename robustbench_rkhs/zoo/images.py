@@ -1,0 +1,165 @@
+"""Images and labels in whatever form somebody has them: one split, one set of checks."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
+
+from robustbench_rkhs.data import DataSet, ImageFolder, Split, Stream
+from robustbench_rkhs.data.checks import channels_first
+from robustbench_rkhs.data.given import Bounds, given_images, given_labels
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.reasons import cause
+
+IN_MEMORY = 2**30
+"""Bytes of a data set up to which it is read once and kept."""
+IMAGES = ("x", "image", "images", "img", "pixel_values", "inputs")
+LABELS = ("y", "label", "labels", "fine_label", "target", "targets")
+"""Names under which the items of a data set hold the two, where they are mappings."""
+
+
+def test_images(data: DataSet, shape: tuple[int, ...] | None, classes: Callable[[Split], int]) -> Split:
+    """The test split, for a model of images of this shape, where it is known.
+
+    Of one's own data the class count is the model's, whose classes the labels need not all show. Raises UserError.
+    """
+    data = data.for_shape(shape) if isinstance(data, ImageFolder) else data
+    found = data.test()
+    return found if not data.own else of_classes(found, data, classes(found))
+
+
+def of_classes(found: Split, data: DataSet, classes: int) -> Split:
+    """The split, for a model of so many classes. Raises UserError where it is not clear which of them a folder's are."""
+    if found.classes >= classes:
+        return found
+    if isinstance(data, ImageFolder) and data.counts_by_order:
+        raise UserError(
+            f"data set {found.data!r} has {found.classes} classes, the model {classes}: which are they? Name the subfolders by "
+            f"class id, or list all class names in a file classes.txt"
+        )
+    return replace(found, classes=classes)
+
+
+def classifiable(split: Split) -> Split:
+    """The split, where it has classes. Raises UserError."""
+    if split.task == "regression":
+        raise UserError(f"data set {split.data!r} is a regression: attacks and certificates need classes, which it has not")
+    return split
+
+
+def as_split(data: Any, bounds: Bounds = (0.0, 1.0)) -> Split | tuple[Tensor, Tensor]:
+    """A Split as it is; images and labels of anything else, which the model has yet to be asked about. Raises UserError."""
+    if isinstance(data, Split):
+        return classifiable(data)
+    if isinstance(data, DataLoader):
+        x, y = _of_loader(data)
+    elif isinstance(data, (tuple, list)) and len(data) == 2:
+        x, y = data
+    elif isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__") and not _images(data)):
+        x, y = _of_dataset(data)
+    elif _images(data):
+        raise UserError("expected images and labels as (images, labels), found images alone")
+    else:
+        what = "nothing" if data is None else type(data).__name__
+        raise UserError(f"expected data as (images, labels), a Dataset, a DataLoader, or the name of a data set, found {what}")
+    images = given_images(x, bounds)
+    return images, given_labels(y, tuple(images.shape))
+
+
+def layouts(x: Tensor) -> list[Tensor]:
+    """The images as a model may want them: channels first, then as they are."""
+    if isinstance(x, Stream):
+        return [x]
+    first = channels_first(x, "unit")
+    return [first] if first.shape == x.shape else [first, x]
+
+
+def _images(data: Any) -> bool:
+    return isinstance(data, (Tensor, np.ndarray)) or (isinstance(data, (list, tuple)) and not _pairs(data))
+
+
+def _pairs(data: Any) -> bool:
+    return bool(len(data)) and isinstance(data[0], (tuple, dict))
+
+
+def _of_loader(loader: DataLoader[Any]) -> tuple[Any, Any]:
+    """Its images and labels in the order of its data set, if it shuffles; read block by block where they are many."""
+    dataset = loader.dataset
+    if not isinstance(dataset, IterableDataset):
+        shuffles = isinstance(loader.sampler, RandomSampler) and loader.sampler.num_samples == len(loader.sampler.data_source)
+        if _bytes(dataset) > IN_MEMORY and (shuffles or len(loader.sampler) == len(dataset)):  # type: ignore[arg-type]
+            return _of_dataset(dataset)
+        if shuffles and loader.batch_size is not None:
+            loader = DataLoader(dataset, loader.batch_size, collate_fn=loader.collate_fn)
+    return _gathered(loader, batched=True)
+
+
+def _of_dataset(dataset: Any) -> tuple[Any, Any]:
+    """Images and labels of its items; images block by block where they are many."""
+    if not isinstance(dataset, IterableDataset) and _bytes(dataset) > IN_MEMORY:
+        return _stream(dataset), _labels(dataset)
+    items = dataset if isinstance(dataset, IterableDataset) else (dataset[place] for place in range(len(dataset)))
+    return _gathered(items, batched=False)
+
+
+def _stream(dataset: Any) -> Stream:
+    def read(positions: np.ndarray) -> Tensor:
+        pixels = torch.stack([_pixels(_pair(dataset[int(place)])[0]) for place in positions])
+        return given_images(channels_first(pixels, "unit"))
+
+    first = np.arange(1)
+    if not torch.equal(read(first), read(first)):
+        raise UserError("the data set gives another image each time it is asked for the same: leave its random transforms out")
+    return Stream.of(read, len(dataset))
+
+
+def _labels(dataset: Any) -> Any:
+    """Its `targets` or `labels`, where they are one per item; else what its items say."""
+    for name in ("targets", "labels"):
+        found = getattr(dataset, name, None)
+        if found is not None and len(found) == len(dataset) and getattr(dataset, "target_transform", None) is None:
+            return found
+    return [int(_pair(dataset[place])[1]) for place in range(len(dataset))]
+
+
+def _bytes(dataset: Any) -> int:
+    return len(dataset) * _pixels(_pair(dataset[0])[0]).numel() * 4 if len(dataset) else 0
+
+
+def _gathered(items: Iterable[Any], batched: bool) -> tuple[Any, Any]:
+    images: list[Tensor] = []
+    labels: list[Tensor] = []
+    try:
+        for item in items:
+            x, y = _pair(item)
+            images.append(_pixels(x))
+            labels.append(torch.as_tensor(y).detach().cpu())
+        if not images:
+            return torch.zeros(0, 1), torch.zeros(0, dtype=torch.int64)
+        join = torch.cat if batched else torch.stack
+        return join(images), join(labels)
+    except UserError:
+        raise
+    except Exception as error:  # a data set of one's own raises whatever it likes
+        raise UserError(f"the data cannot be gathered: {cause(error)}") from None
+
+
+def _pair(item: Any) -> tuple[Any, Any]:
+    """Image and label of an item: the first two of a sequence, or those named so of a mapping."""
+    if isinstance(item, (tuple, list)) and len(item) >= 2:
+        return item[0], item[1]
+    if isinstance(item, dict):
+        x, y = (next((item[name] for name in names if name in item), None) for names in (IMAGES, LABELS))
+        if x is not None and y is not None:
+            return x, y
+        raise UserError(f"expected items with an image and a label, found the keys {', '.join(map(str, item))}")
+    raise UserError(f"expected items of (image, label), found {type(item).__name__}: labels are missing")
+
+
+def _pixels(image: Any) -> Tensor:
+    """A tensor; of a picture (PIL) or an array, its pixels."""
+    return image.detach().cpu() if isinstance(image, Tensor) else torch.from_numpy(np.array(image))

@@ -1,0 +1,129 @@
+"""Models in whatever form somebody has them: a module that maps images in [0, 1] to logits."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustbench_rkhs.data.given import Bounds
+from robustbench_rkhs.evaluation.predictions import answer
+from robustbench_rkhs.layers.normalize import Normalize
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.modes import evaluating
+
+HALF = (torch.float16, torch.bfloat16)
+"""Types whose pixels are too coarse to attack: such a model is asked in its own, its images stay float32."""
+
+
+class Function(nn.Module):
+    """A function of images as a module. What it holds (modes, devices, weights) is its own affair."""
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)
+
+
+class Adapted(nn.Module):
+    """A model asked in its own type of number, its logits picked out of what it returns, in the images' type."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.model, self.dtype = model, dtype
+
+    def forward(self, x: Tensor) -> Any:
+        out = picked(self.model(x if self.dtype is None else x.to(self.dtype)))
+        return out.to(x.dtype) if isinstance(out, Tensor) and out.is_floating_point() else out
+
+
+def picked(out: Any) -> Any:
+    """The logits of an output that names them (`.logits`, `["logits"]`); any other as it is."""
+    named = out.get("logits") if isinstance(out, dict) else getattr(out, "logits", None)
+    return named if isinstance(named, Tensor) and not isinstance(out, Tensor) else out
+
+
+def as_module(model: Any) -> nn.Module:
+    """The model, or a function of images, as a module. Raises UserError for anything else."""
+    if isinstance(model, type):
+        raise UserError(f"expected a model, found the class {model.__name__}: pass {model.__name__}(...)")
+    if isinstance(model, nn.Module):
+        if any(tensor.device.type == "meta" for tensor in [*model.parameters(), *model.buffers()]):
+            raise UserError("expected a model with its weights, found one on the device 'meta', which holds none")
+        return model
+    if callable(model):
+        return Function(model)
+    what = "nothing" if model is None else type(model).__name__
+    raise UserError(f"expected a model (an nn.Module, a function of images, or a name as after --model), found {what}")
+
+
+def home_of(model: nn.Module) -> torch.device | None:
+    """Where the model's weights are; None where it has none."""
+    first = next(iter([*model.parameters(), *model.buffers()]), None)
+    return None if first is None else first.device
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """The type of its images: that of its first weights, float32 for half precision and where it has none."""
+    kinds = [tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()]
+    return torch.float64 if kinds and kinds[0] == torch.float64 else torch.float32
+
+
+@torch.no_grad()
+def adapted(model: nn.Module, image: Tensor, preprocessing: Any = None, bounds: Bounds = (0.0, 1.0)) -> nn.Module:
+    """The model for images in [0, 1], of which one is passed: normalised, in its own type, its logits picked out.
+
+    `preprocessing`: mean and standard deviation, each a number or one a channel, in the units of `bounds`. A module that needs none
+    of this is returned as it is, so that certificates see its layers. Raises UserError.
+    """
+    kinds = [tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()]
+    half = kinds[0] if kinds and kinds[0] in HALF else None
+    first = normalisation(tuple(image.shape[1:]), preprocessing, bounds)
+    dtype = dtype_of(model)
+    home = home_of(model) or image.device
+    given = image.to(home, dtype)
+    given = nn.Sequential(*first).to(home, dtype)(given) if first else given
+    with evaluating(model):
+        out = answer(model, given if half is None else given.to(half))
+    needed = half is not None or picked(out) is not out or (isinstance(out, Tensor) and out.dtype in HALF)
+    inner = Adapted(model, half) if needed else model
+    return inner if not first else nn.Sequential(*[layer.to(home, dtype) for layer in first], inner).train(model.training)
+
+
+def normalisation(shape: tuple[int, ...], preprocessing: Any, bounds: Bounds) -> list[nn.Module]:
+    r"""From [0, 1] to what the model was trained on; nothing where that is [0, 1] itself.
+
+    .. math:: z = \frac{(l + (h - l) x) - \mu}{\sigma} = \frac{x - (\mu - l) / (h - l)}{\sigma / (h - l)}
+    """
+    low, high = bounds
+    if preprocessing is None and bounds == (0.0, 1.0):
+        return []
+    channels = shape[0] if len(shape) == 3 else 1
+    mean, std = (0.0, 1.0) if preprocessing is None else _two(preprocessing)
+    means, stds = (_per_channel(value, channels, word) for value, word in ((mean, "mean"), (std, "std")))
+    width = high - low
+    layer = Normalize([(value - low) / width for value in means], [value / width for value in stds])
+    if len(shape) == 3:
+        return [layer]
+    flat = [nn.Flatten(), nn.Unflatten(1, (1, 1, int(np.prod(shape)))), layer, nn.Flatten()]
+    return flat if len(shape) == 1 else [*flat, nn.Unflatten(1, shape)]
+
+
+def _two(preprocessing: Any) -> tuple[Any, Any]:
+    if not isinstance(preprocessing, (tuple, list)) or len(preprocessing) != 2:
+        raise UserError(f"preprocessing: expected (mean, std), found {preprocessing!r}")
+    return preprocessing[0], preprocessing[1]
+
+
+def _per_channel(value: Any, channels: int, word: str) -> list[float]:
+    try:
+        array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=float).reshape(-1)
+    except (TypeError, ValueError):
+        raise UserError(f"preprocessing: expected a {word} as a number or one a channel, found {value!r}") from None
+    if len(array) not in (1, channels):
+        wanted = "1 number" if channels == 1 else f"1 or {channels} numbers"
+        raise UserError(f"preprocessing: expected a {word} of {wanted}, one a channel, found {len(array)}")
+    return [float(one) for one in (np.repeat(array, channels) if len(array) == 1 else array)]

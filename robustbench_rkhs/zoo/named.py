@@ -1,0 +1,160 @@
+"""From what a user types after --model to a model and its test images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from torch import nn
+
+from robustbench_rkhs.certificates import SmoothingCertificate
+from robustbench_rkhs.data import DataSet, Split
+from robustbench_rkhs.evaluation.predictions import classes_of
+from robustbench_rkhs.networks.smoothed import Smoothed
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.parsing import parse, with_fields
+from robustbench_rkhs.nodes.paths import find_checkpoint
+from robustbench_rkhs.runtime.messages import Say
+from robustbench_rkhs.training import checkpoint
+from robustbench_rkhs.training.recipe import TrainRecipe
+from robustbench_rkhs.zoo.builders import is_builder, load_builder
+from robustbench_rkhs.zoo.hub import fetched
+from robustbench_rkhs.zoo.images import test_images
+from robustbench_rkhs.zoo.models import adapted
+from robustbench_rkhs.zoo.named_data import named_data
+from robustbench_rkhs.zoo.timm_models import load_timm
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A model, its name and the images it is tested on."""
+
+    name: str
+    model: nn.Module
+    data: Split | DataSet | None
+    """Its test images, or where they are read from when they are asked for."""
+    seed: int | None = None
+    """Of its training, where that is known."""
+    shape: tuple[int, ...] | None = None
+    """Of the images it was made for, where that is known."""
+    classes: int | None = None
+    """How many it tells apart, where that is known."""
+    notes: tuple[str, ...] = ()
+    """What its user has to know: that its weights are random, say."""
+
+    @cached_property
+    def test(self) -> Split:
+        """The test images. Raises UserError where there are none, or none of its shape and classes."""
+        if self.data is None:
+            raise UserError(f"model {self.name!r} names no data: add --data (a data set, FILE.npz or a folder)")
+        if isinstance(self.data, Split):
+            return self.data
+        found = test_images(self.data, self.shape, self._classes)
+        if self.shape is not None and (found.shape != self.shape or found.classes != self.classes):
+            raise UserError(
+                f"model {self.name!r} takes {self.classes} classes of {self.shape}, "
+                f"data set {found.data!r} has {found.classes} of {found.shape}"
+            )
+        return found
+
+    def _classes(self, split: Split) -> int:
+        """How many classes the model tells apart, asked where it is not known."""
+        return self.classes or classes_of(adapted(self.model, split.x[:1]), split.x[:1])
+
+
+def load_model(name: str, weights: str | None = None, data: str | None = None, say: Say = lambda line: None) -> NamedModel:
+    """A model by what one types: a checkpoint's name or folder, a recipe's with `weights`, one's own code, or a library's model.
+
+    `nets.py:build`, `package.module:build`, either with arguments (`nets.py:build:width=8,depth=2`); `timm:resnet18.a1_in1k`;
+    `hf:owner/name`, a Hub repository in the format of our checkpoint folders. `weights`: .safetensors or .pth of a plain state
+    dict. `data`: a data set's name, a file or a folder, in place of the recipe's; it is read when `.test` is asked for.
+    What the user has to know (random weights) is in `.notes` and said through `say`. Raises UserError in one line.
+    """
+    images = named_data(data) if data else None
+    if name.startswith("timm:"):
+        named = _timm(name, weights, images)
+    elif name.startswith("hf:"):
+        named = replace(_checkpoint(fetched(name.removeprefix("hf:")), images), name=name.rpartition("/")[2])
+    elif is_builder(name):
+        named = _built(name, weights, images)
+    elif weights is not None:
+        named = _recipe(name, weights, images)
+    else:
+        named = _checkpoint(find_checkpoint(name), images)
+    for line in named.notes:
+        say(line)
+    return named
+
+
+def _checkpoint(folder: Path, data: DataSet | None) -> NamedModel:
+    loaded = checkpoint.load(folder)
+    shape, classes = tuple(loaded.config["shape"]), int(loaded.config["classes"])
+    return NamedModel(loaded.name, loaded.model, data or loaded.recipe.data, loaded.recipe.seed, shape, classes)
+
+
+def _recipe(name: str, weights: str, data: DataSet | None) -> NamedModel:
+    recipe = TrainRecipe.read(name)
+    test = (data or recipe.data).test()
+    model = checkpoint.build(recipe, test.shape, test.classes)
+    checkpoint.fill(model, checkpoint.read_weights(Path(weights)), weights)
+    return NamedModel(Path(weights).stem, model.eval(), test)
+
+
+def _built(name: str, weights: str | None, data: DataSet | None) -> NamedModel:
+    model, title = load_builder(name)
+    if weights is None:
+        return NamedModel(title, model.eval(), data, notes=(random_weights(name, model),) if _any(model) else ())
+    checkpoint.fill(model, checkpoint.read_weights(Path(weights)), weights)
+    return NamedModel(Path(weights).stem, model.eval(), data)
+
+
+def _timm(name: str, weights: str | None, data: DataSet | None) -> NamedModel:
+    made = load_timm(name.removeprefix("timm:"), pretrained=weights is None)
+    if weights is not None:
+        checkpoint.fill(made.net, checkpoint.read_weights(Path(weights)), weights)
+    return NamedModel(made.name, made.model.eval(), data, shape=made.shape, classes=made.classes, notes=made.notes)
+
+
+def random_weights(name: str, model: nn.Module) -> str:
+    """The warning about a builder without weights."""
+    return f"WARNING: model {name!r} has the weights its builder gave it, random ones unless it loads its own: --weights FILE"
+
+
+def _any(model: nn.Module) -> bool:
+    return next(iter(model.parameters()), None) is not None
+
+
+def load_twin(name: str, data: str | None, models: Sequence[NamedModel]) -> nn.Module:
+    """The undefended twin of these models, by name as for `load_model`. Raises UserError where its data or classes are others."""
+    twin = load_model(name, None, data)
+    for one in models:
+        if twin.test.digest != one.test.digest:
+            found, expected = (f"{test.data!r} ({test.classes} classes of {test.shape})" for test in (twin.test, one.test))
+            raise UserError(f"twin {name!r}: expected a network of the data of {one.name!r}, {expected}, found one of {found}")
+    return twin.model
+
+
+def smoothing_from(text: str, seed: int = 0) -> tuple[dict[str, int], SmoothingCertificate]:
+    """`sigma=0.25,n=10000,...` as typed after --smooth: the votes of the classifier, and its certificate. Raises UserError."""
+    stored = with_fields({"name": "smoothing", "seed": seed}, text, "--smooth")
+    votes: dict[str, int] = {str(key): stored.pop(key) for key in ("votes", "recount") if key in stored}
+    certify: SmoothingCertificate = parse(SmoothingCertificate, stored, "--smooth")
+    if certify.sigma is None:
+        raise UserError(f"--smooth: expected sigma=0.25 or another standard deviation of the noise, found {text!r}")
+    return votes, certify
+
+
+def smoothed(named: NamedModel, sigma: float, **votes: int) -> NamedModel:
+    """The model under Gaussian noise, as a model of its own: own name, own digest."""
+    model = Smoothed(named.model, sigma, **votes).eval()
+    return replace(named, name=f"{named.name}~smoothed-{sigma:g}", model=model)
+
+
+def training_images(name: str, data: str | None = None) -> Split:
+    """The images a model was trained on: of `data` where given, else of its checkpoint's or its own recipe."""
+    if data:
+        return named_data(data).load().train
+    try:
+        return checkpoint.load(find_checkpoint(name)).recipe.data.load().train
+    except UserError:
+        return TrainRecipe.read(name).data.load().train

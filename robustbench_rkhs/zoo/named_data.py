@@ -1,0 +1,39 @@
+"""Data sets by what a user types: a name, a file or a folder."""
+
+from pathlib import Path
+from typing import Any, get_args
+
+from robustbench_rkhs.data import NPY, NPZ, Data, DataSet, ImageFolder, data_root
+from robustbench_rkhs.nodes.node import UserError, did_you_mean
+from robustbench_rkhs.nodes.parsing import parse, with_fields
+
+SETS: dict[str, type[DataSet]] = {
+    kind.model_fields["name"].default: kind
+    for kind in get_args(get_args(Data)[0])
+    if not any(field.is_required() for field in kind.model_fields.values())
+}
+"""Every data set that needs no more than its name."""
+
+
+def named_data(name: str) -> DataSet:
+    """A data set by name, a .npz file, a folder of pictures, or one of x_test.npy and y_test.npy; `NAME:field=value,...`.
+
+    Raises UserError with a suggestion.
+    """
+    place, _, rest = name.partition(":")
+    stored: dict[str, Any] = {"name": place}
+    if place.endswith(".npz"):
+        stored = {"name": NPZ.model_fields["name"].default, "path": place}
+    elif place.endswith(".npy") or _holds_arrays(place):
+        stored = {"name": NPY.model_fields["name"].default, "path": place}
+    elif place not in SETS and (Path(place).is_dir() or (data_root() / place).is_dir() or place.endswith("/")):
+        stored = {"name": ImageFolder.model_fields["name"].default, "path": place}
+    elif place not in SETS:
+        raise UserError(f"unknown data set {name!r}; {did_you_mean(place, [*SETS, 'FILE.npz', 'FOLDER/'])}")
+    kinds: dict[str, type[DataSet]] = {**SETS, "npz": NPZ, "npy": NPY, "folder": ImageFolder}
+    found: DataSet = parse(kinds[stored["name"]], with_fields(stored, rest, f"data {name!r}"), f"data {name!r}")
+    return found
+
+
+def _holds_arrays(place: str) -> bool:
+    return place not in SETS and any((root / place / "x_test.npy").is_file() for root in (Path("."), data_root()))

@@ -1,0 +1,305 @@
+"""The verbs: what a user calls, and what the command line calls with what was typed."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustbench_rkhs.attacks import Attack
+from robustbench_rkhs.attacks.ball import distances, pull_inside
+from robustbench_rkhs.attacks.efforts import Effort, protocol_of
+from robustbench_rkhs.attacks.engine_attack import EngineAttack
+from robustbench_rkhs.attacks.targeted import attack_towards
+from robustbench_rkhs.data import DataSet, Split
+from robustbench_rkhs.data.given import Bounds, given_split
+from robustbench_rkhs.evaluation import run
+from robustbench_rkhs.evaluation.predictions import answered, ask, classes_of
+from robustbench_rkhs.evaluation.recipe import EvalRecipe, attack_from, certificate_from
+from robustbench_rkhs.lipschitz import Uncertifiable
+from robustbench_rkhs.networks.smoothed import Smoothed
+from robustbench_rkhs.nodes.code_names import TYPED
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.parsing import parse
+from robustbench_rkhs.runtime.devices import usable
+from robustbench_rkhs.runtime.messages import Say
+from robustbench_rkhs.runtime.modes import evaluating
+from robustbench_rkhs.runtime.precision import full_precision
+from robustbench_rkhs.verdicts import Evaluation
+from robustbench_rkhs.zoo.images import as_split, layouts
+from robustbench_rkhs.zoo.models import adapted, as_module, dtype_of, home_of
+from robustbench_rkhs.zoo.named import NamedModel, load_model
+from robustbench_rkhs.zoo.named_data import named_data
+
+Eps = Any
+"""A radius, or several: numbers, or text such as `8/255`. (The door takes anything, and says in one line what it cannot.)"""
+RADII: tuple[Any, ...] = ("margin", "liplt", "eclipse", {"name": "crown"})
+"""Certificates that `certify` asks where none is named: those that search for the largest radius."""
+
+
+class Opened(NamedTuple):
+    """A model and its images, checked and ready."""
+
+    model: nn.Module
+    split: Split
+    name: str
+    device: str
+
+
+def evaluate(
+    model: Any,
+    data: Any = None,
+    recipe: EvalRecipe | None = None,
+    *,
+    eps: Eps = (),
+    name: str | None = None,
+    device: str | torch.device | None = None,
+    preprocessing: Any = None,
+    bounds: Any = (0.0, 1.0),
+    folder: str | Path | None = None,
+    adversarials: str | Path | bool | None = None,
+    twin: nn.Module | None = None,
+    command: str = "",
+    say: Say = lambda line: None,
+    **settings: Any,
+) -> Evaluation:
+    """Certify and attack a model: the table of verdicts, image by image.
+
+    `model`: an `nn.Module`, any function of images that returns logits (or an output with `.logits`), or what is typed after
+    --model. It is asked in eval mode and left as it was; half precision is asked in its own type, its images stay float32.
+    `data`: (images, labels) as tensors or arrays, a Dataset, a DataLoader, the name of a data set ("mnist", "mine.npz", a folder of
+    pictures), or nothing where the model's name says it. Labels are integer class ids. Images are floats within `bounds`, or uint8
+    from 0 to 255; channels first or last. Memory maps and large data sets are read block by block.
+    `eps`: a number, text ("8/255"), or several. **Always in units of pixels in [0, 1]**, also where `bounds` are (0, 255).
+    `bounds`: the least and the largest pixel the model and the images know. `preprocessing`: (mean, std), in the units of
+    `bounds`, which the model wants subtracted and divided by. `device`: where the model is, if not given; "auto": a GPU, if any.
+    `recipe`, or its fields by name (`norm`, `attacks`, `effort`, `budget`, `certificates`, `samples`, `seed`, `block`, `workers`
+    ...); attacks and certificates by name too. With a `folder`, finished parts are kept under folder/name/parts and never done
+    again, and the table is written to folder/name/. `adversarials`: True to keep the nearest adversarial image of each image, or a
+    .npz file that gets them (kept anyway where they are few and no folder is given). `twin`: a network of the same data, trained without defence, whose adversarial images are tried too.
+    Interrupted by the keyboard, or when `budget` seconds are used up, it returns what there is.
+    Raises UserError, in one line, for anything it cannot take.
+    """
+    queried = recipe or recipe_of(eps, **settings)
+    opened = enter(model, data, name=name, device=device, preprocessing=preprocessing, bounds=bounds)
+    given: dict[str, Any] = {"folder": folder, "adversarials": adversarials, "twin": twin, "command": command, "say": say}
+    return run.evaluate(opened.model, opened.split, queried, name=opened.name, device=opened.device, **given)
+
+
+def robust_accuracy(model: Any, x: Any, y: Any, *, eps: Eps, norm: str = "l2", **settings: Any) -> float:
+    """The share of images that are right and that nothing broke within `eps`: certified, or survived the whole protocol.
+
+    What `evaluate` takes can be given too. Raises UserError where an image is left untested (a `budget` ran out): the share is then
+    not known.
+    """
+    done = evaluate(model, (x, y), eps=eps, norm=norm, **settings)
+    return done.robust_accuracy(float(done.summary()["eps"].iloc[0]))
+
+
+def attack(
+    model: Any,
+    x: Any,
+    y: Any,
+    *,
+    eps: Eps = None,
+    norm: str = "l2",
+    target: Any = None,
+    attacks: Any = (),
+    effort: Effort = "quick",
+    seed: int = 0,
+    block: int = 100,
+    device: str | torch.device | None = None,
+    preprocessing: Any = None,
+    bounds: Any = (0.0, 1.0),
+) -> Tensor:
+    """Adversarial images: the nearest that were found, within `eps` where it is given; the image itself where none was.
+
+    `target`: the class, or each image's own, that the model is to answer; without it, any that is wrong. `attacks`: by name or as
+    instances; those of `effort` where none are named. `eps` is in units of pixels in [0, 1]; images come back within `bounds`, as
+    floats in the model's layout, on the model's device. An image that is misclassified as it is (or answered by its target) comes
+    back as it is. Raises UserError.
+    """
+    recipe = recipe_of(1.0 if eps is None else eps, norm=norm, attacks=attacks, seed=seed)
+    opened = enter(model, (x, y), device=device, preprocessing=preprocessing, bounds=bounds)
+    aims = None if target is None else _targets(target, opened.split)
+    budget = None if eps is None else max(recipe.eps)
+    protocol = recipe.attacks or protocol_of(effort, recipe.norm)
+    if len({one.box for one in protocol} - {"unit"}):
+        raise UserError("attack keeps images within bounds, found an attack with box 'none'")
+    with evaluating(opened.model, opened.device), full_precision():
+        split = opened.split.to(opened.device)
+        positions = torch.arange(len(split), device=split.y.device)
+        aims = None if aims is None else aims.to(split.y.device)
+        ask(opened.model, split.x, split.classes)
+        found = [
+            _attacked(opened.model, split.take(some), protocol, budget, recipe, None if aims is None else aims[some])
+            for some in positions.split(block)
+        ]
+    low, high = _bounds(bounds)
+    return torch.cat(found) * (high - low) + low
+
+
+def certify(
+    model: Any,
+    x: Any,
+    y: Any,
+    *,
+    norm: str = "l2",
+    certificates: Any = RADII,
+    block: int = 100,
+    device: str | torch.device | None = None,
+    preprocessing: Any = None,
+    bounds: Any = (0.0, 1.0),
+) -> Tensor:
+    """The radius, in pixels of [0, 1], within which each image's label is proved to be the answer; float64, on the CPU.
+
+    The largest that any of the `certificates` proves; 0 where an image is misclassified or nothing is proved.
+    Raises UserError where none of them has a proof for this model, with the reason of each.
+    """
+    recipe = recipe_of(0.0, norm=norm, certificates=certificates)
+    opened = enter(model, (x, y), device=device, preprocessing=preprocessing, bounds=bounds)
+    radius, refused = torch.zeros(len(opened.split), dtype=torch.float64), []
+    with evaluating(opened.model, opened.device), full_precision():
+        split = opened.split.to(opened.device)
+        ask(opened.model, split.x, split.classes)
+        for one in recipe.certificates:
+            method = one.model_copy(update={"norm": recipe.norm}) if "norm" in type(one).model_fields else one
+            if recipe.norm not in one.norms:
+                refused.append(f"{one.label}: it certifies {' and '.join(sorted(one.norms))} only")
+                continue
+            try:
+                parts = [split.take(some) for some in torch.arange(len(split), device=split.y.device).split(block)]
+                proved = [method(opened.model, part.x[:], part.y, part.index, ()).radius.cpu() for part in parts]
+            except Uncertifiable as refusal:
+                refused.append(f"{one.label}: {refusal}")
+                continue
+            radius = torch.maximum(radius, torch.cat(proved))
+    if len(refused) == len(recipe.certificates):
+        raise UserError(f"nothing can be proved of this model; {'; '.join(dict.fromkeys(refused))}")
+    return radius
+
+
+def enter(
+    model: Any,
+    data: Any,
+    *,
+    name: str | None = None,
+    device: str | torch.device | None = None,
+    preprocessing: Any = None,
+    bounds: Any = (0.0, 1.0),
+) -> Opened:
+    """The one door: any model and any data, checked. Raises UserError."""
+    bounds = _bounds(bounds)
+    if isinstance(model, str):
+        model = load_model(model)
+    named = model if isinstance(model, NamedModel) else None
+    module = as_module(model.model if isinstance(model, NamedModel) else model)
+    if isinstance(data, (str, Path)):
+        data = named_data(str(data))
+    if isinstance(data, DataSet):
+        data = replace(named or NamedModel("model", module, None), data=data).test
+    elif data is None and named is not None:
+        data = named.test
+    home: Any = home_of(module) or getattr(_first(data), "device", "cpu")
+    where = str(home) if device is None else usable(device)
+    images = as_split(data, bounds)
+    split, module = _joined(module, images, preprocessing, bounds, where)
+    return Opened(module, split, name or (named.name if named else "model"), where)
+
+
+def recipe_of(eps: Eps, **settings: Any) -> EvalRecipe:
+    """The recipe of these settings: one eps or several, attacks and certificates by name or as they are. Raises UserError."""
+    for key, read in (("attacks", attack_from), ("certificates", certificate_from)):
+        if key in settings:
+            several = settings[key] if isinstance(settings[key], (list, tuple)) else (settings[key],)
+            settings[key] = [read(one) if isinstance(one, str) and one != "portfolio" else one for one in several]
+            settings[key] = [one for one in settings[key] if one not in (None, "none")]
+    found: EvalRecipe = parse(EvalRecipe, {"eps": _several(eps), **settings}, "evaluate", TYPED)
+    return found
+
+
+def _several(eps: Any) -> tuple[Any, ...]:
+    if isinstance(eps, (Tensor, np.ndarray)):
+        eps = eps.tolist()
+    several = eps if isinstance(eps, (list, tuple, set, range)) else (eps,)
+    return tuple(one.item() if isinstance(one, (Tensor, np.generic)) and np.ndim(one) == 0 else one for one in several)
+
+
+def _bounds(bounds: Any) -> Bounds:
+    try:
+        low, high = (float(end) for end in bounds)
+    except (TypeError, ValueError):
+        raise UserError(f"bounds: expected the least and the largest pixel, such as (0, 255), found {bounds!r}") from None
+    if not (np.isfinite([low, high]).all() and low < high):
+        raise UserError(f"bounds: expected the least and the largest pixel, such as (0, 255), found {bounds!r}")
+    return low, high
+
+
+def _first(data: Any) -> Any:
+    return data[0] if isinstance(data, (tuple, list)) and len(data) else data
+
+
+def _joined(module: nn.Module, images: Any, preprocessing: Any, bounds: Bounds, device: str) -> tuple[Split, nn.Module]:
+    """The split in the type and layout that the model takes, and the model for images in [0, 1]."""
+    dtype = dtype_of(module)
+    if isinstance(images, Split):
+        plain = preprocessing is None and bounds == (0.0, 1.0)
+        ready = module if isinstance(module, Smoothed) else adapted(module, images.x[:1], preprocessing, bounds)
+        if not plain and images.box != "unit":
+            raise UserError(f"data set {images.data!r} does not lie in [0, 1]: leave out bounds and preprocessing")
+        return (images if images.x.dtype == dtype else replace(images, x=images.x.to(dtype))), ready
+    x, y = images
+    refused: UserError | None = None
+    for layout in layouts(x):
+        layout = layout.to(dtype)
+        try:
+            ready = module if isinstance(module, Smoothed) else adapted(module, layout[:1], preprocessing, bounds)
+            return given_split(layout, y, classes_of(ready, layout[:1])), ready
+        except UserError as error:
+            refused = refused or error
+    assert refused is not None
+    raise refused
+
+
+def _targets(target: Any, split: Split) -> Tensor:
+    """Each image's own target. Raises UserError where it is no class, or the image's own label."""
+    aims = torch.as_tensor(target)
+    if aims.is_floating_point() or aims.dtype == torch.bool or aims.dim() > 1 or (aims.dim() == 1 and len(aims) != len(split)):
+        raise UserError(f"target: expected a class id, or one an image, found {aims.dtype} of shape {tuple(aims.shape)}")
+    aims = aims.long().cpu().expand(len(split))
+    if aims.min() < 0 or aims.max() >= split.classes:
+        raise UserError(f"target: expected classes 0 to {split.classes - 1}, found {int(aims.min())} to {int(aims.max())}")
+    if own := int((aims == split.y.cpu()).sum()):
+        raise UserError(f"target: expected another class than the label, found the label itself for {own} of {len(split)} images")
+    return aims
+
+
+def _attacked(
+    model: nn.Module, split: Split, protocol: Sequence[Attack], eps: float | None, recipe: EvalRecipe, target: Tensor | None
+) -> Tensor:
+    """The nearest adversarial images of one block."""
+    x, y, keys = split.x[:], split.y, split.index
+    images, distance = x.clone(), torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
+    said = answered(model, x)
+    distance[(said != y) if target is None else (said == target)] = 0.0
+    for one in protocol:
+        aimed = one.aimed(norm=recipe.norm, eps=eps, seed=recipe.seed)
+        if eps is None and not one.minimal_norm:
+            raise UserError(f"attack {one.label!r} needs an eps, found none")
+        rows = (distance == torch.inf).nonzero().flatten() if eps is not None else (distance > 0).nonzero().flatten()
+        if not len(rows):
+            break
+        budgets = torch.full((len(rows),), torch.inf if eps is None else eps, dtype=torch.float64, device=x.device)
+        part = (x[rows], y[rows], keys[rows])
+        if target is not None:
+            found = attack_towards(aimed, model, part[0], target[rows], part[2], budgets)
+        else:
+            found = aimed(model, *part, budgets) if isinstance(aimed, EngineAttack) else aimed(model, *part)
+        inside = pull_inside(part[0], found.images.to(x), recipe.norm, eps, "unit")
+        away, said = distances(part[0], inside, recipe.norm), answered(model, inside)
+        better = ((said != part[1]) if target is None else (said == target[rows])) & (away < distance[rows])
+        images[rows[better]], distance[rows[better]] = inside[better], away[better]
+    return images

@@ -1,0 +1,228 @@
+"""Natural first calls: each gives a table of verdicts, or one line that says what to do. The command line says the same."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+
+from robustbench_rkhs import UserError, evaluate, verdicts
+
+COUNT, CLASSES, SHAPE = 6, 4, (1, 4, 4)
+X = torch.rand(COUNT, *SHAPE, generator=torch.Generator().manual_seed(0))
+FAST: dict[str, Any] = {"attacks": "superdeepfool", "certificates": (), "diagnostics": False}
+
+
+class Net(nn.Module):
+    """A linear classifier of flat images."""
+
+    def __init__(self, size: int = 16, classes: int = CLASSES) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self.linear = nn.Linear(size, classes)
+
+    def forward(self, x: Tensor) -> Any:
+        return 4 * self.linear(x.flatten(1) - 0.5)
+
+
+class Conv(nn.Module):
+    """A small convolutional classifier of so many channels."""
+
+    def __init__(self, channels: int = 1) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            self.conv, self.drop, self.head = nn.Conv2d(channels, 3, 3, padding=1), nn.Dropout(0.5), nn.Linear(48, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.drop(self.conv(x).relu().flatten(1)))
+
+
+class Returns(nn.Module):
+    """A classifier whose logits are made into something else."""
+
+    def __init__(self, make: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.net, self.make = Net(), make
+
+    def forward(self, x: Tensor) -> Any:
+        return self.make(self.net(x))
+
+
+class Items(Dataset[Any]):
+    """A data set of whatever items."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, place: int) -> Any:
+        return self.items[place]
+
+
+class Flow(IterableDataset[Any]):
+    """Items in a row."""
+
+    def __iter__(self) -> Any:
+        return iter(zip(X, Y, strict=True))
+
+
+def raises(error: BaseException) -> Callable[[Tensor], Any]:
+    def make(logits: Tensor) -> Any:
+        raise error
+
+    return make
+
+
+NET, CONV = Net(), Conv()
+Y = NET(X).argmax(1)
+PAIRS = [(X[i], int(Y[i])) for i in range(COUNT)]
+LOADER = DataLoader(TensorDataset(X, Y), batch_size=4, shuffle=True)
+BYTES = (X * 255).round().byte()
+
+TAKEN: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "tensors": (NET, (X, Y), {}),
+    "a list of two": (NET, [X, Y], {}),
+    "numpy": (NET, (X.numpy(), Y.numpy()), {}),
+    "lists of numbers": (NET, (X.tolist(), Y.tolist()), {}),
+    "lists of tensors": (NET, (list(X), list(Y)), {}),
+    "eps as text": (NET, (X, Y), {"eps": "8/255"}),
+    "several eps": (NET, (X, Y), {"eps": [0.1, "16/255"]}),
+    "eps as a tensor": (NET, (X, Y), {"eps": torch.tensor(0.1)}),
+    "eps as numpy numbers": (NET, (X, Y), {"eps": np.array([0.1, 0.2])}),
+    "eps 0": (NET, (X, Y), {"eps": 0}),
+    "norm linf": (NET, (X, Y), {"norm": "linf"}),
+    "a function": (lambda x: NET(x), (X, Y), {}),
+    "a bound method": (NET.forward, (X, Y), {}),
+    "train mode": (Conv().train(), (X, Y), {}),
+    "a TensorDataset": (NET, TensorDataset(X, Y), {}),
+    "a Subset": (NET, Subset(TensorDataset(X, Y), [1, 2, 4]), {}),
+    "a list of pairs": (NET, PAIRS, {}),
+    "a data set of pairs": (NET, Items(PAIRS), {}),
+    "a data set of mappings": (NET, Items([{"image": x, "label": y} for x, y in PAIRS]), {}),
+    "a data set of triples": (NET, Items([(x, y, "name") for x, y in PAIRS]), {}),
+    "an iterable data set": (NET, Flow(), {}),
+    "a DataLoader": (NET, LOADER, {}),
+    "a DataLoader of mappings": (NET, DataLoader(Items([{"pixel_values": x, "labels": y} for x, y in PAIRS]), batch_size=5), {}),
+    "device auto": (NET, (X, Y), {"device": "auto"}),
+    "device cpu": (NET, (X, Y), {"device": torch.device("cpu")}),
+    "images that require grad": (NET, (X.clone().requires_grad_(), Y), {}),
+    "images that are not contiguous": (NET, (X.expand(COUNT, 1, 4, 4).transpose(2, 3).contiguous().transpose(2, 3), Y), {}),
+    "half images": (NET, (X.half(), Y), {}),
+    "bfloat16 images": (NET, (X.bfloat16(), Y), {}),
+    "float64 images": (NET, (X.double(), Y), {}),
+    "bfloat16 weights": (Net().bfloat16(), (X, Y), {}),
+    "half weights": (Net().half(), (X, Y), {}),
+    "float64 weights": (Net().double(), (X, Y), {}),
+    "uint8 images": (NET, (BYTES, Y), {}),
+    "uint8 images, bounds": (NET, (BYTES, Y), {"bounds": (0, 255)}),
+    "float images 0 to 255, bounds": (NET, (X * 255, Y), {"bounds": (0, 255)}),
+    "images -1 to 1, bounds": (NET, (2 * X - 1, Y), {"bounds": (-1, 1)}),
+    "preprocessing of numbers": (NET, (X, Y), {"preprocessing": (0.5, 0.25)}),
+    "preprocessing a channel": (NET, (X, Y), {"preprocessing": ([0.5], torch.tensor([0.25]))}),
+    "preprocessing of flat images": (NET, (X.flatten(1), Y), {"preprocessing": (0.5, 0.25)}),
+    "channels last": (CONV, (X.permute(0, 2, 3, 1).numpy(), Y), {}),
+    "colour, channels last": (Conv(3), (X.expand(COUNT, 3, 4, 4).permute(0, 2, 3, 1).numpy(), Y), {}),
+    "grey without a channel": (CONV, (X[:, 0], Y), {}),
+    "flat images": (NET, (X.flatten(1), Y), {}),
+    "one image": (NET, (X[:1], Y[:1]), {}),
+    "uint8 labels": (NET, (X, Y.byte()), {}),
+    "int32 labels": (NET, (X, Y.numpy().astype(np.int32)), {}),
+    "fewer classes than the model knows": (NET, (X, torch.zeros(COUNT, dtype=torch.int64)), {}),
+    "an output with .logits": (Returns(lambda f: SimpleNamespace(logits=f)), (X, Y), {}),
+    "a mapping with logits": (Returns(lambda f: {"logits": f, "hidden": f}), (X, Y), {}),
+    "a constant model": (Returns(lambda f: 0 * f + torch.tensor([1.0, 0, 0, 0])), (X, Y), {}),
+    "an attack by name with fields": (NET, (X, Y), {"attacks": ["superdeepfool:steps=5"]}),
+    "samples": (NET, (X, Y), {"samples": 3}),
+    "a trained model by name": ("digits_mlp", None, {"samples": 3}),
+    "its data by name": ("digits_mlp", "digits", {"samples": 3}),
+    "a model and a data set by name": (Net(64, 10), "digits", {"samples": 3}),
+}
+
+REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
+    "no data": (NET, None, {}, "expected data as .* found nothing"),
+    "images alone": (NET, X, {}, "images alone"),
+    "a number as data": (NET, 5, {}, "found int"),
+    "no model": (None, (X, Y), {}, "expected a model .* found nothing"),
+    "the class of a model": (Net, (X, Y), {}, r"pass Net\(\.\.\.\)"),
+    "an unknown model": ("digits_mpl", (X, Y), {}, "did you mean 'digits_mlp'"),
+    "an unknown data set": (NET, "minst", {}, "did you mean 'mnist'"),
+    "no eps": (NET, (X, Y), {"eps": ()}, "at least one eps"),
+    "eps that is no number": (NET, (X, Y), {"eps": "a lot"}, "eps"),
+    "eps of pixels 0 to 255": (NET, (X, Y), {"eps": 8, "norm": "linf"}, r"above the data range.*8/255"),
+    "negative eps": (NET, (X, Y), {"eps": -0.1}, "greater than or equal to 0"),
+    "an unknown norm": (NET, (X, Y), {"norm": "l3"}, "norm"),
+    "a misspelt setting": (NET, (X, Y), {"atacks": ()}, "did you mean 'attacks'"),
+    "an unknown attack": (NET, (X, Y), {"attacks": "pdg"}, "did you mean 'pgd'"),
+    "an unknown device": (NET, (X, Y), {"device": "gpu"}, "device 'gpu' cannot be used here"),
+    "a missing device": (NET, (X, Y), {"device": "cuda:77"}, "device 'cuda:77' cannot be used here"),
+    "one-hot labels": (NET, (X, nn.functional.one_hot(Y, CLASSES)), {}, r"labels.argmax\(1\)"),
+    "labels of shape (n, 1)": (NET, (X, Y[:, None]), {}, r"labels.squeeze\(1\)"),
+    "float labels": (NET, (X, Y.float()), {}, "integer labels"),
+    "bool labels": (NET, (X, Y > 1), {}, "integer labels"),
+    "words as labels": (NET, (X, ["cat"] * COUNT), {}, "expected labels as a tensor or an array of numbers"),
+    "labels from 1": (NET, (X, Y + 1), {}, "expected labels 0 to 3, found"),
+    "negative labels": (NET, (X, Y - 5), {}, "integer labels from 0"),
+    "labels of a billion": (NET, (X, Y + 10**9), {}, "class ids below 100,000"),
+    "too few labels": (NET, (X, Y[:2]), {}, "one label an image"),
+    "nothing in it": (NET, (X[:0], Y[:0]), {}, "no images"),
+    "an empty data set": (NET, Items([]), {}, "no images"),
+    "items without labels": (NET, Items(list(X)), {}, "labels are missing"),
+    "items that raise": (NET, Items([(X[0], 1), (X[0, :, :2], 1)]), {}, "cannot be gathered"),
+    "float images 0 to 255": (NET, (X * 255, Y), {}, r"expected float images in \[0, 1\].*divide them by 255"),
+    "normalised images": (NET, (4 * X - 2, Y), {}, r"expected float images in \[0, 1\]"),
+    "int64 images": (NET, (BYTES.long(), Y), {}, "expected uint8 images or floats"),
+    "uint8 images of zeros and ones": (NET, ((X > 0.5).byte(), Y), {}, "found only 0 and 1"),
+    "images beyond bounds": (NET, (X * 300, Y), {"bounds": (0, 255)}, r"expected images from 0 to 255 \(bounds\)"),
+    "bounds of one number": (NET, (X, Y), {"bounds": 255}, "bounds: expected"),
+    "preprocessing of one number": (NET, (X, Y), {"preprocessing": 0.5}, r"preprocessing: expected \(mean, std\)"),
+    "preprocessing of other channels": (NET, (X, Y), {"preprocessing": ([0.1] * 3, [0.2] * 3)}, "a mean of 1 number"),
+    "NaN images": (NET, (X * math.nan, Y), {}, "NaN"),
+    "images as text": (NET, ("a", "b"), {}, "expected images as a tensor"),
+    "other channels": (Conv(3), (X, Y), {}, r"cannot take images of shape \(1, 4, 4\).*3 channels"),
+    "other size": (Net(9), (X, Y), {}, r"cannot take images of shape \(1, 4, 4\)"),
+    "logits of shape (n,)": (Returns(lambda f: f[:, 0]), (X, Y), {}, r"expected logits of shape \(images, classes\)"),
+    "one logit": (Returns(lambda f: f[:, :1]), (X, Y), {}, r"1 logit per image.*torch.cat"),
+    "class ids as outputs": (Returns(lambda f: nn.functional.one_hot(f.argmax(1), CLASSES)), (X, Y), {}, "expected float logits"),
+    "one-hot outputs": (Returns(lambda f: nn.functional.one_hot(f.argmax(1), CLASSES).float()), (X, Y), {}, "one-hot rows"),
+    "probabilities": (Returns(lambda f: f.softmax(1)), (X, Y), {}, "returns probabilities"),
+    "a tuple of outputs": (Returns(lambda f: (f, f)), (X, Y), {}, r"a tuple of 2: pass lambda x: model\(x\)\[0\]"),
+    "a mapping of outputs": (Returns(lambda f: {"out": f}), (X, Y), {}, "a dict of 'out'"),
+    "NaN logits": (Returns(lambda f: f * math.nan), (X, Y), {}, "NaN or infinity on 6 of 6"),
+    "a model that raises": (Returns(raises(KeyError("fc"))), (X, Y), {}, "KeyError: 'fc'"),
+    "a model that raises in many lines": (Returns(raises(RuntimeError("\n\x1b[31mbad\nworse"))), (X, Y), {}, "bad$"),
+    "a function of two arguments": (lambda x, y: x, (X, Y), {}, "TypeError: .*missing 1 required"),
+    "weights on meta": (Net().to("meta"), (X, Y), {}, "'meta'"),
+    "a data set of other classes": (Net(64, 5), "digits", {"samples": 3}, "expected logits of 10 classes, the model returned 5"),
+    "a regression": (NET, "square_wave", {}, "is a regression"),
+    "too many samples": (NET, (X, Y), {"samples": 7}, "1 to 6 samples"),
+}
+
+
+@pytest.fixture(autouse=True)
+def at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parent.parent)
+
+
+@pytest.mark.parametrize(("model", "data", "more"), TAKEN.values(), ids=TAKEN)
+def test_a_natural_first_call_gives_a_table(model: Any, data: Any, more: dict[str, Any]) -> None:
+    done = evaluate(model, data, **({"eps": 0.1} | FAST | more))
+    summary = verdicts.summary(done)
+    assert len(summary) and 0 <= summary["robust"].iloc[0] <= summary["clean"].iloc[0] <= 1
+    assert done.about.samples == more.get("samples", done.table["index"].nunique())
+
+
+@pytest.mark.parametrize(("model", "data", "more", "line"), REFUSED.values(), ids=REFUSED)
+def test_a_call_that_cannot_be_taken_is_refused_in_one_line(model: Any, data: Any, more: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError, match=line) as refused:
+        evaluate(model, data, **({"eps": 0.1} | FAST | more))
+    assert str(refused.value).isprintable()
