@@ -350,7 +350,7 @@ def proved(stage: Stage, folder: Path) -> dict[str, Any]:
 
 def ensemble(stage: Stage, model: nn.Module, split: Split) -> dict[str, Any]:
     """The standard evaluation at eps 1, in the box, with the time that is left; beside AutoAttack where that is installed."""
-    from robustbench_rkhs.evaluation.run import evaluate
+    from robustbench_rkhs import evaluate
     from robustbench_rkhs.verdicts import states
 
     started = time.perf_counter()

@@ -17,13 +17,12 @@ from test_losses import LOSSES
 from test_penalties import PENALTIES
 from torch import Tensor, nn
 
-from robustbench_rkhs import layers, verdicts
+from robustbench_rkhs import evaluate, layers, verdicts
 from robustbench_rkhs.attacks import PGD, AnyAttack, AutoAttack, FoolboxAttack, PublishedPGD
 from robustbench_rkhs.attacks.ball import distances
 from robustbench_rkhs.attacks.unrolled import unrolled
 from robustbench_rkhs.certificates import AnyCertificate, Certificate, SmoothingCertificate, listed
 from robustbench_rkhs.data import Split
-from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.runtime.hashed_rng import hashed_normals, hashed_uniforms
 from robustbench_rkhs.runtime.precision import full_precision
@@ -66,8 +65,8 @@ def near(one: Tensor, other: Tensor, relative: float = 1e-3, absolute: float = 1
 
 
 def kinds(union: object) -> set[type]:
-    """The classes of an annotated union."""
-    return set(get_args(get_args(union)[0]))
+    """The classes of an annotated union that recipes name; the base class beside them is for the user's own."""
+    return {kind for kind in get_args(get_args(union)[0]) if "name" in kind.model_fields}
 
 
 ATTACKS = {

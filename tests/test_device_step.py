@@ -61,7 +61,7 @@ def test_unrolled_pgd_finds_what_pgd_finds(digits, settings, keep):
     attack = PGD(**({"eps": 0.3, "steps": 4, "targets": 0, "keep": keep, "loss": "cross_entropy"} | settings))
     keys = torch.arange(len(digits.x))
     found = unrolled(attack, digits.model, digits.x, digits.y, keys, torch.tensor(1.0))
-    expected = attack(digits.model, digits.x, digits.y, keys).images
+    expected = attack.perturbed(digits.model, digits.x, digits.y, keys)
     broken = digits.model(expected).argmax(1) != digits.y
     if keep == "best":  # what fell is left alone by the attack itself
         assert torch.equal(broken, digits.model(found).argmax(1) != digits.y)

@@ -100,10 +100,7 @@ def test_an_exact_attack_of_anybody_breaks_exactly_what_can_be_broken(attack, mi
             assert (row.radius < np.inf) == (1.02 * truth[row.index] <= row.eps) and row.radius >= truth[row.index] * (1 - 1e-5)
     right = (oracle.model(oracle.x).argmax(1) == oracle.y).numpy()
     assert (
-        len(rows)
-        and set(rows["index"]) == set(np.flatnonzero(right))
-        and (rows["forwards"] > 0).all()
-        and not done.about.breaches
+        len(rows) and set(rows["index"]) == set(np.flatnonzero(right)) and (rows["forwards"] > 0).all() and not done.about.breaches
     )
 
 
