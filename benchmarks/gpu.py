@@ -78,6 +78,7 @@ def inside(name: str, seconds: float, out: Path, device: str, quick: bool) -> No
     os.setsid()
     os.dup2(os.open(out / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
     os.dup2(1, 2)
+    sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1, closefd=False)
     findings = out / f"{name}.jsonl"
     findings.write_text("")
     try:
