@@ -5,7 +5,7 @@ import json
 import pickle
 import zipfile
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -89,6 +89,7 @@ def test_l_infinity_and_float64_are_kept_exactly(tmp_path):
 class Spy(PGD):
     """PGD, its calls counted."""
 
+    name: Literal["spy"] = "spy"
     calls: ClassVar[list[int]] = []
 
     def __call__(self, model, x, y, keys, *eps):
@@ -347,6 +348,8 @@ def test_a_smoothed_model_is_asked_as_it_was_counted(tmp_path):
 
 class Careless(PGD):
     """Answers outside of box and ball, and NaN for every fifth image."""
+
+    name: Literal["careless"] = "careless"
 
     @property
     def label(self):

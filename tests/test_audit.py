@@ -188,7 +188,7 @@ def test_pools_normalisations_batch_norm_and_groups_by_their_closed_forms():
     assert known.normalisation_factor(part) == 1 and known.normalisation_factor(one_part(nn.ReLU(), (2,))) is None
     norm = nn.BatchNorm2d(2)
     norm.running_var.fill_(0.01)
-    assert known.batch_norm_factor(one_part(norm, (2, 3, 3))) == 1 and one_part(norm, (2, 3, 3)).proven > 9.9
+    assert known.normalisation_factor(one_part(norm, (2, 3, 3))) == 1 and one_part(norm, (2, 3, 3)).proven > 9.9
     grouped = nn.Conv2d(2, 2, 1, groups=2, bias=False)
     with torch.no_grad():
         grouped.weight.copy_(torch.tensor([0.5, 0.25]).view(2, 1, 1, 1))

@@ -14,7 +14,7 @@ from torch import nn
 
 from robustbench_rkhs.attacks import PGD
 from robustbench_rkhs.certificates import AlphaCrownCertificate, CrownCertificate, IBPCertificate
-from robustbench_rkhs.layers import Normalize, Residual, Sandwich
+from robustbench_rkhs.layers import Normalize, Residual
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.relaxations import ball, interval_margins, trace
 from robustbench_rkhs.relaxations.full import interval_proof, linear_proof, proved_trace
@@ -221,7 +221,6 @@ REFUSED = {
     "dropout": (lambda: nn.Sequential(nn.Linear(4, 3), nn.Dropout()), "training"),
     "nan": (_nan, "NaN"),
     "hooks": (_hooked, "hooks"),
-    "sandwich": (lambda: nn.Sequential(Sandwich(4, 3)), r"'0' \(Sandwich\): no rule"),
     "features": (lambda: nn.Sequential(nn.Linear(5, 3)), "does not take images"),
     "alpha": (lambda: nn.Sequential(nn.Linear(4, 3), nn.ELU(2.0)), "expected alpha"),
 }

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -216,6 +217,8 @@ def test_code_that_changed_is_not_served_old_parts(tmp_path):
 
 
 class Broken(PGD):
+    name: Literal["broken"] = "broken"
+
     def __call__(self, model, x, y, keys, eps=None) -> Attacked:
         raise RuntimeError("out of luck")
 

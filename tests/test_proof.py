@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import robustbench_rkhs
-from robustbench_rkhs import layers, lipschitz
+from robustbench_rkhs import bounds, layers, lipschitz
 from robustbench_rkhs.certificates import EclipseCertificate, LipLTCertificate, MarginCertificate
 from robustbench_rkhs.cli.evaluate import main as evaluate_main
 from robustbench_rkhs.cli.verify import main as verify_main
@@ -158,7 +158,7 @@ def far(module: nn.Module, seed: int = 0) -> nn.Module:
 def classifier(layer: nn.Module, shape: tuple[int, ...], classes: int = 3) -> nn.Sequential:
     """The layer between what makes it a classifier."""
     torch.manual_seed(0)
-    size = math.prod(lipschitz.upper(layer.eval(), shape).shape)
+    size = math.prod(bounds.upper(layer.eval(), shape).shape)
     return nn.Sequential(layer, nn.Flatten(), nn.Linear(size, classes)).eval()
 
 
@@ -233,7 +233,7 @@ def test_every_layer_goes_round(make, shape, tmp_path):
     head = chain[: next(i for i, row in enumerate(proof.about["layers"]) if row["layer"] == "1 Flatten")]
     truth_norm = jacobian_norm(double[0], shape)
     assert truth_norm <= product(head) * (1 + 1e-12)
-    assert product(head) <= lipschitz.upper(double[0], shape).value * (1 + 1e-6)
+    assert product(head) <= bounds.upper(double[0], shape).value * (1 + 1e-6)
     if all(operation.affine for operation in head):
         assert product(head) <= truth_norm * (1 + 1e-6)
         if head:

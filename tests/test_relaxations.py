@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from oracles import dense
 from torch import nn
 
-from robustbench_rkhs.layers import GroupSort, MaxMin, Normalize, Residual, Sandwich, Scale
+from robustbench_rkhs.layers import GroupSort, MaxMin, Normalize, Residual, Scale
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.relaxations import ball, crown_margins, interval_margins, trace
 
@@ -341,7 +341,7 @@ def hooked():
 
 REFUSED = {
     "unknown": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.Softplus()), "layer '2' \\(Softplus\\): no rule"),
-    "nested": (lambda: nn.Sequential(nn.Flatten(), nn.Sequential(Sandwich(36, 3))), "layer '1.0' \\(Sandwich\\)"),
+    "nested": (lambda: nn.Sequential(nn.Flatten(), nn.Sequential(nn.GLU())), "layer '1.0' \\(GLU\\)"),
     "in a branch": (lambda: nn.Sequential(Residual(nn.GELU(), nn.Identity()), nn.Flatten()), "'0.body' \\(GELU\\)"),
     "overridden": (lambda: nn.Sequential(nn.Flatten(), Doubled(36, 3)), "'1' \\(Doubled\\): it overrides forward of Linear"),
     "hooked": (lambda: nn.Sequential(nn.Flatten(), hooked()), "it carries hooks"),

@@ -9,10 +9,11 @@ from oracles import affine
 from scipy.optimize import linprog, minimize
 from torch import Tensor, nn
 
+from robustbench_rkhs import UserError, attack
 from robustbench_rkhs.attacks import AnyAttack, Attack
 from robustbench_rkhs.attacks.ball import distances
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
-from robustbench_rkhs.attacks.targeted import attack_towards
+from robustbench_rkhs.attacks.targeted import Towards, attack_towards
 from robustbench_rkhs.nodes.threat_model import Norm
 
 CLASSES, COUNT = 4, 4

@@ -1,4 +1,7 @@
-"""Where passes still pay: signs that gradients hide something, and a battery spent on a pilot first."""
+"""Adaptive effort: run the ensemble on a pilot subset, extend only the attacks that break something.
+
+Where gradients look masked, every attack runs on every open image.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,30 +18,30 @@ from robustbench_rkhs.attacks.objective import margin
 from robustbench_rkhs.runtime.counter_rng import mix
 
 NEAR, DRAWN, LEAST = 0.12, 0.08, 10
-"""The pilot: this share of the open images nearest to falling, this share drawn from the rest; at least so many of each."""
+"""The pilot: this share of the open images with the smallest margins, this share drawn from the rest; at least so many of each."""
 AGREE = 4.0
-"""Where gradients mean something, a small step along one lowers the margin by what it says, up to this factor."""
+"""Where gradients are useful, a small step along one lowers the margin by what it predicts, up to this factor."""
 DOUBTFUL = 0.1
-"""Share of the open images whose gradients may be useless before no image is spared any more."""
+"""Share of the open images whose gradients may be useless; above it, no image is skipped any more."""
 DEEPER = 0.01
-"""Queries go lower than gradients where they leave less of the clean margin, by this share of it."""
+"""Queries count as better than gradients where they leave a smaller share of the clean margin, by this much."""
 
 Asks = Literal["gradients", "boundary", "queries"]
 """What an attack learns from: gradients inside the ball, points at the boundary wherever that is, or answers alone."""
 
 
 class Part(NamedTuple):
-    """What one part of a battery was spent on."""
+    """How one attack of the ensemble was spent."""
 
     label: str
     tried: int
     """Images it was run on."""
     broke: int
     left_out: int
-    """Images that were open and were spared it."""
+    """Open images that it was not run on."""
     bound: float
-    """At 95 % confidence, at most this share of those spared would have fallen to it: Clopper and Pearson's bound where none of
-    the drawn images fell. 0 where none was spared."""
+    """At 95 % confidence, it would have broken at most this share of the skipped images: the Clopper-Pearson bound where it broke
+    none of the drawn ones. 0 where none was skipped."""
 
 
 class Spending(NamedTuple):
@@ -46,7 +49,7 @@ class Spending(NamedTuple):
 
     parts: tuple[Part, ...] = ()
     signs: tuple[str, ...] = ()
-    """What made the whole battery run on every open image; empty where some were spared."""
+    """What made the whole ensemble run on every open image; empty where some were skipped."""
 
 
 @contextmanager
@@ -64,7 +67,7 @@ def only(engine: Engine, chosen: Int[Tensor, " some"]) -> Iterator[None]:
 
 @contextmanager
 def lowest(engine: Engine, kept: Float64[Tensor, " batch"] | None) -> Iterator[None]:
-    """Inside, `kept` (where given) follows the lowest share of its clean margin that any question about an image left standing."""
+    """Inside, `kept` (where given) tracks the lowest share of its clean margin that any query of an image reached."""
     clean = margin(engine.clean, engine.y).double().clamp_min(1e-300)
 
     def watch(at: Tensor, logits: Tensor) -> None:
@@ -80,7 +83,7 @@ def lowest(engine: Engine, kept: Float64[Tensor, " batch"] | None) -> Iterator[N
 
 
 def run(engine: Engine, part: EngineAttack, chosen: Int[Tensor, " some"]) -> Bool[Tensor, " batch"]:
-    """The part on these images alone; which fell to it."""
+    """One attack on these images alone; returns which it broke."""
     before = engine.broken
     with only(engine, chosen):
         if len(engine.open()):
@@ -90,10 +93,10 @@ def run(engine: Engine, part: EngineAttack, chosen: Int[Tensor, " some"]) -> Boo
 
 @torch.no_grad()
 def doubts(engine: Engine, at: Int[Tensor, " some"]) -> tuple[Bool[Tensor, " batch"], list[str]]:
-    """Images whose gradient says nothing of their margin, and signs that no gradient of this model does.
+    """Images whose gradient does not predict their margin, and signs that no gradient of this model does.
 
     The margin's gradient at the image, then a step of an eighth of eps along it: the margin must fall, by what the gradient says up
-    to a factor. Cost: 3 forward passes and a backward pass an image.
+    to a factor. Cost: 3 forward passes and a backward pass per image.
     """
     y, x = engine.y, engine.x[at]
     found = engine.slope(at, x, lambda logits, rows: margin(logits, y[at][rows]))

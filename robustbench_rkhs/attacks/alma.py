@@ -1,4 +1,4 @@
-"""ALMA: the distance and the distance to the boundary in one augmented Lagrangian."""
+"""ALMA: minimal-norm attack that lowers distance and misclassification constraint in one augmented Lagrangian."""
 
 from typing import Literal
 
@@ -31,7 +31,7 @@ PROGRESS = 0.95
 
 
 class ALMA(StartsAttack):
-    r"""The norm of the perturbation plus a penalty on what is missing to the boundary, with a multiplier learnt on the way.
+    r"""Minimal-norm attack on the augmented Lagrangian: norm plus a penalty on the violated constraint, its multiplier adapted.
 
     .. math:: \min_\delta \lVert \delta \rVert + P(c(\delta), \rho, \mu), \qquad
               c = \frac{m(x + \delta)}{\lVert \nabla m \rVert_* \lVert \delta \rVert}, \qquad

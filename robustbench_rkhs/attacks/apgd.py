@@ -1,4 +1,4 @@
-"""Auto-PGD: gradient steps whose length needs no choice, on losses that the scale of the logits cannot mask."""
+"""Auto-PGD: gradient steps with an automatic step size, on losses that do not depend on the scale of the logits."""
 
 import math
 from typing import Literal, NamedTuple, get_args
@@ -42,12 +42,12 @@ class Rows(NamedTuple):
     step: Float[Tensor, " rows"]
 
     def kept(self, standing: Bool[Tensor, " rows"]) -> "Rows":
-        """Only the rows that stand."""
+        """Only the rows that are still robust."""
         return Rows(*(column[standing] for column in self))
 
 
 class APGD(EngineAttack):
-    r"""Auto-PGD: momentum steps in an l2 or linf ball, halved where they no longer pay, then on from the best point.
+    r"""Auto-PGD: momentum steps in an l2 or linf ball; the step is halved where progress stalls, at the best point so far.
 
     .. math:: z = \Pi\big(x_k - \eta\, d(\nabla \ell(x_k))\big), \qquad
               x_{k+1} = \Pi\big(x_k + \tfrac34 (z - x_k) + \tfrac14 (x_k - x_{k-1})\big), \qquad \eta_0 = 2 \varepsilon
@@ -61,7 +61,7 @@ class APGD(EngineAttack):
     :math:`(f_y - f_t) / (f_{(1)} - (f_{(3)} + f_{(4)}) / 2)`. All are of logits times a constant of each image that puts its clean
     margin at 10. A DLR loss is flat where the second logit equals the third, so 1e-4 times its numerator is added. With fewer than
     four classes the denominators degenerate, and the constant alone takes their place.
-    Cost of an image that stands: steps + 1 forward and steps backward passes a run, and 1 forward pass; runs = restarts, times
+    Cost per unbroken image: steps + 1 forward and steps backward passes per run, and 1 forward pass; runs = restarts, times
     min(targets, classes - 1) for `targeted`. Raises UserError for a missing, negative or infinite eps.
     Source: Croce & Hein, ICML 2020.
     """
@@ -103,7 +103,7 @@ class APGD(EngineAttack):
 
     @torch.no_grad()
     def search(self, engine: Engine) -> None:
-        """Run after run on what still stands."""
+        """Run after run on the images that are still robust."""
         classes = engine.clean.shape[1]
         if engine.eps.isinf().any():
             raise UserError(f"attack {self.label!r} needs a finite eps for every image, found an infinite one")
@@ -130,7 +130,7 @@ class APGD(EngineAttack):
         return engine.project(at, x + per_image(engine.eps[at].to(x.dtype), x) * way)
 
     def _run(self, engine: Engine, at: Tensor, start: Tensor, target: Tensor) -> None:
-        """All these rows from their starts; those whose image fell leave after the pass that broke it."""
+        """All these rows from their starts; those whose image is broken leave after the pass that broke it."""
         step, zero = 2 * engine.eps[at].to(start.dtype), torch.zeros_like(start)
         worst, no = torch.full_like(step, torch.inf), torch.zeros_like(at, dtype=torch.bool)
         rows = Rows(at, target, start, start, zero, worst, start, zero, worst, worst, no, torch.zeros_like(at), step)

@@ -29,7 +29,7 @@ KNOWN = sorted({part for parts in PARTS.values() for part in parts})
 
 
 class AutoAttack(Attack):
-    r"""A battery of attacks at one budget, each on what the earlier ones left standing.
+    r"""An ensemble of attacks at one budget, each on the images that the earlier ones did not break.
 
     .. math:: \exists x' \in B_\varepsilon(x) \cap [0,1]^d : \arg\max_k f_k(x') \ne y \; ?
 
@@ -47,9 +47,9 @@ class AutoAttack(Attack):
 
     name: Literal["autoattack"] = "autoattack"
     version: Literal["standard", "plus", "rand", "custom"] = "standard"
-    """Which battery."""
+    """Which ensemble."""
     attacks: tuple[str, ...] = ()
-    """The battery of `custom`: apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square."""
+    """The attacks of `custom`: apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square."""
     batch_size: int = Field(256, ge=1)
     """Images at once."""
     rescale: bool = False

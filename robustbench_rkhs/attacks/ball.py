@@ -1,4 +1,4 @@
-"""Norms, balls and boxes: what every attack and the harness that counts it agree on."""
+"""Norms, balls and boxes, shared by the attacks and the evaluation that counts their results."""
 
 import torch
 from jaxtyping import Float, Float64, Int, Shaped
@@ -9,7 +9,7 @@ from robustbench_rkhs.runtime.counter_rng import draws
 
 
 def per_image(values: Shaped[Tensor, " batch"], x: Tensor) -> Tensor:
-    """One value an image, shaped to broadcast over the images `x`."""
+    """One value per image, shaped to broadcast over the images `x`."""
     return values.view(-1, *[1] * (x.dim() - 1))
 
 

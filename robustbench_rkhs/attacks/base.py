@@ -1,4 +1,4 @@
-"""What an attack is: images in, images out, and the passes it took. It never reports success; the harness measures."""
+"""The base class of attacks: images in, images out, and the passes used. Success is measured by the evaluation, not reported."""
 
 from typing import ClassVar, NamedTuple
 
@@ -19,11 +19,12 @@ class Attacked(NamedTuple):
     backwards: Int[Tensor, " batch"]
     """Backward passes spent on each image."""
     broken: Bool[Tensor, " batch"] | None = None
-    """Images that the attack saw fall, and spared what was left of it; None where it spares nothing."""
+    """Images that the attack saw broken and stopped working on; None where it never stops early."""
 
 
 class Attack(Node):
-    """Common fields of all attacks. `__call__(model, x, y, keys)`; `keys`: what its random draws are counted by, one an image."""
+    """Common fields of all attacks. `__call__(model, x, y, keys)`; `keys`: one integer key per image that
+    seeds its random numbers."""
 
     minimal_norm: ClassVar[bool] = False
     """True: runs once without a budget and answers every eps."""
@@ -35,7 +36,7 @@ class Attack(Node):
     eps: Real | None = None
     """Budget: radius of the ball. An evaluation fills it in."""
     seed: int = 0
-    """Random draws are counted from here."""
+    """Seed of the random numbers."""
 
     @property
     def scale_invariant(self) -> bool:
@@ -52,7 +53,7 @@ class Attack(Node):
         return self.model_copy(update={"norm": norm, "eps": None if self.minimal_norm else eps, "seed": seed})
 
     def again(self, number: int) -> "Attack":
-        """The same attack for the number-th time more, on images whose fall was denied: other draws."""
+        """The same attack once more with other random numbers, on images whose adversarial example was not reproduced."""
         return self.model_copy(update={"seed": mix(self.seed, number)})
 
     def budget(self) -> float:

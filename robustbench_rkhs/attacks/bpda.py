@@ -1,4 +1,4 @@
-"""Gradients past layers that have none: the backward pass of chosen submodules replaced by the identity (BPDA)."""
+"""BPDA: chosen submodules get the gradient of the identity in the backward pass."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""DDN: the direction of the perturbation and its length are decided apart."""
+"""DDN: minimal-norm attack that decouples the direction of the perturbation from its norm."""
 
 from typing import Literal
 
@@ -14,7 +14,7 @@ from robustbench_rkhs.nodes.node import UserError
 
 
 class DDN(RadiusAttack):
-    r"""Steps along the gradient at length one, then the perturbation brought to a length that shrinks inside and grows outside.
+    r"""Unit-norm gradient steps, then a rescaled perturbation: its norm shrinks once adversarial and grows while not.
 
     .. math:: \delta \leftarrow \delta - \alpha_t \frac{\nabla L}{\lVert \nabla L \rVert_2}, \qquad
               \delta \leftarrow \rho \frac{\delta}{\lVert \delta \rVert_2}, \qquad

@@ -1,4 +1,4 @@
-"""What an evaluation attacks with where no attack is named, by how much work is to be spent."""
+"""The default attacks of an evaluation, by effort."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ from robustbench_rkhs.attacks.superdeepfool import SuperDeepFool
 from robustbench_rkhs.nodes.threat_model import Norm
 
 Effort = Literal["quick", "adaptive", "standard"]
-"""How much work an evaluation spends on what is open."""
+"""How much work an evaluation spends on open images."""
 
 
 def protocol_of(effort: Effort, norm: Norm) -> tuple[Attack, ...]:

@@ -1,4 +1,4 @@
-"""The engine our own attacks run in: only undecided images in a batch, no weight gradients, every answer counted and kept."""
+"""The engine of our own attacks: batches of open images only, no weight gradients, every query counted."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -23,7 +23,7 @@ batch, whose last bits differ, it might be none. An exact tie stays what it is."
 
 
 class Engine:
-    """Images under attack, by position in the batch: what is known of each, and the model to ask.
+    """The images under attack, by position in the batch: what is known of each, and the queried model.
 
     An attack works on `open()` and asks by `logits` or `slope`; whatever it asks, each misclassified image inside box and ball is
     kept if it is the nearest so far, and leaves `open()` where a finite eps was given. So no iterate of any attack is lost, and
@@ -51,7 +51,7 @@ class Engine:
         self.eps = eps
         """Each image's own budget; infinite where the nearest adversarial image is looked for."""
         self.watch: Callable[[Tensor, Tensor], None] | None = None
-        """Told (positions, logits) of every answer, where something is to be learnt from them."""
+        """Called with (positions, logits) of every query, where given."""
         self.images = x.clone()
         """The nearest adversarial image found; the image itself where none was."""
         self.distance = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
@@ -72,7 +72,7 @@ class Engine:
         return self.distance < torch.inf
 
     def open(self) -> Int[Tensor, " some"]:
-        """Positions still to be attacked: right as they are and, where eps is finite, not fallen yet."""
+        """Positions still to be attacked: correctly classified and, where eps is finite, not broken yet."""
         return (self.right & ~(self.broken & self.eps.isfinite()) & (self.eps > 0)).nonzero().flatten()
 
     def standing(self, at: Int[Tensor, " some"]) -> Bool[Tensor, " some"]:
@@ -86,7 +86,7 @@ class Engine:
 
     @torch.no_grad()
     def logits(self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"]) -> Float[Tensor, "some classes"]:
-        """Answers to images that stand for those at these positions. Cost: `expectation` forward passes each."""
+        """Logits of modified images, one for each of these positions. Cost: `expectation` forward passes each."""
         parts = []
         for where, part in zip(at.split(self.batch_size), images.split(self.batch_size), strict=True):
             logits = self.model(part)
@@ -206,7 +206,7 @@ class Engine:
             if len(kept):
                 better[kept] = self._errs_again(at[kept], images[kept])
         best, away = at[better], away[better]
-        order = away.argsort(stable=True)  # an image may stand in the batch several times: its nearest, of equals the first
+        order = away.argsort(stable=True)  # an image may be in the batch several times: its nearest, of equals the first
         order = order[best[order].argsort(stable=True)]
         places, several = best[order].unique_consecutive(return_counts=True)
         first = order[several.cumsum(0) - several]

@@ -1,4 +1,4 @@
-"""What our own attacks are made from: the fields they share, and the call that gives their search an engine."""
+"""Base class of our own attacks: their common fields, and the call that runs their search in the engine."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,21 +21,20 @@ class EngineAttack(Attack):
     batch_size: int = Field(256, ge=1)
     """Images at once: bounds the memory, changes no draw."""
     expectation: int = Field(1, ge=1)
-    """Passes that every answer and gradient is the mean of (expectation over transformations), for a model that draws: the cost is
-    as many times as high."""
+    """Forward passes that every output and gradient is averaged over (expectation over transformations), for a random model."""
     confirm: int = Field(0, ge=0)
-    """How often each fall is asked about again, in another batch: it counts only where the model errs every time, else the attack
-    goes on. For a model that draws, or whose answers depend on the batch. Cost: so many forward passes a fall."""
+    """How often each adversarial example is queried again, in another batch: it counts only where the model always errs, else the
+    attack goes on. For a randomized model, or one whose outputs depend on the batch. Cost: as many forward passes per example."""
     straight_through: tuple[str, ...] = ()
     """Names of submodules whose backward pass is replaced by the identity (BPDA), for layers without a useful gradient. They must
     keep the shape of what they are given."""
 
     def search(self, engine: Engine) -> None:
-        """Ask the model; the engine keeps what fell."""
+        """Query the model; the engine keeps the adversarial examples."""
         raise TypeError(f"{type(self).__name__} is not an attack by itself")
 
     def again(self, number: int) -> "Attack":
-        """With other draws, and each fall confirmed twice as often as this is the time: a false one closes no image."""
+        """With other random numbers and twice as many confirmations, so that a false example closes no image."""
         return super().again(number).model_copy(update={"confirm": self.confirm + 2 * number})
 
     def __call__(

@@ -1,4 +1,4 @@
-"""Our own AutoAttack: a battery in one engine, each part on what the earlier ones left undecided."""
+"""Our own AutoAttack: an ensemble in one engine, each attack on the images that the earlier ones did not break."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from robustbench_rkhs.attacks.fab import FAB
 from robustbench_rkhs.attacks.square.attack import Square
 
 AnyPart = Annotated[APGD | FAB | Square, Field(discriminator="name")]
-"""What a battery may be made of."""
+"""The attacks an ensemble may be made of."""
 BATTERIES: dict[str, tuple[AnyPart, ...]] = {
     "standard": (APGD(loss="cross_entropy"), APGD(loss="targeted"), FAB(targets=9, parallel=9), Square()),
     "plus": (
@@ -36,7 +36,7 @@ PASSES_OF_RAND = 20
 
 
 class Ensemble(EngineAttack):
-    r"""A battery at one budget an image: APGD on cross-entropy, targeted APGD, targeted FAB and Square, in one engine.
+    r"""An ensemble at one budget per image: APGD on cross-entropy, targeted APGD, targeted FAB and Square, in one engine.
 
     .. math:: \exists x' \in B_\varepsilon(x) \cap [0,1]^d : \arg\max_k f_k(x') \ne y \; ?
 
@@ -47,11 +47,11 @@ class Ensemble(EngineAttack):
     `effort: full` the verdict on an image does not depend on the others.
 
     effort adaptive: every APGD part on every image; the other parts, five sixths of the cost, only on a pilot: the 12 % of
-    the open images (at least 10) that came nearest to falling and 8 % (at least 10) drawn by key. What breaks near images only
+    the open images (at least 10) with the lowest margins so far and 8 % (at least 10) drawn by key. What breaks near images only
     goes on, nearest first, until it breaks none; what breaks no pilot image is left out for the rest: with n drawn images, at
-    most a share 1 - 0.05^(1/n) of these would have fallen to it, at 95 % confidence. All get the whole battery where a drawn
-    image fell to it, Square came lower than the gradients did on any pilot image, more than a tenth of the gradients are zero or
-    do not say how the margin falls, or answers differ from one question to the next.
+    most a share 1 - 0.05^(1/n) of these would have been broken by it, at 95 % confidence. All get the whole ensemble where a
+    drawn image was broken by it, Square came lower than the gradients did on any pilot image, more than a tenth of the
+    gradients are zero or do not predict the margin, or outputs differ from one query to the next.
     So a verdict depends on the images of a block, and can only err towards calling an image robust.
     Cost of a robust image: about 7,000 forward and 1,910 backward passes at ten classes (standard), half of it (adaptive).
     Raises UserError for a missing or negative eps, and in box `unit` for images outside [0, 1].
@@ -60,11 +60,11 @@ class Ensemble(EngineAttack):
 
     name: Literal["ensemble"] = "ensemble"
     version: Literal["standard", "plus", "rand", "custom"] = "standard"
-    """Which battery."""
+    """Which ensemble."""
     attacks: tuple[AnyPart, ...] = ()
-    """The battery of `custom`. Norm, box, seed, batch_size, expectation and straight_through are the ensemble's, not the part's."""
+    """The attacks of `custom`. Norm, box, seed, batch_size, expectation and straight_through are the ensemble's, not the part's."""
     effort: Literal["full", "adaptive"] = "full"
-    """`full`: every part on every image still open. `adaptive`: the whole battery only where a pilot says that it may pay."""
+    """`full`: every attack on every open image. `adaptive`: the whole ensemble only where a pilot suggests that it pays off."""
 
     @model_validator(mode="after")
     def _battery(self) -> "Ensemble":

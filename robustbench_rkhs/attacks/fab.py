@@ -32,14 +32,14 @@ class _Plane(NamedTuple):
 
 
 class FAB(EngineAttack):
-    r"""Fast adaptive boundary attack: towards the boundary from the iterate and from the image at once, and back once across.
+    r"""Fast adaptive boundary attack: projections onto the linearised boundary from iterate and image, then a step back.
 
     .. math:: x' \leftarrow \Pi_{[0,1]^d}\big((1 - \alpha)(x' + \eta\,\delta) + \alpha\,(x + \eta\,\delta_x)\big), \qquad
               \alpha = \min\Big(\tfrac{\lVert\delta\rVert}{\lVert\delta\rVert + \lVert\delta_x\rVert}, \alpha_{\max}\Big)
 
     delta and delta_x take x' and x onto the plane f_y = f_k linearised near x', inside the box, by the shortest way; k is the
     nearest class by that linearisation, or the target. An adversarial x' is drawn back: x' <- (1 - beta) x + beta x'.
-    The distance is minimised; with a finite eps for each image (inside an ensemble) an image leaves once it fell inside. A row
+    The distance is minimised; with a finite eps for each image (inside an ensemble) an image leaves once it is broken inside. A row
     whose gradient is zero where the model is right cannot move, and leaves too. At last two secants of the margin on the line
     from the image to its nearest adversarial one (without a finite eps only).
     Cost an image: steps + 5 forward and steps K backward passes (K classes; steps with two), times restarts; targeted:
@@ -111,7 +111,7 @@ class FAB(EngineAttack):
         return start.clamp(0, 1) if self.box == "unit" else start
 
     def _run(self, engine: Engine, at: Tensor, points: Tensor, target: Tensor | None) -> None:
-        """One run of all rows; those whose image fell within a finite eps leave, and those that no gradient moves."""
+        """One run of all rows; those whose image is broken within a finite eps leave, and those that no gradient moves."""
         plane = self._look(engine, at, points, target)
         for step in range(self.steps):
             stays = engine.standing(at) & (plane.wrong | plane.normal.flatten(1).any(1))
@@ -162,7 +162,7 @@ class FAB(EngineAttack):
         return moved.clamp(0, 1) if self.box == "unit" else moved
 
     def _look(self, engine: Engine, at: Tensor, points: Tensor, target: Tensor | None) -> _Plane:
-        """Answers at these points and the boundary linearised there: one gradient with a target, one a class without."""
+        """Answers at these points and the boundary linearised there: one gradient with a target, one per class without."""
         y = engine.y[at]
         if target is not None:
             seen = engine.slope(at, points, lambda logits, rows: gap(logits, y[rows], target[rows]))

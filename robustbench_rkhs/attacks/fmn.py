@@ -10,7 +10,7 @@ from robustbench_rkhs.attacks.radius import RadiusAttack
 
 
 class FMN(RadiusAttack):
-    r"""Steps along the gradient of the margin, projected into a ball that shrinks inside and grows outside.
+    r"""Gradient steps on the margin, projected into a ball whose radius shrinks once adversarial and grows while not.
 
     .. math:: \delta \leftarrow \Pi_{\rho} \left( \delta - \alpha_t \frac{\nabla m}{\lVert \nabla m \rVert_2} \right), \qquad
               \rho \leftarrow (1 \mp \gamma_t) \rho \text{ where } x + \delta \text{ is wrong / right}

@@ -55,8 +55,8 @@ class FoolboxAttack(Attack):
     estimated by sampling decisions. Only for box `unit`, and for models that answer alike twice.
     Only images classified correctly are attacked. Draws are counted by (seed, keys of the block): another block, other ones.
     Box `none`: the library needs bounds, and gets three times the images' range (at least 1) on either side.
-    Cost: forward and backward passes an image: ddn, fmn, brendel_bethge one a step; deepfool up to 9 a step, few steps;
-    cw up to nine searches of `steps`; hop_skip_jump about 67 steps^1.5 (steps 10: 2,200; 64: 34,000) and 10 to 20 a step forward
+    Cost: forward and backward passes per image: ddn, fmn, brendel_bethge one per step; deepfool up to 9 per step, few steps;
+    cw up to nine searches of `steps`; hop_skip_jump about 67 steps^1.5 (steps 10: 2,200; 64: 34,000) and 10 to 20 per step forward
     passes, and one backward pass, for its start.
     Raises UserError for a norm that foolbox has no such attack in, a step size it would ignore, images outside the box.
     Source: Rauber et al., JOSS 2020; Moosavi-Dezfooli et al., CVPR 2016; Rony et al., CVPR 2019; Pintor et al., NeurIPS 2021;
@@ -152,7 +152,7 @@ class FoolboxAttack(Attack):
 
 
 def bounds_of(x: Tensor, box: Box) -> tuple[float, float]:
-    """The bounds that foolbox is told: the box, or far around the images where there is none."""
+    """The bounds passed to foolbox: the box, or far around the images where there is none."""
     if box == "unit":
         return 0.0, 1.0
     low, high = x.amin().item(), x.amax().item()

@@ -83,7 +83,7 @@ class ForeignAttack(Attack):
         import foolbox  # here, not above: it takes a second
 
         with quiet():
-            net = foolbox.models.PyTorchModel(counted, bounds=bounds_of(x, self.box), device=x.device)
+            net = foolbox.models.pytorch.PyTorchModel(counted, bounds=bounds_of(x, self.box), device=x.device)
             found, _, _ = self.held(net, x, foolbox.criteria.Misclassification(y), epsilons=eps)
         return found
 

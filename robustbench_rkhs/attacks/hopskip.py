@@ -1,4 +1,4 @@
-"""HopSkipJump of the library foolbox, fenced in: each image's own step length, and memory bounded by parts."""
+"""HopSkipJump of the library foolbox, with a step length per image and bounded memory."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A library's attack, fenced in: what it sees of the model, what it spends, and that it leaves nothing behind."""
+"""The model as a library sees it: queries are counted, randomness is confined, and the model is left as it was."""
 
 import random
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A last look between each image and its nearest adversarial one: the line between them crosses the boundary somewhere."""
+"""Final line search: secant steps between each image and its nearest adversarial example."""
 
 import torch
 
@@ -14,7 +14,7 @@ def nearer(engine: Engine) -> None:
     .. math:: t = t^* + 0.05\, (t_1 - t^*), \qquad t^* = t_0 + (t_1 - t_0)\, \frac{m(t_0)}{m(t_0) - m(t_1)}
 
     The point asked lies a twentieth of the way from the secant's zero back to the adversarial end, so that a straight margin lands
-    just across. The engine keeps what is nearer. Cost: 3 forward passes an image (the first asks for the margin at hand).
+    just across. The engine keeps what is nearer. Cost: 3 forward passes per image (the first asks for the margin at hand).
     Source: the final search of Croce & Hein, ICML 2020.
     """
     at = (engine.right & engine.broken & engine.eps.isinf()).nonzero().flatten()

@@ -1,4 +1,4 @@
-"""A model as its linearisation at the images sees it: the other classes whose boundary is nearest."""
+"""The model linearised at the images: the classes whose decision boundary is nearest."""
 
 from typing import NamedTuple
 

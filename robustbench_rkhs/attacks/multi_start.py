@@ -1,4 +1,4 @@
-"""What DDN, FMN and ALMA share: they start on the linearised boundaries of the nearest classes and walk by the gradient."""
+"""Base of DDN, FMN and ALMA: gradient steps from starts on the linearised boundaries of the nearest classes."""
 
 from typing import ClassVar, NamedTuple
 

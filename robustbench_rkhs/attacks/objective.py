@@ -1,4 +1,4 @@
-"""What an attack lowers: one number an image, negative where it is misclassified (cross-entropy excepted)."""
+"""The objectives attacks minimise: one number per image, negative where it is misclassified (cross-entropy excepted)."""
 
 from typing import Literal
 

@@ -25,9 +25,9 @@ class PGD(EngineAttack):
               m = f_y - \max_{j \ne y} f_j
 
     d is the gradient at length one (l2; zero stays zero) or its sign (linf). The step length falls linearly from `step_size`
-    to a twentieth of it. The first start is x itself, every further restart a random point of the ball; an image that fell
+    to a twentieth of it. The first start is x itself, every further restart a random point of the ball; a broken image
     is left out of later steps.
-    Then `targets` runs towards the nearest other classes, from x, on what still stands.
+    Then `targets` runs towards the nearest other classes, from x, on the unbroken images.
     Cost: at most (restarts + targets) (steps + 1) + 2 forward and (restarts + targets) steps + K backward passes an image
     (K classes), and a forward pass for one that is broken. No weight gradients.
     Source: Madry et al., ICLR 2018; normalised l2 steps as in Rony et al., CVPR 2019.
@@ -49,7 +49,7 @@ class PGD(EngineAttack):
     keep: Literal["best", "last"] = "best"
     """`best`: the iterate of lowest margin; `last`: the last iterate, whatever it does."""
     targets: int = Field(1, ge=0)
-    """Runs towards one class each, nearest by linearisation first, on what still stands (scale-invariant losses that keep the
+    """Runs towards one class each, nearest by linearisation first, on the unbroken images (scale-invariant losses that keep the
     best only): the untargeted margin has local minima even on an affine model."""
 
     @property
@@ -58,7 +58,7 @@ class PGD(EngineAttack):
 
     @torch.no_grad()
     def search(self, engine: Engine | TrainingEngine) -> None:
-        """Restart after restart, then target after target, on what still stands."""
+        """Restart after restart, then target after target, on the unbroken images."""
         for restart in range(self.restarts):
             if not len(at := engine.open()):
                 return
@@ -84,7 +84,7 @@ class PGD(EngineAttack):
     ) -> Float[Tensor, "batch *image"]:
         """The images to train on: the iterates of lowest margin (or the last ones), the model asked in the mode it is in.
 
-        The same search, without what only an evaluation needs: no pass is counted, no image asked about again.
+        The same search, without what only an evaluation needs: no pass is counted, no image queried again.
         """
         if (eps := self.budget()) == 0:
             return x
@@ -104,7 +104,7 @@ class PGD(EngineAttack):
         images: Float[Tensor, "some *image"],
         target: Int[Tensor, " some"] | None = None,
     ) -> None:
-        """One run, towards `target` where given. Images that fell leave the batch (with `keep: best`)."""
+        """One run, towards `target` where given. Broken images leave the batch (with `keep: best`)."""
         best, x, eps = self.keep == "best", engine.x[at], engine.eps[at]
         first = (2.5 * eps / self.steps).clamp_min(eps / 4) if self.step_size is None else torch.full_like(eps, self.step_size)
         lowered = self._lowered(engine.y[at], target)

@@ -1,4 +1,4 @@
-"""What DDN and FMN share: gradient steps in a ball that shrinks where the image is misclassified and grows where it is not."""
+"""Base of DDN and FMN: gradient steps in a ball that shrinks where the image is misclassified and grows where it is not."""
 
 import math
 

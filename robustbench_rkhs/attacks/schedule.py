@@ -1,4 +1,4 @@
-r"""The schedule: which image is attacked at which eps next. Decisions on arrays alone; no model is asked here.
+r"""The schedule: which image is attacked next, and at which eps. It works on arrays alone and runs no model.
 
 Asked for is the state of every image at every eps of a grid (a few radii, or a whole curve of them). For one image let c be its
 certified radius, b the distance of its nearest known adversarial image and s the largest budget that the whole protocol survived
@@ -8,9 +8,9 @@ inferred, the one heuristic here, and marked as such in the verdicts). What rema
 Each image is attacked at the **largest** eps that remains, and this is the least work:
 
 - Any schedule must run the protocol at the largest eps of the grid that an image finally survives at, or the survival there is
-  unknown: one run an image that survives anywhere. Here it is the last run, and it settles everything below.
+  unknown: one run per image that survives anywhere. Here it is the last run, and it settles everything below.
 - Every other run here ends in a fall at a distance d <= eps, which settles all of [d, eps]. So runs <= 1 + falls, and a fall is
-  cheap: an attack leaves an image as soon as it fell, while a survivor costs the whole protocol.
+  cheap: an attack leaves an image as soon as it is broken, while a survivor costs the whole protocol.
 - From below (smallest eps first) each survival settles one eps alone, so an image costs a whole protocol at every eps it survives.
   Bisection would settle the same by fewer runs only where falls are many, and pays whole protocols for its survivals in between.
 - No run is made where a certificate or a known adversarial image decides, which is why both come first: a minimal-norm attack at a
@@ -30,7 +30,7 @@ from jaxtyping import Bool, Float, Int
 from robustbench_rkhs.runtime.counter_rng import mix
 
 FIRST = 8
-"""Images of the first block of a cheap attack: after it, the time to go is told."""
+"""Images of the first block of a cheap attack: after it, the remaining time is reported."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ HAIR = 1e-3
 
 
 class SuperDeepFool(EngineAttack):
-    r"""DeepFool steps until the boundary is crossed, then the whole perturbation onto the boundary's normal there; and again.
+    r"""DeepFool steps across the boundary, then the perturbation projected onto the boundary's normal, repeatedly.
 
     .. math:: z \leftarrow z + \arg\min_d \lVert d \rVert : g(z) + \langle \nabla g(z), d \rangle = 0 \quad (g(z) \ge 0), \qquad
               z \leftarrow x + \arg\min_d \lVert d \rVert : g(z) + \langle \nabla g(z), x + d - z \rangle = 0 \quad (g(z) < 0)

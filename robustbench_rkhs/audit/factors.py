@@ -1,4 +1,4 @@
-"""A model as a row of layers, whether or not a rule covers them, and what products of their factors would say."""
+"""A model as a chain of layers, with or without a rule, and the products of their factors."""
 
 import copy
 import math
@@ -10,6 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from robustbench_rkhs.bounds import Step, steps, upper
+from robustbench_rkhs.layers.lowered import plain
 from robustbench_rkhs.lipschitz import Uncertifiable, affine, rule
 
 
@@ -32,7 +33,7 @@ Factor = Callable[[Part], float | None]
 
 
 def copied(module: nn.Module) -> nn.Module:
-    """A deep copy, also of a module that keeps a tensor worked out from others (old-style spectral_norm does)."""
+    """A deep copy, also of a module that keeps a tensor computed from others (old-style spectral_norm does)."""
     kept = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
     return copy.deepcopy(module, {id(value): value.detach().clone() for value in kept})
 
@@ -103,7 +104,7 @@ def _proven(layer: nn.Module, shape: tuple[int, ...]) -> float | None:
 
 
 def weighted(part: Part) -> bool:
-    """An affine layer with a weight matrix or kernel: what norms are worked out of, exactly or not."""
+    """An affine layer with a weight matrix or kernel: what norms are computed from, exactly or not."""
     return affine(part.module) and any(tensor.dim() >= 2 for tensor in part.module.parameters())
 
 
@@ -135,7 +136,7 @@ def rows(chain: list[Part], classes: int) -> Float64[Tensor, "classes inputs"]:
     y = x
     with torch.enable_grad():
         for part in chain:
-            y = part.module(y)
+            y = plain(part.module)(y)
         (matrix,) = torch.autograd.grad(y, x, torch.eye(classes, dtype=torch.float64))
     return matrix.flatten(1)
 
@@ -157,12 +158,12 @@ def pairwise(chain: list[Part], classes: int, factor: Factor = lambda part: None
 
 
 class Linearised:
-    """The Jacobian of a module at each image of a batch, applied to one direction an image, and its adjoint."""
+    """The Jacobian of a module at each image of a batch, applied to one direction per image, and its adjoint."""
 
     def __init__(self, module: nn.Module, x: Float64[Tensor, "batch *inputs"]) -> None:
         with torch.inference_mode(False), torch.enable_grad():
             self.x = x.detach().clone().requires_grad_()
-            self.y = module(self.x * 1)  # a layer may work in place
+            self.y = plain(module)(self.x * 1)  # a layer may work in place
             self.v = torch.zeros_like(self.y, requires_grad=True)
             constant = not self.y.requires_grad
             self.pulled = None if constant else self._grad(self.y, self.x, self.v, create_graph=True)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from robustbench_rkhs.audit.factors import Factor, Linearised, Part, chained, copied, head, pairwise, power, rows, weighted
 from robustbench_rkhs.audit.scene import Radii, Scene, radii
 from robustbench_rkhs.bounds import upper
-from robustbench_rkhs.layers import Normalize
 from robustbench_rkhs.runtime.counter_rng import draws
 
 SAME = 1e-9
@@ -82,27 +81,35 @@ def pool_factor(part: Part) -> float | None:
     return 1.0 if isinstance(part.module, (nn.MaxPool1d, nn.MaxPool2d)) else None
 
 
-def deviations(part: Part) -> Tensor | None:
-    """The standard deviations an input normalisation divides by: of ours, or a childless layer with tensors `mean` and `std`."""
-    std = getattr(part.module, "std", None)
-    plain = isinstance(getattr(part.module, "mean", None), Tensor) and not list(part.module.children())
-    return std.detach().double() if isinstance(std, Tensor) and (plain or isinstance(part.module, Normalize)) else None
+def slopes(part: Part) -> Tensor | None:
+    r"""By arithmetic, what a normalisation multiplies each entry by: :math:`f(x) = a \odot x + b`; None for any other layer.
+
+    Whatever its class is called: f(0), f(1) and f of random numbers tell. A plain multiple of its input is none.
+    """
+    if part.inputs != part.outputs or part.branches or weighted(part) or math.prod(part.inputs) == 0:
+        return None
+    zeros = torch.zeros(1, *part.inputs, dtype=torch.float64)
+    x = draws(torch.zeros(1, dtype=torch.int64), 0, zeros, 1)
+    with torch.no_grad():
+        shift, one, found = (part.module(image.clone()) for image in (zeros, zeros + 1, x))
+    by = one - shift
+    if not torch.allclose(found, by * x + shift, rtol=1e-9, atol=1e-9 * float(one.abs().max() + 1)):
+        return None
+    if not (by != 0).all():
+        return None
+    multiple = not shift.any() and bool((by == by.flatten()[0]).all())
+    return None if multiple and not isinstance(part.module, nn.modules.batchnorm._BatchNorm) else by.abs()
 
 
 def normalisation_factor(part: Part) -> float | None:
-    """1 for the input normalisation, as if radii were in its units."""
-    return None if deviations(part) is None else 1.0
+    """1 for a normalisation, as if radii were in its units."""
+    return None if slopes(part) is None else 1.0
 
 
 def largest_deviation_factor(part: Part) -> float | None:
     """1 / max std in place of 1 / min std."""
-    std = deviations(part)
-    return None if std is None else float(1 / std.max())
-
-
-def batch_norm_factor(part: Part) -> float | None:
-    """1 for BatchNorm."""
-    return 1.0 if isinstance(part.module, (nn.BatchNorm1d, nn.BatchNorm2d)) else None
+    found = slopes(part)
+    return None if found is None else float(found.min())
 
 
 def groups_factor(part: Part) -> float | None:
@@ -132,6 +139,27 @@ def power_iteration(scene: Scene, iterations: int, start: str) -> Radii | None:
 def one_factor(scene: Scene, factor: Factor) -> Radii | None:
     """One wrong factor in the product."""
     return _with_factor(scene, factor)
+
+
+def at_input(scene: Scene, factor: Factor) -> Radii | None:
+    """The wrong factor on layers that the image reaches before any weight: a normalisation there is the input's."""
+    first = _before_weights(scene)
+    return _with_factor(scene, lambda part: factor(part) if part.path in first else None)
+
+
+def inside(scene: Scene, factor: Factor) -> Radii | None:
+    """The wrong factor on layers behind weights: a normalisation there is BatchNorm's, or its replacement."""
+    first = _before_weights(scene)
+    return _with_factor(scene, lambda part: None if part.path in first else factor(part))
+
+
+def _before_weights(scene: Scene) -> set[str]:
+    found = set()
+    for part in scene.chain:
+        if part.branches or weighted(part):
+            break
+        found.add(part.path)
+    return found
 
 
 def unknown_as_one(scene: Scene) -> Radii | None:
@@ -219,9 +247,9 @@ MISTAKES: dict[str, Callable[[Scene], Radii | None]] = {
     "norm of the reshaped kernel": partial(one_factor, factor=reshaped_factor),
     "circular FFT at the image's size": partial(one_factor, factor=circular_factor),
     "overlapping max-pool counted as 1": partial(one_factor, factor=pool_factor),
-    "input normalisation dropped": partial(one_factor, factor=normalisation_factor),
-    "1 / max std of the input normalisation": partial(one_factor, factor=largest_deviation_factor),
-    "BatchNorm counted as 1": partial(one_factor, factor=batch_norm_factor),
+    "input normalisation dropped": partial(at_input, factor=normalisation_factor),
+    "1 / max std of the input normalisation": partial(at_input, factor=largest_deviation_factor),
+    "BatchNorm counted as 1": partial(inside, factor=normalisation_factor),
     "BatchNorm in training mode": batch_statistics,
     "layers without a rule counted as 1": unknown_as_one,
     "groups multiplied": partial(one_factor, factor=groups_factor),

@@ -1,4 +1,4 @@
-"""Where a certificate is lost: each layer's proven bound over what is found from below, and the same of the whole network."""
+"""Tightness: each layer's proven bound over a lower bound of the truth, and the same for the whole network."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -168,7 +168,7 @@ def krylov(module: nn.Module, shape: tuple[int, ...], seed: int = 0, dimension: 
     r"""||A v|| / ||v|| for the steepest v in span{s, A^T A s, ..., (A^T A)^{m-1} s}: from below, whatever the start s.
 
     A: the affine module without its constant. Golub-Kahan with full reorthogonalisation; never less than power iteration gives.
-    Cost: two products with A and its adjoint a dimension.
+    Cost: two products with A and its adjoint per dimension.
     """
     zeros = torch.zeros(1, *shape, dtype=torch.float64)
     operator = Linearised(module, zeros)

@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from robustbench_rkhs import verdicts
-from robustbench_rkhs.attacks import FoolboxAttack
-from robustbench_rkhs.attacks.ball import distances, pull_inside
+from robustbench_rkhs.attacks import DDN, FMN, SuperDeepFool
+from robustbench_rkhs.attacks.counted import count
+from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.audit.claims import Claim
 from robustbench_rkhs.audit.mistakes import MISTAKES
 from robustbench_rkhs.audit.scene import Scene
 from robustbench_rkhs.data import Split
-from robustbench_rkhs.evaluation.predictions import misclassified
+from robustbench_rkhs.evaluation.predictions import counting
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.layers.frozen import freeze
@@ -34,6 +35,8 @@ from robustbench_rkhs.verdicts import Evaluation, Proportion
 Shares = Float[np.ndarray, " images"]
 SLACK = 1e-9
 """Relative room when an adversarial distance is held against a radius."""
+SEARCH: dict[Norm, tuple[type[EngineAttack], ...]] = {"l2": (SuperDeepFool, DDN, FMN), "linf": (SuperDeepFool, FMN)}
+"""Minimal-norm attacks that look for the nearest adversarial image; DDN knows l2 alone."""
 
 
 def audit(
@@ -56,7 +59,7 @@ def audit(
     would certify further than is proved are attacked once more by minimal-norm attacks, so that its "certificates" are held
     against the nearest adversarial images known.
     Verdicts, within 95% limits of the images: `upheld`: what is measured reaches the claim; `refuted`: the claim lies above what
-    attacks left standing; `not proved`: it lies between. The model is left as it was. Raises UserError for bad input.
+    attacks did not break; `not proved`: it lies between. The model is left as it was. Raises UserError for bad input.
     """
     if not claims:
         raise UserError("expected at least one claim, found none")
@@ -140,25 +143,25 @@ def closer(
     with evaluating(model, device):
         queried = freeze(model)
         with full_precision():
-            for kind in ("deepfool", "ddn" if norm == "l2" else "fmn"):
-                attack = FoolboxAttack(attack=kind, box=box).aimed(norm=norm, eps=None, seed=seed)
+            for kind in SEARCH[norm]:
+                attack = kind(box=box).aimed(norm=norm, eps=None, seed=seed)
                 for part in concerned.split(block):
                     x, y = split.x[part].to(device), split.y[part].to(device)
                     try:
-                        found = attack(queried, x, y, split.index[part]).images.to(x)
+                        found = attack(queried, x, y, split.index[part].to(device)).images
                     except UserError:
                         raise
-                    except Exception as error:  # a library's fault leaves images unbroken, and is said
+                    except Exception as error:  # a model's fault leaves images unbroken, and is said
                         notes.append(f"attack {attack.label} failed on {len(x)} images: {type(error).__name__}")
                         continue
-                    inside = pull_inside(x, found, norm, None, box)
-                    away: Tensor = torch.where(misclassified(queried, inside, y), distances(x, inside, norm), torch.inf)
-                    nearest[part.numpy()] = np.minimum(nearest[part.numpy()], away.cpu().double().numpy())
+                    counted = count(counting(queried), x, found, norm=norm, box=box, eps=None)
+                    away = torch.where(counted.misses(y), counted.distance, torch.inf)
+                    nearest[part.numpy()] = np.minimum(nearest[part.numpy()], away.cpu().numpy())
     return nearest
 
 
 def _verdict(claim: Claim, done: Evaluation, proved: Shares, broken: Shares, right: Any) -> dict[str, Any]:
-    """Claimed, measured and what attacks left standing, with limits; and the verdict."""
+    """Claimed, measured and what attacks did not break, with limits; and the verdict."""
     images = len(right)
     standing = int((right & (broken > claim.eps)).sum()) if claim.quantity != "clean" else int(right.sum())
     if claim.quantity == "clean":

@@ -1,4 +1,4 @@
-"""What a mistake looks at, and the radii that bounds and logits give."""
+"""Inputs of the known mistakes, and the radii that bounds and logits give."""
 
 import math
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Caches that old weights left behind: found by changing the weights of a copy."""
+"""Stale caches of old weights, found by changing the weights of a copy."""
 
 from collections.abc import Callable
 from typing import Any

@@ -42,7 +42,7 @@ def eclipse_pairs(chain: list[Step], shape: tuple[int, ...], classes: int) -> Fl
     seen to be positive semidefinite (`proved`) with N_i lowered a little; otherwise nothing is claimed but the product.
 
     A layer that is neither affine nor such an activation (MaxMin, max-pool, residual blocks ...) starts anew, with its bound
-    times all before it. Cost: a few products, an inverse and a Cholesky decomposition a layer, of its width; the pairs share
+    times all before it. Cost: a few products, an inverse and a Cholesky decomposition per layer, of its width; the pairs share
     all but the last product. Raises Uncertifiable as `pair_bounds` does, and where a layer is too wide.
     Source: Xu and Sivaranjani, NeurIPS 2024.
     """

@@ -1,4 +1,4 @@
-"""Whole models: layers in a row, runs of affine layers merged into one matrix, and a bound for each pair of classes."""
+"""Whole networks: a chain of layers, runs of affine layers merged into one matrix, and a bound for each pair of classes."""
 
 import copy
 import math

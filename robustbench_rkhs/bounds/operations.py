@@ -22,7 +22,7 @@ SELF_NORMALISING = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNo
 
 def _dropout(x: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> nn.Module:
     if training:
-        raise Uncertifiable("it is random in training mode; pass training=self.training and call model.eval() first")
+        raise Uncertifiable("it draws at random in every mode, as it is not told training=self.training")
     return nn.Identity()
 
 
@@ -192,7 +192,7 @@ def reshaped(before: tuple[int, ...], after: tuple[int, ...]) -> list[nn.Module]
 
 
 def scaled(value: Any, before: tuple[int, ...]) -> list[nn.Module]:
-    """Multiplication by a number, or one number a channel."""
+    """Multiplication by a number, or one number per channel."""
     constant = per_channel(value, before)
     if constant.numel() == 1:
         return [] if constant.item() == 1 else [Scale(constant.item())]
@@ -200,7 +200,7 @@ def scaled(value: Any, before: tuple[int, ...]) -> list[nn.Module]:
 
 
 def shifted(value: Any, before: tuple[int, ...], sign: float) -> list[nn.Module]:
-    """Addition (sign 1) or subtraction (sign -1) of a number, or one number a channel."""
+    """Addition (sign 1) or subtraction (sign -1) of a number, or one number per channel."""
     constant = per_channel(value, before)
     if not constant.any():
         return []
@@ -208,7 +208,7 @@ def shifted(value: Any, before: tuple[int, ...], sign: float) -> list[nn.Module]
 
 
 def per_channel(value: Any, before: tuple[int, ...]) -> Tensor:
-    """A constant as one number, or one a channel. Raises Uncertifiable where it is neither."""
+    """A constant as one number, or one per channel. Raises Uncertifiable where it is neither."""
     if not isinstance(value, int | float | Tensor) or (isinstance(value, Tensor) and value.is_complex()):
         raise Uncertifiable(f"expected a constant number or tensor, found {type(value).__name__}")
     constant = torch.as_tensor(value).detach().to("cpu", torch.float64)

@@ -12,6 +12,7 @@ from torch.fx.node import _get_qualified_name
 from robustbench_rkhs.lipschitz.bounds import Uncertifiable
 from robustbench_rkhs.lipschitz.guard import foreign, intact, named, parts
 from robustbench_rkhs.nodes.reasons import reason
+from robustbench_rkhs.runtime.modes import advice
 
 PREFIX = "model"
 """The traced model's name in the module that holds it."""
@@ -144,7 +145,7 @@ def _check(model: nn.Module) -> None:
                 raise Uncertifiable("it is compiled, which no rule covers; certify the model it was made from")
             intact(module, kind)
             if module.training:
-                raise Uncertifiable("it is in training mode; call model.eval() first")
+                raise Uncertifiable(f"it is in training mode: {advice(module)}")
             changed = [name for name in CALLS if getattr(kind, name, None) is not getattr(nn.Module, name, None)]
             if changed and (foreign(module) or isinstance(module, nn.Sequential)):
                 raise Uncertifiable(f"{kind.__name__} overrides {', '.join(changed)} of Module")

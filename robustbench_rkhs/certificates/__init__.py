@@ -34,7 +34,7 @@ PORTFOLIO: tuple[dict[str, Any], ...] = (
     {"name": "crown", "search": False},
     {"name": "alpha_crown", "search": False},
 )
-"""What the word `portfolio` stands for: proofs of the network as it is, the cheapest first, asked for the epsilons alone."""
+"""The default certificates (`portfolio`): proofs of the unmodified network, the cheapest first, for the requested epsilons only."""
 
 
 def listed(given: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a certificate is: for each image a radius proved from below, or the reason why there is none."""
+"""The base class of certificates: a proved lower bound of each image's robust radius, or the reason why there is none."""
 
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
@@ -25,7 +25,7 @@ class Certified(NamedTuple):
 class Certificate(Node):
     """Common ground of all certificates: `__call__(model, x, y, keys, epsilons)`.
 
-    `keys`: what random draws are counted by, one an image; `epsilons`: a certificate may stop where these are settled.
+    `keys`: one integer key per image that seeds its random numbers; `epsilons`: a certificate may stop where these are settled.
     The model, its mode, gradients and buffers are left as they were. What is not proved is refused:
     lipschitz.Uncertifiable, by name.
     """

@@ -19,6 +19,7 @@ from robustbench_rkhs.relaxations.full import NUMBERS, Found, affine, kinked, pr
 from robustbench_rkhs.relaxations.interval import Trace
 from robustbench_rkhs.relaxations.region import Region
 from robustbench_rkhs.relaxations.rounding import LEAST, UNIT
+from robustbench_rkhs.runtime.modes import advice
 
 LARGEST = 1e4
 """No larger radius is looked for, in pixels of [0, 1]."""
@@ -34,7 +35,7 @@ def twin(model: nn.Module, device: torch.device) -> nn.Module:
     """A private float64 copy in eval mode, every layer of which runs the code its rule is for. Raises Uncertifiable."""
     for path, layer in every(model):
         if layer.training and isinstance(layer, nn.modules.dropout._DropoutNd | nn.modules.batchnorm._BatchNorm):
-            raise Uncertifiable(f"layer {path!r} ({type(layer).__name__}) is in training mode; call model.eval() first")
+            raise Uncertifiable(f"layer {path!r} ({type(layer).__name__}) is in training mode: {advice(layer)}")
         for name, tensor in [*layer.named_parameters(), *layer.named_buffers()]:
             if tensor.is_floating_point():
                 weights(tensor, f"{name} of layer {path!r} ({type(layer).__name__})")

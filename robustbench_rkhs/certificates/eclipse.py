@@ -10,7 +10,7 @@ from robustbench_rkhs.certificates.pairwise import PairwiseCertificate
 
 
 class EclipseCertificate(PairwiseCertificate):
-    r"""The smallest gap to another class, over the ECLipsE-Fast bound of that difference of logits.
+    r"""The smallest margin to another class, divided by the ECLipsE-Fast bound of that difference of logits.
 
     .. math:: r = \min_{j \ne y} \frac{f_y(x) - f_j(x) - 2e}{L_{yj}} (1 - 10^{-12}), \qquad
               r_\infty = r_2 / \sqrt d

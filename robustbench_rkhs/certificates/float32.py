@@ -37,7 +37,7 @@ PLAIN = (
     Normalize,
     Scale,
 )
-"""Layers whose float32 forward pass is sums of products and a kink, in any order; others work their weights out in float32."""
+"""Layers whose float32 forward pass is sums of products and a kink, in any order; others compute their weights in float32."""
 
 
 def float32_error(chain: list[Step], x: Float64[Tensor, "batch *image"]) -> tuple[Float64[Tensor, " batch"], float]:

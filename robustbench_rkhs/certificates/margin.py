@@ -1,4 +1,4 @@
-"""The certificate of a proven Lipschitz bound: how far apart two logits are, over how fast they can meet."""
+"""The margin certificate: the gap between two logits over the proven Lipschitz bound of their difference."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ from robustbench_rkhs.certificates.pairwise import PairwiseCertificate
 
 
 class MarginCertificate(PairwiseCertificate):
-    r"""The smallest gap to another class, over the proven Lipschitz bound of that difference of logits.
+    r"""The smallest margin to another class, divided by the proven Lipschitz bound of that difference of logits.
 
     .. math:: r = \min_{j \ne y} \frac{f_y(x) - f_j(x) - 2e}{L_{yj}} (1 - 10^{-12}), \qquad
               r_\infty = r_2 / \sqrt d

@@ -1,4 +1,4 @@
-"""What certificates of differences of logits share: the radii, and bounds kept by the digest of all they depend on."""
+"""Base of certificates on differences of logits: their radii, and bounds cached by the digest of all they depend on."""
 
 import hashlib
 import math
@@ -21,7 +21,7 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.threat_model import Norm
 
 BATCH = 256
-"""Images a forward pass."""
+"""Images per forward pass."""
 KEPT = 4
 """Models whose bounds are kept between calls."""
 
@@ -38,7 +38,7 @@ _known: OrderedDict[bytes, _Known] = OrderedDict()
 
 
 class PairwiseCertificate(Certificate):
-    """Common ground of the certificates that divide gaps between logits by proven bounds of their differences.
+    """Base class of certificates that divide differences of logits by proven Lipschitz bounds of these differences.
 
     A subclass has a name of its own and says what the bounds are: `pairs`.
     """

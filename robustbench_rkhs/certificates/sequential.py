@@ -1,4 +1,4 @@
-"""How many coin flips until a lower limit of the share of heads settles what was asked, without peeking."""
+"""Early stopping for randomized smoothing: sequential Clopper-Pearson bounds by alpha-spending, and a confidence sequence."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""The certificate of randomized smoothing: how sure the majority under noise is, and how far that carries."""
+"""The certificate of randomized smoothing: a lower bound of the majority's probability under noise, and the radius it proves."""
 
 import math
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ SLACK = 1e-9
 
 
 class SmoothingCertificate(Certificate):
-    r"""A lower limit of the probability that the base answers the class under noise, through the normal quantile.
+    r"""Randomized smoothing: sigma times the normal quantile of a lower bound of the probability of the class under noise.
 
     .. math:: r = \sigma\, \Phi^{-1}(\underline p) \text{ where } \underline p > 1/2, \quad \text{else the certificate abstains};
               \qquad r_\infty = r / \sqrt d
@@ -41,7 +41,7 @@ class SmoothingCertificate(Certificate):
     says that the true probability does not reach it: giving up needs no guarantee to be sound, this one keeps its power.
     A draw counts only where the class is strictly on top. Draws are counted by (seed, key, number), and each image is asked
     alone: the same at any batch. Holds for the base as computed and exact Gaussian noise. Gaussian noise is not clamped to
-    [0, 1]. Cost: at most n0 + n forward passes of the base an image, in `forwards`. Raises UserError for a plain model.
+    [0, 1]. Cost: at most n0 + n forward passes of the base per image, in `forwards`. Raises UserError for a plain model.
     Source: Cohen et al., ICML 2019; Ville, 1939; the mixture of Robbins, 1970.
     """
 
@@ -54,9 +54,9 @@ class SmoothingCertificate(Certificate):
     sigma: Real | None = Field(None, gt=0)
     """Standard deviation of the noise, in pixels of [0, 1]: the model's own, which it must equal where given."""
     n: int = Field(100_000, ge=1)
-    """Draws of an image at most."""
+    """Largest number of draws per image."""
     n0: int = Field(100, ge=1)
-    """Draws on which the class is picked."""
+    """Draws from which the class is selected."""
     alpha: Real = Field(0.001, gt=0, lt=0.5)
     """Probability that the claim about an image is wrong."""
     futility: Real = Field(0.001, gt=0, lt=0.5)
@@ -64,9 +64,9 @@ class SmoothingCertificate(Certificate):
     stopping: Stopping = "spending"
     """When drawing stops: after `n`, or where every asked-for eps is settled."""
     batch: int = Field(2000, ge=1)
-    """Draws a forward pass."""
+    """Draws per forward pass."""
     seed: int = Field(0, ge=0)
-    """Random draws are counted from here."""
+    """Seed of the random numbers."""
 
     @property
     def arithmetic(self) -> str:

@@ -28,7 +28,7 @@ def _audit(
     """Hold claimed accuracies against what is proved and broken, and name the known mistakes that would explain the gap.
 
     $ rkhs-audit --model mypackage.nets:build --checkpoint theirs.pth --data cifar10 --claim certified@36/255=0.62 clean=0.81
-    Verdicts: upheld, not proved (open images leave room), refuted (above what attacks left standing: exit code 1).
+    Verdicts: upheld, not proved (open images leave room), refuted (above what attacks did not break: exit code 1).
 
     Args:
         model: Name in checkpoints/, checkpoint folder, or package.module:builder.

@@ -84,7 +84,7 @@ def _pairs(rest: list[str]) -> dict[str, str]:
 
 
 def usable_device(name: str) -> str:
-    """The device of this name, `auto` worked out. Raises UserError where it cannot be used here."""
+    """The device of this name, `auto` resolved. Raises UserError where it cannot be used here."""
     from robustbench_rkhs.runtime.devices import usable
 
     return usable(name)

@@ -67,7 +67,7 @@ def _evaluate(
             model that trips a check further. Cost: at most 1,550 passes an image of the sample. --no-diagnostics: the result is
             marked undiagnosed.
         rechecked: Of the survivals inferred from a larger eps, how many are attacked at their own eps after all. Cost: at most so
-            many runs of the attacks that have a budget, each about 8,800 passes of the ensemble where the image stands.
+            many runs of the attacks that have a budget, each about 8,800 passes of the ensemble where the image is robust.
         samples: Test images, a seeded stratified subset; all where not given.
         seed: Which images, and every random draw.
         block: Images a block, the unit of resuming.

@@ -27,8 +27,11 @@ def warnings_of(done: Any) -> list[str]:
         )
     unconfirmed = done.table[done.table["state_reason"] == "unconfirmed"]
     if len(unconfirmed):
-        where = f"{unconfirmed['index'].nunique()} images, which stay untested there"
-        lines.append(f"falls that the model denied when asked again, after further runs too: on {where}")
+        images = set(unconfirmed["index"])
+        states = (verdicts.states(done, eps)["state"] for eps in done.about.epsilons)
+        stay = images & {index for state in states for index in state.index[state == "untested"]}
+        rest = f"of which {len(stay)} stay untested" if stay else "each of which something else decides"
+        lines.append(f"falls that the model denied when asked again, after further runs too: on {len(images)} images, {rest}")
     claims = done.table[(done.table["kind"] == "certificate") & (done.table["radius"] > 0)]
     if chance := float(claims["failure_probability"].max() if len(claims) else 0):
         lines.append(f"certified by chance: each claim about an image is wrong with probability at most {chance:g}")

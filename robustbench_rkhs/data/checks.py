@@ -1,4 +1,4 @@
-"""What raw arrays must satisfy, and how they become tensors."""
+"""Checks of raw arrays, and their conversion to tensors."""
 
 import numpy as np
 import torch

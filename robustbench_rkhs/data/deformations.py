@@ -39,7 +39,7 @@ class Deformations(Node):
     smoothness: Real = Field(2.0, gt=0)
     """Standard deviation of the Gaussian filter, in pixels."""
     count: int = Field(32, ge=1)
-    """Deformations an image."""
+    """Deformations per image."""
 
     def __call__(
         self, keys: Int[Tensor, " batch"], seed: int, shape: tuple[int, ...], draw: int = 0
@@ -62,7 +62,7 @@ def fields(
     amplitude: float = 1.0,
     smoothness: float = 2.0,
 ) -> Float[Tensor, "batch 2 height width"]:
-    """Displacements tau in pixels, (down, right), one field an image of `shape`; float32 on the CPU, counted by (seed, key, draw).
+    """Displacements tau in pixels, (down, right), one field per image of `shape`; float32 on the CPU, counted by (seed, key, draw).
 
     The deformed image at u is the image at u + tau(u). What each limit means: `Deformations`. Raises UserError where the
     images are not (channel, height, width).

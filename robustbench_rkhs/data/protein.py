@@ -34,7 +34,7 @@ class Protein(DataSet):
     family: str = "1.1"
     """SCOP number of the task: 1.1 1.34 2.1 2.8 2.19 2.31 2.34 2.41 3.19 3.25 3.33 3.50."""
     encoding: Encoding = "blosum62"
-    """What stands for an amino acid: `one_hot`, or `blosum62`, its row of the matrix at length 1."""
+    """The encoding of an amino acid: `one_hot`, or `blosum62`, its row of the matrix at length 1."""
     length: int = Field(400, ge=1)
     """Amino acids kept; about nine sequences in ten are shorter than 400, the longest has 905."""
 

@@ -1,4 +1,4 @@
-"""The attacks of an evaluation: the schedule at work on a model, part by part, within a budget of seconds."""
+"""The attack phase: runs the schedule on a model, part by part, within a time budget."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -25,7 +25,7 @@ Group = list[Int[np.ndarray, "_"]]
 """Blocks of places that may be worked at side by side."""
 Radii = Float[np.ndarray, " some"]
 TOLD = 10.0
-"""The time to go is told where it is more than these seconds."""
+"""The remaining time is reported where it is more than these seconds."""
 LEARNING = 512
 """Images of a block, at least, of an attack that learns from some what pays on the others."""
 PILOTS = 64
@@ -80,7 +80,7 @@ class AttackPhase:
     errors: list[str] = field(default_factory=list)
     """What attacks ended in that failed."""
     rechecked: Rechecked = field(default_factory=Rechecked)
-    """Inferred survivals that were attacked at their own eps after all, and how many of them fell."""
+    """Inferred survivals that were attacked at their own eps after all, and how many of them were broken."""
 
     def __post_init__(self) -> None:
         split, images = self.subject.split, len(self.subject.split)
@@ -96,13 +96,13 @@ class AttackPhase:
         self.fixed = {label: attack for label, attack in named if not attack.minimal_norm}
         self.broken = np.full(images, np.inf)
         self.failed = np.full(images, np.inf)
-        """Smallest eps at which a fixed-budget attack ended in an error or a denied fall: nothing more is tried there."""
+        """Smallest eps at which a fixed-budget attack ended in an error or an unconfirmed result: nothing more is tried there."""
         self.ran: dict[str, dict[int, dict[float, float]]] = {label: {} for label in self.labels}
         """Of each attack, image and budget (inf where there is none): the radius."""
         self.survived = {label: np.full(images, -np.inf) for label in self.labels}
         """Of each attack, the largest budget that an image survived, and inf where a minimal-norm attack ran."""
         self.pace: dict[str, float] = {}
-        """Seconds an image, of each attack's latest part."""
+        """Seconds per image, of each attack's latest part."""
 
     def all(self) -> None:
         """Everything, in order. Raises OutOfTime where the budget is used up before."""
@@ -203,7 +203,7 @@ class AttackPhase:
         return open_here
 
     def run(self, attack: Attack, label: str, group: Group, eps: Radii | None = None) -> None:
-        """One attack on these blocks: one call with each image's own eps, or a call an eps; as many as the budget has time for."""
+        """One attack on these blocks: one call with each image's own eps, or a call per eps; as many as the budget has time for."""
         places, blocks = np.concatenate(group), np.repeat(np.arange(len(group)), [len(block) for block in group])
         if eps is not None and not isinstance(attack, EngineAttack):
             for value in sorted(set(eps.tolist()), reverse=True):

@@ -1,4 +1,4 @@
-"""Broken certificates: which are believed of a vote, and each of them asked again in float64."""
+"""Broken certificates: which count for a smoothed model, and the replay of each in float64."""
 
 import copy
 
@@ -7,7 +7,8 @@ from torch import Tensor
 
 from robustbench_rkhs.attacks import Attack
 from robustbench_rkhs.attacks.ball import distances, per_image
-from robustbench_rkhs.evaluation.predictions import counting, misclassified
+from robustbench_rkhs.attacks.counted import answered
+from robustbench_rkhs.evaluation.predictions import counting
 from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.verdicts import Breach
@@ -55,7 +56,7 @@ def replay(
     if not len(hit):
         return []
     twin = counting(copy.deepcopy(subject.model).cpu().double())
-    wrong = misclassified(twin, inside[hit].cpu().double(), y[hit].cpu())
+    wrong = answered(twin, inside[hit].cpu().double()) != y[hit].cpu()
     return [
         Breach(
             index=int(subject.split.index[positions[i]]),

@@ -1,4 +1,4 @@
-"""What a finished part depends on, as digests."""
+"""Cache keys: digests of everything a finished part depends on."""
 
 import hashlib
 import json

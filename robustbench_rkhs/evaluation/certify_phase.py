@@ -1,4 +1,4 @@
-"""The portfolio of an evaluation: certificates in turn, each on the images that those before it left open."""
+"""The certification phase: certificates in turn, each on the images that those before it left open."""
 
 import math
 import time

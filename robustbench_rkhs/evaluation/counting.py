@@ -1,6 +1,5 @@
-"""What an attack's images amount to: pulled inside ball and box, measured, asked again, kept as rows."""
+"""Counting adversarial examples: projected into ball and box, measured, confirmed by a second query, stored as rows."""
 
-import math
 import time
 from typing import Any, NamedTuple
 
@@ -9,13 +8,14 @@ import torch
 from torch import Tensor
 
 from robustbench_rkhs.attacks import Attack
-from robustbench_rkhs.attacks.ball import distances, pull_inside
+from robustbench_rkhs.attacks.ball import distances
 from robustbench_rkhs.attacks.base import Attacked
+from robustbench_rkhs.attacks.counted import answered, count
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.evaluation.breaches import believed, replay
 from robustbench_rkhs.evaluation.cache_key import digest_of, settings_of
 from robustbench_rkhs.evaluation.own_method import checked_attacked, fenced
-from robustbench_rkhs.evaluation.predictions import answered, counting
+from robustbench_rkhs.evaluation.predictions import counting
 from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.nodes.node import UserError
@@ -23,7 +23,7 @@ from robustbench_rkhs.nodes.reasons import cause
 from robustbench_rkhs.verdicts import Kept, Noticed, Part
 
 AGAIN = 2
-"""How often an image is attacked once more where the model, asked again, denied the fall that an attack saw."""
+"""How often an image is attacked again where a second query did not confirm the adversarial example."""
 
 
 def run_attack(
@@ -37,9 +37,9 @@ def run_attack(
     budgets: Tensor | None = None,
     blocks: np.ndarray | None = None,
 ) -> Part:
-    """Attack these images and count what fell: pulled exactly inside ball and box, measured in float64, asked again.
+    """Attack these images and count the broken ones: projected into ball and box, measured in float64, confirmed by a second query.
 
-    `certified`: each image's largest certified radius; one that fell within it is a breach, replayed in float64 and noted.
+    `certified`: each image's largest certified radius; one broken within it is a breach, replayed in float64 and noted.
     `budgets`: each image's own eps in place of the attack's, for the attacks of our engine; their rows are kept image by image, as
     their outcome for an image depends on no other image.
     `blocks`: which block each image belongs to, where workers may have a block each.
@@ -107,7 +107,7 @@ class Attempt(NamedTuple):
 def counted(subject: Subject, attack: Attack, positions: Tensor, certified: Tensor, budgets: Tensor, label: str) -> Count:
     """What an attack found on these images, each within its own budget.
 
-    Images whose fall is denied are attacked again, by `attack.again`, up to AGAIN times.
+    Images whose adversarial example is not confirmed are attacked again, by `attack.again`, up to AGAIN times.
     """
     x, y, started = subject.split.x[positions], subject.split.y[positions], time.perf_counter()
     inside, said, unconfirmed, left, forwards, backwards, error = attempted(subject, attack, positions, budgets)
@@ -166,11 +166,7 @@ def attempted(subject: Subject, attack: Attack, positions: Tensor, budgets: Tens
         nothing = torch.zeros(len(x), dtype=torch.int64)
         attacked = Attacked(x, nothing, nothing)
         failed = cause(error)
-    inside, found = x.clone(), attacked.images.to(x)
-    for eps in budgets.unique().tolist():  # a grid has few
-        own = budgets == eps
-        inside[own] = pull_inside(x[own], found[own], attack.norm, eps if math.isfinite(eps) else None, attack.box)
-    said = answered(counting(subject.queried), inside)
+    inside, said, _ = count(counting(subject.queried), x, attacked.images, norm=attack.norm, box=attack.box, eps=budgets)
     unconfirmed = torch.zeros_like(said, dtype=torch.bool) if attacked.broken is None else attacked.broken & (said == y)
     left = outside(x, attacked.images, attack, budgets)
     return Attempt(inside, said, unconfirmed, left, attacked.forwards + 1, attacked.backwards.clone(), failed)

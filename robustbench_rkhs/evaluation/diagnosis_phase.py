@@ -1,4 +1,4 @@
-"""Diagnostics beside an evaluation: may its attacks be believed? Where not, more of them run on what survived."""
+"""The diagnosis phase: checks for gradient masking; where one trips, more attacks run on the survivors."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

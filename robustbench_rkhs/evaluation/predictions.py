@@ -1,4 +1,4 @@
-"""A model asked: how many classes it knows, its logits checked, what it answers."""
+"""Predictions of a model: its class count, and its logits, checked."""
 
 from typing import Any
 
@@ -78,22 +78,6 @@ def no_logits(outputs: Tensor) -> str:
     if ((outputs == 0) | (outputs == 1)).all():
         return "the model returns one-hot rows (decisions, or a softmax that saturates); expected logits, from before that"
     return "the model returns probabilities (rows sum to 1); expected logits: remove its last softmax"
-
-
-@torch.no_grad()
-def misclassified(model: nn.Module, x: Tensor, y: Tensor, batch: int = 256) -> Tensor:
-    """Which images are misclassified; an answer that is not finite is no right answer."""
-    return answered(model, x, batch) != y
-
-
-@torch.no_grad()
-def answered(model: nn.Module, x: Tensor, batch: int = 256) -> Tensor:
-    """The class the model gives each image; -1 where its answer is not finite."""
-    said = []
-    for images in x.split(batch):
-        logits = model(images)
-        said.append(torch.where(logits.isfinite().all(1), logits.argmax(1), -1))
-    return torch.cat(said) if len(x) else torch.zeros(0, dtype=torch.int64, device=x.device)
 
 
 def counting(model: nn.Module) -> nn.Module:

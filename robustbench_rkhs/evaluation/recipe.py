@@ -23,7 +23,7 @@ class EvalRecipe(Node):
     eps: tuple[Annotated[Real, Field(ge=0)], ...]
     """Asked-for radii, in pixels of [0, 1]."""
     attacks: tuple[AnyAttack, ...] = ()
-    """The protocol: minimal-norm attacks, then the others, each on what still stands. Empty: what `effort` says."""
+    """The protocol: minimal-norm attacks, then the others, each on the images still open. Empty: the attacks of `effort`."""
     effort: Effort = "standard"
     """The protocol where no attack is named. quick: the union of the minimal-norm attacks. standard: cheap minimal-norm attacks,
     then the full ensemble at the largest eps that is open. adaptive: the same with what still pays of the ensemble."""

@@ -1,4 +1,4 @@
-"""Finished rows of one job, image by image: for attacks whose outcome for an image depends on no other image."""
+"""The row cache of a per-image job: cached rows are read, the rest is computed and cached."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ Pair = tuple[int, float]
 class RowCache:
     """The parts of one job, and in which of them each (image, eps) lies.
 
-    So another block size, another set of epsilons or a stop in the middle of a block make no row be worked out again. Each part is
+    So another block size, another set of epsilons or a stop in the middle of a block make no row be computed again. Each part is
     a file named after the pairs it holds, whole or absent. Rows of an attack that failed are not written: it is tried again next
     time. Nothing is written where there is no folder.
     """

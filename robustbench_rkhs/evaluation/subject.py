@@ -22,7 +22,7 @@ from robustbench_rkhs.verdicts import Nearest, Part
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated: a model in eval mode on a device, its images there, and the words that name both in the table."""
+    """The subject of an evaluation: a model in eval mode on a device, its images, and the names of both in the table."""
 
     model: nn.Module
     """What certificates look at."""

@@ -1,4 +1,4 @@
-"""Activations that keep the norm of gradients."""
+"""Gradient-norm-preserving activations: MaxMin and GroupSort."""
 
 from typing import Literal
 
@@ -18,14 +18,20 @@ class MaxMin(nn.Module):
 
     .. math:: (a, b) \mapsto (\max(a, b), \min(a, b)), \qquad L = 1
 
-    The first half of dimension 1 pairs with the second half. Sorting contracts: |sort u - sort v| <= |u - v|.
-    Raises UserError at an odd number of channels. Cost: one comparison a pair. Source: Anil et al., ICML 2019.
+    The first half of dimension `dim` (1: channels) pairs with the second half. Sorting contracts: |sort u - sort v| <= |u - v|.
+    Raises UserError at an odd number of channels. Cost: one comparison per pair. Source: Anil et al., ICML 2019.
     """
 
+    def __init__(self, dim: int = 1) -> None:
+        super().__init__()
+        if dim not in (1, -1):
+            raise UserError(f"MaxMin: expected dim 1 (channels) or -1 (the last), found {dim}")
+        self.dim = dim
+
     def forward(self, x: Float[Tensor, "batch channel *image"]) -> Float[Tensor, "batch channel *image"]:
-        if x.dim() < 2 or x.shape[1] % 2:
+        if x.dim() < 2 or x.shape[self.dim] % 2:
             raise UserError(f"MaxMin: expected an even number of channels, found an input of shape {tuple(x.shape)}")
-        return _maxmin(x, 1)
+        return _maxmin(x, self.dim)
 
 
 class GroupSort(nn.Module):
@@ -72,15 +78,15 @@ def activated(x: Float[Tensor, "*batch"], activation: Activation, dim: int = 1) 
             return x
 
 
-class Activated(nn.Module):
-    """A layer worked out once, and the activation on its channels."""
-
-    def __init__(self, layer: nn.Module, activation: Activation, dim: int) -> None:
-        super().__init__()
-        self.layer, self.activation, self.dim = layer, activation, dim
-
-    def forward(self, x: Float[Tensor, "*batch"]) -> Float[Tensor, "*outputs"]:
-        return activated(self.layer(x), self.activation, self.dim)
+def activation_layers(activation: Activation, dim: int = 1) -> list[nn.Module]:
+    """`activated` as layers: none or one."""
+    match activation:
+        case "relu":
+            return [nn.ReLU()]
+        case "maxmin":
+            return [MaxMin(dim)]
+        case "none":
+            return []
 
 
 def _maxmin(x: Float[Tensor, "*batch"], dim: int) -> Float[Tensor, "*batch"]:
@@ -90,7 +96,7 @@ def _maxmin(x: Float[Tensor, "*batch"], dim: int) -> Float[Tensor, "*batch"]:
 
 @rule.register
 def _(module: MaxMin, shape: tuple[int, ...]) -> Bound:
-    if not shape or shape[0] % 2:
+    if not shape or shape[module.dim - 1 if module.dim > 0 else -1] % 2:
         raise Uncertifiable(f"expected an even number of channels, found an input of shape {shape}")
     return Bound(1.0, shape)
 

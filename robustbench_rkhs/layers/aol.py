@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustbench_rkhs.layers.activations import Activated, Activation, activated, even
+from robustbench_rkhs.layers.activations import Activation, activated, activation_layers, even
 from robustbench_rkhs.layers.borders import (
-    Fixed,
+    Convolution,
     Padding,
     checked,
     convolve,
@@ -17,12 +17,12 @@ from robustbench_rkhs.layers.borders import (
     delta_orthogonal,
     entries,
     finite,
-    fixed_linear,
     inverse_root,
     norm_and_shape,
     precise,
     unit_peak,
 )
+from robustbench_rkhs.layers.lowered import chain, linear, lowered
 from robustbench_rkhs.lipschitz import Bound, Uncertifiable, affine, constants, fan, rule
 from robustbench_rkhs.lipschitz.bounds import spectral, weights
 
@@ -62,12 +62,6 @@ class AOL(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         return activated(functional.linear(x, self.matrix().to(x.dtype), self.bias), self.activation, -1)
-
-    @torch.no_grad()
-    def frozen(self) -> nn.Module:
-        """The same function with its matrix worked out once."""
-        linear = fixed_linear(self.matrix(), self.bias)
-        return linear if self.activation == "none" else Activated(linear, self.activation, -1)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, activation={self.activation!r}"
@@ -119,12 +113,6 @@ class AOLConv(nn.Module):
         y = convolve(x, self.kernel().to(x.dtype), self.bias, self.stride, self.padding_mode)
         return activated(y, self.activation)
 
-    @torch.no_grad()
-    def frozen(self) -> nn.Module:
-        """The same function with its kernel worked out once."""
-        fixed = Fixed(self.kernel(), self.bias, self.stride, self.padding_mode)
-        return fixed if self.activation == "none" else Activated(fixed, self.activation, 1)
-
     def extra_repr(self) -> str:
         sizes = f"{self.weight.shape[1]}, {self.weight.shape[0]}, kernel={self.weight.shape[-1]}, stride={self.stride}"
         return f"{sizes}, padding_mode={self.padding_mode!r}, activation={self.activation!r}"
@@ -142,6 +130,17 @@ def _(module: AOL, shape: tuple[int, ...]) -> Bound:
 def _(module: AOLConv, shape: tuple[int, ...]) -> Bound:
     finite(module)
     return Bound(*norm_and_shape(weights(module.kernel(), "kernel"), shape, module.stride, module.padding_mode))
+
+
+@lowered.register
+def _(layer: AOL) -> nn.Module:
+    return chain(linear(layer.matrix().to(layer.bias.dtype), layer.bias), *activation_layers(layer.activation, -1))
+
+
+@lowered.register
+def _(layer: AOLConv) -> nn.Module:
+    convolution = Convolution(layer.kernel(), layer.bias, layer.stride, layer.padding_mode)
+    return chain(convolution, *activation_layers(layer.activation))
 
 
 for _kind in (AOL, AOLConv):

@@ -7,6 +7,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from torch.nn import functional
 
+from robustbench_rkhs.layers.lowered import hold
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.lipschitz.bounds import weights
 from robustbench_rkhs.lipschitz.convolution import Axis, image_size, operator_norm
@@ -89,7 +90,7 @@ def norm_and_shape(
 
 
 def entries(weight: Float[Tensor, "outputs inputs kernel kernel"], padding_mode: Padding) -> tuple[int, int]:
-    """Nonzeros of a row and of a column of the convolution's matrix, at most: circular, a pixel shows three times an axis."""
+    """Nonzeros of a row and of a column of the convolution's matrix, at most: circular, a pixel shows three times per axis."""
     outputs, inputs, *taps = weight.shape
     copies = 9 if padding_mode == "circular" else 1
     return taps[0] * taps[1] * inputs, copies * taps[0] * taps[1] * outputs
@@ -134,28 +135,18 @@ def finite(module: nn.Module) -> None:
         weights(parameter, name)
 
 
-class Fixed(nn.Module):
-    """`convolve` by a kernel worked out once. No rule certifies it; certificates look at the layer it was made from."""
+class Convolution(nn.Module):
+    """`convolve` by a given kernel: the plain operation. No rule certifies it; certificates look at the layer it comes from."""
 
     weight: Tensor
-    bias: Tensor
+    bias: Tensor | None
 
     def __init__(
         self, weight: Float[Tensor, "outputs inputs kernel kernel"], bias: Tensor, stride: int, padding_mode: Padding
     ) -> None:
         super().__init__()
-        self.register_buffer("weight", weight.detach().to(bias.dtype))
-        self.register_buffer("bias", bias.detach().clone())
+        hold(self, weight=weight.to(bias.dtype), bias=bias)
         self.stride, self.padding_mode = stride, padding_mode
 
     def forward(self, x: Float[Tensor, "batch inputs height width"]) -> Float[Tensor, "batch outputs rows columns"]:
         return convolve(x, self.weight, self.bias, self.stride, self.padding_mode)
-
-
-def fixed_linear(weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"]) -> nn.Linear:
-    """nn.Linear with these numbers, in the bias's precision and place."""
-    linear = nn.Linear(weight.shape[1], weight.shape[0]).to(bias)
-    with torch.no_grad():
-        linear.weight.copy_(weight)
-        linear.bias.copy_(bias)
-    return linear

@@ -1,4 +1,4 @@
-"""Branches of the same image, one after the other in the channels."""
+"""Several branches of the same input, concatenated in the channels."""
 
 from collections.abc import Iterable
 

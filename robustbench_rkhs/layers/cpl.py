@@ -11,7 +11,7 @@ from robustbench_rkhs.layers.reflection import Reflection, ReflectionConv, certi
 SQUARINGS = 7
 """Of the Gram matrix: the bound of ||W||^2 is at most n^(1/256) times too large, 2 % for n = 256."""
 DENSITY = 8
-"""Frequencies an axis for each pair of neighbouring taps: the bound of ||W||^2 is at most 1 / cos(pi / 16)^4 = 8 % too large."""
+"""Frequencies per axis for each pair of neighbouring taps: the bound of ||W||^2 is at most 1 / cos(pi / 16)^4 = 8 % too large."""
 
 
 @certified
@@ -35,7 +35,7 @@ class CPLConv(ReflectionConv):
     r"""`CPL` with convolutions of stride one: W^T convolves `channels` into `inner` ones, W is its exact transpose.
 
     lambda bounds the convolution on the unbounded grid, and so at every image size, under either padding: the largest
-    Gram bound over a grid of N = 8 (k - 1) frequencies an axis, over cos(pi (k - 1) / 2N) squared for each axis (see `between`).
+    Gram bound over a grid of N = 8 (k - 1) frequencies per axis, over cos(pi (k - 1) / 2N) squared for each axis (see `between`).
     Any kernel; sizes stay. A circular kernel that would wrap more than once is refused when it meets the image.
     Source: as `CPL`; Ehlich & Zeller 1964 for the polynomial between the points.
     """
@@ -73,7 +73,7 @@ def _length(matrices: Inexact[Tensor, "batch order order"]) -> Float[Tensor, " b
 
 
 def frequencies(weight: Float[Tensor, "inner channel kernel kernel"]) -> Inexact[Tensor, "frequency inner channel"]:
-    """The convolution's matrices on the grid of N = 8 (k - 1) frequencies an axis; half of them, the others are conjugates."""
+    """The convolution's matrices on the grid of N = 8 (k - 1) frequencies per axis; half of them, the others are conjugates."""
     inner, channels, kernel, _ = weight.shape
     points = max(1, DENSITY * (kernel - 1))
     spectrum = torch.fft.rfft2(weight, s=(points, points))

@@ -1,30 +1,30 @@
-"""Models for evaluation: what a layer works out from its weights is worked out once."""
+"""Models for evaluation: each layer in plain operations, its weights computed once."""
 
 import copy
 
 import torch
 from torch import nn
 
+from robustbench_rkhs.layers.lowered import lowered, lowers
+
 
 @torch.no_grad()
 def freeze(model: nn.Module) -> nn.Module:
-    """A copy for evaluation, in which each layer that has a `frozen` twin is replaced by it; the model itself where none has.
+    """A copy for evaluation with every layer in its `lowered` form; the model itself where no layer has one.
 
     Thousands of forward passes of an attack then cost what a plain network's do. Certificates look at the model itself.
     """
-    if not any(hasattr(module, "frozen") for module in model.modules()):
+    if not any(lowers(module) for module in model.modules()):
         return model
-    twin = copy.deepcopy(model).eval()
-    return _settle(twin) or twin
+    return _freeze(copy.deepcopy(model).eval())
 
 
-def _settle(module: nn.Module) -> nn.Module | None:
-    """The twin of a layer that has one; of any other the children are replaced."""
-    if callable(make := getattr(module, "frozen", None)):
-        twin: nn.Module = make()
-        return twin.eval()
+def _freeze(module: nn.Module) -> nn.Module:
+    """The lowered form of a layer that has one; of any other module the children are replaced."""
+    if lowers(module):
+        return lowered(module).eval().requires_grad_(False)
     for name, child in list(module.named_children()):
-        settled_child = _settle(child)
-        if settled_child is not None:
-            setattr(module, name, settled_child)
-    return None
+        form = _freeze(child)
+        if form is not child:
+            setattr(module, name, form)
+    return module

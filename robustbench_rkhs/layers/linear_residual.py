@@ -8,16 +8,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustbench_rkhs.layers.borders import (
-    Fixed,
+    Convolution,
     Padding,
     checked,
     convolve,
     entries,
     finite,
-    fixed_linear,
     norm_and_shape,
     precise,
 )
+from robustbench_rkhs.layers.lowered import linear, lowered
 from robustbench_rkhs.lipschitz import Bound, Uncertifiable, affine, fan, rule
 from robustbench_rkhs.lipschitz.bounds import spectral, weights
 
@@ -44,11 +44,6 @@ class LinearResidual(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features"]:
         return functional.linear(x, self.matrix().to(x.dtype), self.bias)
-
-    @torch.no_grad()
-    def frozen(self) -> nn.Module:
-        """The same function as one nn.Linear."""
-        return fixed_linear(self.matrix(), self.bias)
 
     def extra_repr(self) -> str:
         return f"{len(self.weight)}"
@@ -81,13 +76,18 @@ class LinearResidualConv(nn.Module):
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch channel height width"]:
         return convolve(x, self.kernel().to(x.dtype), self.bias, 1, self.padding_mode)
 
-    @torch.no_grad()
-    def frozen(self) -> nn.Module:
-        """The same function with its kernel merged once."""
-        return Fixed(self.kernel(), self.bias, 1, self.padding_mode)
-
     def extra_repr(self) -> str:
         return f"{len(self.weight)}, kernel={self.weight.shape[-1]}, padding_mode={self.padding_mode!r}"
+
+
+@lowered.register
+def _(layer: LinearResidual) -> nn.Module:
+    return linear(layer.matrix().to(layer.bias.dtype), layer.bias)
+
+
+@lowered.register
+def _(layer: LinearResidualConv) -> nn.Module:
+    return Convolution(layer.kernel(), layer.bias, 1, layer.padding_mode)
 
 
 @rule.register

@@ -8,15 +8,16 @@ from jaxtyping import Complex, Float, Float64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustbench_rkhs.layers.activations import Activated, Activation, activated, even
+from robustbench_rkhs.layers.activations import Activation, activated, activation_layers, even
 from robustbench_rkhs.layers.fourier import FourierConv, multiplied
+from robustbench_rkhs.layers.lowered import chain, linear, lowered
 from robustbench_rkhs.lipschitz import Bound, Uncertifiable, affine, constants, fan
 from robustbench_rkhs.lipschitz.bounds import spectral, weights
 from robustbench_rkhs.nodes.node import UserError
 
 
 class DenseMap(nn.Module):
-    """y = activation(M x + b) on the last dimension, M worked out from free parameters."""
+    """y = activation(M x + b) on the last dimension, M computed from free parameters."""
 
     def __init__(self, in_features: int, out_features: int, activation: Activation) -> None:
         super().__init__()
@@ -32,21 +33,13 @@ class DenseMap(nn.Module):
         """M, in float64 where the device has it, as it is certified."""
 
     def wide(self, parameter: Tensor) -> Tensor:
-        """A parameter in the precision the matrix is worked out in."""
+        """A parameter in the precision the matrix is computed in."""
         return parameter.to(torch.float32 if parameter.device.type == "mps" else torch.float64)
 
     def forward(self, x: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch outputs"]:
         with torch.autocast(x.device.type, enabled=False):
             matrix = self.matrix()
         return activated(functional.linear(x, matrix.to(x.dtype), self.bias), self.activation)
-
-    @torch.no_grad()
-    def frozen(self) -> nn.Module:
-        """A plain twin for evaluation: the matrix as it is now."""
-        linear = nn.Linear(self.in_features, self.out_features).to(self.bias)
-        linear.weight.copy_(self.matrix())
-        linear.bias.copy_(self.bias)
-        return Activated(linear, self.activation, 1)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, activation={self.activation!r}"
@@ -69,29 +62,25 @@ class FourierMap(FourierConv):
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch outputs rows columns"]:
         with torch.autocast(x.device.type, enabled=False):
-            return self.mapped(x, self.matrices(self.torus(*x.shape[-2:])))
+            return activated(self.mapped(x, self.matrices(self.torus(*x.shape[-2:]))), self.activation)
 
     def mapped(self, x: Tensor, matrices: Tensor) -> Tensor:
-        """The layer, its matrices given."""
+        """M x + b, the matrices given."""
         torus, (rows, columns) = self.torus(*x.shape[-2:]), self.places(*x.shape[-2:])
         x = self.folded(x if x.dtype == torch.float64 else x.float())
         y = multiplied(x, matrices.to(x.dtype.to_complex()), torus)[..., :rows, :columns]
-        return activated(y + self.bias.to(y.dtype)[:, None, None], self.activation)
-
-    def frozen(self) -> nn.Module:
-        """A twin for evaluation."""
-        return SettledMap(self)
+        return y + self.bias.to(y.dtype)[:, None, None]
 
 
-class SettledMap(nn.Module):
-    """A Fourier layer whose matrices are worked out once for each image size it meets; its weights are not to change.
+class FourierAffine(nn.Module):
+    """M x + b of a Fourier layer: the plain operation. Matrices are computed once per image size; the weights must not change.
 
-    No rule certifies it; certificates look at the layer it was made from.
+    No rule certifies it; certificates look at the layer it comes from.
     """
 
     def __init__(self, layer: FourierMap) -> None:
         super().__init__()
-        self.layer = layer.eval().requires_grad_(False)
+        self.layer = layer
         self._known: dict[tuple[int, int], Tensor] = {}
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch outputs rows columns"]:
@@ -112,12 +101,22 @@ def dense_bound(module: DenseMap, shape: tuple[int, ...]) -> Bound:
 
 
 def fourier_bound(module: FourierMap, shape: tuple[int, ...]) -> Bound:
-    """The largest norm over the frequencies; folding is an isometry, standing on zeros and cutting out contract."""
+    """The largest norm over the frequencies; folding and padding are isometries, cropping contracts."""
     height, width = module.checked(shape)
     matrices = module.matrices(module.torus(height, width))
     if not matrices.isfinite().all():
         raise Uncertifiable("its matrices are not finite: the weights are too large")
     return Bound(spectral(matrices), (module.out_channels, *module.places(height, width)))
+
+
+@lowered.register
+def _(layer: DenseMap) -> nn.Module:
+    return chain(linear(layer.matrix().to(layer.bias.dtype), layer.bias), *activation_layers(layer.activation))
+
+
+@lowered.register
+def _(layer: FourierMap) -> nn.Module:
+    return chain(FourierAffine(layer), *activation_layers(layer.activation))
 
 
 for _kind in (DenseMap, FourierMap):

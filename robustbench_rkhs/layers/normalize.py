@@ -17,7 +17,7 @@ class Normalize(nn.Module):
 
     .. math:: y_c = (x_c - \mu_c) / \sigma_c, \qquad L = 1 / \min_c \sigma_c
 
-    Units: pixels of [0, 1] in, standard deviations out. Cost: two operations a pixel.
+    Units: pixels of [0, 1] in, standard deviations out. Cost: two operations per pixel.
     Raises UserError where the two have different lengths, or a number is not finite, or a deviation is not above zero.
     """
 

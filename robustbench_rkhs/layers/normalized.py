@@ -5,7 +5,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustbench_rkhs.layers.borders import checked, finite, fixed_linear, precise
+from robustbench_rkhs.layers.borders import checked, finite, precise
+from robustbench_rkhs.layers.lowered import linear, lowered
 from robustbench_rkhs.lipschitz import Bound, Uncertifiable, affine, fan, rule
 from robustbench_rkhs.lipschitz.bounds import spectral, weights
 
@@ -38,13 +39,13 @@ class LinearNormalized(nn.Module):
     def forward(self, x: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch classes"]:
         return functional.linear(x, self.matrix().to(x.dtype), self.bias)
 
-    @torch.no_grad()
-    def frozen(self) -> nn.Module:
-        """The same function as nn.Linear."""
-        return fixed_linear(self.matrix(), self.bias)
-
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]}, {self.weight.shape[0]}"
+
+
+@lowered.register
+def _(layer: LinearNormalized) -> nn.Module:
+    return linear(layer.matrix().to(layer.bias.dtype), layer.bias)
 
 
 @rule.register

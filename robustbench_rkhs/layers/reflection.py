@@ -1,4 +1,4 @@
-r"""Residual layers x - 2 U relu(U^T x + c) with ||U|| <= 1: what SLL and CPL have in common.
+r"""Residual layers x - 2 U relu(U^T x + c) with ||U|| <= 1: the base of SLL and CPL.
 
 Proof of the bound, with s >= ||U||^2. At any two points relu(u) - relu(v) = J (u - v) with J diagonal in [0, I], so
 
@@ -29,6 +29,7 @@ from robustbench_rkhs.layers.borders import (
     precise,
     unit_peak,
 )
+from robustbench_rkhs.layers.lowered import hold, lowered
 from robustbench_rkhs.lipschitz import Bound, Uncertifiable, constants, fan, rule
 from robustbench_rkhs.lipschitz.bounds import spectral, upwards, weights
 
@@ -70,11 +71,6 @@ class Reflection(Factor):
         u, shift = self.factor()
         return reflected(x, u.to(x.dtype), shift.to(x.dtype))
 
-    @torch.no_grad()
-    def frozen(self) -> nn.Module:
-        """The same function with U worked out once."""
-        return FixedReflection(*self.factor(), self.weight, None)
-
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]}, {self.weight.shape[0]}"
 
@@ -91,26 +87,23 @@ class ReflectionConv(Factor):
         u, shift = self.factor()
         return reflected_image(x, u.to(x.dtype), shift.to(x.dtype), self.padding_mode)
 
-    @torch.no_grad()
-    def frozen(self) -> nn.Module:
-        """The same function with U worked out once."""
-        return FixedReflection(*self.factor(), self.weight, self.padding_mode)
-
     def extra_repr(self) -> str:
         inner, channels, kernel, _ = self.weight.shape
         return f"{channels}, {inner}, kernel={kernel}, padding_mode={self.padding_mode!r}"
 
 
-class FixedReflection(nn.Module):
-    """x - 2 U relu(U^T x + c). No rule certifies it; certificates look at the layer it was made from."""
+class Reflected(nn.Module):
+    """x - 2 U relu(U^T x + c) with given U, dense or (with a padding mode) a convolution: the plain operation.
+
+    No rule certifies it; certificates look at the layer it comes from.
+    """
 
     u: Tensor
     shift: Tensor
 
-    def __init__(self, u: Tensor, shift: Tensor, like: Tensor, padding_mode: Padding | None) -> None:
+    def __init__(self, u: Tensor, shift: Tensor, padding_mode: Padding | None) -> None:
         super().__init__()
-        self.register_buffer("u", u.to(like.dtype))
-        self.register_buffer("shift", shift.to(like.dtype))
+        hold(self, u=u, shift=shift)
         self.padding_mode = padding_mode
 
     def forward(self, x: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
@@ -135,6 +128,13 @@ def reflected_image(
     """x - 2 U relu(U^T x + c), U^T a convolution."""
     hidden = functional.relu(convolve(x, u, shift, 1, padding_mode))
     return x - 2 * adjoint(hidden, u, padding_mode)
+
+
+@lowered.register(Reflection)
+@lowered.register(ReflectionConv)
+def _(layer: Reflection | ReflectionConv) -> nn.Module:
+    u, shift = (value.to(layer.weight.dtype) for value in layer.factor())
+    return Reflected(u, shift, layer.padding_mode if isinstance(layer, ReflectionConv) else None)
 
 
 def certified(kind: type[Factor]) -> type[Factor]:

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from robustbench_rkhs.layers.lowered import hold, linear, lowered
 from robustbench_rkhs.lipschitz import Bound, Uncertifiable, affine, constants, fan, rule
 from robustbench_rkhs.lipschitz.bounds import spectral, upwards, weights
 from robustbench_rkhs.nodes.node import UserError
@@ -80,10 +81,6 @@ class Sandwich(_Cayley):
         hidden = functional.relu(functional.linear(x, math.sqrt(2) * b.to(x.dtype), shift))
         return functional.linear(hidden, math.sqrt(2) * a.T.to(x.dtype))
 
-    def frozen(self) -> nn.Module:
-        """A twin for evaluation."""
-        return Settled(self)
-
 
 class SandwichLinear(_Cayley):
     r"""An affine layer of norm at most one; every such matrix is reached.
@@ -98,34 +95,24 @@ class SandwichLinear(_Cayley):
         a, b = self.matrices()
         return functional.linear(x, (2 * a.T @ b).to(x.dtype), self.bias)
 
-    @torch.no_grad()
-    def frozen(self) -> nn.Module:
-        """A plain twin for evaluation: the matrix as it is now."""
-        a, b = self.matrices()
-        plain = nn.Linear(self.in_features, self.out_features)
-        plain.weight.copy_(2 * a.T @ b)
-        plain.bias.copy_(self.bias)
-        return plain.to(self.weight)
 
+class Sandwiched(nn.Module):
+    """sqrt2 A^T relu(sqrt2 B x + shift) with given matrices: the plain operation.
 
-class Settled(nn.Module):
-    """A Sandwich layer whose matrices are worked out once: the same numbers, for as long as its weights do not change.
-
-    No rule certifies it; certificates look at the layer it was made from.
+    No rule certifies it; certificates look at the layer it comes from.
     """
 
+    a: Tensor
+    b: Tensor
     inner: Tensor
     outer: Tensor
     shift: Tensor
 
-    def __init__(self, layer: Sandwich) -> None:
+    def __init__(
+        self, a: Float[Tensor, "outputs outputs"], b: Float[Tensor, "outputs inputs"], shift: Float[Tensor, " outputs"]
+    ) -> None:
         super().__init__()
-        with torch.no_grad():
-            a, b = layer.matrices()
-            dtype = layer.weight.dtype
-            self.register_buffer("inner", math.sqrt(2) * b.to(dtype))
-            self.register_buffer("outer", math.sqrt(2) * a.T.to(dtype))
-            self.register_buffer("shift", layer.psi.exp() * layer.bias)
+        hold(self, a=a, b=b, inner=math.sqrt(2) * b, outer=math.sqrt(2) * a.T, shift=shift)
 
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         hidden = functional.relu(functional.linear(x, self.inner, self.shift))
@@ -143,6 +130,18 @@ def _matrices(module: _Cayley, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         raise Uncertifiable("its Cayley transform is singular in float64: the weights are too large") from None
     return weights(a, "matrix A"), weights(b, "matrix B")
+
+
+@lowered.register
+def _(layer: Sandwich) -> nn.Module:
+    a, b = (matrix.to(layer.weight.dtype) for matrix in layer.matrices())
+    return Sandwiched(a, b, layer.psi.exp() * layer.bias)
+
+
+@lowered.register
+def _(layer: SandwichLinear) -> nn.Module:
+    a, b = layer.matrices()
+    return linear((2 * a.T @ b).to(layer.weight.dtype), layer.bias)
 
 
 @rule.register

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from robustbench_rkhs.layers.cayley import at_length, cayley
 from robustbench_rkhs.layers.fourier import FourierConv, delta, multiplied, spectrum
+from robustbench_rkhs.layers.lowered import lowered
 from robustbench_rkhs.layers.maps import FourierMap, fourier_bound
 from robustbench_rkhs.layers.sandwich import BALANCED
 from robustbench_rkhs.lipschitz import Bound, Uncertifiable, constants, fan, rule
@@ -31,7 +32,7 @@ class SandwichConv(FourierConv):
     .. math:: y = \sqrt2 A^* \Psi\, \mathrm{relu}\big(\sqrt2\, \Psi^{-1} B x + b\big), \qquad
               A_\theta A_\theta^* + B_\theta B_\theta^* = I \text{ at each frequency } \theta
 
-    [A B]* is the Cayley transform of alpha / ||W||_F times the kernel's spectrum, Psi = diag(e^psi) a number a channel. As
+    [A B]* is the Cayley transform of alpha / ||W||_F times the kernel's spectrum, Psi = diag(e^psi) a number per channel. As
     relu(t u) = t relu(u) for t > 0 it is evaluated as sqrt2 A* relu(sqrt2 B x + Psi b). Strides fold pixels into channels;
     `zeros` keeps the hidden image on the whole torus. The start is the identity followed by ReLU, where sizes agree, so that
     gradients survive depth. Claimed is max_theta ||[A B]||^2 in float64 from the stored parameters.
@@ -69,20 +70,16 @@ class SandwichConv(FourierConv):
         y = multiplied(hidden, math.sqrt(2) * outer.to(kind), torus)
         return y[..., :rows, :columns]
 
-    def frozen(self) -> nn.Module:
-        """A twin for evaluation."""
-        return SettledSandwichConv(self)
 
+class FourierSandwich(nn.Module):
+    """A Sandwich convolution as a plain operation. Matrices are computed once per image size; the weights must not change.
 
-class SettledSandwichConv(nn.Module):
-    """A Sandwich convolution whose matrices are worked out once for each image size it meets; its weights are not to change.
-
-    No rule certifies it; certificates look at the layer it was made from.
+    No rule certifies it; certificates look at the layer it comes from.
     """
 
     def __init__(self, layer: SandwichConv) -> None:
         super().__init__()
-        self.layer = layer.eval().requires_grad_(False)
+        self.layer = layer
         self._known: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch outputs rows columns"]:
@@ -115,6 +112,11 @@ class SandwichConvLinear(FourierMap):
         weight, alpha = self.exact(self.weight, self.alpha)
         q = cayley(spectrum(at_length(weight, alpha), torus))
         return 2 * q[:, : self.out_channels] @ q[:, self.out_channels :].mH
+
+
+@lowered.register
+def _(layer: SandwichConv) -> nn.Module:
+    return FourierSandwich(layer)
 
 
 @rule.register

@@ -1,4 +1,4 @@
-"""Layers that only move, append or leave out numbers, or average them: norm one."""
+"""Layers that reshape, pad, crop or average: norm one."""
 
 from jaxtyping import Float
 from torch import Tensor, nn

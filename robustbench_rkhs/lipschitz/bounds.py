@@ -1,4 +1,4 @@
-"""What a bound is, the dispatch on type, and the rules of the simplest layers."""
+"""Lipschitz bounds of single layers: the type of a bound, the dispatch on layer type, and the rules of the simplest layers."""
 
 import math
 from functools import singledispatch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from robustbench_rkhs.lipschitz import verified_norm
 from robustbench_rkhs.lipschitz.verified_norm import UNIT as UNIT
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.modes import advice
 
 SLACK = 1e-9
 """Relative allowance for the rounding of a matrix whose entries were computed in float64, which is orders of magnitude
@@ -132,7 +133,7 @@ def _(module: nn.ELU, shape: tuple[int, ...]) -> Bound:
 @rule.register(nn.Dropout2d)
 def _(module: nn.Module, shape: tuple[int, ...]) -> Bound:
     if module.training:
-        raise Uncertifiable("it is random in training mode; call model.eval() first")
+        raise Uncertifiable(f"it is random in training mode: {advice(module)}")
     return Bound(1.0, shape)
 
 

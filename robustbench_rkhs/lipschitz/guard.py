@@ -9,6 +9,7 @@ from torch.nn.modules import module as internals
 from torch.nn.utils import parametrize
 
 from robustbench_rkhs.lipschitz.bounds import Uncertifiable, rule
+from robustbench_rkhs.runtime.modes import advice
 
 HARMLESS = frozenset(
     "__module__ __qualname__ __doc__ __init__ __annotations__ __dict__ __weakref__ __repr__ __constants__ "
@@ -122,7 +123,8 @@ def parts(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
 def _check_parametrized(module: nn.Module) -> None:
     """A parametrized weight counts as what it evaluates to, which must then be one definite tensor."""
     if any(part.training for part in module.modules()):
-        raise Uncertifiable("it is parametrized and in training mode, where its weight may change; call model.eval() first")
+        held = next(part for part in module.modules() if part.training)
+        raise Uncertifiable(f"it is parametrized and in training mode, where its weight may change: {advice(held)}")
     if parametrize._cache_enabled:
         raise Uncertifiable("parametrize.cached() is on, which can hand out a stale weight")
     for name in module.parametrizations:  # type: ignore[union-attr]

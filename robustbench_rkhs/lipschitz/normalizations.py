@@ -4,14 +4,17 @@ from torch import nn
 
 from robustbench_rkhs.lipschitz.bounds import Bound, Uncertifiable, affine, rule, upwards, weights
 from robustbench_rkhs.lipschitz.rounding import fan
+from robustbench_rkhs.runtime.modes import advice
 
 
 @rule.register(nn.BatchNorm1d)
 @rule.register(nn.BatchNorm2d)
 def _(module: nn.BatchNorm1d | nn.BatchNorm2d, shape: tuple[int, ...]) -> Bound:
     """max_c |gamma_c| / sqrt(var_c + eps): at its running statistics it scales and shifts each channel."""
-    if module.training or module.running_mean is None or module.running_var is None:
-        raise Uncertifiable("it normalises by the batch, so images have no answer of their own; call model.eval() first")
+    if module.running_mean is None or module.running_var is None:
+        raise Uncertifiable("it keeps no running statistics: it normalises by the batch in every mode, images have no answer alone")
+    if module.training:
+        raise Uncertifiable(f"in training mode it normalises by the batch, so images have no answer of their own: {advice(module)}")
     sides = 3 if isinstance(module, nn.BatchNorm2d) else 1
     if len(shape) != sides or shape[0] != module.num_features:
         raise Uncertifiable(f"expected {module.num_features} channels, found an input of shape {shape}")

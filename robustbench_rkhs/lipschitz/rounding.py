@@ -53,7 +53,7 @@ def relative_rounding(module: nn.Module, inputs: int, outputs: int) -> float:
 
     .. math:: 4\, (\max(r, c) + 16)\, 2^{-53}\, (r c)^{1/4}
 
-    Sums of n terms err by at most n units of roundoff (and a few) of the sum of absolute values. With r nonzeros a row
+    Sums of n terms err by at most n units of roundoff (and a few) of the sum of absolute values. With r nonzeros per row
     and c a column, || |M| ||_2 <= sqrt(|| M ||_1 ||M||_inf) <= sqrt(sqrt(c) ||M||_2 sqrt(r) ||M||_2). An activation
     errs by a few units.
     """

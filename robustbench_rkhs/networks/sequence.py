@@ -12,7 +12,7 @@ POOLS = {"max": nn.AdaptiveMaxPool1d, "average": nn.AdaptiveAvgPool1d}
 
 
 class SequenceConvolutional(NetworkNode):
-    """Convolutions along a sequence with ReLU, one number a channel pooled over its length, hidden layers, logits.
+    """Convolutions along a sequence with ReLU, one number per channel pooled over its length, hidden layers, logits.
 
     Takes (channel, length). Convolutions are padded to keep the length (less one at an even kernel), before their stride.
     Max-pooling finds a motif wherever it stands; averaging counts it, and divides the Lipschitz bound by sqrt(length).

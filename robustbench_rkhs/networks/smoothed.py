@@ -79,7 +79,7 @@ class Smoothed(nn.Module):
 
     @torch.no_grad()
     def loses(self, x: Float[Tensor, "batch *image"], y: Int[Tensor, " batch"], alpha: float = 0.001) -> Bool[Tensor, " batch"]:
-        """Whether the label is proved, at confidence 1 - alpha an image, not to win the vote of infinitely many draws.
+        """Whether the label is proved, at confidence 1 - alpha per image, not to win the vote of infinitely many draws.
 
         One-sided exact binomial test of each other class against the label on `recount` draws of their own, alpha divided
         among the classes.

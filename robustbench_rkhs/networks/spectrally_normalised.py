@@ -23,9 +23,9 @@ class SpectrallyNormalised(NetworkNode):
     u and v move by `iterations` steps of the power method at each pass in train mode, stand still in eval mode (and while a
     penalty looks on), and are saved with the weights. As u^T W v <= sigma(W), layers come out at or slightly above norm one;
     and a convolution's W is its reshaped kernel (C_out x C_in k k), whose norm can be below the operator's by a factor of
-    up to k. So this proves nothing by itself: the Lipschitz bound is worked out afterwards from the weights as they are.
+    up to k. So this proves nothing by itself: the Lipschitz bound is computed afterwards from the weights as they are.
     A running mean of the weights (`ema`) takes u and v of the last step, which fit it only roughly.
-    Cost: two products with each weight a pass. Raises UserError where the network inside has no such weight.
+    Cost: two products with each weight per pass. Raises UserError where the network inside has no such weight.
     Source: Miyato et al., ICLR 2018; `torch.nn.utils.parametrizations.spectral_norm`.
     """
 

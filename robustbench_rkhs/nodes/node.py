@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 
 class UserError(Exception):
-    """Bad input, told in one line: what was found, what was expected and, where it can be guessed, what was meant.
+    """Bad input, reported in one line: what was found, what was expected and, where it can be guessed, what was meant.
 
     The command line prints it and leaves with exit code 2.
     """

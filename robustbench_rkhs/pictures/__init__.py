@@ -1,4 +1,4 @@
-"""Pictures: what methods do, how runs learned, what networks fit, what samplers draw."""
+"""Pictures: deformations, learning curves, fits of the square wave, and samples."""
 
 from robustbench_rkhs.pictures.deformations import deformations_picture, suited
 from robustbench_rkhs.pictures.fits import square_wave_picture

@@ -1,4 +1,4 @@
-"""The square wave and what trained networks make of it."""
+"""The square wave and the fits of trained networks."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is typed after --model: names, folders or globs of runs, grouped so that seeds of one recipe are drawn together."""
+"""Runs by name, folder or glob (--model), grouped so that seeds of one recipe are drawn together."""
 
 import fnmatch
 import glob

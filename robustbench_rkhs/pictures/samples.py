@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.nodes.parsing import override, parse
+from robustbench_rkhs.nodes.overrides import override
+from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.reports.sheet import sheet
 from robustbench_rkhs.training.samplers.vae import VAESampler
 from robustbench_rkhs.zoo import named_data

@@ -1,4 +1,4 @@
-"""Writes a certificate file: the folded network, its claims and the images, whole or not at all."""
+"""Export of certificate files: the folded network, its claims and the images, written completely or not at all."""
 
 import hashlib
 import json

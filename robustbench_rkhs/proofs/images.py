@@ -1,4 +1,4 @@
-"""How layers on images are written: convolutions, layers worked out frequency by frequency, pools."""
+"""Export of operations on images: convolutions, maps by frequency, pools."""
 
 import math
 from typing import Any
@@ -6,13 +6,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from robustbench_rkhs.bounds import Step
-from robustbench_rkhs.layers import AOLConv, LinearResidualConv, SandwichConv, ScaledAveragePool, SpaceToDepth
-from robustbench_rkhs.layers.borders import ends
-from robustbench_rkhs.layers.maps import FourierMap
-from robustbench_rkhs.layers.reflection import ReflectionConv
+from robustbench_rkhs.layers import ScaledAveragePool, SpaceToDepth
+from robustbench_rkhs.layers.borders import Convolution, ends
+from robustbench_rkhs.layers.maps import FourierAffine
+from robustbench_rkhs.layers.reflection import Reflected
+from robustbench_rkhs.layers.sandwich_conv import FourierSandwich
 from robustbench_rkhs.lipschitz.convolution import pair
 from robustbench_rkhs.lipschitz.sequences import one
-from robustbench_rkhs.proofs.layers_written import Plain, Shape, activation, biased, written
+from robustbench_rkhs.proofs.layers_written import Plain, Shape, biased, written
 
 
 def _convolution(
@@ -64,15 +65,11 @@ def _(module: nn.Conv1d, step: Step) -> list[Plain]:
 
 
 @written.register
-def _(module: AOLConv | LinearResidualConv, step: Step) -> list[Plain]:
-    stride = module.stride if isinstance(module, AOLConv) else 1
-    circular, plain = module.padding_mode == "circular", list[Plain]()
-    if circular:
-        plain += _divisible(step.inputs, stride)
-    weight = module.kernel()
-    both = [ends(weight.shape[-1])] * 2
-    plain.append(_convolution(step.bound.shape, weight, module.bias, (stride, stride), both, circular))
-    return plain + (activation(module.activation, step.bound.shape) if isinstance(module, AOLConv) else [])
+def _(module: Convolution, step: Step) -> list[Plain]:
+    circular = module.padding_mode == "circular"
+    both, stride = [ends(module.weight.shape[-1])] * 2, (module.stride, module.stride)
+    before = _divisible(step.inputs, module.stride) if circular else []
+    return [*before, _convolution(step.bound.shape, module.weight, module.bias, stride, both, circular)]
 
 
 def _divisible(shape: Shape, by: int) -> list[Plain]:
@@ -93,27 +90,31 @@ def _complex(name: str, matrices: Tensor) -> dict[str, Tensor]:
 
 
 @written.register
-def _(module: FourierMap, step: Step) -> list[Plain]:
-    torus, shape = module.torus(*step.inputs[1:]), step.bound.shape
-    arrays = {**_complex("matrices", module.matrices(torus)), "bias": module.bias}
+def _(module: FourierAffine, step: Step) -> list[Plain]:
+    layer = module.layer
+    torus, shape = layer.torus(*step.inputs[1:]), step.bound.shape
+    arrays = {**_complex("matrices", layer.matrices(torus)), "bias": layer.bias}
     plain = Plain("fourier", shape, {"torus": list(torus), "places": list(shape[1:])}, arrays)
-    return [*_folded(step.inputs, module.stride), plain, *activation(module.activation, shape)]
+    return [*_folded(step.inputs, layer.stride), plain]
 
 
 @written.register
-def _(module: SandwichConv, step: Step) -> list[Plain]:
-    torus, shape = module.torus(*step.inputs[1:]), step.bound.shape
-    outer, inner = module.matrices(torus)
-    arrays = {**_complex("outer", outer), **_complex("inner", inner), "shift": module.psi.exp() * module.bias}
+def _(module: FourierSandwich, step: Step) -> list[Plain]:
+    layer = module.layer
+    torus, shape = layer.torus(*step.inputs[1:]), step.bound.shape
+    outer, inner = layer.matrices(torus)
+    arrays = {**_complex("outer", outer), **_complex("inner", inner), "shift": layer.psi.exp() * layer.bias}
     plain = Plain("fourier_sandwich", shape, {"torus": list(torus), "places": list(shape[1:])}, arrays)
-    return [*_folded(step.inputs, module.stride), plain]
+    return [*_folded(step.inputs, layer.stride), plain]
 
 
 @written.register
-def _(module: ReflectionConv, step: Step) -> list[Plain]:
-    u, shift = module.factor()
-    settings = _settings((1, 1), [ends(u.shape[-1])] * 2, module.padding_mode == "circular")
-    return [Plain("reflection_convolution", step.bound.shape, settings, {"u": u, "shift": shift})]
+def _(module: Reflected, step: Step) -> list[Plain]:
+    arrays = {"u": module.u, "shift": module.shift}
+    if module.padding_mode is None:
+        return [Plain("reflection", step.bound.shape, {}, arrays)]
+    settings = _settings((1, 1), [ends(module.u.shape[-1])] * 2, module.padding_mode == "circular")
+    return [Plain("reflection_convolution", step.bound.shape, settings, arrays)]
 
 
 @written.register

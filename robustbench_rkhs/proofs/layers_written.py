@@ -1,4 +1,4 @@
-"""How each layer is written: as plain operations with their effective float64 arrays. A layer adds its own: `@written.register`."""
+"""Export: each plain operation with its float64 arrays, as the verifier knows it; other layers by their `lowered` form."""
 
 from functools import singledispatch
 from typing import Any, NamedTuple
@@ -8,23 +8,18 @@ from torch import Tensor, nn
 
 from robustbench_rkhs.bounds import Step
 from robustbench_rkhs.layers import (
-    AOL,
     Concatenate,
     FirstFeatures,
     GroupSort,
     LearnableScale,
-    LinearNormalized,
-    LinearResidual,
     MaxMin,
     Normalize,
     PadChannels,
     Residual,
-    Sandwich,
-    SandwichLinear,
     Scale,
 )
-from robustbench_rkhs.layers.maps import DenseMap
-from robustbench_rkhs.layers.reflection import Reflection
+from robustbench_rkhs.layers.lowered import plain
+from robustbench_rkhs.layers.sandwich import Sandwiched
 from robustbench_rkhs.nodes.node import UserError
 
 Shape = tuple[int, ...]
@@ -44,20 +39,25 @@ class Plain(NamedTuple):
 
 @singledispatch
 def written(module: nn.Module, step: Step) -> list[Plain]:
-    """The layer as plain operations, in float64 with the weights as they are now. Raises UserError where there is no rule."""
-    raise UserError(
-        f"no export rule for {step.path or 'the model'} ({type(module).__name__}): its certificate file cannot be written"
-    )
+    """The layer as plain operations, in float64 with the weights as they are now. Raises UserError where there is no rule.
+
+    A layer built on plain ones is written as its `lowered` form: the bound of the whole is that of its first operation, those that
+    follow are activations, of bound one.
+    """
+    form = plain(module)
+    if form is module:
+        raise UserError(
+            f"no export rule for {step.path or 'the model'} ({type(module).__name__}): its certificate file cannot be written"
+        )
+    first, *rest = form if type(form) is nn.Sequential else [form]
+    after = step._replace(inputs=step.bound.shape)
+    activations = [one._replace(bound=1.0) for part in rest for one in written(part, after)]
+    return [*written(first, step), *activations]
 
 
 def biased(bias: Tensor | None, **arrays: Tensor) -> dict[str, Tensor]:
     """The arrays, and the bias where there is one."""
     return arrays if bias is None else {**arrays, "bias": bias}
-
-
-def activation(kind: str, shape: Shape) -> list[Plain]:
-    """A layer's own activation."""
-    return [] if kind == "none" else [Plain(kind, shape, bound=1.0)]
 
 
 @written.register(nn.Identity)
@@ -78,32 +78,8 @@ def _(module: nn.Linear, step: Step) -> list[Plain]:
 
 
 @written.register
-def _(module: LinearNormalized | LinearResidual | SandwichLinear, step: Step) -> list[Plain]:
-    if isinstance(module, SandwichLinear):
-        a, b = module.matrices()
-        return [Plain("linear", step.bound.shape, {}, {"weight": 2 * a.T @ b, "bias": module.bias})]
-    return [Plain("linear", step.bound.shape, {}, {"weight": module.matrix(), "bias": module.bias})]
-
-
-@written.register
-def _(module: DenseMap | AOL, step: Step) -> list[Plain]:
-    shape = step.bound.shape
-    if module.activation == "maxmin" and len(shape) > 1:
-        raise UserError(f"no export rule for {step.path} ({type(module).__name__}): maxmin on the last of several dimensions")
-    arrays = {"weight": module.matrix(), "bias": module.bias}
-    return [Plain("linear", shape, {}, arrays), *activation(module.activation, shape)]
-
-
-@written.register
-def _(module: Sandwich, step: Step) -> list[Plain]:
-    a, b = module.matrices()
-    return [Plain("sandwich", step.bound.shape, {}, {"a": a, "b": b, "shift": module.psi.exp() * module.bias})]
-
-
-@written.register
-def _(module: Reflection, step: Step) -> list[Plain]:
-    u, shift = module.factor()
-    return [Plain("reflection", step.bound.shape, {}, {"u": u, "shift": shift})]
+def _(module: Sandwiched, step: Step) -> list[Plain]:
+    return [Plain("sandwich", step.bound.shape, {}, {"a": module.a, "b": module.b, "shift": module.shift})]
 
 
 def _diagonal(shape: Shape, center: Tensor, scale: Tensor, shift: Tensor) -> list[Plain]:
@@ -139,7 +115,6 @@ _PLAIN: dict[type[nn.Module], str] = {
     nn.SELU: "selu",
     nn.Softsign: "softsign",
     nn.Hardswish: "hardswish",
-    MaxMin: "maxmin",
 }
 for _kind, _name in _PLAIN.items():
     written.register(_kind, lambda module, step, name=_name: [Plain(name, step.bound.shape)])
@@ -168,6 +143,13 @@ def _(module: nn.Softplus, step: Step) -> list[Plain]:
 @written.register
 def _(module: nn.PReLU, step: Step) -> list[Plain]:
     return [Plain("prelu", step.bound.shape, {}, {"weight": module.weight})]
+
+
+@written.register
+def _(module: MaxMin, step: Step) -> list[Plain]:
+    if module.dim == -1 and len(step.inputs) > 1:
+        raise UserError(f"no export rule for {step.path} ({type(module).__name__}): maxmin on the last of several dimensions")
+    return [Plain("maxmin", step.bound.shape)]
 
 
 @written.register

@@ -1,4 +1,4 @@
-"""Linear bounds from the logits back to the image (CROWN), with intervals at every kink."""
+"""CROWN: linear bounds propagated from the logits back to the image, with intervals at every nonlinearity."""
 
 from collections.abc import Callable
 from functools import singledispatch
@@ -9,29 +9,41 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustbench_rkhs.layers import GroupSort, MaxMin, Normalize, Scale
+from robustbench_rkhs.layers import (
+    FirstFeatures,
+    GroupSort,
+    LearnableScale,
+    MaxMin,
+    Normalize,
+    PadChannels,
+    Scale,
+    ScaledAveragePool,
+    SpaceToDepth,
+)
+from robustbench_rkhs.relaxations.expansion import Exchange
 from robustbench_rkhs.relaxations.interval import NoRule, Step, Trace, diagonal, forked, kink
 from robustbench_rkhs.relaxations.planes import Planes, lines_of_gap, lines_of_kink, lines_of_smooth, lines_of_windows
 from robustbench_rkhs.relaxations.region import Region, wide
 
-POOLS = (nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
-AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, *POOLS)
-DIAGONAL = (Normalize, Scale, nn.BatchNorm1d, nn.BatchNorm2d)
+POOLS = (nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, ScaledAveragePool)
+MOVES = (nn.ZeroPad2d, nn.PixelUnshuffle, nn.PixelShuffle, SpaceToDepth, PadChannels, FirstFeatures)
+AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, *POOLS, *MOVES)
+DIAGONAL = (Normalize, Scale, LearnableScale, nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 class Lines(NamedTuple):
-    """The values A z + b, one for each of `rows`, from below, where z is what goes into a layer."""
+    """Linear lower bounds A z + b, one for each of `rows`, in the inputs z of a layer."""
 
     slopes: Float[Tensor, "batch rows *shape"]
     """A."""
     offsets: Float[Tensor, "batch rows"]
     """b."""
     errors: Float[Tensor, "batch rows"] | None = None
-    """How far below the true values the lines must be moved for float rounding; None: not accounted for."""
+    """How far the bounds must be lowered to allow for float rounding; None: not accounted for."""
 
 
 def margin_rows(y: Int[Tensor, " batch"], classes: int, like: Tensor) -> Lines:
-    """f_y - f_j of every class j, as lines of the logits."""
+    """f_y - f_j of every class j, as linear functions of the logits."""
     eye = torch.eye(classes, dtype=like.dtype, device=like.device)
     return Lines(eye[y][:, None] - eye, like.new_zeros(len(y), classes))
 
@@ -70,13 +82,13 @@ def crown_margins(found: Trace, y: Int[Tensor, " batch"]) -> Float[Tensor, "batc
 
 
 def crown_least(found: Trace, rows: Lines) -> Float[Tensor, "batch rows"]:
-    """Lower bounds of any lines of the logits."""
+    """Lower bounds of any linear functions of the logits."""
     with torch.autocast(rows.slopes.device.type, enabled=False):
         return least(chain_back(found.steps, rows), found.steps[0].before) if found.steps else least(rows, found.after)
 
 
 def least(rows: Lines, region: Region) -> Float[Tensor, "batch rows"]:
-    """The least value of each line over the region: exact."""
+    """The exact minimum of each linear function over the region."""
     slopes, center, radius = rows.slopes.flatten(2), region.center.flatten(1), region.radius.flatten(1)
     middle = torch.einsum("brn,bn->br", slopes, center) + rows.offsets
     if region.round:
@@ -86,7 +98,7 @@ def least(rows: Lines, region: Region) -> Float[Tensor, "batch rows"]:
 
 
 def chain_back(steps: list[Step], rows: Lines) -> Lines:
-    """Lines of what comes out of a chain, as lines of what goes in.
+    """Linear bounds in the outputs of a chain, as linear bounds in its inputs.
 
     Rounding: A' = A W and b' = b + A c are computed, with sums of n terms. For every u that can go in, A (W u + c) + b differs
     from A' u + b' by at most gamma_n (|A| (|W| |u| + |c|) + |b|): |A| is multiplied with the step's `size` (which bounds
@@ -122,7 +134,7 @@ def branches_back(step: Step, rows: Lines) -> Lines:
 
 @singledispatch
 def back(module: nn.Module, step: Step, rows: Lines) -> Lines:
-    """Lines of what comes out of a layer, as lines (from below) of what goes in."""
+    """Linear bounds in the outputs of a layer, as linear lower bounds in its inputs."""
     raise NoRule("no linear bounds for this type of layer")
 
 
@@ -140,6 +152,7 @@ def _(module: nn.Flatten, step: Step, rows: Lines) -> Lines:
 
 @back.register(Normalize)
 @back.register(Scale)
+@back.register(LearnableScale)
 @back.register(nn.BatchNorm1d)
 @back.register(nn.BatchNorm2d)
 def _(module: nn.Module, step: Step, rows: Lines) -> Lines:
@@ -177,6 +190,13 @@ def _(module: nn.Conv1d | nn.Conv2d, step: Step, rows: Lines) -> Lines:
     return Lines(slopes.unflatten(0, rows.slopes.shape[:2]), offsets)
 
 
+@back.register(nn.ZeroPad2d)
+@back.register(nn.PixelUnshuffle)
+@back.register(nn.PixelShuffle)
+@back.register(SpaceToDepth)
+@back.register(PadChannels)
+@back.register(FirstFeatures)
+@back.register(ScaledAveragePool)
 @back.register(nn.AvgPool1d)
 @back.register(nn.AdaptiveAvgPool1d)
 @back.register(nn.AvgPool2d)
@@ -222,18 +242,30 @@ def bent(slopes: Float[Tensor, "batch rows *shape"], lines: Planes) -> tuple[Ten
 @back.register(GroupSort)
 def _(module: nn.Module, step: Step, rows: Lines) -> Lines:
     """max(a, b) = a + relu(b - a) and min(a, b) = b - relu(b - a)."""
-    halves = isinstance(module, MaxMin)
+    halves, last = isinstance(module, MaxMin), isinstance(module, MaxMin) and module.dim == -1
+    regions, lines = (-1, -1) if last else (1, 2)
 
     def pairs(values: Tensor, dim: int) -> tuple[Tensor, Tensor]:
         one, other = values.chunk(2, dim) if halves else values.unflatten(dim, (-1, 2)).unbind(dim + 1)
         return one, other
 
-    low, high = pairs(step.before.lower, 1), pairs(step.before.upper, 1)
-    most, least_ = pairs(rows.slopes, 2)
+    low, high = pairs(step.before.lower, regions), pairs(step.before.upper, regions)
+    most, least_ = pairs(rows.slopes, lines)
     slopes, offsets = bent(most - least_, lines_of_gap(low[1] - high[0], high[1] - low[0]))
     ends = [most - slopes, least_ + slopes]
-    joined = torch.cat(ends, 2) if halves else torch.stack(ends, 3).flatten(2, 3)
+    joined = torch.cat(ends, lines) if halves else torch.stack(ends, 3).flatten(2, 3)
     return Lines(joined, rows.offsets + offsets)
+
+
+@back.register
+def _(module: Exchange, step: Step, rows: Lines) -> Lines:
+    """As a sorted pair, for the pairs of channels it names."""
+    low, high, first, second = step.before.lower, step.before.upper, module.first, module.second
+    most, least_ = rows.slopes[:, :, first], rows.slopes[:, :, second]
+    gap = lines_of_gap(low[:, second] - high[:, first], high[:, second] - low[:, first])
+    slopes, offsets = bent(most - least_, gap)
+    moved = rows.slopes.index_copy(2, first, most - slopes).index_copy(2, second, least_ + slopes)
+    return Lines(moved, rows.offsets + offsets)
 
 
 @back.register

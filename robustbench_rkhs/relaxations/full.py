@@ -1,4 +1,4 @@
-"""CROWN with linear bounds at every kink, and bounds that hold in real arithmetic."""
+"""Full CROWN: linear bounds at every nonlinearity, rounded so that they hold in real arithmetic."""
 
 import math
 from typing import NamedTuple
@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustbench_rkhs.layers import GroupSort, MaxMin
-from robustbench_rkhs.relaxations.crown import AFFINE, DIAGONAL, Lines, chain_back, margin_rows
+from robustbench_rkhs.relaxations.crown import AFFINE, DIAGONAL, MOVES, Lines, chain_back, margin_rows
+from robustbench_rkhs.relaxations.expansion import Exchange
 from robustbench_rkhs.relaxations.interval import Step, Trace, Walk, forked, trace
 from robustbench_rkhs.relaxations.region import Region
 from robustbench_rkhs.relaxations.rounding import LEAST, UNIT, most, rounded, widened
@@ -16,11 +17,11 @@ from robustbench_rkhs.relaxations.rounding import LEAST, UNIT, most, rounded, wi
 NUMBERS = 2**22
 """Numbers of one tensor of slopes at most: 32 MiB in float64, of which a pass holds a few."""
 KINKS = (nn.ReLU, nn.LeakyReLU)
-BENDS = (nn.Tanh, nn.Sigmoid, nn.ELU, nn.MaxPool2d, MaxMin, GroupSort)
+BENDS = (nn.Tanh, nn.Sigmoid, nn.ELU, nn.MaxPool2d, MaxMin, GroupSort, Exchange)
 
 
 class Found(NamedTuple):
-    """What linear bounds prove of f_y - f_j."""
+    """Proved bounds of f_y - f_j."""
 
     margins: Float[Tensor, "batch classes"]
     """Lower bounds over the region; zero at j = y."""
@@ -76,17 +77,18 @@ def tighten(module: nn.Module, steps: list[Step], region: Region) -> Region:
 
 def _exact(steps: list[Step]) -> bool:
     """Whether intervals are as good as lines: at most one layer that mixes values so far, and it is affine."""
-    mixing = [step for step in steps if not isinstance(step.module, (nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout2d, *DIAGONAL))]
+    straight = (nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout2d, *MOVES, *DIAGONAL)
+    mixing = [step for step in steps if not isinstance(step.module, straight)]
     return not mixing or (len(mixing) == 1 and isinstance(mixing[0].module, nn.Linear | nn.Conv1d | nn.Conv2d))
 
 
 def widest(steps: list[Step]) -> int:
-    """How many numbers the widest layer takes in."""
+    """The largest number of inputs of a layer."""
     return max([step.before.center[0].numel() for step in _all(steps)], default=1)
 
 
 def kinked(found: Trace) -> int:
-    """How many values of an image go into kinks and bends."""
+    """How many values per image enter nonlinear layers."""
     return sum(step.before.center[0].numel() for step in _all(found.steps) if isinstance(step.module, (*KINKS, *BENDS)))
 
 

@@ -1,4 +1,4 @@
-"""Interval bounds: what every layer can be, when the image can be anything in a ball."""
+"""Interval bound propagation: bounds of every layer's output for all images in a ball."""
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
@@ -9,8 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from robustbench_rkhs.layers import Concatenate, GroupSort, MaxMin, Normalize, Residual, Scale
+from robustbench_rkhs.layers import (
+    Concatenate,
+    FirstFeatures,
+    GroupSort,
+    LearnableScale,
+    MaxMin,
+    Normalize,
+    PadChannels,
+    Residual,
+    Scale,
+    ScaledAveragePool,
+    SpaceToDepth,
+)
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.relaxations.expansion import Exchange, expanded
 from robustbench_rkhs.relaxations.region import Region, between, wide
 
 SMALLEST = 1e-30
@@ -18,7 +31,7 @@ SMALLEST = 1e-30
 
 
 class Step(NamedTuple):
-    """A layer of the model and what can go into it."""
+    """A layer of the model and the region of its inputs."""
 
     path: str
     module: nn.Module
@@ -36,19 +49,19 @@ class Step(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """The model's layers in the order they run, and what can come out."""
+    """The model's layers in the order they run, and the region of the outputs."""
 
     steps: list[Step]
     after: Region
 
 
 class Walk(NamedTuple):
-    """What else is done on the way through a model."""
+    """Hooks of a pass through a model."""
 
     tighten: Callable[[nn.Module, list[Step], Region], Region] | None = None
     """A smaller region that goes into a layer, from the steps before it back to the image."""
     round: Callable[[Step, Region], tuple[Step, Region]] | None = None
-    """What comes out, widened by what float arithmetic may have moved."""
+    """The output region, widened by float rounding."""
 
 
 def trace(model: nn.Module, region: Region, path: str = "", walk: Walk = Walk()) -> Trace:  # noqa: B008 (immutable)
@@ -86,6 +99,9 @@ def _trace(model: nn.Module, region: Region, path: str, walk: Walk, before: list
         if walk.round and not widths:
             step, after = walk.round(step, after)
         return Trace([step], after)
+    inner = expanded(model, region.center)
+    if inner is not model:
+        return _trace(inner, region, path, walk, before)
     try:
         check(model)
         if walk.tighten:
@@ -135,7 +151,7 @@ def check(module: nn.Module) -> None:
 
 @singledispatch
 def through(module: nn.Module, region: Region) -> Region:
-    """What comes out of one layer, where `region` goes in."""
+    """The output region of one layer for inputs in `region`."""
     raise NoRule("no rule for this type of layer")
 
 
@@ -153,8 +169,20 @@ def _(module: nn.Flatten, region: Region) -> Region:
     return Region(module(region.center), module(region.radius), region.round)
 
 
+@through.register(nn.ZeroPad2d)
+@through.register(nn.PixelUnshuffle)
+@through.register(nn.PixelShuffle)
+@through.register(SpaceToDepth)
+@through.register(PadChannels)
+@through.register(FirstFeatures)
+def _(module: nn.Module, region: Region) -> Region:
+    """Values that move, are left out or stand beside zeros: a radius of zero is a value that is known."""
+    return Region(module(region.center), module(region.radius), region.round)
+
+
 @through.register(Normalize)
 @through.register(Scale)
+@through.register(LearnableScale)
 @through.register(nn.BatchNorm1d)
 @through.register(nn.BatchNorm2d)
 def _(module: nn.Module, region: Region) -> Region:
@@ -166,6 +194,8 @@ def diagonal(module: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and shift of a layer that maps each value by itself."""
     if isinstance(module, Scale):
         return like.new_tensor(module.value), like.new_zeros(())
+    if isinstance(module, LearnableScale):
+        return module.logarithm.exp().to(like), like.new_zeros(())
     if isinstance(module, Normalize):
         return 1 / module.std, -module.mean / module.std
     assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
@@ -242,12 +272,14 @@ def _(module: nn.Module, region: Region) -> Region:
 
 @through.register(MaxMin)
 @through.register(GroupSort)
+@through.register(Exchange)
 def _(module: nn.Module, region: Region) -> Region:
     if isinstance(module, GroupSort) and module.group != 2:
         raise NoRule(f"expected groups of 2, found {module.group}")
     return between(module(region.lower), module(region.upper))
 
 
+@through.register(ScaledAveragePool)
 @through.register(nn.AvgPool1d)
 @through.register(nn.AdaptiveAvgPool1d)
 @through.register(nn.AvgPool2d)

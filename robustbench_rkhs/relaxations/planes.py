@@ -1,4 +1,4 @@
-"""Lines between which a layer's values lie, where its inputs lie between bounds."""
+"""Linear lower and upper bounds of activations and max-pools on an interval."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Sets that hold every value a layer can take: boxes and axis-aligned ellipsoids, one an image."""
+"""Regions that contain every value of a layer: boxes and axis-aligned ellipsoids, one per image."""
 
 from typing import NamedTuple
 
@@ -34,7 +34,7 @@ def between(lower: Float[Tensor, "batch *shape"], upper: Float[Tensor, "batch *s
 
 
 def ball(x: Float[Tensor, "batch *image"], eps: float | Tensor, norm: Norm, box: Box = "unit") -> Region:
-    """The ball of radius `eps` (one, or one an image) around each image.
+    """The ball of radius `eps` (one, or one per image) around each image.
 
     With `box: unit` a linf ball is cut to [0, 1] (an image that lies outside stays in); an l2 ball is not, which is sound.
     Float16 and bfloat16 are widened.

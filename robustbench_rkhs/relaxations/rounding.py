@@ -1,4 +1,4 @@
-"""How far float arithmetic can move what a layer computes, value by value."""
+"""Bounds of the float64 rounding error of each layer, value by value."""
 
 import math
 from functools import singledispatch
@@ -6,8 +6,19 @@ from functools import singledispatch
 import torch
 from torch import Tensor, nn
 
-from robustbench_rkhs.layers import GroupSort, MaxMin, Normalize, Scale
+from robustbench_rkhs.layers import (
+    FirstFeatures,
+    GroupSort,
+    LearnableScale,
+    MaxMin,
+    Normalize,
+    PadChannels,
+    Scale,
+    ScaledAveragePool,
+    SpaceToDepth,
+)
 from robustbench_rkhs.lipschitz import fan
+from robustbench_rkhs.relaxations.expansion import Exchange, enlarged
 from robustbench_rkhs.relaxations.interval import Step, diagonal, forked
 from robustbench_rkhs.relaxations.region import Region
 
@@ -71,11 +82,18 @@ def _(module: nn.Module, size: Tensor) -> Tensor:
     return torch.zeros_like(size)
 
 
-@magnitude.register
-def _(module: nn.Flatten, size: Tensor) -> Tensor:
+@magnitude.register(nn.ZeroPad2d)
+@magnitude.register(nn.PixelUnshuffle)
+@magnitude.register(nn.PixelShuffle)
+@magnitude.register(SpaceToDepth)
+@magnitude.register(PadChannels)
+@magnitude.register(FirstFeatures)
+@magnitude.register(nn.Flatten)
+def _(module: nn.Module, size: Tensor) -> Tensor:
     return torch.zeros_like(module(size))
 
 
+@magnitude.register(ScaledAveragePool)
 @magnitude.register(nn.AvgPool1d)
 @magnitude.register(nn.AdaptiveAvgPool1d)
 @magnitude.register(nn.AvgPool2d)
@@ -93,6 +111,7 @@ def _(module: nn.MaxPool2d, size: Tensor) -> Tensor:
 
 @magnitude.register(Normalize)
 @magnitude.register(Scale)
+@magnitude.register(LearnableScale)
 @magnitude.register(nn.BatchNorm1d)
 @magnitude.register(nn.BatchNorm2d)
 def _(module: nn.Module, size: Tensor) -> Tensor:
@@ -113,7 +132,7 @@ def _(module: nn.Linear, size: Tensor) -> Tensor:
 @magnitude.register(nn.Conv1d)
 @magnitude.register(nn.Conv2d)
 def _(module: nn.Conv1d | nn.Conv2d, size: Tensor) -> Tensor:
-    result: Tensor = module._conv_forward(size, module.weight.abs(), _constants(module))
+    result: Tensor = module._conv_forward(size, enlarged(module), _constants(module))
     return result
 
 
@@ -132,8 +151,14 @@ def _(module: nn.Module, size: Tensor) -> Tensor:
 
 @magnitude.register
 def _(module: MaxMin, size: Tensor) -> Tensor:
-    one, other = size.chunk(2, 1)
-    return 4 * torch.cat([one + other, one + other], 1)
+    one, other = size.chunk(2, module.dim)
+    return 4 * torch.cat([one + other, one + other], module.dim)
+
+
+@magnitude.register
+def _(module: Exchange, size: Tensor) -> Tensor:
+    both = size[:, module.first] + size[:, module.second]
+    return 4 * size.index_copy(1, module.first, both).index_copy(1, module.second, both)
 
 
 @magnitude.register

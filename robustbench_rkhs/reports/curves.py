@@ -1,4 +1,4 @@
-"""Accuracy versus eps: what is proved, what withstood the attacks, and the gap between them."""
+"""Accuracy versus eps: certified, robust to the attacks, and the gap between them."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What networks of one number make of the square wave."""
+"""Fits of scalar networks to the square wave."""
 
 import itertools
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The leaderboard: who withstands most, with what is proved beside it, and whom we refuse to rank."""
+"""The leaderboard: models by robust accuracy, certified accuracy beside it, and the models that are not ranked."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

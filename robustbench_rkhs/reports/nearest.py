@@ -1,4 +1,4 @@
-"""The nearest adversarial images side by side: what was changed, how far, and what the model then says."""
+"""The nearest adversarial images side by side: the change, its distance, and the new prediction."""
 
 from math import floor, log10
 from pathlib import Path

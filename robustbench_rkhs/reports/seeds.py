@@ -14,7 +14,7 @@ from robustbench_rkhs.verdicts.axes import MARKERS, PALETTE, domain, label, perc
 
 
 def seed_curves(evaluations: Sequence[Evaluation], band: Band, largest: float) -> pd.DataFrame:
-    """A row an eps up to `largest`: certified and robust, each with _low and _high over the evaluations, and `asked`.
+    """A row per eps up to `largest`: certified and robust, each with _low and _high over the evaluations, and `asked`.
 
     Robust accuracy is known where every evaluation knows it, NaN elsewhere; `asked`: every evaluation was asked for that eps.
     """

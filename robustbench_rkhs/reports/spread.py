@@ -1,4 +1,4 @@
-"""Several seeds as one curve: their mean and how far they lie apart."""
+"""Several seeds as one curve: mean and spread."""
 
 from typing import Literal
 

@@ -85,7 +85,7 @@ def runs_csv(report: dict[str, Any]) -> str:
 def draw_sweep(report: dict[str, Any], stem: str | Path) -> list[Path]:
     """STEM.png, .pdf, .svg: clean versus robust (or certified, where that is picked by) accuracy on validation images.
 
-    A faint dot a run, a marker with its standard deviation a setting; colour and shape tell the first two fields that were
+    A faint dot per run, a marker with its standard deviation a setting; colour and shape tell the first two fields that were
     varied over at most seven values. The line is the front, the ring the pick.
     """
     about = report["about"]

@@ -30,7 +30,7 @@ def write_tightness(report: dict[str, Any], stem: str | Path) -> list[Path]:
 
 
 def draw_tightness(report: dict[str, Any], stem: str | Path) -> list[Path]:
-    """STEM.png, .pdf, .svg: a bar a layer up to its proven bound, a mark at what was found; the one that loses most stands out."""
+    """STEM.png, .pdf, .svg: a bar per layer up to its proven bound, a mark at what was found; the loosest stands out."""
     rows = [row for row in report["layers"] if not _idle(row)] or report["layers"]
     left = len(report["layers"]) - len(rows)
     values = [value for row in rows for value in (row["upper"], row["lower"]) if value]

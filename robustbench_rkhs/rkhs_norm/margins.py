@@ -1,4 +1,4 @@
-"""The margin bound on adversarial error, with each estimate of the norm in its place."""
+"""The margin bound on adversarial error, for each estimate of the norm."""
 
 import math
 from collections.abc import Sequence

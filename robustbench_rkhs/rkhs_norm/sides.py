@@ -1,4 +1,4 @@
-"""Every bound of a model's RKHS norm side by side: what is seen from below, what is proved from above."""
+"""Lower and upper bounds of a model's RKHS norm side by side."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -93,7 +93,7 @@ def norms(
     since Phi expands no distance: gradients, perturbations, deformations and quotients are all of this form, hence lower bounds of
     the Lipschitz constant too, and `upper`, a proven bound of it, caps them all. It is no bound of ||f||_H itself, and neither is
     `reshaped`, which the paper uses in its place. In float64. Raises Unsound where a lower bound exceeds the proven one.
-    Cost: K backward passes an image, (steps + 1) restarts forward and backward passes a start and eps, count forwards an image.
+    Cost: K backward passes per image, (steps + 1) restarts forward and backward passes per start and eps, count forwards per image.
     Source: Bietti et al., ICML 2019, section 2.
     """
     if any(budget <= 0 for budget in eps):

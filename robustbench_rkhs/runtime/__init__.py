@@ -1,1 +1,1 @@
-"""What running needs: files, digests, devices, precision, modes, counter-based random numbers, processes."""
+"""Runtime utilities: files, digests, devices, precision, modes, counter-based random numbers, processes."""

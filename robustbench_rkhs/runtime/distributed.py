@@ -1,4 +1,4 @@
-"""Several processes that train one model: what is averaged, and who owns a maximum over all of them."""
+"""Training in several processes: averages, and maxima over all of them."""
 
 import atexit
 import os

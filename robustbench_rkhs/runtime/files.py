@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Atomic writes: a file is either complete or absent."""
 
 import os
 import tempfile

@@ -1,4 +1,4 @@
-"""Running a model for a while without touching what its training keeps."""
+"""Context managers that switch a model's mode and restore it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,3 +78,10 @@ def _switched(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Iterator[
     finally:
         for module in switched:
             module.training = True
+
+
+def advice(module: nn.Module) -> str:
+    """What to do about a layer in training mode: the model around it may well be in eval mode."""
+    if type(module).train is not nn.Module.train:
+        return f"the train() of {type(module).__name__} keeps it there"
+    return "call eval() of it, or of the whole model"

@@ -1,4 +1,4 @@
-"""Arithmetic that is what it says: no TF32, bfloat16, Winograd or autocast short cuts while anything is measured or proved."""
+"""Full precision: TF32, bfloat16 and Winograd short cuts and autocast switched off while anything is measured or proved."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

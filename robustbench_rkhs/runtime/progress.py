@@ -1,4 +1,4 @@
-"""The training's progress bar; a line an epoch where there is no terminal."""
+"""The training's progress bar; a line per epoch where there is no terminal."""
 
 import time
 from types import TracebackType

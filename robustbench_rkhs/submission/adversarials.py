@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustbench_rkhs.evaluation.predictions import answered, counting
+from robustbench_rkhs.attacks.counted import answered
+from robustbench_rkhs.evaluation.predictions import counting
 from robustbench_rkhs.layers.frozen import freeze
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.nodes.node import UserError

@@ -1,4 +1,4 @@
-"""What a sweep is: one file, checked whole before anything is trained."""
+"""The description of a sweep: one file, checked completely before anything is trained."""
 
 import json
 import math

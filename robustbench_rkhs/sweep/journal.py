@@ -1,4 +1,4 @@
-"""What many workers share: a journal of trials on a file, and locks that a killed process cannot keep."""
+"""The journal of trials that all workers share, a file, and locks that a killed process releases."""
 
 import fcntl
 import json

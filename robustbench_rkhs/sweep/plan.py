@@ -24,7 +24,7 @@ class Plan:
         self.base: dict[str, Any] = yaml.safe_load(find_recipe(sweep.recipe).read_text())
         settings = {key: yaml.safe_dump(value) for key, value in sweep.settings.items()}
         self.notes = override_all(self.base, settings, TrainRecipe) + override_all(self.base, overrides or {}, TrainRecipe)
-        """A line for each name in the settings by which fields of the recipe fell away."""
+        """A line for each name in the settings that dropped fields of the recipe."""
         for key in {"seed", "validate_with"} & {*sweep.settings, *(overrides or {})}:
             raise UserError(f"{key}: {RESERVED[key]}")
         plain = TrainRecipe.parse(json.loads(json.dumps(self.base)), sweep.recipe)

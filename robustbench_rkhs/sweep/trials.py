@@ -64,7 +64,7 @@ class Watch:
         if "step" in record or not self.pruning or self.key not in record:
             return
         step = self.first + record["epoch"]
-        if step not in self.reported:  # a resumed training may tell an epoch again
+        if step not in self.reported:  # a resumed training may report an epoch again
             self.trial.report(record[self.key], step)
         self.stop = self.trial.should_prune()
 

@@ -1,4 +1,4 @@
-"""A worker: take a trial, train it, tell the journal, until none is left; then the report."""
+"""A worker: takes trials from the journal and trains them until none is left, then writes the report."""
 
 import os
 from pathlib import Path

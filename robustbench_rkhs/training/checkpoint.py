@@ -25,7 +25,7 @@ HALF_FROM = 100_000
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded model, in eval mode on the CPU, and what is known of it."""
+    """A loaded model, in eval mode on the CPU, with its recipe and test data."""
 
     name: str
     model: nn.Module

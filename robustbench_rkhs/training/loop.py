@@ -172,7 +172,7 @@ class Run:
         return self.clock is not None and time.monotonic() >= self.clock[1]
 
     def steps(self, split: Split) -> int:
-        """Steps an epoch; a last batch smaller than half is left out, unless it is the only one (`on_device`: any smaller one)."""
+        """Steps per epoch; a last batch smaller than half is left out, unless it is the only one (`on_device`: any smaller one)."""
         count = len(split) / self.recipe.batch_size
         return max(1, int(count) if self.recipe.on_device else round(count))
 

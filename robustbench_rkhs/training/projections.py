@@ -1,4 +1,4 @@
-"""Projections: weights back into a set after each optimiser step."""
+"""Projections: weights are projected onto a set after each optimiser step."""
 
 import math
 from collections import defaultdict
@@ -28,7 +28,7 @@ class SpectralProjection(Node):
     A matrix once shown to lie below tau is looked at again only when it has moved far enough to reach it: its last bound plus
     the Frobenius norm of what changed since bounds it still. The others get a Cholesky test of tau^2 I - W W^T, which tells
     exactly which exceed tau; only those are decomposed, those of one size together.
-    Cost: one subtraction a layer far below tau; else one Gram product, and one symmetric eigendecomposition of the smaller
+    Cost: one subtraction per layer far below tau; else one Gram product, and one symmetric eigendecomposition of the smaller
     side where tau is exceeded.
     Source: Bietti et al., ICML 2019; the schedule of tau, their published code's.
     """

@@ -1,4 +1,4 @@
-"""How well a score puts the rare class first: auROC, and auROC50."""
+"""Ranking quality of a score: auROC and auROC50."""
 
 import numpy as np
 import torch

@@ -60,7 +60,7 @@ class TrainRecipe(Node):
     warm-ups then follow the larger of two shares, of the epochs and of the time since the first step, so that it always ends
     annealed. Such a training is known by its number of steps, which metrics.jsonl records; it cannot be repeated bit for bit."""
     batch_size: int = Field(128, ge=1)
-    """Images a step."""
+    """Images per step."""
     seed: int = Field(0, ge=0)
     """Initial weights, order, augmentation, dropout."""
     ema: Annotated[Real, Field(gt=0, lt=1)] | None = None

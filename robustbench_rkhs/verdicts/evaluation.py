@@ -69,7 +69,7 @@ class Evaluation(Record):
         return certified_at(self, eps).share
 
     def adversarials(self) -> AdversarialImages:
-        """The nearest adversarial image of each image that has one, over all attacks; misclassified images stand for themselves.
+        """The nearest adversarial image of each image that has one, over all attacks; misclassified images count as their own.
 
         Raises UserError where none were kept.
         """

@@ -1,4 +1,4 @@
-"""Image by image: who proved the most, who broke it nearest, and why there is no proof where there is none."""
+"""Per image: the best certificate, the nearest attack, and the reason where nothing is proved."""
 
 import numpy as np
 import pandas as pd

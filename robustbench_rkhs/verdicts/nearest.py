@@ -59,7 +59,7 @@ class Nearest:
                 self._rows[index] = {str(key): value for key, value in row.items()} | {"image": image.copy(), "said": said}
 
     def adversarials(self, about: dict[str, Any], table: pd.DataFrame, clean: np.ndarray, index: np.ndarray) -> Adversarials:
-        """What was seen, by index; images that are wrong as they are stand for themselves, at distance 0.
+        """The adversarial images found, by index; misclassified images count as their own, at distance 0.
 
         table: the evaluation's; clean: its images, at these positions of the original arrays.
         """

@@ -10,8 +10,8 @@ from robustbench_rkhs.nodes.node import UserError
 KEY = ["model", "weights", "data", "split", "norm", "box", "kind", "method", "settings", "eps", "index"]
 """What makes a row the only one of its kind, and the canonical order."""
 ANSWERS = ["", "unknown"]
-"""`state_reason` of a method that ran to its end; after `timeout`, `refused` and `error` it did not. Nor after `denied`: the
-attack saw the image fall and spared it the rest, and the model, asked again, denied the fall, in further runs too."""
+"""`state_reason` of a method that ran to its end; after `timeout`, `refused` and `error` it did not. Nor after `unconfirmed`: the
+attack stopped at an adversarial example that further queries of the model did not confirm, in further runs too."""
 
 
 class Verdicts(pa.DataFrameModel):

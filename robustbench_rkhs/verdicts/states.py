@@ -29,7 +29,7 @@ class Evidence:
     """Attacks of the protocol that ran to their end: position, method, eps, radius, broken (distance in the norm)."""
     protocol: tuple[str, ...]
     unconfirmed: pd.DataFrame
-    """Attacks, of the protocol or not, whose fall was denied: position, eps. Nothing survived elsewhere speaks for these."""
+    """Attacks, of the protocol or not, whose adversarial example was not confirmed: position, eps. No survival there."""
 
     @classmethod
     def of(cls, evaluation: Record, norm: str | None = None) -> "Evidence":
@@ -97,7 +97,7 @@ def states(evaluation: Record, eps: float, norm: str | None = None) -> pd.DataFr
     `state`: `wrong`: misclassified as it is; else `broken`: any attack holds an admissible adversarial image at distance <= eps;
     else `certified`: a certificate's radius is >= eps; else `survived`: every method of the protocol ran to its end with budget eps
     (or none, or a larger one within which it found nothing, then or when it ran at another) and found nothing within eps; else
-    `untested`, which is also where a fall was seen at eps and denied when the model was asked again. `inferred`: survived, but no
+    `untested`, also where an adversarial example at eps was not confirmed by a second query. `inferred`: survived, but no
     method, or not every method that has budgets, ran at eps itself. Raises UserError for a negative eps or a table without
     predictions.
     """

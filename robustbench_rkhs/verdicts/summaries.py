@@ -75,7 +75,7 @@ def by_attack(evaluation: Record) -> pd.DataFrame:
 
     attacked: initially correct images it ran on (to its end; budget eps, none, or a larger one that settles eps). broken: those
     with its adversarial image within eps. alone: 1 - broken / attacked, NaN where it ran on none; images left to the others
-    (already certified or broken) play no part. overstated: the share of `attacked` that it left standing and any other row of
+    (already certified or broken) play no part. overstated: the share of `attacked` that it did not break and any other row of
     the table broke within eps, so alone - overstated is what those images are really worth. masked: overstated > 0.05.
     forwards, backwards: passes spent at that budget (a minimal-norm attack's whole run, at every eps).
     """

@@ -47,7 +47,7 @@ class Linear(Affine):
 
 
 class Diagonal(Affine):
-    """y_c = (x_c - center_c) scale_c + shift_c; one number a channel, or one for all."""
+    """y_c = (x_c - center_c) scale_c + shift_c; one number per channel, or one for all."""
 
     def __init__(self, inputs: Shape, center: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> None:
         for numbers in (center, scale, shift):

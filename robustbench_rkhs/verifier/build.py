@@ -1,4 +1,4 @@
-"""From the rows of a proof to operations: every key is named, every size is checked."""
+"""Builds operations from the rows of a proof: every key must be known, every size is checked."""
 
 import math
 from collections.abc import Callable

@@ -12,7 +12,7 @@ from .norms import TINY, UNIT
 from .operations import Operation, Shape, expected, lengths, size
 
 DENSE_SIDE, DENSE_SIZE = 1024, 2**22
-"""A run of affine operations is worked out as a matrix where its smaller side and its size are at most these."""
+"""A run of affine operations is computed as a matrix where its smaller side and its size are at most these."""
 BATCH = 256
 """Rows or columns of a matrix at once."""
 FREE = 1 + 4 * UNIT

@@ -1,4 +1,4 @@
-"""Decides whether a proof is true: own bounds, own logits, own radii."""
+"""The check of a proof: bounds, logits and radii are computed anew and compared."""
 
 import hashlib
 import math

@@ -1,4 +1,4 @@
-"""The command `rkhs-verify`: what to re-check, and how it is said."""
+"""The command `rkhs-verify`: its arguments and its output."""
 
 import argparse
 import sys

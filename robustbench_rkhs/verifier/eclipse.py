@@ -1,4 +1,4 @@
-"""Own proof of ECLipsE bounds: the numbers of a witness, and for each step a Cholesky factor on own matrices."""
+"""Re-proves ECLipsE bounds: the numbers of a witness, and for each step a Cholesky factor of matrices computed here."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Operations worked out frequency by frequency on a torus."""
+"""Operations computed frequency by frequency on a torus."""
 
 import math
 from functools import cached_property

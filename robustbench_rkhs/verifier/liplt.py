@@ -1,4 +1,4 @@
-"""Own LipLT bounds: the linear path through the activations, with own norms of products."""
+"""Recomputes LipLT bounds: the linear path through the activations, with norms of products computed here."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What an operation is: a map of images with its own proven bound, and how far float64 rounding moves what it computes."""
+"""The base class of operations: a map of images with its own proven bound and a bound of its float64 rounding."""
 
 import math
 from functools import cached_property

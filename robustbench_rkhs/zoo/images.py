@@ -52,7 +52,7 @@ def classifiable(split: Split) -> Split:
 
 
 def as_split(data: Any, bounds: Bounds = (0.0, 1.0)) -> Split | tuple[Tensor, Tensor]:
-    """A Split as it is; images and labels of anything else, which the model has yet to be asked about. Raises UserError."""
+    """A Split as it is; images and labels of anything else, before any query of the model. Raises UserError."""
     if isinstance(data, Split):
         return classifiable(data)
     if isinstance(data, DataLoader):

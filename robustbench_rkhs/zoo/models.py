@@ -76,8 +76,8 @@ def dtype_of(model: nn.Module) -> torch.dtype:
 def adapted(model: nn.Module, image: Tensor, preprocessing: Any = None, bounds: Bounds = (0.0, 1.0)) -> nn.Module:
     """The model for images in [0, 1], of which one is passed: normalised, in its own type, its logits picked out.
 
-    `preprocessing`: mean and standard deviation, each a number or one a channel, in the units of `bounds`. A module that needs none
-    of this is returned as it is, so that certificates see its layers. Raises UserError.
+    `preprocessing`: mean and standard deviation, each a number or one per channel, in the units of `bounds`. A module that needs
+    none of this is returned as it is, so that certificates see its layers. Raises UserError.
     """
     kinds = [tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()]
     half = kinds[0] if kinds and kinds[0] in HALF else None

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_rkhs.attacks import Attack
-from robustbench_rkhs.attacks.ball import distances, pull_inside
+from robustbench_rkhs.attacks.counted import answered, count
 from robustbench_rkhs.attacks.efforts import Effort, protocol_of
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.targeted import attack_towards
 from robustbench_rkhs.data import DataSet, Split
 from robustbench_rkhs.data.given import Bounds, given_split
 from robustbench_rkhs.evaluation import run
-from robustbench_rkhs.evaluation.predictions import answered, ask, classes_of
+from robustbench_rkhs.evaluation.predictions import ask, classes_of
 from robustbench_rkhs.evaluation.recipe import EvalRecipe, attack_from, certificate_from
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.networks.smoothed import Smoothed
@@ -79,7 +79,8 @@ def evaluate(
     `recipe`, or its fields by name (`norm`, `attacks`, `effort`, `budget`, `certificates`, `samples`, `seed`, `block`, `workers`
     ...); attacks and certificates by name too. With a `folder`, finished parts are kept under folder/name/parts and never done
     again, and the table is written to folder/name/. `adversarials`: True to keep the nearest adversarial image of each image, or a
-    .npz file that gets them (kept anyway where they are few and no folder is given). `twin`: a network of the same data, trained without defence, whose adversarial images are tried too.
+    .npz file that gets them; where nothing is said they are kept if they are few and there is no folder. `twin`: a network of the
+    same data, trained without defence, whose adversarial images are tried too.
     Interrupted by the keyboard, or when `budget` seconds are used up, it returns what there is.
     Raises UserError, in one line, for anything it cannot take.
     """
@@ -298,8 +299,7 @@ def _attacked(
             found = attack_towards(aimed, model, part[0], target[rows], part[2], budgets)
         else:
             found = aimed(model, *part, budgets) if isinstance(aimed, EngineAttack) else aimed(model, *part)
-        inside = pull_inside(part[0], found.images.to(x), recipe.norm, eps, "unit")
-        away, said = distances(part[0], inside, recipe.norm), answered(model, inside)
+        inside, said, away = count(model, part[0], found.images, norm=recipe.norm, box="unit", eps=eps)
         better = ((said != part[1]) if target is None else (said == target[rows])) & (away < distance[rows])
         images[rows[better]], distance[rows[better]] = inside[better], away[better]
     return images

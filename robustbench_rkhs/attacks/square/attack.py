@@ -14,7 +14,7 @@ from robustbench_rkhs.nodes.node import Real, UserError
 from robustbench_rkhs.runtime.counter_rng import mix
 
 CHUNK = 250
-"""Queries whose random numbers are drawn at once; after them what still stands is put into full batches again."""
+"""Queries whose random numbers are drawn at once; after them the unbroken images are put into full batches again."""
 SALT = 0x5173
 """Sets these draws apart from other attacks' under the same seed."""
 
@@ -25,7 +25,7 @@ class Square(EngineAttack):
     .. math:: x^{(i)} = \arg\min_{x' \in \{x^{(i-1)},\, \Pi(x^{(i-1)} + \delta^{(i)})\}} f_y(x') - \max_{j \ne y} f_j(x')
 
     linf: every pixel is eps above or below its own value (or at the box); it starts as vertical stripes of random sign, and a
-    window takes one random sign a channel. l2: it starts as five by five tiles; the offset in one random window is wiped, and
+    window takes one random sign per channel. l2: it starts as five by five tiles; the offset in one random window is wiped, and
     its length and what is left of eps go to another one, as a pyramid up on one half and down on the other. The windows cover
     `share` of the picture at first and half of it after 0.1, 0.5, 2, 5, 10, 20, 40, 60 and 80 % of the queries.
     (C, H, W) and (H, W) are pictures; any other input is laid out as one near-square grey one.
@@ -35,7 +35,7 @@ class Square(EngineAttack):
     ones are made again from there. So it moves as if asked one by one, in fewer and larger batches; and as any misclassified
     proposal is kept, one that is not taken for the search included, the search is at least as strong.
     Cost of a robust image: `queries` forward passes for each restart and one, and those asked in vain: at most a twenty-fourth
-    more, 0.8 % as measured on small networks; no backward pass. One that fell leaves at once.
+    more, 0.8 % as measured on small networks; no backward pass. A broken one leaves at once.
     Raises UserError without an eps, or with an infinite one.
     Source: Andriushchenko et al., ECCV 2020; the schedule and 0.8 are those of AutoAttack (Croce & Hein, ICML 2020).
     """
@@ -65,7 +65,7 @@ class Square(EngineAttack):
             seed = mix(engine.seed, SALT, restart)
             states, lowest = torch.zeros_like(picture.cells(engine.x)), torch.full_like(engine.clean[:, 0], torch.inf)
             quiet = torch.zeros_like(engine.y)
-            for begin in range(0, self.queries, CHUNK):  # chunk by chunk: what stands is put into full batches again
+            for begin in range(0, self.queries, CHUNK):  # chunk by chunk: the unbroken images are put into full batches again
                 for at in engine.open().split(engine.batch_size):
                     walk = kind(engine, picture, at, seed, states[at], lowest[at], quiet[at])
                     walk.go(begin, windows[begin : begin + CHUNK])

@@ -1,4 +1,4 @@
-"""How the Square attack moves in l2: the length of one window's offset goes to another window, as a pyramid."""
+"""Square attack in l2: a proposal moves the norm of one window's perturbation to another window, as a pyramid."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""How the Square attack moves in linf: every cell at one of its two ends, a window of them changed at a time."""
+"""Square attack in linf: every pixel at one of the two ends of its range, one window changed at a time."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What the Square attack lays over an image: the picture it sees, the schedule of its windows and the patterns in them."""
+"""Square attack: image layout, window-size schedule and perturbation patterns."""
 
 import math
 from functools import cache, lru_cache

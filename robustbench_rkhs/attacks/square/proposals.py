@@ -1,4 +1,4 @@
-"""How the Square attack walks: images on their way through a chunk of queries, several proposals of a state asked at once."""
+"""Square attack: proposals of many images at once, several per image in one forward pass."""
 
 from abc import ABC, abstractmethod
 from itertools import groupby
@@ -42,7 +42,7 @@ class Walk(ABC):
         self.at, self.y, self.state, self.lowest, self.quiet = at, engine.y[at], state, lowest, quiet
 
     def go(self, begin: int, windows: list[tuple[int, int]]) -> None:
-        """Queries from number `begin` on; number 0 is the start. An image that fell leaves `at` and all that goes with it."""
+        """Queries from number `begin` on; number 0 is the start. A broken image leaves `at` and all that goes with it."""
         places, signs = self.drawn(begin, windows)
         every = torch.arange(len(self.at), device=self.at.device)
         self.first = self.next = every * len(windows)  # of each image, in what was drawn
@@ -117,7 +117,7 @@ class Walk(ABC):
 
     @abstractmethod
     def propose(self, rows: Tensor, place: Tensor, sign: Tensor, height: int, width: int) -> Float[Tensor, "rows cells"]:
-        """Changed images, as cells: one a row, from the state of the image `rows` names."""
+        """Changed images, as cells: one per row, from the state of the image `rows` names."""
 
     @abstractmethod
     def reached(self, moved: Tensor, cells: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What attacks show: scale, budget, steps, a twin, queries and random directions should not make the difference they make."""
+"""Signs of masking from attacks: scale, budget, steps, a twin, queries and random directions compared."""
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ def logit_scale(scene: Scene) -> Diagnosis:
 def huge_eps(scene: Scene) -> Diagnosis:
     """Right images that still stand when the budget is the whole box: 10 steps in a quarter of it, then 15 in all of it.
 
-    Grey, and a picture of every other class, are inside that ball: whatever stands shows that the steps lead nowhere.
+    Grey, and a picture of every other class, are inside that ball: any survivor shows that the steps lead nowhere.
     Without a box: ten times the range of the pixels. Threshold: 10% of the right images. Cost: at most 54 passes.
     """
     far = scene.diameter if scene.box == "unit" else 10 * scene.diameter

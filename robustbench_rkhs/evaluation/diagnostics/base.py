@@ -1,4 +1,4 @@
-"""What a diagnosis says, and the images it looks at."""
+"""The result of a diagnosis, and the sample of images it runs on."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

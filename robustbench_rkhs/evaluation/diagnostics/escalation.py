@@ -1,4 +1,4 @@
-"""What runs by itself on the survivors of a model that tripped a diagnosis."""
+"""The attacks that run automatically on the survivors of a model that tripped a diagnosis."""
 
 from collections.abc import Iterable, Sequence
 

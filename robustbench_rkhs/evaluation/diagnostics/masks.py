@@ -1,4 +1,4 @@
-"""What a model shows by itself: gradients that say nothing, answers that change, outputs that are no logits."""
+"""Signs of masking in the model itself: useless gradients, random outputs, outputs that are no logits."""
 
 import copy
 
@@ -85,12 +85,16 @@ def softmaxed(scene: Scene) -> Diagnosis:
     if clean.shape[1] < 2 or not len(clean):
         return scene.share("softmaxed", torch.zeros(len(clean), dtype=torch.bool), SHARE, "no outputs to compare", 0.0)
     sums = (clean >= 0).all(1) & ((clean.sum(1) - 1).abs() < 1e-3)
+    if len(clean) > 1 and (clean == clean[:1]).all():
+        sums = torch.zeros_like(sums)  # what no picture changes is no softmax's; that pictures share it is said below
     logs = (clean.logsumexp(1).abs() < 1e-3) & (top > -1e-7)
     different = torch.unique(scene.x.flatten(1), dim=0, return_inverse=True)[1]
     same = (top[:, None] == top[None]) & (different[:, None] != different[None])
     repeated = same.any(1)
     if sums.double().mean() > SHARE:
-        return scene.share("softmaxed", sums, SHARE, f"{int(sums.sum())} of {len(sums)} rows are probabilities (sum to 1)", 0.0)
+        hot = bool(((clean == 0) | (clean == 1))[sums].all())
+        what = "one-hot (decisions, or a softmax that saturates)" if hot else "probabilities (sum to 1)"
+        return scene.share("softmaxed", sums, SHARE, f"{int(sums.sum())} of {len(sums)} rows are {what}", 0.0)
     if logs.double().mean() > SHARE:
         words = f"{int(logs.sum())} of {len(logs)} rows are log-probabilities whose largest rounds to 0"
         return scene.share("softmaxed", logs, SHARE, words, 0.0)

@@ -55,7 +55,7 @@ def diagnose(
     `checks`: only these, in the order of CHECKS.
     The sample is counted by (seed, key): the same images whatever else is there. The model, its mode, buffers and gradients and the
     global random state are left as they were. A check that fails with an error says so and does not trip.
-    Cost: at most 1,550 passes an image of the sample, and 330 with a twin. Measured on digits, nothing known beforehand: plain
+    Cost: at most 1,550 passes per image of the sample, and 330 with a twin. Measured on digits, nothing known beforehand: plain
     networks 370 to 1,130, adversarially trained ones 130 to 920, Lipschitz ones 72 to 640; an image that fell or is certified is
     not asked further.
     Raises UserError for a negative eps and an unknown check.

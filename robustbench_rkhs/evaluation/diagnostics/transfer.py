@@ -1,4 +1,4 @@
-"""Transfer: what breaks an undefended twin, tried on the model."""
+"""Transfer attack: adversarial examples of an undefended twin, tried on the model."""
 
 from typing import Literal
 

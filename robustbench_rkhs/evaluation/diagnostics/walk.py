@@ -1,4 +1,4 @@
-"""Descent in the engine that needs nothing but a gradient: what the diagnoses compare."""
+"""Plain gradient descent in the engine, which the diagnoses compare with."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.objective import gap, likeliest_classes, margin
 
 Lowered = Callable[[Tensor, Tensor], Tensor]
-"""(logits, positions of the images they are of) -> one number a row, to be lowered."""
+"""(logits, positions of the images they are of) -> one number per row, to be lowered."""
 
 
 def margins(logits: Float[Tensor, "some classes"], y: Int[Tensor, " some"]) -> Float[Tensor, " some"]:
@@ -34,7 +34,7 @@ def step(engine: Engine, at: Tensor, images: Tensor, gradient: Tensor, share: fl
 def descend(engine: Engine, at: Int[Tensor, " some"], images: Tensor, lowered: Lowered, steps: int) -> None:
     """Steepest descent from `images`; the step falls linearly from a quarter of eps to an eightieth.
 
-    Cost: `steps` forward and backward passes and a last forward pass; an image that fell leaves, and one without a gradient, which
+    Cost: `steps` forward and backward passes and a last forward pass; a broken image leaves, and one without a gradient, which
     would be asked about the same point again.
     """
     for number in range(steps):

@@ -1,4 +1,4 @@
-"""What a loss is: the scalar that training lowers."""
+"""The base class of losses: a scalar that training minimises."""
 
 from typing import ClassVar
 
@@ -9,7 +9,7 @@ from robustbench_rkhs.nodes.ramps import Scheduled
 
 
 class LossNode(Scheduled):
-    """Common to all losses. `__call__(model, x, y, keys)`; `keys`: what its random draws are counted by, one an image."""
+    """Common to all losses. `__call__(model, x, y, keys)`; `keys`: one integer key per image that seeds its random numbers."""
 
     attacks: ClassVar[bool] = False
     """True: it perturbs the images itself, and wants them clean (a recipe with it has no `attack`)."""

@@ -15,7 +15,7 @@ from robustbench_rkhs.training.losses.base import LossNode
 
 
 class CrownIBP(LossNode):
-    r"""Mean over the batch of clean and worst-case cross-entropy, the bounds a mixture of linear and interval ones.
+    r"""Clean and worst-case cross-entropy, mean over the batch; the bounds are a mixture of linear and interval bounds.
 
     .. math:: \kappa\, CE(f(x), y) + (1 - \kappa)\, CE(-\underline m(x), y), \qquad
               \underline m = \beta\, \underline m^{CROWN} + (1 - \beta)\, \underline m^{IBP}
@@ -27,7 +27,7 @@ class CrownIBP(LossNode):
     Recommended, as published: eps grows, then kappa and beta have fallen when it is there:
     `schedule: {eps: {begin: 0.1, end: 0.6}, kappa: {start: 1, begin: 0.1, end: 0.6}, beta: {start: 1, begin: 0.1, end: 0.6}}`.
     Raises UserError naming the layer where there are no bounds through it (of max-pools there are intervals only). eps in
-    pixels of [0, 1]. Cost: three forward passes and, where beta > 0, one backward pass a class, all of them differentiated.
+    pixels of [0, 1]. Cost: three forward passes and, where beta > 0, one backward pass per class, all of them differentiated.
     Source: Zhang et al., "Towards Stable and Efficient Training of Verifiably Robust Neural Networks", ICLR 2020.
     """
 

@@ -1,4 +1,4 @@
-"""GloRo: a logit for "not certified", by bounds of how fast the logits move."""
+"""GloRo: an extra logit for "not certified", from Lipschitz bounds of the differences of logits."""
 
 from typing import Literal
 
@@ -14,7 +14,7 @@ from robustbench_rkhs.training.losses.base import LossNode
 
 
 class Gloro(LossNode):
-    r"""Cross-entropy among the classes and one more, whose logit is what an image within eps could still raise another class to.
+    r"""Cross-entropy with an extra class, whose logit is the highest that another class could reach within eps.
 
     .. math:: f_\bot(x) = \max_{i \ne j} f_i(x) + \varepsilon L_{ji}, \quad j = \arg\max_i f_i(x), \qquad
               \ell = CE(f(x), y) + \beta \big( \log \textstyle\sum_i e^{f_i(x)} + e^{f_\bot(x)} - \log \sum_i e^{f_i(x)} \big)

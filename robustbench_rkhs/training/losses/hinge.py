@@ -12,7 +12,7 @@ from robustbench_rkhs.training.losses.base import LossNode
 
 
 class Hinge(LossNode):
-    r"""Mean over the batch of what the margin lacks.
+    r"""Hinge loss on the margin, mean over the batch.
 
     .. math:: \max\big( 0,\; m - (f_y(x) - \max_{j \ne y} f_j(x)) \big)
 

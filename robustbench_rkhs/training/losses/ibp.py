@@ -15,7 +15,7 @@ from robustbench_rkhs.training.losses.base import LossNode
 
 
 class IBP(LossNode):
-    r"""Mean over the batch of clean and worst-case cross-entropy.
+    r"""Clean and worst-case cross-entropy by interval bounds, mean over the batch.
 
     .. math:: \kappa\, CE(f(x), y) + (1 - \kappa)\, CE(-\underline m(x), y), \qquad
               \underline m_j(x) \le \min_{x' \in B_\varepsilon(x)} f_y(x') - f_j(x')

@@ -18,7 +18,7 @@ from robustbench_rkhs.training.losses.search import ascend
 
 
 class MMA(LossNode):
-    r"""Cross-entropy where the image's answer first goes wrong, which moves the boundary away from it.
+    r"""Cross-entropy at the nearest misclassified point of each image, which moves the boundary away from it.
 
     .. math:: \frac1n \sum_i c\, CE(f(x_i), y_i) + (1 - c)\, m_i, \qquad
               m_i = \begin{cases} CE(f(x_i), y_i) & x_i \text{ wrong} \\

@@ -18,7 +18,7 @@ from robustbench_rkhs.training.losses.search import ascend, keys_or_positions
 
 
 class MtlIbp(LossNode):
-    r"""Mean over the batch of adversarial and worst-case cross-entropy.
+    r"""Adversarial and worst-case cross-entropy, mean over the batch.
 
     .. math:: (1 - \alpha)\, CE(f(x'), y) + \alpha\, CE(-\underline m(x), y), \qquad
               x' \approx \arg\max_{x' \in B_{\varepsilon'}(x)} CE(f(x'), y)

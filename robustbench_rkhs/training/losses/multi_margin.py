@@ -12,7 +12,7 @@ from robustbench_rkhs.training.losses.base import LossNode
 
 
 class MultiMargin(LossNode):
-    r"""Mean over the batch of what every other class lacks in distance from the label.
+    r"""Hinge loss of the label's logit against every other class, mean over the batch.
 
     .. math:: \frac1K \sum_{j \ne y} \max\big( 0,\; m - f_y(x) + f_j(x) \big)^p
 

@@ -19,7 +19,7 @@ def keys_or_positions(keys: Tensor | None, x: Tensor) -> Int[Tensor, " batch"]:
 def ascend(
     value: Callable[[Tensor], Tensor], x: Tensor, start: Tensor, *, norm: Norm, eps: float, steps: int, step_size: float, box: Box
 ) -> Float[Tensor, "batch *image"]:
-    """Projected gradient ascent on `value(images)`, one number an image, in the ball around `x`; the last iterate.
+    """Projected gradient ascent on `value(images)`, one number per image, in the ball around `x`; the last iterate.
 
     Steps of length `step_size` along the gradient at length one (l2) or of that size along its sign (linf). No gradient of
     weights is formed; an image whose gradient is zero or not finite stays where it is.

@@ -1,4 +1,4 @@
-"""TRADES: be right on the clean image, and answer its neighbours alike."""
+"""TRADES: cross-entropy on the clean image plus a divergence to the predictions around it."""
 
 from typing import ClassVar, Literal
 
@@ -17,7 +17,7 @@ from robustbench_rkhs.training.losses.search import ascend, divergence, keys_or_
 
 
 class Trades(LossNode):
-    r"""Cross-entropy on the clean images, and how far the answer moves in the ball around each.
+    r"""Cross-entropy on the clean images plus the largest KL divergence of the prediction in the ball around each.
 
     .. math:: \frac1n \sum_i CE(f(x_i), y_i) + \beta\, KL\big( p(x_i) \,\|\, p(x_i') \big), \qquad
               x_i' \approx \arg\max_{x' \in B_\varepsilon(x_i)} KL\big( p(x_i) \,\|\, p(x') \big)

@@ -25,7 +25,7 @@ class Found(NamedTuple):
 
 
 class AdversarialPerturbation(PenaltyNode):
-    r"""Penalise the furthest that each logit is moved by a perturbation of one image of the batch.
+    r"""Penalise the largest change of each logit under an l2 perturbation of one image of the batch.
 
     .. math:: \lambda \sum_k \big( f_k(x_{i_k} + \delta_k) - f_k(x_{i_k}) \big)^2, \qquad
               (i_k, \delta_k) = \arg\max_{i, \lVert \delta \rVert_2 \le \varepsilon} f_k(x_i + \delta) - f_k(x_i)
@@ -33,7 +33,7 @@ class AdversarialPerturbation(PenaltyNode):
     `increase` searches the signed increase, as published; `both` the absolute change, so that a logit that only falls counts
     too (at twice the cost). Each class and image has a perturbation of its own: `steps` steps of length `step_size` along the
     gradient at length one, from zero, pulled back into the ball. A logit that no perturbation was found to move as asked
-    counts as unmoved, for zero is in the ball. BatchNorm stands at its running statistics and dropout is off.
+    counts as unmoved, for zero is in the ball. BatchNorm uses its running statistics and dropout is off.
     The value is the published algorithm's up to float rounding, at less work: no weight gradient in the search; one forward
     pass at zero serves all classes; no graph for the last look; the classes go through in passes of `chunk` images, which
     reuse warm memory and never hold K n images; only the K winners are differentiated in the weights.
@@ -54,7 +54,7 @@ class AdversarialPerturbation(PenaltyNode):
     direction: Literal["increase", "both"] = "increase"
     """`increase`: logits that rise, as published; `both`: that rise or fall."""
     chunk: int = Field(64, ge=1)
-    """Images a pass; the value does not depend on it."""
+    """Images per pass; the value does not depend on it."""
 
     def __call__(
         self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Tensor, keys: Int[Tensor, " batch"] | None = None
@@ -98,7 +98,7 @@ class AdversarialPerturbation(PenaltyNode):
         return found
 
     def _ascend(self, model: nn.Module, x: Tensor, group: Tensor, sign: int, gradient: Tensor) -> Tensor:
-        """The images moved so that `sign` times each logit of the group rises: one copy of the images a class."""
+        """The images moved so that `sign` times each logit of the group rises: one copy of the images per class."""
         base = x.repeat(len(group), *[1] * (x.dim() - 1)) if len(group) > 1 else x
         length = self.step_size or 1.5 * self.eps / self.steps
         perturbed = project(base, base + length * unit(gradient), "l2", self.eps, self.box)

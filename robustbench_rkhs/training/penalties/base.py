@@ -1,4 +1,4 @@
-"""What a penalty is: a scalar added to the loss."""
+"""The base class of penalties: a scalar added to the loss."""
 
 from typing import ClassVar
 
@@ -13,7 +13,8 @@ from robustbench_rkhs.nodes.ramps import Scheduled
 
 
 class PenaltyNode(Scheduled):
-    """Common fields of all penalties. `__call__(model, x, y, keys)`; `keys`: what its random draws are counted by, one an image.
+    """Common fields of all penalties. `__call__(model, x, y, keys)`; `keys`: one integer key per image that seeds
+    its random numbers.
 
     A penalty leaves the model as it was: mode, BatchNorm statistics, gradients.
     """

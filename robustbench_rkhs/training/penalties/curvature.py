@@ -22,7 +22,7 @@ class Curvature(PenaltyNode):
               \approx \frac{\lambda}{n} \sum_i \lVert H_i z_i \rVert_2^2, \qquad \lVert z_i \rVert_2 = 1
 
     l is the cross-entropy of one image; z its gradient, the gradient's sign or a random direction, at l2 length one and not
-    differentiated (zero, and so no penalty, where the gradient is zero). x + h z may leave [0, 1]. BatchNorm stands at its
+    differentiated (zero, and so no penalty, where the gradient is zero). x + h z may leave [0, 1]. BatchNorm uses its
     running statistics and dropout is off.
     The published form is not divided by h^2 and takes standardised pixels: gamma = 4 and h = 1.5 on CIFAR-10, whose pixels
     deviate by sigma = 0.2, are h = 1.5 sigma = 0.3 and weight gamma (1.5 sigma^2)^2 = 0.0144 here, our defaults. There h grows

@@ -47,13 +47,13 @@ class _Deformed(PenaltyNode):
 
 
 class Stability(_Deformed):
-    r"""Penalise each class's largest squared change under a small deformation.
+    r"""Penalise each logit's largest squared change under a small deformation.
 
     .. math:: \lambda \sum_k \max_{i, \tau} \big( f_k(x_i \circ (\mathrm{id} + \tau)) - f_k(x_i) \big)^2
 
     The maximum is over `images` images of the batch and `deformations.count` random deformations of each, every deformed image
     against its own original. It is found without a graph; only the K winners and their originals are differentiated. Deformed
-    images stay in [0, 1], being averages of pixels. BatchNorm stands at its running statistics and dropout is off.
+    images stay in [0, 1], being averages of pixels. BatchNorm uses its running statistics and dropout is off.
     Units: squared logits. Cost: (count + 1) forward passes over `images` images to search, one forward and one backward over
     2 K images (K classes). Raises UserError where inputs are not (channel, height, width).
     Source: Bietti et al., ICML 2019, section 3 (their published code compared with other images' logits).
@@ -89,17 +89,17 @@ class Stability(_Deformed):
 
 
 class Tangent(_Deformed):
-    r"""Penalise each class's steepest image along small deformations: `deformation_stability` to first order.
+    r"""Penalise each logit's largest squared derivative along small deformations: `deformation_stability` to first order.
 
     .. math:: \lambda \sum_k \max_i \Big\lVert \frac{\partial}{\partial \alpha}
               f_k\Big(x_i + \sum_j \alpha_j t_{ij}\Big) \Big|_{\alpha = 0} \Big\rVert_2^2
               = \lambda \sum_k \max_i \sum_j \langle \nabla f_k(x_i), t_{ij} \rangle^2
 
     t_ij = d/dt (x_i under t times deformation j) at t = 0, one of `deformations.count` an image. Images are ranked by the squared
-    norm. The maximisers are found without a graph over the weights; only they are differentiated twice. BatchNorm stands at its
+    norm. The maximisers are found without a graph over the weights; only they are differentiated twice. BatchNorm uses its
     running statistics and dropout is off.
     Units: squared logits per squared unit of deformation. Cost: K backward passes over `images` images to search, two over K
-    images to differentiate (K classes); two forward passes; count tangents an image. Raises UserError where inputs are not
+    images to differentiate (K classes); two forward passes; count tangents per image. Raises UserError where inputs are not
     (channel, height, width).
     Source: Bietti et al., ICML 2019, section 3 (their published code ranks by the signed sum).
     """

@@ -1,4 +1,4 @@
-"""Function norm: the size of the logits on images that a sampler makes, labelled or not."""
+"""Function norm: the mean square of the logits on images drawn from a sampler."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -42,7 +42,7 @@ class FunctionNorm(PenaltyNode):
     sampler: Sampler = VAESampler()
     """The distribution Q."""
     samples: int = Field(10, ge=1)
-    """Samples m for each image of the batch; the published 100 a step at batches of 10."""
+    """Samples m for each image of the batch; the published 100 per step at batches of 10."""
     statistics: Literal["clean", "split", "contaminated"] = "clean"
     """BatchNorm in the norm's pass. `clean`: at its running statistics, which do not move: the function that is evaluated. They
     lag behind, so a norm that shrinks the weights meets no resistance from a loss that BatchNorm makes blind to scale, and

@@ -14,12 +14,12 @@ from robustbench_rkhs.training.penalties.base import PenaltyNode
 
 
 class GradientPenalty(PenaltyNode):
-    r"""Penalise each class's steepest image of the batch.
+    r"""Penalise each logit's largest squared gradient norm over the batch.
 
     .. math:: \lambda \sum_k \max_i \lVert \nabla_x f_k(x_i) \rVert_2^2
 
     The maximisers are found without a graph over the weights; only they are differentiated twice, so class k reads only its
-    own image k. BatchNorm stands at its running statistics and dropout is off, so that each image has a gradient of its own.
+    own image k. BatchNorm uses its running statistics and dropout is off, so that each image has a gradient of its own.
     Cost: K backward passes over the batch to search, two over K images to differentiate (K classes); two forward passes.
     Source: Bietti et al., "A Kernel Perspective for Regularizing Deep Neural Networks", ICML 2019, section 3.
     """

@@ -22,7 +22,7 @@ class Jacobian(PenaltyNode):
               \qquad v_{is} \sim \text{uniform on the sphere of } \mathbb{R}^K
 
     J: K outputs by pixels. The estimate is unbiased, E[v v^T] being I / K; its v are counted by (seed, key, s). BatchNorm
-    stands at its running statistics and dropout is off. It averages over images and certifies nothing.
+    uses its running statistics and dropout is off. It averages over images and certifies nothing.
     Cost: one forward pass; K backward passes (p with projections), each differentiated again.
     Source: Hoffman, Roberts & Yaida, arXiv 1908.02729, whose lambda_JR / 2 is our weight.
     """
@@ -31,7 +31,7 @@ class Jacobian(PenaltyNode):
     weight: Real = Field(0.005, ge=0)
     """Multiplier lambda, in squared pixels per squared logit."""
     projections: int | None = Field(None, ge=1)
-    """Random directions p an image; the exact norm, by all K outputs, where not given."""
+    """Random directions p per image; the exact norm, by all K outputs, where not given."""
     of: Literal["logits", "probabilities"] = "logits"
     """Outputs that are differentiated. Probabilities of confident images hardly move, so they hide steep logits."""
     seed: int = Field(0, ge=0)

@@ -14,12 +14,12 @@ from robustbench_rkhs.training.penalties.slopes import slope
 
 
 class LossGradient(PenaltyNode):
-    r"""Penalise how steeply the loss rises around each image.
+    r"""Penalise the norm of the loss's gradient with respect to each image.
 
     .. math:: \frac{\lambda}{n} \sum_i \lVert \nabla_x \ell(x_i, y_i) \rVert_2^2
               \quad \text{or} \quad \frac{\lambda}{n} \sum_i \lVert \nabla_x \ell(x_i, y_i) \rVert_1
 
-    with the cross-entropy l: the first for small l2, the second for small linf perturbations. BatchNorm stands at its running
+    with the cross-entropy l: the first for small l2, the second for small linf perturbations. BatchNorm uses its running
     statistics and dropout is off, so that each image has a gradient of its own. Units: squared nats per squared pixel (l2),
     nats per pixel (l1).
     Cost: one forward pass, one backward pass to the images, and the backward pass of both.

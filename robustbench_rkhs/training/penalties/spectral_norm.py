@@ -26,7 +26,7 @@ class SpectralNorm(PenaltyNode):
     .. math:: \lambda \sum_l \sigma_1(W_l)^2 = \lambda \sum_l \lVert W_l v_l \rVert_2^2
 
     v_l, the top right singular vector, is not differentiated; the gradient is 2 lambda sigma_1 u v^T all the same.
-    `power` approaches it by `iterations` power iterations a step, normalised each time, from where the last step left it
+    `power` approaches it by `iterations` power iterations per step, normalised each time, from where the last step left it
     (`prepare` starts it with 20; without `prepare` every call does): a lower bound that is good enough to train with and is
     never a certificate. `svd` decomposes exactly at each step.
     `reshaped` takes the C_out x (C_in k k) matrix, as published, of which a 3x3 convolution's operator norm may be three times
@@ -34,7 +34,7 @@ class SpectralNorm(PenaltyNode):
     convolution and its adjoint, or (svd) the largest singular value over the frequencies of the smallest torus that holds
     image and kernel (exact for circular padding that keeps the size at stride one; an upper bound for zero padding). Linear
     layers are the same in both.
-    Cost of `power`: 2 iterations + 1 products a layer (`operator`: a convolution of one image each); of `svd`: a symmetric
+    Cost of `power`: 2 iterations + 1 products per layer (`operator`: a convolution of one image each); of `svd`: a symmetric
     eigendecomposition of the smaller side, or a singular value decomposition for each frequency, which is slow.
     Raises UserError for `svd` with `operator` on convolutions other than 2-D with zero or circular padding.
     Source: Yoshida & Miyato, 2017; Bietti et al., ICML 2019; the spectrum on a torus, Sedghi et al., ICLR 2019.
@@ -48,7 +48,7 @@ class SpectralNorm(PenaltyNode):
     operator: Literal["reshaped", "operator"] = "reshaped"
     """Whose norm: of the reshaped kernel (as published), or of the operator."""
     iterations: int = Field(2, ge=1)
-    """Power iterations a step."""
+    """Power iterations per step."""
 
     _vectors: dict[str, Tensor] = PrivateAttr(default_factory=dict)
     _sizes: dict[str, tuple[int, ...]] = PrivateAttr(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Virtual adversarial training: answers that do not change in the direction in which they would change most."""
+"""Virtual adversarial training: the divergence of the prediction along the direction that changes it most."""
 
 from typing import Literal
 
@@ -18,13 +18,13 @@ from robustbench_rkhs.training.penalties.slopes import slope
 
 
 class VirtualAdversarial(PenaltyNode):
-    r"""Penalise how far an image's answer moves under the perturbation that moves it most; no label is read.
+    r"""Penalise the divergence of the prediction under the perturbation that changes it most; labels are not used.
 
     .. math:: \frac{\alpha}{n} \sum_i KL\big( p(x_i) \,\|\, p(x_i + r_i) \big), \qquad
               r_i = \varepsilon\, \mathrm{unit}\big( \nabla_d KL( p(x_i) \,\|\, p(x_i + \xi d) ) \big)
 
     p: softmax of the logits; p(x) and r are not differentiated. d starts at random and is replaced by the unit gradient
-    `steps` times: power iteration on the Hessian of KL at zero by a finite difference xi. BatchNorm stands at its running
+    `steps` times: power iteration on the Hessian of KL at zero by a finite difference xi. BatchNorm uses its running
     statistics and dropout is off.
     The published xi = 1e-6 cannot work in float32: spread over 3,072 pixels it is 2e-8 each, less than half the spacing of
     float32 numbers near 0.5 (3e-8 to 6e-8), so that x + xi d is x itself for most pixels, and what is left of KL's gradient

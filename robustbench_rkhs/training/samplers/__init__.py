@@ -1,4 +1,4 @@
-"""Samplers: distributions of images to hold a network small on."""
+"""Samplers: distributions of images on which a function norm is penalised."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""What a sampler is: training images in, a source of images out."""
+"""The base class of samplers: training images in, a source of images out."""
 
 from collections.abc import Callable
 

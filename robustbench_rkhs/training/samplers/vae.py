@@ -29,7 +29,7 @@ class Fitted(NamedTuple):
 
 
 class VAESampler(SamplerNode):
-    r"""Decoded latent numbers of a variational autoencoder trained on the training images.
+    r"""Decoded latent vectors of a variational autoencoder trained on the training images.
 
     .. math:: \min \frac1n \sum_i \Big[ \sum_p BCE(\hat x_{ip}, x_{ip})
               + \tfrac12 \sum_j \big( e^{\ell_{ij}} + \mu_{ij}^2 - 1 - \ell_{ij} \big) \Big], \qquad
@@ -56,7 +56,7 @@ class VAESampler(SamplerNode):
     iterations: int = Field(10_000, ge=1)
     """Steps of Adam."""
     batch_size: int = Field(20, ge=1)
-    """Images a step."""
+    """Images per step."""
     lr: Real = Field(1e-3, gt=0)
     """Learning rate."""
 
@@ -134,7 +134,7 @@ class Autoencoder(nn.Module):
         return self.mean(features), self.log_variance(features)
 
     def loss(self, x: Float[Tensor, "batch *image"], noise: Float[Tensor, "batch latent"]) -> Float[Tensor, ""]:
-        """The negative evidence bound an image, in nats."""
+        """The negative evidence bound per image, in nats."""
         mean, log_variance = self.encode(x)
         pixels = self.decode(mean + (log_variance / 2).exp() * noise)
         missed = functional.binary_cross_entropy_with_logits(pixels, x, reduction="sum")
