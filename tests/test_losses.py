@@ -23,6 +23,7 @@ from robustbench_rkhs.training.losses import (
     Hinge,
     MtlIbp,
     MultiMargin,
+    Radius,
     SquaredError,
     Trades,
 )
@@ -44,6 +45,7 @@ LOSSES = {  # a new loss adds a line here
     "crown_ibp, l2": CrownIBP(norm="l2", eps=0.3, beta=1),
     "gloro": Gloro(eps=0.1),
     "gloro, as trades": Gloro(eps=0.1, beta=3),
+    "radius": Radius(offset=0.2),
     "mtl_ibp": MtlIbp(eps=0.03, steps=3),
     "mtl_ibp, l2": MtlIbp(norm="l2", eps=0.3, steps=3, alpha=0.5),
 }

@@ -6,7 +6,10 @@ from functools import singledispatch
 import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor, nn
+from torch.nn import functional
 
+from robustbench_rkhs.layers import LinearNormalized, LinearResidual, LinearResidualConv
+from robustbench_rkhs.layers.borders import ends
 from robustbench_rkhs.lipschitz.bounds import Uncertifiable, rule
 from robustbench_rkhs.lipschitz.convolution import Axis, conv_axes, fitting, image_size, operator_matrix, spectrum_parts
 from robustbench_rkhs.lipschitz.guard import branches, leaves, named
@@ -65,25 +68,33 @@ def gram_pairs(model: nn.Module, shape: tuple[int, ...], classes: int, iteration
 
     .. math:: L_{yj} = \lVert w_y - w_j \rVert_2 \prod_k L_k
 
-    L_k: `gram_norm` of the layers before the last nn.Linear, whose rows are w; sqrt(2) times the product of all where the model
-    ends in another layer. Dropout counts as in eval mode, BatchNorm with its running statistics. What training lowers: the
-    certificate proves its own (smaller) numbers. Raises Uncertifiable as `gram_norm`, or where there are no `classes` logits.
+    L_k: `gram_norm` of the layers before the last one, whose rows are w (nn.Linear, or what `rows` knows); sqrt(2) times the
+    product of all where the model ends in another layer. Dropout counts as in eval mode, BatchNorm with its running statistics.
+    What training lowers: the certificate proves its own (smaller) numbers. Raises Uncertifiable as `gram_norm`, or where there
+    are no `classes` logits.
     """
     with torch.autocast(_start(model).device.type, enabled=False):
-        layers = list(leaves(model))
+        layers = _opened(model)
         last = layers[-1][1] if layers else None
-        head = last if isinstance(last, nn.Linear) else None
-        value, found = _product(layers if head is None else layers[:-1], tuple(shape), iterations)
+        weight = None if last is None else rows(last)
+        value, found = _product(layers if weight is None else layers[:-1], tuple(shape), iterations)
         value = _start(model) * value
-        if head is not None:
-            found = _same_features(head, found)
+        if weight is not None:
+            found = _same_features(weight, found)
         if found != (classes,):
             raise Uncertifiable(f"no bound for pairs of classes: expected {classes} logits, found outputs of shape {found}")
-        if head is None:
+        if weight is None:
             return value * math.sqrt(2) * (1 - torch.eye(classes, device=value.device, dtype=value.dtype))
-        weight = _precise(head.weight)
+        weight = _precise(weight)
         result: Tensor = value * torch.linalg.vector_norm(weight[:, None] - weight[None], dim=2)
         return result
+
+
+def _opened(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The model's layers; one that torch.compile runs (in training: nothing is proved of it) computes what they compute."""
+    if type(model) is nn.Sequential and model._compiled_call_impl is not None:
+        return [leaf for name, child in model.named_children() for leaf in leaves(child, name)]
+    return list(leaves(model))
 
 
 def _product(layers: list[tuple[str, nn.Module]], shape: tuple[int, ...], iterations: int) -> Value:
@@ -117,9 +128,25 @@ def gram(module: nn.Module, shape: tuple[int, ...], iterations: int) -> Value:
     return rule(module, shape)[:2]
 
 
+@singledispatch
+def rows(module: nn.Module) -> Tensor | None:
+    """The matrix of a last layer that is one product, differentiable; None of any other layer."""
+    return None
+
+
+@rows.register
+def _(module: nn.Linear) -> Tensor:
+    return module.weight
+
+
+@rows.register
+def _(module: LinearNormalized) -> Tensor:
+    return functional.normalize(module.weight, dim=1)
+
+
 @gram.register
 def _(module: nn.Linear, shape: tuple[int, ...], iterations: int) -> Value:
-    found = _same_features(module, shape)
+    found = _same_features(module.weight, shape)
     return iterate(_precise(module.weight), iterations), found
 
 
@@ -128,7 +155,7 @@ def _(module: nn.Conv2d, shape: tuple[int, ...], iterations: int) -> Value:
     channels, height, width = image_size(shape)
     _same_channels(module, channels, shape)
     axes = fitting(conv_axes(module, (height, width)), shape)
-    value = _convolution(module.weight, module.groups, axes, iterations)
+    value = gram_convolution(module.weight, module.groups, axes, iterations)
     return value, (module.out_channels, axes[0].outputs, axes[1].outputs)
 
 
@@ -138,7 +165,25 @@ def _(module: nn.Conv1d, shape: tuple[int, ...], iterations: int) -> Value:
     _same_channels(module, channels, shape)
     axis = sequence_axis(module, size)
     axes = fitting((FLAT, axis), shape)
-    return _convolution(module.weight.unsqueeze(2), module.groups, axes, iterations), (module.out_channels, axis.outputs)
+    return gram_convolution(module.weight.unsqueeze(2), module.groups, axes, iterations), (module.out_channels, axis.outputs)
+
+
+@gram.register
+def _(module: LinearResidual, shape: tuple[int, ...], iterations: int) -> Value:
+    found = _same_features(module.weight, shape)
+    return iterate(_precise(module.weight) + torch.eye(len(module.weight), device=module.weight.device), iterations), found
+
+
+@gram.register
+def _(module: LinearResidualConv, shape: tuple[int, ...], iterations: int) -> Value:
+    channels, height, width = image_size(shape)
+    outputs, inputs, kernel, _ = module.weight.shape
+    if channels != inputs:
+        raise Uncertifiable(f"expected {inputs} channels, found an input of shape {shape}")
+    row, column = (Axis(size, kernel, 1, 1, *ends(kernel), module.padding_mode == "circular") for size in (height, width))
+    identity = torch.zeros_like(module.weight)
+    identity[:, :, kernel // 2, kernel // 2] = torch.eye(outputs, device=module.weight.device)
+    return gram_convolution(_precise(module.weight + identity), 1, (row, column), iterations), shape
 
 
 @gram.register(nn.BatchNorm1d)
@@ -157,7 +202,7 @@ def _(module: nn.Module, shape: tuple[int, ...], iterations: int) -> Value:
     return 1.0, shape
 
 
-def _convolution(weight: Tensor, count: int, axes: tuple[Axis, Axis], iterations: int) -> Tensor:
+def gram_convolution(weight: Tensor, count: int, axes: tuple[Axis, Axis], iterations: int) -> Tensor:
     """Of a kernel in `count` groups: by its own matrix where that is small, else on the torus."""
     kernel = _precise(weight).unflatten(0, (count, -1))
     groups, outputs, inputs = kernel.shape[:3]
@@ -169,11 +214,11 @@ def _convolution(weight: Tensor, count: int, axes: tuple[Axis, Axis], iterations
     return iterate(matrices, iterations) * math.sqrt(repeats)
 
 
-def _same_features(module: nn.Linear, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _same_features(weight: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The output shape."""
-    if shape[-1:] != (module.weight.shape[1],):
-        raise Uncertifiable(f"expected {module.weight.shape[1]} features, found an input of shape {shape}")
-    return (*shape[:-1], module.weight.shape[0])
+    if shape[-1:] != (weight.shape[1],):
+        raise Uncertifiable(f"expected {weight.shape[1]} features, found an input of shape {shape}")
+    return (*shape[:-1], weight.shape[0])
 
 
 def _same_channels(module: nn.Conv1d | nn.Conv2d, channels: int, shape: tuple[int, ...]) -> None:

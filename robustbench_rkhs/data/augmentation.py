@@ -1,11 +1,14 @@
 """Crop, flip and colour jitter: functions of a batch and a generator."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
+
+from robustbench_rkhs.runtime.hashed_rng import hashed_uniforms
 
 Padding = Literal["zeros", "reflect"]
 """What a shifted image shows beyond its edge: black, or itself mirrored."""
@@ -22,17 +25,40 @@ def augment(
     Draws come from a CPU generator, so that they are the same on every device.
     """
     if flip:
-        mirrored = torch.rand(len(x), generator=generator).to(x.device) < 0.5
-        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+        x = mirrored(x, torch.rand(len(x), generator=generator).to(x.device) < 0.5)
     if crop:
-        height, width = x.shape[2:]
-        shift = torch.randint(0, 2 * crop + 1, (2, len(x)), generator=generator).to(x.device)
-        padded = functional.pad(x, (crop,) * 4, mode="constant" if padding == "zeros" else "reflect")
-        rows = shift[0][:, None] + torch.arange(height, device=x.device)
-        columns = shift[1][:, None] + torch.arange(width, device=x.device)
-        image = torch.arange(len(x), device=x.device)[:, None, None]
-        x = padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        x = shifted(x, crop, torch.randint(0, 2 * crop + 1, (2, len(x)), generator=generator).to(x.device), padding)
     return jittered(x, generator) if jitter else x
+
+
+def augment_on_device(
+    x: Images, crop: int, flip: bool, keys: Int[Tensor, " batch"], seed: int, padding: Padding = "zeros", jitter: bool = False
+) -> Images:
+    """The same changes, drawn on the images' own device by hashes of (seed, key): nothing waits for the host.
+
+    Other draws than those of `augment`; colours change in one fixed order.
+    """
+    draws = hashed_uniforms(keys, seed, 7)
+    if flip:
+        x = mirrored(x, draws[:, 0] < 0.5)
+    if crop:
+        x = shifted(x, crop, (draws[:, 1:3] * (2 * crop + 1)).long().T, padding)
+    return recolored(x, draws[:, 3:].T, range(len(CHANGES))) if jitter else x
+
+
+def mirrored(x: Images, which: Bool[Tensor, " batch"]) -> Images:
+    """Left and right exchanged, of these images."""
+    return torch.where(which[:, None, None, None], x.flip(3), x)
+
+
+def shifted(x: Images, crop: int, shift: Int[Tensor, "2 batch"], padding: Padding) -> Images:
+    """Each image seen through a window that starts `shift` rows and columns into its padded self."""
+    height, width = x.shape[2:]
+    padded = functional.pad(x, (crop,) * 4, mode="constant" if padding == "zeros" else "reflect")
+    rows = shift[0][:, None] + torch.arange(height, device=x.device)
+    columns = shift[1][:, None] + torch.arange(width, device=x.device)
+    image = torch.arange(len(x), device=x.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def jittered(x: Images, generator: torch.Generator) -> Images:
@@ -42,10 +68,14 @@ def jittered(x: Images, generator: torch.Generator) -> Images:
     after the other in an order drawn for the batch. Grey images have neither saturation nor hue.
     Source of the amounts: Wang & Manchester, ICML 2023.
     """
-    changes = [(brightness, 0.9, 1.1), (contrast, 0.5, 2.0), (saturation, 0.3, 2.0), (hue, -0.02, 0.02)]
-    amounts = torch.rand(len(changes), len(x), generator=generator)
-    for position in torch.randperm(len(changes), generator=generator).tolist():
-        change, low, high = changes[position]
+    amounts = torch.rand(len(CHANGES), len(x), generator=generator)
+    return recolored(x, amounts, torch.randperm(len(CHANGES), generator=generator).tolist())
+
+
+def recolored(x: Images, amounts: Float[Tensor, "4 batch"], order: Iterable[int]) -> Images:
+    """The four changes of `jittered` in this order, by amounts in [0, 1]."""
+    for position in order:
+        change, low, high = CHANGES[position]
         if x.shape[1] == 3 or change in (brightness, contrast):
             x = change(x, (low + (high - low) * amounts[position]).to(x)[:, None, None, None])
     return x
@@ -83,3 +113,7 @@ def hue(x: Images, turn: Float[Tensor, "batch 1 1 1"]) -> Images:
     )
     place = (sixth + 6 * turn + x.new_tensor((5.0, 3.0, 1.0))[:, None, None]) % 6
     return (high - (high - low) * torch.minimum(place, 4 - place).clamp(0, 1)).clamp(0, 1)
+
+
+CHANGES = [(brightness, 0.9, 1.1), (contrast, 0.5, 2.0), (saturation, 0.3, 2.0), (hue, -0.02, 0.02)]
+"""What `jittered` does, and the range of each amount."""

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from robustbench_rkhs.data.augmentation import Padding, augment
+from robustbench_rkhs.data.augmentation import Padding, augment, augment_on_device
 from robustbench_rkhs.data.checks import as_images, check_arrays, check_part
 from robustbench_rkhs.data.splits import Split, Splits, arrays_digest, order_by_class, order_of
 from robustbench_rkhs.data.task import Task
@@ -83,6 +83,10 @@ class DataSet(Node):
     def augmented(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """A batch of training images, changed as the fields say."""
         return augment(x, self.crop, self.flip, generator, self.crop_padding, self.jitter)
+
+    def augmented_on_device(self, x: Tensor, keys: Tensor, seed: int) -> Tensor:
+        """The same changes, drawn where the images are by hashes of (seed, key)."""
+        return augment_on_device(x, self.crop, self.flip, keys, seed, self.crop_padding, self.jitter)
 
     def test(self) -> Split:
         """The test images alone."""

@@ -1,9 +1,8 @@
 """EvalRecipe: everything that decides how a model is evaluated."""
 
-import re
 from typing import Annotated, Any, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from robustbench_rkhs.attacks import AnyAttack
 from robustbench_rkhs.attacks.efforts import Effort
@@ -11,21 +10,10 @@ from robustbench_rkhs.attacks.foolbox import Method as FoolboxMethod
 from robustbench_rkhs.certificates import Portfolio, certificate_names
 from robustbench_rkhs.evaluation.contradictions import refuse_contradiction
 from robustbench_rkhs.nodes.code_names import announced, is_code_name
-from robustbench_rkhs.nodes.node import Node, Real, UserError, did_you_mean
+from robustbench_rkhs.nodes.node import Node, Real, Seconds, UserError, did_you_mean
 from robustbench_rkhs.nodes.one_of import names_of
 from robustbench_rkhs.nodes.parsing import with_fields
 from robustbench_rkhs.nodes.threat_model import Norm, norm_named
-
-
-def seconds(value: Any) -> Any:
-    """A time such as `90`, `90s`, `10min` or `2h` in seconds; anything else unchanged for pydantic to refuse."""
-    if not isinstance(value, str):
-        return value
-    found = re.fullmatch(r"\s*([0-9.]+)\s*(s|min|h)?\s*", value)
-    try:
-        return float(found[1]) * {None: 1, "s": 1, "min": 60, "h": 3600}[found[2]] if found else float("")
-    except ValueError:
-        raise ValueError(f"expected a time such as 90, 90s, 10min or 2h, found {value!r}") from None
 
 
 class EvalRecipe(Node):
@@ -53,7 +41,7 @@ class EvalRecipe(Node):
     workers: int = Field(1, ge=1)
     """Processes that take a block each of our own attacks, on a CPU, one thread each: the table is that of one process on one
     thread. Not shared: attacks of libraries, and effort adaptive, which learns from image to image."""
-    budget: Annotated[Real, BeforeValidator(seconds), Field(gt=0)] | None = None
+    budget: Seconds | None = None
     """Seconds (or 90s, 10min, 2h) after which no further part is begun: certificates stop at half of it, attacks at its end (a
     block of a library's attack and the diagnosis are not cut). Images not reached are untested. It changes nothing else, and the
     same evaluation without it goes on from there."""

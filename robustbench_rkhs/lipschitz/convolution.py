@@ -1,6 +1,7 @@
 """Proven norms of convolutions: the circular operator on a torus that holds them, frequency by frequency."""
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -187,9 +188,8 @@ def spectrum_parts(weight: Kernel, axes: tuple[Axis, Axis]) -> tuple[Tensor, Ten
     groups, outputs, inputs, down, row_phases, across, column_phases = spread.shape
     flat = spread.permute(3, 5, 0, 1, 2, 4, 6).reshape(down * across, -1)
     rows, columns = axes[0].torus()[0] if down > 1 else 1, axes[1].torus()[0] if across > 1 else 1
-    angles = _angles((rows, columns), (down, across))
     shape = groups, outputs, inputs * row_phases * column_phases
-    return angles.cos().to(weight), angles.sin().to(weight), flat, shape, repeats
+    return *_waves((rows, columns), (down, across), weight.dtype, weight.device), flat, shape, repeats
 
 
 def _spread(weight: Kernel, axes: tuple[Axis, Axis]) -> tuple[Tensor, int]:
@@ -201,6 +201,13 @@ def _spread(weight: Kernel, axes: tuple[Axis, Axis]) -> tuple[Tensor, int]:
     height, width = (slice(0, axis.reach, axis.dilation) for axis in axes)
     spread[..., height, width] = weight
     return spread.view(groups, outputs, inputs, down, row_phases, across, column_phases), row_repeats * column_repeats
+
+
+@lru_cache(maxsize=256)
+def _waves(points: tuple[int, int], taps: tuple[int, int], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of `_angles` where they are used: a training step asks for the same ones again and again."""
+    angles = _angles(points, taps)
+    return angles.cos().to(device, dtype), angles.sin().to(device, dtype)
 
 
 def _angles(points: tuple[int, int], taps: tuple[int, int]) -> Float[Tensor, "frequencies taps"]:

@@ -2,11 +2,12 @@
 
 import difflib
 import math
+import re
 from collections.abc import Iterable
 from fractions import Fraction
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 class UserError(Exception):
@@ -45,6 +46,21 @@ def _finite(value: Any) -> Any:
 
 Real = Annotated[float, BeforeValidator(_finite)]
 """A finite float; `36/255` is accepted wherever one is."""
+
+
+def seconds(value: Any) -> Any:
+    """A time such as `90`, `90s`, `10min` or `2h` in seconds; anything else unchanged for pydantic to refuse."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"\s*([0-9.]+)\s*(s|min|h)?\s*", value)
+    try:
+        return float(found[1]) * {None: 1, "s": 1, "min": 60, "h": 3600}[found[2]] if found else float("")
+    except ValueError:
+        raise ValueError(f"expected a time such as 90, 90s, 10min or 2h, found {value!r}") from None
+
+
+Seconds = Annotated[Real, BeforeValidator(seconds), Field(gt=0)]
+"""A time in seconds; `90s`, `10min` and `2h` are accepted."""
 
 
 class Node(BaseModel):

@@ -26,6 +26,8 @@ from robustbench_rkhs.runtime.distributed import average, join, rank, wait_for_a
 from robustbench_rkhs.runtime.files import write_text, write_whole
 from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.training.card import training_card
+from robustbench_rkhs.training.device_step import DeviceStep
+from robustbench_rkhs.training.finite import FiniteWatch
 from robustbench_rkhs.training.penalties.base import PenaltyNode
 from robustbench_rkhs.training.recipe import TrainRecipe
 from robustbench_rkhs.training.resume import stored_state
@@ -52,11 +54,13 @@ def train(
     `recipe`: a TrainRecipe or its fields, where methods may be instances or your own as package.module:Name.
 
     Every random draw is counted by (seed, epoch, step), so a run that was killed and resumed ends bit for bit where an
-    uninterrupted one does (on the same device with the same number of threads). Raises UserError at a loss or gradient that is
-    not finite, naming the step; at a folder that holds another recipe's training (training/resume.py says what goes on and
-    what can be lengthened); where nothing can be written.
+    uninterrupted one does (on the same device with the same number of threads; not with `seconds`, which follows the clock).
+    Raises UserError at a loss or gradient that is not finite, naming the step (on an accelerator up to 50 steps later, before
+    anything is written); at a folder that holds another recipe's training (training/resume.py says what goes on and what can be
+    lengthened); where nothing can be written.
     Under torchrun every step's batch is divided among the processes, and losses and gradients are averaged: the same training.
     """
+    entered = time.monotonic()
     recipe = recipe if isinstance(recipe, TrainRecipe) else TrainRecipe.parse(recipe, "train", TYPED)
     device = join(device)
     splits = recipe.data.load()
@@ -73,23 +77,32 @@ def train(
         write_text(folder / "recipe.yaml", recipe.yaml())
     before = torch.random.get_rng_state()
     try:
+        stepper = DeviceStep(run, train_split) if recipe.on_device else None
+        run.start_clock(entered)
         saved = time.monotonic()
         while run.epoch < recipe.epochs:
             started = time.monotonic()
-            for step, x, y, keys in run.batches(train_split):
-                run.step(step, x, y, keys)
+            for step in run.stepped(train_split, stepper):
+                if (step + 1) % run.watch.every and step + 1 < run.steps(train_split):
+                    continue  # what follows waits for the device
+                run.watch.ask(run.epoch)
                 report({"epoch": run.epoch, "step": step + 1, "steps": run.steps(train_split), "loss": run.mean_loss()})
                 if rank() == 0 and time.monotonic() - saved > save_seconds:
                     run.seconds += time.monotonic() - started
                     started = saved = time.monotonic()
                     run.save(folder)
+                if run.out_of_time():
+                    break
             run.seconds += time.monotonic() - started
             record = run.finish_epoch(validation)
             report(record)
             if rank() == 0:
                 write_text(folder / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in run.records))
-                run.save(folder)
-            saved = time.monotonic()
+                if time.monotonic() - saved > save_seconds / 60:
+                    run.save(folder)
+                    saved = time.monotonic()
+            if run.out_of_time():
+                break
     finally:
         torch.random.set_rng_state(before)
     if rank() == 0:
@@ -133,11 +146,16 @@ class Run:
         if recipe.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.model) if recipe.ema else None
-        self.optimizer = recipe.optimizer.build(self.model.parameters())
+        if world() > 1 and (recipe.on_device or recipe.seconds):
+            raise UserError("a training that is on_device or has a time limit runs in one process")
+        self.optimizer = recipe.optimizer.build(self.model.parameters(), fused=recipe.on_device)
+        self.watch = FiniteWatch(self.model, device)
         self.penalties: list[PenaltyNode] = list(recipe.penalties)
         self.factors = [1.0] * len(recipe.penalties)
         self.projections = [projection.in_schedule(recipe.epochs) for projection in recipe.projections]
-        self.epoch, self.position, self.seconds = 0, 0, 0.0
+        self.epoch, self.position, self.seconds, self.taken = 0, 0, 0.0, 0
+        self.clock: tuple[float, float] | None = None
+        """Where there is a time limit: when the first step began, less what was trained before; when the training ends."""
         self.losses: Tensor = torch.zeros((), dtype=torch.float64, device=device)
         self.records: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] = {}
@@ -148,9 +166,33 @@ class Run:
         seed = self.recipe.seed
         self.penalties = [penalty.prepare(self.model, train_split, seed) for penalty in self.recipe.penalties]
 
+    def start_clock(self, entered: float) -> None:
+        """The time limit counts from when training was called, less what an earlier call has used."""
+        if self.recipe.seconds is not None:
+            spent = sum(record["seconds"] for record in self.records) + self.seconds
+            self.clock = time.monotonic() - spent, entered + self.recipe.seconds - spent
+
+    def out_of_time(self) -> bool:
+        return self.clock is not None and time.monotonic() >= self.clock[1]
+
     def steps(self, split: Split) -> int:
-        """Steps per epoch; a last batch smaller than half is left out, unless it is the only one."""
-        return max(1, round(len(split) / self.recipe.batch_size))
+        """Steps per epoch; a last batch smaller than half is left out, unless it is the only one (`on_device`: any smaller one)."""
+        count = len(split) / self.recipe.batch_size
+        return max(1, int(count) if self.recipe.on_device else round(count))
+
+    def stepped(self, split: Split, stepper: DeviceStep | None) -> Iterator[int]:
+        """Takes the epoch's steps from the current position on, and says which was taken."""
+        if stepper is None:
+            for step, x, y, keys in self.batches(split):
+                self.step(step, x, y, keys)
+                yield step
+            return
+        self._steps = self.steps(split)
+        stepper.begin()
+        for step in range(self.position, self._steps):
+            stepper(step)
+            self.position, self.taken = step + 1, self.taken + 1
+            yield step
 
     def batches(self, split: Split) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
         """The epoch's batches from the current position on: step, images, labels, keys of random draws.
@@ -161,14 +203,15 @@ class Run:
         self._steps = self.steps(split)
         order = torch.randperm(len(split), generator=_generator(seed, self.epoch, 1))
         for step in range(self.position, self.steps(split)):
-            chosen = order[step * self.recipe.batch_size : (step + 1) * self.recipe.batch_size].to(self.device)
+            batch = order[step * self.recipe.batch_size : (step + 1) * self.recipe.batch_size]
+            chosen = batch.to(self.device)
             x = split.x[chosen]
             if data.augments:
                 x = data.augmented(x, _generator(seed, self.epoch, 2, step))
             if self.recipe.channels_last and x.dim() == 4:
                 x = x.contiguous(memory_format=torch.channels_last)
             mine = slice(rank() * (len(x) // world()), (rank() + 1) * (len(x) // world()))
-            yield step, x[mine], split.y[chosen][mine], chosen.cpu()[mine] + (self.epoch << 32)
+            yield step, x[mine], split.y[chosen][mine], batch[mine] + (self.epoch << 32)
 
     def step(self, step: int, x: Tensor, y: Tensor, keys: Tensor) -> None:
         """The training step, whole."""
@@ -189,18 +232,27 @@ class Run:
         loss.backward()
         loss = loss.detach()
         average([loss, *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)])
-        self.check_finite(step, loss)
+        self.within_reason(step, loss)
         self.optimizer.step()
         for projection in self.projections:
             projection(model, progress * recipe.epochs)
         if self.average is not None and recipe.ema is not None:
-            update_average(self.average, model, min(recipe.ema, (1 + step) / (10 + step)) if self.epoch == 0 else recipe.ema)
+            update_average(self.average, model, self.decay(step))
         self.losses += loss
-        self.position = step + 1
+        self.position, self.taken = step + 1, self.taken + 1
 
     def progress(self, step: int) -> float:
-        """Share of the training behind us."""
-        return (self.epoch + step / self._steps) / self.recipe.epochs
+        """Share of the training behind us: of its epochs, or of its time where that is more."""
+        share = (self.epoch + step / self._steps) / self.recipe.epochs
+        if self.clock is None:
+            return share
+        first, end = self.clock
+        return min(1.0, max(share, (time.monotonic() - first) / max(end - first, 1e-9)))
+
+    def decay(self, step: int) -> float:
+        """The decay of the running mean; at first it forgets faster."""
+        assert self.recipe.ema is not None
+        return min(self.recipe.ema, (1 + step) / (10 + step)) if self.epoch == 0 else self.recipe.ema
 
     def attack_at(self, progress: float) -> PGD | None:
         """The attack at the eps in force."""
@@ -211,16 +263,16 @@ class Run:
         step_size = attack.step_size and attack.step_size * share
         return attack.model_copy(update={"eps": attack.budget() * share, "step_size": step_size}) if share else None
 
-    def check_finite(self, step: int, loss: Tensor) -> None:
-        """One reduction over all gradients; the culprit is looked for only where it fails."""
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        total = torch.stack(torch._foreach_norm(gradients)).sum() + loss.detach().abs()
-        if not math.isfinite(total.item()):
-            name = next(
-                (n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()),
-                "the loss",
-            )
-            raise UserError(f"not finite at epoch {self.epoch}, step {step}: {name} (loss {loss.item():.4g}); lower the lr")
+    @torch.no_grad()
+    def within_reason(self, step: int, loss: Tensor) -> None:
+        """Gradients shortened where the recipe says so, and looked at: on a CPU at once, elsewhere now and then."""
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.requires_grad]
+        length = self.watch.look(step, gradients, loss)
+        if self.watch.every == 1:
+            self.watch.ask(self.epoch)
+        if self.recipe.clip is not None:
+            given = [gradient for gradient in gradients if gradient is not None]
+            torch._foreach_mul_(given, (self.recipe.clip / (length + 1e-12)).clamp_max(1))
 
     def arithmetic(self) -> AbstractContextManager[Any]:
         """Autocast to bfloat16 where the recipe says so."""
@@ -241,15 +293,16 @@ class Run:
 
     def finish_epoch(self, validation: Split) -> dict[str, Any]:
         """Validate where it is due, keep the best, and move on. Returns the epoch's metrics."""
-        last = self.epoch + 1 == self.recipe.epochs
+        last = self.epoch + 1 == self.recipe.epochs or self.out_of_time()
         due = len(validation) > 0 and (last or (self.epoch + 1) % self.recipe.validate_every == 0)
         record: dict[str, Any] = {
             "epoch": self.epoch,
             "loss": self.mean_loss(),
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": float(self.optimizer.param_groups[0]["lr"]),
             **{f"tau_{i}": p.tau_at(self.epoch + 1) for i, p in enumerate(self.projections)},
             **(self.validated(self.under_noise(validation)) if due else {}),
             "seconds": round(self.seconds, 3),
+            **({"steps": self.taken} if self.clock is not None else {}),
         }
         record |= {f"weight_{one.penalty}": self.factors[one.penalty] for one in self.recipe.adaptive}
         for one in self.recipe.adaptive if due else ():
@@ -277,6 +330,7 @@ class Run:
             "best": self.best,
             "losses": self.losses,
             "where": [self.epoch, self.position, self.seconds, self.best_epoch, *self.best_score],
+            "taken": self.taken,
             "factors": self.factors,
             "penalties": [penalty.state() for penalty in self.penalties],
             "records": json.dumps(self.records),
@@ -294,7 +348,7 @@ class Run:
         for penalty, carried in zip(self.penalties, state["penalties"], strict=True):
             penalty.restore(carried)
         self.epoch, self.position, self.seconds, self.best_epoch, *best = state["where"]
-        self.best_score = (best[0], best[1])
+        self.best_score, self.taken = (best[0], best[1]), state.get("taken", 0)
         self.records = json.loads(state["records"])
 
 

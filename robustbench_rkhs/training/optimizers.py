@@ -35,9 +35,15 @@ class SGD(OptimizerNode):
     nesterov: bool = False
     """Look ahead by the momentum."""
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    def build(self, parameters: Iterable[nn.Parameter], fused: bool = False) -> torch.optim.Optimizer:
+        """`fused`: one kernel for all weights, which reads its learning rate from the device."""
         return torch.optim.SGD(
-            parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
+            parameters,
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            nesterov=self.nesterov,
+            fused=fused or None,
         )
 
 
@@ -52,8 +58,9 @@ class Adam(OptimizerNode):
     weight_decay: Real = Field(0.0, ge=0)
     """Multiplier of the weights added to their gradient."""
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
+    def build(self, parameters: Iterable[nn.Parameter], fused: bool = False) -> torch.optim.Optimizer:
+        """`fused`: one kernel for all weights, which reads its learning rate from the device."""
+        return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=fused or None)
 
 
 class ScheduleNode(Node):

@@ -8,10 +8,11 @@ import yaml
 from pydantic import Field, model_validator
 
 from robustbench_rkhs.attacks.pgd import PGD
+from robustbench_rkhs.attacks.unrolled import unrollable
 from robustbench_rkhs.data import Data
 from robustbench_rkhs.networks import Network
 from robustbench_rkhs.nodes.code_names import CLOSED, TYPED, Code, code_in
-from robustbench_rkhs.nodes.node import Node, Real, UserError
+from robustbench_rkhs.nodes.node import Node, Real, Seconds, UserError
 from robustbench_rkhs.nodes.overrides import as_value, override_all
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.nodes.paths import find_recipe, is_own
@@ -55,16 +56,28 @@ class TrainRecipe(Node):
     """A trained checkpoint, by name or folder, whose weights the training starts from: the second of two stages."""
     epochs: int = Field(10, ge=1)
     """Passes over the training images."""
+    seconds: Seconds | None = None
+    """Seconds (or 90s, 10min, 2h) after which the training ends, if `epochs` have not ended it before. Learning rate, ramps and
+    warm-ups then follow the larger of two shares, of the epochs and of the time since the first step, so that it always ends
+    annealed. Such a training is known by its number of steps, which metrics.jsonl records; it cannot be repeated bit for bit."""
     batch_size: int = Field(128, ge=1)
     """Images per step."""
     seed: int = Field(0, ge=0)
     """Initial weights, order, augmentation, dropout."""
     ema: Annotated[Real, Field(gt=0, lt=1)] | None = None
     """Decay of a running mean of the weights, which is then what is validated and saved."""
+    clip: Annotated[Real, Field(gt=0)] | None = None
+    """Gradients longer than this l2 norm, over all weights together, are shortened to it."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the training passes (autocast); weights, validation and evaluation stay float32."""
     channels_last: bool = False
     """Memory format of convolutions; faster on most machines."""
+    on_device: bool = False
+    """Steps of one fixed shape that ask nothing of the host: order, augmentation and random starts are made on the device, random
+    numbers hashed there (the same on every device, but others than those of an ordinary step), the attack takes every step on every
+    image. On CUDA the step is captured as a graph and replayed. What cannot be captured runs step by step."""
+    compile: bool = False
+    """Compile the passes of an `on_device` step by torch.compile; where that fails they run as they are. It pays on a GPU."""
     validate_with: PGD | None = None
     """Attack by which validation robust accuracy is measured and the best checkpoint chosen; clean accuracy where none."""
     certify_eps: Annotated[Real, Field(ge=0)] | None = None
@@ -85,6 +98,16 @@ class TrainRecipe(Node):
             if not self.data.validation:
                 raise ValueError("adaptive: what it measures is validation, found data.validation 0")
         self._fit_the_task()
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_device(self) -> "TrainRecipe":
+        if self.compile and not self.on_device:
+            raise ValueError("compile: it is for steps that are on_device, found on_device false")
+        if self.on_device and self.noise:
+            raise ValueError(f"on_device: noise is drawn on the host, found noise {self.noise:g}")
+        if self.on_device and self.attack is not None and (why := unrollable(self.attack)):
+            raise ValueError(f"on_device: the attack must take the same steps on every image, found {why}")
         return self
 
     @model_validator(mode="after")

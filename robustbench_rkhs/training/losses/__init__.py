@@ -26,11 +26,12 @@ from robustbench_rkhs.training.losses.ibp import IBP
 from robustbench_rkhs.training.losses.mma import MMA
 from robustbench_rkhs.training.losses.mtl_ibp import MtlIbp
 from robustbench_rkhs.training.losses.multi_margin import MultiMargin
+from robustbench_rkhs.training.losses.radius import Radius
 from robustbench_rkhs.training.losses.squared_error import SquaredError
 from robustbench_rkhs.training.losses.trades import Trades
 
 Loss = Annotated[
-    CrossEntropy | SquaredError | Hinge | MultiMargin | Trades | MMA | IBP | CrownIBP | MtlIbp | Gloro | LossNode,
+    CrossEntropy | SquaredError | Hinge | MultiMargin | Trades | MMA | IBP | CrownIBP | MtlIbp | Gloro | Radius | LossNode,
     OneOf(LossNode, "losses"),
 ]
 """Any loss: ours by `name`, an instance of LossNode, or your own as package.module:Name."""
@@ -46,6 +47,7 @@ __all__ = [
     "LossNode",
     "MtlIbp",
     "MultiMargin",
+    "Radius",
     "SquaredError",
     "Trades",
 ]

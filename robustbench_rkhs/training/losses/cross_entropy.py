@@ -16,7 +16,7 @@ class CrossEntropy(LossNode):
 
     .. math:: t \cdot CE\big( (f(x) - c\, e_y) / t,\; y \big)
 
-    Temperature t, offset c; plain cross-entropy at t = 1, c = 0. An offset asks for a margin, in logits: the one
+    Temperature t, offset c; plain cross-entropy at t = 1, c = 0, and no smoothing. An offset asks for a margin, in logits: the one
     knob by which a Lipschitz network trades clean for certified accuracy.
     Cost: one forward pass. Source: the offset form, Prach & Lampert, ECCV 2022.
     """
@@ -26,10 +26,12 @@ class CrossEntropy(LossNode):
     """t: small values weigh the images near the margin more."""
     offset: Real = Field(0.0, ge=0)
     """c: taken off the label's logit, in logits."""
+    smoothing: Real = Field(0.0, ge=0, lt=1)
+    """Share of the target spread evenly over all classes (label smoothing)."""
 
     def __call__(
         self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Tensor, keys: Int[Tensor, " batch"] | None = None
     ) -> Float[Tensor, ""]:
         logits = model(x)
         shifted = logits - self.offset * functional.one_hot(y, logits.shape[1]).to(logits.dtype)
-        return self.temperature * functional.cross_entropy(shifted.float() / self.temperature, y)
+        return self.temperature * functional.cross_entropy(shifted.float() / self.temperature, y, label_smoothing=self.smoothing)
