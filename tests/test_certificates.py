@@ -1,16 +1,30 @@
 """Certificates against known radii: closed forms, a grid, and every way a claim could be wrong."""
 
 import math
+from typing import Literal
 
 import pytest
 import torch
 from jaxtyping import TypeCheckError
 from torch import nn
 
-from robustbench_rkhs.certificates import EclipseCertificate, LipLTCertificate, MarginCertificate
+from robustbench_rkhs.certificates import (
+    AlphaCrownCertificate,
+    AnyCertificate,
+    CrownCertificate,
+    EclipseCertificate,
+    IBPCertificate,
+    LipLTCertificate,
+    MarginCertificate,
+    SmoothingCertificate,
+)
+from robustbench_rkhs.certificates.pairwise import PairwiseCertificate
 from robustbench_rkhs.layers import MaxMin, Normalize, Sandwich, SandwichLinear, Scale
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.one_of import names_of
+from robustbench_rkhs.testing import check_certificate
+from robustbench_rkhs.testing.certificates import below_the_closed_form, leaves_the_model, nothing_for_what_is_wrong
 
 CERTIFICATES = {  # a new certificate adds a line here
     "margin": MarginCertificate(),
@@ -18,6 +32,63 @@ CERTIFICATES = {  # a new certificate adds a line here
     "eclipse": EclipseCertificate(),
 }
 table = pytest.mark.parametrize("certificate", CERTIFICATES.values(), ids=CERTIFICATES.keys())
+
+
+@table
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_certificate(certificate, norm):
+    check_certificate(certificate, norm, factor=1 - 1e-6 if norm == "l2" else 0.0)
+
+
+SEARCHED = {  # each radius tried is a pass of its own: more in tests/test_crown.py
+    "ibp": IBPCertificate(),
+    "crown": CrownCertificate(),
+    "alpha_crown": AlphaCrownCertificate(),
+}
+
+
+@pytest.mark.parametrize("certificate", SEARCHED.values(), ids=SEARCHED.keys())
+def test_certificate_that_searches(certificate):
+    below_the_closed_form(certificate, "l2", 0.0, 0, (1, 4, 4), 1.0)
+    nothing_for_what_is_wrong(certificate)
+    leaves_the_model(certificate)
+
+
+def test_the_tables_cover_every_certificate():
+    known = {type(one) for one in (*CERTIFICATES.values(), *SEARCHED.values())}
+    assert known | {SmoothingCertificate} == set(names_of(AnyCertificate).values())  # a probability: tests/test_smoothing.py
+
+
+class Proud(MarginCertificate):
+    """Claims twice what it proves."""
+
+    name: Literal["proud"] = "proud"
+
+    def __call__(self, model, x, y, keys, epsilons=()):
+        found = super().__call__(model, x, y, keys, epsilons)
+        return found._replace(radius=2 * found.radius)
+
+
+def test_the_check_finds_a_certificate_that_claims_too_much():
+    with pytest.raises(AssertionError, match="times the exact one"):
+        check_certificate(Proud())
+
+
+class Weighed(PairwiseCertificate):
+    """A bound that a field decides."""
+
+    slope: float = 1.0
+
+    def pairs(self, chain, shape, classes):
+        return torch.full((classes, classes), self.slope, dtype=torch.float64)
+
+
+def test_bounds_that_are_kept_are_those_of_the_same_fields():
+    model, x, y = nn.Linear(2, 2), torch.tensor([[0.3, 0.1]]), torch.tensor([0])
+    model.weight.data = torch.eye(2)
+    model.bias.data.zero_()
+    radii = [certify(Weighed(slope=slope), model, x, y).radius.item() for slope in (1.0, 2.0, 4.0)]
+    assert radii == pytest.approx([0.2, 0.1, 0.05]) and Weighed().label == "Weighed"
 
 
 def certify(certificate, model, x, y):

@@ -41,7 +41,7 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("home")
     root = Path(cli.__file__).parent.parent.parent
     shutil.copytree(root / "models", folder / "models")
-    rkhs("train", "--model", "digits_mlp", *TINY, folder=folder)
+    rkhs("train", "--model", "digits_mlp", "--out", "checkpoints/digits_mlp", *TINY, folder=folder)
     return folder
 
 

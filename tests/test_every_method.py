@@ -298,5 +298,5 @@ def test_a_file_whose_tied_tensors_differ_is_refused():
     state = checkpoint.as_stored(Tied().state_dict())
     checkpoint.fill(Tied(), state, "file")
     state["second.weight"] += 1
-    with pytest.raises(UserError, match=r"file: 'second.weight' and 'first.weight' are one tensor in this network, and differ"):
+    with pytest.raises(UserError, match=r"file: 'first.weight' and 'second.weight' are one tensor in this network, and differ"):
         checkpoint.fill(Tied(), state, "file")

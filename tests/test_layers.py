@@ -1,150 +1,59 @@
-"""Every layer: its Jacobian under its bound, parameters after __init__, state round trip, gradients, one function."""
+"""Every layer keeps its contract; and the sandwich layers, MaxMin and Normalize in particular."""
 
 import math
 
 import pytest
 import torch
+from layer_table import APART, LAYERS, table
 from torch import nn
 
+from robustbench_rkhs import layers
 from robustbench_rkhs.bounds import upper
-from robustbench_rkhs.layers import (
-    AOL,
-    BRO,
-    CPL,
-    SLL,
-    AOLConv,
-    BROConv,
-    CPLConv,
-    FirstFeatures,
-    GroupSort,
-    LearnableScale,
-    LinearNormalized,
-    LinearResidual,
-    LinearResidualConv,
-    MaxMin,
-    Normalize,
-    Orthogonal,
-    OrthogonalConv,
-    PadChannels,
-    Sandwich,
-    SandwichConv,
-    SandwichConvLinear,
-    SandwichLinear,
-    Scale,
-    ScaledAveragePool,
-    SLLConv,
-    SpaceToDepth,
-)
+from robustbench_rkhs.layers import MaxMin, Normalize, Sandwich, SandwichLinear, Scale
 from robustbench_rkhs.layers.fourier import FourierConv
 from robustbench_rkhs.layers.frozen import freeze
-from robustbench_rkhs.lipschitz import Uncertifiable
+from robustbench_rkhs.lipschitz import Bound, Uncertifiable, rule
 from robustbench_rkhs.nodes.node import UserError
-
-CONVOLUTIONS = {  # channels in and out, kernel, stride: the shape it takes
-    (2, 3, 3, 1): (2, 5, 4),
-    (3, 2, 3, 2): (3, 5, 4),
-    (1, 4, 2, 1): (1, 4, 3),
-    (2, 4, 5, 2): (2, 4, 4),
-    (1, 1, 5, 1): (1, 3, 3),
-}
-
-
-def size(sizes):
-    return {"kernel_size": sizes[2], "stride": sizes[3]}
-
-
-LAYERS = {  # a new layer adds a line here: how to build it, and the shape it takes
-    "normalize": (lambda: Normalize((0.4, 0.5, 0.6), (0.2, 0.25, 0.5)), (3, 3, 5)),
-    "maxmin": (MaxMin, (6,)),
-    "maxmin image": (MaxMin, (4, 3, 3)),
-    "scale": (lambda: Scale(-3.5), (4,)),
-    "learnable scale": (lambda: LearnableScale(1.5), (4,)),
-    "Orthogonal maxmin": (lambda: Orthogonal(5, 4, "maxmin"), (5,)),
-    "BRO alone": (lambda: BRO(5, 4, 2, "none"), (5,)),
-    **{
-        f"{kind.__name__} {sizes} {padding}": (lambda kind=kind, s=sizes, p=padding: kind(*s[:2], **size(s), padding_mode=p), shape)
-        for kind in (OrthogonalConv, SandwichConv, SandwichConvLinear, BROConv)
-        for sizes, shape in CONVOLUTIONS.items()
-        for padding in ("circular", "zeros")
-    },
-    "group sort": (lambda: GroupSort(3), (6,)),
-    "aol": (lambda: AOL(5, 4), (5,)),
-    "aol convolution": (lambda: AOLConv(2, 4, 3, 2, "circular", "maxmin"), (2, 5, 4)),
-    "sll": (lambda: SLL(4, 6), (4,)),
-    "sll convolution": (lambda: SLLConv(2, 3, 3, "zeros"), (2, 4, 3)),
-    "cpl": (lambda: CPL(4, 6), (4,)),
-    "cpl convolution": (lambda: CPLConv(2, 3, 3, "circular"), (2, 4, 3)),
-    "linear residual": (lambda: LinearResidual(4), (4,)),
-    "linear residual convolution": (lambda: LinearResidualConv(2), (2, 3, 4)),
-    "linear normalised": (lambda: LinearNormalized(4, 6), (4,)),
-    "space to depth": (lambda: SpaceToDepth(2), (2, 3, 5)),
-    "pad channels": (lambda: PadChannels(4), (3, 2, 2)),
-    "first features": (lambda: FirstFeatures(2), (5,)),
-    "average pool": (lambda: ScaledAveragePool(2), (2, 3, 5)),
-    **{
-        f"{kind.__name__} {inputs}-{outputs}": (lambda kind=kind, a=inputs, b=outputs: kind(a, b), (inputs,))
-        for kind in (Sandwich, SandwichLinear, Orthogonal, BRO)
-        for inputs, outputs in ((1, 1), (1, 5), (5, 1), (4, 9), (9, 4), (7, 7))
-    },
-}
-table = pytest.mark.parametrize("build, shape", LAYERS.values(), ids=LAYERS.keys())
-
-
-def steepest(layer, shape, scale=1.0):
-    """Largest singular value of the dense Jacobian over random inputs, in float64."""
-    layer = layer.double()
-    norms = []
-    for x in torch.randn(8, 1, *shape, dtype=torch.float64) * scale:
-        jacobian = torch.autograd.functional.jacobian(layer, x)
-        norms.append(torch.linalg.matrix_norm(jacobian.reshape(-1, math.prod(shape)), ord=2).item())
-    return max(norms)
+from robustbench_rkhs.testing import check_layer
+from robustbench_rkhs.testing.layers import steepest
 
 
 @table
-def test_jacobian_is_under_the_bound(build, shape):
-    for seed in range(5):
-        torch.manual_seed(seed)
-        layer = build()
-        for parameter in layer.parameters():
-            parameter.data += torch.randn_like(parameter)
-        assert steepest(layer, shape) <= upper(layer, shape).value * (1 + 1e-13)  # the oracle rounds, too
+def test_layer(build, shape):
+    check_layer(build, shape, close=1e-5 if isinstance(build(), FourierConv) else 0.0)  # float64 in eval mode
 
 
-@table
-def test_parameters_exist_and_state_goes_round(build, shape):
-    torch.manual_seed(0)
-    layer, x = build(), torch.randn(3, *shape)
-    names = set(layer.state_dict())
-    y = layer(x)
-    assert set(layer.state_dict()) == names and y.shape[1:] == upper(layer, shape).shape
-    torch.manual_seed(1)
-    twin = build()
-    twin(x)  # nothing of the first weights may linger
-    twin.load_state_dict(layer.state_dict())
-    close = 1e-5 if isinstance(layer, FourierConv) else 0.0  # float64 in eval mode
-    torch.testing.assert_close(twin.eval()(x), layer.train()(x), rtol=close, atol=close)
+def test_the_table_covers_every_layer():
+    built = {type(build()) for build, _ in LAYERS.values()} | {type(build()) for build in APART.values()}
+    assert {kind.__name__ for kind in built} >= set(layers.__all__)
 
 
-@table
-def test_settled_is_the_same_function(build, shape):
-    torch.manual_seed(0)
-    layer, x = nn.Sequential(build()).eval(), torch.randn(3, *shape)
-    torch.testing.assert_close(freeze(layer)(x), layer(x), rtol=1e-6, atol=1e-6)
+class Doubling(nn.Linear):
+    """Claims a bound of one, whatever its weight."""
 
 
-@table
-def test_gradients_reach_every_parameter(build, shape):
-    torch.manual_seed(0)
-    layer = build()
-    for parameter in layer.parameters():
-        parameter.data += 0.5 * torch.randn_like(parameter)
-    if not list(layer.parameters()):
-        return
-    layer(torch.randn(32, *shape)).square().sum().backward()
-    for name, parameter in layer.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-    if isinstance(layer, Sandwich) and shape != (1,):
-        assert all(parameter.grad.abs().sum() > 0 for parameter in layer.parameters())
+@rule.register
+def _(module: Doubling, shape: tuple[int, ...]) -> Bound:
+    return Bound(1.0, (module.out_features,))
+
+
+class Lazy(nn.Module):
+    def forward(self, x):
+        self.weight = nn.Parameter(torch.ones(3))
+        return x * self.weight
+
+
+@rule.register
+def _(module: Lazy, shape: tuple[int, ...]) -> Bound:
+    return Bound(1.0, shape)
+
+
+@pytest.mark.parametrize(
+    "build, said", [(lambda: nn.Sequential(Doubling(3, 3), nn.ReLU()), "above the bound"), (Lazy, "after __init__")]
+)
+def test_the_check_finds_what_a_layer_does_wrong(build, said):
+    with pytest.raises(AssertionError, match=said):
+        check_layer(build, (3,))
 
 
 @pytest.mark.parametrize("kind", [Sandwich, SandwichLinear])
@@ -325,7 +234,6 @@ def test_sandwich_with_a_nan_is_refused(name):
 
 
 def test_a_settled_copy_gives_the_same_numbers_and_follows_no_later_change():
-    from robustbench_rkhs.layers.frozen import freeze
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), Sandwich(9, 7), nn.Sequential(Sandwich(7, 7)), SandwichLinear(7, 3)).eval()

@@ -6,6 +6,8 @@ from oracles import affine
 from torch import nn
 
 from robustbench_rkhs.data import Deformations, Split
+from robustbench_rkhs.nodes.one_of import names_of
+from robustbench_rkhs.testing import check_penalty
 from robustbench_rkhs.training.losses import CrossEntropy
 from robustbench_rkhs.training.penalties import (
     AdversarialPerturbation,
@@ -14,6 +16,7 @@ from robustbench_rkhs.training.penalties import (
     GradientPenalty,
     Jacobian,
     LossGradient,
+    Penalty,
     SpectralNorm,
     Stability,
     Tangent,
@@ -38,23 +41,38 @@ PENALTIES = {  # a new penalty adds a line here
 }
 
 
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 4))
-
-
 @pytest.mark.parametrize("penalty", PENALTIES.values(), ids=PENALTIES.keys())
 def test_penalty_is_finite_nonnegative_differentiable_and_leaves_the_model(penalty):
-    model = network().eval()
-    x, y = torch.rand(6, 1, 4, 4), torch.arange(6) % 4
-    before, images = {k: v.clone() for k, v in model.state_dict().items()}, x.clone()
-    value = penalty(model, x, y)
-    assert value.shape == () and value.isfinite() and value >= 0
-    assert all(p.grad is None for p in model.parameters())
-    value.backward()
-    assert torch.equal(x, images) and not x.requires_grad and not model.training
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+    check_penalty(penalty)
+
+
+def test_the_table_covers_every_penalty():
+    assert {type(penalty) for penalty in PENALTIES.values()} == set(names_of(Penalty).values())
+
+
+class Negative(GradientPenalty):
+    def __call__(self, model, x, y, keys=None):
+        return -super().__call__(model, x, y, keys)
+
+
+class Stepping(GradientPenalty):
+    def __call__(self, model, x, y, keys=None):
+        model.train()(x)  # BatchNorm learns from it
+        return super().__call__(model, x, y, keys)
+
+
+class Detached(GradientPenalty):
+    def __call__(self, model, x, y, keys=None):
+        return super().__call__(model, x, y, keys).detach().requires_grad_()
+
+
+BAD = [(Negative(), "not be negative"), (Stepping(), "as it was"), (Detached(), "reach the weights")]
+
+
+@pytest.mark.parametrize("penalty, said", BAD)
+def test_the_check_finds_what_a_penalty_does_wrong(penalty, said):
+    with pytest.raises(AssertionError, match=said):
+        check_penalty(penalty)
 
 
 @pytest.mark.parametrize("classes, shape", [(10, (1, 4, 4)), (2, (5,)), (3, (3, 2, 2))])

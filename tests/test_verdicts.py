@@ -17,7 +17,7 @@ from scipy.stats import binom, binomtest
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.verdicts import COLUMNS, KEY, About, Evaluation
-from robustbench_rkhs.verdicts.images import implied
+from robustbench_rkhs.verdicts.image_radii import implied
 
 NAN, INF = float("nan"), float("inf")
 ABOUT = {

@@ -43,7 +43,7 @@ class Certificate(Node):
     @property
     def label(self) -> str:
         """The name in tables."""
-        return str(getattr(self, "name", type(self).__name__))
+        return str(getattr(self, "name", "") or type(self).__name__)
 
     def __call__(
         self,

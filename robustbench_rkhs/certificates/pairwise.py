@@ -17,6 +17,7 @@ from robustbench_rkhs.certificates.float32 import float32_error
 from robustbench_rkhs.certificates.rounding import logits_and_error
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.lipschitz.guard import every
+from robustbench_rkhs.nodes.code_names import is_ours
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.threat_model import Norm
 
@@ -27,10 +28,10 @@ KEPT = 4
 
 
 class _Known(NamedTuple):
-    """A model's float64 chain, and its pair bounds by the kind of certificate: private copies that nobody changes."""
+    """A model's float64 chain, and its pair bounds by the certificate: private copies that nobody changes."""
 
     chain: list[Step]
-    bounds: dict[type, Tensor]
+    bounds: dict[object, Tensor]
 
 
 _known: OrderedDict[bytes, _Known] = OrderedDict()
@@ -129,18 +130,19 @@ class PairwiseCertificate(Certificate):
         known = _known.get(key)
         if known is None:
             known = _Known(steps(model, shape), {})
-        if type(self) not in known.bounds:
+        asking = type(self) if is_ours(type(self)) else self  # bounds of a user's own may depend on its fields
+        if asking not in known.bounds:
             chain = known.chain
             classes = chain[-1].bound.shape[-1] if chain else shape[-1]
             if classes < 2:
                 raise UserError(f"certificate '{self.name}': expected a logit for each of two classes or more, found {classes}")
-            known.bounds[type(self)] = self.pairs(chain, shape, classes)
+            known.bounds[asking] = self.pairs(chain, shape, classes)
         if key:
             _known[key] = known
             _known.move_to_end(key)
             if len(_known) > KEPT:
                 _known.popitem(last=False)
-        return known.chain, known.bounds[type(self)]
+        return known.chain, known.bounds[asking]
 
 
 def _spread(chain: list[Step], images: Tensor) -> tuple[Tensor, Tensor]:

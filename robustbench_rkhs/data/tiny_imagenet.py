@@ -20,7 +20,7 @@ SIDE = 64
 class TinyImageNet(DataSet):
     """Tiny-ImageNet: 100,000 + 10,000 colour images of 64x64, 200 classes. Source: Stanford CS231n, 2015.
 
-    Read from the folder tiny-imagenet-200/ of the data root (train/WNID/images/*.JPEG, val/images/, val/val_annotations.txt,
+    Read from the folder tiny-imagenet-200/ of the data root (train/WNID/images/, val/images/, val/val_annotations.txt,
     wnids.txt). The test set is val/: the labels of test/ were never published. Classes count in the order of their sorted
     WNIDs. Decoded once (half a minute), then kept beside the folder as tiny_imagenet.npz (1.3 GB), where that can be written.
     All of it takes 5.4 GB as float32: choose a part by `train`.

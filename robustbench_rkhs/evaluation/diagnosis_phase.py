@@ -18,7 +18,7 @@ from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.verdicts import COLUMNS, About, Breach, Diagnosis, Noticed, Part, Record
-from robustbench_rkhs.verdicts.states import counted
+from robustbench_rkhs.verdicts.image_states import counted
 
 QUICK = 16
 """Images of the diagnosis where the effort is quick: more would cost as much as its attacks."""

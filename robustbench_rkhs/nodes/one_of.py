@@ -130,9 +130,8 @@ def written(node: Any, info: Any) -> dict[str, Any]:
 
 
 def names_of(union: Any) -> dict[str, type[Node]]:
-    """Of a union that is annotated with OneOf: our own members by name, in their order."""
-    source, annotation = get_args(union)[0], union.__metadata__[0]
-    return {_name(one): one for one in get_args(source) if one is not annotation.base}
+    """Of an annotated union: our own members by name, in their order."""
+    return {_name(one): one for one in get_args(get_args(union)[0]) if "name" in one.model_fields}
 
 
 def _name(member: Any) -> str:

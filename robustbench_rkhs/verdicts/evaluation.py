@@ -11,7 +11,7 @@ import pandas as pd
 
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.verdicts.adversarials import Adversarials
-from robustbench_rkhs.verdicts.marks import doubts
+from robustbench_rkhs.verdicts.model_marks import doubts
 from robustbench_rkhs.verdicts.record import Record
 from robustbench_rkhs.verdicts.summaries import accuracy_at, certified_at, robust_range, summary
 

@@ -7,9 +7,9 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
+from robustbench_rkhs.verdicts.image_states import Evidence, counted, proved
 from robustbench_rkhs.verdicts.record import Record
 from robustbench_rkhs.verdicts.schema import COLUMNS
-from robustbench_rkhs.verdicts.states import Evidence, counted, proved
 
 Own = TypeVar("Own", bound=Record)
 

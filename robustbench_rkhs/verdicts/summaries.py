@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.verdicts.image_states import STATES, Evidence
 from robustbench_rkhs.verdicts.record import Record
 from robustbench_rkhs.verdicts.schema import ANSWERS
-from robustbench_rkhs.verdicts.states import STATES, Evidence
 from robustbench_rkhs.verdicts.statistics import Proportion
 
 MASKED = 0.05

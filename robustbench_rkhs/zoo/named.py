@@ -19,10 +19,10 @@ from robustbench_rkhs.runtime.messages import Say
 from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.training.recipe import TrainRecipe
 from robustbench_rkhs.zoo.builders import is_builder, load_builder
+from robustbench_rkhs.zoo.data_names import named_data
 from robustbench_rkhs.zoo.hub import fetched
 from robustbench_rkhs.zoo.images import test_images
 from robustbench_rkhs.zoo.models import adapted
-from robustbench_rkhs.zoo.named_data import named_data
 from robustbench_rkhs.zoo.timm_models import load_timm
 
 

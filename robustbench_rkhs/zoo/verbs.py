@@ -29,10 +29,10 @@ from robustbench_rkhs.runtime.messages import Say
 from robustbench_rkhs.runtime.modes import evaluating
 from robustbench_rkhs.runtime.precision import full_precision
 from robustbench_rkhs.verdicts import Evaluation
+from robustbench_rkhs.zoo.data_names import named_data
 from robustbench_rkhs.zoo.images import as_split, layouts
 from robustbench_rkhs.zoo.models import adapted, as_module, dtype_of, home_of
 from robustbench_rkhs.zoo.named import NamedModel, load_model
-from robustbench_rkhs.zoo.named_data import named_data
 
 Eps = Any
 """A radius, or several: numbers, or text such as `8/255`. (The door takes anything, and says in one line what it cannot.)"""

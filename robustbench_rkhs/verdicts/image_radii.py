@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
+from robustbench_rkhs.verdicts.image_states import Evidence, counted, proved
 from robustbench_rkhs.verdicts.record import Record
-from robustbench_rkhs.verdicts.states import Evidence, counted, proved
 
 REASONS = ["timeout", "error", "unknown", "refused"]
 """Why an image has no proof, the one that most invites another try first."""

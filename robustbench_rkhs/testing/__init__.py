@@ -1,0 +1,23 @@
+"""Checks that a method keeps its contract: ours in tests/, and yours in one line, `check_attack(MyAttack())`.
+
+Each raises AssertionError with what should hold and does not. They are the very functions that our own tests call.
+"""
+
+from robustbench_rkhs.testing.attacks import check_attack
+from robustbench_rkhs.testing.certificates import check_certificate
+from robustbench_rkhs.testing.data import check_data
+from robustbench_rkhs.testing.layers import check_layer
+from robustbench_rkhs.testing.networks import check_network
+from robustbench_rkhs.testing.objectives import check_loss, check_penalty
+from robustbench_rkhs.testing.projections import check_projection
+
+__all__ = [
+    "check_attack",
+    "check_certificate",
+    "check_data",
+    "check_layer",
+    "check_loss",
+    "check_network",
+    "check_penalty",
+    "check_projection",
+]

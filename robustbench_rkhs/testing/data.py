@@ -1,0 +1,32 @@
+"""Checks of a data set: splits that do not overlap, images in their box, the same each time."""
+
+import torch
+
+from robustbench_rkhs.data import DataSet, Split
+from robustbench_rkhs.testing.must import must
+
+
+def check_data(data: DataSet, validation: int = 10) -> None:
+    """All checks of a data set, with so many validation images cut from its training set."""
+    splits = data.model_copy(update={"validation": validation}).load()
+    for split in (splits.train, splits.validation, splits.test):
+        well_formed(split)
+    must(not set(splits.train.index.tolist()) & set(splits.validation.index.tolist()), "validation must not share training images")
+    must(len(splits.validation) == validation, f"expected {validation} validation images, found {len(splits.validation)}")
+    must(splits.train.shape == splits.test.shape and splits.train.classes == splits.test.classes, "splits must be of one shape")
+    alone = data.test()
+    must(torch.equal(alone.x, splits.test.x) and torch.equal(alone.y, splits.test.y), "the test images must be the same each time")
+    must(alone.digest == splits.test.digest, "the digest of the test images must be the same each time")
+
+
+def well_formed(split: Split) -> None:
+    """As many labels and indices as images; finite images in their box; labels within the classes."""
+    name = f"{split.data} {split.split}"
+    must(len(split.x) == len(split.y) == len(split.index) > 0, f"{name}: expected as many labels and indices as images")
+    must(split.x.is_floating_point() and bool(split.x.isfinite().all()), f"{name}: images must be finite floats")
+    if split.box == "unit":
+        must(split.x.min() >= 0 and split.x.max() <= 1, f"{name}: images must lie in [0, 1]")
+    if split.task == "regression":
+        must(split.y.is_floating_point() and bool(split.y.isfinite().all()), f"{name}: labels must be finite floats")
+    else:
+        must(split.y.dtype == torch.int64 and 0 <= int(split.y.min()) and int(split.y.max()) < split.classes, f"{name}: labels")
