@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, get_args
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from robustbench_rkhs.attacks import AnyAttack
 from robustbench_rkhs.attacks.efforts import Effort

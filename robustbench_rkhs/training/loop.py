@@ -148,7 +148,8 @@ class Run:
         self.average = copy.deepcopy(self.model) if recipe.ema else None
         if world() > 1 and (recipe.on_device or recipe.seconds):
             raise UserError("a training that is on_device or has a time limit runs in one process")
-        self.optimizer = recipe.optimizer.build(self.model.parameters(), fused=recipe.on_device)
+        asked = {"fused": True} if recipe.on_device else {}  # an optimiser of one's own need not know it
+        self.optimizer = recipe.optimizer.build(self.model.parameters(), **asked)
         self.watch = FiniteWatch(self.model, device)
         self.penalties: list[PenaltyNode] = list(recipe.penalties)
         self.factors = [1.0] * len(recipe.penalties)

@@ -18,7 +18,8 @@ class OptimizerNode(Node):
     lr: Real = Field(0.05, gt=0)
     """Largest learning rate; the schedule multiplies it."""
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    def build(self, parameters: Iterable[nn.Parameter], fused: bool = False) -> torch.optim.Optimizer:
+        """`fused`: asked for by `on_device` trainings alone: one kernel for all weights, with its learning rate on the device."""
         raise TypeError(f"{type(self).__name__} is not an optimiser by itself")
 
 

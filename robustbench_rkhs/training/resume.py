@@ -70,6 +70,8 @@ def _hindrances(begun: TrainRecipe, recipe: TrainRecipe, where: list[float]) -> 
         return
     if recipe.epochs < where[0] + (where[1] > 0):
         yield f"{int(where[0])} epochs are trained already"
+    if recipe.seconds:
+        yield "with `seconds` everything follows the share of the time"
     if not recipe.schedule.by_epoch:
         yield f"schedule {recipe.schedule.label!r} is laid over the whole training"
     if recipe.attack is not None and recipe.attack_warmup:
