@@ -153,6 +153,22 @@ def test_the_command_line_names_code(mine, monkeypatch, capsys):
     assert checkpoint.load("m", allowed(["mynets", "mynets.py"])).recipe.network.label == "mynets.py:Small"
 
 
+def test_commands_open_a_folder_of_ones_own_that_names_code(mine, monkeypatch, capsys):
+    from robustbench_rkhs.cli import evaluate, norms, tightness
+
+    train(TrainRecipe.parse(SMALL | OWN, "own", TYPED), mine / "m")
+    cheap = ["--eps", "0.1", "--samples", "4", "--attack", "pgd:steps=1", "--certify", "none", "--no-diagnostics"]
+    few = ["--samples", "2"]
+    for command, words in ((evaluate, cheap), (tightness, few), (norms, [*few, "--training-samples", "4"])):
+        for allowed_code, code in (((), 2), (("--allow-code", "mynets"), 0)):
+            monkeypatch.setattr("sys.argv", ["rkhs", "--model", str(mine / "m"), *words, *allowed_code, "--out", str(mine / "out")])
+            with pytest.raises(SystemExit) as left:
+                command.main()
+            said = capsys.readouterr().err
+            assert (left.value.code or 0) == code, said
+            assert code == 0 or "names code" in said
+
+
 def test_python_takes_instances_and_mappings(mine):
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     before = module[1].weight.detach().clone()

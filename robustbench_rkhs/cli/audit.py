@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from robustbench_rkhs.cli.command import AsJson, Names, Weights, command, failure, typed_command, usable_device
+from robustbench_rkhs.cli.command import AllowCode, AsJson, Names, Weights, command, failure, typed_command, usable_device
 from robustbench_rkhs.cli.screen import console_of_width, ending, told
 
 
@@ -14,6 +14,7 @@ def _audit(
     claim: Names,
     weights: Weights = None,
     data: str | None = None,
+    allow_code: AllowCode = (),
     device: str = "auto",
     out: Path = Path("reports"),
     as_json: AsJson = False,
@@ -30,6 +31,7 @@ def _audit(
         claim: certified@EPS=SHARE, robust@EPS=SHARE or clean=SHARE; shares from 0 to 1.
         weights: Weights (.safetensors, or .pth of a plain state dict) for a recipe or builder.
         data: Data set or FILE.npz in place of the recipe's.
+        allow_code: Packages, modules, folders or .py files of your own whose code a checkpoint folder may name and have imported.
         device: auto, cpu, cuda, cuda:1 ...
         out: audits/MODEL.* goes here.
         as_json: Print one JSON object on stdout, the tables on stderr.
@@ -47,7 +49,8 @@ def _audit(
         defaults["attacks"] = ["pgd"]
     recipe = eval_recipe(typed, "rkhs-audit", TYPED, **defaults)
     screen = console_of_width(140, stderr=as_json)
-    where, subject = usable_device(device), load_model(model, weights, data, lambda line: told(screen, line))
+    where = usable_device(device)
+    subject = load_model(model, weights, data, lambda line: told(screen, line), allow_code)
     found = run(
         subject.model,
         subject.test,

@@ -24,6 +24,8 @@ Names = tuple[str, ...]
 """A flag that takes several words."""
 Weights = Annotated[str | None, tyro.conf.arg(aliases=["--checkpoint"])]
 """The flag that names weights; --checkpoint is its older spelling."""
+AllowCode = Annotated[Names, tyro.conf.arg(metavar="PREFIX ...")]
+"""The flag that names whose code a checkpoint folder may have imported."""
 AsJson = Annotated[bool, tyro.conf.arg(name="json")]
 """The flag that asks for one JSON object on stdout."""
 PASSED = ("fields", "typed")

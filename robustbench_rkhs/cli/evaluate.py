@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from robustbench_rkhs.cli.command import AsJson, Names, Weights, command, failure, typed_command, usable_device
+from robustbench_rkhs.cli.command import AllowCode, AsJson, Names, Weights, command, failure, typed_command, usable_device
 from robustbench_rkhs.cli.condition import Condition
 from robustbench_rkhs.cli.screen import console_of_width, emit, told
 from robustbench_rkhs.cli.warnings import warnings_of
@@ -22,6 +22,7 @@ def _evaluate(
     data: str | None = None,
     smooth: str | None = None,
     twin: str | None = None,
+    allow_code: AllowCode = (),
     device: str = "auto",
     out: Path = Path("reports"),
     as_json: AsJson = False,
@@ -49,6 +50,7 @@ def _evaluate(
         smooth: sigma=0.25,n=10000,...: evaluate the vote under Gaussian noise, certified; see rkhs-list certificates smoothing.
         twin: A model as for --model, of the same data and classes but trained without defence: what breaks it is tried on every
             survivor. Cost: at most 330 passes an image and eps.
+        allow_code: Packages, modules, folders or .py files of your own whose code a checkpoint folder may name and have imported.
         device: auto, cpu, cuda, cuda:1 ...
         out: Where verdicts and reports go.
         as_json: Print one JSON object on stdout, the tables on stderr.
@@ -73,8 +75,8 @@ def _evaluate(
     if save_adversarials is not None and save_adversarials.suffix == ".npz" and len(model) > 1:
         raise UserError(f"--save-adversarials: {save_adversarials} is one file for {len(model)} models; expected a folder")
     screen, where = console_of_width(120, stderr=as_json), usable_device(device)
-    subjects = [load_model(name, weights, data, lambda line: told(screen, line)) for name in model]
-    other = None if twin is None else load_twin(twin, data, subjects)
+    subjects = [load_model(name, weights, data, lambda line: told(screen, line), allow_code) for name in model]
+    other = None if twin is None else load_twin(twin, data, subjects, allow_code)
     failed, results = False, []
     for subject in [smoothed(one, **votes) for one in subjects] if votes else subjects:
         saved = save_adversarials

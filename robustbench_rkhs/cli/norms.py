@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from robustbench_rkhs.cli.command import AsJson, Names, Weights, command, typed_command
+from robustbench_rkhs.cli.command import AllowCode, AsJson, Names, Weights, command, typed_command
 from robustbench_rkhs.cli.number import number
 from robustbench_rkhs.cli.screen import console_of_width, ending
 
@@ -15,6 +15,7 @@ def _norms(
     seed: int = 0,
     weights: Weights = None,
     data: str | None = None,
+    allow_code: AllowCode = (),
     out: Path = Path("reports"),
     as_json: AsJson = False,
 ) -> None:
@@ -30,6 +31,7 @@ def _norms(
         seed: Which images, and every random draw.
         weights: Weights (.safetensors, or .pth of a plain state dict) for a recipe or builder.
         data: Data set or FILE.npz in place of the recipe's.
+        allow_code: Packages, modules, folders or .py files of your own whose code a checkpoint folder may name and have imported.
         out: norms/MODEL.* goes here.
         as_json: Print one JSON object on stdout, the table on stderr.
     """
@@ -37,12 +39,12 @@ def _norms(
     from robustbench_rkhs.rkhs_norm import norm_report
     from robustbench_rkhs.zoo import load_model, training_images
 
-    subject = load_model(model, weights, data)
+    subject = load_model(model, weights, data, allow_code=allow_code)
     found = norm_report(
         subject.name,
         subject.model,
         subject.test,
-        training_images(model, data),
+        training_images(model, data, allow_code),
         eps=[number(text) for text in eps],
         samples=samples,
         training_samples=training_samples,

@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
-from robustbench_rkhs.cli.command import Names, command, typed_command, usable_device
+from robustbench_rkhs.cli.command import AllowCode, Names, command, typed_command, usable_device
 
 
-def _rank(model: Names, data: str | None = None, device: str = "auto", out: Path = Path("reports")) -> None:
+def _rank(
+    model: Names, data: str | None = None, allow_code: AllowCode = (), device: str = "auto", out: Path = Path("reports")
+) -> None:
     """auROC and auROC50 of models that rank (protein homology), on the test set; written to OUT/ranking/MODEL.json.
 
     $ rkhs-rank --model protein_1_34
@@ -14,6 +16,7 @@ def _rank(model: Names, data: str | None = None, device: str = "auto", out: Path
     Args:
         model: Names in checkpoints/, checkpoint folders, or package.module:builder.
         data: Data set in place of the recipe's.
+        allow_code: Packages, modules, folders or .py files of your own whose code a checkpoint folder may name and have imported.
         device: auto, cpu, cuda, cuda:1 ...
         out: Where reports go.
     """
@@ -26,7 +29,7 @@ def _rank(model: Names, data: str | None = None, device: str = "auto", out: Path
 
     where = usable_device(device)
     for name in model:
-        subject = load_model(name, None, data)
+        subject = load_model(name, None, data, allow_code=allow_code)
         found = rank_report(subject.model.to(where), subject.test.to(where))
         about = {
             "model": subject.name,

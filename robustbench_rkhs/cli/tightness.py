@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from robustbench_rkhs.cli.command import AsJson, Weights, command, typed_command
+from robustbench_rkhs.cli.command import AllowCode, AsJson, Weights, command, typed_command
 from robustbench_rkhs.cli.screen import console_of_width, ending
 from robustbench_rkhs.nodes.node import UserError
 
@@ -13,6 +13,7 @@ def _tightness(
     seed: int = 0,
     weights: Weights = None,
     data: str | None = None,
+    allow_code: AllowCode = (),
     out: Path = Path("reports"),
     as_json: AsJson = False,
 ) -> None:
@@ -26,6 +27,7 @@ def _tightness(
         seed: Which images, and every random draw.
         weights: Weights (.safetensors, or .pth of a plain state dict) for a recipe or builder.
         data: Data set or FILE.npz in place of the recipe's.
+        allow_code: Packages, modules, folders or .py files of your own whose code a checkpoint folder may name and have imported.
         out: tightness/MODEL.* goes here; verdicts of the model are looked for in verdicts/.
         as_json: Print one JSON object on stdout, the tables on stderr.
     """
@@ -35,7 +37,7 @@ def _tightness(
 
     if samples < 1:
         raise UserError(f"--samples: expected at least 1, found {samples}")
-    subject = load_model(model, weights, data)
+    subject = load_model(model, weights, data, allow_code=allow_code)
     folder = out / "verdicts"
     found = run(subject.name, subject.model, subject.test, samples=samples, seed=seed, folder=folder, command=typed_command())
     screen = console_of_width(140, stderr=as_json)

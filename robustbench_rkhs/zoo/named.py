@@ -1,6 +1,6 @@
 """From what a user types after --model to a model and its test images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from robustbench_rkhs.certificates import SmoothingCertificate
 from robustbench_rkhs.data import DataSet, Split
 from robustbench_rkhs.evaluation.predictions import classes_of
 from robustbench_rkhs.networks.smoothed import Smoothed
-from robustbench_rkhs.nodes.code_names import CLOSED, Code
+from robustbench_rkhs.nodes.code_names import CLOSED, Code, allowed
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse, with_fields
 from robustbench_rkhs.nodes.paths import find_checkpoint
@@ -64,18 +64,22 @@ class NamedModel:
 
 
 def load_model(
-    name: str, weights: str | None = None, data: str | None = None, say: Say = lambda line: None, code: Code = CLOSED
+    name: str,
+    weights: str | None = None,
+    data: str | None = None,
+    say: Say = lambda line: None,
+    allow_code: Iterable[str] = (),
 ) -> NamedModel:
     """A model by what one types: a checkpoint's name or folder, a recipe's with `weights`, one's own code, or a library's model.
 
     `nets.py:build`, `package.module:build`, either with arguments (`nets.py:build:width=8,depth=2`); `timm:resnet18.a1_in1k`;
     `hf:owner/name`, a Hub repository in the format of our checkpoint folders. `weights`: .safetensors or .pth of a plain state
     dict. `data`: a data set's name, a file or a folder, in place of the recipe's; it is read when `.test` is asked for.
-    `code`: whose code a checkpoint folder here may name (`allowed(["mynets"])` of nodes.code_names); a recipe in it that names
-    other code is refused, and nothing is imported. What the user has to know (random weights) is in `.notes` and said through
-    `say`. Raises UserError in one line.
+    `allow_code`: packages, modules, folders or .py files whose code a checkpoint folder here may name, `["mynets"]`; a recipe in
+    it that names other code is refused, and nothing is imported. What the user has to know (random weights) is in `.notes` and
+    said through `say`. Raises UserError in one line.
     """
-    images = named_data(data) if data else None
+    images, code = named_data(data) if data else None, allowed(allow_code)
     if name.startswith("timm:"):
         named = _timm(name, weights, images)
     elif name.startswith("hf:"):
@@ -129,9 +133,9 @@ def _any(model: nn.Module) -> bool:
     return next(iter(model.parameters()), None) is not None
 
 
-def load_twin(name: str, data: str | None, models: Sequence[NamedModel]) -> nn.Module:
+def load_twin(name: str, data: str | None, models: Sequence[NamedModel], allow_code: Iterable[str] = ()) -> nn.Module:
     """The undefended twin of these models, by name as for `load_model`. Raises UserError where its data or classes are others."""
-    twin = load_model(name, None, data)
+    twin = load_model(name, None, data, allow_code=allow_code)
     for one in models:
         if twin.test.digest != one.test.digest:
             found, expected = (f"{test.data!r} ({test.classes} classes of {test.shape})" for test in (twin.test, one.test))
@@ -155,11 +159,11 @@ def smoothed(named: NamedModel, sigma: float, **votes: int) -> NamedModel:
     return replace(named, name=f"{named.name}~smoothed-{sigma:g}", model=model)
 
 
-def training_images(name: str, data: str | None = None) -> Split:
+def training_images(name: str, data: str | None = None, allow_code: Iterable[str] = ()) -> Split:
     """The images a model was trained on: of `data` where given, else of its checkpoint's or its own recipe."""
     if data:
         return named_data(data).load().train
     try:
-        return checkpoint.load(find_checkpoint(name)).recipe.data.load().train
+        return checkpoint.load(find_checkpoint(name), allowed(allow_code)).recipe.data.load().train
     except UserError:
         return TrainRecipe.read(name).data.load().train
