@@ -22,7 +22,10 @@ VERBS = {
 """Public names and the module that each comes from. No name here is a module of this package."""
 
 __all__ = [*VERBS]
-__version__ = importlib.metadata.version("robustbench_rkhs")
+try:
+    __version__ = importlib.metadata.version("robustbench_rkhs")
+except importlib.metadata.PackageNotFoundError:  # run from its sources, without an installation
+    __version__ = "unknown"
 
 
 def __getattr__(name: str) -> Any:
