@@ -130,6 +130,6 @@ def test_unknown_models_are_guessed():
     with pytest.raises(UserError, match="cannot import 'nopackage'"):
         load_model("nopackage:build", data="digits")
     with pytest.raises(UserError, match="add --data"):
-        load_model("torch.nn:Identity")
-    with pytest.raises(UserError, match="no callable 'Linea'"):
+        _ = load_model("torch.nn:Identity").test
+    with pytest.raises(UserError, match="has no 'Linea'; did you mean 'Linear'"):
         load_model("torch.nn:Linea", data="digits")

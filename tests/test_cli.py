@@ -126,7 +126,7 @@ def test_submit_accepts_and_refuses(home):
 
 MISTAKES = {
     "unknown model": (["evaluate", "--model", "digits_mpl", "--eps", "1"], "did you mean 'digits_mlp'"),
-    "untrained model": (["evaluate", "--model", "digits_conv", "--eps", "1"], "rkhs-train --model digits_conv"),
+    "untrained model": (["evaluate", "--model", "digits_trades", "--eps", "1"], "rkhs-train --model digits_trades"),
     "unknown attack": (["evaluate", "--model", "digits_mlp", "--eps", "1", "--attack", "pdg"], "did you mean 'pgd'"),
     "unknown certificate": (["evaluate", "--model", "digits_mlp", "--eps", "1", "--certify", "margn"], "'margin'"),
     "unknown data": (["evaluate", "--model", "digits_mlp", "--eps", "1", "--data", "digit"], "did you mean 'digits'"),
