@@ -89,7 +89,7 @@ def audit(
         row["causes"] = [mistake["mistake"] for mistake in raising if mistake["reproduces"]]
         row["nearest"] = raising[0]["mistake"] if raising else ""
     kept = ("model", "norm", "box", "samples", "seed", "device", "date", "data", "data_digest", "weights", "protocol", "versions")
-    about = done.about.model_dump(include=set(kept)) | {"date": date.today().isoformat(), "command": command}
+    about = done.about.model_dump(mode="json", include=set(kept)) | {"date": date.today().isoformat(), "command": command}
     return {
         "about": about | {"certificates": list(done.about.certificates), "complete": done.about.complete},
         "claims": found,

@@ -22,6 +22,7 @@ SOURCES = (
     "runtime/modes.py",
     "runtime/precision.py",
     "verdicts/nearest.py",
+    "verdicts/parts.py",
     "verdicts/schema.py",
     "verdicts/store.py",
 )
