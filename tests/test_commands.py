@@ -235,7 +235,9 @@ def test_an_attack_that_failed_beside_one_that_ran_is_named_and_no_failure_of_th
     [
         ("rkhs-eval", [*OWN, "--eps", "many", "--json"], "found 'many'"),
         ("rkhs-eval", ["--model", "digits_mpl", "--eps", "1", "--json"], "digits_mpl"),
-        ("rkhs-eval", ["--json"], "see stderr"),
+        ("rkhs-eval", ["--json"], "expected --model, found none"),
+        ("rkhs-eval", [*OWN, "--epsilon", "0.1", "--json"], "unknown flag --epsilon; did you mean '--eps'"),
+        ("rkhs-eval", [*OWN, "--eps", "0.1", "--require", "robust@0.2>=0.5", "--json"], "eps 0.2 is not evaluated, only [0.1]"),
         ("rkhs-audit", [*OWN, "--claim", "robust=1", "--json"], "claim"),
         ("rkhs-submit", ["checkpoint", "nowhere", "--eps", "1", "--json"], "no checkpoint folder"),
         ("rkhs-submit", ["checkpoint", "nowhere", "--eps", "1", "--data", "x.npz", "--json"], "--data: not for"),
@@ -248,6 +250,46 @@ def test_an_attack_that_failed_beside_one_that_ran_is_named_and_no_failure_of_th
 def test_bad_input_is_json_too_where_it_was_asked_for(home, name, words, line):
     out, err = run(name, *words, folder=home, code=2)
     assert line in json.loads(out)["error"] and err
+
+
+WRONG_FLAGS = [
+    *[
+        (name, ["--nonsense", "3"], "--")
+        for name in COMMANDS
+        if name not in ("rkhs-verify", "rkhs-list", "rkhs-submit", "rkhs-pictures")
+    ],
+    ("rkhs-eval", ["--modle", "digits_mlp", "--eps", "1"], "unknown flag --modle; did you mean '--model'?"),
+    ("rkhs-eval", ["--model", "digits_mlp", "--eps"], "--eps needs a value"),
+    ("rkhs-eval", ["--model", "--eps", "1"], "--model needs a value"),
+    ("rkhs-train", ["--epochs", "1"], "expected --model, found none"),
+    ("rkhs-norms", ["--model", "digits_mlp", "--samples", "many"], "many"),
+    ("rkhs-list", ["atacks"], "invalid choice 'atacks'"),
+    ("rkhs-submit", ["folder", "--eps", "1"], "invalid choice 'folder'"),
+    ("rkhs-submit", ["checkpoint"], "PATH"),
+]
+
+
+@pytest.mark.parametrize("name, words, line", WRONG_FLAGS)
+def test_wrong_flags_are_one_line_without_frames(name, words, line):
+    """Nothing is drawn around it, and it names what is wrong; nothing else is on stderr."""
+    err = io.StringIO()
+    with redirect_stderr(err), pytest.raises(UserError) as refused:
+        main_of(name).read(words)
+    said = str(refused.value)
+    assert line in said and "\n" not in said and not set("╭│╰─") & set(said) and not err.getvalue()
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--model", "digits_mlp", "--eps", "1", "-h"]])
+def test_help_is_no_refusal(words):
+    out = io.StringIO()
+    with redirect_stdout(out), pytest.raises(SystemExit) as left:
+        main_of("rkhs-eval").read(words)
+    assert not left.value.code and "--eps" in out.getvalue()
+
+
+@pytest.mark.parametrize("word", ["--no-diagnostics", "--no_diagnostics", "--certify=none", "--checkpoint=net.pth", "--json"])
+def test_every_spelling_of_a_flag_is_known(word):
+    assert callable(main_of("rkhs-eval").read(["--model", "digits_mlp", "--eps", "1", word]))
 
 
 def test_an_audit_prints_json_alone_and_fails_where_its_attacks_did(home):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from robustbench_rkhs import UserError, evaluate, verdicts
+from robustbench_rkhs import UserError, attack, evaluate, robust_accuracy, verdicts
 
 COUNT, CLASSES, SHAPE = 6, 4, (1, 4, 4)
 X = torch.rand(COUNT, *SHAPE, generator=torch.Generator().manual_seed(0))
@@ -155,6 +155,7 @@ REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "no model": (None, (X, Y), {}, "expected a model .* found nothing"),
     "the class of a model": (Net, (X, Y), {}, r"pass Net\(\.\.\.\)"),
     "an unknown model": ("digits_mpl", (X, Y), {}, "did you mean 'digits_mlp'"),
+    "a file of weights": ("net.pt", (X, Y), {}, "a file of weights, not a network.*--weights net.pt"),
     "an unknown data set": (NET, "minst", {}, "did you mean 'mnist'"),
     "no eps": (NET, (X, Y), {"eps": ()}, "at least one eps"),
     "eps that is no number": (NET, (X, Y), {"eps": "a lot"}, "eps"),
@@ -226,3 +227,19 @@ def test_a_call_that_cannot_be_taken_is_refused_in_one_line(model: Any, data: An
     with pytest.raises(UserError, match=line) as refused:
         evaluate(model, data, **({"eps": 0.1} | FAST | more))
     assert str(refused.value).isprintable()
+
+
+def test_radii_are_asked_for_as_they_are_typed():
+    done = evaluate(NET, (X, Y), eps="36/255", norm=2, **FAST)
+    assert done.robust_accuracy("36/255") == done.robust_accuracy(36 / 255)
+    assert done.certified_accuracy("0.1") == done.certified_accuracy(0.1)
+    assert len(done.summary("36/255")) == len(done.summary(0.1)) == 1 and done.robust_range("0.1") == done.robust_range(0.1)
+    for question in (done.robust_accuracy, done.certified_accuracy, done.summary, done.robust_range):
+        with pytest.raises(UserError, match="expected a number or a fraction such as 36/255, found 'much'"):
+            question("much")
+
+
+@pytest.mark.parametrize("verb", [robust_accuracy, attack])
+def test_verbs_about_one_eps_refuse_several(verb):
+    with pytest.raises(UserError, match="one eps, found 2"):
+        verb(NET, X, Y, eps=(0.1, 0.2))

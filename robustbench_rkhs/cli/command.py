@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import tyro
 
 from robustbench_rkhs.cli.flags import given, recipe_parameters, spelt
+from robustbench_rkhs.cli.refusals import check_flags, read_words
 from robustbench_rkhs.cli.screen import emit, json_alone
 from robustbench_rkhs.nodes.node import UserError
 
@@ -47,17 +48,21 @@ class Command:
     or leaves them out (None)."""
 
     def read(self, words: Sequence[str]) -> Call:
-        """What these words ask for, to be called. Raises UserError, or SystemExit where tyro has said what is wrong."""
+        """What these words ask for, to be called. Raises UserError, or SystemExit after --help."""
         args = spelt(words)
-        if self.overrides:
-            half, rest = tyro.cli(_bound(self.main), args=args, return_unknown_args=True)
-            return functools.partial(half, _pairs(rest))
         if self.recipe is None:
-            plain: Call = tyro.cli(_bound(self.main), args=args)
+            bound = _bound(self.main)
+            check_flags(list(inspect.signature(bound).parameters.values()), args, self.overrides)
+            if self.overrides:
+                half, rest = read_words(bound, args, return_unknown_args=True)
+                return functools.partial(half, _pairs(rest))
+            plain: Call = read_words(bound, args)
             return plain
         from robustbench_rkhs.evaluation.recipe import EvalRecipe
 
-        found: Any = tyro.cli(_bound(self.main, recipe_parameters(EvalRecipe, self.recipe)), args=args)
+        bound = _bound(self.main, recipe_parameters(EvalRecipe, self.recipe))
+        check_flags(list(inspect.signature(bound).parameters.values()), args, open_ended=False)
+        found: Any = read_words(bound, args)
         typed = {name: found.keywords.pop(name) for name in list(found.keywords) if name in EvalRecipe.model_fields}
         return functools.partial(found, given(typed, EvalRecipe))
 
@@ -97,8 +102,8 @@ def _left(run: Callable[[], int | None]) -> tuple[int, str]:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130, "interrupted"
-    except SystemExit as left:  # tyro's, which has said why
-        return (left.code, "not such a command: see stderr") if isinstance(left.code, int) and left.code else (0, "")
+    except SystemExit as left:  # tyro's, after --help
+        return (left.code if isinstance(left.code, int) else 0), ""
 
 
 def _bound(main: Callable[..., Any], more: Sequence[inspect.Parameter] = ()) -> Callable[..., Callable[..., Any]]:

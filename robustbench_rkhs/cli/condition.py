@@ -1,6 +1,7 @@
 """What `--require` asks of an evaluation."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from robustbench_rkhs.cli.number import number
@@ -20,15 +21,20 @@ class Condition:
         """From the command line. Raises UserError where it is none."""
         found = cls.FORM.match(text)
         if not found or (found[2] is None and found[1] != "clean"):
-            raise UserError(f"--require: expected a condition such as 'robust@1.0>=0.45', found {text!r}")
+            form = "clean, certified@EPS or robust@EPS and a share, such as 'robust@1.0>=0.45'"
+            raise UserError(f"--require: expected {form}, found {text!r}")
         return cls(text, found[1], number(found[2] or "0"), found[3], number(found[4]))
+
+    def answerable(self, epsilons: Iterable[float]) -> None:
+        """Raises UserError where an evaluation at these eps leaves it open: asked before the work, not after."""
+        if self.quantity == "robust" and self.eps not in (known := list(epsilons)):
+            raise UserError(f"--require {self.text!r}: eps {self.eps:g} is not evaluated, only {known}; add it to --eps")
 
     def check(self, done: Any) -> tuple[bool, str]:
         """Whether it holds of this evaluation, and the line that says so. Raises UserError for an eps that was not evaluated."""
         from robustbench_rkhs import verdicts
 
-        if self.quantity == "robust" and self.eps not in done.about.epsilons:
-            raise UserError(f"--require {self.text!r}: eps {self.eps:g} was not evaluated; evaluated: {list(done.about.epsilons)}")
+        self.answerable(done.about.epsilons)
         value = float(verdicts.summary(done, [self.eps])[self.quantity].iloc[0])
         held = {
             ">=": value >= self.bound,

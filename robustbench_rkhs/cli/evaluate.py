@@ -70,6 +70,8 @@ def _evaluate(
         counted, one = smoothing_from(smooth, int(typed.get("seed", 0)))
         votes, defaults = {"sigma": one.sigma, **counted}, {"certificates": [one]}
     recipe = eval_recipe(typed, "rkhs-eval", TYPED, **defaults)
+    for condition in conditions:
+        condition.answerable(recipe.eps)
     if save_certificates is not None and not {"margin", "liplt", "eclipse"} & {one.label for one in recipe.certificates}:
         raise UserError("--save-certificates: certificate files need the radii of --certify margin, liplt or eclipse")
     if save_adversarials is not None and save_adversarials.suffix == ".npz" and len(model) > 1:

@@ -296,7 +296,9 @@ def read_arrays(path: Path, keys: tuple[str, ...]) -> tuple[np.ndarray, ...]:
         with np.load(path, allow_pickle=False) as stored:
             missing = [key for key in keys if key not in stored]
             if missing:
-                raise UserError(f"{path}: expected arrays {' '.join(keys)}, {' '.join(missing)} missing")
+                raise UserError(
+                    f"{path}: expected arrays {' '.join(keys)}, {' '.join(missing)} missing; found {' '.join(stored) or 'none'}"
+                )
             return tuple(stored[key] for key in keys)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, AttributeError) as error:
         reason = reason_of(error)

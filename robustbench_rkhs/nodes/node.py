@@ -17,12 +17,12 @@ class UserError(Exception):
     """
 
 
-def did_you_mean(found: str, known: Iterable[str]) -> str:
-    """A suggestion and the list of what is known, as the tail of an error line."""
+def did_you_mean(found: str, known: Iterable[str], before: str = "") -> str:
+    """A suggestion and the list of what is known, as the tail of an error line. `before`: what names are written with, `--`."""
     names = sorted(known)
-    close = difflib.get_close_matches(found, names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}known: {', '.join(names) or 'none'}"
+    close = difflib.get_close_matches(found, names, n=1, cutoff=0.55)
+    hint = f"did you mean {before + close[0]!r}? " if close else ""
+    return f"{hint}known: {', '.join(before + name for name in names) or 'none'}"
 
 
 def real(value: Any) -> Any:
@@ -35,6 +35,14 @@ def real(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError(f"expected a number, found {value!r}")
     return value
+
+
+def as_number(value: Any) -> float:
+    """A number, or text that is one (`36/255`). Raises UserError for anything else."""
+    try:
+        return float(real(value))
+    except (TypeError, ValueError):
+        raise UserError(f"expected a number or a fraction such as 36/255, found {value!r}") from None
 
 
 def _finite(value: Any) -> Any:

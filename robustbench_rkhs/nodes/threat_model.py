@@ -12,5 +12,6 @@ Box = Literal["unit", "none"]
 
 
 def norm_named(value: Any) -> Any:
-    """`Linf`, `L2`, `l_inf` and the like as this package writes them; anything else unchanged, to be refused."""
-    return SPELLINGS.get(re.sub(r"[\s_-]", "", value).lower(), value) if isinstance(value, str) else value
+    """`Linf`, `L2`, `l_inf`, 2, infinity and the like as this package writes them; anything else unchanged, to be refused."""
+    word = str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+    return SPELLINGS.get(re.sub(r"[\s_-]", "", word).lower(), value) if isinstance(word, str) else value

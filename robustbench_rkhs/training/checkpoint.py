@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -135,7 +136,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for foreign bytes
-        reason = reason_of(error)
+        reason = "it holds objects: save model.state_dict()" if isinstance(error, UnpicklingError) else reason_of(error)
         raise UserError(f"{path} is not a plain state dict of tensors (nothing else is loaded): {reason}") from None
     for key in ("state_dict", "model"):
         if isinstance(stored, dict) and isinstance(stored.get(key), dict):

@@ -49,22 +49,22 @@ class Evaluation(Record):
     tensor: Callable[[np.ndarray], Any] = np.asarray
     """What `adversarials` passes arrays through: verdicts know no torch, `evaluate` passes its `from_numpy`."""
 
-    def summary(self, eps: Iterable[float] | None = None) -> pd.DataFrame:
+    def summary(self, eps: Iterable[float | str] | float | str | None = None) -> pd.DataFrame:
         """One row per eps (the evaluated ones where not given): shares with 95% limits, counts."""
         return summary(self, eps)
 
-    def robust_accuracy(self, eps: float) -> float:
+    def robust_accuracy(self, eps: float | str) -> float:
         """The share of images that are right and that no attack broke within eps.
 
         Raises UserError while images are untested at eps: it is then known only to lie in `robust_range(eps)`.
         """
         return accuracy_at(self, eps).share
 
-    def robust_range(self, eps: float) -> tuple[float, float]:
+    def robust_range(self, eps: float | str) -> tuple[float, float]:
         """The shares proved and not known to be broken at eps: robust accuracy lies between them, whatever is untested."""
         return robust_range(self, eps)
 
-    def certified_accuracy(self, eps: float) -> float:
+    def certified_accuracy(self, eps: float | str) -> float:
         """The share of images that are right and proved robust within eps: a lower bound of robust accuracy under any attack."""
         return certified_at(self, eps).share
 

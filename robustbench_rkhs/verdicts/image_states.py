@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.node import UserError, as_number
 from robustbench_rkhs.verdicts.record import Record
 from robustbench_rkhs.verdicts.schema import ANSWERS
 
@@ -62,8 +62,9 @@ class Evidence:
         runs = table.loc[ran, ["method", "eps", "radius", "forwards", "backwards"]].assign(position=position[ran.to_numpy()])
         return cls(where.to_numpy(), correct, certified, broken, runs, protocol, unconfirmed)
 
-    def states(self, eps: float) -> pd.DataFrame:
+    def states(self, eps: float | str) -> pd.DataFrame:
         """As `states`."""
+        eps = as_number(eps)
         if not eps >= 0:
             raise UserError(f"eps must not be negative, found {eps}")
         runs, inferred = self.runs, np.zeros(len(self.index), dtype=bool)
@@ -91,7 +92,7 @@ class Evidence:
         return pd.DataFrame(frame, index=pd.Index(self.index, name="index"))
 
 
-def states(evaluation: Record, eps: float, norm: str | None = None) -> pd.DataFrame:
+def states(evaluation: Record, eps: float | str, norm: str | None = None) -> pd.DataFrame:
     """The state of every image at eps, in the evaluation's norm or the one asked for.
 
     `state`: `wrong`: misclassified as it is; else `broken`: any attack holds an admissible adversarial image at distance <= eps;

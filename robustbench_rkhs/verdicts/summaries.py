@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.node import UserError, as_number
 from robustbench_rkhs.verdicts.image_states import STATES, Evidence
 from robustbench_rkhs.verdicts.record import Record
 from robustbench_rkhs.verdicts.schema import ANSWERS
@@ -16,27 +16,27 @@ MASKED = 0.05
 """An attack that overstates robustness on more than this share of the images it ran on is called masked."""
 
 
-def accuracy_at(evaluation: Record, eps: float) -> Proportion:
+def accuracy_at(evaluation: Record, eps: float | str) -> Proportion:
     """Robust accuracy at eps: the share of images certified or survived. Raises UserError while any image is untested."""
     counts = _counts(Evidence.of(evaluation).states(eps))
     if counts["untested"]:
-        raise UserError(f"robust accuracy at {eps:g} is withheld: {counts['untested']} images are untested")
+        raise UserError(f"robust accuracy at {as_number(eps):g} is withheld: {counts['untested']} images are untested")
     return Proportion.of(counts["certified"] + counts["survived"], sum(counts[state] for state in STATES))
 
 
-def certified_at(evaluation: Record, eps: float) -> Proportion:
+def certified_at(evaluation: Record, eps: float | str) -> Proportion:
     """Certified accuracy at eps: the share of images right and proved robust there."""
     counts = _counts(Evidence.of(evaluation).states(eps))
     return Proportion.of(counts["certified"], sum(counts[state] for state in STATES))
 
 
-def robust_range(evaluation: Record, eps: float) -> tuple[float, float]:
+def robust_range(evaluation: Record, eps: float | str) -> tuple[float, float]:
     """The shares proved and not known to be broken at eps; robust accuracy lies between them."""
     (row,) = summary(evaluation, [eps]).to_dict("records")
     return float(row["certified"]), float(row["not_broken"])
 
 
-def summary(evaluation: Record, epsilons: Iterable[float] | None = None) -> pd.DataFrame:
+def summary(evaluation: Record, epsilons: Iterable[float | str] | float | str | None = None) -> pd.DataFrame:
     """One row an eps (the evaluation's own where not given): shares of images with 95% limits (`_low`, `_high`), and counts.
 
     Columns: eps; images; clean, robust, certified, open with limits; not_broken: the share that is right and not known to be
@@ -49,7 +49,7 @@ def summary(evaluation: Record, epsilons: Iterable[float] | None = None) -> pd.D
     asked = evaluation.about.epsilons if epsilons is None else epsilons
     looked = _attacked(evaluation, evidence)
     rows = []
-    for eps in sorted({float(eps) for eps in asked}):
+    for eps in sorted({as_number(eps) for eps in ([asked] if isinstance(asked, (str, int, float)) else asked)}):
         state = evidence.states(eps)
         counts = _counts(state)
         images, survived, untested = len(state), counts["survived"], counts["untested"]
@@ -141,7 +141,7 @@ def protocol_failed(evaluation: Record) -> bool:
     return len(own) > 0 and bool((own["state_reason"] == "error").all())
 
 
-def robust_images(evaluation: Record, eps: float) -> pd.Series:
+def robust_images(evaluation: Record, eps: float | str) -> pd.Series:
     """True for each image that is certified or survived at eps, by image index: what two models are compared on."""
     return Evidence.of(evaluation).states(eps)["state"].isin(["certified", "survived"])
 

@@ -84,6 +84,10 @@ def load_model(
         named = _timm(name, weights, images)
     elif name.startswith("hf:"):
         named = replace(_checkpoint(fetched(name.removeprefix("hf:")), images), name=name.rpartition("/")[2])
+    elif name.endswith((".safetensors", ".pth", ".pt")):
+        raise UserError(
+            f"model {name!r} is a file of weights, not a network: --model NAME or FILE.py:BUILDER, with --weights {name}"
+        )
     elif is_builder(name):
         named = _built(name, weights, images)
     elif weights is not None:

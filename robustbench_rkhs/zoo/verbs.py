@@ -96,6 +96,8 @@ def robust_accuracy(model: Any, x: Any, y: Any, *, eps: Eps, norm: str = "l2", *
     What `evaluate` takes can be given too. Raises UserError where an image is left untested (a `budget` ran out): the share is then
     not known.
     """
+    if len(_several(eps)) != 1:
+        raise UserError(f"robust_accuracy is at one eps, found {len(_several(eps))}: evaluate(...).robust_accuracy(eps) takes each")
     done = evaluate(model, (x, y), eps=eps, norm=norm, **settings)
     return done.robust_accuracy(float(done.summary()["eps"].iloc[0]))
 
@@ -123,6 +125,8 @@ def attack(
     floats in the model's layout, on the model's device. An image that is misclassified as it is (or answered by its target) comes
     back as it is. Raises UserError.
     """
+    if eps is not None and len(_several(eps)) != 1:
+        raise UserError(f"attack is within one eps, found {len(_several(eps))}")
     recipe = recipe_of(1.0 if eps is None else eps, norm=norm, attacks=attacks, seed=seed)
     opened = enter(model, (x, y), device=device, preprocessing=preprocessing, bounds=bounds)
     aims = None if target is None else _targets(target, opened.split)

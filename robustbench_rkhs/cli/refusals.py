@@ -1,0 +1,71 @@
+"""What is wrong with typed flags, in one line: unknown ones, missing ones, and whatever else tyro refuses."""
+
+import inspect
+import io
+import re
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from typing import Any, get_args
+
+import tyro
+
+from robustbench_rkhs.nodes.node import UserError, did_you_mean
+
+FRAME = re.compile(r"[╭╮╰╯│─]+")
+"""What tyro draws around its messages."""
+
+
+def check_flags(parameters: Sequence[inspect.Parameter], words: Sequence[str], open_ended: bool) -> None:
+    """Raises UserError at a flag that no parameter has (unless `open_ended`), one without a value, and a required one missing."""
+    flags = [word for word in words if word.startswith("--") and len(word) > 2]
+    typed = {_plain(word) for word in flags}
+    if "help" in typed or "-h" in words:
+        return
+    named = [one for one in parameters if tyro.conf.Positional not in get_args(one.annotation)]
+    known = {flag for one in named for flag in _flags(one)}
+    switches = {flag for one in named if _is_switch(one) for flag in _flags(one)}
+    for flag in () if open_ended else map(_plain, flags):
+        if flag not in known | {f"no-{switch}" for switch in switches}:
+            raise UserError(f"unknown flag --{flag}; {did_you_mean(flag, known, before='--')}")
+    for word, after in zip(words, [*words[1:], "--"], strict=True):
+        if word in flags and "=" not in word and after.startswith("--") and _plain(word) in known - switches:
+            raise UserError(f"{word} needs a value")
+    for one in named:
+        if one.default is inspect.Parameter.empty and not typed & set(_flags(one)):
+            raise UserError(f"expected --{_flags(one)[0]}, found none; --help says what it takes")
+
+
+def read_words(make: Callable[..., Any], words: Sequence[str], **settings: Any) -> Any:
+    """`tyro.cli`, whose refusals become one line. Raises UserError."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return tyro.cli(make, args=words, **settings)
+    except SystemExit as left:
+        if not left.code:
+            raise
+        raise UserError(_line(said.getvalue())) from None
+
+
+def _plain(word: str) -> str:
+    return word.partition("=")[0][2:].replace("_", "-")
+
+
+def _is_switch(one: inspect.Parameter) -> bool:
+    return bool in (one.annotation, *get_args(one.annotation)[:1])
+
+
+def _flags(one: inspect.Parameter) -> list[str]:
+    """A parameter's flag and its other spellings, without dashes before."""
+    name, others = one.name, []
+    for extra in getattr(one.annotation, "__metadata__", ()):
+        name = getattr(extra, "name", None) or name
+        others += [alias.lstrip("-") for alias in getattr(extra, "aliases", None) or ()]
+    return [flag.replace("_", "-") for flag in (name, *others)]
+
+
+def _line(text: str) -> str:
+    """The message inside tyro's frame, without its title and the pointer to --help."""
+    rows = [FRAME.sub(" ", row).strip() for row in text.splitlines()[1:]]
+    said = " ".join(row for row in rows if row).partition("For full helptext")[0].strip()
+    return said.rstrip(".") or "not such a command: see --help"
