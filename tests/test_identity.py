@@ -37,7 +37,13 @@ def named(module):
 
 
 def test_every_module_on_the_way_to_a_part_is_digested_or_excused(reached):
-    assert {"runtime/precision", "evaluation/row_cache", "attacks/engine", "evaluation/counting", "verdicts/image_states"} <= reached
+    assert {
+        "runtime/precision",
+        "evaluation/row_cache",
+        "attacks/engine",
+        "evaluation/counting",
+        "verdicts/image_states",
+    } <= reached
     assert not sorted(module for module in reached if not named(module) and module.split("/")[0] not in ELSEWHERE)
 
 
