@@ -79,6 +79,7 @@ METHODS = {
         "crown_ibp": ["s", {}, {"norm": "l2", "eps": 0.3, "beta": 0.5}, {"kappa": 0.0, "box": "none"}],
         "mtl_ibp": ["s", {"steps": 1}, {"norm": "l2", "alpha": 0.5, "steps": 2}, {"attack_eps": 0.2, "steps": 1, "box": "none"}],
         "gloro": ["s", {}, {"eps": 0.2, "beta": 0.5}, {"iterations": 2, "schedule": {"eps": {}}}],
+        "radius": ["s", {}, {"offset": 0.1, "temperature": 0.5}, {"iterations": 2, "schedule": {"offset": {}}}],
     },
     "penalties": {
         "gradient": ["s", {}, {"weight": 0.0}, {"schedule": {"weight": {"begin": 0.5}}}],
@@ -232,7 +233,7 @@ def recipe_of(place, name, number):
         stored[place] = [fields]
     else:
         stored[place] = fields
-    if place == "loss" and name in ("ibp", "crown_ibp", "mtl_ibp", "gloro"):
+    if place == "loss" and name in ("ibp", "crown_ibp", "mtl_ibp", "gloro", "radius"):
         stored["network"] = CONV
     if place == "adaptive":
         stored |= {"penalties": [{"name": "gradient"}], "validate_with": {"name": "pgd", "eps": 0.1, "steps": 1}}
