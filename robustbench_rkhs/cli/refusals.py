@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
+from itertools import pairwise
 from typing import Any, get_args
 
 import tyro
@@ -27,7 +28,7 @@ def check_flags(parameters: Sequence[inspect.Parameter], words: Sequence[str], o
     for flag in () if open_ended else map(_plain, flags):
         if flag not in known | {f"no-{switch}" for switch in switches}:
             raise UserError(f"unknown flag --{flag}; {did_you_mean(flag, known, before='--')}")
-    for word, after in zip(words, [*words[1:], "--"], strict=True):
+    for word, after in pairwise([*words, "--"]):
         if word in flags and "=" not in word and after.startswith("--") and _plain(word) in known - switches:
             raise UserError(f"{word} needs a value")
     for one in named:
