@@ -227,6 +227,8 @@ def recipe_of(place, name, number):
     images, *lines = METHODS[place][name]
     fields = lines[number] | ({"name": name} if name else {})
     stored = {"data": {"name": "npz", "path": f"{images}.npz"}, "network": SMALL} if images != "w" else {"network": SMALL, **WAVE}
+    if name == "sequence_convolutional":
+        stored["data"] = {"name": "protein", "length": 24}
     if place == "sampler":
         stored["penalties"] = [{"name": "function_norm", "sampler": fields, "samples": 2}]
     elif place in ("penalties", "projections", "adaptive"):

@@ -185,7 +185,7 @@ def test_power_iterates_stand_still_in_eval_mode_and_beside_the_training():
     model(x)
     assert same()
     model.train()
-    with pytest.raises(Uncertifiable, match=r"call model.eval\(\) first"):
+    with pytest.raises(Uncertifiable, match=r"call eval\(\) of it"):
         upper(model, (1, 6, 6))
     before = copy.deepcopy(model.state_dict())
     with per_image(model):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from robustbench_rkhs.attacks.unrolled import unrolled
 from robustbench_rkhs.data import Split
+from robustbench_rkhs.nodes.reasons import cause
 from robustbench_rkhs.runtime.counter_rng import mix
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ class DeviceStep:
             work()
             self.how[name] = True
         except Exception as error:  # compilers and captures fail in many ways; the step runs without them
-            self.how[f"not_{name}"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            self.how[f"not_{name}"] = cause(error)
             if torch.device(self.run.device).type == "cuda":  # a capture that fails leaves its own stream current
                 torch.cuda.set_stream(torch.cuda.default_stream())
             if name == "compiled":

@@ -106,6 +106,7 @@ def train(
     finally:
         torch.random.set_rng_state(before)
     if rank() == 0:
+        run.save(folder)  # from which it can be lengthened
         _write_checkpoint(run, splits.test, train_split, folder, command, half)
     wait_for_all()
     return run.records[-1]
