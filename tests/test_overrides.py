@@ -126,8 +126,6 @@ def test_the_command_says_it_once_on_stderr(tmp_path, monkeypatch, capsys):
         "constant",
     ]
     small = [
-        "--network.hidden",
-        "[4]",
         "--epochs",
         "1",
         "--data.train",
@@ -136,8 +134,6 @@ def test_the_command_says_it_once_on_stderr(tmp_path, monkeypatch, capsys):
         "0",
         "--device",
         "cpu",
-        "--out",
-        str(tmp_path / "m"),
     ]
     monkeypatch.setattr("sys.argv", ["rkhs-train", "--model", "digits_mlp", *words, *small, "--out", str(tmp_path / "m")])
     with pytest.raises(SystemExit) as left:
