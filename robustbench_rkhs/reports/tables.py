@@ -85,7 +85,7 @@ def console(evaluation: Record) -> Table:
 def console_attacks(evaluation: Record) -> Table:
     """Each attack of the protocol for a terminal: images, broken, the accuracy it alone would report, passes, masking."""
     table = Table(title=f"{evaluation.about.model}: attacks, each on the images left to it", title_justify="left")
-    for column in ("attack", "eps", "ran on", "broke", "alone", "overstates", "passes"):
+    for column in ("attack", "eps", "images", "broken", "not broken", "missed", "passes"):
         table.add_column(column, justify="left" if column == "attack" else "right", no_wrap=column != "attack")
     for row in records(by_attack(evaluation)):
         marks = f"{row['overstated']:.1%}" + (" MASKED" if row["masked"] else "")
@@ -100,7 +100,7 @@ def console_attacks(evaluation: Record) -> Table:
             marks if row["attacked"] else "-",
             passes,
         )
-    table.caption = "alone: left standing by it; overstates: of those it ran on, broken by others; passes: forward + backward,"
+    table.caption = "images: attacked by it; missed: share of them that only other attacks broke; passes: forward + backward,"
     table.caption += " a library's shared evenly over a block"
     table.caption += f"\n{said}" if (said := outside(evaluation)) else ""
     return table
@@ -114,15 +114,15 @@ def outside(evaluation: Record) -> str:
 
 
 def console_certificates(evaluation: Record) -> Table:
-    """Each certificate for a terminal: images it ran on, proved at eps, won, and why it proved nothing on the others."""
+    """Each certificate for a terminal: images it was run on, proved at eps, proved farthest by it, and why it proved nothing."""
     table = Table(title=f"{evaluation.about.model}: certificates, each on the images left open to it", title_justify="left")
-    for column in ("certificate", "eps", "ran on", "certified", "won", "nothing proved", "seconds"):
+    for column in ("certificate", "eps", "images", "certified", "largest", "nothing proved", "seconds"):
         table.add_column(column, justify="left" if column == "certificate" else "right", no_wrap=True)
     for row in records(by_certificate(evaluation)):
         nothing = ", ".join(f"{row[reason]} {reason}" for reason in ("unknown", "timeout", "refused", "error") if row[reason])
         counts = [str(row[column]) for column in ("ran", "certified", "won")]
         table.add_row(row["certificate"], f"{row['eps']:.4g}", *counts, nothing or "-", f"{row['seconds']:.1f}")
-    table.caption = "won: images whose largest proved radius is this certificate's, at eps or above"
+    table.caption = "largest: images whose largest proved radius, at eps or above, is that of this certificate"
     return table
 
 
