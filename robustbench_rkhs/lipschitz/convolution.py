@@ -206,8 +206,9 @@ def _spread(weight: Kernel, axes: tuple[Axis, Axis]) -> tuple[Tensor, int]:
 @lru_cache(maxsize=256)
 def _waves(points: tuple[int, int], taps: tuple[int, int], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines of `_angles` where they are used: a training step asks for the same ones again and again."""
-    angles = _angles(points, taps)
-    return angles.cos().to(device, dtype), angles.sin().to(device, dtype)
+    with torch.inference_mode(False):  # kept for steps that differentiate, whoever asks first
+        angles = _angles(points, taps)
+        return angles.cos().to(device, dtype), angles.sin().to(device, dtype)
 
 
 def _angles(points: tuple[int, int], taps: tuple[int, int]) -> Float[Tensor, "frequencies taps"]:

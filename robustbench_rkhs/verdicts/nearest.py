@@ -1,4 +1,4 @@
-"""From what the harness counted to the nearest adversarial image of each image."""
+"""From the counted rows of attacks to the nearest adversarial image of each image."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
