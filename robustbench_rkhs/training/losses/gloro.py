@@ -20,8 +20,9 @@ class Gloro(LossNode):
               \ell = CE(f(x), y) + \beta \big( \log \textstyle\sum_i e^{f_i(x)} + e^{f_\bot(x)} - \log \sum_i e^{f_i(x)} \big)
 
     L: `bounds.differentiable.gram_pairs`, differentiable upper bounds (not power iteration, which lies below the norm: what is
-    trained is what is then certified, but for the tighter norms of the certificate). beta = 1: cross-entropy over classes + 1 logits,
-    the published loss. Larger beta: its form after TRADES, since the divergence of f from f with the added logit is the bracket.
+    trained is what is then certified, but for the tighter norms of the certificate). beta = 1: cross-entropy over classes + 1
+    logits, the published loss. Larger beta: its form after TRADES, since the divergence of f from f with the added logit is the
+    bracket.
     Raises Uncertifiable, naming the layer, where a layer with parameters has no such bound.
     Units: nats; eps in l2 pixels of [0, 1]. Cost: one forward pass, and `iterations` matrix products for each layer and step.
     Source: Leino, Wang & Fredrikson, "Globally-Robust Neural Networks", ICML 2021; norms by Gram iteration, Delattre et al.,
