@@ -14,12 +14,12 @@ from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import PGD
 from robustbench_rkhs.cli.warnings import warnings_of
 from robustbench_rkhs.evaluation import diagnosis_phase
-from robustbench_rkhs.evaluation.attack_phase import Clock
 from robustbench_rkhs.evaluation.diagnostics import diagnose
 from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.reports import write_leaderboard, write_tables
 from robustbench_rkhs.reports.tables import console
+from robustbench_rkhs.runtime.clock import Clock
 from robustbench_rkhs.verdicts import doubts, marks
 
 QUICK = (PGD(steps=10, targets=0),)

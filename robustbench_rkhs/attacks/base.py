@@ -20,6 +20,8 @@ class Attacked(NamedTuple):
     """Backward passes spent on each image."""
     broken: Bool[Tensor, " batch"] | None = None
     """Images that the attack saw broken and stopped working on; None where it never stops early."""
+    finished: bool = True
+    """False where a clock cut the attack: an image it did not break is untested, it did not survive."""
 
 
 class Attack(Node):

@@ -17,6 +17,7 @@ from robustbench_rkhs.attacks.schedule import FIRST, Known
 from robustbench_rkhs.evaluation.counting import run_attack
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.subject import Subject
+from robustbench_rkhs.runtime.clock import Clock, OutOfTime
 from robustbench_rkhs.runtime.messages import Say
 from robustbench_rkhs.verdicts import Breach, Rechecked
 
@@ -32,21 +33,6 @@ PILOTS = 64
 """The same where a budget cuts blocks."""
 SHARE = 0.8
 """Share of the time left that a part is cut to: images that are farther from falling take longer than those before them."""
-
-
-class OutOfTime(Exception):
-    """The budget of seconds is used up."""
-
-
-class Clock:
-    """Seconds since it was made, and what they leave of a budget."""
-
-    def __init__(self, budget: float | None = None) -> None:
-        self.budget, self.started = budget, time.monotonic()
-
-    def left(self) -> float:
-        """Seconds left; infinitely many without a budget."""
-        return float("inf") if self.budget is None else self.budget - (time.monotonic() - self.started)
 
 
 @dataclass

@@ -21,7 +21,7 @@ from robustbench_rkhs.attacks.objective import margin
 from robustbench_rkhs.certificates import SmoothingCertificate
 from robustbench_rkhs.data import Split, Stream
 from robustbench_rkhs.data.given import given_images, given_labels, given_split
-from robustbench_rkhs.evaluation.attack_phase import AttackPhase, Clock, OutOfTime
+from robustbench_rkhs.evaluation.attack_phase import AttackPhase
 from robustbench_rkhs.evaluation.cache_key import digest_of, sources_digest
 from robustbench_rkhs.evaluation.certify_phase import CertifyPhase
 from robustbench_rkhs.evaluation.counting import share_of
@@ -37,6 +37,7 @@ from robustbench_rkhs.nodes.code_names import TYPED
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.own_code import own_code_digest
 from robustbench_rkhs.nodes.parsing import parse
+from robustbench_rkhs.runtime.clock import Clock, OutOfTime
 from robustbench_rkhs.runtime.devices import describe
 from robustbench_rkhs.runtime.digests import weights_digest
 from robustbench_rkhs.runtime.messages import Say
