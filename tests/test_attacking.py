@@ -18,6 +18,7 @@ from robustbench_rkhs.evaluation import attack_phase, counting
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.row_cache import RowCache
 from robustbench_rkhs.evaluation.run import evaluate
+from robustbench_rkhs.runtime import clock as runtime_clock
 from robustbench_rkhs.runtime.counter_rng import draws
 from robustbench_rkhs.verdicts import Rechecked
 
@@ -223,7 +224,8 @@ class FakeTime:
 
     def __init__(self, monkeypatch, cost=1.0):
         self.now, self.cost, self.original = 0.0, cost, counting.counted
-        monkeypatch.setattr(attack_phase, "time", SimpleNamespace(monotonic=lambda: self.now))
+        for module in (attack_phase, runtime_clock):
+            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(counting, "counted", self)
 
     def __call__(self, subject, attack, positions, *rest):
