@@ -11,6 +11,7 @@ from hypothesis import settings
 jaxtyping.install_import_hook("robustbench_rkhs", "typechecker.check")
 
 import torch  # noqa: E402
+from method_table import store  # noqa: E402
 from oracles import Trained, trained_digits  # noqa: E402
 
 torch.set_num_threads(1)
@@ -35,3 +36,11 @@ def data_root() -> Callable[[str], Path]:
 def digits() -> Trained:
     """A small network trained on digits, and 60 test images that it gets right; never to be changed in place."""
     return trained_digits()
+
+
+@pytest.fixture(scope="session")
+def data_of_every_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with a few random images of every data set."""
+    folder = tmp_path_factory.mktemp("root")
+    store(folder)
+    return folder

@@ -1,20 +1,21 @@
-"""The public checks of `robustbench_rkhs.testing`, on every network, loss and projection of ours; bad ones fail them."""
+"""The public checks of `robustbench_rkhs.testing` on every network, loss, projection and data set of ours; bad ones fail them.
 
+Penalties, layers, attacks and certificates: tests/test_penalties.py, test_layers.py, test_attacks.py, test_certificates.py.
+That the table of methods covers what a recipe takes is asserted in tests/test_every_method.py.
+"""
+
+import numpy as np
 import pytest
 import torch
-from test_every_method import METHODS, SHAPES, recipe_of
+from method_table import METHODS, SHAPES, recipe_of
 from test_losses import LOSSES
 from torch import nn
 
+from robustbench_rkhs.data import DataSet
 from robustbench_rkhs.networks.base import NetworkNode
-from robustbench_rkhs.testing import check_loss, check_network, check_projection
+from robustbench_rkhs.testing import check_data, check_loss, check_network, check_projection
 from robustbench_rkhs.training.losses import LossNode
 from robustbench_rkhs.training.projections import SpectralProjection
-
-
-def test_the_tables_cover_what_a_recipe_takes():
-    """That of networks is held against its union in test_every_method."""
-    assert {loss.name for loss in LOSSES.values()} == set(METHODS["loss"])
 
 
 @pytest.mark.parametrize("name", METHODS["network"])
@@ -71,3 +72,19 @@ def test_projections(operator):
 def test_a_projection_that_does_nothing_fails():
     with pytest.raises(AssertionError, match="must land"):
         check_projection(lambda model, epoch: None, lambda model: bool((norms(model, True) <= 0.8).all()))
+
+
+@pytest.mark.parametrize("name", METHODS["data"])
+def test_data_sets(name, data_of_every_set, monkeypatch):
+    monkeypatch.setenv("RKHS_DATA", str(data_of_every_set))
+    check_data(recipe_of("data", name, 0).data, validation=4)
+
+
+def test_a_data_set_that_is_another_each_time_fails():
+    class Restless(DataSet):
+        def arrays(self):
+            x, y = np.random.default_rng().random((20, 1, 4, 4), np.float32), np.arange(20) % 2
+            return x[:12], y[:12], x[12:], y[12:]
+
+    with pytest.raises(AssertionError, match="the same each time"):
+        check_data(Restless(), 4)
