@@ -28,6 +28,10 @@ def split(x, y, classes):
     return Split("made", "test", x, y, torch.arange(len(x)), classes, "0" * 64)
 
 
+PLAIN = {"diagnostics": False, "rechecked": 0}
+"""For what the re-enactment alone decides: no battery against hidden gradients, which a tie or a constant would call for."""
+
+
 def one_part(module, shape):
     """The lone layer as the mistakes see it."""
     chain, _ = parts(nn.Sequential(module).eval(), shape)
@@ -74,7 +78,7 @@ def test_power_iteration_is_named_and_its_certificates_are_broken(tmp_path):
     assert (radius > 1.2 * distance).all()
     share = float((radius >= 0.4).double().mean())
     assert share > float((distance >= 0.4).double().mean()) + 0.15
-    found = audit(model, split(x, y, 2), [Claim.read(f"certified@0.4={share}")])
+    found = audit(model, split(x, y, 2), [Claim.read(f"certified@0.4={share}")], **PLAIN)
     claim, nearest = found["claims"][0], found["mistakes"][0]
     assert claim["measured"] == pytest.approx(0.5) and claim["standing"] == pytest.approx(0.5)
     assert claim["verdict"] == "refuted" and claim["nearest"] == RANDOM_ONCE and claim["causes"][0] == RANDOM_ONCE
@@ -96,7 +100,9 @@ def test_what_lies_between_proof_and_attack_is_not_proved():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Flatten(), nn.Linear(36, 3)).eval()
     x = torch.rand(40, 1, 6, 6)
-    recipe = parse(EvalRecipe, {"eps": (0.1,), "certificates": ("margin",), "effort": "quick"}, "test")  # the others prove it
+    recipe = parse(
+        EvalRecipe, {"eps": (0.1,), "certificates": ("margin",), "effort": "quick"} | PLAIN, "test"
+    )  # the others prove it
     found = audit(model, split(x, model(x).argmax(1), 3), [Claim.read("certified@0.1=0.9")], recipe)
     assert found["claims"][0]["verdict"] == "not proved"
     assert "overlapping max-pool counted as 1" in found["claims"][0]["causes"]
@@ -114,7 +120,7 @@ def test_a_model_without_a_rule_is_audited_all_the_same():
     torch.manual_seed(0)
     model = Odd().eval()
     x = torch.rand(20, 1, 4, 4)
-    found = audit(model, split(x, model(x).argmax(1), 2), [Claim.read("certified@0.01=1")])
+    found = audit(model, split(x, model(x).argmax(1), 2), [Claim.read("certified@0.01=1")], **PLAIN)
     assert found["refused"] and "count as 1" in found["notes"][0] and found["claims"][0]["measured"] == 0
     scene = Scene.of(model, x, model(x).argmax(1))
     first, last = model.first.weight.detach().double(), model.last.weight.detach()
@@ -236,7 +242,7 @@ def test_ties_count_as_certified_by_mistake_alone():
     scene = Scene.of(model, x, torch.zeros(3, dtype=torch.long))
     assert (radii(scene.logits, scene.y, scene.bounds, (1, 2, 2)) == -1).all()
     torch.testing.assert_close(known.ties(scene), torch.full((3,), 0.5, dtype=torch.float64), rtol=1e-6, atol=0)
-    found = audit(model, split(x, scene.y, 3), [Claim.read("certified@0.25=1")])
+    found = audit(model, split(x, scene.y, 3), [Claim.read("certified@0.25=1")], **PLAIN)
     assert found["claims"][0]["causes"] == ["ties counted as certified"] and found["claims"][0]["measured"] == 0
     model, x, y, *_ = affine(classes=3)
     assert known.ties(Scene.of(model, x, y)) is None
@@ -294,7 +300,7 @@ def test_a_stale_cache_is_found_and_an_honest_layer_is_not(warm):
     assert stale_layers(model, x) == ["3"]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert stale_layers(model[:3], x) == []
-    found = audit(model, split(x, model(x).argmax(1), 3), [Claim.read("certified@0.1=1")])
+    found = audit(model, split(x, model(x).argmax(1), 3), [Claim.read("certified@0.1=1")], **PLAIN)
     assert found["stale"] == ["3"] and "stale caches" in {row["mistake"] for row in found["mistakes"]}
 
 
