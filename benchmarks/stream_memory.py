@@ -1,10 +1,11 @@
 """Peak memory of an evaluation whose images are larger than memory: a sparse file of uint8 images, read block by block.
 
-    python benchmarks/stream_memory.py --images 50000 --side 224
+    python benchmarks/stream_memory.py --images 1000 50000 --side 224
 
-Prints the bytes of the images as float32, what the process held before the evaluation, and its peak. The images are zeros, which
-costs no disk; what is read, hashed, asked and attacked is what real ones would be. Certificates are left out: their own memory is
-that of the layers they bound, whatever the number of images.
+One process evaluates the first number of images, then the second, and prints its peak after each: what the second adds is what
+so many more images cost. The images are zeros, which costs no disk; each is read, hashed and asked as a real one would be. Only
+`--right` of them bear the label that the model gives them, so that as many are attacked and certified whatever the number of
+images: the memory of an attack is that of its block, and its time would hide that of reading.
 """
 
 import argparse
@@ -22,31 +23,42 @@ from robustbench_rkhs import evaluate
 
 
 def peak() -> float:
-    """Largest resident memory so far, in MiB."""
+    """Largest resident memory of this process so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 2**20)
+
+
+def measured(model: nn.Module, images: int, side: int, right: int, block: int) -> str:
+    """One evaluation of a folder of so many images: its time, and the peak after it."""
+    with tempfile.TemporaryDirectory() as folder:
+        shape = (images, 3, side, side)
+        np.lib.format.open_memmap(Path(folder) / "x_test.npy", "w+", np.uint8, shape).flush()
+        answer = int(model(torch.zeros(1, *shape[1:])).argmax())
+        labels = np.full(images, (answer + 1) % 10)
+        labels[:right] = answer
+        np.save(Path(folder) / "y_test.npy", labels)
+        options = {"attacks": "pgd:steps=5,restarts=1", "certificates": "margin", "diagnostics": False, "block": block}
+        options["adversarials"] = False  # of at most 1 GiB of images they would be kept in memory
+        started = time.perf_counter()
+        done = evaluate(model, folder, eps="1/255", norm="l2", **options)
+        took = time.perf_counter() - started
+    size = 4 * np.prod(shape, dtype=np.float64) / 2**20
+    row = done.summary().iloc[0]
+    found = f"clean {row['clean']:.4f}, robust {row['robust']:.4f}, certified {row['certified']:.4f}"
+    return f"{images} images ({size:,.0f} MiB as float32): {took:.0f} s, peak {peak():,.0f} MiB; {found}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=50_000)
+    parser.add_argument("--images", type=int, nargs="+", default=[1_000, 50_000])
     parser.add_argument("--side", type=int, default=224)
-    parser.add_argument("--block", type=int, default=64)
+    parser.add_argument("--right", type=int, default=8)
+    parser.add_argument("--block", type=int, default=8)
     given = parser.parse_args()
     torch.manual_seed(0)
     model = nn.Sequential(nn.AvgPool2d(given.side // 4), nn.Flatten(), nn.Linear(48, 10))
-    with tempfile.TemporaryDirectory() as folder:
-        shape = (given.images, 3, given.side, given.side)
-        np.lib.format.open_memmap(Path(folder) / "x_test.npy", "w+", np.uint8, shape).flush()
-        label = int(model(torch.zeros(1, *shape[1:])).argmax())
-        np.save(Path(folder) / "y_test.npy", np.full(given.images, label))
-        before, started = peak(), time.perf_counter()
-        options = {"attacks": "superdeepfool:steps=2", "certificates": (), "diagnostics": False, "block": given.block}
-        done = evaluate(model, folder, eps="1/255", norm="l2", **options)
-        took = time.perf_counter() - started
-    size = 4 * np.prod(shape) / 2**20
-    print(f"{given.images} images of {given.side}x{given.side}: {size:,.0f} MiB as float32")
-    print(f"peak {peak():,.0f} MiB, of which {before:,.0f} before the evaluation; {took:.0f} s")
-    print(done.summary().to_string(index=False))
+    print(f"before: peak {peak():,.0f} MiB", flush=True)
+    for images in given.images:
+        print(measured(model, images, given.side, given.right, given.block), flush=True)
 
 
 if __name__ == "__main__":

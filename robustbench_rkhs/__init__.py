@@ -13,7 +13,7 @@ VERBS = {
     "robust_accuracy": "robustbench_rkhs.zoo",
     "attack": "robustbench_rkhs.zoo",
     "certify": "robustbench_rkhs.zoo",
-    "train": "robustbench_rkhs.training.loop",
+    "train": "robustbench_rkhs.training.named",
     "report": "robustbench_rkhs.reports",
     "TrainRecipe": "robustbench_rkhs.training.recipe",
     "EvalRecipe": "robustbench_rkhs.evaluation.recipe",

@@ -117,7 +117,7 @@ def listing(kind: str, name: str | None = None) -> str:
         return find_recipe(name).read_text()
     known = cards(kind)
     if name not in known:
-        raise UserError(f"no {name!r} among the {kind}; {did_you_mean(name, known)}")
+        raise UserError(f"no {name!r} among the {kind}; {did_you_mean(name, known, listing=f'rkhs-list {kind}')}")
     return known[name].whole()
 
 

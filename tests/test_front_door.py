@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from robustbench_rkhs import UserError, attack, evaluate, robust_accuracy, verdicts
+import robustbench_rkhs
+from robustbench_rkhs import UserError, attack, certify, evaluate, load_model, report, robust_accuracy, verdicts
 
 COUNT, CLASSES, SHAPE = 6, 4, (1, 4, 4)
 X = torch.rand(COUNT, *SHAPE, generator=torch.Generator().manual_seed(0))
@@ -243,3 +244,36 @@ def test_radii_are_asked_for_as_they_are_typed():
 def test_verbs_about_one_eps_refuse_several(verb):
     with pytest.raises(UserError, match="one eps, found 2"):
         verb(NET, X, Y, eps=(0.1, 0.2))
+
+
+WRONG_CALLS = {
+    "a method for attacks": (
+        attack,
+        (NET, X, Y),
+        {"eps": 0.1, "method": "pgd"},
+        "unknown argument 'method'; did you mean 'attacks'",
+    ),
+    "a misspelt argument": (attack, (NET, X, Y), {"eps": 0.1, "nrom": "l2"}, "did you mean 'norm'"),
+    "a method for certificates": (certify, (NET, X, Y), {"method": "margin"}, "did you mean 'certificates'"),
+    "eps of certify": (certify, (NET, X, Y), {"eps": 0.1}, "certify: unknown argument 'eps'; known: .*norm"),
+    "no labels": (attack, (NET, X), {"eps": 0.1}, "attack: expected y, found none"),
+    "labels twice": (attack, (NET, X, Y), {"y": Y}, "argument 'y' is given twice"),
+    "eps by position": (attack, (NET, X, Y, 0.1), {}, r"at most 3 arguments by position \(model, x, y\), found 4"),
+    "no eps": (robust_accuracy, (NET, X, Y), {}, "robust_accuracy: expected eps, found none"),
+    "no model": (evaluate, (), {"eps": 0.1}, "evaluate: expected model, found none"),
+    "a misspelt weights": (load_model, ("digits_mlp",), {"wieghts": "a"}, "did you mean 'weights'"),
+    "no folder of reports": (report, ([],), {}, "report: expected folder, found none"),
+}
+
+
+@pytest.mark.parametrize(("verb", "args", "more", "line"), WRONG_CALLS.values(), ids=WRONG_CALLS)
+def test_wrong_arguments_are_one_line_too(verb: Any, args: Any, more: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError, match=line) as refused:
+        verb(*args, **more)
+    assert str(refused.value).isprintable()
+
+
+def test_every_verb_checks_its_arguments() -> None:
+    for name in (name for name in robustbench_rkhs.__all__ if name[0].islower()):
+        with pytest.raises(UserError, match=f"{name}: "):
+            getattr(robustbench_rkhs, name)(*range(9))

@@ -152,6 +152,22 @@ def test_average_pool_bounds_the_dense_operator(kernel, stride, padding, height,
     assert bound.shape == pool(torch.zeros(1, 2, height, width)).shape[1:]
 
 
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(56, 56, 0), (2, 2, 0), (3, 2, 1), (3, 1, 1), (7, 7, 0)])
+def test_average_pools_of_large_images_cost_no_more_than_one_axis(kernel, stride, padding, monkeypatch):
+    """The windows of both axes are independent, so that the norm is the product of two small ones, however large the image."""
+    matrix = convolution.operator_matrix
+
+    def small(weight, axes):
+        assert 1 in (axes[0].size, axes[1].size), "an operator on the whole image"
+        return matrix(weight, axes)
+
+    monkeypatch.setattr(convolution, "operator_matrix", small)
+    found = upper(nn.AvgPool2d(kernel, stride, padding), (3, 224, 224))
+    line = nn.AvgPool1d(kernel, stride, padding)(torch.eye(224, dtype=torch.float64)[:, None])[:, 0]
+    truth = torch.linalg.matrix_norm(line, 2).item() ** 2
+    assert truth * (1 - 1e-12) <= found.value <= truth * (1 + 1e-9) and found.shape == (3, line.shape[1], line.shape[1])
+
+
 def test_pools_in_closed_form():
     assert upper(nn.AvgPool2d((2, 3)), (3, 8, 9)).value == pytest.approx(1 / math.sqrt(6))
     assert upper(nn.AdaptiveAvgPool2d(1), (3, 5, 7))[:2] == (pytest.approx(1 / math.sqrt(35)), (3, 1, 1))

@@ -7,13 +7,15 @@ import torch
 import yaml
 
 from robustbench_rkhs.data import Split
-from robustbench_rkhs.evaluation.recipe import EvalRecipe, attack_from
+from robustbench_rkhs.evaluation.recipe import EvalRecipe, attack_from, certificate_from
 from robustbench_rkhs.listing import KINDS, cards, listing, models
-from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.node import FEW, UserError
+from robustbench_rkhs.nodes.one_of import LISTED
 from robustbench_rkhs.nodes.parsing import parse
-from robustbench_rkhs.nodes.paths import models_folder
+from robustbench_rkhs.nodes.paths import find_checkpoint, find_recipe, models_folder
 from robustbench_rkhs.training.loop import Run
 from robustbench_rkhs.training.recipe import TrainRecipe
+from robustbench_rkhs.zoo import named_data
 
 RECIPES = sorted(path.stem for path in models_folder().glob("*.yaml"))
 
@@ -151,3 +153,28 @@ def test_an_rkhs_recipe_trains_two_steps(name):
         run.step(step, x, y, keys)
     assert run.position == 2 and 0 < run.mean_loss() < 1e3
     assert all(not torch.equal(a, b) for a, b in zip(before, run.model.parameters(), strict=True))
+
+
+LONG = {
+    "models": lambda: find_recipe("robust_vg"),
+    "checkpoints": lambda: find_checkpoint("robust_vg"),
+    "attacks": lambda: attack_from("pdg"),
+    "certificates": lambda: certificate_from("magrin"),
+    "data": lambda: named_data("minst"),
+    "penalties": lambda: TrainRecipe.parse({"data": "digits", "network": "mlp", "epochs": 1, "penalties": ["gradeint"]}),
+    "networks": lambda: TrainRecipe.parse({"data": "digits", "network": {"name": "resnett"}, "epochs": 1}),
+}
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_an_unknown_name_is_answered_by_the_nearest_and_by_the_command_that_lists_all(kind):
+    with pytest.raises(UserError, match="did you mean") as refused:
+        LONG[kind]()
+    line, kind = str(refused.value), kind.replace("checkpoints", "models")
+    assert len(line) < 300 and line.isprintable()
+    assert f"rkhs-list {kind}" in line or line.count(",") < FEW
+    listing(kind)
+
+
+def test_kinds_that_messages_say_are_listed_are_listed():
+    assert set(LISTED) <= set(KINDS)

@@ -1,6 +1,7 @@
 """Resuming: recipes are compared as parsed, a training is lengthened where that is well defined, nothing shipped is overwritten."""
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -203,12 +204,69 @@ def test_what_is_not_the_shipped_recipe_goes_to_a_folder_of_its_own(home):
     (home / "elsewhere").mkdir()
     shutil.copy(home / "models/small.yaml", home / "elsewhere/small.yaml")
     (home / "models/small.yaml").write_text((home / "models/small.yaml").read_text() + "seed: 3\n")
-    assert destination("small", TrainRecipe.read("small"))[0] == folder  # the folder holds the older recipe
+    own = Path("checkpoints/small@mine2")  # @mine holds the one with other epochs
+    assert destination("small", TrainRecipe.read("small"))[0] == own  # the folder holds the older recipe
     other = TrainRecipe.read("elsewhere/small.yaml")
-    assert destination("elsewhere/small.yaml", other)[0] == folder  # the name is that of another recipe
+    assert destination("elsewhere/small.yaml", other)[0] == own  # the name is that of another recipe
     (home / "checkpoints/small/recipe.yaml").write_text("future: 1\n")
-    assert destination("small", TrainRecipe.read("small"), fresh=True)[0] == folder
+    assert destination("small", TrainRecipe.read("small"), fresh=True)[0] == own
     assert content(home / "checkpoints/small") | {"recipe.yaml": before["recipe.yaml"]} == before
+
+
+def test_every_further_recipe_goes_to_a_folder_of_its_own_and_the_same_one_to_its_own_again(home):
+    def placed(**fields):
+        return destination("small", TrainRecipe.read("small", fields))[0].name
+
+    kept = {}
+    for number, seed in enumerate(("", "2", "3"), start=5):
+        place = placed(seed=str(number))
+        assert place == f"small@mine{seed}"
+        if number < 7:
+            train(TrainRecipe.read("small", {"seed": str(number)}), Path("checkpoints") / place)
+            kept[place] = content(home / "checkpoints" / place)
+    assert placed(seed="6") == "small@mine2" and placed(seed="5") == "small@mine"
+    assert destination("small", TrainRecipe.read("small", {"seed": "7"}), fresh=True)[0].name == "small@mine3"  # --fresh too
+    (home / "checkpoints/small@mine3").mkdir()
+    assert placed(seed="7") == "small@mine3"  # an empty folder is free
+    (home / "checkpoints/small@mine3/recipe.yaml").write_text(TrainRecipe.read("small", {"seed": "8"}).yaml())
+    assert placed(seed="7") == "small@mine4" and placed(seed="8") == "small@mine3"  # one that has only begun
+    (home / "checkpoints/small@mine3/recipe.yaml").write_text("[")
+    assert placed(seed="7") == placed(seed="8") == "small@mine4"
+    assert all(content(home / "checkpoints" / place) == held for place, held in kept.items())
+
+
+def test_a_training_is_called_by_name_from_python_as_from_the_command_line(home):
+    from robustbench_rkhs import train as train_named
+
+    lines = []
+    found = train_named("small", epochs=1, say=lines.append, device="cpu")
+    assert found["folder"] == "checkpoints/small@mine" and "epochs: 2 before, 1 now" in lines[0] and math.isfinite(found["loss"])
+    assert checkpoint.load(Path(found["folder"])).recipe.epochs == 1
+    again = train_named(TrainRecipe.read("small"), "checkpoints/two", epochs=1, **{"schedule.name": "constant"})
+    assert again["folder"] == "checkpoints/two"
+    assert checkpoint.load(Path("checkpoints/two")).recipe.schedule.name == "constant"
+
+
+REFUSED = {
+    "a misspelt model": (("smal",), {}, "unknown model 'smal'; did you mean 'small'"),
+    "a misspelt field": (("small",), {"epoch": 1}, "did you mean 'epochs'"),
+    "a finished training": (("small",), {}, "already holds this recipe, trained"),
+    "no folder": ((dict(TINY),), {}, "needs a folder"),
+    "a number": ((3,), {}, "expected a model's name, a mapping .* found int"),
+    "nothing": ((), {}, "train: expected recipe, found none"),
+    "a model by its flag": ((), {"model": "small"}, "train: expected 'recipe', found 'model'"),
+    "too many": (("small", "a", "b"), {}, "at most 2 arguments by position"),
+    "no such device": (("small",), {"epochs": 1, "device": "gpu"}, "device 'gpu' cannot be used here"),
+}
+
+
+@pytest.mark.parametrize(("args", "fields", "line"), REFUSED.values(), ids=REFUSED)
+def test_a_training_that_cannot_be_called_is_refused_in_one_line(home, args, fields, line):
+    from robustbench_rkhs import train as train_named
+
+    with pytest.raises(UserError, match=line) as refused:
+        train_named(*args, **fields)
+    assert str(refused.value).isprintable()
 
 
 def test_the_command_says_where_and_leaves_the_shipped_folder_alone(home, monkeypatch, capsys):

@@ -81,7 +81,7 @@ def certificate_from(text: str) -> Any:
         return text
     known = ["portfolio", "none", *certificate_names(), *announced("certificates")]
     if name not in known or (rest and name in known[:2]):
-        raise UserError(f"unknown certificate {text!r}; {did_you_mean(name, known)}")
+        raise UserError(f"unknown certificate {text!r}; {did_you_mean(name, known, listing='rkhs-list certificates')}")
     return with_fields({"name": name}, rest, f"certificate {text!r}") if rest else name
 
 
@@ -97,5 +97,5 @@ def attack_from(text: str) -> Any:
     stored: dict[str, Any] = {"name": "foolbox", "attack": name} if name in FOOLBOX else {"name": name}
     known = {*ATTACKS, *FOOLBOX, *announced("attacks")}
     if name not in known:
-        raise UserError(f"unknown attack {name!r}; {did_you_mean(name, known)}")
+        raise UserError(f"unknown attack {name!r}; {did_you_mean(name, known, listing='rkhs-list attacks')}")
     return with_fields(stored, rest, f"attack {text!r}")

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from robustbench_rkhs.lipschitz.bounds import Bound, Uncertifiable, affine, rule, upwards
-from robustbench_rkhs.lipschitz.convolution import Axis, fitting, image_size, operator_bound, pair
+from robustbench_rkhs.lipschitz.convolution import Axis, fitting, image_size, operator_norm, pair
 from robustbench_rkhs.lipschitz.rounding import fan
 from robustbench_rkhs.nodes.reasons import reason
 
@@ -22,9 +22,20 @@ def _(module: nn.AvgPool2d, shape: tuple[int, ...]) -> Bound:
         raise Uncertifiable("no rule for count_include_pad=False with padding")
     axes = tuple(Axis(sizes[i], kernel[i], stride[i], 1, padding[i], padding[i]) for i in (0, 1))
     divisor = module.divisor_override or kernel[0] * kernel[1]
-    constant = torch.full((1, 1, 1, *kernel), 1 / divisor, dtype=torch.float64)
-    norm, method = operator_bound(constant, fitting((axes[0], axes[1]), shape))
-    return Bound(upwards(norm), (channels, axes[0].outputs, axes[1].outputs), method)  # rounded up for 1 / divisor
+    fitting((axes[0], axes[1]), shape)
+    norm = upwards(_sums(axes[0]) * _sums(axes[1]) / abs(divisor))
+    return Bound(norm, (channels, axes[0].outputs, axes[1].outputs), "dense")
+
+
+def _sums(axis: Axis) -> float:
+    """Proven norm of the sums over windows along one axis; of both axes, the norms multiply (a Kronecker product).
+
+    sqrt(kernel) where no two windows overlap and one lies inside the image, whatever its size: each output sums pixels of its own.
+    """
+    first = -axis.before % axis.stride  # where the first window that begins inside does
+    if axis.stride >= axis.kernel and first + axis.kernel <= axis.size:
+        return upwards(math.sqrt(axis.kernel))
+    return operator_norm(torch.ones(1, 1, 1, axis.kernel, 1, dtype=torch.float64), (axis, Axis(1, 1)))
 
 
 @rule.register

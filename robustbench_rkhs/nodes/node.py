@@ -17,11 +17,23 @@ class UserError(Exception):
     """
 
 
-def did_you_mean(found: str, known: Iterable[str], before: str = "") -> str:
-    """A suggestion and the list of what is known, as the tail of an error line. `before`: what names are written with, `--`."""
+FEW = 10
+"""A list of at most so many names is printed whole."""
+NEAREST = 5
+"""How many names are printed of a longer list that a command prints whole."""
+
+
+def did_you_mean(found: str, known: Iterable[str], before: str = "", listing: str = "") -> str:
+    """A suggestion and what is known, as the tail of an error line. `before`: what names are written with, `--`.
+
+    `listing`: the command that lists all names; of more than a few, only those nearest to what was found are then printed.
+    """
     names = sorted(known)
     close = difflib.get_close_matches(found, names, n=1, cutoff=0.55)
     hint = f"did you mean {before + close[0]!r}? " if close else ""
+    if listing and len(names) > FEW:
+        nearest = difflib.get_close_matches(found, names, n=NEAREST, cutoff=0.0)
+        return f"{hint}nearest: {', '.join(before + name for name in nearest)}; all {len(names)}: {listing}"
     return f"{hint}known: {', '.join(before + name for name in names) or 'none'}"
 
 

@@ -11,6 +11,8 @@ from robustbench_rkhs.nodes.code_names import CLOSED, Code, announced, code_name
 from robustbench_rkhs.nodes.node import Node, UserError, did_you_mean
 from robustbench_rkhs.nodes.parsing import explain, with_fields
 
+LISTED = ("attacks", "certificates", "data", "losses", "networks", "penalties", "samplers")
+"""Kinds that `rkhs-list KIND` lists."""
 Adapt = Callable[[Any, str, dict[str, Any]], Node | None]
 """From something that is no node (with its name of code and fields, where it was named) to a node that holds it, or None."""
 
@@ -35,6 +37,11 @@ class OneOf:
     """What it is called in the plural: the last word of the entry point's group."""
     adapt: Adapt = nothing
     """What to make of something that is not of the base class: a function, another library's object."""
+
+    @property
+    def listing(self) -> str:
+        """The command that lists them all; empty where there is none."""
+        return f"rkhs-list {self.kind}" if self.kind in LISTED else ""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         members = {_name(one): one for one in get_args(source) if one is not self.base}
@@ -72,7 +79,7 @@ class OneOf:
         if not is_code_name(name):
             points = announced(self.kind)
             if name not in points:
-                known = did_you_mean(name, [*members, *points])
+                known = did_you_mean(name, [*members, *points], listing=self.listing)
                 raise UserError(f"unknown name {name!r}; {known}; or your own as package.module:Name")
             name = points[name]
         return self._fitting(self._built(load(name, code), name, stored, code), members)

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from robustbench_rkhs.nodes.node import Node, UserError
 
 
-def override_all(stored: dict[str, Any], overrides: dict[str, str], kind: type[Node]) -> list[str]:
+def override_all(stored: dict[str, Any], overrides: dict[str, Any], kind: type[Node]) -> list[str]:
     """Set every override in the mapping of a node of this kind. Returns a line for each `name` that dropped or kept fields.
 
     A method's `name` is set before its fields, in whatever order they were typed.
@@ -24,7 +24,7 @@ def override_all(stored: dict[str, Any], overrides: dict[str, str], kind: type[N
     return lines
 
 
-def override(stored: dict[str, Any], key: str, text: str, kind: type[Node] | None = None) -> list[str]:
+def override(stored: dict[str, Any], key: str, text: Any, kind: type[Node] | None = None) -> list[str]:
     """Set a dotted field (`attack.eps`, `penalties.0.weight`) of a mapping to a YAML value.
 
     A new `name` keeps the fields that the new method has too and takes the values of, where `kind` says whose mapping it is; it
@@ -57,8 +57,10 @@ def override(stored: dict[str, Any], key: str, text: str, kind: type[Node] | Non
     return []
 
 
-def as_value(text: str) -> Any:
-    """Typed text as a YAML value, or as it is where it is none."""
+def as_value(text: Any) -> Any:
+    """Typed text as a YAML value, or as it is where it is none; what is no text as it is."""
+    if not isinstance(text, str):
+        return text
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:

@@ -41,7 +41,7 @@ def _same(one: Path, other: Path) -> bool:
 
 def find_recipe(name: str) -> Path:
     """The YAML file a model's name or a path means. Raises UserError with a suggestion."""
-    return _find(name, models_folders(), "recipe", "model")
+    return _find(name, models_folders(), "recipe", "model", "rkhs-list models")
 
 
 def is_own(path: Path) -> bool:
@@ -54,7 +54,7 @@ def find_sweep(name: str) -> Path:
     return _find(name, [folder / "sweeps" for folder in models_folders()], "sweep", "sweep")
 
 
-def _find(name: str, folders: list[Path], file: str, named: str) -> Path:
+def _find(name: str, folders: list[Path], file: str, named: str, listing: str = "") -> Path:
     if name.endswith((".yaml", ".yml")):
         if Path(name).is_file():
             return Path(name)
@@ -64,7 +64,7 @@ def _find(name: str, folders: list[Path], file: str, named: str) -> Path:
         if "/" not in name and path.is_file():
             return path
     known = {found.stem for folder in folders for found in folder.glob("*.yaml")}
-    raise UserError(f"unknown {named} {name!r}; {did_you_mean(name, known)}")
+    raise UserError(f"unknown {named} {name!r}; {did_you_mean(name, known, listing=listing)}")
 
 
 def find_checkpoint(name: str) -> Path:
@@ -86,4 +86,4 @@ def find_checkpoint(name: str) -> Path:
     if any((folder / name / "resume.pt").is_file() for folder in checkpoints_folders()):
         raise UserError(f"model {name!r} is not trained to its end: the rkhs-train command that began it goes on with it")
     trained = {path.parent.name for folder in checkpoints_folders() for path in folder.glob("*/config.json")}
-    raise UserError(f"unknown model {name!r}; {did_you_mean(name, recipes | trained)}")
+    raise UserError(f"unknown model {name!r}; {did_you_mean(name, recipes | trained, listing='rkhs-list models')}")

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from robustbench_rkhs.nodes.arguments import checked_arguments
 from robustbench_rkhs.reports.curves import draw_curve
 from robustbench_rkhs.reports.leaderboard import write_leaderboard
 from robustbench_rkhs.reports.tables import write_images, write_tables
@@ -13,7 +14,8 @@ from robustbench_rkhs.verdicts import Evaluation, digest, read_all
 __all__ = ["draw_curve", "draw_tradeoff", "report", "write_images", "write_leaderboard", "write_tables"]
 
 
-def report(evaluations: Sequence[Evaluation], folder: str | Path, leaderboard: bool = True) -> dict[str, list[Path]]:
+@checked_arguments(out="folder", evaluation="evaluations")
+def report(evaluations: Evaluation | Sequence[Evaluation], folder: str | Path, leaderboard: bool = True) -> dict[str, list[Path]]:
     """Curves, tables and trade-off plots under folder/curves, tables and tradeoff; the leaderboard in folder itself.
 
     One set for each evaluation, named after its model, data, norm (and `nobox`), with a row for each image (NAME-images.csv);
@@ -21,6 +23,7 @@ def report(evaluations: Sequence[Evaluation], folder: str | Path, leaderboard: b
     for. An evaluation alone has a trade-off plot of its own. On the leaderboard, adversarial images in folder/submitted count.
     Returns the paths by kind. Raises UserError where they cannot be written.
     """
+    evaluations = [evaluations] if isinstance(evaluations, Evaluation) else list(evaluations)
     folder = Path(folder)
     written: dict[str, list[Path]] = {"curves": [], "tables": [], "images": [], "tradeoff": []}
     groups: dict[str, list[tuple[str, Evaluation]]] = {}

@@ -133,7 +133,7 @@ class TrainRecipe(Node):
 
     @classmethod
     def read(
-        cls, source: str | Path, overrides: dict[str, str] | None = None, say: Callable[[str], None] = lambda line: None
+        cls, source: str | Path, overrides: dict[str, Any] | None = None, say: Callable[[str], None] = lambda line: None
     ) -> "TrainRecipe":
         """A recipe by name (models/NAME.yaml) or path, with dotted overrides. Raises UserError in one line.
 
@@ -164,7 +164,7 @@ class TrainRecipe(Node):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def typed_code(overrides: Mapping[str, str]) -> Code:
+def typed_code(overrides: Mapping[str, Any]) -> Code:
     """Leave for the code that typed overrides name."""
     return code_in([as_value(text) for text in overrides.values()])
 

@@ -98,8 +98,13 @@ def _another(folder: Path, held: TrainRecipe, recipe: TrainRecipe, reason: str |
 
 def finished_recipe(folder: Path, code: Code = CLOSED) -> TrainRecipe | None:
     """The recipe of a finished checkpoint, None where there is none. Raises UserError where it cannot be read."""
+    return stored_recipe(folder, code) if (folder / "config.json").is_file() else None
+
+
+def stored_recipe(folder: Path, code: Code = CLOSED) -> TrainRecipe | None:
+    """The recipe of the training in a folder, finished or not; None where there is none. Raises UserError if unreadable."""
     path = folder / "recipe.yaml"
-    if not (folder / "config.json").is_file() or not path.is_file():
+    if not path.is_file():
         return None
     try:
         return _parsed(path.read_text(), path, code)

@@ -30,7 +30,8 @@ def named_data(name: str) -> DataSet:
     elif place not in SETS and (Path(place).is_dir() or (data_root() / place).is_dir() or place.endswith("/")):
         stored = {"name": ImageFolder.model_fields["name"].default, "path": place}
     elif place not in SETS:
-        raise UserError(f"unknown data set {name!r}; {did_you_mean(place, [*SETS, 'FILE.npz', 'FOLDER/'])}")
+        what = f"unknown data set {name!r}, and no FILE.npz or FOLDER/ either"
+        raise UserError(f"{what}; {did_you_mean(place, SETS, listing='rkhs-list data')}")
     kinds: dict[str, type[DataSet]] = {**SETS, "npz": NPZ, "npy": NPY, "folder": ImageFolder}
     found: DataSet = parse(kinds[stored["name"]], with_fields(stored, rest, f"data {name!r}"), f"data {name!r}")
     return found

@@ -11,6 +11,7 @@ from robustbench_rkhs.certificates import SmoothingCertificate
 from robustbench_rkhs.data import DataSet, Split
 from robustbench_rkhs.evaluation.predictions import classes_of
 from robustbench_rkhs.networks.smoothed import Smoothed
+from robustbench_rkhs.nodes.arguments import checked_arguments
 from robustbench_rkhs.nodes.code_names import CLOSED, Code, allowed
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse, with_fields
@@ -63,6 +64,7 @@ class NamedModel:
         return self.classes or classes_of(adapted(self.model, split.x[:1]), split.x[:1])
 
 
+@checked_arguments(checkpoint="weights", model="name")
 def load_model(
     name: str,
     weights: str | None = None,

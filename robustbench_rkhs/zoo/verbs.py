@@ -21,6 +21,7 @@ from robustbench_rkhs.evaluation.predictions import ask, classes_of
 from robustbench_rkhs.evaluation.recipe import EvalRecipe, attack_from, certificate_from
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.networks.smoothed import Smoothed
+from robustbench_rkhs.nodes.arguments import checked_arguments
 from robustbench_rkhs.nodes.code_names import TYPED
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse
@@ -49,6 +50,7 @@ class Opened(NamedTuple):
     device: str
 
 
+@checked_arguments(x="data", images="data", net="model")
 def evaluate(
     model: Any,
     data: Any = None,
@@ -90,6 +92,7 @@ def evaluate(
     return run.evaluate(opened.model, opened.split, queried, name=opened.name, device=opened.device, **given)
 
 
+@checked_arguments()
 def robust_accuracy(model: Any, x: Any, y: Any, *, eps: Eps, norm: str = "l2", **settings: Any) -> float:
     """The share of images that are right and that nothing broke within `eps`: certified, or survived the whole protocol.
 
@@ -102,6 +105,7 @@ def robust_accuracy(model: Any, x: Any, y: Any, *, eps: Eps, norm: str = "l2", *
     return done.robust_accuracy(float(done.summary()["eps"].iloc[0]))
 
 
+@checked_arguments(method="attacks", methods="attacks", epsilon="eps", labels="y", images="x", targets="target")
 def attack(
     model: Any,
     x: Any,
@@ -147,6 +151,7 @@ def attack(
     return torch.cat(found) * (high - low) + low
 
 
+@checked_arguments(method="certificates", methods="certificates", labels="y", images="x")
 def certify(
     model: Any,
     x: Any,

@@ -1,0 +1,77 @@
+"""Training by what a user types or passes: a model's name with changed fields, a mapping or a recipe; and the folder it goes to."""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from robustbench_rkhs.nodes.arguments import checked_arguments
+from robustbench_rkhs.nodes.code_names import TYPED
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.overrides import override_all
+from robustbench_rkhs.runtime.devices import usable
+from robustbench_rkhs.runtime.messages import Say
+from robustbench_rkhs.training import loop
+from robustbench_rkhs.training.destination import destination
+from robustbench_rkhs.training.loop import Report
+from robustbench_rkhs.training.recipe import TrainRecipe
+
+
+@checked_arguments(name="recipe", model="recipe", out="folder")
+def train(
+    recipe: Any,
+    folder: str | Path | None = None,
+    *,
+    device: str = "auto",
+    fresh: bool = False,
+    half: bool = False,
+    command: str = "",
+    save_seconds: float = 300,
+    report: Report = lambda record: None,
+    say: Say = lambda line: None,
+    **fields: Any,
+) -> dict[str, Any]:
+    """Train, resume or find finished; write the checkpoint folder; return the last epoch's metrics and the `folder`.
+
+    `recipe`: a model's name in models/ (or the path of a YAML file), a mapping of fields, or a TrainRecipe; methods may be
+    instances or your own as package.module:Name. `fields` change it: `train("digits_mlp", epochs=3, **{"attack.eps": 0.5})`.
+    `folder`: where not given, checkpoints/NAME for a named recipe as it stands and checkpoints/NAME@mine, @mine2 ... for changed
+    ones. A training that was stopped goes on from where it was; `fresh` trains anew over what the folder holds; `half` stores the
+    weights in half precision. `report` gets the metrics of every epoch, `say` a line on where the training goes and why.
+
+    Every random draw is counted by (seed, epoch, step), so a run that was killed and resumed ends bit for bit where an
+    uninterrupted one does (on the same device with the same number of threads; not with `seconds`, which follows the clock).
+    Raises UserError in one line: for a recipe that is none; at a loss or gradient that is not finite; at a folder that holds
+    another recipe's training; where nothing can be written.
+    """
+    found, place = prepared(recipe, folder, fields, fresh, say)
+    settings: dict[str, Any] = {"command": command, "fresh": fresh, "half": half, "save_seconds": save_seconds, "report": report}
+    return loop.train(found, place, device=usable(device), **settings) | {"folder": str(place)}
+
+
+def prepared(
+    recipe: Any,
+    folder: str | Path | None,
+    fields: Mapping[str, Any],
+    fresh: bool,
+    say: Say,
+) -> tuple[TrainRecipe, Path]:
+    """The recipe with these fields changed, and the folder of its training. Raises UserError."""
+    if isinstance(recipe, str | Path):
+        found = TrainRecipe.read(recipe, dict(fields), say=say)
+    elif isinstance(recipe, TrainRecipe | Mapping):
+        stored = recipe.model_dump(mode="json") if isinstance(recipe, TrainRecipe) else copy.deepcopy(dict(recipe))
+        for line in override_all(stored, dict(fields), TrainRecipe):
+            say(line)
+        found = TrainRecipe.parse(stored, "train", TYPED) if fields or not isinstance(recipe, TrainRecipe) else recipe
+    else:
+        what = "nothing" if recipe is None else type(recipe).__name__
+        raise UserError(f"train: expected a model's name, a mapping of recipe fields or a TrainRecipe, found {what}")
+    if folder is not None:
+        return found, Path(folder)
+    if not isinstance(recipe, str | Path):
+        raise UserError("train: a recipe without a name needs a folder: train(recipe, 'checkpoints/NAME')")
+    place, why = destination(str(recipe), found, fresh)
+    if why:
+        say(why)
+    return found, place
