@@ -6,6 +6,7 @@ import inspect
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ from robustbench_rkhs.cli.flags import given, recipe_parameters, spelt
 from robustbench_rkhs.cli.refusals import check_flags, read_words
 from robustbench_rkhs.cli.screen import emit, json_alone
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.seals import SetAside
 
+_FORMAT = warnings.formatwarning
 Call = Callable[[], int | None]
 """A command with everything it was given."""
 Names = tuple[str, ...]
@@ -69,6 +72,7 @@ class Command:
     def __call__(self) -> None:
         words = sys.argv[1:]
         as_json = "--json" in words and not {"-h", "--help"} & set(words)
+        warnings.formatwarning = _in_a_line
         with json_alone() if as_json else nullcontext():
             try:
                 code, error = _left(lambda: self.read(words)())
@@ -149,6 +153,11 @@ def usable_device(name: str) -> str:
     from robustbench_rkhs.runtime.devices import usable
 
     return usable(name)
+
+
+def _in_a_line(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> str:
+    """A warning as it is printed: those that are written for the user as a note, others as ever."""
+    return f"note: {message}\n" if issubclass(category, SetAside) else _FORMAT(message, category, *where, **more)
 
 
 def failure(line: str) -> None:

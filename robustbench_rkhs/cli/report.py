@@ -15,6 +15,8 @@ def _report(
     $ rkhs-report
     $ rkhs-report --adversarials mine.npz
 
+    A table that cannot be read is named, on stderr and on the leaderboard, and left out.
+
     Args:
         out: The folder that holds verdicts/, and where reports go.
         model: Only these models; all where not given.
@@ -29,10 +31,13 @@ def _report(
     if images < 1:
         raise UserError(f"--images: expected at least 1, found {images}")
 
-    found = [done for done in verdicts.read_all(out / "verdicts") if not model or done.about.model in model]
+    unread: list[str] = []
+    found = [done for done in verdicts.read_all(out / "verdicts", unread.append) if not model or done.about.model in model]
     if not found and not adversarials:
-        raise UserError(f"no verdicts in {out / 'verdicts'}: run rkhs-eval first")
-    written = write_reports(found, out) if found else {}
+        raise UserError(f"no verdicts in {out / 'verdicts'}: {unread[0] if unread else 'run rkhs-eval first'}")
+    written = write_reports(found, out, unread=unread) if found else {}
+    for line in unread:
+        print(f"not read: {line}", file=sys.stderr)
     for file in adversarials or sorted((out / "adversarials").glob("*.npz")):
         from robustbench_rkhs.pictures import nearest_picture
 

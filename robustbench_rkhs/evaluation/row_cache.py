@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 
 from robustbench_rkhs import verdicts
+from robustbench_rkhs.evaluation.cache_key import digest_of
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.seals import Damaged
 from robustbench_rkhs.verdicts import Kept, Noticed, Part
 
 Pair = tuple[int, float]
@@ -32,9 +34,12 @@ class RowCache:
         self.where: dict[Pair, tuple[int, int]] = {}
         for path in sorted(folder.glob("*.parquet")) if folder else []:
             try:
-                self._hold(verdicts.read_part(path, images))
-            except UserError:
-                path.unlink()  # a damaged part is done again
+                part = verdicts.read_part(path, images)
+                if (digest_of(part.noticed.part, 32), name_of(part.table)) != (path.parent.name, path.stem):
+                    raise Damaged(path, "it holds the part of another job")
+                self._hold(part)
+            except UserError as damaged:
+                verdicts.set_part_aside(path, damaged)  # and done again
 
     def __contains__(self, pair: Pair) -> bool:
         return pair in self.where
@@ -42,8 +47,7 @@ class RowCache:
     def put(self, done: Part, identity: dict[str, Any]) -> None:
         """Keep a finished part."""
         if self.folder and not (done.table["state_reason"] == "error").any():
-            name = hashlib.sha256(json.dumps(pairs_of(done.table)).encode()).hexdigest()[:32]
-            verdicts.write_part(done.of(identity), self.folder / f"{name}.parquet")
+            verdicts.write_part(done.of(identity), self.folder / f"{name_of(done.table)}.parquet")
         self._hold(done)
 
     def take(self, pairs: Sequence[Pair]) -> Part:
@@ -87,6 +91,11 @@ class RowCache:
         for row, pair in enumerate(pairs_of(part.table)):
             self.where.setdefault(pair, (len(self.parts), row))
         self.parts.append(part)
+
+
+def name_of(table: pd.DataFrame) -> str:
+    """What the file of these rows is called: the digest of their pairs."""
+    return hashlib.sha256(json.dumps(pairs_of(table)).encode()).hexdigest()[:32]
 
 
 def pairs_of(table: pd.DataFrame) -> list[Pair]:

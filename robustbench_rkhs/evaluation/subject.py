@@ -17,6 +17,7 @@ from robustbench_rkhs.evaluation.cache_key import digest_of, sources_digest
 from robustbench_rkhs.evaluation.row_cache import Pair, RowCache
 from robustbench_rkhs.evaluation.workers import Workers
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.seals import Damaged
 from robustbench_rkhs.verdicts import Nearest, Part
 
 
@@ -89,9 +90,12 @@ class Subject:
         path = self.parts and self.parts / f"{digest_of(identity, 32)}.parquet"
         if path and path.is_file():
             try:
-                return self.gathered(verdicts.read_part(path, self.nearest is not None))
-            except UserError:
-                path.unlink()  # a damaged part is done again
+                stored = verdicts.read_part(path, self.nearest is not None)
+                if digest_of(stored.noticed.part, 32) != path.stem:
+                    raise Damaged(path, "it holds the part of another job")
+                return self.gathered(stored)
+            except UserError as damaged:
+                verdicts.set_part_aside(path, damaged)  # and done again
         done = work()
         if path:
             verdicts.write_part(done.of(identity), path)

@@ -15,12 +15,18 @@ __all__ = ["draw_curve", "draw_tradeoff", "report", "write_images", "write_leade
 
 
 @checked_arguments(out="folder", evaluation="evaluations")
-def report(evaluations: Evaluation | Sequence[Evaluation], folder: str | Path, leaderboard: bool = True) -> dict[str, list[Path]]:
+def report(
+    evaluations: Evaluation | Sequence[Evaluation],
+    folder: str | Path,
+    leaderboard: bool = True,
+    unread: list[str] | None = None,
+) -> dict[str, list[Path]]:
     """Curves, tables and trade-off plots under folder/curves, tables and tradeoff; the leaderboard in folder itself.
 
     One set for each evaluation, named after its model, data, norm (and `nobox`), with a row for each image (NAME-images.csv);
     where several share data, norm and box, one more named `all`, with the trade-off at every eps that at least two of them asked
     for. An evaluation alone has a trade-off plot of its own. On the leaderboard, adversarial images in folder/submitted count.
+    `unread`: a line on each table that could not be read, which the leaderboard repeats; those of folder/submitted are added.
     Returns the paths by kind. Raises UserError where they cannot be written.
     """
     evaluations = [evaluations] if isinstance(evaluations, Evaluation) else list(evaluations)
@@ -46,7 +52,9 @@ def report(evaluations: Evaluation | Sequence[Evaluation], folder: str | Path, l
                 name = members[0][0] if len(members) == 1 else group
                 written["tradeoff"] += draw_tradeoff(both, eps, folder / "tradeoff" / f"{name}-eps{eps:.4g}")
     if leaderboard:
-        written["leaderboard"] = write_leaderboard([*evaluations, *read_all(folder / "submitted")], folder)
+        unread = [] if unread is None else unread
+        submitted = read_all(folder / "submitted", unread.append)
+        written["leaderboard"] = write_leaderboard([*evaluations, *submitted], folder, unread)
     return written
 
 

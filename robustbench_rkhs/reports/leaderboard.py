@@ -23,10 +23,15 @@ How to read a rank: it orders estimates, not models. The lines under a table say
 McNemar test on the images they share, Holm-corrected over all pairs of the table, 5%). A difference that is not significant
 does not show that two models are equally robust.
 
-A model with a breach (a certificate that an attack contradicts) is refused, one with untested images is incomplete; neither is
-ranked. *masked*: the attack left standing more than 5% of the images it ran on that others broke. *doubtful*: the diagnoses named
-tripped on these weights, in this evaluation or another: its survivors may only be hard to attack; lines under the table say why.
+A model with a breach (a certificate that an attack contradicts) is refused, one with untested images is incomplete, and one whose
+table is from before tables carried the digest of their content is unsealed; none of these is ranked. *masked*: the attack left
+standing more than 5% of the images it ran on that others broke. *doubtful*: the diagnoses named tripped on these weights, in this
+evaluation or another: its survivors may only be hard to attack; lines under the table say why.
 *undiagnosed*: no diagnosis was run on them."""
+
+
+ASIDE = {"incomplete": "Incomplete", "unsealed": "Unsealed", "refused": "Refused"}
+"""What is not ranked, and the titles under which it stands."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +41,15 @@ class Entry:
     evaluation: Evaluation
     row: dict[str, Any]
     status: str
-    """`ranked`, `incomplete` or `refused`."""
+    """`ranked`, or one of ASIDE."""
     reason: str
     marks: str
 
 
-def write_leaderboard(evaluations: Sequence[Evaluation], folder: str | Path) -> list[Path]:
+def write_leaderboard(evaluations: Sequence[Evaluation], folder: str | Path, unread: Sequence[str] = ()) -> list[Path]:
     """folder/leaderboard.md and folder/leaderboard.csv: one section for each data set, norm, box and eps.
+
+    `unread`: a line on each table that could not be read, for the end of the file.
 
     Of several evaluations of the same weights the one on most images stands on the board (then the latest); a breach in any of
     them refuses the model. Raises UserError where the files cannot be written.
@@ -64,7 +71,7 @@ def write_leaderboard(evaluations: Sequence[Evaluation], folder: str | Path) -> 
         if ranked:
             text += [markdown(HEAD, [_cells(entry, rank) for entry, rank in zip(ranked, ranks, strict=True)])]
             text += [f"{line}\n" for line in [*_neighbours(ranked, eps), *_doubts(ranked, doubtful)]]
-        for status, title in (("incomplete", "Incomplete"), ("refused", "Refused")):
+        for status, title in ASIDE.items():
             aside = [entry for entry in entries if entry.status == status]
             if aside:
                 text += [f"### {title}", ""]
@@ -74,6 +81,8 @@ def write_leaderboard(evaluations: Sequence[Evaluation], folder: str | Path) -> 
         rows += [_record(entry, rank, (data, norm, box)) for entry, rank in zip(entries, places, strict=True)]
     if not rows:
         text += ["No evaluations yet.", ""]
+    if unread:
+        text += ["## Not read", "", "What these files hold does not count above.", "", *(f"- {line}" for line in unread), ""]
     columns = list(_columns())
     frame = pd.DataFrame(rows, columns=columns)
     folder = Path(folder)
@@ -124,6 +133,8 @@ def _judge(one: Evaluation, eps: float, unsound: dict[str, int], doubtful: dict[
     status, reason = "ranked", ""
     if _weights(one) in unsound:
         status, reason = "refused", f"{unsound[_weights(one)]} breaches: an attack contradicts a certificate"
+    elif not one.sealed:
+        status, reason = "unsealed", "the table is from before tables were sealed: evaluate it again"
     elif row["count_untested"]:
         status, reason = "incomplete", f"{row['count_untested']} of {row['images']} images are untested"
     elif not one.about.complete:
@@ -137,7 +148,7 @@ def _order(entries: Sequence[Entry]) -> list[Entry]:
     """Ranked first, by robust then certified accuracy; names settle what is left, so that the file is the same every time."""
 
     def place(entry: Entry) -> tuple[Any, ...]:
-        kind = ["ranked", "incomplete", "refused"].index(entry.status)
+        kind = ["ranked", *ASIDE].index(entry.status)
         score = (-entry.row["robust"], -entry.row["certified"]) if kind == 0 else (0.0, 0.0)
         return kind, *score, entry.evaluation.about.model, _weights(entry.evaluation)
 

@@ -91,7 +91,9 @@ def submit(
     target = out / "verdicts" / name
     target.mkdir(parents=True, exist_ok=True)
     published = verdicts.write(full, target / (full.path or staged).name)
-    written = report(verdicts.read_all(out / "verdicts"), out)
+    unread: list[str] = []
+    written = report(verdicts.read_all(out / "verdicts", unread.append), out, unread=unread)
+    yield from (f"not read: {line}" for line in unread)
     shutil.rmtree(staged, ignore_errors=True)
     yield f"accepted: {published or target}"
     for kind, paths in written.items():
@@ -121,7 +123,9 @@ def submit_adversarials(
     done = as_evaluation(judged, path, device, command)
     stem = f"{stored.about['norm']}-{str(done.about.file_sha256)[:12]}"
     written = verdicts.write(done, out / "submitted" / judged.named.name / f"{stem}.parquet")
-    boards = report(verdicts.read_all(out / "verdicts"), out)["leaderboard"]
+    unread: list[str] = []
+    boards = report(verdicts.read_all(out / "verdicts", unread.append), out, unread=unread)["leaderboard"]
+    yield from (f"not read: {line}" for line in unread)
     yield f"accepted: {judged.confirmed.sum()} images: {written}"
     yield f"leaderboard: {' '.join(str(board) for board in boards)}"
 

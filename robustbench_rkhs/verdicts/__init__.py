@@ -12,7 +12,7 @@ from robustbench_rkhs.verdicts.record import Record
 from robustbench_rkhs.verdicts.schema import COLUMNS, KEY, Verdicts, validate
 from robustbench_rkhs.verdicts.soundness import breaches, pooled
 from robustbench_rkhs.verdicts.statistics import Proportion, clopper_pearson, holm, mcnemar
-from robustbench_rkhs.verdicts.store import digest, merge, read, read_all, read_part, write, write_part
+from robustbench_rkhs.verdicts.store import digest, merge, read, read_all, read_part, set_part_aside, write, write_part
 from robustbench_rkhs.verdicts.summaries import (
     accuracy_at,
     by_attack,
@@ -66,6 +66,7 @@ __all__ = [
     "read_part",
     "robust_images",
     "robust_range",
+    "set_part_aside",
     "states",
     "summary",
     "validate",

@@ -12,7 +12,7 @@ import numpy as np
 
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import reason as reason_of
-from robustbench_rkhs.runtime.files import write_whole
+from robustbench_rkhs.runtime.seals import Damaged, seal_of, write_archive
 
 FORMAT, VERSION = "robustbench_rkhs adversarials", 1
 LARGEST = 2**33
@@ -81,7 +81,7 @@ class Adversarials:
 
 
 def write_adversarials(stored: Adversarials, path: str | Path) -> Path:
-    """The file, whole or absent, the same bytes for the same images. Raises UserError where it cannot be written."""
+    """The file, sealed, whole or absent, the same bytes for the same images. Raises UserError where it cannot be written."""
     about = {"format": FORMAT, "version": VERSION} | stored.about
     header = np.frombuffer(json.dumps(about, sort_keys=True).encode(), dtype=np.uint8)
     write_arrays(Path(path), {**stored.arrays, "header": header})
@@ -101,14 +101,14 @@ def read_adversarials(path: str | Path) -> Adversarials:
     return Adversarials.checked({key: value for key, value in about.items() if key not in ("format", "version")}, arrays, str(path))
 
 
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Plain arrays as an uncompressed .npz, whole or absent."""
+def write_arrays(path: Path, arrays: dict[str, np.ndarray], durable: bool = True) -> str:
+    """Plain arrays as an uncompressed .npz, sealed, whole or absent. Returns its seal."""
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as handle:
             np.savez(handle, allow_pickle=False, **{name: np.ascontiguousarray(array) for name, array in arrays.items()})
 
-    write_whole(path, write)
+    return write_archive(path, write, durable)
 
 
 def read_arrays(path: Path, types: dict[str, tuple[str, ...]], what: str) -> dict[str, np.ndarray]:
@@ -119,6 +119,7 @@ def read_arrays(path: Path, types: dict[str, tuple[str, ...]], what: str) -> dic
     try:
         if path.stat().st_size > LARGEST:
             raise UserError(f"{path}: not {what}: larger than {LARGEST} bytes")
+        seal_of(path)
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             names = [member.filename.removesuffix(".npy") for member in members]
@@ -130,6 +131,8 @@ def read_arrays(path: Path, types: dict[str, tuple[str, ...]], what: str) -> dic
             return {name: _array(archive, member, types[name]) for name, member in zip(names, members, strict=True)}
     except FileNotFoundError:
         raise UserError(f"no file {str(path)!r}") from None
+    except Damaged as damaged:
+        raise UserError(f"{path}: not {what}: {damaged.fault}") from None
     except UNREADABLE as error:
         reason = reason_of(error)
         raise UserError(f"{path}: not {what}: {reason}") from None

@@ -48,6 +48,8 @@ class Evaluation(Record):
     """The file it is in."""
     tensor: Callable[[np.ndarray], Any] = np.asarray
     """What `adversarials` passes arrays through: verdicts know no torch, `evaluate` passes its `from_numpy`."""
+    sealed: bool = True
+    """Whether its file carries the digest of its content; one from before files did is not ranked."""
 
     def summary(self, eps: Iterable[float | str] | float | str | None = None) -> pd.DataFrame:
         """One row per eps (the evaluated ones where not given): shares with 95% limits, counts."""

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.seals import Damaged, seal_of
 from robustbench_rkhs.verdicts.adversarials import Adversarials, read_arrays, write_arrays
 
 SIDECAR = {"index": ("<i8",), "images": ("<f4", "<f8"), "predicted": ("<i8",), "radius": ("<f8",)}
@@ -27,16 +28,18 @@ def holding(table: pd.DataFrame) -> pd.DataFrame:
     return result
 
 
-def write_kept(kept: Kept, table: pd.DataFrame, path: Path) -> None:
-    """The images beside a part, with what ties them to its rows. Raises UserError where they cannot be written."""
+def write_kept(kept: Kept, table: pd.DataFrame, path: Path, durable: bool = True) -> str:
+    """The images beside a part, with what ties them to its rows; returns their seal. Raises UserError where not writable."""
     rows = holding(table)
     ties = {"index": rows["index"].to_numpy(np.int64), "radius": rows["radius"].to_numpy(np.float64)}
-    write_arrays(path, {**ties, "images": kept.images, "predicted": kept.predicted})
+    return write_arrays(path, {**ties, "images": kept.images, "predicted": kept.predicted}, durable)
 
 
-def read_kept(table: pd.DataFrame, path: Path) -> Kept:
-    """The images of a part. Raises UserError where the file is missing, damaged, or not of these rows."""
+def read_kept(table: pd.DataFrame, path: Path, seal: str) -> Kept:
+    """The images of a part, whose seal it names. Raises UserError where the file is missing, damaged, or not of these rows."""
     rows = holding(table)
+    if not path.is_file() or seal_of(path, required=True) != seal:
+        raise Damaged(path, "expected the images of the part beside it")
     found = read_arrays(path, SIDECAR, "the images of a part")
     fits = all(np.array_equal(found[column], rows[column].to_numpy(found[column].dtype)) for column in ("index", "radius"))
     if not fits or len(found["images"]) != len(rows) or len(found["predicted"]) != len(rows):

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import reason
-from robustbench_rkhs.runtime.files import write_whole
+from robustbench_rkhs.runtime import seals
+from robustbench_rkhs.runtime.messages import Say
 from robustbench_rkhs.verdicts.about import About
 from robustbench_rkhs.verdicts.evaluation import Evaluation
 from robustbench_rkhs.verdicts.nearest import Kept, holding, read_kept, write_kept
@@ -21,53 +22,88 @@ from robustbench_rkhs.verdicts.parts import Noticed, Part
 from robustbench_rkhs.verdicts.record import Record
 from robustbench_rkhs.verdicts.schema import COLUMNS, KEY, validate
 
-METADATA = b"robustbench_rkhs"
+METADATA, SEAL = b"robustbench_rkhs", b"robustbench_rkhs seal"
+FORMAT = 2
+"""Of a file's metadata; since 2 the file is sealed."""
+LASTING = 1.0
+"""Seconds of work from which a part must survive a power cut: the others are done again as fast as they are made safe."""
 ROWS = 2000
 """Rows that are text at once: as text a table is larger."""
 
 
+class WithoutImages(UserError):
+    """A part is whole, but was made when its adversarial images were not asked for."""
+
+
 def write(evaluation: Record, path: str | Path) -> Path:
-    """One parquet file, whole or absent. Raises UserError for an invalid table, a full disk, no permission."""
-    return _write(validate(evaluation.table), evaluation.about.plain(), Path(path))
+    """One parquet file, sealed, whole or absent. Raises UserError for an invalid table, a full disk, no permission."""
+    _write(validate(evaluation.table), evaluation.about.plain(), Path(path))
+    return Path(path)
 
 
 def read(path: str | Path) -> Evaluation:
-    """The evaluation in a file. Raises UserError where it is missing, truncated, foreign or not a table of verdicts."""
-    table, said = _read(Path(path))
+    """The evaluation in a file. Raises UserError where it is missing, damaged, foreign or not a table of verdicts.
+
+    A file from before files were sealed is read too; its evaluation is then not `sealed`, and not ranked.
+    """
+    table, said, sealed = _read(Path(path))
     try:
         table = validate(table)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return Evaluation(table, About.read(said, str(path)), path=Path(path))
+    return Evaluation(table, About.read(said, str(path)), path=Path(path), sealed=sealed)
 
 
 def write_part(part: Part, path: Path) -> None:
-    """A part of an evaluation under way; its adversarial images, where it has any, first, in a file beside it.
+    """A part of an evaluation under way; its adversarial images, where it has any, first, in a file beside it. Both are sealed.
 
     Its rows are checked when they are merged: a check takes longer than many attacks.
     """
+    said, lasting = part.noticed.model_dump(exclude_unset=True), float(part.table["seconds"].sum()) >= LASTING
     if part.kept is not None and len(part.kept.images):
-        write_kept(part.kept, part.table, path.with_suffix(".npz"))
-    _write(part.table, part.noticed.model_dump(exclude_unset=True), path)
+        said["images"] = write_kept(part.kept, part.table, path.with_suffix(".npz"), lasting)
+    _write(part.table, said, path, lasting)
 
 
 def read_part(path: Path, images: bool) -> Part:
-    """A part; with its adversarial `images` where they are asked for. Raises UserError where they are missing or another's."""
-    table, said = _read(path)
+    """A part; with its adversarial `images` where they are asked for. Raises UserError where it is damaged, or they are."""
+    table, said, sealed = _read(path)
+    if not sealed:
+        raise seals.Damaged(path, seals.NO_SEAL)
     noticed = Noticed.read(said, str(path))
     if not images:
         return Part(table, noticed)
-    some = len(holding(table)) > 0
-    return Part(table, noticed, read_kept(table, path.with_suffix(".npz")) if some else Kept(np.zeros(0), np.zeros(0, np.int64)))
+    if not len(holding(table)):
+        return Part(table, noticed, Kept(np.zeros(0), np.zeros(0, np.int64)))
+    if "images" not in said:
+        raise WithoutImages(f"{path} was made without adversarial images")
+    return Part(table, noticed, read_kept(table, path.with_suffix(".npz"), str(said["images"])))
 
 
-def read_all(folder: str | Path) -> list[Evaluation]:
-    """Every evaluation under a folder, by path; unfinished parts (in folders named `parts`) and hidden files are left out."""
-    folder = Path(folder)
-    paths = sorted(folder.rglob("*.parquet"))
-    inner = [path.relative_to(folder).parts for path in paths]
-    kept = [not any(name == "parts" or name.startswith(".") for name in names) for names in inner]
-    return [read(path) for path, keep in zip(paths, kept, strict=True) if keep]
+def set_part_aside(path: Path, why: UserError) -> None:
+    """Make room for a part that cannot be served: a damaged one is renamed, with the images beside it, and a line says so."""
+    if isinstance(why, WithoutImages):
+        path.unlink(missing_ok=True)
+    else:
+        seals.set_aside(path, why, path.with_suffix(".npz"))
+
+
+def read_all(folder: str | Path, unread: Say | None = None) -> list[Evaluation]:
+    """Every evaluation under a folder, by path; unfinished parts (in folders named `parts`) and hidden files are left out.
+
+    `unread` is told of each file that cannot be read, which is left out; without it such a file raises UserError.
+    """
+    folder, found = Path(folder), []
+    for path in sorted(folder.rglob("*.parquet")):
+        if any(name == "parts" or name.startswith(".") for name in path.relative_to(folder).parts):
+            continue
+        try:
+            found.append(read(path))
+        except UserError as error:
+            if unread is None:
+                raise
+            unread(str(error))
+    return found
 
 
 def merge(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -95,18 +131,19 @@ def digest(table: pd.DataFrame) -> str:
     return sha.hexdigest()
 
 
-def _write(table: pd.DataFrame, said: dict[str, Any], path: Path) -> Path:
-    """A table with named fields in its metadata, as JSON."""
+def _write(table: pd.DataFrame, said: dict[str, Any], path: Path, durable: bool = True) -> None:
+    """A table with named fields in its metadata, as JSON, sealed."""
     whole = pa.Table.from_pandas(table, preserve_index=False)
-    text = json.dumps(said, sort_keys=True, default=_plain)
-    whole = whole.replace_schema_metadata({**(whole.schema.metadata or {}), METADATA: text.encode()})
-    write_whole(path, lambda temporary: pq.write_table(whole, temporary, compression="zstd"))
-    return path
+    text = seals.unmarked(json.dumps({"format": FORMAT, **said}, sort_keys=True, default=_plain))
+    kept = {**(whole.schema.metadata or {}), METADATA: text.encode(), SEAL: seals.BLANK.encode()}
+    whole = whole.replace_schema_metadata(kept)
+    seals.write_sealed(path, lambda temporary: pq.write_table(whole, temporary, compression="zstd"), durable)
 
 
-def _read(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The table in a file and the fields of its metadata. Raises UserError where there are none."""
+def _read(path: Path) -> tuple[pd.DataFrame, dict[str, Any], bool]:
+    """The table in a file, the fields of its metadata, and whether it is sealed. Raises UserError where there are none."""
     try:
+        sealed = bool(seals.seal_of(path))
         found = pq.read_table(path)
         text = (found.schema.metadata or {}).get(METADATA)
         if text is None:
@@ -114,11 +151,17 @@ def _read(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         said, table = json.loads(text), found.to_pandas()
     except FileNotFoundError:
         raise UserError(f"no verdicts at {path}") from None
-    except (OSError, ValueError, pa.ArrowException) as error:
+    except seals.Damaged as damaged:
+        raise UserError(f"cannot read verdicts {damaged}") from None
+    except UserError:
+        raise
+    except Exception as error:  # pyarrow and pandas raise many kinds for foreign bytes
         raise UserError(f"cannot read verdicts {path}: {reason(error)}") from None
     if not isinstance(said, dict):
         raise UserError(f"{path}: expected metadata of named fields, found {type(said).__name__}")
-    return table, said
+    if not sealed and "format" in said:
+        raise seals.Damaged(path, seals.NO_SEAL)
+    return table, said, sealed
 
 
 def _sorted(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,180 @@
+"""Seals: a file carries the sha256 of its own content, which is checked whenever it is read.
+
+The seal is text: `rkhs-seal-sha256:` and 64 digits, of the whole file with zeros in place of these digits. Each format has a place
+for it: the metadata of a parquet or safetensors file, the comment of a zip archive (.npz, .pt), a field of JSON, a comment of YAML.
+It tells damage, not forgery: whoever can write a file can seal it.
+"""
+
+import hashlib
+import json
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.reasons import reason
+from robustbench_rkhs.runtime.files import write_whole
+
+MARK = "rkhs-seal-sha256:"
+ZEROS = "0" * 64
+BLANK = MARK + ZEROS
+"""What a format's place for the seal holds until the file is sealed."""
+CHUNK = 1 << 20
+
+
+class Damaged(UserError):
+    """A file is not what was written: its seal is broken, missing or of another key."""
+
+    def __init__(self, path: Path, fault: str) -> None:
+        super().__init__(f"{path}: damaged: {fault}")
+        self.fault = f"damaged: {fault}"
+
+
+NO_SEAL = "expected its seal, found none"
+
+
+class SetAside(UserWarning):
+    """A damaged file of ours was renamed, and what it held is done again."""
+
+
+def write_sealed(path: Path, write: Callable[[Path], object], durable: bool = True) -> str:
+    """Let `write` make a file that holds BLANK once, seal it and put it in its place, whole or absent. Returns the seal.
+
+    Raises Unwritable as `write_whole` does. Cost: two readings of the file (0.5 GB: about 2 s).
+    """
+    seals = []
+
+    def both(temporary: Path) -> None:
+        write(temporary)
+        seals.append(_sealed(temporary))
+
+    write_whole(path, both, durable)
+    return seals[0]
+
+
+def seal_of(path: Path, required: bool = False) -> str:
+    """The seal of a file, which was checked; empty where it has none. Raises Damaged where it is broken, or missing but `required`.
+
+    Raises OSError where the file cannot be read.
+    """
+    with path.open("rb") as handle:
+        at = _place(handle)
+        if at is None:
+            if required:
+                raise Damaged(path, NO_SEAL)
+            return ""
+        handle.seek(at)
+        said = handle.read(64).decode("ascii", "replace")
+        if not re.fullmatch("[0-9a-f]{64}", said) or said != _digest(handle, at):
+            raise Damaged(path, "its content is not what was sealed")
+    return said
+
+
+def write_archive(path: Path, write: Callable[[Path], object], durable: bool = True) -> str:
+    """A zip archive (.npz, .pt) that `write` makes, with the seal as its comment."""
+
+    def commented(temporary: Path) -> None:
+        write(temporary)
+        with zipfile.ZipFile(temporary, "a") as archive:
+            archive.comment = BLANK.encode()
+
+    return write_sealed(path, commented, durable)
+
+
+def write_record(path: Path, record: Mapping[str, Any], indent: int | None = 2) -> str:
+    """A JSON object with its seal as the last field."""
+    text = json.dumps({**record, "seal": BLANK}, indent=indent) + "\n"
+    return write_sealed(path, lambda temporary: temporary.write_text(text))
+
+
+def read_record(path: Path, required: bool = False) -> dict[str, Any]:
+    """The JSON object of a record, without its seal. Raises Damaged, or UserError where it is no JSON object."""
+    try:
+        seal_of(path, required)
+        record = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"no file {str(path)!r}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not a readable record: {reason(error)}") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: expected a record of named fields, found {type(record).__name__}")
+    record.pop("seal", None)
+    return record
+
+
+def write_commented(path: Path, text: str) -> str:
+    """A text file of a format with `#` comments (YAML), its seal as the last line."""
+    return write_sealed(path, lambda temporary: temporary.write_text(f"{text.rstrip()}\n# {BLANK}\n"))
+
+
+def write_lines(path: Path, records: list[dict[str, Any]]) -> str:
+    """JSON lines, the seal of the file as a field of the first."""
+    first = [{**record, "seal": BLANK} for record in records[:1]]
+    text = "".join(json.dumps(record) + "\n" for record in [*first, *records[1:]])
+    if not records:
+        raise ValueError("a file of no records has no place for a seal")
+    return write_sealed(path, lambda temporary: temporary.write_text(text))
+
+
+def unmarked(text: str) -> str:
+    """The same JSON, in which no text reads like a seal."""
+    return text.replace(MARK, MARK[:-1] + "\\u003a")
+
+
+def set_aside(path: Path, why: UserError | str, *beside: Path) -> None:
+    """Rename a damaged file to `.damaged-NAME-NUMBER`, and what lies `beside` it, and say so in a line (a warning, SetAside).
+
+    What it held is then done again: only for files that can be made again.
+    """
+    for one in (path, *beside):
+        number = 1
+        while (aside := one.with_name(f".damaged-{one.name}-{number}")).exists():
+            number += 1
+        try:
+            one.rename(aside)
+        except FileNotFoundError:  # another process was faster
+            continue
+        if one == path:
+            warnings.warn(f"{why}; set aside as {aside.name}, and done again", SetAside, stacklevel=3)
+
+
+def _sealed(path: Path) -> str:
+    with path.open("r+b") as handle:
+        at = _place(handle)
+        if at is None:
+            raise ValueError(f"{path.name} has no place for a seal")
+        seal = _digest(handle, at)
+        handle.seek(at)
+        handle.write(seal.encode())
+    return seal
+
+
+def _place(handle: BinaryIO) -> int | None:
+    """Where the digits of the last seal in a file begin."""
+    mark, found, begin, before = MARK.encode(), None, 0, b""
+    handle.seek(0)
+    while chunk := handle.read(CHUNK):
+        whole = before + chunk
+        at = whole.rfind(mark)
+        if at >= 0:
+            found = begin - len(before) + at + len(mark)
+        begin, before = begin + len(chunk), whole[-len(mark) + 1 :]
+    return found
+
+
+def _digest(handle: BinaryIO, at: int) -> str:
+    """sha256 of a file with zeros in place of its seal."""
+    sha = hashlib.sha256()
+    handle.seek(0)
+    left = at
+    while left and (chunk := handle.read(min(CHUNK, left))):
+        sha.update(chunk)
+        left -= len(chunk)
+    handle.seek(at + 64)
+    sha.update(ZEROS.encode())
+    while chunk := handle.read(CHUNK):
+        sha.update(chunk)
+    return sha.hexdigest()
