@@ -22,7 +22,7 @@ def knowing(asked):
 
 @pytest.mark.parametrize("tolerance", [0.1, 1e-3])
 def test_the_radius_is_below_the_truth_and_within_the_tolerance(tolerance):
-    found = largest(knowing([]), torch.zeros_like(TRUTH), (0.1, 0.5), True, tolerance)
+    found = largest(knowing([]), torch.zeros_like(TRUTH), (0.1, 0.5), True, tolerance).radius
     assert (found <= TRUTH).all()
     inner = slice(1, 5)
     assert (found[inner] >= TRUTH[inner] / (1 + 2 * tolerance)).all() and found[0] == 0 and found[5] >= LARGEST
@@ -30,14 +30,14 @@ def test_the_radius_is_below_the_truth_and_within_the_tolerance(tolerance):
 
 def test_without_a_search_only_what_was_asked_for_is_tried():
     asked = []
-    found = largest(knowing(asked), torch.zeros_like(TRUTH), (0.5, 0.02, float("inf"), 0.0), False, 1e-2)
+    found = largest(knowing(asked), torch.zeros_like(TRUTH), (0.5, 0.02, float("inf"), 0.0), False, 1e-2).radius
     assert found.tolist() == [0.0, 0.0, 0.02, 0.02, 0.5, 0.5]
     assert {radius for _, radius in asked} == {1e-9, 0.02, 0.5}
     assert (1, 0.5) not in asked  # where a ball was not proved, no larger one is tried
 
 
 def test_what_a_proof_reaches_beyond_its_ball_is_kept():
-    found = largest(lambda which, radii: TRUTH[which], torch.zeros_like(TRUTH), (), True, 1e-2)
+    found = largest(lambda which, radii: TRUTH[which], torch.zeros_like(TRUTH), (), True, 1e-2).radius
     assert torch.equal(found, TRUTH)
 
 

@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal
 
 import torch
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustbench_rkhs.attacks.ball import per_image
-from robustbench_rkhs.attacks.base import Attack, Attacked
-from robustbench_rkhs.attacks.library_model import Counted, confined_randomness, counting, gain
+from robustbench_rkhs.attacks.base import Attack, Attacked, unstarted
+from robustbench_rkhs.attacks.library_model import Counted, confined_randomness, counting, gain, searched
 from robustbench_rkhs.nodes.node import UserError, did_you_mean
+from robustbench_rkhs.runtime.clock import OutOfTime
 from robustbench_rkhs.runtime.counter_rng import mix
 
 PARTS = {
@@ -94,17 +96,26 @@ class AutoAttack(Attack):
             raise UserError(f"AutoAttack expects images in [0, 1], found {x.amin():.4g} to {x.amax():.4g}")
         seed, images = mix(self.seed, *keys.tolist()), x.clone()
         with counting(model, x) as counted, confined_randomness(seed), _silence():
-            standing = counted.standing(x, y)
+            try:
+                standing = counted.standing(x, y)
+            except OutOfTime:
+                return unstarted(x)
+            finished = True
             attacked, claimed = standing & (eps > 0), ~standing
             for parts, square in self._plan(x):
-                left = (attacked & counted.standing(images, y)).nonzero().squeeze(1)
-                if len(left):
-                    found = self._run(counted, x[left], y[left], parts, square, eps, seed)
-                    fell = ~counted.standing(found, y[left]) & found.flatten(1).isfinite().all(1)
-                    images[left] = torch.where(per_image(fell, found), found, x[left])
-                    moved = found != x[left].float().to(x)  # the library moves what it saw fall, and nothing else
-                    claimed[left] |= moved.flatten(1).any(1)
-            return Attacked(images, *counted.spent(attacked), claimed)
+                try:
+                    left = (attacked & counted.standing(images, y)).nonzero().squeeze(1)
+                except OutOfTime:
+                    finished = False
+                    break
+                done = searched(counted, x[left], y[left], self.norm, eps, partial(self._search, counted, parts, square, eps, seed))
+                images[left] = torch.where(per_image(done.fell, done.images), done.images, x[left])
+                moved = done.images != x[left].float().to(x)  # the library moves what it saw fall, and nothing else
+                claimed[left] |= moved.flatten(1).any(1)
+                if not done.finished:
+                    finished = False
+                    break
+            return Attacked(images, *counted.spent(attacked), claimed, finished)
 
     def _plan(self, x: Tensor) -> list[tuple[tuple[str, ...], int | None]]:
         """What runs in which form: all on the images as they are, or Square apart, on squares of this side."""
@@ -115,6 +126,12 @@ class AutoAttack(Attack):
             side += 1
         runs = [(tuple(part for part in self.parts if part != "square"), 0), (("square",), side)]
         return [(parts, form) for parts, form in runs if set(parts) & set(self.parts)]
+
+    def _search(
+        self, counted: Counted, parts: tuple[str, ...], square: int | None, eps: float, seed: int, x: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        found = self._run(counted, x, y, parts, square, eps, seed)
+        return found, ~counted.standing(found, y) & found.flatten(1).isfinite().all(1)
 
     def _run(
         self, counted: Counted, x: Tensor, y: Tensor, parts: tuple[str, ...], square: int | None, eps: float, seed: int

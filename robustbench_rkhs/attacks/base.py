@@ -2,6 +2,7 @@
 
 from typing import ClassVar, NamedTuple
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -22,6 +23,12 @@ class Attacked(NamedTuple):
     """Images that the attack saw broken and stopped working on; None where it never stops early."""
     finished: bool = True
     """False where a clock cut the attack: an image it did not break is untested, it did not survive."""
+
+
+def unstarted(x: Float[Tensor, "batch *image"]) -> Attacked:
+    """What an attack returns that a clock cut before it found anything."""
+    nothing = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    return Attacked(x.clone(), nothing, nothing.clone(), finished=False)
 
 
 class Attack(Node):

@@ -1,6 +1,8 @@
 """The engine of our own attacks: batches of open images only, no weight gradients, every query counted."""
 
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
 import torch
@@ -13,6 +15,7 @@ from robustbench_rkhs.attacks.library_model import gain
 from robustbench_rkhs.attacks.objective import misclassified
 from robustbench_rkhs.attacks.passes import Slope, Value, boundaries_of, jacobian_of, slope_of
 from robustbench_rkhs.nodes.threat_model import Box, Norm
+from robustbench_rkhs.runtime.clock import ask, fitting, left
 
 INSIDE = 1 - 1e-6
 """Images are projected to this share of eps, less what rounding can move them: it cannot take them out of the ball again."""
@@ -28,6 +31,8 @@ class Engine:
     An attack works on `open()` and asks by `logits` or `slope`; whatever it asks, each misclassified image inside box and ball is
     kept if it is the nearest so far, and leaves `open()` where a finite eps was given. So no iterate of any attack is lost, and
     none can report success by itself. Answers that are not finite are misclassified; gradients that are not finite are 0.
+    Each batch of a query asks the clock first, and is cut where the images it holds would take long: `finished` then says whether
+    the attack came to its end. The pace is learnt from one uncounted pass where a clock runs, then from every query.
     """
 
     def __init__(
@@ -61,6 +66,10 @@ class Engine:
         peak = x.flatten(1).abs().amax(1).double().clamp_min(1) if x.numel() else self.distance
         self.rounding = peak * torch.finfo(x.dtype).eps / 2 * (x[:1].numel() ** 0.5 if norm == "l2" else 1)
         """How far rounding its pixels can move an image: at small eps more than a millionth of it."""
+        self.finished = True
+        """False once a clock cut the attack."""
+        self.pace = _pace(model, x)
+        """Seconds of a forward pass per image, at the latest query; 0 where no clock runs."""
         every = torch.arange(len(x), device=x.device)
         self.clean = self.logits(every, x) if len(x) else x.new_zeros(0, 1)
         """Logits of the images themselves."""
@@ -88,13 +97,14 @@ class Engine:
     def logits(self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"]) -> Float[Tensor, "some classes"]:
         """Logits of modified images, one for each of these positions. Cost: `expectation` forward passes each."""
         parts = []
-        for where, part in zip(at.split(self.batch_size), images.split(self.batch_size), strict=True):
+        for some in self._batches(len(at), self.expectation):
+            where, part = at[some], images[some]
             logits = self.model(part)
             for _ in range(self.expectation - 1):
                 logits = logits + self.model(part)
             parts.append(logits / self.expectation if self.expectation > 1 else logits)
+            self.forwards.index_add_(0, where, torch.full_like(where, self.expectation))
             self._seen(where, part, parts[-1])
-        self.forwards.index_add_(0, at, torch.full_like(at, self.expectation))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def slope(self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"], value: Value, *, keep: bool = True) -> Slope:
@@ -103,7 +113,8 @@ class Engine:
         `keep`: False where what is misclassified must not count (an attack that is judged by its last image alone).
         """
         parts, rows = [], torch.arange(len(at), device=at.device)
-        for where, part, row in zip(*(tensor.split(self.batch_size) for tensor in (at, images, rows)), strict=True):
+        for some in self._batches(len(at), 3 * self.expectation):
+            where, part, row = at[some], images[some], rows[some]
             total: Slope | None = None
             for _ in range(self.expectation):
                 one = slope_of(self.model, part, row, value)
@@ -111,12 +122,12 @@ class Engine:
             assert total is not None
             if self.expectation > 1:
                 total = Slope(*(tensor / self.expectation for tensor in total))
+            counted = self._counted(where)
+            self.forwards += counted
+            self.backwards += counted
             if keep:
                 self._seen(where, part, total.logits)
             parts.append(total)
-        counted = self._counted(at)
-        self.forwards += counted
-        self.backwards += counted
         return Slope(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def jacobian(
@@ -127,17 +138,17 @@ class Engine:
         Cost: `expectation` times a forward pass and one backward pass a class.
         """
         answers, rows = [], []
-        chosen = [None] * len(at.split(self.batch_size)) if classes is None else classes.split(self.batch_size)
-        for where, part, few in zip(at.split(self.batch_size), images.split(self.batch_size), chosen, strict=True):
+        columns = self.clean.shape[1] if classes is None else classes.shape[1]
+        for some in self._batches(len(at), (1 + 2 * columns) * self.expectation):
+            where, part, few = at[some], images[some], None if classes is None else classes[some]
             every = [jacobian_of(self.model, part, few) for _ in range(self.expectation)]
             answers.append(torch.stack([logits for logits, _ in every]).mean(0))
-            rows.append(torch.stack([columns for _, columns in every]).mean(0))
+            rows.append(torch.stack([gradients for _, gradients in every]).mean(0))
+            counted = self._counted(where)
+            self.forwards += counted
+            self.backwards += counted * rows[-1].shape[1]
             self._seen(where, part, answers[-1])
-        found, gradients = torch.cat(answers), torch.cat(rows)
-        counted = self._counted(at)
-        self.forwards += counted
-        self.backwards += counted * gradients.shape[1]
-        return found, gradients
+        return torch.cat(answers), torch.cat(rows)
 
     def boundaries(self, at: Int[Tensor, " some"]) -> Float[Tensor, "some classes"]:
         """How far each class's boundary is from these images by linearisation; infinite to an image's own.
@@ -145,14 +156,15 @@ class Engine:
         Cost: `expectation` times a forward pass and a backward pass a class.
         """
         parts = []
-        for where in at.split(self.batch_size):
+        for some in self._batches(len(at), (1 + 2 * self.clean.shape[1]) * self.expectation):
+            where = at[some]
             several = [boundaries_of(self.model, self.x[where], self.y[where], self.norm) for _ in range(self.expectation)]
             self._seen(where, self.x[where], torch.stack([logits for logits, _ in several]).mean(0))
             parts.append(torch.stack([far for _, far in several]).mean(0))
-        counted, found = self._counted(at), torch.cat(parts)
-        self.forwards += counted
-        self.backwards += counted * found.shape[1]
-        return found
+            counted = self._counted(where)
+            self.forwards += counted
+            self.backwards += counted * parts[-1].shape[1]
+        return torch.cat(parts)
 
     def project(self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"]) -> Float[Tensor, "some *image"]:
         """Into the box, then towards the image at the position into a ball a millionth, and the rounding, smaller than its eps."""
@@ -177,7 +189,19 @@ class Engine:
 
     def attacked(self) -> Attacked:
         """What the attack contract asks for."""
-        return Attacked(self.images, self.forwards, self.backwards, self.broken)
+        return Attacked(self.images, self.forwards, self.backwards, self.broken, self.finished)
+
+    def _batches(self, images: int, passes: int) -> Iterator[slice]:
+        """The batches of a query, each preceded by a question to the clock. `passes`: forward passes an image costs, about."""
+        if not images:
+            yield slice(0, 0)
+        start = 0
+        while start < images:
+            ask()
+            size, begun = min(self.batch_size, images - start, fitting(self.pace * passes)), time.monotonic()
+            yield slice(start, start + size)
+            self.pace = (time.monotonic() - begun) / (size * passes)
+            start += size
 
     def _counted(self, at: Tensor) -> Tensor:
         """How many passes a question about these positions is, for each position; one may be there several times."""
@@ -218,3 +242,14 @@ class Engine:
         self.forwards.index_add_(0, at, torch.ones_like(at))
         result: Tensor = (logits.argmax(1) != self.y[at]) | ~logits.isfinite().all(1)
         return result
+
+
+@torch.no_grad()
+def _pace(model: nn.Module, x: Tensor) -> float:
+    """Seconds of one forward pass of one image, tried where a clock runs: before it is known, no batch could be cut."""
+    if not len(x) or left() == math.inf:
+        return 0.0
+    ask()
+    begun = time.monotonic()
+    model(x[:1])
+    return time.monotonic() - begun

@@ -8,11 +8,12 @@ from jaxtyping import Float, Float64, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from robustbench_rkhs.attacks.base import Attack, Attacked
+from robustbench_rkhs.attacks.base import Attack, Attacked, unstarted
 from robustbench_rkhs.attacks.bpda import through
 from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.library_model import frozen
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.clock import OutOfTime
 
 
 class EngineAttack(Attack):
@@ -45,10 +46,16 @@ class EngineAttack(Attack):
         keys: Int[Tensor, " batch"],
         eps: Float64[Tensor, " batch"] | None = None,
     ) -> Attacked:
-        """`eps`: a budget for each image, in place of the field."""
-        with self.engaged(model, x, y, keys, eps) as engine:
-            self.search(engine)
-            return engine.attacked()
+        """`eps`: a budget for each image, in place of the field. Out of time, it returns what it has (`finished` is False)."""
+        try:
+            with self.engaged(model, x, y, keys, eps) as engine:
+                try:
+                    self.search(engine)
+                except OutOfTime:
+                    engine.finished = False
+                return engine.attacked()
+        except OutOfTime:  # before the images themselves were all asked about
+            return unstarted(x)
 
     @contextmanager
     def engaged(

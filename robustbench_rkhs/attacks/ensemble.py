@@ -15,6 +15,7 @@ from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.fab import FAB
 from robustbench_rkhs.attacks.square.attack import Square
+from robustbench_rkhs.runtime.clock import OutOfTime
 
 AnyPart = Annotated[APGD | FAB | Square, Field(discriminator="name")]
 """The attacks an ensemble may be made of."""
@@ -117,7 +118,14 @@ class Ensemble(EngineAttack):
         keys: Int[Tensor, " batch"],
         eps: Float64[Tensor, " batch"] | None = None,
     ) -> tuple[Attacked, Spending]:
-        """As a call, and beside it what `effort: adaptive` spent and why (nothing where the effort is full)."""
+        """As a call, and beside it what `effort: adaptive` spent and why (nothing where the effort is full).
+
+        Raises OutOfTime where a clock runs out before the images themselves were asked about.
+        """
         with self.engaged(model, x, y, keys, eps) as engine:
-            spending = self._search(engine)
+            spending = Spending()
+            try:
+                spending = self._search(engine)
+            except OutOfTime:
+                engine.finished = False
             return engine.attacked(), spending

@@ -10,12 +10,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from robustbench_rkhs.attacks.ball import per_image
-from robustbench_rkhs.attacks.base import Attack, Attacked
+from robustbench_rkhs.attacks.base import Attack, Attacked, unstarted
 from robustbench_rkhs.attacks.hopskip import hop_skip_jump
-from robustbench_rkhs.attacks.library_model import Counted, confined_randomness, counting, gain
+from robustbench_rkhs.attacks.library_model import Counted, confined_randomness, counting, gain, searched
 from robustbench_rkhs.attacks.objective import margin
 from robustbench_rkhs.nodes.node import Real, UserError
 from robustbench_rkhs.nodes.threat_model import Box
+from robustbench_rkhs.runtime.clock import OutOfTime
 from robustbench_rkhs.runtime.counter_rng import mix
 from robustbench_rkhs.runtime.extras import require
 
@@ -104,14 +105,19 @@ class FoolboxAttack(Attack):
             raise UserError(f"box 'unit' expects images in [0, 1], found {x.amin():.4g} to {x.amax():.4g}")
         images = x.clone()
         with counting(model, x) as counted, confined_randomness(mix(self.seed, *keys.tolist())):
-            right = counted.standing(x, y)
-            claimed = ~right
-            if right.any():
-                found = self._run(counted, x[right].float(), y[right]).to(x)
-                fell = ~counted.standing(found, y[right]) & found.flatten(1).isfinite().all(1)
-                images[right] = torch.where(per_image(fell, found), found, x[right])
-                claimed[right] = fell
-            return Attacked(images, *counted.spent(right), claimed)
+
+            def search(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+                found = self._run(counted, x.float(), y).to(x)
+                return found, ~counted.standing(found, y) & found.flatten(1).isfinite().all(1)
+
+            try:
+                right = counted.standing(x, y)
+            except OutOfTime:
+                return unstarted(x)
+            done = searched(counted, x[right], y[right], self.norm, None, search)
+            images[right], claimed = torch.where(per_image(done.fell, done.images), done.images, x[right]), ~right
+            claimed[right] = done.fell
+            return Attacked(images, *counted.spent(right), claimed, done.finished)
 
     def _run(self, counted: Counted, x: Tensor, y: Tensor) -> Tensor:
         """What the library returns, adversarial or not."""

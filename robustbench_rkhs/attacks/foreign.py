@@ -11,13 +11,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from robustbench_rkhs.attacks.ball import per_image
-from robustbench_rkhs.attacks.base import Attack, Attacked
+from robustbench_rkhs.attacks.base import Attack, Attacked, unstarted
 from robustbench_rkhs.attacks.foolbox import bounds_of, quiet
-from robustbench_rkhs.attacks.library_model import Counted, confined_randomness, counting
+from robustbench_rkhs.attacks.library_model import Counted, confined_randomness, counting, searched
 from robustbench_rkhs.nodes.code_names import code_name
 from robustbench_rkhs.nodes.node import Node, UserError, real
 from robustbench_rkhs.nodes.own_code import described, source_digest
 from robustbench_rkhs.nodes.threat_model import Norm
+from robustbench_rkhs.runtime.clock import OutOfTime
 from robustbench_rkhs.runtime.counter_rng import mix
 
 
@@ -57,15 +58,22 @@ class ForeignAttack(Attack):
         eps = None if self.minimal_norm else self.budget()
         images = x.clone()
         with counting(model, x) as counted, confined_randomness(mix(self.seed, *keys.tolist())):
-            right = counted.standing(x, y)
-            if right.any():
-                found = self.run(counted, x[right].clone(), y[right].clone(), eps)
-                if not isinstance(found, Tensor) or found.shape != x[right].shape:
+
+            def search(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+                found = self.run(counted, x.clone(), y.clone(), eps)
+                if not isinstance(found, Tensor) or found.shape != x.shape:
                     what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-                    raise ValueError(f"expected images of shape {tuple(x[right].shape)}, found {what}")
+                    raise ValueError(f"expected images of shape {tuple(x.shape)}, found {what}")
                 found = found.detach().to(x)
-                images[right] = torch.where(per_image(found.flatten(1).isfinite().all(1), found), found, x[right])
-            return Attacked(images, *counted.spent(right))
+                return found, found.flatten(1).isfinite().all(1)
+
+            try:
+                right = counted.standing(x, y)
+            except OutOfTime:
+                return unstarted(x)
+            done = searched(counted, x[right], y[right], self.norm, eps, search)
+            images[right] = torch.where(per_image(done.fell, done.images), done.images, x[right])
+            return Attacked(images, *counted.spent(right), finished=done.finished)
 
     def run(self, counted: Counted, x: Tensor, y: Tensor, eps: float | None) -> Any:
         """What it returns for these images."""

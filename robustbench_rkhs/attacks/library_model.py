@@ -1,15 +1,20 @@
 """The model as a library sees it: queries are counted, randomness is confined, and the model is left as it was."""
 
 import random
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from robustbench_rkhs.attacks.ball import distances
 from robustbench_rkhs.attacks.objective import margin
+from robustbench_rkhs.nodes.threat_model import Norm
+from robustbench_rkhs.runtime.clock import OutOfTime, ask, fitting, left
 from robustbench_rkhs.runtime.modes import evaluating
 
 
@@ -19,7 +24,8 @@ class Counted(nn.Module):
     The model is held outside the module tree, so that a library's `.to()`, `.train()` or `.zero_grad()` never reaches it.
     Images come flattened or padded: the model gets the first entries of each, in its own shape and dtype. Answers that are
     not finite become 0 or +-1e30, gradients that are not finite become 0, and a model that ignores its input has gradient
-    0 instead of none: a library would stop with an error, or never.
+    0 instead of none: a library would stop with an error, or never. Each forward pass asks the clock; where one runs, the nearest
+    misclassified image of those that `follow` names is kept, as a library that is cut returns nothing.
     """
 
     def __init__(self, model: nn.Module, shape: torch.Size, dtype: torch.dtype) -> None:
@@ -30,15 +36,21 @@ class Counted(nn.Module):
         """A positive factor of each image's logits, or one for all: it changes no prediction."""
         self.forwards = 0
         self.backwards = 0
+        self.pace = 0.0
+        """Seconds of a forward pass per image, at the latest; 0 before the first."""
+        self._followed: _Followed | None = None
         self.eval()
 
     def forward(self, inputs: Float[Tensor, "batch *any"]) -> Float[Tensor, "batch classes"]:
+        ask()
         pixels = inputs.view_as(inputs)
         differentiable = torch.is_grad_enabled() and inputs.requires_grad
         if differentiable:
             pixels.register_hook(self._backward)
         images = pixels.flatten(1)[:, : self.size].reshape(-1, *self.shape).to(self.dtype)
-        logits = self._held[0](images).to(inputs.dtype)
+        logits = self._answer(images).to(inputs.dtype)
+        if self._followed is not None and len(images):
+            self._followed.see(images.detach(), logits.detach())
         self.forwards += len(inputs)
         if differentiable and not logits.requires_grad:
             logits = logits + 0 * pixels.flatten(1).sum(1, keepdim=True)
@@ -55,15 +67,98 @@ class Counted(nn.Module):
     @torch.no_grad()
     def standing(self, x: Float[Tensor, "batch *image"], y: Int[Tensor, " batch"], batch: int = 256) -> Bool[Tensor, " batch"]:
         """Which images the model itself still gets right; an answer that is not finite is not right. Not counted."""
-        right = [torch.zeros(0, dtype=torch.bool, device=x.device)]
-        for images, labels in zip(x.split(batch), y.split(batch), strict=True):
-            logits = self._held[0](images.reshape(-1, *self.shape).to(self.dtype))
-            right.append((logits.argmax(1) == labels) & logits.isfinite().all(1))
+        right, start = [torch.zeros(0, dtype=torch.bool, device=x.device)], 0
+        while start < len(x):
+            ask()
+            several = 1 if not self.pace and left() < torch.inf else min(batch, fitting(self.pace))
+            some = slice(start, start + several)
+            logits = self._answer(x[some].reshape(-1, *self.shape).to(self.dtype))
+            right.append((logits.argmax(1) == y[some]) & logits.isfinite().all(1))
+            start += several
         return torch.cat(right)
+
+    def follow(self, x: Float[Tensor, "batch *image"], y: Int[Tensor, " batch"], norm: Norm, eps: float | None) -> None:
+        """From now on keep the nearest misclassified image of each of these, within eps, where a clock runs."""
+        self._followed = _Followed(x, y, norm, eps) if left() < torch.inf else None
+
+    def nearest(self) -> tuple[Float[Tensor, "batch *image"], Bool[Tensor, " batch"]] | None:
+        """What was kept since `follow`, and for which images anything was; None where nothing was followed."""
+        return None if self._followed is None else (self._followed.images, self._followed.distance < torch.inf)
+
+    def _answer(self, images: Tensor) -> Tensor:
+        begun = time.monotonic()
+        logits: Tensor = self._held[0](images)
+        self.pace = (time.monotonic() - begun) / max(len(images), 1)
+        return logits
 
     def spent(self, attacked: Bool[Tensor, " batch"]) -> tuple[Int[Tensor, " batch"], Int[Tensor, " batch"]]:
         """Forward and backward passes, shared out evenly over the attacked images: libraries count by the batch."""
         return _shares(self.forwards, attacked), _shares(self.backwards, attacked)
+
+
+class _Followed:
+    """The nearest misclassified image seen of each, whatever order a library asks in: a row belongs to the image next to it.
+
+    It claims nothing: what is kept is pulled inside ball and box, measured and asked about again, as all that attacks return.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, norm: Norm, eps: float | None) -> None:
+        self.x, self.y, self.norm, self.images = x, y, norm, x.clone()
+        self.reach = torch.inf if eps is None else eps + 1e-6
+        self.distance = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
+
+    def see(self, images: Tensor, logits: Tensor) -> None:
+        if len(images) == len(self.x):
+            of = torch.arange(len(images), device=images.device)
+        else:
+            of = torch.cdist(images.flatten(1).double(), self.x.flatten(1).double()).argmin(1)
+        wrong = ((logits.argmax(1) != self.y[of]) & images.flatten(1).isfinite().all(1)).nonzero().flatten()
+        for row, away in zip(wrong.tolist(), distances(self.x[of[wrong]], images[wrong].to(self.x), self.norm), strict=True):
+            if away <= self.reach and away < self.distance[of[row]]:
+                self.distance[of[row]], self.images[of[row]] = away, images[row].to(self.x)
+
+
+class Searched(NamedTuple):
+    """What a library found for some images."""
+
+    images: Float[Tensor, "batch *image"]
+    """As it returned them; where a clock cut it, the nearest misclassified that it asked about, or the image itself."""
+    fell: Bool[Tensor, " batch"]
+    """Which of them are worth keeping."""
+    finished: bool
+    """False where a clock cut the library; what it had passed on the way is kept."""
+
+
+Search = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(images, labels) -> what a library returns for them, and which of it is worth keeping."""
+
+
+def searched(
+    counted: Counted,
+    x: Float[Tensor, "batch *image"],
+    y: Int[Tensor, " batch"],
+    norm: Norm,
+    eps: float | None,
+    search: Search,
+) -> Searched:
+    """A library's search on these images, on as many at once as the clock allows (on all, where none runs).
+
+    `eps`: what it keeps to; None where it looks for the nearest.
+    """
+    images, fell, start = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device), 0
+    while start < len(x):
+        size = min(len(x) - start, fitting(3 * counted.pace))  # of a step, forward and backward
+        some = slice(start, start + size)
+        counted.follow(x[some], y[some], norm, eps)
+        try:
+            ask()
+            images[some], fell[some] = search(x[some], y[some])
+        except OutOfTime:
+            if kept := counted.nearest():
+                images[some], fell[some] = kept
+            return Searched(images, fell, False)
+        start += size
+    return Searched(images, fell, True)
 
 
 def _shares(total: int, attacked: Bool[Tensor, " batch"]) -> Int[Tensor, " batch"]:

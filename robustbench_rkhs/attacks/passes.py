@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from robustbench_rkhs.attacks.hyperplane import distance_to_plane
 from robustbench_rkhs.attacks.objective import input_gradient
 from robustbench_rkhs.nodes.threat_model import Norm
+from robustbench_rkhs.runtime.clock import ask
 
 Value = Callable[[Tensor, Tensor], Tensor]
 """(logits, rows) -> one number a row, to be lowered; `rows`: which of the images asked about these logits belong to."""
@@ -43,7 +44,10 @@ def jacobian_of(
         logits = model(leaf)
         asked = logits if classes is None else logits.gather(1, classes)
         last = asked.shape[1] - 1
-        columns = [input_gradient(asked[:, k].sum(), leaf, keep=k < last) for k in range(last + 1)]
+        columns = []
+        for k in range(last + 1):
+            ask()
+            columns.append(input_gradient(asked[:, k].sum(), leaf, keep=k < last))
     return logits.detach(), torch.stack(columns, 1)
 
 
@@ -59,6 +63,7 @@ def boundaries_of(
         logits = model(leaf)
         gaps, far = logits.gather(1, y[:, None]) - logits, []
         for k in range(logits.shape[1]):
+            ask()
             gradient = input_gradient(gaps[:, k].sum(), leaf, keep=k + 1 < logits.shape[1])
             far.append(distance_to_plane(gaps[:, k].detach(), gradient, norm))
     return logits.detach(), torch.stack(far, 1).scatter(1, y[:, None], torch.inf)

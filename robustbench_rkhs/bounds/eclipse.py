@@ -11,6 +11,7 @@ from robustbench_rkhs.bounds.liplt import dense, differences
 from robustbench_rkhs.bounds.network import Step, merged, pair_bounds
 from robustbench_rkhs.lipschitz.activations import slopes
 from robustbench_rkhs.lipschitz.bounds import SLACK, TINY, UNIT, Uncertifiable, affine, product, upwards
+from robustbench_rkhs.runtime.clock import afford, ask
 
 WIDEST, WIDEST_IMAGE = 2048, 4096
 """Most features of a layer, and of the image, whose dense matrices are worked with."""
@@ -77,6 +78,7 @@ def eclipse_proof(chain: list[Step], shape: tuple[int, ...], classes: int) -> tu
     simple, witness = pair_bounds(chain, shape, classes), Witness()
     before, form, run, start = 1.0, _identity(), list[Step](), 0
     for position, step in enumerate(chain):
+        ask()
         interval = slopes(step.module)
         if affine(step.module):
             run.append(step)
@@ -138,6 +140,7 @@ def _advanced(form: _Form, run: list[Step], step: Step, interval: tuple[float, f
     if not math.isfinite(form.size) or not weight.isfinite().all() or not math.isfinite(error) or peak == 0:
         return nothing
     before = torch.eye(weight.shape[1], dtype=torch.float64) if form.matrix is None else form.matrix
+    afford(sum(weight.shape) ** 3)
     half, both, apart = (low + high) / 2, low * high, ((high - low) / 2) ** 2
     largest = _inner(form.matrix, weight)
     width = math.sqrt(largest * apart * (1 + math.sqrt(1 + both / apart)))  # where the smallest eigenvalue of `after` is largest
@@ -149,6 +152,7 @@ def _advanced(form: _Form, run: list[Step], step: Step, interval: tuple[float, f
     schur = (schur + schur.T) / 2
     lowered = 8 * _slack(before, weight, error, torch.eye(outputs, dtype=torch.float64) - schur, interval)
     for _ in range(TRIES):
+        afford(8 * float(outputs) ** 3)
         after = (1 - lowered) * torch.eye(outputs, dtype=torch.float64) - schur
         floor = torch.linalg.eigvalsh(after)[0].item() / 2 if after.isfinite().all() else 0.0
         if floor > 0 and above(after, floor) and proved(before, weight, error, after, interval):
@@ -169,6 +173,7 @@ def proved(
     The matrix is formed in float64, which moves it by at most `_slack` in norm, and is positive semidefinite where the
     Cholesky decomposition of what remains less that slack and its own succeeds (`positive`). Symmetric matrices are expected.
     """
+    afford(float(len(before) + len(after)) ** 3)
     matrix = _matrix(before, weight, after, interval)
     return positive(matrix, _slack(before, weight, error, after, interval))
 
@@ -216,6 +221,7 @@ def above(matrix: Float64[Tensor, "size size"], floor: float) -> bool:
 
 def _inner(matrix: Tensor | None, weight: Tensor) -> float:
     """The largest eigenvalue of W N^{-1} W^T, about."""
+    afford(weight.numel() * weight.shape[1] + 8 * float(min(weight.shape)) ** 3)
     through = weight if matrix is None else torch.linalg.solve_triangular(torch.linalg.cholesky(matrix), weight.T, upper=False).T
     gram = through @ through.T if len(through) <= through.shape[1] else through.T @ through
     return float(max(torch.linalg.eigvalsh(gram)[-1].item(), 0.0))
@@ -248,12 +254,14 @@ def _pairs(form: _Form, rows: Tensor, error: float) -> Float64[Tensor, "classes 
     if form.matrix is None or not rows.isfinite().all() or not math.isfinite(error) or peak == 0:
         return differences(rows, error) * form.size
     count, rows = form.matrix.shape[0], rows / peak
+    afford(float(count) ** 3)
     error = (error / peak + UNIT * rows.norm().item() + TINY * rows.numel()) * (1 + SLACK)
     solved = torch.linalg.solve(form.matrix, rows.T).T
     rests = (rows - solved @ form.matrix).norm(dim=1)
     rests = rests + 4 * (count + 4) * UNIT * (rows.norm(dim=1) + solved.norm(dim=1) * form.matrix.norm())
     found = []
     for row, one, rest in zip(rows, solved, rests, strict=True):
+        ask()
         d, s, p = row - rows, one - solved, rest + rests
         long, wide = d.norm(dim=1) * (1 + SLACK) + TINY, s.norm(dim=1) * (1 + SLACK) + TINY
         rounding = 4 * (count + 4) * UNIT * long * wide

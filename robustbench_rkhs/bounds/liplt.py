@@ -22,6 +22,7 @@ from robustbench_rkhs.lipschitz.activations import slopes
 from robustbench_rkhs.lipschitz.bounds import SLACK, TINY, UNIT, Bound, affine, product, spectral, upwards
 from robustbench_rkhs.lipschitz.guard import gathered
 from robustbench_rkhs.lipschitz.rounding import fan, relative_rounding
+from robustbench_rkhs.runtime.clock import ask
 
 
 def liplt_pairs(chain: list[Step], shape: tuple[int, ...], classes: int) -> Float64[Tensor, "classes classes"]:
@@ -47,6 +48,7 @@ def liplt_pairs(chain: list[Step], shape: tuple[int, ...], classes: int) -> Floa
     last = _walk(chain, _start())
     total = torch.zeros_like(simple)
     for term in last.terms:
+        ask()
         total = total + _pairs_of(term, classes)
     coarse = _pairs_of(_Term(last.least, last.since, None), classes)
     found = torch.minimum((total * (1 + SLACK)).nan_to_num(torch.inf, torch.inf), coarse.nan_to_num(torch.inf, torch.inf))
@@ -115,6 +117,7 @@ def _start() -> _Signal:
 def _walk(chain: list[Step], signal: _Signal) -> _Signal:
     """What the chain makes of a signal."""
     for step in chain:
+        ask()
         interval = slopes(step.module)
         if affine(step.module):
             terms = [term._replace(route=[*term.route, step]) for term in signal.terms]
@@ -161,6 +164,7 @@ def _bound(signal: _Signal) -> float:
 
 def _norm(route: list[Step]) -> float:
     """Bound of the l2 norm of a linear map: of its matrix where that is small, else the product of its layers'."""
+    ask()
     if not route:
         return 1.0
     inputs, outputs = math.prod(route[0].inputs), math.prod(route[-1].bound.shape)

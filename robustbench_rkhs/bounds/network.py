@@ -18,6 +18,7 @@ from robustbench_rkhs.lipschitz.activations import elementwise, slopes
 from robustbench_rkhs.lipschitz.bounds import SLACK, TINY, UNIT, Bound, Uncertifiable, affine, product, rule, spectral, upwards
 from robustbench_rkhs.lipschitz.guard import branches, foreign, leaves, named, parts
 from robustbench_rkhs.lipschitz.rounding import relative_rounding
+from robustbench_rkhs.runtime.clock import ask
 
 DENSE_SIDE, DENSE_SIZE = 1024, 2**22
 """A run of affine layers is materialised where its smaller side and its size are at most these."""
@@ -52,6 +53,7 @@ def steps(model: nn.Module, shape: tuple[int, ...]) -> list[Step]:
         double = copy.deepcopy(model).to("cpu", torch.float64).requires_grad_(False)
         chain, now = [], tuple(shape)
         for path, (_, layer) in zip(paths, leaves(double), strict=True):
+            ask()
             try:
                 chains = tuple(steps(branch, now) for branch in branches(layer))
                 _check_kept(chains)
@@ -236,6 +238,7 @@ def materialise(run: list[Step]) -> Float64[Tensor, "outputs inputs"]:
             x = torch.zeros(len(some), *shape, dtype=torch.float64, requires_grad=True)
             y = x
             for step in run:
+                ask()
                 y = step.module(y)
             if by_rows:
                 (part,) = torch.autograd.grad(y, x, some.view_as(y))
@@ -252,6 +255,7 @@ def _differences(rows: Float64[Tensor, "classes inputs"]) -> Float64[Tensor, "cl
     """||row_y - row_j||_2, scaled so that no square under- or overflows."""
     norms = []
     for row in rows:
+        ask()
         difference = rows - row
         peak = difference.abs().amax(1)
         scaled = difference / torch.where(peak > 0, peak, 1)[:, None]

@@ -12,6 +12,7 @@ from robustbench_rkhs.lipschitz import Uncertifiable, fan
 from robustbench_rkhs.lipschitz.bounds import UNIT
 from robustbench_rkhs.lipschitz.guard import named
 from robustbench_rkhs.lipschitz.rounding import constants, relative_rounding
+from robustbench_rkhs.runtime.clock import ask
 
 SINGLE = 2.0**-24
 """Unit roundoff of float32."""
@@ -59,6 +60,7 @@ def float32_error(chain: list[Step], x: Float64[Tensor, "batch *image"]) -> tupl
 def _through(chain: list[Step], h: Tensor, e: Tensor, s: float, prefix: float) -> tuple[Tensor, Tensor, float, float]:
     """Outputs, error at the image, error per unit of radius, and the Lipschitz bound of all up to here."""
     for step in chain:
+        ask()
         if isinstance(step.module, Residual):
             parts = [_through(branch, h, e, s, prefix) for branch in step.branches]
             size = torch.stack([part.flatten(1).norm(dim=1) + error for part, error, _, _ in parts]).sum(0)

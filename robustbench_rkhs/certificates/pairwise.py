@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple
@@ -20,6 +21,7 @@ from robustbench_rkhs.lipschitz.guard import every
 from robustbench_rkhs.nodes.code_names import is_ours
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.threat_model import Norm
+from robustbench_rkhs.runtime.clock import UNKNOWN, OutOfTime, fitting
 
 BATCH = 256
 """Images per forward pass."""
@@ -68,8 +70,11 @@ class PairwiseCertificate(Certificate):
         keys: Int[Tensor, " batch"],
         epsilons: Sequence[float] = (),
     ) -> Certified:
-        radius, finite = self._radii(model, x, y, self.norm)
-        return Certified(radius, ["" if fine else "error" for fine in finite.tolist()], torch.zeros_like(radius))
+        try:
+            radius, reasons = self._radii(model, x, y, self.norm)
+        except OutOfTime:  # part of a bound bounds nothing
+            radius, reasons = torch.zeros(len(x), dtype=torch.float64), ["timeout"] * len(x)
+        return Certified(radius, reasons, torch.zeros_like(radius))
 
     def radii(
         self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Int[Tensor, " batch"], norm: Norm | None = None
@@ -77,8 +82,11 @@ class PairwiseCertificate(Certificate):
         """The radii alone, in `norm` (its own where not given)."""
         return self._radii(model, x, y, norm or self.norm)[0]
 
-    def _radii(self, model: nn.Module, x: Tensor, y: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
-        """Radius of each image, and whether image and logits are finite numbers."""
+    def _radii(self, model: nn.Module, x: Tensor, y: Tensor, norm: Norm) -> tuple[Tensor, list[str]]:
+        """Radius of each image; `error` where image or logits are not finite numbers, `timeout` where the clock left it out.
+
+        Raises OutOfTime where the clock is used up before there are bounds.
+        """
         if norm not in self.norms:
             raise UserError(f"certificate '{self.name}': expected norm l2 or linf, found {norm!r}")
         if x.dim() < 2 or y.shape != x.shape[:1] or y.is_floating_point():
@@ -94,8 +102,7 @@ class PairwiseCertificate(Certificate):
                 raise UserError(f"certificate '{self.name}': labels {span} do not fit the model's {len(bounds)} classes")
             # a private copy of the images: a layer may work in place
             images = x.detach().to("cpu", torch.float64)
-            parts = [logits_and_error(chain, part) for part in images.clone().split(BATCH)]
-            logits, error = (torch.cat(part) for part in zip(*parts, strict=True))
+            logits, error, late = _logits(chain, images.clone(), len(bounds))
             if self.network == "float32":
                 error, bounds = self._in_float32(model, chain, images, error, bounds)
         finite = images.flatten(1).isfinite().all(1) & logits.isfinite().all(1)
@@ -104,7 +111,10 @@ class PairwiseCertificate(Certificate):
         radius = radii.scatter(1, y[:, None], torch.inf).amin(1) * (1 - 1e-12)
         if norm == "linf":
             radius = radius / (math.sqrt(math.prod(shape)) * (1 + 1e-12))
-        return torch.where(finite & ~radius.isnan(), radius, 0.0), finite
+        reasons = [
+            "timeout" if left else "" if fine else "error" for left, fine in zip(late.tolist(), finite.tolist(), strict=True)
+        ]
+        return torch.where(finite & ~radius.isnan(), radius, 0.0), reasons
 
     def _in_float32(
         self, model: nn.Module, chain: list[Step], images: Tensor, error: Tensor, bounds: Tensor
@@ -143,6 +153,23 @@ class PairwiseCertificate(Certificate):
             if len(_known) > KEPT:
                 _known.popitem(last=False)
         return known.chain, known.bounds[asking]
+
+
+def _logits(chain: list[Step], images: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, the bounds of their rounding errors, and which images the clock left out: NaN and infinity."""
+    logits = images.new_full((len(images), classes), torch.nan)
+    error, late = images.new_full((len(images),), torch.inf), torch.ones(len(images), dtype=torch.bool)
+    start, pace = 0, UNKNOWN
+    try:
+        while start < len(images):
+            some, begun = slice(start, start + min(BATCH, fitting(pace))), time.monotonic()
+            logits[some], error[some] = logits_and_error(chain, images[some])
+            late[some] = False
+            pace = (time.monotonic() - begun) / len(late[some])
+            start = some.stop
+    except OutOfTime:
+        pass
+    return logits, error, late
 
 
 def _spread(chain: list[Step], images: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ from robustbench_rkhs.relaxations.full import NUMBERS, Found, affine, kinked, pr
 from robustbench_rkhs.relaxations.interval import Trace
 from robustbench_rkhs.relaxations.region import Region
 from robustbench_rkhs.relaxations.rounding import LEAST, UNIT
+from robustbench_rkhs.runtime.clock import OutOfTime, ask
 from robustbench_rkhs.runtime.modes import advice
 
 IMAGES = 64
@@ -61,7 +62,7 @@ class RelaxationCertificate(Certificate):
         keys: Int[Tensor, " batch"],
         epsilons: Sequence[float] = (),
     ) -> Certified:
-        """For each image the largest radius found at which every margin is proved above zero."""
+        """For each image the largest radius found at which every margin is proved above zero; until the clock is used up."""
         if x.dim() < 2 or y.shape != x.shape[:1] or y.is_floating_point():
             found = f"{tuple(x.shape)} and {tuple(y.shape)}"
             raise UserError(f"certificate {self.label!r}: expected one integer label an image, found {found}")
@@ -73,7 +74,9 @@ class RelaxationCertificate(Certificate):
             try:
                 double = twin(opened(model, tuple(x.shape[1:])), device)
                 proves = _Balls(self, double, images, labels)
-                proved = largest(proves, images.new_zeros(len(images)), epsilons, self.search, self.tolerance)
+                proved, cut = largest(proves, images.new_zeros(len(images)), epsilons, self.search, self.tolerance)
+            except OutOfTime:  # while the model was taken apart
+                proved, cut = images.new_zeros(len(images)), torch.ones_like(finite)
             except Uncertifiable:
                 raise
             except UserError as refused:
@@ -81,7 +84,10 @@ class RelaxationCertificate(Certificate):
                     raise
                 raise Uncertifiable(str(refused)) from None
             radius = torch.where(finite, proved, 0.0).cpu()
-        return Certified(radius, ["" if fine else "error" for fine in finite.tolist()], torch.zeros_like(radius))
+        reasons = [
+            "error" if not fine else "timeout" if late else "" for fine, late in zip(finite.tolist(), cut.tolist(), strict=True)
+        ]
+        return Certified(radius, reasons, torch.zeros_like(radius))
 
 
 class LinearCertificate(RelaxationCertificate):
@@ -118,11 +124,17 @@ class _Balls:
         self.images = min(IMAGES, max(1, NUMBERS // (classes * widest(sample.steps))))
 
     def __call__(self, which: Int[Tensor, " some"], eps: Float64[Tensor, " some"]) -> Float64[Tensor, " some"]:
-        """The radius proved of these images by bounds over balls of these radii."""
+        """The radius proved of these images by bounds over balls of these radii; NaN where the clock cut the bounds before."""
+        found = torch.full_like(eps, torch.nan)
         if not len(which):
-            return eps.clone()
-        parts = zip(which.split(self.images), eps.split(self.images), strict=True)
-        return torch.cat([self.proved(part, radii) for part, radii in parts])
+            return found
+        for some in torch.arange(len(which), device=which.device).split(self.images):
+            try:
+                ask()
+                found[some] = self.proved(which[some], eps[some])
+            except OutOfTime:
+                break
+        return found
 
     def proved(self, part: Int[Tensor, " some"], radii: Float64[Tensor, " some"]) -> Float64[Tensor, " some"]:
         """The same, all at once."""

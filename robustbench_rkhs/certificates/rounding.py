@@ -10,6 +10,7 @@ from robustbench_rkhs.bounds import Step
 from robustbench_rkhs.lipschitz import gathered
 from robustbench_rkhs.lipschitz.bounds import TINY, UNIT
 from robustbench_rkhs.lipschitz.rounding import constants, relative_rounding
+from robustbench_rkhs.runtime.clock import ask
 
 
 def logits_and_error(
@@ -26,6 +27,7 @@ def logits_and_error(
     """
     h, error = x, torch.zeros(len(x), dtype=torch.float64) if before is None else before
     for step in chain:
+        ask()
         if step.branches:
             parts = [logits_and_error(branch, h, error) for branch in step.branches]
             size = torch.stack([part.flatten(1).norm(dim=1) for part, _ in parts]).sum(0)

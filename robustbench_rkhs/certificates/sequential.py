@@ -6,6 +6,8 @@ from typing import Literal, NamedTuple
 
 from scipy.special import betaincinv, betaln
 
+from robustbench_rkhs.runtime.clock import OutOfTime
+
 Stopping = Literal["fixed", "spending", "sequence"]
 """`fixed`: one limit, after all draws; `spending`: limits at planned looks; `sequence`: a limit valid at any time."""
 FIRST, GROWTH, STEP = 100, 2.0, 20
@@ -18,6 +20,8 @@ class Estimate(NamedTuple):
     lower: float
     draws: int
     hits: int
+    cut: bool = False
+    """A clock ended the flipping: at the last look before, so that the limit holds as at any other."""
 
 
 class Limits(NamedTuple):
@@ -97,7 +101,8 @@ def estimate(
 
     count(begin, end): heads among flips number begin .. end-1. The lower limit exceeds the true share with probability at
     most alpha, whenever the flipping stops. Giving up needs no such guarantee to be sound; the upper limit's `futility` bounds
-    the probability of giving up where the true share would do. Without any eps, all n flips are made.
+    the probability of giving up where the true share would do. Without any eps, all n flips are made. Out of time, it is the limit
+    of the last look; without looks (`fixed`) there is none, and OutOfTime passes.
     """
     if stopping == "fixed" or not epsilons:
         hits = count(0, n)
@@ -106,7 +111,10 @@ def estimate(
     plan = looks(n, alpha) if stopping == "spending" else moments(n, alpha)
     best, least, hits, seen = 0.0, 1.0, 0, 0
     for number, share in plan:
-        hits += count(seen, number)
+        try:
+            hits += count(seen, number)
+        except OutOfTime:
+            return Estimate(best, seen, hits, cut=True)
         seen = number
         if stopping == "spending":
             low, high = lower_limit(hits, seen, share), upper_limit(hits, seen, futility * share / alpha)

@@ -1,7 +1,8 @@
 """The certificate of randomized smoothing: a lower bound of the majority's probability under noise, and the radius it proves."""
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -16,6 +17,7 @@ from robustbench_rkhs.layers.frozen import freeze
 from robustbench_rkhs.networks.smoothed import Smoothed, noise
 from robustbench_rkhs.nodes.node import Real, UserError
 from robustbench_rkhs.nodes.threat_model import Norm
+from robustbench_rkhs.runtime.clock import UNKNOWN, OutOfTime, ask, fitting
 from robustbench_rkhs.runtime.modes import per_image
 
 SELECT, ESTIMATE = 11, 12
@@ -87,7 +89,11 @@ class SmoothingCertificate(Certificate):
         base, found = freeze(model.base), []
         with torch.no_grad(), per_image(base):
             for image, label, key in zip(x, y.tolist(), keys.tolist(), strict=True):
-                found.append(_Image(self, base, model.sigma, image, key).certify(label, epsilons))
+                try:
+                    ask()
+                    found.append(_Image(self, base, model.sigma, image, key).certify(label, epsilons))
+                except OutOfTime:
+                    found.append((0.0, "timeout", 0))
         radius = torch.tensor([one[0] for one in found], dtype=torch.float64)
         failure = self.alpha * (radius > 0).double()
         draws = torch.tensor([one[2] for one in found], dtype=torch.int64)
@@ -107,6 +113,8 @@ class _Image:
 
     def __init__(self, settings: SmoothingCertificate, base: nn.Module, sigma: float, image: Tensor, key: int) -> None:
         self.settings, self.base, self.sigma, self.image, self.key = settings, base, sigma, image, key
+        self.pace = UNKNOWN
+        """Seconds a draw."""
 
     def certify(self, label: int, epsilons: Sequence[float]) -> tuple[float, str, int]:
         """Radius, reason and forward passes."""
@@ -129,16 +137,23 @@ class _Image:
             stopping=settings.stopping,
         )
         proved = radius(found.lower)
-        return proved, "" if proved > 0 else "unknown", settings.n0 + found.draws
+        reason = "timeout" if found.cut else "" if proved > 0 else "unknown"
+        return proved, reason, settings.n0 + found.draws
 
     def logits(self, stream: int, begin: int, end: int) -> Float[Tensor, "draws classes"]:
+        begun = time.monotonic()
         z = noise(tuple(self.image.shape), begin, end, self.settings.seed, self.key, stream).to(self.image)
         found: Tensor = self.base(self.image + self.sigma * z)
+        self.pace = (time.monotonic() - begun) / (end - begin)
         return found
 
-    def parts(self, begin: int, end: int) -> list[tuple[int, int]]:
-        size = self.settings.batch
-        return [(start, min(start + size, end)) for start in range(begin, end, size)]
+    def parts(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        """Batches of draws, the clock asked before each, and smaller where it is near its end."""
+        while begin < end:
+            ask()
+            after = min(begin + min(self.settings.batch, fitting(self.pace)), end)
+            yield begin, after
+            begin = after
 
     def picked(self) -> int:
         """The class that most of the first n0 draws go to."""

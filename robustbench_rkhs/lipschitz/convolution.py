@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from robustbench_rkhs.lipschitz import gram_operator, verified_norm
 from robustbench_rkhs.lipschitz.bounds import ROUND, Bound, Uncertifiable, affine, rule, spectral, upwards, weights
+from robustbench_rkhs.runtime.clock import ask
 
 CHUNK = 2**21
 """Complex numbers held at once: 32 MiB."""
@@ -165,6 +166,7 @@ def torus_norm(weight: Kernel, axes: tuple[Axis, Axis]) -> float:
     chunk = max(1, CHUNK // flat.shape[1])
     largest = 0.0
     for cosines, sines in zip(cosine.split(chunk), sine.split(chunk), strict=True):
+        ask()
         matrices = torch.complex(cosines @ flat, sines @ flat).view(len(cosines), *shape)
         largest = verified_norm.norm(matrices, largest)
     taps = flat.shape[0]

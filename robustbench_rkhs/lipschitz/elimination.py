@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
+from robustbench_rkhs.runtime.clock import ask
+
 TILE = 384
 """Order of a tile, at least, where the matrix is that large: products of tiles are then as fast as products get."""
 
@@ -22,6 +24,7 @@ def tiles(
     groups = torch.arange(points).split(-(-TILE // channels))
     blocks, beside = Blocks(), [set[int]() for _ in groups]
     for i, rows in enumerate(groups):
+        ask()
         for j, columns in enumerate(groups[: i + 1]):
             if i != j and not meets[rows][:, columns].any():
                 continue
@@ -46,6 +49,7 @@ def completes(blocks: Blocks, beside: list[set[int]], square: float) -> bool:
     left = {pair: -block for pair, block in blocks.items()}
     graph = {tile: set(others) for tile, others in enumerate(beside)}
     while graph:
+        ask()
         i = min(graph, key=lambda tile: (len(graph[tile]), tile))
         pivot = left.pop((i, i))
         pivot.diagonal().add_(square)
@@ -66,6 +70,7 @@ def completes(blocks: Blocks, beside: list[set[int]], square: float) -> bool:
 def _update(left: Blocks, others: list[int], solved: tuple[Tensor, ...]) -> None:
     """A_jk -= X_j X_k^T for every pair of neighbours, which come in order: j >= k."""
     for a, j in enumerate(others):
+        ask()
         for b, k in enumerate(others[: a + 1]):
             if (j, k) in left:
                 left[j, k].addmm_(solved[a], solved[b].mT, alpha=-1)

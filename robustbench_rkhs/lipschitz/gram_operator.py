@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from robustbench_rkhs.lipschitz import elimination, verified_norm
+from robustbench_rkhs.runtime.clock import ask
 
 SIDE = 8192
 """Largest order of a Gram matrix that is formed: 0.5 GiB, and a second or two of Cholesky on two cores."""
@@ -60,6 +61,7 @@ def tightened(
     cholesky = verified_norm.gamma(4 * (order + 4))
     inflation = (1 + verified_norm.UNIT + order * cholesky / (1 - cholesky)) * (1 + 8 * verified_norm.UNIT)
     for margin in MARGINS:
+        ask()
         square = reached * (1 + margin)
         if square >= claimed**2:
             break
@@ -83,6 +85,7 @@ def _gram(
     meets = torch.zeros(gram.shape[:2], dtype=torch.bool)
     frobenius = 0.0
     for s, first in taps.items():
+        ask()
         frobenius += len(rows[s[0]][0]) * len(columns[s[1]][0]) * first.square().sum().item()
         for t, second in taps.items():
             p, q = _meeting(rows[s[0]], rows[t[0]], by_inputs), _meeting(columns[s[1]], columns[t[1]], by_inputs)
@@ -119,6 +122,7 @@ def guess(
     basis, diagonal, off = kernel.new_zeros(steps + 1, vector.numel()), list[float](), list[float]()
     basis[0] = (vector / vector.norm()).flatten()
     for step in range(steps):
+        ask()
         image = kernel.new_zeros(kernel.shape[0], *outputs)
         moved = torch.zeros_like(vector)
         for (s, (p, r)), (t, (q, c)) in _pairs(rows, columns):

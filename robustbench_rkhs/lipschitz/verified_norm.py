@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Inexact
 from torch import Tensor
 
+from robustbench_rkhs.runtime.clock import afford, ask
+
 UNIT = 2.0**-53
 """Unit roundoff of float64."""
 GROWTH, WIDEST = 8.0, 1e-5
@@ -81,9 +83,11 @@ def norm(matrices: Inexact[Tensor, "*batch rows columns"], at_least: float = 0.0
             return at_least
     ranks = _ranks(gram)
     while len(left):
+        ask()
         first = left[ranks[left].topk(min(2 if order > 128 else 8, len(left))).indices]
         guess, wider = max(square, _largest_eigenvalue(gram[first])), 16 * (order + 4) * UNIT
         while not _below(gram[first], guess * (1 + wider)).all():
+            ask()
             wider *= GROWTH
             if wider > WIDEST:
                 return max(at_least, _sure(parts, exponent))
@@ -112,6 +116,7 @@ def _scaled(matrices: Tensor) -> tuple[tuple[Tensor, Tensor | None], int]:
 def _gram(real: Tensor, imaginary: Tensor | None) -> tuple[Tensor, float, float]:
     """A^* A, and the relative and the absolute allowance of `proves` for its rounding and that of Cholesky."""
     length, order = real.shape[-2:]
+    afford(real.numel() * order * (1 if imaginary is None else 3))
     if imaginary is None:
         gram, squares = real.mT @ real, real.square().sum((1, 2))
     else:
@@ -133,12 +138,18 @@ def _below(gram: Tensor, square: float) -> Bool[Tensor, " batch"]:
     """Where the factorisation of c I - G runs to its end."""
     if not square > 0:
         return torch.zeros(len(gram), dtype=torch.bool)
+    afford(_work(gram))
     tested = -gram
     tested.diagonal(dim1=-2, dim2=-1).add_(square)
     factors, info = torch.linalg.cholesky_ex(tested)
     pivots = factors.diagonal(dim1=-2, dim2=-1)
     result: Tensor = (info == 0) & (pivots.real > 0).all(-1) & pivots.isfinite().all(-1)
     return result
+
+
+def _work(gram: Tensor) -> float:
+    """What the factorisations cost, in multiply-adds of a product: of its pace they reach about a third."""
+    return float(gram.numel() * gram.shape[-1] * (4 if gram.is_complex() else 1))
 
 
 def _ranks(gram: Tensor) -> Tensor:
@@ -153,6 +164,7 @@ def _ranks(gram: Tensor) -> Tensor:
 
 def _largest_eigenvalue(gram: Tensor) -> float:
     """As the solver has it; where it gives up, a hundredth of what is certain, which Cholesky then refuses or grows."""
+    afford(8 * _work(gram))
     try:
         return float(max(torch.linalg.eigvalsh(gram).max().item(), 0.2))
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.clock import ask
 from robustbench_rkhs.runtime.counter_rng import mix
 
 BLOCK = 100
@@ -95,6 +96,7 @@ class Smoothed(nn.Module):
         """The base's answers under the common draws, some draws at a time."""
         step = max(1, PASSES // max(len(x), 1))
         for begin in range(0, draws, step):
+            ask()
             part = noise(tuple(x.shape[1:]), begin, min(begin + step, draws), self.seed, stream).to(x)
             yield self.base((x[:, None] + self.sigma * part).flatten(0, 1)).unflatten(0, (len(x), len(part)))
 

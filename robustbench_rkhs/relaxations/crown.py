@@ -24,6 +24,7 @@ from robustbench_rkhs.relaxations.expansion import Exchange
 from robustbench_rkhs.relaxations.interval import NoRule, Step, Trace, diagonal, forked, kink
 from robustbench_rkhs.relaxations.planes import Planes, lines_of_gap, lines_of_kink, lines_of_smooth, lines_of_windows
 from robustbench_rkhs.relaxations.region import Region, wide
+from robustbench_rkhs.runtime.clock import ask
 
 POOLS = (nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, ScaledAveragePool)
 MOVES = (nn.ZeroPad2d, nn.PixelUnshuffle, nn.PixelShuffle, SpaceToDepth, PadChannels, FirstFeatures)
@@ -61,6 +62,7 @@ def interval_margins(found: Trace, y: Int[Tensor, " batch"]) -> Float[Tensor, "b
     with torch.autocast(rows.slopes.device.type, enabled=False):
         region = found.after
         for step in reversed(found.steps):
+            ask()
             if not isinstance(step.module, (*AFFINE, *DIAGONAL)):
                 break
             rows, region = back(step.module, step, rows), step.before
@@ -105,6 +107,7 @@ def chain_back(steps: list[Step], rows: Lines) -> Lines:
     |W| |u| + |c|) and `unit` (which is 2 n units of roundoff or more), and gathered in `errors`.
     """
     for step in reversed(steps):
+        ask()
         moved = branches_back(step, rows) if forked(step.module) else back(step.module, step, rows)
         if rows.errors is not None:
             errors = rows.errors if moved.errors is None else rows.errors + moved.errors

@@ -13,6 +13,7 @@ from robustbench_rkhs.relaxations.expansion import Exchange
 from robustbench_rkhs.relaxations.interval import Step, Trace, Walk, forked, trace
 from robustbench_rkhs.relaxations.region import Region
 from robustbench_rkhs.relaxations.rounding import LEAST, UNIT, most, rounded, widened
+from robustbench_rkhs.runtime.clock import OutOfTime, ask
 
 NUMBERS = 2**22
 """Numbers of one tensor of slopes at most: 32 MiB in float64, of which a pass holds a few."""
@@ -62,6 +63,7 @@ def tighten(module: nn.Module, steps: list[Step], region: Region) -> Region:
     chunk = max(1, NUMBERS // (width * len(lower)))
     shape = region.center.shape[1:]
     for part in chosen.split(chunk, dim=1):
+        ask()
         rows = lower.new_zeros(*part.shape, lower.shape[1]).scatter_(2, part[:, :, None], 1.0)
         for sign in (1, -1):
             lines = Lines((sign * rows).unflatten(2, shape), *lower.new_zeros(2, *part.shape).unbind(0))
@@ -143,7 +145,7 @@ def linear_proof(found: Trace, y: Int[Tensor, " batch"], optimise: int = 0, shar
 
 
 def _optimised(found: Trace, y: Tensor, steps: int, shared: bool, rate: float) -> tuple[Tensor, Tensor]:
-    """The largest bounds and shares that Adam meets."""
+    """The largest bounds and shares that Adam meets until the clock, where one runs, is used up."""
     slopes = {}
     for step in _all(found.steps):
         if isinstance(step.module, KINKS):
@@ -155,8 +157,12 @@ def _optimised(found: Trace, y: Tensor, steps: int, shared: bool, rate: float) -
     shares = torch.zeros_like(margins)
     sloped = _sloped(found.steps, slopes)
     for _ in range(steps):
+        try:
+            with torch.enable_grad():
+                value, share = backward(found, y, sloped)
+        except OutOfTime:  # what was found so far holds
+            break
         with torch.enable_grad():
-            value, share = backward(found, y, sloped)
             goal = value.scatter(1, y[:, None], torch.inf).amin(1).sum() if shared else value.sum()
             gradients = torch.autograd.grad(goal, list(slopes.values()), allow_unused=True)
         margins = torch.maximum(margins, value.detach().nan_to_num(nan=-torch.inf))

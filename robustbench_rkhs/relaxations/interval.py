@@ -25,6 +25,7 @@ from robustbench_rkhs.layers import (
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.relaxations.expansion import Exchange, expanded
 from robustbench_rkhs.relaxations.region import Region, between, wide
+from robustbench_rkhs.runtime.clock import ask
 
 SMALLEST = 1e-30
 """No square root is taken of less: its slope at zero is infinite."""
@@ -83,6 +84,7 @@ def _trace(model: nn.Module, region: Region, path: str, walk: Walk, before: list
     if type(model) is nn.Sequential:
         steps: list[Step] = []
         for name, child in _children(model):
+            ask()
             part = _trace(child, region, f"{path}.{name}" if path else name, walk, before + steps)
             steps += part.steps
             region = part.after

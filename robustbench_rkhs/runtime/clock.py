@@ -1,10 +1,23 @@
 """A clock that inner loops ask: it raises OutOfTime once the time somebody gave is used up."""
 
 import math
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
+
+import torch
+
+GRAIN = 1.0
+"""Seconds that pass between two questions at most, where the work can be cut; a hundredth of what is left where that is more."""
+
+
+UNKNOWN = 0.125
+"""Seconds that something is taken for at first, where its pace is not known."""
+ORDER = 512
+"""Of the matrices whose product shows the machine's pace."""
 
 
 class OutOfTime(BaseException):
@@ -61,6 +74,38 @@ def ask() -> None:
     """Raises OutOfTime where a clock set by `limited` is used up. For every inner loop. Cost: 0.1 microseconds without a clock."""
     for clock in _clocks.get():
         clock.ask()
+
+
+def fitting(each: float) -> int:
+    """How many images, of `each` seconds at the pace so far, to take at once so that the clock is asked often enough.
+
+    At least one. Without a clock, or a pace, any number: a batch is cut only where time could run out over it.
+    """
+    until = left()
+    if until == math.inf or each <= 0:
+        return sys.maxsize
+    return max(1, int(min(max(GRAIN, until / 100), max(until, 0.0)) / each))
+
+
+def afford(operations: float) -> None:
+    """Before one operation that can't ask: raises OutOfTime where it would take longer than is left.
+
+    `operations`: multiply-adds in float64, at the pace that a product of matrices has on this machine, tried once a process (in
+    about 50 ms). Nothing is tried where no clock runs.
+    """
+    until = left()
+    if until <= 0 or (until < math.inf and operations > 1e7 and operations * seconds_each(torch.get_num_threads()) > until):
+        raise OutOfTime
+
+
+@lru_cache
+def seconds_each(threads: int) -> float:
+    """Seconds of a multiply-add in float64 on so many threads, in a product of matrices of order 512."""
+    matrix = torch.ones(ORDER, ORDER, dtype=torch.float64)
+    matrix @ matrix  # the first one is slower
+    begun = time.monotonic()
+    matrix @ matrix
+    return (time.monotonic() - begun) / ORDER**3
 
 
 def left() -> float:
