@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -28,6 +28,9 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).resolve().parent.parent
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[^\n`]*)$")
 COMMENT = re.compile(r"^ *<!-- (?P<kind>[a-z]+)(?:: (?P<value>.*?))? -->$")
+SAMPLES = re.compile(r"(--samples |\bsamples=)(\d+)")
+FEW = 4
+"""Images in place of those that a block asks for, where nothing that it shows or demands depends on them."""
 NAMED_FILE = re.compile(r"^# (?P<path>[\w./-]+\.(?:py|yaml|csv))(?:\s|$)")
 FOR_A_SHELL = re.compile(r"[|&;<>$`*?(){}]")
 INSTALL = ("main", "test")
@@ -45,6 +48,12 @@ class Block:
     text: str
     kind: str = ""
     value: str = ""
+
+    def in_small(self, shown: bool) -> "Block":
+        """The block with fewer images; as it is where its output is `shown` or it demands something of its numbers."""
+        if shown or self.kind == "exit" or "--require" in self.text or "assert" in self.text:
+            return self
+        return replace(self, text=SAMPLES.sub(lambda found: found[1] + str(min(int(found[2]), FEW)), self.text))
 
     @property
     def where(self) -> str:

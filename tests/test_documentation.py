@@ -22,15 +22,15 @@ LINK = re.compile(r"\[[^\]]*\]\((?!https?:|#|mailto:)([^)#\s]+)[^)]*\)")
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_code_block_runs(page, tmp_path, subtests):
     place = Place(tmp_path)
-    skipped = False
-    for block in blocks(page):
+    skipped, found = False, list(blocks(page))
+    for block, after in itertools.zip_longest(found, found[1:]):
         with subtests.test(msg=block.where):
             reason = block.lacks()
             if reason or (skipped and block.kind == "output"):
                 skipped = True
                 pytest.skip(reason or "shows what the block before it prints")
             skipped = False
-            place.run(block)
+            place.run(block.in_small(shown=after is not None and after.kind == "output"))
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -1,19 +1,25 @@
 """Recipes: every shipped one is valid, every mistake is one line that guesses what was meant."""
 
+import sys
 from itertools import islice
 
 import pytest
 import torch
 import yaml
 
-from robustbench_rkhs.data import Split
+from robustbench_rkhs.attacks import AnyAttack
+from robustbench_rkhs.certificates import AnyCertificate
+from robustbench_rkhs.data import Data, Split
 from robustbench_rkhs.evaluation.recipe import EvalRecipe, attack_from, certificate_from
 from robustbench_rkhs.listing import KINDS, cards, listing, models
+from robustbench_rkhs.networks import Network
 from robustbench_rkhs.nodes.node import FEW, UserError
-from robustbench_rkhs.nodes.one_of import LISTED
+from robustbench_rkhs.nodes.one_of import LISTED, names_of
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.nodes.paths import find_checkpoint, find_recipe, models_folder
 from robustbench_rkhs.training.loop import Run
+from robustbench_rkhs.training.losses import Loss
+from robustbench_rkhs.training.penalties import Penalty
 from robustbench_rkhs.training.recipe import TrainRecipe
 from robustbench_rkhs.zoo import named_data
 
@@ -126,6 +132,47 @@ def test_every_method_has_a_card_and_every_field_a_meaning(kind):
     assert set(models()) == set(RECIPES)
     with pytest.raises(UserError, match="known"):
         listing(kind, "nothing")
+
+
+UNIONS = {
+    "attacks": AnyAttack,
+    "certificates": AnyCertificate,
+    "penalties": Penalty,
+    "losses": Loss,
+    "networks": Network,
+    "data": Data,
+}
+
+
+@pytest.mark.parametrize("kind", UNIONS)
+def test_every_method_that_has_a_name_is_one_that_recipes_take(kind):
+    """A file that was written and never added to the union of its room."""
+    assert set(cards(kind)) == set(names_of(UNIONS[kind]))
+
+
+def test_what_a_package_announces_is_listed_as_its_own_and_not_imported(tmp_path, monkeypatch):
+    (tmp_path / "theirs_1").mkdir()
+    (tmp_path / "theirs_1/__init__.py").write_text("raise RuntimeError('imported')\n")
+    (tmp_path / "theirs_1/shove.py").write_text(
+        'from robustbench_rkhs.attacks import Attack\n\n\nclass Shove(Attack):\n    """One hard push."""\n\n'
+        '    force: float = 2.0\n    """How hard."""\n'
+    )
+    info = tmp_path / "theirs_1-3.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 3.1\n")
+    points = "shove = theirs_1.shove:Shove\nlost = theirs_1.nowhere:Lost\npgd = theirs_1.shove:Shove\n"
+    (info / "entry_points.txt").write_text(f"[robustbench_rkhs.attacks]\n{points}")
+    before = listing("attacks")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = listing("attacks").splitlines()
+    new = [line.strip() for line in found if line.split() not in [one.split() for one in before.splitlines()]]
+    assert [" ".join(line.split()) for line in new] == [
+        "lost [from package their-package: theirs_1.nowhere:Lost]",
+        "shove One hard push. [from package their-package: theirs_1.shove:Shove]",
+    ]
+    card = listing("attacks", "shove")
+    assert "from package their-package" in card and "force: float = 2.0\n      How hard." in card and "box: Box" in card
+    assert "theirs_1" not in listing("attacks", "pgd") and "theirs_1" not in sys.modules
 
 
 SMALL = [name for name in RECIPES if name.startswith("rkhs_small_")]

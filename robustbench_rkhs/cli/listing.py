@@ -14,7 +14,9 @@ def _listing(
     ] = "all",
     name: Annotated[str | None, tyro.conf.Positional] = None,
 ) -> None:
-    """What there is: models, attacks, certificates, losses ... With a name: its card, or a model's whole recipe.
+    """What there is: models, attacks, certificates, losses ..., ours and what installed packages announce.
+
+    With a name: its card, or a model's whole recipe.
 
     $ rkhs-list
     $ rkhs-list attacks pgd
