@@ -40,7 +40,7 @@ IMPORTED = (
     "foolbox",
     "optuna",
 )
-QUICK = {"kills": 14, "flips": 60, "bundles": 60}
+QUICK = {"kills": 8, "flips": 40, "bundles": 16}
 
 
 def total(lines: list[str]) -> str:
