@@ -1,12 +1,17 @@
 """Atomic writes: a file is either complete or absent."""
 
+import fcntl
 import os
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import reason as reason_of
+
+ENDING = ".part"
+"""What the names of temporary files end with."""
 
 
 class Unwritable(UserError):
@@ -19,12 +24,11 @@ def write_whole(path: Path, write: Callable[[Path], object], durable: bool = Fal
     `durable`: file and folder are on the disk before and after the rename, so that it survives a power cut (about 20 ms).
     Raises Unwritable where the disk is full or writing is not permitted; then nothing is left behind.
     """
-    temporary: Path | None = None
+    temporary, handle = None, -1
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix + ".part", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        remove_abandoned(path.parent.resolve())
+        handle, temporary = _begun(path)
         write(temporary)
         os.chmod(temporary, 0o644)
         if durable:
@@ -39,8 +43,44 @@ def write_whole(path: Path, write: Callable[[Path], object], durable: bool = Fal
             reason = reason_of(error)
         raise Unwritable(f"cannot write {path}: {reason}") from None
     finally:
-        if temporary is not None and temporary.exists():
+        if temporary is not None:
             temporary.unlink(missing_ok=True)
+        if handle >= 0:
+            os.close(handle)
+
+
+def _begun(path: Path) -> tuple[int, Path]:
+    """A temporary file beside `path`, locked for as long as its handle is open: others see that somebody is writing it."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix + ENDING, dir=path.parent)
+        _lock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, Path(name)
+        os.close(handle)  # another process took it for an abandoned one before it was locked
+
+
+@cache
+def remove_abandoned(folder: Path) -> None:
+    """Remove temporary files whose writer was killed: nobody holds their lock. Once for each folder in a process."""
+    for path in folder.glob(f".*{ENDING}"):
+        try:
+            handle = os.open(path, os.O_RDWR)
+        except OSError:
+            continue
+        try:
+            if _lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                path.unlink(missing_ok=True)
+        finally:
+            os.close(handle)
+
+
+def _lock(handle: int, how: int) -> bool:
+    """Whether the lock was taken; False where another holds it, or the file system has no locks."""
+    try:
+        fcntl.flock(handle, how)
+    except OSError:
+        return False
+    return True
 
 
 def flush(path: Path) -> None:
