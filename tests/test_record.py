@@ -16,7 +16,9 @@ from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import PGD
 from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime import seals
 from robustbench_rkhs.verdicts import About, Breach, Diagnosis, Evaluation, Rechecked
+from robustbench_rkhs.verdicts.store import METADATA, SEAL
 
 mpl.use("Agg")
 BEFORE = sorted((Path(__file__).parent.parent / "reports" / "verdicts").rglob("*.parquet"))
@@ -62,6 +64,12 @@ def test_the_record_is_frozen_typed_and_says_what_it_was_given():
         full.breaches[0].index = 2
 
 
+def rewrite(table, said, path):
+    """The same table with other fields, sealed anew: what another version of this library might have written."""
+    fields = {**table.schema.metadata, METADATA: json.dumps(said).encode(), SEAL: seals.BLANK.encode()}
+    seals.write_sealed(path, lambda temporary: pq.write_table(table.replace_schema_metadata(fields), temporary))
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
@@ -77,7 +85,7 @@ def test_a_file_whose_fields_are_missing_or_wrong_is_one_line_with_its_path(chan
     said = {
         key: value for key, value in (json.loads(table.schema.metadata[b"robustbench_rkhs"]) | change).items() if value is not None
     }
-    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"robustbench_rkhs": json.dumps(said).encode()}), path)
+    rewrite(table, said, path)
     with pytest.raises(UserError) as refused:
         verdicts.read(path)
     assert words in str(refused.value) and str(path) in str(refused.value) and "\n" not in str(refused.value)
@@ -87,7 +95,7 @@ def test_fields_of_a_later_version_are_left_out(tmp_path, done):
     path = verdicts.write(done, tmp_path / "table.parquet")
     table = pq.read_table(path)
     said = json.loads(table.schema.metadata[b"robustbench_rkhs"]) | {"colour": "blue"}
-    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"robustbench_rkhs": json.dumps(said).encode()}), path)
+    rewrite(table, said, path)
     assert verdicts.read(path).about == done.about
 
 
