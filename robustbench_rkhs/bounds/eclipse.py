@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float64
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustbench_rkhs.bounds.liplt import dense, differences
 from robustbench_rkhs.bounds.network import Step, merged, pair_bounds
+from robustbench_rkhs.bounds.sketch import Layer
 from robustbench_rkhs.lipschitz.activations import slopes
 from robustbench_rkhs.lipschitz.bounds import SLACK, TINY, UNIT, Uncertifiable, affine, product, upwards
 from robustbench_rkhs.runtime.clock import afford, ask
@@ -100,6 +101,22 @@ def eclipse_proof(chain: list[Step], shape: tuple[int, ...], classes: int) -> tu
     return torch.minimum(simple, found.nan_to_num(torch.inf, torch.inf)).fill_diagonal_(0), witness
 
 
+def too_wide(layer: Layer) -> str:
+    """Why the recursion refuses a layer that lies in no branch, by its width alone; empty where it does not."""
+    try:
+        interval, outputs = slopes(layer.module), math.prod(layer.inputs)
+    except Uncertifiable:  # its own rule says why
+        return ""
+    if interval is None or not 0 <= interval[0] < interval[1] or outputs <= WIDEST:
+        return ""
+    return _width(layer.path, layer.module, f"{outputs} features are")
+
+
+def _width(path: str, module: nn.Module, found: str) -> str:
+    name = f"{path or 'the model'} ({type(module).__name__})"
+    return f"no ECLipsE bound up to {name}: {found} too wide for dense matrices (at most {WIDEST_IMAGE} to {WIDEST})"
+
+
 class _Form(NamedTuple):
     """u^T matrix u <= size^2 |d|^2, and matrix >= floor I. No matrix: the identity."""
 
@@ -117,10 +134,7 @@ def _scaled(run: list[Step], step: Step) -> tuple[Tensor, float, float]:
     inputs = math.prod((run[0] if run else step).inputs)
     outputs = math.prod(step.inputs)
     if inputs > WIDEST_IMAGE or outputs > WIDEST:
-        raise Uncertifiable(
-            f"no ECLipsE bound up to {step.path or 'the model'} ({type(step.module).__name__}): {inputs} to {outputs} features are "
-            f"too wide for dense matrices (at most {WIDEST_IMAGE} to {WIDEST})"
-        )
+        raise Uncertifiable(_width(step.path, step.module, f"{inputs} to {outputs} features are"))
     matrix, error = dense(run) if run else (torch.eye(inputs, dtype=torch.float64), 0.0)
     peak = matrix.abs().max().item()
     if peak == 0:

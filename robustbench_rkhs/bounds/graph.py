@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from robustbench_rkhs.bounds import operations as known
 from robustbench_rkhs.bounds.folding import added, folded
 from robustbench_rkhs.bounds.operations import UNCOMPUTED
+from robustbench_rkhs.bounds.sketch import sketch
 from robustbench_rkhs.bounds.tracing import Traced, images, place, trace, user_path
 from robustbench_rkhs.layers import Concatenate, Residual
 from robustbench_rkhs.lipschitz.bounds import Uncertifiable
@@ -48,10 +49,12 @@ def chained(model: nn.Module, shape: tuple[int, ...]) -> nn.Sequential:
     what branches share being written out in each. A normalisation is folded into the kernel before it, and a sum of kernels and
     identities into one kernel, exactly. Layers keep the dotted paths they have in the model ("~2" the second time).
     Checked at the end: the chain gives the model's outputs on random images.
-    Raises Uncertifiable, naming the module and the operation, where one is not on the list, and as `tracing.trace` does.
-    Cost: a copy, and four forward passes in float64.
+    Raises Uncertifiable, naming every module and operation that is not on the list before anything is computed (`sketch`), and as
+    `tracing.trace` does. Cost: a copy, and four forward passes in float64.
     """
     with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+        if refusal := sketch(model, shape).refusal:
+            raise Uncertifiable(refusal)
         traced = trace(model, shape)
         chain = _Builder(traced, shape, type(model).__name__).chain()
         if not all(_agrees(traced.model, chain, images(shape, count, count) * count) for count in (3, 1)):

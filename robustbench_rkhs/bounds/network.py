@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from robustbench_rkhs.bounds.folding import FoldedLinear
 from robustbench_rkhs.bounds.graph import chained
 from robustbench_rkhs.bounds.operations import UNCOMPUTED
+from robustbench_rkhs.bounds.sketch import sketch
 from robustbench_rkhs.layers import Concatenate
 from robustbench_rkhs.lipschitz.activations import elementwise, slopes
 from robustbench_rkhs.lipschitz.bounds import SLACK, TINY, UNIT, Bound, Uncertifiable, affine, product, rule, spectral, upwards
@@ -312,9 +313,9 @@ def opened(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     try:
         for _ in leaves(model):
             pass
-    except Uncertifiable:
+    except Uncertifiable as refused:
         if not any(foreign(module) for _, module in parts(model)):
-            raise
+            raise Uncertifiable(sketch(model, shape).refusal or str(refused)) from None
         return chained(model, shape)
     return model
 

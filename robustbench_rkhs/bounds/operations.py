@@ -18,6 +18,7 @@ UNCOMPUTED = (nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d)
 """Layers that (in eval mode) do no arithmetic."""
 SELF_NORMALISING = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LocalResponseNorm)
 """Layers that divide by the image's own spread: no slope bounds them where that is near zero."""
+OWN_SPREAD = "it divides by the image's own spread, so no slope bounds it"
 
 
 def _dropout(x: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> nn.Module:
@@ -135,19 +136,21 @@ SIZES = frozenset(
         operator.floordiv,
         operator.mod,
         operator.neg,
+        operator.eq,
+        torch._assert,
         int,
         "size",
         "dim",
     }
 )
-"""Operations that may lead from an image to its shape, which is known."""
+"""Operations that may lead from an image to its shape, which is known, or check it."""
 IN_PLACE = frozenset({operator.iadd, operator.isub, operator.imul, operator.itruediv})
 
 
 def module_layers(path: str, module: nn.Module, before: tuple[int, ...]) -> list[nn.Module]:
     """A leaf of the graph as layers with rules, checked as `guard.leaves` does; what works in place no longer does."""
     if isinstance(module, SELF_NORMALISING):
-        raise Uncertifiable("it divides by the image's own spread, so no slope bounds it")
+        raise Uncertifiable(OWN_SPREAD)
     if type(module) is nn.AdaptiveAvgPool2d:
         return adaptive(module.output_size, before)
     list(leaves(module, path))

@@ -73,7 +73,7 @@ class Recorder(fx.Tracer):
         return Symbol(node, self)
 
 
-class _Values(fx.Interpreter):
+class Values(fx.Interpreter):
     """Keeps what each operation gives."""
 
     def __init__(self, root: fx.GraphModule) -> None:
@@ -91,7 +91,7 @@ def trace(model: nn.Module, shape: tuple[int, ...]) -> Traced:
     Raises Uncertifiable where a module carries hooks, runs other code than its class' forward, is in training mode, or changes
     itself when it runs; and where the forward pass cannot be traced (it branches on what it computes) or does not take such images.
     """
-    _check(model)
+    check(model)
     double = copy.deepcopy(model).to("cpu", torch.float64).requires_grad_(False)
     before, recorder = _state(double), Recorder()
     try:
@@ -101,7 +101,7 @@ def trace(model: nn.Module, shape: tuple[int, ...]) -> Traced:
     except Exception as refused:  # the model's own code runs here, and may raise anything
         raise Uncertifiable(f"{named('', model)}: its forward cannot be traced: {reason(refused)}") from None
     root = fx.GraphModule(recorder.root, graph)
-    values = _Values(root)
+    values = Values(root)
     try:
         values.run(images(shape, 2, 0))
     except Exception as refused:
@@ -137,7 +137,8 @@ def user_path(path: str) -> str:
     return path.removeprefix(PREFIX).removeprefix(".")
 
 
-def _check(model: nn.Module) -> None:
+def check(model: nn.Module) -> None:
+    """Raises Uncertifiable where a module runs other code than its class, carries hooks or is in training mode."""
     for path, module in parts(model):
         kind = type(module)
         try:

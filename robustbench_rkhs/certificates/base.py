@@ -6,6 +6,7 @@ from typing import ClassVar, NamedTuple
 from jaxtyping import Float64, Int
 from torch import Tensor, nn
 
+from robustbench_rkhs.bounds.sketch import Sketch
 from robustbench_rkhs.nodes.node import Node
 
 
@@ -44,6 +45,10 @@ class Certificate(Node):
     def label(self) -> str:
         """The name in tables."""
         return str(getattr(self, "name", "") or type(self).__name__)
+
+    def refusal(self, model: Sketch) -> str:
+        """Why it has no proof for a model of this graph, before anything is computed; empty where it may have one."""
+        return ""
 
     def __call__(
         self,

@@ -6,6 +6,8 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from robustbench_rkhs.bounds import Step, eclipse_pairs
+from robustbench_rkhs.bounds.eclipse import too_wide
+from robustbench_rkhs.bounds.sketch import Sketch
 from robustbench_rkhs.certificates.pairwise import PairwiseCertificate
 
 
@@ -30,6 +32,9 @@ class EclipseCertificate(PairwiseCertificate):
     """
 
     name: Literal["eclipse"] = "eclipse"
+
+    def refusal(self, model: Sketch) -> str:
+        return model.refusal or next((too_wide(layer) for layer in model.layers if layer.alone and too_wide(layer)), "")
 
     def pairs(self, chain: list[Step], shape: tuple[int, ...], classes: int) -> Float64[Tensor, "classes classes"]:
         return eclipse_pairs(chain, shape, classes)

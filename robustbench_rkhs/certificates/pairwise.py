@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from robustbench_rkhs.bounds import Step, opened, steps
+from robustbench_rkhs.bounds.sketch import Sketch
 from robustbench_rkhs.certificates.base import Certificate, Certified
 from robustbench_rkhs.certificates.float32 import float32_error
 from robustbench_rkhs.certificates.rounding import logits_and_error
@@ -57,6 +58,9 @@ class PairwiseCertificate(Certificate):
     @property
     def arithmetic(self) -> str:
         return "real" if self.network == "real" else "float32 on CPU"
+
+    def refusal(self, model: Sketch) -> str:
+        return model.refusal
 
     def pairs(self, chain: list[Step], shape: tuple[int, ...], classes: int) -> Float64[Tensor, "classes classes"]:
         """Proven bounds L[y, j] of the Lipschitz constants of f_y - f_j, in logits per unit l2 of input."""

@@ -1,6 +1,7 @@
 """What the certificates by relaxations share: their fields, and the search for the largest ball over which bounds hold."""
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -10,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from robustbench_rkhs.bounds import opened
+from robustbench_rkhs.bounds.sketch import Sketch
 from robustbench_rkhs.certificates.base import Certificate, Certified
 from robustbench_rkhs.certificates.bisection import largest
 from robustbench_rkhs.lipschitz import Uncertifiable
@@ -19,7 +21,7 @@ from robustbench_rkhs.nodes.node import Real, UserError
 from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.nodes.threat_model import Box, Norm
 from robustbench_rkhs.relaxations import ball
-from robustbench_rkhs.relaxations.full import NUMBERS, Found, affine, kinked, proved_trace, widest
+from robustbench_rkhs.relaxations.full import BENDS, KINKS, NUMBERS, Found, affine, kinked, proved_trace, widest
 from robustbench_rkhs.relaxations.interval import Trace
 from robustbench_rkhs.relaxations.region import Region
 from robustbench_rkhs.relaxations.rounding import LEAST, UNIT
@@ -50,6 +52,9 @@ class RelaxationCertificate(Certificate):
     def proof(self, found: Trace, y: Int[Tensor, " batch"]) -> Found:
         """What is proved of each image's margins over its region."""
         raise TypeError(f"{type(self).__name__} is not a certificate by itself")
+
+    def refusal(self, model: Sketch) -> str:
+        return model.refusal
 
     def admit(self, sample: Trace) -> None:
         """Raises Uncertifiable for a network that would take too long."""
@@ -98,11 +103,18 @@ class LinearCertificate(RelaxationCertificate):
     neurons: int = Field(20_000, ge=1)
     """Networks with more values at kinks are refused, for each costs backward passes of its own."""
 
+    def refusal(self, model: Sketch) -> str:
+        bent = sum(math.prod(layer.inputs) for layer in model.layers if isinstance(layer.module, (*KINKS, *BENDS)))
+        return model.refusal or self._too_many(bent)
+
     def admit(self, sample: Trace) -> None:
-        if kinked(sample) > self.neurons:
-            raise Uncertifiable(
-                f"{kinked(sample):,} values go into kinks, expected at most {self.neurons:,}: raise `neurons` to wait for it"
-            )
+        if refusal := self._too_many(kinked(sample)):
+            raise Uncertifiable(refusal)
+
+    def _too_many(self, bent: int) -> str:
+        if bent <= self.neurons:
+            return ""
+        return f"{bent:,} values go into kinks, expected at most {self.neurons:,}: raise `neurons` to wait for it"
 
 
 class _Balls:

@@ -38,6 +38,20 @@ def leaves(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]
         yield from leaves(child, f"{path}.{name}" if path else name)
 
 
+def unruled(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module, str]]:
+    """All that `leaves` refuses of a chain, where it would stop at the first: dotted path, layer, reason."""
+    try:
+        kind = _check(module)
+    except Uncertifiable as refused:
+        yield path, module, str(refused)
+        return
+    for name, child in module._modules.items() if kind is nn.Sequential else ():
+        if child is None:
+            yield path, module, f"its entry {name!r} is None"
+        else:
+            yield from unruled(child, f"{path}.{name}" if path else name)
+
+
 @singledispatch
 def branches(module: nn.Module) -> list[nn.Module]:
     """The models whose outputs a layer adds; none for most. Each is checked and bounded as a model of its own."""
