@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from oracles import affine
-from test_attacks import QUICK
+from test_attacks import EVERY
 from test_certificates import CERTIFICATES, SEARCHED
 from torch import nn
 
@@ -54,12 +54,12 @@ def shorter(attack):
     return attack.model_copy(update={"steps": min(steps, 6)}) if steps else attack
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "brendel_bethge"])
 def test_an_attack_ends_at_the_next_question_and_keeps_what_it_found(name):
-    norm = "l2" if QUICK[name].l2 else "linf"
+    norm = "l2" if EVERY[name].l2 else "linf"
     oracle, keys = affine(4, (1, 4, 4), seed=1, images=4), torch.arange(4)
     eps = 1.1 * oracle.distance(norm).median().item()  # some fall, and an attack goes on with the others
-    attack = shorter(QUICK[name].attack.aimed(norm=norm, eps=eps, seed=0))
+    attack = shorter(EVERY[name].attack.aimed(norm=norm, eps=eps, seed=0))
     reach = math.inf if attack.minimal_norm else eps + 1e-6
     free = attack(oracle.model, oracle.x, oracle.y, keys)
     clock = Questions()
@@ -84,7 +84,9 @@ def test_an_attack_ends_at_the_next_question_and_keeps_what_it_found(name):
         found.append(int(broken.sum()))
     away = distances(oracle.x, whole.images, norm)
     lost = int(((away > 0) & (away <= reach)).sum()) - found[-1]
-    assert found[0] == 0 and lost <= (name == "square"), "of what it had found was lost"  # Square's last question found one
+    assert found[0] == 0
+    if getattr(attack, "keep", "best") == "best":  # else it is judged by its last image alone
+        assert lost <= (name == "square"), "of what it had found was lost"  # Square's last question found one
 
 
 @pytest.mark.parametrize("name", CERTIFICATES | SEARCHED)
