@@ -18,10 +18,12 @@ from test_evaluate import small_net
 
 from robustbench_rkhs import cli
 from robustbench_rkhs.attacks import Attack
+from robustbench_rkhs.cli.flags import recipe_parameters
 from robustbench_rkhs.cli.screen import strict
 from robustbench_rkhs.cli.settings import eval_recipe
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.run import evaluate
+from robustbench_rkhs.evaluation.settings import EvalSettings
 from robustbench_rkhs.nodes.node import UserError
 
 COMMANDS = {
@@ -322,3 +324,42 @@ def test_the_library_never_prints_also_where_an_attack_fails(capfd):
 def test_strict_json_has_no_numbers_that_are_none():
     given = {"a": [float("inf"), 1.5, np.float64(np.nan), np.int64(3)], "b": (None, True, Path("x")), 3: np.array([1.0, np.inf])}
     assert strict(given) == {"a": [None, 1.5, None, 3], "b": [None, True, "x"], "3": [1.0, None]}
+
+
+LIGHT = """
+import contextlib, importlib, io, sys
+from robustbench_rkhs.cli.command import Command
+from robustbench_rkhs.nodes.node import UserError
+
+said = io.StringIO()
+for name in sys.argv[1:]:
+    main = importlib.import_module(f"robustbench_rkhs.cli.{name}").main
+    for words in (["--help"], ["--modle", "x"], []) if isinstance(main, Command) else ():
+        with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit, UserError):
+            main.read(words)
+from robustbench_rkhs.listing import listing
+listing("all")
+print(sorted({"torch", "pandas", "scipy", "matplotlib"} & set(sys.modules)), said.getvalue().count("usage:"))
+"""
+
+
+def test_help_refusals_of_flags_and_lists_import_nothing_large():
+    done = subprocess.run([sys.executable, "-c", LIGHT, *COMMANDS.values()], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    large, helped = done.stdout.split("] ")
+    assert large == "[" and int(helped) >= len(COMMANDS) - 2
+
+
+def test_flags_are_read_from_the_fields_of_the_recipe_itself():
+    assert recipe_parameters(EvalSettings, {}) == recipe_parameters(EvalRecipe, {})
+    assert list(EvalSettings.model_fields) == list(EvalRecipe.model_fields)
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_who_watches_a_terminal_is_told_why_nothing_happens_yet(watched, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: watched, raising=False)
+    main_of("rkhs-eval").read(["--model", "digits_mlp", "--eps", "1"])
+    assert capsys.readouterr().err == ("loading PyTorch ...\n" if watched else "")
+    main_of("rkhs-list").read([])
+    assert not capsys.readouterr().err

@@ -28,6 +28,12 @@ def fails():
 
 def number():
     return 5
+
+def needs(width):
+    return build(width)
+
+def mistaken():
+    return 1 + "a"
 """
 
 
@@ -63,7 +69,12 @@ def test_given_weights_are_no_random_ones(own: Path) -> None:
         ("nets.py:biuld", "did you mean 'build'"),
         ("nets.py:number", "returned int, expected an nn.Module"),
         ("nets.py:fails", r"failed: KeyError: 'fc' \(nets.py, line 13\)"),
-        ("nets.py:build:widht=3", r"failed: TypeError: .*widht"),
+        (
+            "nets.py:build:widht=3",
+            r"widht=3: build: unknown argument 'widht'; did you mean 'width'\? known: depth, width",
+        ),
+        ("nets.py:needs", r"nets.py:needs: needs: expected width, found none"),
+        ("nets.py:mistaken", r"nets.py:mistaken failed: TypeError: .*unsupported.* \(nets.py, line 22\)"),
         ("nets.py:build:3", "expected field=value"),
         ("absent.py:build", "no file"),
         ("broken.py:build", r"cannot import .*no_such_package.*broken.py, line 1"),

@@ -276,6 +276,24 @@ def test_the_schema_refuses(fault, tmp_path):
     assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [
+        ({"norm": "l3"}, "column 'norm': expected one of 'l2', 'linf', found 'l3' in the first of 900 rows"),
+        ({"radius": -1.0}, "column 'radius': expected at least 0, found '-1.0' in the first of 900 rows"),
+        ({"failure_probability": 2.0}, "column 'failure_probability': expected at most 1, found '2.0' in the first of 900 rows"),
+        ({"label": "cat"}, "column 'label': expected int64, found 'cat' in the first of 900 rows"),
+        ({"method": ""}, "column 'method': expected a name, found '' in the first of 900 rows"),
+        ({"eps": 0.5}, "a certificate has neither eps nor distances"),
+    ],
+)
+def test_a_rule_of_the_schema_is_told_whole_whatever_the_number_of_rows(fault, line):
+    table = pd.DataFrame([row(index) | fault for index in range(900)])
+    with pytest.raises(UserError) as refused:
+        verdicts.validate(table)
+    assert str(refused.value) == f"not a table of verdicts: {line}"
+
+
 def test_an_attack_measures_what_it_found():
     for fault in ({"distance_l2": NAN}, {"distance_l2": 0.3}, {"radius": INF}):
         with pytest.raises(UserError, match="not a table of verdicts"):

@@ -1,17 +1,12 @@
 """The default attacks of an evaluation, by effort."""
 
-from typing import Literal
-
 from robustbench_rkhs.attacks.base import Attack
 from robustbench_rkhs.attacks.ddn import DDN
 from robustbench_rkhs.attacks.ensemble import Ensemble
 from robustbench_rkhs.attacks.fab import FAB
 from robustbench_rkhs.attacks.fmn import FMN
 from robustbench_rkhs.attacks.superdeepfool import SuperDeepFool
-from robustbench_rkhs.nodes.threat_model import Norm
-
-Effort = Literal["quick", "adaptive", "standard"]
-"""How much work an evaluation spends on open images."""
+from robustbench_rkhs.nodes.threat_model import Effort, Norm
 
 
 def protocol_of(effort: Effort, norm: Norm) -> tuple[Attack, ...]:

@@ -18,6 +18,7 @@ import tyro
 from robustbench_rkhs.cli.flags import given, recipe_parameters, spelt
 from robustbench_rkhs.cli.refusals import check_flags, read_words
 from robustbench_rkhs.cli.screen import emit, json_alone
+from robustbench_rkhs.evaluation.settings import EvalSettings
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.seals import SetAside
 
@@ -49,6 +50,8 @@ class Command:
     recipe: Mapping[str, str | None] | None = None
     """Every field of EvalRecipe is a flag, and what was typed of them is passed on. Says of some another default than the recipe's,
     or leaves them out (None)."""
+    quick: bool = False
+    """It never imports PyTorch, and says nothing of loading it."""
 
     def read(self, words: Sequence[str]) -> Call:
         """What these words ask for, to be called. Raises UserError, or SystemExit after --help."""
@@ -58,16 +61,20 @@ class Command:
             check_flags(list(inspect.signature(bound).parameters.values()), args, self.overrides)
             if self.overrides:
                 half, rest = read_words(bound, args, return_unknown_args=True)
-                return functools.partial(half, _pairs(rest))
+                return self._begun(functools.partial(half, _pairs(rest)))
             plain: Call = read_words(bound, args)
-            return plain
-        from robustbench_rkhs.evaluation.recipe import EvalRecipe
-
-        bound = _bound(self.main, recipe_parameters(EvalRecipe, self.recipe))
+            return self._begun(plain)
+        bound = _bound(self.main, recipe_parameters(EvalSettings, self.recipe))
         check_flags(list(inspect.signature(bound).parameters.values()), args, open_ended=False)
         found: Any = read_words(bound, args)
-        typed = {name: found.keywords.pop(name) for name in list(found.keywords) if name in EvalRecipe.model_fields}
-        return functools.partial(found, given(typed, EvalRecipe))
+        typed = {name: found.keywords.pop(name) for name in list(found.keywords) if name in EvalSettings.model_fields}
+        return self._begun(functools.partial(found, given(typed, EvalSettings)))
+
+    def _begun(self, call: Call) -> Call:
+        """The call, once somebody who watches a terminal knows why the first seconds are silent."""
+        if not self.quick and sys.stderr.isatty() and "torch" not in sys.modules:
+            print("loading PyTorch ...", file=sys.stderr, flush=True)
+        return call
 
     def __call__(self) -> None:
         words = sys.argv[1:]
@@ -85,9 +92,11 @@ class Command:
         raise SystemExit(code)
 
 
-def command(main: Callable[..., int | None], overrides: bool = False, recipe: Mapping[str, str | None] | None = None) -> Command:
+def command(
+    main: Callable[..., int | None], overrides: bool = False, recipe: Mapping[str, str | None] | None = None, quick: bool = False
+) -> Command:
     """The console script of a function."""
-    return Command(main, overrides, recipe)
+    return Command(main, overrides, recipe, quick)
 
 
 def _left(run: Callable[[], int | None]) -> tuple[int, str]:

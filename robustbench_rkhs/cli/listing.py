@@ -30,4 +30,4 @@ def _listing(
     print(listing(kind, name))
 
 
-main = command(_listing)
+main = command(_listing, quick=True)

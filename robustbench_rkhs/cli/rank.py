@@ -3,11 +3,17 @@
 import json
 from pathlib import Path
 
-from robustbench_rkhs.cli.command import AllowCode, Names, command, typed_command, usable_device
+from robustbench_rkhs.cli.command import AllowCode, AsJson, Names, command, typed_command, usable_device
+from robustbench_rkhs.cli.screen import emit
 
 
 def _rank(
-    model: Names, data: str | None = None, allow_code: AllowCode = (), device: str = "auto", out: Path = Path("reports")
+    model: Names,
+    data: str | None = None,
+    allow_code: AllowCode = (),
+    device: str = "auto",
+    out: Path = Path("reports"),
+    as_json: AsJson = False,
 ) -> None:
     """auROC and auROC50 of models that rank (protein homology), on the test set; written to OUT/ranking/MODEL.json.
 
@@ -19,6 +25,7 @@ def _rank(
         allow_code: Packages, modules, folders or .py files of your own whose code a checkpoint folder may name and have imported.
         device: auto, cpu, cuda, cuda:1 ...
         out: Where reports go.
+        as_json: Print one JSON object on stdout: what the files hold, and their paths.
     """
     from datetime import date
 
@@ -27,7 +34,7 @@ def _rank(
     from robustbench_rkhs.training.ranking import rank_report
     from robustbench_rkhs.zoo import load_model
 
-    where = usable_device(device)
+    where, ranked, files = usable_device(device), [], []
     for name in model:
         subject = load_model(name, None, data, allow_code=allow_code)
         found = rank_report(subject.model.to(where), subject.test.to(where))
@@ -42,10 +49,14 @@ def _rank(
         }
         path = out / "ranking" / f"{subject.name}.json"
         write_text(path, json.dumps(found | about, indent=2) + "\n")
+        ranked.append(found | about)
+        files.append(path)
         print(
             f"{subject.name}: auROC {found['auroc']:.4f}, auROC50 {found['auroc50']:.4f} "
             f"({found['members']} members among {found['others']} others of {subject.test.data} test): {path}"
         )
+    if as_json:
+        emit({"ranked": ranked, "files": files})
 
 
 main = command(_rank)

@@ -1,14 +1,21 @@
 """rkhs-report: everything drawn again from the verdicts alone."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from robustbench_rkhs.cli.command import Names, command
+from robustbench_rkhs.cli.command import AsJson, Names, command
+from robustbench_rkhs.cli.screen import emit
 from robustbench_rkhs.nodes.node import UserError
 
 
 def _report(
-    out: Path = Path("reports"), model: Names = (), adversarials: tuple[Path, ...] = (), data: str | None = None, images: int = 8
+    out: Path = Path("reports"),
+    model: Names = (),
+    adversarials: tuple[Path, ...] = (),
+    data: str | None = None,
+    images: int = 8,
+    as_json: AsJson = False,
 ) -> None:
     """Redraw every curve, table, trade-off plot and the leaderboard from the verdicts alone, and the nearest adversarial images.
 
@@ -24,6 +31,7 @@ def _report(
             in OUT/adversarials.
         data: Data set or FILE.npz that the adversarial images are of, where their files do not name one.
         images: Adversarial images in a picture.
+        as_json: Print one JSON object on stdout, with the path of every file.
     """
     from robustbench_rkhs import verdicts
     from robustbench_rkhs.reports import report as write_reports
@@ -48,7 +56,17 @@ def _report(
                 raise
             print(f"not drawn: {error}", file=sys.stderr)
     for kind, paths in written.items():
-        print(f"{kind}: {' '.join(str(path) for path in paths)}")
+        print(f"{kind}: {_in_short(paths)}")
+    if as_json:
+        emit(written)
 
 
-main = command(_report)
+def _in_short(paths: Sequence[Path]) -> str:
+    """One file by its path; of several, how many lie in each folder."""
+    if len(paths) == 1:
+        return str(paths[0])
+    folders = [path.parent for path in paths]
+    return ", ".join(f"{folders.count(folder)} files in {folder}" for folder in dict.fromkeys(folders)) or "none"
+
+
+main = command(_report, quick=True)

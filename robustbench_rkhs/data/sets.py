@@ -253,6 +253,11 @@ class NPZ(DataSet):
     path: str
     """The file, or its name in the data root."""
 
+    @property
+    def title(self) -> str:
+        """The file's own name."""
+        return Path(self.path).name
+
     def arrays(self) -> Arrays:
         return read_npz(self._file())
 

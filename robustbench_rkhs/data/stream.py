@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robustbench_rkhs.data.checks import channels_first, check_images
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.memory import FREED
 
 BLOCK = 64
 """Images read at once where all of them are gone through."""
@@ -53,7 +54,9 @@ class Stream(Tensor):
         chosen = self._positions[index.cpu().numpy() if isinstance(index, Tensor) else index]
         if not len(chosen):
             return torch.zeros(0, *self.shape[1:], dtype=self.dtype, device=self.device)
-        return self._read(chosen).to(self.device, self.dtype)
+        images = self._read(chosen).to(self.device, self.dtype)
+        FREED.read(images.numel() * images.element_size())
+        return images
 
     def __iter__(self) -> Iterator[Tensor]:
         return (image for block in self.split(BLOCK) for image in block)

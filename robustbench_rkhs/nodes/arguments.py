@@ -33,6 +33,19 @@ def checked_arguments(**meant: str) -> Callable[[Callable[Given, Found]], Callab
     return checked
 
 
+def wrong_arguments(function: Callable[..., object], keywords: dict[str, object]) -> str:
+    """What is wrong with these arguments of a function; empty where they fit, or where it does not say what it takes."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of a compiled function
+        return ""
+    try:
+        signature.bind(**keywords)
+    except TypeError:
+        return _wrong(signature, (), keywords, {})
+    return ""
+
+
 def _wrong(signature: inspect.Signature, args: tuple[object, ...], kwargs: dict[str, object], meant: dict[str, str]) -> str:
     """What is wrong with arguments that do not fit the signature."""
     parameters = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]

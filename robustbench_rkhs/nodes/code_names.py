@@ -16,6 +16,7 @@ from robustbench_rkhs.nodes import reasons
 from robustbench_rkhs.nodes.node import UserError, did_you_mean
 
 PACKAGE = __name__.partition(".")[0]
+HERE = Path(__file__).parent.parent
 CODE_NAME = re.compile(r"((?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*|[^:]+\.py):([A-Za-z_][\w.]*)(?::(.*))?", re.DOTALL)
 """Module or file, name, and the fields that may follow."""
 
@@ -162,7 +163,7 @@ def cause(error: BaseException) -> str:
     """An error of the user's code in one line: its kind, its first line, and the file and line it came from."""
     words = reasons.cause(error)
     frames = [one for one in traceback.extract_tb(error.__traceback__) if "importlib" not in one.filename]
-    frames = [one for one in frames if one.filename != __file__]
+    frames = [one for one in frames if not Path(one.filename).is_relative_to(HERE)]  # the place is in the user's code, if any
     if isinstance(error, SyntaxError) and error.filename:
         words = f"{type(error).__name__}: {error.msg}"
         return f"{words} ({Path(error.filename).name}, line {error.lineno})"

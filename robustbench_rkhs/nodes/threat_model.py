@@ -1,4 +1,5 @@
-"""The threat model: in which norm an adversarial image may be how far away, and in which box it must lie."""
+"""The threat model: in which norm an adversarial image may be how far away, and in which box it must lie.
+And how hard is tried to find one."""
 
 import re
 from typing import Any, Literal
@@ -9,6 +10,9 @@ SPELLINGS = {"l2": "l2", "2": "l2", "linf": "linf", "inf": "linf", "linfinity": 
 """Other spellings of norms, without case, blanks, dashes and underscores."""
 Box = Literal["unit", "none"]
 """Where adversarial images may lie: [0, 1], or anywhere (only to reproduce a published number)."""
+
+Effort = Literal["quick", "adaptive", "standard"]
+"""How much work an evaluation spends on open images."""
 
 
 def norm_named(value: Any) -> Any:

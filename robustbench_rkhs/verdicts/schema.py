@@ -1,5 +1,7 @@
 """The table's columns, and what must hold of every row."""
 
+import re
+
 import pandas as pd
 import pandera.errors
 import pandera.pandas as pa
@@ -76,6 +78,15 @@ class Verdicts(pa.DataFrameModel):
         return (table["method"] != "prediction") | (table["radius"] == 0)  # type: ignore[return-value]
 
 
+WORDS = (
+    (r"greater_than_or_equal_to\((.*)\)", r"at least \1"),
+    (r"less_than_or_equal_to\((.*)\)", r"at most \1"),
+    (r"isin\(\[(.*)\]\)", r"one of \1"),
+    (r"coerce_dtype\('(.*)'\)", r"\1"),
+    (r"str_length\(.*\)", "a name"),
+    (r"not_nullable", "a value"),
+)
+"""The names of pandera's rules, in words."""
 COLUMNS = list(Verdicts.to_schema().columns)
 """The columns, in the table's order."""
 
@@ -93,8 +104,21 @@ def validate(table: pd.DataFrame) -> pd.DataFrame:
     try:
         valid = Verdicts.validate(table.reset_index(drop=True))
     except (pandera.errors.SchemaError, pandera.errors.SchemaErrors) as error:
-        found = " ".join(str(error).split())
-        if found.startswith("DataFrameSchema"):  # a rule about whole rows would print one
-            found = found.split(" failure cases:")[0].split(": ", 1)[-1]
-        raise UserError(f"not a table of verdicts: {found[:240]}") from None
+        first = error.schema_errors[0] if isinstance(error, pandera.errors.SchemaErrors) else error
+        raise UserError(f"not a table of verdicts: {_reason(first)}") from None
     return valid[COLUMNS]
+
+
+def _reason(error: pandera.errors.SchemaError) -> str:
+    """What a rule expected, of which column, and what was found instead, in one line whatever the number of rows."""
+    rule = " ".join(str(getattr(error.check, "error", None) or error.check).split())
+    for name, words in WORDS:
+        rule = re.sub(f"^{name}$", words, rule)
+    column = getattr(error.schema, "name", None)
+    cases = getattr(error.failure_cases, "failure_case", None)
+    if column not in COLUMNS and "'" in str(error):  # of a column that could not be read, the schema is the table's
+        column = next((name for name in COLUMNS if f"'{name}'" in str(error)), None)
+    if column is None or cases is None or not len(cases):
+        return rule
+    found = repr(str(cases.iloc[0])[:80]) + (f" in the first of {len(cases)} rows" if len(cases) > 1 else "")
+    return f"column {column!r}: expected {rule}, found {found}"

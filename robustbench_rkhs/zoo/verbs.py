@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustbench_rkhs.attacks import Attack
 from robustbench_rkhs.attacks.counted import answered, count
-from robustbench_rkhs.attacks.efforts import Effort, protocol_of
+from robustbench_rkhs.attacks.efforts import protocol_of
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.targeted import attack_towards
 from robustbench_rkhs.data import DataSet, Split
@@ -25,6 +25,7 @@ from robustbench_rkhs.nodes.arguments import checked_arguments
 from robustbench_rkhs.nodes.code_names import TYPED
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse
+from robustbench_rkhs.nodes.threat_model import Effort
 from robustbench_rkhs.runtime.devices import usable
 from robustbench_rkhs.runtime.messages import Say
 from robustbench_rkhs.runtime.modes import evaluating

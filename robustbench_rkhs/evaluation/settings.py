@@ -1,0 +1,46 @@
+"""EvalSettings: the fields of an evaluation's recipe without the types of its methods, so that flags are read without PyTorch."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from robustbench_rkhs.nodes.node import Node, Real, Seconds
+from robustbench_rkhs.nodes.threat_model import Effort, Norm, norm_named
+
+
+class EvalSettings(Node):
+    """How a model is evaluated: norm, radii, attacks, certificates, images. What these are named is not looked at here."""
+
+    norm: Annotated[Norm, BeforeValidator(norm_named)] = "l2"
+    """Distance the radii are measured in."""
+    eps: tuple[Annotated[Real, Field(ge=0)], ...]
+    """Asked-for radii, in pixels of [0, 1]."""
+    attacks: tuple[Any, ...] = ()
+    """The protocol: minimal-norm attacks, then the others, each on the images still open. Empty: the attacks of `effort`."""
+    effort: Effort = "standard"
+    """The protocol where no attack is named. quick: the union of the minimal-norm attacks. standard: cheap minimal-norm attacks,
+    then the full ensemble at the largest eps that is open. adaptive: the same with what still pays of the ensemble."""
+    certificates: tuple[Any, ...] = ("portfolio",)
+    """Certificates, cheapest first, each on the images that those before left open; `portfolio` is all of them, empty none."""
+    certify_seconds: Annotated[Real, Field(gt=0)] | None = None
+    """Time limit of each certificate; images it does not reach are marked `timeout`. None: as long as it takes."""
+    samples: int | None = Field(None, ge=1)
+    """Test images, a seeded stratified subset; all where not given."""
+    seed: int = Field(0, ge=0)
+    """Which images, and every random draw of the attacks."""
+    block: int = Field(64, ge=1)
+    """Images a block, the unit of resuming: bounds the memory. Random draws of library attacks depend on it."""
+    workers: int = Field(1, ge=1)
+    """Processes that take a block each of our own attacks, on a CPU, one thread each: the table is that of one process on one
+    thread. Not shared: attacks of libraries, and effort adaptive, which learns from image to image."""
+    budget: Seconds | None = None
+    """Seconds (or 90s, 10min, 2h) after which no further part is begun: certificates stop at half of it, attacks at its end (a
+    block of a library's attack and the diagnosis are not cut). Images not reached are untested. It changes nothing else, and the
+    same evaluation without it goes on from there."""
+    rechecked: int = Field(8, ge=0)
+    """Of the survivals that are inferred from a larger eps, how many are attacked at their own eps after all; the share that falls
+    is reported. Cost: at most so many runs of the fixed-budget attacks, each about 8,800 passes of the ensemble where the image
+    stands."""
+    diagnostics: bool = True
+    """Check on 64 images (16 where the effort is quick) whether the attacks can be believed, mark the model where not, and attack
+    its survivors further. Cost: at most 1,550 passes an image of the sample. Without: the result is marked undiagnosed."""
