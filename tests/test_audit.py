@@ -20,6 +20,7 @@ from robustbench_rkhs.layers import Normalize
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.reports.audit import console_audit, write_audit
+from robustbench_rkhs.runtime.seals import read_record
 
 RANDOM_ONCE = "power iteration, 1 from a random start"
 
@@ -92,7 +93,7 @@ def test_power_iteration_is_named_and_its_certificates_are_broken(tmp_path):
     assert [path.suffix for path in written] == [".json", ".csv", ".md"]
     text = (tmp_path / "steep.md").read_text()
     assert RANDOM_ONCE in text and "refuted" in text and f"40 of {len(x)}" not in text
-    assert json.loads((tmp_path / "steep.json").read_text()) == found
+    assert read_record(tmp_path / "steep.json", required=True) == json.loads(json.dumps(found))
     assert len(console_audit(found)) == 2
 
 

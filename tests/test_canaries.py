@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from forger import resealed
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.nodes.node import UserError
@@ -64,6 +65,7 @@ def test_a_recipe_of_a_checkpoint_folder_is_refused_by_name(cage, field):
     folder = folder_at(cage / "theirs")
     stored = yaml.safe_load((folder / "recipe.yaml").read_text())
     (folder / "recipe.yaml").write_text(yaml.safe_dump(stored | {field: FIELDS[field]}))
+    resealed(folder)
     for read in (checkpoint.load, lambda path: load_model(str(path)), lambda path: TrainRecipe.read(path / "recipe.yaml")):
         with pytest.raises(UserError) as refusal:
             read(folder)
@@ -74,10 +76,15 @@ def test_a_recipe_of_a_checkpoint_folder_is_refused_by_name(cage, field):
 def test_config_metrics_and_card_name_code_in_vain(cage):
     folder = folder_at(cage / "theirs")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"network": {"name": CANARY}, "data": CANARY, "code": CANARY}))
+    (folder / "config.json").write_text(json.dumps(config | {"data": CANARY, "code": CANARY}))
     (folder / "metrics.jsonl").write_text(json.dumps({"epoch": 0, "name": CANARY}) + "\n")
     (folder / "README.md").write_text(CANARY)
+    resealed(folder)
     assert checkpoint.load(folder).model is not None
+    (folder / "config.json").write_text(json.dumps(config | {"network": {"name": CANARY}}))
+    resealed(folder)
+    with pytest.raises(UserError, match="name different networks"):
+        checkpoint.load(folder)
 
 
 def test_a_table_with_code_in_its_metadata_is_data(cage):

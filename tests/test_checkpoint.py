@@ -6,16 +6,20 @@ import shutil
 
 import pytest
 import torch
+import yaml
+from forger import resealed
 from safetensors.torch import load_file, save_file
 
+from robustbench_rkhs.identity import identity_of
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.seals import seal_of
 from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.training.recipe import TrainRecipe
 from robustbench_rkhs.zoo import load_model
 
 
 @pytest.fixture
-def folder(tmp_path):
+def sealed(tmp_path):
     recipe = TrainRecipe.read("digits_mlp")
     test = recipe.data.test()
     model = checkpoint.build(recipe, test.shape, test.classes)
@@ -23,7 +27,21 @@ def folder(tmp_path):
     return tmp_path / "mine"
 
 
-def test_round_trip(folder):
+@pytest.fixture
+def folder(sealed):
+    """As a version wrote it that did not seal its files: nothing but the digest of the weights guards it."""
+    state, recipe = load_file(sealed / "model.safetensors"), TrainRecipe.read(sealed / "recipe.yaml")
+    save_file(state, sealed / "model.safetensors")
+    (sealed / "recipe.yaml").write_text(recipe.yaml())
+    alter_config(format=1)(sealed)
+    config = json.loads((sealed / "config.json").read_text())
+    (sealed / "config.json").write_text(json.dumps({key: value for key, value in config.items() if key not in ("seal", "seals")}))
+    return sealed
+
+
+@pytest.mark.parametrize("kind", ["sealed", "folder"])
+def test_round_trip(kind, request):
+    folder = request.getfixturevalue(kind)
     loaded = checkpoint.load(folder)
     again = checkpoint.build(loaded.recipe, (1, 8, 8), 10)
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in loaded.model.state_dict().items())
@@ -87,7 +105,7 @@ ALTERED = {
     "extra tensor": (alter_tensor(lambda s: s.update(more=torch.zeros(1))), "unexpected tensor 'more'"),
     "wrong shape": (alter_tensor(lambda s: s.update({"1.bias": torch.zeros(3)})), r"shape \(3,\), expected \(128,\)"),
     "NaN": (alter_tensor(lambda s: s["1.bias"].fill_(torch.nan)), "holds NaN"),
-    "foreign format": (alter_config(format=99), "expected format 1, found 99"),
+    "foreign format": (alter_config(format=99), "expected format 2, found 99"),
     "giant shape": (alter_config(shape=[10**9]), "implausible shape"),
     "no shape": (alter_config(shape=None), "unreadable config.json"),
 }
@@ -99,6 +117,68 @@ def test_an_altered_folder_is_refused_in_one_line(folder, alter, line):
     with pytest.raises(UserError, match=line) as caught:
         checkpoint.load(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_a_sealed_folder_says_which_of_its_files_is_not_the_one_it_names(sealed, tmp_path):
+    other = tmp_path / "other/mine"
+    recipe = TrainRecipe.read("digits_mlp", {"seed": "7"})
+    model = checkpoint.build(recipe, (1, 8, 8), 10)
+    checkpoint.save(other, recipe, recipe.data.test(), model.state_dict(), "# card\n", epoch=0)
+    for name in ("recipe.yaml", "model.safetensors"):  # each whole and sealed, but of another checkpoint
+        whole = (sealed / name).read_bytes()
+        (sealed / name).write_bytes((other / name).read_bytes())
+        with pytest.raises(UserError, match=f"{name}: damaged: it is not the file that config.json names"):
+            checkpoint.load(sealed)
+        (sealed / name).write_bytes(whole)
+    assert checkpoint.load(sealed)
+
+
+def test_a_folder_from_before_is_sealed_as_it_is(folder):
+    before = checkpoint.load(folder)
+    checkpoint.seal(folder)
+    after = checkpoint.load(folder)
+    assert after.weights == before.weights and after.recipe == before.recipe and after.config["format"] == 2
+    assert all(seal_of(folder / name, required=True) for name in ("config.json", "recipe.yaml", "model.safetensors"))
+    kept = {path.name: path.read_bytes() for path in folder.iterdir()}
+    checkpoint.seal(folder)
+    assert kept == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def forged(folder, line, **config):
+    """The recipe's line changed, and with it whatever of config.json a forger thinks of; all digests are whole."""
+    stored = yaml.safe_load((folder / "recipe.yaml").read_text())
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(stored | {"network": stored["network"] | line}))
+    alter_config(**config)(folder)
+    resealed(folder)
+
+
+@pytest.fixture
+def bounded(tmp_path):
+    recipe = TrainRecipe.read("digits_sandwich", {"network.hidden": "[8]"})
+    test = recipe.data.test()
+    checkpoint.save(tmp_path / "mine", recipe, test, checkpoint.build(recipe, test.shape, 10).state_dict(), "# card\n")
+    return tmp_path / "mine"
+
+
+def test_one_changed_line_of_a_recipe_is_another_network_and_refused(bounded):
+    """The tensors are those of the digest: what differs is the function."""
+    config = checkpoint.load(bounded).config
+    forged(bounded, {"lipschitz": 10.0})
+    with pytest.raises(UserError, match=r"name different networks \(lipschitz: 1 in config.json, 10 in recipe.yaml\)"):
+        checkpoint.load(bounded)
+    forged(bounded, {}, network=config["network"] | {"lipschitz": 10.0})
+    with pytest.raises(UserError, match="answers the fixed images otherwise"):
+        checkpoint.load(bounded)
+    forged(bounded, {}, logits=None)  # nothing is left that says what the function was: it is a model of its own
+    assert identity_of(checkpoint.load(bounded).model, (1, 8, 8)).key != config["key"]
+
+
+def test_a_network_as_an_older_version_wrote_it_is_the_same(bounded):
+    config = checkpoint.load(bounded).config
+    del config["network"]["learnable"]
+    alter_config(**config)(bounded)
+    resealed(bounded)
+    assert checkpoint.load(bounded)
 
 
 class Bomb:

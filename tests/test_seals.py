@@ -15,8 +15,13 @@ from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import DDN
 from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.pictures import runs
 from robustbench_rkhs.reports import write_leaderboard
 from robustbench_rkhs.runtime import seals
+from robustbench_rkhs.runtime.seals import seal_of
+from robustbench_rkhs.training import checkpoint
+from robustbench_rkhs.training.loop import train
+from robustbench_rkhs.training.recipe import TrainRecipe
 from robustbench_rkhs.verdicts import read_adversarials
 
 EVERY = 53
@@ -152,15 +157,49 @@ def test_records_lines_and_commented_text(tmp_path):
     seals.write_record(path, {"a": 1.5, "b": ["c"]})
     assert seals.read_record(path, required=True) == {"a": 1.5, "b": ["c"]}
     assert unchanged_or_refused(path, lambda: seals.read_record(path), 7) > 100
-    seals.write_lines(tmp_path / "x.jsonl", [{"a": 1}, {"a": 2}])
-    assert [json.loads(line)["a"] for line in (tmp_path / "x.jsonl").read_text().splitlines()] == [1, 2]
     seals.write_commented(tmp_path / "x.yaml", "a: 1\n")
-    for name in ("x.jsonl", "x.yaml"):
-        assert len(seals.seal_of(tmp_path / name, required=True)) == 64
+    assert len(seal_of(tmp_path / "x.yaml", required=True)) == 64
     (tmp_path / "plain.yaml").write_text("a: 1\n")
     assert seals.seal_of(tmp_path / "plain.yaml") == ""
     with pytest.raises(seals.Damaged, match="expected its seal, found none"):
         seals.seal_of(tmp_path / "plain.yaml", required=True)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A network that fits into a few kilobytes, trained for an epoch."""
+    recipe = TrainRecipe.read("digits_mlp", {"epochs": "1", "network.hidden": "[2]", "data.train": "100", "data.validation": "20"})
+    train(recipe, tmp_path / "m")
+    return recipe, tmp_path / "m"
+
+
+def test_a_flipped_bit_of_a_checkpoint_is_refused(trained):
+    _, folder = trained
+
+    def read() -> tuple[Any, ...]:
+        found = checkpoint.load(folder)
+        return found.weights, found.recipe, found.config
+
+    for name in ("config.json", "recipe.yaml", "model.safetensors"):
+        assert unchanged_or_refused(folder / name, read, 331) > 10
+    last, metrics = folder / "last.safetensors", folder / "metrics.jsonl"
+    assert unchanged_or_refused(last, lambda: {name: t.tolist() for name, t in checkpoint.read_weights(last).items()}, 331) > 10
+    assert unchanged_or_refused(metrics, lambda: runs._records(folder), 331) > 4
+
+
+def test_a_damaged_state_of_a_training_is_set_aside_and_the_training_done_again(trained):
+    recipe, folder = trained
+    state = folder / "resume.pt"
+    whole = state.read_bytes()
+    for at in (100, len(whole) // 2, len(whole) - 100):
+        spoilt = bytearray(whole)
+        spoilt[at] ^= 4
+        state.write_bytes(spoilt)
+        (folder / "config.json").unlink(missing_ok=True)
+        with pytest.warns(seals.SetAside, match="resume.pt.*damaged.*set aside"):
+            train(recipe, folder)
+        assert checkpoint.load(folder).recipe == recipe
+    assert len(list(folder.glob(".damaged-*"))) == 3
 
 
 def test_words_that_read_like_a_seal_are_no_seal(tmp_path):

@@ -1,6 +1,5 @@
 """rkhs-rank: how well models rank."""
 
-import json
 from pathlib import Path
 
 from robustbench_rkhs.cli.command import AllowCode, AsJson, Names, command, typed_command, usable_device
@@ -30,7 +29,7 @@ def _rank(
     from datetime import date
 
     from robustbench_rkhs.runtime.digests import weights_digest
-    from robustbench_rkhs.runtime.files import write_text
+    from robustbench_rkhs.runtime.seals import write_record
     from robustbench_rkhs.training.ranking import rank_report
     from robustbench_rkhs.zoo import load_model
 
@@ -48,7 +47,7 @@ def _rank(
             "command": typed_command(),
         }
         path = out / "ranking" / f"{subject.name}.json"
-        write_text(path, json.dumps(found | about, indent=2) + "\n")
+        write_record(path, found | about)
         ranked.append(found | about)
         files.append(path)
         print(

@@ -14,6 +14,7 @@ from robustbench_rkhs.pictures.groups import each_once, folders, grouped, matchi
 from robustbench_rkhs.reports.learning import draw_learning
 from robustbench_rkhs.reports.seeds import draw_seed_curves
 from robustbench_rkhs.reports.spread import Band
+from robustbench_rkhs.runtime.seals import check_named
 
 
 def learning_picture(models: Sequence[str], out: Path, name: str | None = None, band: Band = "range", note: str = "") -> list[Path]:
@@ -68,6 +69,7 @@ def _recipe(folder: Path) -> str:
 def _records(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     try:
+        check_named(path, folder / "config.json")
         records = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not readable: {reason(error)}") from None

@@ -1,6 +1,5 @@
 """The audit of claims as json, csv, Markdown, and on the terminal."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import pandas as pd
 from rich.table import Table
 
 from robustbench_rkhs.reports.tables import markdown, write_bytes
+from robustbench_rkhs.runtime.seals import write_record
 from robustbench_rkhs.verdicts.axes import in_words
 
 CLAIMS = ["claim", "claimed", "measured [95%]", "left by attacks [95%]", "difference", "verdict", "cause"]
@@ -31,9 +31,10 @@ def _domain(about: dict[str, Any]) -> str:
 
 
 def write_audit(report: dict[str, Any], stem: str | Path) -> list[Path]:
-    """STEM.json (all of it), .csv (claims and mistakes, a row each) and .md. Raises UserError where not writable."""
-    texts = {"json": json.dumps(report, indent=1) + "\n", "csv": _csv(report), "md": _markdown(report)}
-    return [write_bytes(Path(f"{stem}.{kind}"), text) for kind, text in texts.items()]
+    """STEM.json (all of it, sealed), .csv (claims and mistakes, a row each) and .md. Raises UserError where not writable."""
+    texts = {"csv": _csv(report), "md": _markdown(report)}
+    write_record(Path(f"{stem}.json"), report, indent=1)
+    return [Path(f"{stem}.json"), *(write_bytes(Path(f"{stem}.{kind}"), text) for kind, text in texts.items())]
 
 
 def console_audit(report: dict[str, Any]) -> list[Table]:

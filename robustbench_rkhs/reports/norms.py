@@ -1,6 +1,5 @@
 """The RKHS-norm report as json, csv, Markdown, a figure, and on the terminal."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from rich.table import Table
 
 from robustbench_rkhs.reports.figures import figure, save
 from robustbench_rkhs.reports.tables import markdown, write_bytes
+from robustbench_rkhs.runtime.seals import write_record
 from robustbench_rkhs.verdicts.axes import PALETTE
 
 COLUMNS = {"class": "largest class", "pair": "largest pair", "logits": "all logits"}
@@ -27,13 +27,11 @@ CAUTION = (
 
 
 def write_norms(report: dict[str, Any], stem: str | Path) -> list[Path]:
-    """STEM.json (all of it), .csv (the bounds, class by class), .md, and the figure. Raises UserError where not writable."""
-    texts = {
-        "json": json.dumps(report, indent=1) + "\n",
-        "csv": _csv(report),
-        "md": _markdown(report),
-    }
-    return [*(write_bytes(Path(f"{stem}.{kind}"), text) for kind, text in texts.items()), *draw_norms(report, stem)]
+    """STEM.json (all of it, sealed), .csv (the bounds, class by class), .md, and the figure. Raises UserError if not writable."""
+    texts = {"csv": _csv(report), "md": _markdown(report)}
+    write_record(Path(f"{stem}.json"), report, indent=1)
+    written = [Path(f"{stem}.json"), *(write_bytes(Path(f"{stem}.{kind}"), text) for kind, text in texts.items())]
+    return [*written, *draw_norms(report, stem)]
 
 
 def draw_norms(report: dict[str, Any], stem: str | Path) -> list[Path]:

@@ -110,13 +110,17 @@ def write_commented(path: Path, text: str) -> str:
     return write_sealed(path, lambda temporary: temporary.write_text(f"{text.rstrip()}\n# {BLANK}\n"))
 
 
-def write_lines(path: Path, records: list[dict[str, Any]]) -> str:
-    """JSON lines, the seal of the file as a field of the first."""
-    first = [{**record, "seal": BLANK} for record in records[:1]]
-    text = "".join(json.dumps(record) + "\n" for record in [*first, *records[1:]])
-    if not records:
-        raise ValueError("a file of no records has no place for a seal")
-    return write_sealed(path, lambda temporary: temporary.write_text(text))
+def check_named(path: Path, record: Path) -> None:
+    """Raises Damaged where the record's `seals` name another sha256 for a file that has no place for a seal (JSON lines)."""
+    said = read_record(record).get("seals") if record.is_file() else None
+    if isinstance(said, dict) and said.get(path.name, digest := sha256_of(path)) != digest:
+        raise Damaged(path, f"it is not the file that {record.name} names")
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def unmarked(text: str) -> str:

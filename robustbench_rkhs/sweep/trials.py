@@ -1,6 +1,6 @@
 """One trial: a setting trained for every seed, scored on validation images, stopped early where it falls behind."""
 
-import json
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ from torch import nn
 from robustbench_rkhs.certificates import MarginCertificate
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.lipschitz import Uncertifiable
-from robustbench_rkhs.runtime.files import write_text
+from robustbench_rkhs.nodes.code_names import code_in
+from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.messages import Say
+from robustbench_rkhs.runtime.seals import Damaged, read_record, set_aside, write_record
 from robustbench_rkhs.sweep.description import Setting
 from robustbench_rkhs.sweep.plan import Plan
 from robustbench_rkhs.training import checkpoint
@@ -81,19 +83,44 @@ def run_trial(
         recipe = plan.recipe(setting, seed)
         run = folder / f"seed-{seed}"
         stored = run / "score.json"
-        if not stored.is_file():
+        found = _stored(stored, recipe)
+        if found is None:
             watch = Watch(plan, trial, place, recipe.epochs)
             _trained(recipe, run, device, command, watch)
-            write_text(stored, json.dumps(_scored(plan, recipe, run, device), indent=2) + "\n")
+            found = _scored(plan, recipe, run, device)
+            write_record(stored, {**found, "recipe": _key(recipe)})
             if watch.stop and place + 1 < len(plan.sweep.seeds):
                 raise Stopped
-        runs.append(json.loads(stored.read_text()) | {"seed": seed, "folder": str(run)})
+        runs.append(found | {"seed": seed, "folder": str(run)})
         say(f"trial {trial.number}, seed {seed}: {words(runs[-1])}")
     return runs
 
 
+def _stored(path: Path, recipe: TrainRecipe) -> dict[str, Any] | None:
+    """The scores of a finished run; None where there are none. A file that is damaged or another recipe's is set aside."""
+    if not path.is_file():
+        return None
+    try:
+        found = read_record(path, required=True)
+        if found.pop("recipe", None) != _key(recipe):
+            raise Damaged(path, "it holds the scores of another recipe")
+        return found
+    except UserError as damaged:
+        set_aside(path, damaged)
+        return None
+
+
+def _key(recipe: TrainRecipe) -> str:
+    return hashlib.sha256(recipe.yaml().encode()).hexdigest()
+
+
 def _trained(recipe: TrainRecipe, folder: Path, device: str, command: str, watch: Watch) -> None:
     """Train, or go on with what was begun; a worker may have been killed between the training and its score."""
+    if (folder / "config.json").is_file():
+        try:
+            checkpoint.load(folder, code_in(recipe.model_dump(mode="json")))
+        except Damaged as damaged:
+            set_aside(folder / "config.json", damaged)
     if not (folder / "config.json").is_file():
         train(recipe, folder, device=device, command=command, save_seconds=60, report=watch)
     for leftover in ("resume.pt", "last.safetensors"):

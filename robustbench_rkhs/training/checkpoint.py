@@ -14,14 +14,30 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from robustbench_rkhs.data import Split
+from robustbench_rkhs.identity import fixed_logits, identity_of
 from robustbench_rkhs.nodes.code_names import CLOSED, Code
+from robustbench_rkhs.nodes.differences import changes
 from robustbench_rkhs.nodes.node import UserError, did_you_mean
 from robustbench_rkhs.nodes.reasons import reason as reason_of
 from robustbench_rkhs.runtime.digests import weights_digest
-from robustbench_rkhs.runtime.files import write_text, write_whole
+from robustbench_rkhs.runtime.files import write_text
+from robustbench_rkhs.runtime.seals import (
+    BLANK,
+    Damaged,
+    read_record,
+    seal_of,
+    sha256_of,
+    write_commented,
+    write_record,
+    write_sealed,
+)
 from robustbench_rkhs.training.recipe import TrainRecipe
+from robustbench_rkhs.verifier.probes import agree
 
-FORMAT = 1
+FORMAT, UNSEALED = 2, 1
+"""Of config.json: since 2 all that is read of the folder is sealed. What was written before is read too."""
+SEALED, METRICS = ("recipe.yaml", "model.safetensors"), "metrics.jsonl"
+"""Files whose seals config.json names; and one without a place for a seal, whose sha256 it names."""
 HALF_FROM = 100_000
 """Numbers in a tensor from which `--half` rounds it."""
 
@@ -47,6 +63,8 @@ def build(recipe: TrainRecipe, shape: tuple[int, ...], classes: int) -> nn.Seque
 
 def config_of(recipe: TrainRecipe, test: Split, state: dict[str, Tensor], **more: Any) -> dict[str, Any]:
     """What config.json holds."""
+    model = build(recipe, test.shape, test.classes).eval()
+    fill(model, state, "the weights")
     return {
         "format": FORMAT,
         "shape": list(test.shape),
@@ -55,6 +73,7 @@ def config_of(recipe: TrainRecipe, test: Split, state: dict[str, Tensor], **more
         "data_digest": test.digest,
         "weights": weights_digest(state),
         "network": recipe.model_dump(mode="json")["network"],
+        **_function(model, test.shape),
         **more,
     }
 
@@ -64,10 +83,55 @@ def save(folder: Path, recipe: TrainRecipe, test: Split, state: dict[str, Tensor
     stored = as_stored(state)
     if folder.is_dir():
         (folder / "config.json").unlink(missing_ok=True)
-    write_whole(folder / "model.safetensors", lambda path: save_file(stored, path))
-    write_text(folder / "recipe.yaml", recipe.yaml())
+    write_safetensors(folder / "model.safetensors", stored)
+    write_commented(folder / "recipe.yaml", recipe.yaml())
     write_text(folder / "README.md", card)
-    write_text(folder / "config.json", json.dumps(config_of(recipe, test, stored, **more), indent=2) + "\n")
+    _write_config(folder, config_of(recipe, test, stored, **more))
+
+
+def seal(folder: str | Path) -> None:
+    """Seal a checkpoint folder from before files were sealed; weights, recipe and configuration stay what they are.
+
+    Raises UserError where the folder does not load.
+    """
+    folder = Path(folder)
+    loaded = load(folder)
+    state = read_safetensors(folder / "model.safetensors")
+    recipe = (folder / "recipe.yaml").read_text()
+    if not seal_of(folder / "recipe.yaml"):
+        write_commented(folder / "recipe.yaml", recipe)
+    for name, tensors in (("model", state), ("last", None)):
+        path = folder / f"{name}.safetensors"
+        if path.is_file() and not seal_of(path):
+            write_safetensors(path, tensors or read_safetensors(path))
+    _write_config(folder, loaded.config | _function(loaded.model, tuple(loaded.config["shape"])))
+
+
+def write_safetensors(path: Path, state: dict[str, Tensor]) -> str:
+    """Tensors with their seal in the header's metadata. Returns the seal."""
+    return write_sealed(path, lambda temporary: save_file(state, temporary, {"seal": BLANK}))
+
+
+def reopen(folder: Path) -> None:
+    """Before a finished training goes on: its metrics will be others than those that config.json names."""
+    path = folder / "config.json"
+    config = read_record(path) if path.is_file() else {}
+    if METRICS in config.get("seals", {}):
+        del config["seals"][METRICS]
+        write_record(path, config)
+
+
+def _function(model: nn.Module, shape: tuple[int, ...]) -> dict[str, Any]:
+    """What config.json says of the function that the folder holds: its key, and its answers to the fixed images."""
+    found = identity_of(model, shape)
+    return {"key": found.key, "logits": [list(row) for row in found.logits]}
+
+
+def _write_config(folder: Path, config: dict[str, Any]) -> None:
+    """config.json, last of all: with the seals of the other files it makes the folder valid."""
+    seals = {name: seal_of(folder / name) for name in SEALED}
+    seals |= {METRICS: sha256_of(folder / METRICS)} if (folder / METRICS).is_file() else {}
+    write_record(folder / "config.json", {**config, "format": FORMAT, "seals": seals})
 
 
 def as_stored(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -95,13 +159,13 @@ def load(folder: str | Path, code: Code = CLOSED) -> Checkpoint:
             raise UserError(f"checkpoint {str(folder)!r} is half-written: {file} is missing")
     try:
         config = json.loads((folder / "config.json").read_text())
+        _check_seals(folder, config)
+        config.pop("seal", None)
         stored = yaml.safe_load((folder / "recipe.yaml").read_text())
         shape, classes = tuple(int(side) for side in config["shape"]), int(config["classes"])
         digest = str(config["weights"])
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"checkpoint {str(folder)!r}: unreadable config.json or recipe.yaml ({reason_of(error)})") from None
-    if config.get("format") != FORMAT:
-        raise UserError(f"checkpoint {str(folder)!r}: expected format {FORMAT}, found {config.get('format')!r}")
     if not 1 <= len(shape) <= 3 or not all(0 < side <= 4096 for side in shape) or not 1 <= classes <= 100_000:
         raise UserError(f"checkpoint {str(folder)!r}: implausible shape {shape} or class count {classes}")
     if not isinstance(stored, dict):
@@ -113,12 +177,48 @@ def load(folder: str | Path, code: Code = CLOSED) -> Checkpoint:
         raise UserError(f"checkpoint {str(folder)!r}: weights have digest {found[:12]}, config.json names {digest[:12]}")
     model = build(recipe, shape, classes)
     fill(model, state, str(folder / "model.safetensors"))
+    _check_function(folder, config, recipe, model.eval(), code)
     return Checkpoint(folder.name, model.eval(), recipe, config, weights_digest(model.state_dict()))
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file. Raises UserError where it is truncated or foreign."""
+def _check_seals(folder: Path, config: dict[str, Any]) -> None:
+    """Raises UserError where config.json is of another format, Damaged where a file is not the one it names."""
+    if config.get("format") not in (FORMAT, UNSEALED):
+        raise UserError(f"checkpoint {str(folder)!r}: expected format {FORMAT}, found {config.get('format')!r}")
+    if config["format"] == UNSEALED:
+        return
+    seal_of(folder / "config.json", required=True)
+    said = config.get("seals")
+    for name in SEALED:
+        if not isinstance(said, dict) or seal_of(folder / name, required=True) != said.get(name):
+            raise Damaged(folder / name, "it is not the file that config.json names")
+
+
+def _check_function(folder: Path, config: dict[str, Any], recipe: TrainRecipe, model: nn.Module, code: Code) -> None:
+    """Raises UserError where config.json is of another network than the recipe, or of other answers than this network gives."""
+    ours, theirs = recipe.model_dump(mode="json")["network"], config.get("network", {})
+    if ours != theirs and not _same_network(recipe, theirs, code):
+        differ = "; ".join(changes(theirs, ours)[:3]).replace(" before", " in config.json").replace(" now", " in recipe.yaml")
+        raise UserError(f"checkpoint {str(folder)!r}: config.json and recipe.yaml name different networks ({differ[:300]})")
+    said = config.get("logits")
+    found = fixed_logits(model, tuple(config["shape"])) if said else ()
+    if found and not (isinstance(said, list) and agree(said, found)):
+        raise UserError(f"checkpoint {str(folder)!r}: the network answers the fixed images otherwise than config.json says")
+
+
+def _same_network(recipe: TrainRecipe, stored: Any, code: Code) -> bool:
+    """Whether a network as a version wrote it that knew fewer fields is the recipe's."""
     try:
+        whole = {**recipe.model_dump(mode="json"), "network": stored}
+        return bool(TrainRecipe.parse(whole, "config.json", code).network == recipe.network)
+    except UserError:
+        return False
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file. Raises UserError where it is damaged, truncated or foreign."""
+    try:
+        seal_of(path)
         with safe_open(path, framework="pt") as stored:
             return {name: stored.get_tensor(name) for name in stored.keys()}
     except (OSError, SafetensorError, ValueError) as error:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from robustbench_rkhs.attacks.pgd import PGD
@@ -23,7 +22,8 @@ from robustbench_rkhs.nodes.paths import find_checkpoint
 from robustbench_rkhs.runtime.counter_rng import mix, noisy
 from robustbench_rkhs.runtime.devices import describe
 from robustbench_rkhs.runtime.distributed import average, join, rank, wait_for_all, world
-from robustbench_rkhs.runtime.files import write_text, write_whole
+from robustbench_rkhs.runtime.files import write_text
+from robustbench_rkhs.runtime.seals import write_archive, write_commented
 from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.training.card import training_card
 from robustbench_rkhs.training.device_step import DeviceStep
@@ -74,7 +74,9 @@ def train(
     if stored is None and rank() == 0:
         for file in ("config.json", "metrics.jsonl", "resume.pt") if folder.is_dir() else ():  # config.json first: it says finished
             (folder / file).unlink(missing_ok=True)
-        write_text(folder / "recipe.yaml", recipe.yaml())
+        write_commented(folder / "recipe.yaml", recipe.yaml())
+    elif rank() == 0:
+        checkpoint.reopen(folder)
     before = torch.random.get_rng_state()
     try:
         stepper = DeviceStep(run, train_split) if recipe.on_device else None
@@ -123,8 +125,7 @@ def _write_checkpoint(run: "Run", test: Split, train_split: Split, folder: Path,
         **({"started_from": run.started_from} if run.started_from else {}),
     }
     card = training_card(recipe, records, run.best_epoch, trained, command, len(train_split), train_split.digest, half)
-    last = checkpoint.as_stored(run.evaluated().state_dict())
-    write_whole(folder / "last.safetensors", lambda path: save_file(last, path))
+    checkpoint.write_safetensors(folder / "last.safetensors", checkpoint.as_stored(run.evaluated().state_dict()))
     best = checkpoint.halve(run.best) if half else run.best
     checkpoint.save(folder, recipe, test, best, card, epoch=run.best_epoch, trained=trained)
 
@@ -323,7 +324,7 @@ class Run:
         return validate(self.evaluated(), validation, recipe.validate_with, certify_eps=recipe.certify_eps)
 
     def save(self, folder: Path) -> None:
-        """Write resume.pt: ours alone, read back with weights_only."""
+        """Write resume.pt, sealed: ours alone, read back with weights_only."""
         state = {
             "recipe": self.recipe.yaml(),
             "model": self.model.state_dict(),
@@ -337,7 +338,7 @@ class Run:
             "penalties": [penalty.state() for penalty in self.penalties],
             "records": json.dumps(self.records),
         }
-        write_whole(folder / "resume.pt", lambda path: torch.save(state, path))
+        write_archive(folder / "resume.pt", lambda path: torch.save(state, path))
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue where `save` left off."""

@@ -11,6 +11,7 @@ from robustbench_rkhs.nodes.code_names import CLOSED, Code, code_in
 from robustbench_rkhs.nodes.differences import changes
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.ramps import Scheduled
+from robustbench_rkhs.runtime.seals import Damaged, seal_of, set_aside
 from robustbench_rkhs.training.recipe import TrainRecipe
 
 CHOOSING = ("validate_with", "certify_eps", "validate_every")
@@ -107,7 +108,10 @@ def stored_recipe(folder: Path, code: Code = CLOSED) -> TrainRecipe | None:
     if not path.is_file():
         return None
     try:
+        seal_of(path)
         return _parsed(path.read_text(), path, code)
+    except Damaged as damaged:
+        raise UserError(f"{damaged}; {_over(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is unreadable ({type(error).__name__}); {_over(path)}") from None
 
@@ -130,8 +134,16 @@ def _parsed(text: str, source: Path, code: Code) -> TrainRecipe:
 
 
 def _read_state(path: Path, device: str) -> dict[str, Any] | None:
-    """resume.pt: ours alone, read with weights_only, so that nothing in it is executed. Raises UserError where it is foreign."""
+    """resume.pt: ours alone, read with weights_only, so that nothing in it is executed; a damaged one is set aside.
+
+    Raises UserError where it is foreign.
+    """
     if not path.is_file():
+        return None
+    try:
+        seal_of(path)
+    except Damaged as damaged:
+        set_aside(path, damaged)  # what was trained is trained again
         return None
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
