@@ -167,8 +167,8 @@ def test_the_process_itself_exits_with_2(home):
 
 def test_no_write_permission_and_a_full_disk_are_one_line(home):
     (home / "blocked").write_text("a file where a folder should be")
-    _, said = rkhs("evaluate", "--model", "digits_mlp", "--eps", "0.1", *FAST, "--out", "blocked", folder=home, code=2)
-    assert "cannot write" in said
+    _, said = rkhs("evaluate", "--model", "digits_mlp", "--eps", "0.1", *FAST, "--out", "blocked/sub", folder=home, code=2)
+    assert "--out: expected a folder, found the file 'blocked'" in said
     if Path("/dev/full").exists():
         from robustbench_rkhs.runtime.files import write_whole
 

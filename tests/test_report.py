@@ -12,7 +12,8 @@ from rich.console import Console
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.reports import draw_curve, draw_tradeoff, report, write_leaderboard, write_tables
-from robustbench_rkhs.reports.tables import console, console_attacks, escape, markdown
+from robustbench_rkhs.reports.tables import console, console_attacks, markdown
+from robustbench_rkhs.runtime.sinks import for_latex
 from robustbench_rkhs.verdicts import About, Evaluation
 
 EPSILONS = (0.25, 0.5, 1.0)
@@ -76,7 +77,7 @@ def test_tables_hold_the_summary(tmp_path):
     shown = f"{100 * row['robust']:.1f}% [{100 * row['robust_low']:.1f}, {100 * row['robust_high']:.1f}]"
     assert shown in md.read_text() and shown.replace("%", r"\%") in tex.read_text()
     assert r"robust\_vgg" in tex.read_text() and tex.read_text().count(r"\\") == 10
-    assert escape("a_b & 50% {x} ~^\\ #$") == r"a\_b \& 50\% \{x\} \textasciitilde{}\textasciicircum{}\textbackslash{} \#\$"
+    assert for_latex("a_b & 50% {x} ~^\\ #$") == r"a\_b \& 50\% \{x\} \textasciitilde{}\textasciicircum{}\textbackslash{} \#\$"
     assert markdown(["a"], [["x | y\nz"]]).splitlines()[2] == r"| x \| y z |"
 
 

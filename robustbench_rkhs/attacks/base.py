@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from robustbench_rkhs.nodes.node import Node, Real, UserError
+from robustbench_rkhs.nodes.node import Node, Real, Seed, UserError
 from robustbench_rkhs.nodes.threat_model import Box, Norm
 from robustbench_rkhs.runtime.counter_rng import mix
 
@@ -44,7 +44,7 @@ class Attack(Node):
     """`unit`: stay in [0, 1]; `none`: anywhere (kept to reproduce published numbers)."""
     eps: Real | None = None
     """Budget: radius of the ball. An evaluation fills it in."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the random numbers."""
 
     @property

@@ -15,7 +15,7 @@ from robustbench_rkhs.certificates.base import Certificate, Certified
 from robustbench_rkhs.certificates.sequential import Stopping, estimate
 from robustbench_rkhs.layers.frozen import freeze
 from robustbench_rkhs.networks.smoothed import Smoothed, noise
-from robustbench_rkhs.nodes.node import Real, UserError
+from robustbench_rkhs.nodes.node import Real, Seed, UserError
 from robustbench_rkhs.nodes.threat_model import Norm
 from robustbench_rkhs.runtime.clock import UNKNOWN, OutOfTime, ask, fitting
 from robustbench_rkhs.runtime.modes import per_image
@@ -67,7 +67,7 @@ class SmoothingCertificate(Certificate):
     """When drawing stops: after `n`, or where every asked-for eps is settled."""
     batch: int = Field(2000, ge=1)
     """Draws per forward pass."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Seed of the random numbers."""
 
     @property

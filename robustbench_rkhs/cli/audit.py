@@ -5,6 +5,7 @@ from typing import Any
 
 from robustbench_rkhs.cli.command import AllowCode, AsJson, Names, Weights, command, failure, typed_command, usable_device
 from robustbench_rkhs.cli.screen import console_of_width, ending, told
+from robustbench_rkhs.cli.values import Folder
 
 
 def _audit(
@@ -16,7 +17,7 @@ def _audit(
     data: str | None = None,
     allow_code: AllowCode = (),
     device: str = "auto",
-    out: Path = Path("reports"),
+    out: Folder = Path("reports"),
     as_json: AsJson = False,
 ) -> int:
     """Hold claimed accuracies against what is proved and broken, and name the known mistakes that would explain the gap.

@@ -1,9 +1,7 @@
 """A console script from a function: flags from its signature, one line and exit code 2 for bad input."""
 
-import errno
 import functools
 import inspect
-import os
 import shlex
 import sys
 import warnings
@@ -15,16 +13,16 @@ from typing import Annotated, Any
 
 import tyro
 
-from robustbench_rkhs.cli.flags import given, recipe_parameters, spelt
-from robustbench_rkhs.cli.refusals import check_flags, read_words
-from robustbench_rkhs.cli.screen import emit, json_alone
+from robustbench_rkhs.cli.failures import Call, left
+from robustbench_rkhs.cli.flags import given, readable, recipe_parameters, spelt
+from robustbench_rkhs.cli.refusals import check_flags, checked, read_words
+from robustbench_rkhs.cli.screen import emit, json_alone, printed
 from robustbench_rkhs.evaluation.settings import EvalSettings
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.seals import SetAside
+from robustbench_rkhs.runtime.sinks import for_line
 
 _FORMAT = warnings.formatwarning
-Call = Callable[[], int | None]
-"""A command with everything it was given."""
 Names = tuple[str, ...]
 """A flag that takes several words."""
 Weights = Annotated[str | None, tyro.conf.arg(aliases=["--checkpoint"])]
@@ -55,7 +53,7 @@ class Command:
 
     def read(self, words: Sequence[str]) -> Call:
         """What these words ask for, to be called. Raises UserError, or SystemExit after --help."""
-        args = spelt(words)
+        args = spelt(readable(words))
         if self.recipe is None:
             bound = _bound(self.main)
             check_flags(list(inspect.signature(bound).parameters.values()), args, self.overrides)
@@ -81,12 +79,7 @@ class Command:
         as_json = "--json" in words and not {"-h", "--help"} & set(words)
         warnings.formatwarning = _in_a_line
         with json_alone() if as_json else nullcontext():
-            try:
-                code, error = _left(lambda: self.read(words)())
-            except Exception as unforeseen:
-                if as_json:
-                    emit({"error": f"{type(unforeseen).__name__}: {unforeseen}"})
-                raise
+            code, error = left(lambda: self.read(words))
             if as_json and error:
                 emit({"error": error})
         raise SystemExit(code)
@@ -99,32 +92,14 @@ def command(
     return Command(main, overrides, recipe, quick)
 
 
-def _left(run: Callable[[], int | None]) -> tuple[int, str]:
-    """The exit code, and what went wrong in a line, which is on stderr too; exceptions that nobody foresaw are raised on."""
-    try:
-        return run() or 0, ""
-    except UserError as error:
-        return 2, _said(str(error))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1, ""
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-        return 2, _said(f"cannot write {error.filename or ''}: {error.strerror}")
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130, "interrupted"
-    except SystemExit as left:  # tyro's, after --help
-        return (left.code if isinstance(left.code, int) else 0), ""
-
-
 def _bound(main: Callable[..., Any], more: Sequence[inspect.Parameter] = ()) -> Callable[..., Callable[..., Any]]:
     """`main`'s signature and more parameters, returning a call, so that tyro's own errors and ours stay apart."""
 
+    parameters = {one.name: one for one in (*inspect.signature(main).parameters.values(), *more)}
+
     @functools.wraps(main)
     def bind(*args: Any, **kwargs: Any) -> Callable[..., Any]:
-        return functools.partial(main, *args, **kwargs)
+        return functools.partial(main, *args, **checked(parameters, kwargs))
 
     del bind.__wrapped__  # tyro would read the annotations of what is wrapped
     signature = inspect.signature(main)
@@ -133,11 +108,6 @@ def _bound(main: Callable[..., Any], more: Sequence[inspect.Parameter] = ()) -> 
     bind.__annotations__ = annotations | {one.name: one.annotation for one in more}
     bind.__signature__ = signature.replace(parameters=[*kept, *more], return_annotation=Callable)  # type: ignore[attr-defined]
     return bind
-
-
-def _said(line: str) -> str:
-    print(f"error: {line}", file=sys.stderr)
-    return line
 
 
 def _pairs(rest: list[str]) -> dict[str, str]:
@@ -166,17 +136,17 @@ def usable_device(name: str) -> str:
 
 def _in_a_line(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> str:
     """A warning as it is printed: those that are written for the user as a note, others as ever."""
-    return f"note: {message}\n" if issubclass(category, SetAside) else _FORMAT(message, category, *where, **more)
+    return f"note: {for_line(message)}\n" if issubclass(category, SetAside) else _FORMAT(message, category, *where, **more)
 
 
 def failure(line: str) -> None:
     """What failed though the command went on, on stderr."""
-    print(f"failed: {line}", file=sys.stderr)
+    printed(f"failed: {line}", stderr=True)
 
 
 def note(line: str) -> None:
     """A line beside what was asked for, on stderr."""
-    print(f"note: {line}", file=sys.stderr)
+    printed(f"note: {line}", stderr=True)
 
 
 def typed_command() -> str:

@@ -10,6 +10,7 @@ import tyro
 from robustbench_rkhs.cli.command import AllowCode, AsJson, Names, Weights, command, failure, typed_command, usable_device
 from robustbench_rkhs.cli.condition import Condition
 from robustbench_rkhs.cli.screen import console_of_width, emit, told
+from robustbench_rkhs.cli.values import Folder, Target
 from robustbench_rkhs.cli.warnings import warnings_of
 from robustbench_rkhs.nodes.node import UserError
 
@@ -24,11 +25,11 @@ def _evaluate(
     twin: str | None = None,
     allow_code: AllowCode = (),
     device: str = "auto",
-    out: Path = Path("reports"),
+    out: Folder = Path("reports"),
     as_json: AsJson = False,
     require: Names = (),
-    save_certificates: Annotated[Path | None, tyro.conf.arg(aliases=["--certificate"])] = None,
-    save_adversarials: Path | None = None,
+    save_certificates: Annotated[Folder | None, tyro.conf.arg(aliases=["--certificate"])] = None,
+    save_adversarials: Target | None = None,
 ) -> int:
     """Certify and attack models; print the table of verdicts; write it, the curve and the report.
 

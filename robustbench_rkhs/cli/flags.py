@@ -77,6 +77,18 @@ def _metavar(annotation: Any) -> str:
     return _metavar(inner[0]) if inner else {int: "INT", float: "FLOAT"}.get(annotation, "TEXT")
 
 
+def readable(words: Sequence[str]) -> Sequence[str]:
+    """The words as they are. Raises UserError for one that is no text: bytes that are not UTF-8."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"expected text in UTF-8, found {word.encode(errors='surrogateescape')!r}") from None
+        if "\0" in word:
+            raise UserError(f"expected text, found a zero byte in {word!r}")
+    return words
+
+
 def spelt(words: Sequence[str]) -> list[str]:
     """The typed words, norms as this package writes them. Raises UserError where a flag is typed twice: the last would win."""
     found: list[str] = []

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import tyro
 
 from robustbench_rkhs.cli.command import command
+from robustbench_rkhs.cli.screen import printed
 
 
 def _listing(
@@ -27,7 +28,7 @@ def _listing(
     """
     from robustbench_rkhs.listing import listing
 
-    print(listing(kind, name))
+    printed(listing(kind, name))
 
 
 main = command(_listing, quick=True)

@@ -3,20 +3,22 @@
 from pathlib import Path
 
 from robustbench_rkhs.cli.command import AllowCode, AsJson, Names, Weights, command, typed_command
-from robustbench_rkhs.cli.number import number
+from robustbench_rkhs.cli.number import radii
 from robustbench_rkhs.cli.screen import console_of_width, ending
+from robustbench_rkhs.cli.values import Count, Folder
+from robustbench_rkhs.nodes.node import Seed
 
 
 def _norms(
     model: str,
-    samples: int | None = None,
+    samples: Count | None = None,
     eps: Names = ("0.1", "0.5", "1.0"),
-    training_samples: int = 10000,
-    seed: int = 0,
+    training_samples: Count = 10000,
+    seed: Seed = 0,
     weights: Weights = None,
     data: str | None = None,
     allow_code: AllowCode = (),
-    out: Path = Path("reports"),
+    out: Folder = Path("reports"),
     as_json: AsJson = False,
 ) -> None:
     """Bounds of the RKHS norm of a model side by side, lower and upper, and the margin bound they would give.
@@ -45,7 +47,7 @@ def _norms(
         subject.model,
         subject.test,
         training_images(model, data, allow_code),
-        eps=[number(text) for text in eps],
+        eps=radii(eps),
         samples=samples,
         training_samples=training_samples,
         seed=seed,

@@ -6,6 +6,9 @@ from typing import Annotated, Literal
 import tyro
 
 from robustbench_rkhs.cli.command import Names, command, typed_command
+from robustbench_rkhs.cli.screen import printed
+from robustbench_rkhs.cli.values import Count, Folder
+from robustbench_rkhs.nodes.node import Seed
 from robustbench_rkhs.nodes.threat_model import Norm
 
 
@@ -13,10 +16,10 @@ def _pictures(
     kind: Annotated[Literal["deformations", "learning", "curves", "square_wave", "vae"], tyro.conf.Positional],
     model: Names = (),
     data: str = "digits",
-    out: Path = Path("reports/pictures"),
+    out: Folder = Path("reports/pictures"),
     name: str | None = None,
-    images: int = 4,
-    seed: int = 0,
+    images: Count = 4,
+    seed: Seed = 0,
     band: Literal["range", "interval"] = "range",
     norm: Norm = "l2",
     verdicts: Path = Path("reports/verdicts"),
@@ -58,7 +61,7 @@ def _pictures(
         paths = draw.square_wave_picture(model, out, name, typed_command())
     else:
         paths = draw.vae_picture(data, out, images, seed, vae)
-    print(f"pictures: {' '.join(str(path) for path in paths)}")
+    printed(f"pictures: {' '.join(str(path) for path in paths)}")
 
 
 main = command(_pictures)

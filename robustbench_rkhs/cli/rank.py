@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from robustbench_rkhs.cli.command import AllowCode, AsJson, Names, command, typed_command, usable_device
-from robustbench_rkhs.cli.screen import emit
+from robustbench_rkhs.cli.screen import emit, printed
+from robustbench_rkhs.cli.values import Folder
 
 
 def _rank(
@@ -11,7 +12,7 @@ def _rank(
     data: str | None = None,
     allow_code: AllowCode = (),
     device: str = "auto",
-    out: Path = Path("reports"),
+    out: Folder = Path("reports"),
     as_json: AsJson = False,
 ) -> None:
     """auROC and auROC50 of models that rank (protein homology), on the test set; written to OUT/ranking/MODEL.json.
@@ -50,7 +51,7 @@ def _rank(
         write_record(path, found | about)
         ranked.append(found | about)
         files.append(path)
-        print(
+        printed(
             f"{subject.name}: auROC {found['auroc']:.4f}, auROC50 {found['auroc50']:.4f} "
             f"({found['members']} members among {found['others']} others of {subject.test.data} test): {path}"
         )

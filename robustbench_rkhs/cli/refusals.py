@@ -3,15 +3,20 @@
 import inspect
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from itertools import pairwise
 from typing import Any, get_args
 
 import tyro
+from pydantic import AfterValidator, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from robustbench_rkhs.nodes.node import UserError, did_you_mean
+from robustbench_rkhs.nodes.parsing import explain
 
+CHECKS = (FieldInfo, AfterValidator)
+"""What an annotation holds where values have to be checked."""
 FRAME = re.compile(r"[╭╮╰╯│─]+")
 """What tyro draws around its messages."""
 
@@ -34,6 +39,26 @@ def check_flags(parameters: Sequence[inspect.Parameter], words: Sequence[str], o
     for one in named:
         if one.default is inspect.Parameter.empty and not typed & set(_flags(one)):
             raise UserError(f"expected --{_flags(one)[0]}, found none; --help says what it takes")
+
+
+def checked(parameters: Mapping[str, inspect.Parameter], values: dict[str, Any]) -> dict[str, Any]:
+    """The values, each as its parameter's type takes it. Raises UserError that names the flag."""
+    return {name: _checked(parameters[name], value) if name in parameters else value for name, value in values.items()}
+
+
+def _checked(one: inspect.Parameter, value: Any) -> Any:
+    if not _has_checks(one.annotation):
+        return value
+    try:
+        return TypeAdapter(one.annotation).validate_python(value)
+    except ValidationError as error:
+        raise UserError(f"--{_flags(one)[0]}: {explain(error).removeprefix('recipe: ')}") from None
+
+
+def _has_checks(annotation: Any) -> bool:
+    """Whether a type, or one that it is made of, holds checks of its values."""
+    own = any(isinstance(extra, CHECKS) for extra in getattr(annotation, "__metadata__", ()))
+    return own or any(_has_checks(part) for part in get_args(annotation))
 
 
 def read_words(make: Callable[..., Any], words: Sequence[str], **settings: Any) -> Any:

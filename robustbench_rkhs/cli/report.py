@@ -1,20 +1,20 @@
 """rkhs-report: everything drawn again from the verdicts alone."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from robustbench_rkhs.cli.command import AsJson, Names, command
-from robustbench_rkhs.cli.screen import emit
+from robustbench_rkhs.cli.screen import emit, printed
+from robustbench_rkhs.cli.values import Count, Folder
 from robustbench_rkhs.nodes.node import UserError
 
 
 def _report(
-    out: Path = Path("reports"),
+    out: Folder = Path("reports"),
     model: Names = (),
     adversarials: tuple[Path, ...] = (),
     data: str | None = None,
-    images: int = 8,
+    images: Count = 8,
     as_json: AsJson = False,
 ) -> None:
     """Redraw every curve, table, trade-off plot and the leaderboard from the verdicts alone, and the nearest adversarial images.
@@ -36,16 +36,13 @@ def _report(
     from robustbench_rkhs import verdicts
     from robustbench_rkhs.reports import report as write_reports
 
-    if images < 1:
-        raise UserError(f"--images: expected at least 1, found {images}")
-
     unread: list[str] = []
     found = [done for done in verdicts.read_all(out / "verdicts", unread.append) if not model or done.about.model in model]
     if not found and not adversarials:
         raise UserError(f"no verdicts in {out / 'verdicts'}: {unread[0] if unread else 'run rkhs-eval first'}")
     written = write_reports(found, out, unread=unread) if found else {}
     for line in unread:
-        print(f"not read: {line}", file=sys.stderr)
+        printed(f"not read: {line}", stderr=True)
     for file in adversarials or sorted((out / "adversarials").glob("*.npz")):
         from robustbench_rkhs.pictures import nearest_picture
 
@@ -54,9 +51,9 @@ def _report(
         except UserError as error:
             if adversarials:
                 raise
-            print(f"not drawn: {error}", file=sys.stderr)
+            printed(f"not drawn: {error}", stderr=True)
     for kind, paths in written.items():
-        print(f"{kind}: {_in_short(paths)}")
+        printed(f"{kind}: {_in_short(paths)}")
     if as_json:
         emit(written)
 

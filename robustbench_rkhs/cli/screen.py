@@ -10,6 +10,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from robustbench_rkhs.runtime.sinks import for_terminal
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -18,10 +20,15 @@ _output: ContextVar[TextIO | None] = ContextVar("_output", default=None)
 
 
 def console_of_width(width: int, stderr: bool) -> "Console":
-    """A terminal as wide as it is; anything else of this width."""
+    """A terminal as wide as it is; anything else of this width. Every text is shown as it is, and does nothing to the terminal."""
     from rich.console import Console
+    from rich.text import Text
 
-    screen = Console(stderr=stderr, soft_wrap=True)
+    class Screen(Console):
+        def render_str(self, text: str, **settings: Any) -> Text:
+            return super().render_str(for_terminal(text), **{**settings, "markup": False, "emoji": False})
+
+    screen = Screen(stderr=stderr, soft_wrap=True)
     if not screen.is_terminal:
         screen.width = width
     return screen
@@ -30,6 +37,11 @@ def console_of_width(width: int, stderr: bool) -> "Console":
 def told(screen: "Console", line: str) -> None:
     """A line as it is, whatever it holds."""
     screen.print(line, markup=False, highlight=False)
+
+
+def printed(text: str, stderr: bool = False) -> None:
+    """Lines as they are, where there are no tables."""
+    print(for_terminal(text), file=sys.stderr if stderr else sys.stdout, flush=True)
 
 
 def ending(screen: "Console", kind: str, found: Mapping[str, Any], written: Sequence[Path], as_json: bool) -> None:

@@ -7,6 +7,7 @@ import tyro
 
 from robustbench_rkhs.cli.command import AsJson, Weights, command, typed_command, usable_device
 from robustbench_rkhs.cli.screen import console_of_width, ending, told
+from robustbench_rkhs.cli.values import Count, Folder
 from robustbench_rkhs.nodes.node import UserError
 
 
@@ -15,9 +16,9 @@ def _submit(
     /,
     what: Annotated[Literal["checkpoint", "adversarials"], tyro.conf.Positional],
     path: Annotated[Path, tyro.conf.Positional],
-    sample: int = 100,
+    sample: Count = 100,
     device: str = "auto",
-    out: Path = Path("reports"),
+    out: Folder = Path("reports"),
     model: str | None = None,
     weights: Weights = None,
     data: str | None = None,

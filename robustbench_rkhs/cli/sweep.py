@@ -1,14 +1,14 @@
 """rkhs-sweep: one recipe at many settings, one of them picked."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from robustbench_rkhs.cli.command import command, note, typed_command, usable_device
-from robustbench_rkhs.cli.screen import emit
+from robustbench_rkhs.cli.screen import emit, printed
+from robustbench_rkhs.cli.values import Folder
 from robustbench_rkhs.runtime.extras import require
 
 
@@ -18,8 +18,8 @@ def _sweep(
     sweep: str,
     name: str | None = None,
     device: str = "auto",
-    out: Path = Path("sweeps"),
-    reports: Path = Path("reports/sweeps"),
+    out: Folder = Path("sweeps"),
+    reports: Folder = Path("reports/sweeps"),
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
     """Train a recipe at many settings and pick one on validation images. Fields of the recipe are flags, as for rkhs-train.
@@ -44,10 +44,9 @@ def _sweep(
     plan, called = Plan(Sweep.read(sweep), fields), name or Path(sweep).stem
     for line in plan.notes:
         note(line)
-    screen = sys.stderr if as_json else sys.stdout
 
     def say(line: str) -> None:
-        print(line, file=screen, flush=True)
+        printed(line, stderr=as_json)
 
     found = work(plan, called, out / called, reports, device=where, command=typed_command(), say=say)
     if not found["finished"]:

@@ -4,17 +4,18 @@ from pathlib import Path
 
 from robustbench_rkhs.cli.command import AllowCode, AsJson, Weights, command, typed_command
 from robustbench_rkhs.cli.screen import console_of_width, ending
-from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.cli.values import Count, Folder
+from robustbench_rkhs.nodes.node import Seed
 
 
 def _tightness(
     model: str,
-    samples: int = 32,
-    seed: int = 0,
+    samples: Count = 32,
+    seed: Seed = 0,
     weights: Weights = None,
     data: str | None = None,
     allow_code: AllowCode = (),
-    out: Path = Path("reports"),
+    out: Folder = Path("reports"),
     as_json: AsJson = False,
 ) -> None:
     """Layer by layer, the proven bound over what is found from below: where the certificate is lost.
@@ -35,8 +36,6 @@ def _tightness(
     from robustbench_rkhs.reports.tightness import console_tightness, write_tightness
     from robustbench_rkhs.zoo import load_model
 
-    if samples < 1:
-        raise UserError(f"--samples: expected at least 1, found {samples}")
     subject = load_model(model, weights, data, allow_code=allow_code)
     folder = out / "verdicts"
     found = run(subject.name, subject.model, subject.test, samples=samples, seed=seed, folder=folder, command=typed_command())

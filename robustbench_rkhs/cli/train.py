@@ -1,13 +1,14 @@
 """rkhs-train: a named recipe, trained."""
 
 import os
-from pathlib import Path
 
 from robustbench_rkhs.cli.command import command, note, typed_command, usable_device
+from robustbench_rkhs.cli.screen import printed
+from robustbench_rkhs.cli.values import Folder
 
 
 def _train(
-    fields: dict[str, str], /, model: str, out: Path | None = None, device: str = "auto", fresh: bool = False, half: bool = False
+    fields: dict[str, str], /, model: str, out: Folder | None = None, device: str = "auto", fresh: bool = False, half: bool = False
 ) -> None:
     """Train a named model. Every field of its recipe is a flag: --epochs 3 --attack.eps 1.0 --data.train 1000.
 
@@ -39,7 +40,7 @@ def _train(
     with TrainingBar(recipe.epochs, quiet=not leads) as bar:
         run(recipe, folder, device=usable_device(device), command=typed_command(), fresh=fresh, half=half, report=bar.report)
     if leads:
-        print(f"checkpoint: {folder}")
+        printed(f"checkpoint: {folder}")
 
 
 main = command(_train, overrides=True)

@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from robustbench_rkhs.cli.command import Weights, command, usable_device
+from robustbench_rkhs.cli.screen import printed
 from robustbench_rkhs.nodes.node import UserError
 
 
@@ -39,10 +40,10 @@ def _verify_adversarials(
             stored = read_adversarials(file)
             judged = judge(stored, named_by(stored, model, weights, data), where)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            printed(f"error: {error}", stderr=True)
             code = 2
             continue
-        print("\n".join(judged.lines()))
+        printed("\n".join(judged.lines()))
         code = max(code, 0 if judged.confirmed.all() else 1)
     return code
 

@@ -15,7 +15,7 @@ from robustbench_rkhs.data.augmentation import Padding, augment, augment_on_devi
 from robustbench_rkhs.data.checks import as_images, check_arrays, check_part
 from robustbench_rkhs.data.splits import Split, Splits, arrays_digest, order_by_class, order_of
 from robustbench_rkhs.data.task import Task
-from robustbench_rkhs.nodes.node import Node, UserError
+from robustbench_rkhs.nodes.node import Node, Seed, UserError
 from robustbench_rkhs.nodes.reasons import reason as reason_of
 from robustbench_rkhs.nodes.threat_model import Box
 
@@ -44,7 +44,7 @@ class DataSet(Node):
     """Training images (a seeded stratified subset); all that validation leaves where not given."""
     validation: int = Field(0, ge=0)
     """Images cut from the training set to choose by."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Which images the subsets hold."""
     crop: int = Field(0, ge=0)
     """Training images are shifted by up to this many pixels."""
@@ -126,6 +126,10 @@ class DataSet(Node):
         """Raises UserError where the images cannot be augmented as asked."""
         if self.augments and (len(shape) != 3 or self.box != "unit"):
             raise UserError(f"data set {self.title!r}: crop, flip and jitter are for images in [0, 1], found shape {shape}")
+        if self.augments and self.crop >= min(shape[1:]):
+            raise UserError(
+                f"data set {self.title!r}: expected a crop below {min(shape[1:])}, the images' shorter side, found crop {self.crop}"
+            )
         if self.jitter and shape[0] not in (1, 3):
             raise UserError(f"data set {self.title!r}: jitter needs one or three channels, found {shape[0]}")
         if self.crop_padding == "reflect" and self.crop >= min(shape[1:], default=1):

@@ -38,6 +38,8 @@ def checked_logits(out: Any, images: int, classes: int | None = None) -> Tensor:
         raise UserError(f"expected logits of shape {expected}, the model returned {described(out)}")
     if out.dim() != 2 or len(out) != images:
         raise UserError(f"expected logits of shape {expected}, the model returned {tuple(out.shape)}")
+    if out.layout != torch.strided or out.is_quantized:
+        raise UserError(f"expected dense float logits of shape {expected}, the model returned {out.layout!s}")
     if not out.is_floating_point():
         raise UserError(f"expected float logits of shape {expected}, the model returned {str(out.dtype).removeprefix('torch.')}")
     if out.shape[1] < 2:

@@ -34,6 +34,7 @@ from robustbench_rkhs.evaluation.workers import started
 from robustbench_rkhs.layers.frozen import freeze
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.nodes.code_names import TYPED
+from robustbench_rkhs.nodes.names import folder_of
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.own_code import own_code_digest
 from robustbench_rkhs.nodes.parsing import parse
@@ -90,7 +91,8 @@ def evaluate(
     if adversarials and not exact:
         raise UserError(f"adversarial images are saved exactly as float32 or float64, found inputs of {split.x.dtype}")
     with evaluating(model, device):
-        parts = Path(folder) / name / "parts" if folder else None
+        own = folder_of(folder, name) if folder else None
+        parts = own / "parts" if own else None
         weights = weights_digest(model.state_dict())
         nearest = Nearest() if adversarials else None
         subject = Subject(model, freeze(model), split.to(device), name, weights, device, recipe.seed, parts, nearest=nearest)
@@ -104,7 +106,7 @@ def evaluate(
             table, complete = run.all()
     left = {label: len(indices) for label, indices in sorted(subject.outside.items())}
     about = run.about.but(complete=complete, outside=left)
-    path = Path(folder) / name / f"{recipe.norm}-{run.digest}.parquet" if folder else None
+    path = own / f"{recipe.norm}-{run.digest}.parquet" if own else None
     images = None
     if nearest is not None:
         header = {key: value for key, value in about.plain().items() if key in SAID} | {"split": split.split}

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from robustbench_rkhs.nodes.node import Node, Real, Seconds
+from robustbench_rkhs.nodes.node import Node, Real, Seconds, Seed
 from robustbench_rkhs.nodes.threat_model import Effort, Norm, norm_named
 
 
@@ -26,11 +26,11 @@ class EvalSettings(Node):
     """Time limit of each certificate; images it does not reach are marked `timeout`. None: as long as it takes."""
     samples: int | None = Field(None, ge=1)
     """Test images, a seeded stratified subset; all where not given."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Which images, and every random draw of the attacks."""
     block: int = Field(64, ge=1)
     """Images a block, the unit of resuming: bounds the memory. Random draws of library attacks depend on it."""
-    workers: int = Field(1, ge=1)
+    workers: int = Field(1, ge=1, le=1024)
     """Processes that take a block each of our own attacks, on a CPU, one thread each: the table is that of one process on one
     thread. Not shared: attacks of libraries, and effort adaptive, which learns from image to image."""
     budget: Seconds | None = None

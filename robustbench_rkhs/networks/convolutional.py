@@ -6,7 +6,7 @@ from typing import Literal
 from torch import nn
 
 from robustbench_rkhs.networks.base import NetworkNode, output_shape
-from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.node import UserError, Width
 
 
 class Convolutional(NetworkNode):
@@ -16,9 +16,9 @@ class Convolutional(NetworkNode):
     """
 
     name: Literal["convolutional"] = "convolutional"
-    channels: tuple[int, ...] = (16, 32)
+    channels: tuple[Width, ...] = (16, 32)
     """Output channels of each convolution."""
-    hidden: tuple[int, ...] = (64,)
+    hidden: tuple[Width, ...] = (64,)
     """Widths of the hidden layers."""
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Sequential:

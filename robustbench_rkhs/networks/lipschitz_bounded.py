@@ -8,7 +8,7 @@ from torch import nn
 
 from robustbench_rkhs.networks.base import NetworkNode
 from robustbench_rkhs.networks.families import Activation, Family, Head, dense, ends, last
-from robustbench_rkhs.nodes.node import Real
+from robustbench_rkhs.nodes.node import Real, Width
 
 
 class LipschitzBounded(NetworkNode):
@@ -20,7 +20,7 @@ class LipschitzBounded(NetworkNode):
     """
 
     name: Literal["lipschitz_bounded"] = "lipschitz_bounded"
-    hidden: tuple[int, ...] = (128, 128)
+    hidden: tuple[Width, ...] = (128, 128)
     """Widths of the layers."""
     lipschitz: Real = Field(1.0, gt=0)
     """The bound gamma, in logits per unit l2 of pixels (before any normalisation); where it is learnt, what it starts from."""

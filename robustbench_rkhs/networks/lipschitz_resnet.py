@@ -20,7 +20,7 @@ from robustbench_rkhs.layers import (
 )
 from robustbench_rkhs.networks.base import NetworkNode, output_shape
 from robustbench_rkhs.networks.families import Head, Padding, ends, images_only
-from robustbench_rkhs.nodes.node import Real, UserError
+from robustbench_rkhs.nodes.node import WIDEST, Real, UserError, Width
 
 
 class LipschitzResNet(NetworkNode):
@@ -34,15 +34,15 @@ class LipschitzResNet(NetworkNode):
     name: Literal["lipschitz_resnet"] = "lipschitz_resnet"
     family: Literal["sll", "cpl"] = "sll"
     """Which residual layers."""
-    blocks: int = Field(20, ge=1)
+    blocks: Width = 20
     """Convolutional layers."""
-    channels: int = Field(45, ge=1)
+    channels: Width = 45
     """Their width."""
-    dense_blocks: int = Field(7, ge=0)
+    dense_blocks: int = Field(7, ge=0, le=WIDEST)
     """Dense layers after the pooling."""
-    inner_channels: int = Field(5, ge=1)
+    inner_channels: Width = 5
     """Width inside a convolutional block, of its ReLU."""
-    inner_features: int = Field(2048, ge=1)
+    inner_features: Width = 2048
     """Width inside a dense block."""
     lipschitz: Real = Field(1.0, gt=0)
     """The bound gamma, in logits per unit l2 of pixels (before any normalisation)."""
@@ -78,11 +78,11 @@ class LiResNet(NetworkNode):
     """
 
     name: Literal["liresnet"] = "liresnet"
-    blocks: int = Field(4, ge=1)
+    blocks: Width = 4
     """Linear residual convolutions."""
-    channels: int = Field(64, ge=2)
+    channels: int = Field(64, ge=2, le=WIDEST)
     """Their width; even."""
-    features: int = Field(256, ge=2)
+    features: int = Field(256, ge=2, le=WIDEST)
     """Width of the dense layer; even."""
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Sequential:

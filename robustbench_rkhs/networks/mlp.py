@@ -6,13 +6,14 @@ from typing import Literal
 from torch import nn
 
 from robustbench_rkhs.networks.base import NetworkNode
+from robustbench_rkhs.nodes.node import Width
 
 
 class MLP(NetworkNode):
     """Flatten, hidden layers with ReLU, logits. PyTorch's default initialisation."""
 
     name: Literal["mlp"] = "mlp"
-    hidden: tuple[int, ...] = (128, 128)
+    hidden: tuple[Width, ...] = (128, 128)
     """Widths of the hidden layers."""
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Sequential:

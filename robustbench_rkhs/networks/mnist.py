@@ -6,7 +6,7 @@ from typing import Literal
 from torch import nn
 
 from robustbench_rkhs.networks.base import NetworkNode, output_shape
-from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.node import UserError, Width
 
 
 class MNISTStable(NetworkNode):
@@ -18,7 +18,7 @@ class MNISTStable(NetworkNode):
     """
 
     name: Literal["mnist_stable"] = "mnist_stable"
-    channels: tuple[int, ...] = (64, 128, 256, 512)
+    channels: tuple[Width, ...] = (64, 128, 256, 512)
     """Output channels of each convolution."""
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Sequential:

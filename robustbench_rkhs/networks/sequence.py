@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import nn
 
 from robustbench_rkhs.networks.base import NetworkNode, output_shape
-from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.node import UserError, Width
 
 POOLS = {"max": nn.AdaptiveMaxPool1d, "average": nn.AdaptiveAvgPool1d}
 
@@ -20,15 +20,15 @@ class SequenceConvolutional(NetworkNode):
     """
 
     name: Literal["sequence_convolutional"] = "sequence_convolutional"
-    channels: tuple[int, ...] = Field((64,), min_length=1)
+    channels: tuple[Width, ...] = Field((64,), min_length=1)
     """Output channels of each convolution."""
-    kernel: int = Field(9, ge=1)
+    kernel: Width = 9
     """Positions that each convolution sees."""
-    stride: int = Field(1, ge=1)
+    stride: Width = 1
     """Of each convolution after the first."""
     pool: Literal["max", "average"] = "max"
     """Over the whole length."""
-    hidden: tuple[int, ...] = ()
+    hidden: tuple[Width, ...] = ()
     """Widths of the layers between the pool and the logits."""
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Sequential:

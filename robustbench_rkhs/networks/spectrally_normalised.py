@@ -32,7 +32,7 @@ class SpectrallyNormalised(NetworkNode):
     name: Literal["spectrally_normalised"] = "spectrally_normalised"
     network: "Network" = MLP()
     """The network inside, with its own normalisation of pixels."""
-    iterations: int = Field(1, ge=1)
+    iterations: int = Field(1, ge=1, le=10_000)
     """Steps of the power method at each pass in train mode (15 at the start)."""
 
     @model_validator(mode="after")

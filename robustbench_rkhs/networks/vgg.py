@@ -6,7 +6,7 @@ from typing import Literal
 from torch import nn
 
 from robustbench_rkhs.networks.base import NetworkNode
-from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.node import UserError, Width
 
 PLANS: dict[int, tuple[int, ...]] = {
     11: (64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0),
@@ -25,7 +25,7 @@ class VGG(NetworkNode):
     name: Literal["vgg"] = "vgg"
     depth: Literal[11, 16] = 11
     """Weight layers."""
-    hidden: tuple[int, ...] = (512, 512)
+    hidden: tuple[Width, ...] = (512, 512)
     """Widths of the layers between the convolutions and the logits."""
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Sequential:

@@ -68,6 +68,14 @@ Real = Annotated[float, BeforeValidator(_finite)]
 """A finite float; `36/255` is accepted wherever one is."""
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""What random draws are counted by: a whole number from 0, of 63 bits."""
+WIDEST = 1_000_000
+"""A layer wider, or a network deeper, than any that fits into memory."""
+Width = Annotated[int, Field(ge=1, le=WIDEST)]
+"""How many: channels, features or blocks of a network."""
+
+
 def seconds(value: Any) -> Any:
     """A time such as `90`, `90s`, `10min` or `2h` in seconds; anything else unchanged for pydantic to refuse."""
     if not isinstance(value, str):
@@ -96,8 +104,17 @@ class Node(BaseModel):
         if isinstance(given, dict):
             for key in given:
                 if key not in cls.model_fields:
-                    raise ValueError(f"unknown key {key!r} of {cls.__name__}; {did_you_mean(str(key), cls.model_fields)}")
+                    raise ValueError(f"unknown key {str(key)[:80]!r} of {cls.__name__}; {did_you_mean(str(key), cls.model_fields)}")
         return given
+
+    @model_validator(mode="after")
+    def _whole_numbers_fit(self) -> "Node":
+        """A whole number beyond 63 bits is none that any method can use."""
+        for name, value in self:
+            for one in value if isinstance(value, tuple) else (value,):
+                if isinstance(one, int) and abs(one) >= 2**63:
+                    raise ValueError(f"{name}: expected a whole number of at most 63 bits, found {str(one)[:40]}")
+        return self
 
     @property
     def label(self) -> str:

@@ -1,10 +1,10 @@
 """Reports: verdicts in, files out. Every figure and table is rebuilt from the parquet alone, byte for byte."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from robustbench_rkhs.nodes.arguments import checked_arguments
+from robustbench_rkhs.nodes.names import file_word
 from robustbench_rkhs.reports.curves import draw_curve
 from robustbench_rkhs.reports.leaderboard import write_leaderboard
 from robustbench_rkhs.reports.tables import write_images, write_tables
@@ -61,4 +61,4 @@ def report(
 def _stem(name: str, one: Evaluation) -> str:
     """A file name: model, data, norm and, where there is none, the box."""
     words = [name, one.about.data, one.about.norm, *(["nobox"] if one.about.box == "none" else [])]
-    return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", word) for word in words)
+    return "-".join(file_word(word) for word in words)

@@ -6,8 +6,9 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
-from robustbench_rkhs.reports.tables import markdown, write_bytes
+from robustbench_rkhs.reports.tables import bullets, csv, markdown, write_bytes
 from robustbench_rkhs.runtime.seals import write_record
+from robustbench_rkhs.runtime.sinks import for_markdown
 from robustbench_rkhs.verdicts.axes import in_words
 
 CLAIMS = ["claim", "claimed", "measured [95%]", "left by attacks [95%]", "difference", "verdict", "cause"]
@@ -117,27 +118,33 @@ def _csv(report: dict[str, Any]) -> str:
     for row in report["claims"]:
         rows.append({"row": "claim", **row, "causes": "; ".join(row["causes"])})
         rows += [{"row": "mistake", **mistake} for mistake in report["mistakes"] if mistake["claim"] == row["claim"]]
-    return pd.DataFrame([row | about for row in rows]).to_csv(index=False, lineterminator="\n")
+    return csv(pd.DataFrame([row | about for row in rows]))
 
 
 def _markdown(report: dict[str, Any]) -> str:
     about = report["about"]
     parts = [
-        f"# Audit of {about['model']}\n",
-        f"{about['command']}, {about['date']}, seed {about['seed']}, weights {about['weights'][:12]}, "
-        f"data {about['data_digest'][:12]}, torch {about['versions']['torch']}; {about['samples']} images, {_domain(about)}; "
-        f"certificates {', '.join(about['certificates']) or 'none'}; attacks {', '.join(about['protocol'])}.\n",
+        f"# Audit of {for_markdown(about['model'])}\n",
+        for_markdown(
+            f"{about['command']}, {about['date']}, seed {about['seed']}, weights {about['weights'][:12]}, "
+            f"data {about['data_digest'][:12]}, torch {about['versions']['torch']}; {about['samples']} images, {_domain(about)}; "
+            f"certificates {', '.join(about['certificates']) or 'none'}; attacks {', '.join(about['protocol'])}."
+        )
+        + "\n",
         "## Claims\n",
         markdown(CLAIMS, _claims(report)),
         f"{NOTE}\n",
     ]
     lines = findings(report)
     if lines:
-        parts += ["\n".join(f"- {line}" for line in lines) + "\n"]
+        parts += ["\n".join(bullets(lines)) + "\n"]
     for row in report["claims"]:
         own = [mistake for mistake in report["mistakes"] if mistake["claim"] == row["claim"]]
         if own:
-            parts += [f"## Known mistakes beside {row['claim']}\n", markdown(MISTAKES, [_mistake(mistake) for mistake in own])]
+            parts += [
+                f"## Known mistakes beside {for_markdown(row['claim'])}\n",
+                markdown(MISTAKES, [_mistake(mistake) for mistake in own]),
+            ]
     if report["mistakes"]:
         parts += [f"{BROKEN}\n"]
     return "\n".join(parts)

@@ -8,9 +8,11 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.files import write_whole
+from robustbench_rkhs.runtime.sinks import for_terminal
 from robustbench_rkhs.verdicts import Record
 from robustbench_rkhs.verdicts.axes import domain
 
@@ -30,6 +32,8 @@ STYLE: Any = {
     "legend.frameon": False,
     "legend.fontsize": 8,
 }
+LONGEST = 1000
+"""Characters of a text in a figure: more would make it as wide as the text is long."""
 UNDATED: dict[str, dict[str, None]] = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
@@ -51,6 +55,8 @@ def figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
 def save(drawn: Figure, stem: str | Path) -> list[Path]:
     """STEM.png, .pdf and .svg, each whole or absent. Raises UserError where they cannot be written."""
     paths = []
+    for text in drawn.findobj(Text):
+        text.set_text(for_terminal(text.get_text())[:LONGEST])
     for kind, metadata in UNDATED.items():
         path = Path(f"{stem}.{kind}")
 

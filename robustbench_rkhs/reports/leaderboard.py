@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robustbench_rkhs.reports.tables import limits, markdown, records, write_bytes
+from robustbench_rkhs.reports.tables import Code, bullets, csv, limits, markdown, records, write_bytes
+from robustbench_rkhs.runtime.sinks import for_markdown
 from robustbench_rkhs.verdicts import Evaluation, breaches, by_attack, holm, marks, mcnemar, pooled, robust_images, summary
 
 ALPHA = 0.05
@@ -65,7 +66,7 @@ def write_leaderboard(evaluations: Sequence[Evaluation], folder: str | Path, unr
     for (data, _, norm, box, eps), members in sorted(sections.items(), key=lambda item: item[0]):
         entries = _order([_judge(one, eps, unsound, doubtful[_weights(one)]) for one in _latest(members)])
         where = "" if box == "unit" else ", no box"
-        text += [f"## {data}, {norm}{where}, eps {eps:.4g}", ""]
+        text += [f"## {for_markdown(data)}, {norm}{where}, eps {eps:.4g}", ""]
         ranks = _ranks(entries)
         ranked = [entry for entry in entries if entry.status == "ranked"]
         if ranked:
@@ -75,19 +76,19 @@ def write_leaderboard(evaluations: Sequence[Evaluation], folder: str | Path, unr
             aside = [entry for entry in entries if entry.status == status]
             if aside:
                 text += [f"### {title}", ""]
-                text += [f"- {entry.evaluation.about.model} ({_weights(entry.evaluation)[:12]}): {entry.reason}" for entry in aside]
+                text += bullets([f"{one.evaluation.about.model} ({_weights(one.evaluation)[:12]}): {one.reason}" for one in aside])
                 text += [""]
         places = [*map(str, ranks), *[""] * (len(entries) - len(ranks))]
         rows += [_record(entry, rank, (data, norm, box)) for entry, rank in zip(entries, places, strict=True)]
     if not rows:
         text += ["No evaluations yet.", ""]
     if unread:
-        text += ["## Not read", "", "What these files hold does not count above.", "", *(f"- {line}" for line in unread), ""]
+        text += ["## Not read", "", "What these files hold does not count above.", "", *bullets(unread), ""]
     columns = list(_columns())
     frame = pd.DataFrame(rows, columns=columns)
     folder = Path(folder)
     board = write_bytes(folder / "leaderboard.md", "\n".join(text).rstrip("\n") + "\n")
-    return [board, write_bytes(folder / "leaderboard.csv", frame.to_csv(index=False, lineterminator="\n"))]
+    return [board, write_bytes(folder / "leaderboard.csv", csv(frame))]
 
 
 def _weights(one: Evaluation) -> str:
@@ -175,8 +176,8 @@ def _neighbours(ranked: Sequence[Entry], eps: float) -> list[str]:
         if b == a + 1:
             names = " and ".join(ranked[place].evaluation.about.model for place in (a, b))
             verdict = "differ significantly" if p <= ALPHA else "do not differ significantly"
-            lines.append(f"- {names} {verdict} on the {len(images)} images they share (adjusted p = {p:.2g})")
-    return ["\n".join(lines)] if lines else []
+            lines.append(f"{names} {verdict} on the {len(images)} images they share (adjusted p = {p:.2g})")
+    return ["\n".join(bullets(lines))] if lines else []
 
 
 def _doubts(ranked: Sequence[Entry], doubtful: dict[str, dict[str, str]]) -> list[str]:
@@ -185,8 +186,8 @@ def _doubts(ranked: Sequence[Entry], doubtful: dict[str, dict[str, str]]) -> lis
     for entry in ranked:
         said = doubtful[_weights(entry.evaluation)].items()
         why = "; ".join(f"{name}: {words}" if words else name for name, words in said)
-        lines += [f"- {entry.evaluation.about.model} is doubtful: {why}"] if why else []
-    return ["\n".join(lines)] if lines else []
+        lines += [f"{entry.evaluation.about.model} is doubtful: {why}"] if why else []
+    return ["\n".join(bullets(lines))] if lines else []
 
 
 def _columns() -> list[str]:
@@ -212,7 +213,6 @@ def _cells(entry: Entry, rank: int) -> list[str]:
     row, about = entry.row, entry.evaluation.about
     shares = [f"{100 * row['clean']:.1f}%", limits(row, "robust"), limits(row, "certified"), f"{100 * row['open']:.1f}%"]
     said = [about.date, about.device]
-    command = "`" + about.command.replace("`", "'") + "`" if about.command else ""
     digests = [_weights(entry.evaluation)[:12], about.data_digest[:12]]
-    tail = [*said, *digests, str(about.seed), command]
+    tail = [*said, *digests, str(about.seed), Code(about.command)]
     return [str(rank), about.model, *shares, str(row["images"]), ", ".join(about.protocol), entry.marks, *tail]

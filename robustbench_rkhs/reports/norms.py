@@ -9,8 +9,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from rich.table import Table
 
 from robustbench_rkhs.reports.figures import figure, save
-from robustbench_rkhs.reports.tables import markdown, write_bytes
+from robustbench_rkhs.reports.tables import csv, markdown, write_bytes
 from robustbench_rkhs.runtime.seals import write_record
+from robustbench_rkhs.runtime.sinks import for_markdown
 from robustbench_rkhs.verdicts.axes import PALETTE
 
 COLUMNS = {"class": "largest class", "pair": "largest pair", "logits": "all logits"}
@@ -131,7 +132,7 @@ def _csv(report: dict[str, Any]) -> str:
     for row in [*report["bounds"], *changes]:
         classes = {f"class {k}": value for k, value in enumerate(row["classes"] or [])}
         rows.append({key: row[key] for key in ("bound", "side", *COLUMNS)} | classes | named)
-    return pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
+    return csv(pd.DataFrame(rows))
 
 
 def _markdown(report: dict[str, Any]) -> str:
@@ -147,12 +148,13 @@ def _markdown(report: dict[str, Any]) -> str:
     first = [[b["estimate"], f"{b['eps']:g}", *(f"{100 * share:.1f}%" for share in b["first"])] for b in margins["bounds"]]
     second = [[b["estimate"], *(f"{term:.3g}" for term in b["complexity"])] for b in at]
     parts = [
-        f"# RKHS norm of {about['model']}\n",
-        f"{origin(about)}; {about['samples']} test images of {about['data']}, training digest {about['train_digest'][:12]}; "
+        f"# RKHS norm of {for_markdown(about['model'])}\n",
+        f"{for_markdown(origin(about))}; {about['samples']} test images of {for_markdown(about['data'])}, "
+        f"training digest {about['train_digest'][:12]}; "
         f"{about['arithmetic']}.\n",
         "## Bounds\n",
         markdown(["bound", "side", *COLUMNS.values()], _cells(report)),
-        "\n".join([NOTE, *_exceeded(report), *(f"Refused: {line}" for line in refusals(report))]) + "\n",
+        "\n".join([NOTE, *_exceeded(report), *(f"Refused: {for_markdown(line)}" for line in refusals(report))]) + "\n",
         "### Class by class\n",
         markdown(["bound", *(f"f_{k}" for k in classes)], [[r["bound"], *(f"{v:.3g}" for v in r["classes"])] for r in named]),
         "## Margins of the training images\n",

@@ -10,7 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from robustbench_rkhs.reports.figures import figure, save
-from robustbench_rkhs.reports.tables import markdown, write_bytes
+from robustbench_rkhs.reports.tables import bullets, csv, markdown, write_bytes
+from robustbench_rkhs.runtime.sinks import for_line, for_markdown, for_markdown_code
 from robustbench_rkhs.verdicts.axes import MARKERS, PALETTE, label, percent
 
 QUANTITIES = ("clean", "robust", "certified")
@@ -68,7 +69,7 @@ def settings_csv(report: dict[str, Any]) -> str:
         | {key: report["about"][key] for key in ("pick", "eps", "norm", "data", "data_digest", "device", "date", "command")}
         for row in report["settings"]
     ]
-    return pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
+    return csv(pd.DataFrame(rows))
 
 
 def runs_csv(report: dict[str, Any]) -> str:
@@ -79,7 +80,7 @@ def runs_csv(report: dict[str, Any]) -> str:
         for row in report["settings"]
         for run in row["runs"]
     ]
-    return pd.DataFrame(rows, columns=None if rows else ["trial"]).to_csv(index=False, lineterminator="\n")
+    return csv(pd.DataFrame(rows, columns=None if rows else ["trial"]))
 
 
 def draw_sweep(report: dict[str, Any], stem: str | Path) -> list[Path]:
@@ -156,21 +157,24 @@ def _markdown(report: dict[str, Any]) -> str:
         ]
         for row in rows
     ]
-    reasons = [f"- Trial {row['trial']}, {row['state']}: {row['reason']}" for row in rows if row["reason"]]
+    reasons = bullets([f"Trial {row['trial']}, {row['state']}: {row['reason']}" for row in rows if row["reason"]])
     chosen = "No setting has a score."
     if picked:
-        setting = ", ".join(f"`{key}` {_word(value)}" for key, value in picked["setting"].items())
+        setting = ", ".join(f"{for_markdown_code(key)} {for_markdown(_word(value))}" for key, value in picked["setting"].items())
+        best = for_line(about["best"])
+        again = f"rkhs-train --model {Path(best).parent}/trials/TRIAL/seed-SEED/recipe.yaml --out checkpoints/mine"
         chosen = (
-            f"Picked by {about['pick']}: {setting} (trial {picked['trial']}); ready as `{about['best']}`.\n\n"
-            f"    rkhs-train --model {about['best']} --out checkpoints/mine\n\n"
+            f"Picked by {about['pick']}: {setting} (trial {picked['trial']}); ready as {for_markdown_code(best)}.\n\n"
+            f"    rkhs-train --model {best} --out checkpoints/mine\n\n"
             "Any other setting is trained again from the `recipe.yaml` of its runs: "
-            f"`rkhs-train --model {Path(about['best']).parent}/trials/TRIAL/seed-SEED/recipe.yaml --out checkpoints/mine`."
+            f"{for_markdown_code(again)}."
         )
     parts = [
-        f"# Sweep {about['name']}\n",
-        *([f"{about['about']}\n"] if about["about"] else []),
-        f"{origin(about)}.\n",
-        f"{about['sampler']}, {len(rows)} settings of `{about['recipe']}`, each trained with seeds {_list(about['seeds'])}; "
+        f"# Sweep {for_markdown(about['name'])}\n",
+        *([f"{for_markdown(about['about'])}\n"] if about["about"] else []),
+        f"{for_markdown(origin(about))}.\n",
+        f"{about['sampler']}, {len(rows)} settings of {for_markdown_code(about['recipe'])}, each trained with seeds "
+        f"{_list(about['seeds'])}; "
         f"measured on {about['images']} validation images: clean, robust under PGD ({about['norm']}, eps {about['eps']:.4g}, "
         f"{about['steps']} steps), certified at that eps by the margin certificate. Mean over seeds ± standard deviation.\n",
         f"{chosen}\n",

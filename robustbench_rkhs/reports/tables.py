@@ -1,6 +1,5 @@
 """The summary as csv, Markdown, LaTeX, and on the terminal."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from rich.table import Table
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.reports.figures import names
 from robustbench_rkhs.runtime.files import write_whole
+from robustbench_rkhs.runtime.sinks import for_csv, for_latex, for_line, for_markdown, for_markdown_code
 from robustbench_rkhs.verdicts import About, Record, by_attack, by_certificate, doubts, images, marks, summary
 from robustbench_rkhs.verdicts.axes import domain
 
@@ -19,6 +19,10 @@ WITHHELD = "withheld"
 INTERVAL = f"{WITHHELD}: images are untested; it lies between the shares certified and not known to be broken"
 """What is said of it."""
 HEAD = ["model", "data", "norm", "box", "eps", "images", "clean [95%]", "robust [95%]", "certified [95%]", "open"]
+
+
+class Code(str):
+    """A cell that is shown as it would be typed."""
 
 
 def write_tables(evaluations: Sequence[Record], stem: str | Path) -> list[Path]:
@@ -44,11 +48,11 @@ def write_tables(evaluations: Sequence[Record], stem: str | Path) -> list[Path]:
     note = f"{INTERVAL}. open: neither proved nor broken. Limits: Clopper-Pearson 95%."
     note += "".join(_sampled(evaluation.about) for evaluation in evaluations)
     for evaluation, name in zip(evaluations, names(evaluations), strict=True):
-        note += f"\n{name}: {left}." if (left := outside(evaluation)) else ""
+        note += f"\n{for_markdown(f'{name}: {left}.')}" if (left := outside(evaluation)) else ""
     texts = {
-        "csv": whole.to_csv(index=False, lineterminator="\n"),
-        "md": "\n".join([markdown(HEAD, rows), note, *(["", *(f"- {line}" for line in said)] if said else []), ""]),
-        "tex": "".join([*(f"% {' '.join(line.split())}\n" for line in said), latex(HEAD, rows)]),
+        "csv": csv(whole),
+        "md": "\n".join([markdown(HEAD, rows), note, *(["", *bullets(said)] if said else []), ""]),
+        "tex": "".join([*(f"% {for_line(line)}\n" for line in said), latex(HEAD, rows)]),
     }
     return [write_bytes(Path(f"{stem}.{kind}"), text) for kind, text in texts.items()]
 
@@ -128,7 +132,7 @@ def console_certificates(evaluation: Record) -> Table:
 
 def write_images(evaluation: Record, path: str | Path) -> Path:
     """Image by image as csv: the radius each is proved robust up to, by which certificate, and the one it was broken at."""
-    return write_bytes(Path(path), images(evaluation).to_csv(index=False, lineterminator="\n"))
+    return write_bytes(Path(path), csv(images(evaluation)))
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -156,28 +160,35 @@ def _shares(row: dict[str, Any]) -> list[str]:
 def _sampled(about: About) -> str:
     """A sentence on the sampled check of inferred survivals, where there was one."""
     pairs, fell = about.rechecked.pairs, about.rechecked.fell
-    return f"\n{about.model}: of {pairs} inferred survivals attacked at their own eps, {fell} fell." if pairs else ""
+    return f"\n{for_markdown(about.model)}: of {pairs} inferred survivals attacked at their own eps, {fell} fell." if pairs else ""
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; pipes and line breaks in cells are made harmless."""
-    cells = [[" ".join(str(cell).split()).replace("|", "\\|") for cell in row] for row in [head, *rows]]
+    """A Markdown table of plain text; what would be markup in a cell is written out."""
+    cells = [[for_markdown_code(cell) if isinstance(cell, Code) else for_markdown(cell) for cell in row] for row in [head, *rows]]
     lines = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join([lines[0], "|" + " --- |" * len(head), *lines[1:]]) + "\n"
 
 
 def latex(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A booktabs table; needs \\usepackage{booktabs}."""
-    lines = [" & ".join(escape(cell) for cell in row) + r" \\" for row in [head, *rows]]
+    lines = [" & ".join(for_latex(cell) for cell in row) + r" \\" for row in [head, *rows]]
     body = [r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
     return "\n".join([f"\\begin{{tabular}}{{{'l' * len(head)}}}", *body, r"\end{tabular}", ""])
 
 
-def escape(text: str) -> str:
-    """LaTeX's ten special characters, and a leading bracket, which would be read as an argument of the line break before it."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    escaped = re.sub(r"[\\~^&%$#_{}]", lambda found: special.get(found[0], f"\\{found[0]}"), " ".join(str(text).split()))
-    return f"{{}}{escaped}" if escaped.startswith("[") else escaped
+def bullets(lines: Sequence[str]) -> list[str]:
+    """Lines of Markdown, a bullet each."""
+    return [f"- {for_markdown(line)}" for line in lines]
+
+
+def csv(frame: pd.DataFrame) -> str:
+    """A table as csv: heads and cells of text are plain text to a spreadsheet, too."""
+    safe = frame.rename(columns=for_csv)
+    for place, kind in enumerate(safe.dtypes):
+        if not pd.api.types.is_numeric_dtype(kind):
+            safe.isetitem(place, safe.iloc[:, place].map(for_csv).to_numpy())
+    return safe.to_csv(index=False, lineterminator="\n")
 
 
 def write_bytes(path: Path, text: str) -> Path:

@@ -10,7 +10,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from rich.table import Table
 
 from robustbench_rkhs.reports.figures import figure, save
-from robustbench_rkhs.reports.tables import markdown, write_bytes
+from robustbench_rkhs.reports.tables import bullets, csv, markdown, write_bytes
+from robustbench_rkhs.runtime.sinks import for_markdown
 from robustbench_rkhs.verdicts.axes import PALETTE
 
 LAYERS = ["layer", "proven", "empirical", "found by", "ratio", "share of what is lost"]
@@ -147,15 +148,15 @@ def _csv(report: dict[str, Any]) -> str:
     rows = [{"row": "layer", "name": row["layer"], **row} for row in report["layers"]]
     rows += [{"row": "network", "name": row["bound"], **row} for row in report["network"]]
     frame = pd.DataFrame([row | about for row in rows]).drop(columns=["layer", "bound"])
-    return frame.to_csv(index=False, lineterminator="\n")
+    return csv(frame)
 
 
 def _markdown(report: dict[str, Any]) -> str:
     about = report["about"]
     parts = [
-        f"# Tightness of {about['model']}\n",
-        f"{_origin(about)}; {about['samples']} test images of {about['data']}; {about['arithmetic']}.\n",
-        "\n".join(f"- {line}" for line in findings(report)) + "\n",
+        f"# Tightness of {for_markdown(about['model'])}\n",
+        for_markdown(f"{_origin(about)}; {about['samples']} test images of {about['data']}; {about['arithmetic']}.") + "\n",
+        "\n".join(bullets(findings(report))) + "\n",
         "## Layers\n",
         markdown(LAYERS, _layers(report)),
         "## Network\n",

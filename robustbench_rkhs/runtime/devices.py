@@ -14,10 +14,12 @@ def usable(name: str | torch.device) -> str:
         device = torch.device(name)
         if device.type == "meta":
             raise RuntimeError("it holds no numbers")
+        if device.type in ("cpu", "mps") and device.index:
+            raise RuntimeError(f"there is one {device.type}")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         raise UserError(f"device {str(name)!r} cannot be used here: {reason(error)}") from None
-    return str(device)
+    return device.type if device.type == "cpu" else str(device)
 
 
 def describe(device: str) -> str:

@@ -1,15 +1,30 @@
 """Digests of weights."""
 
 import hashlib
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from robustbench_rkhs.nodes.node import UserError
 
-def weights_digest(state: dict[str, Tensor]) -> str:
-    """sha256 over names, shapes, types and bytes of all tensors, in the order of their names."""
+
+def weights_digest(state: Mapping[str, Any]) -> str:
+    """sha256 over names, shapes, types and bytes of all tensors, in the order of their names.
+
+    Raises UserError for a state that is not tensors of plain numbers alone: what else it holds is part of the function, too.
+    """
     sha = hashlib.sha256()
     for name in sorted(state):
+        if not isinstance(state[name], Tensor):
+            raise UserError(
+                f"the model's state is not tensors alone: {name!r} is a {type(state[name]).__name__} "
+                "(get_extra_state, or a quantised module); expected a float network whose state_dict() holds tensors"
+            )
+        if state[name].layout != torch.strided or state[name].is_quantized:
+            kind = "quantised" if state[name].is_quantized else str(state[name].layout)
+            raise UserError(f"the model's tensor {name!r} is {kind}: expected dense tensors of numbers")
         tensor = state[name].detach().cpu().contiguous()
         sha.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         sha.update(tensor.flatten().view(torch.uint8).numpy().data)

@@ -15,6 +15,7 @@ from robustbench_rkhs import verdicts
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.evaluation.subject import Subject
+from robustbench_rkhs.nodes.names import folder_of
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.paths import models_folder
 from robustbench_rkhs.reports import report
@@ -80,7 +81,7 @@ def submit(
     if test.digest != loaded.config.get("data_digest"):
         raise UserError(f"{path}: trained for data of digest {loaded.config.get('data_digest')}, ours is {test.digest}")
     yield f"checked: {name}, {sum(t.numel() for t in loaded.model.state_dict().values()):,} numbers, digest {loaded.weights[:12]}"
-    staged = out / "submissions" / name
+    staged = folder_of(out / "submissions", name)
     look = recipe.model_copy(update={"samples": min(sample, len(test))})
     first = evaluate(loaded.model, test, look, name=name, folder=staged, device=device, command=command, say=say)
     _gate(first, name, staged)
@@ -88,7 +89,7 @@ def submit(
     yield f"sample of {len(verdicts.states(first, 0.0))}: clean {row['clean']:.1%}, robust at {row['eps']:g} {row['robust']:.1%}"
     full = evaluate(loaded.model, test, recipe, name=name, folder=staged, device=device, command=command, say=say)
     _gate(full, name, staged)
-    target = out / "verdicts" / name
+    target = folder_of(out / "verdicts", name)
     target.mkdir(parents=True, exist_ok=True)
     published = verdicts.write(full, target / (full.path or staged).name)
     unread: list[str] = []
@@ -122,7 +123,7 @@ def submit_adversarials(
         raise UserError(f"{path} is refused: none of its {len(judged.reasons)} images is confirmed")
     done = as_evaluation(judged, path, device, command)
     stem = f"{stored.about['norm']}-{str(done.about.file_sha256)[:12]}"
-    written = verdicts.write(done, out / "submitted" / judged.named.name / f"{stem}.parquet")
+    written = verdicts.write(done, folder_of(out / "submitted", judged.named.name) / f"{stem}.parquet")
     unread: list[str] = []
     boards = report(verdicts.read_all(out / "verdicts", unread.append), out, unread=unread)["leaderboard"]
     yield from (f"not read: {line}" for line in unread)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from robustbench_rkhs.nodes.node import Node, Real, UserError
+from robustbench_rkhs.nodes.node import Node, Real, Seed, UserError
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.nodes.paths import find_sweep
 from robustbench_rkhs.nodes.reasons import reason
@@ -78,9 +78,9 @@ class Sweep(Node):
     """Settings tried by random or tpe; a grid has as many as it has points."""
     startup: int = Field(10, ge=1)
     """Random trials before tpe follows."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Of the draws of random and tpe."""
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     """Each setting is trained once for each of these recipe seeds; its score is their mean."""
     pick: Literal["validation_robust", "validation_certified", "validation_clean"] = "validation_robust"
     """What the best setting has most of: accuracy under PGD at eps, proved by the margin certificate at eps, or clean."""

@@ -3,6 +3,7 @@
 from typing import Any
 
 from robustbench_rkhs.nodes.node import Node
+from robustbench_rkhs.runtime.sinks import for_line, for_markdown, for_markdown_code
 from robustbench_rkhs.training.recipe import TrainRecipe
 
 
@@ -29,9 +30,10 @@ def training_card(
     optimizer, schedule = recipe.optimizer.model_dump(), recipe.schedule.model_dump()
     named = [", ".join(f"{v}" if k == "name" else f"{k} {v}" for k, v in one.items()) for one in (optimizer, schedule)]
     lines = [
-        f"# {recipe.about or recipe.network.label}",
+        f"# {for_markdown(recipe.about or recipe.network.label)}",
         "",
-        f"- Network: `{recipe.network.label}`; data: `{recipe.data.label}`, {images} training images (digest {digest[:12]})",
+        f"- Network: {for_markdown_code(recipe.network.label)}; data: {for_markdown_code(recipe.data.label)}, "
+        f"{images} training images (digest {digest[:12]})",
         f"- Loss: {_described(recipe.loss)}; adversarial training: {attack}",
         f"- Penalties: {'; '.join(_described(p) for p in recipe.penalties) or 'none'}; "
         f"projections: {', '.join(f'{p.name} ({p.operator}, tau {p.tau})' for p in recipe.projections) or 'none'}",
@@ -46,7 +48,7 @@ def training_card(
         lines.append(f"- Gaussian noise of standard deviation {recipe.noise:g} on training and validation images")
     if recipe.start_from:
         first = trained.get("started_from", {})
-        lines.append(f"- Started from the weights of {recipe.start_from} ({first.get('weights', 'unknown')[:12]})")
+        lines.append(f"- Started from the weights of {for_markdown(recipe.start_from)} ({first.get('weights', 'unknown')[:12]})")
     for one in recipe.adaptive:
         factor = records[-1].get(f"weight_{one.penalty}", 1.0)
         lines.append(
@@ -60,7 +62,7 @@ def training_card(
     if half:
         lines.append("- Weights stored in half precision; every verdict is about the weights as stored")
     if command:
-        lines += ["", "Made by", "", f"    {command}"]
+        lines += ["", "Made by", "", f"    {for_line(command)}"]
     chosen = "Validation numbers chose the epoch; they are not results. " if validation else ""
     lines += ["", f"{chosen}`recipe.yaml` holds every setting."]
     return "\n".join(lines) + "\n"
@@ -69,4 +71,4 @@ def training_card(
 def _described(node: Node) -> str:
     """Name and the fields that are not at their default."""
     kept = {key: value for key, value in node.model_dump(exclude_defaults=True).items() if key != "name"}
-    return " ".join([node.label, *(f"{key} {value}" for key, value in kept.items())])
+    return for_markdown(" ".join([node.label, *(f"{key} {value}" for key, value in kept.items())]))

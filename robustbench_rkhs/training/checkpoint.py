@@ -1,6 +1,7 @@
 """A checkpoint is a folder: config.json, model.safetensors, recipe.yaml, metrics.jsonl, README.md (its card)."""
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,7 +179,7 @@ def load(folder: str | Path, code: Code = CLOSED) -> Checkpoint:
     model = build(recipe, shape, classes)
     fill(model, state, str(folder / "model.safetensors"))
     _check_function(folder, config, recipe, model.eval(), code)
-    return Checkpoint(folder.name, model.eval(), recipe, config, weights_digest(model.state_dict()))
+    return Checkpoint(Path(os.path.abspath(folder)).name, model.eval(), recipe, config, weights_digest(model.state_dict()))
 
 
 def _check_seals(folder: Path, config: dict[str, Any]) -> None:

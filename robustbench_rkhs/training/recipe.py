@@ -12,7 +12,7 @@ from robustbench_rkhs.attacks.unrolled import unrollable
 from robustbench_rkhs.data import Data
 from robustbench_rkhs.networks import Network
 from robustbench_rkhs.nodes.code_names import CLOSED, TYPED, Code, code_in
-from robustbench_rkhs.nodes.node import Node, Real, Seconds, UserError
+from robustbench_rkhs.nodes.node import Node, Real, Seconds, Seed, UserError
 from robustbench_rkhs.nodes.overrides import as_value, override_all
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.nodes.paths import find_recipe, is_own
@@ -62,7 +62,7 @@ class TrainRecipe(Node):
     annealed. Such a training is known by its number of steps, which metrics.jsonl records; it cannot be repeated bit for bit."""
     batch_size: int = Field(128, ge=1)
     """Images per step."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Initial weights, order, augmentation, dropout."""
     ema: Annotated[Real, Field(gt=0, lt=1)] | None = None
     """Decay of a running mean of the weights, which is then what is validated and saved."""

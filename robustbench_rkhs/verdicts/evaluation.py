@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.sinks import for_html
 from robustbench_rkhs.verdicts.adversarials import Adversarials
 from robustbench_rkhs.verdicts.model_marks import doubts
 from robustbench_rkhs.verdicts.record import Record
@@ -97,10 +97,10 @@ class Evaluation(Record):
                 shares[1] = f"withheld: {row['certified']:.1%} to {row['not_broken']:.1%}"
             rows.append("".join(f"<td>{cell}</td>" for cell in (f"{row['eps']:.4g}", *shares, row["count_untested"])))
         head = "".join(f"<th>{word}</th>" for word in ("eps", "clean", "robust", "certified", "untested images"))
-        title = f"{escape(about.model)} on {escape(about.data)}, {about.norm}{box}, {self.table['index'].nunique()} images"
+        title = f"{for_html(about.model)} on {for_html(about.data)}, {about.norm}{box}, {self.table['index'].nunique()} images"
         lines = [f"DOUBTFUL {line}" for line in doubts(self)] + [f"UNSOUND {breach}" for breach in about.breaches]
         lines += [] if about.complete else ["incomplete: robust accuracy is withheld where images are untested"]
-        said = "".join(f"<p>{escape(line)}</p>" for line in [*lines, *about.failed])
+        said = "".join(f"<p>{for_html(line)}</p>" for line in [*lines, *about.failed])
         body = "".join(f"<tr>{row}</tr>" for row in rows)
         return f"<table><caption>{title}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{said}"
 

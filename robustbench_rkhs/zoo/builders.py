@@ -36,9 +36,9 @@ def load_builder(name: str) -> tuple[nn.Module, str]:
         raise UserError(f"{name}: {path}: {wrong}")
     try:
         model = builder(**keywords)
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         raise
-    except Exception as error:  # the user's code raises whatever it likes
+    except BaseException as error:  # the user's code raises whatever it likes, and may want to leave
         raise UserError(f"{name} failed: {cause(error)}") from None
     if not isinstance(model, nn.Module):
         raise UserError(f"{name} returned {type(model).__name__}, expected an nn.Module")

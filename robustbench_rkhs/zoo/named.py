@@ -13,6 +13,7 @@ from robustbench_rkhs.evaluation.predictions import classes_of
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.nodes.arguments import checked_arguments
 from robustbench_rkhs.nodes.code_names import CLOSED, Code, allowed
+from robustbench_rkhs.nodes.names import plain_name
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse, with_fields
 from robustbench_rkhs.nodes.paths import find_checkpoint
@@ -43,6 +44,9 @@ class NamedModel:
     """How many it tells apart, where that is known."""
     notes: tuple[str, ...] = ()
     """What its user has to know: that its weights are random, say."""
+
+    def __post_init__(self) -> None:
+        plain_name(self.name)  # results are named after it
 
     @cached_property
     def test(self) -> Split:

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustbench_rkhs.nodes.node import Real
+from robustbench_rkhs.nodes.node import Real, Seed
 from robustbench_rkhs.nodes.threat_model import Box, Norm
 from robustbench_rkhs.relaxations import ball, interval_margins, trace
 from robustbench_rkhs.runtime.counter_rng import draws
@@ -51,7 +51,7 @@ class MtlIbp(LossNode):
     """Length of a step, in the norm's unit; 2.5 eps' / steps where not given."""
     box: Box = "unit"
     """`unit`: images lie in [0, 1], to which attack and linf balls keep; `none`: anywhere."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Random starts are counted from here."""
 
     def __call__(

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustbench_rkhs.nodes.node import Real
+from robustbench_rkhs.nodes.node import Real, Seed
 from robustbench_rkhs.nodes.threat_model import Box, Norm
 from robustbench_rkhs.runtime.counter_rng import draws
 from robustbench_rkhs.runtime.modes import per_image
@@ -48,7 +48,7 @@ class Trades(LossNode):
     """s: standard deviation of the random start, in pixels."""
     box: Box = "unit"
     """`unit`: perturbed images stay in [0, 1]; `none`: anywhere."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Random starts are counted from here."""
 
     def __call__(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustbench_rkhs.attacks.ball import unit
-from robustbench_rkhs.nodes.node import Real, UserError
+from robustbench_rkhs.nodes.node import Real, Seed, UserError
 from robustbench_rkhs.runtime.counter_rng import draws
 from robustbench_rkhs.runtime.modes import per_image
 from robustbench_rkhs.training.penalties.base import PenaltyNode, keys_or_count
@@ -38,7 +38,7 @@ class Curvature(PenaltyNode):
     """Length of the step, l2 in pixels."""
     direction: Literal["gradient", "sign", "random"] = "sign"
     """Where the gradient is compared: along itself, along its sign, or anywhere."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Random directions are counted from here."""
 
     def __call__(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robustbench_rkhs.data import Deformations, Split
 from robustbench_rkhs.data.deformations import deform, image_shape, tangents
-from robustbench_rkhs.nodes.node import Real, UserError
+from robustbench_rkhs.nodes.node import Real, Seed, UserError
 from robustbench_rkhs.runtime.counter_rng import mix
 from robustbench_rkhs.runtime.distributed import owned, smallest, world
 from robustbench_rkhs.runtime.modes import per_image
@@ -23,7 +23,7 @@ class _Deformed(PenaltyNode):
     """Multiplier lambda."""
     images: int = Field(32, ge=1)
     """Images of a batch that are deformed, a counted choice; all where the batch has fewer."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Random deformations are counted from here."""
 
     def prepare(self, model: nn.Module, split: Split, seed: int) -> "_Deformed":

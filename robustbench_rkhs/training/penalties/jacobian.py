@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from robustbench_rkhs.attacks.ball import unit
-from robustbench_rkhs.nodes.node import Real
+from robustbench_rkhs.nodes.node import Real, Seed
 from robustbench_rkhs.runtime.counter_rng import draws
 from robustbench_rkhs.runtime.modes import per_image
 from robustbench_rkhs.training.penalties.base import PenaltyNode, keys_or_count
@@ -34,7 +34,7 @@ class Jacobian(PenaltyNode):
     """Random directions p per image; the exact norm, by all K outputs, where not given."""
     of: Literal["logits", "probabilities"] = "logits"
     """Outputs that are differentiated. Probabilities of confident images hardly move, so they hide steep logits."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Random directions are counted from here."""
 
     def __call__(

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from robustbench_rkhs.attacks.ball import per_image as spread
 from robustbench_rkhs.attacks.ball import unit
-from robustbench_rkhs.nodes.node import Real
+from robustbench_rkhs.nodes.node import Real, Seed
 from robustbench_rkhs.runtime.counter_rng import draws
 from robustbench_rkhs.runtime.modes import per_image
 from robustbench_rkhs.training.penalties.base import PenaltyNode, keys_or_count
@@ -42,7 +42,7 @@ class VirtualAdversarial(PenaltyNode):
     """Length of the finite difference, in l2 pixels of [0, 1]."""
     steps: int = Field(1, ge=1)
     """Power iterations."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Random directions are counted from here."""
 
     def __call__(

@@ -1,0 +1,92 @@
+"""How a command ends: its exit code, and one line on stderr where something went wrong, whatever was raised."""
+
+import errno
+import os
+import re
+import sys
+import sysconfig
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.paths import PACKAGE
+from robustbench_rkhs.nodes.reasons import cause
+from robustbench_rkhs.runtime.sinks import for_line
+
+Call = Callable[[], int | None]
+"""A command with everything it was given."""
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+"""What a full disk, missing rights or a file in place of a folder raise."""
+NO_MEMORY = re.compile(r"not enough memory|can't allocate memory|out of memory", re.IGNORECASE)
+"""How torch says that memory ran out."""
+LIBRARIES = tuple({str(Path(place).resolve()) for place in sysconfig.get_paths().values()} | {sys.prefix, sys.base_prefix})
+"""Where Python and what is installed lie: what is in neither of them nor ours is the user's own code."""
+
+
+def left(read: Callable[[], Call]) -> tuple[int, str]:
+    """The exit code of the call that `read` makes, and what went wrong in a line, which is on stderr too.
+
+    0: done; 1: as the command says, or a fault of ours; 2: bad input, the user's own code failed, no space, no memory; 130:
+    interrupted. A failure that nobody foresaw has its traceback in a log file, which the line names.
+    """
+    try:
+        call = read()
+    except UserError as error:
+        return 2, _said(str(error))
+    except SystemExit as ended:  # after --help
+        return (ended.code if isinstance(ended.code, int) else 0), ""
+    except BaseException as error:
+        return _failed(error)
+    try:
+        return call() or 0, ""
+    except BaseException as error:
+        return _failed(error)
+
+
+def _failed(error: BaseException) -> tuple[int, str]:
+    """The exit code of an exception, and its line."""
+    if isinstance(error, UserError):
+        return 2, _said(str(error))
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1, ""
+    if isinstance(error, KeyboardInterrupt):
+        return 130, _said("interrupted; the same command goes on from here", head="")
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        return 2, _said(f"cannot write {error.filename or 'a file'}: {error.strerror}")
+    if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+        return 2, _said(f"out of memory: {cause(error)} ({_logged(error)})")
+    if place := _own_code(error):
+        return 2, _said(f"your own code failed: {cause(error)} ({place}; {_logged(error)})")
+    return 1, _said(f"a fault of robustbench_rkhs, please report it: {cause(error)} ({_logged(error)})")
+
+
+def _own_code(error: BaseException) -> str:
+    """File and line in the user's own code that raised it, itself or by what it called of a library; empty where we did."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_relative_to(PACKAGE):
+            return ""
+        if path.is_file() and not any(path.resolve().is_relative_to(place) for place in LIBRARIES):
+            return f"{path.name}, line {frame.lineno}"
+    return ""
+
+
+def _logged(error: BaseException) -> str:
+    """Where the traceback is now, in words."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=f"{Path(sys.argv[0]).name}-", suffix=".log")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as log:
+            log.write("".join(traceback.format_exception(error)))
+    except OSError as unwritten:
+        return f"its traceback could not be written: {unwritten.strerror}"
+    return f"traceback in {name}"
+
+
+def _said(line: str, head: str = "error: ") -> str:
+    """The line on stderr, with what would steer a terminal made visible."""
+    line = for_line(line)
+    print(f"{head}{line}", file=sys.stderr)
+    return line
