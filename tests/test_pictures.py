@@ -112,7 +112,7 @@ def test_spread():
         (["vae", "--vae", "laten=3"], "did you mean 'latent'"),
         (["vae", "--vae", "3"], "expected field=value"),
         (["vae", "--data", "square_wave"], "expected images"),
-        (["vae", "--images", "0"], "at least one row"),
+        (["vae", "--images", "0"], "--images"),
     ],
 )
 def test_missing_things_are_one_line(home, flags, words):

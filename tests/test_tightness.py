@@ -168,4 +168,4 @@ def test_the_command(tmp_path, torus_alone):
     assert found["waster"] == "0 (Conv2d)" and found["about"]["samples"] == 20 and "loses most" in err
     assert all((tmp_path / path).stat().st_size > 100 for path in found["files"])
     _, err = rkhs("tightness", *flags, "--samples", "0", folder=tmp_path, code=2)
-    assert "expected at least 1" in err
+    assert "--samples" in err
