@@ -2,8 +2,11 @@
 
 import importlib
 import json
+import shutil
 import sys
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,14 +18,17 @@ import yaml
 from forger import resealed
 
 from robustbench_rkhs import verdicts
+from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.submission.gate import check, submit_adversarials
+from robustbench_rkhs.nodes.parsing import parse
+from robustbench_rkhs.submission.gate import check, submit, submit_adversarials
 from robustbench_rkhs.sweep.description import Sweep
 from robustbench_rkhs.sweep.plan import Plan
 from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.training.recipe import TrainRecipe
+from robustbench_rkhs.training.resume import stored_state
 from robustbench_rkhs.verifier.check import verify
-from robustbench_rkhs.zoo import load_model
+from robustbench_rkhs.zoo import hub, load_model
 
 CANARY = "canary_module:Boom"
 FIELDS = {
@@ -118,6 +124,92 @@ def test_a_sweep_outside_of_models_imports_nothing(cage):
     )
     with pytest.raises(UserError):
         Plan(Sweep.read("sweep.yaml"))
+
+
+def poisoned(path):
+    """A file of torch.save whose pickle names the canary, as `class Boom` of a module that reading it would import."""
+    torch.save({"weights": torch.zeros(1)}, path)
+    with zipfile.ZipFile(path) as stored:
+        parts = {name: stored.read(name) for name in stored.namelist()}
+    with zipfile.ZipFile(path, "w") as changed:
+        for name, content in parts.items():
+            changed.writestr(name, b"ccanary_module\nBoom\n." if name.endswith("data.pkl") else content)
+
+
+def test_a_file_to_resume_from_is_not_unpickled(cage):
+    recipe = TrainRecipe.parse({"data": {"name": "digits"}, "network": {"name": "mlp", "hidden": [2]}})
+    poisoned(cage / "resume.pt")
+    with pytest.raises(UserError, match=r"resume.pt is unreadable"):
+        stored_state(recipe, cage, "cpu")
+    stored = recipe.model_dump(mode="json") | {"loss": FIELDS["loss"]}
+    torch.save({"recipe": yaml.safe_dump(stored), "where": [0, 0]}, cage / "resume.pt")
+    with pytest.raises(UserError, match=CANARY):
+        stored_state(recipe, cage, "cpu")
+
+
+def test_weights_are_not_unpickled(cage):
+    poisoned(cage / "weights.pth")
+    with pytest.raises(UserError):
+        load_model("digits_mlp", str(cage / "weights.pth"))
+    folder = folder_at(cage / "theirs")
+    poisoned(folder / "model.safetensors")
+    with pytest.raises(UserError):
+        checkpoint.load(folder)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_repository_of_the_hub_is_refused_by_name_and_no_code_of_it_is_fetched(cage, field, monkeypatch):
+    folder, fetched = folder_at(cage / "theirs"), []
+    shutil.copy(cage / "canary_module.py", folder / "modeling.py")
+    stored = yaml.safe_load((folder / "recipe.yaml").read_text())
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(stored | {field: FIELDS[field]}))
+
+    def download(repository, file, revision):
+        fetched.append(file)
+        return str(folder / file)
+
+    monkeypatch.setattr(hub, "_library", lambda: SimpleNamespace(hf_hub_download=download))
+    with pytest.raises(UserError, match=CANARY):
+        load_model("hf:them/theirs")
+    assert set(fetched) <= set(hub.FILES) and not any(file.endswith(".py") for file in fetched)
+
+
+def submitted(folder):
+    """The gate's steps with this folder."""
+    recipe = parse(EvalRecipe, {"eps": [0.1], "samples": 5}, "here")
+    return list(submit(folder, recipe, sample=5, device="cpu", out=folder.parent / "out"))
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_bundle_that_is_submitted_is_refused_by_name(cage, field):
+    folder = folder_at(cage / "theirs")
+    stored = yaml.safe_load((folder / "recipe.yaml").read_text())
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(stored | {field: FIELDS[field]}))
+    with pytest.raises(UserError, match=CANARY):
+        submitted(folder)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(stored))
+    for name in ("model.py", "weights.pkl"):
+        poisoned(folder / name)
+        with pytest.raises(UserError, match=f"unexpected file '{name}'"):
+            submitted(folder)
+        (folder / name).unlink()
+    poisoned(folder / "resume.pt")  # allowed beside the weights, and never read
+    check(folder)
+    assert checkpoint.load(folder).model is not None
+
+
+def test_what_a_package_announces_is_not_loaded_where_a_bundle_names_it(cage):
+    info = cage / "canary-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: canary\nVersion: 1.0\n")
+    kinds = ("losses", "networks", "data")
+    (info / "entry_points.txt").write_text("".join(f"[robustbench_rkhs.{kind}]\nsinger = {CANARY}\n" for kind in kinds))
+    folder = folder_at(cage / "theirs")
+    stored = yaml.safe_load((folder / "recipe.yaml").read_text())
+    for field in ("loss", "network", "data"):
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(stored | {field: {"name": "singer"}}))
+        with pytest.raises(UserError, match="names code"):
+            submitted(folder)
 
 
 def test_tensors_name_nothing(cage):

@@ -10,9 +10,9 @@ from typing import get_args
 
 import pytest
 import torch
+from layer_table import LAYERS
 from oracles import Affine, Trained, affine, bent
 from test_attacks import EVERY, TABLE
-from test_layers import LAYERS
 from test_losses import LOSSES
 from test_penalties import PENALTIES
 from torch import Tensor, nn

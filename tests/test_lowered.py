@@ -5,9 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_layers import LAYERS as BUILT
-from test_lipschitz_layers import LAYERS as PROVED
-from test_lipschitz_layers import random
+from layer_table import LAYERS as TABLE
 from torch import nn
 
 from robustbench_rkhs import layers
@@ -23,18 +21,11 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.proofs import written
 from robustbench_rkhs.relaxations import ball, crown_margins, interval_margins, trace
 from robustbench_rkhs.relaxations.full import interval_proof, linear_proof, proved_trace
+from robustbench_rkhs.testing.layers import disturbed
 
 F64 = torch.float64
-FOURIER = ("(2, 3, 3, 1) circular", "(2, 3, 3, 1) zeros", "(3, 2, 3, 2) zeros")
 LAYERS = {
-    **{f"proved {name}": row for name, row in PROVED.items()},
-    **{
-        f"built {name}": row
-        for name, row in BUILT.items()
-        if row[0]().__class__.__name__ not in {build().__class__.__name__ for build, _ in PROVED.values()}
-        and (len(row[1]) == 1 or name[-1] not in "sr" or name.endswith(FOURIER))
-        and not name.endswith(("1-1", "1-5", "5-1", "7-7"))
-    },
+    **TABLE,
     "aol on the last of several dimensions": (lambda: layers.AOL(3, 4, "maxmin"), (2, 3)),
     "groups of four": (lambda: GroupSort(4), (8, 2, 2)),
     "groups of one": (lambda: GroupSort(1), (3,)),
@@ -49,7 +40,7 @@ one_each = pytest.mark.parametrize("name", FIRST.values())
 
 
 def double(build, seed=0):
-    return random(build, seed, 0.3).double().eval()
+    return disturbed(build, seed, 0.3).double().eval()
 
 
 def classifier(build, shape, seed=0, classes=3):
@@ -95,7 +86,7 @@ def test_the_lowered_form_is_the_layer(build, shape):
     form = plain(layer)
     torch.testing.assert_close(form(x), layer(x), rtol=1e-9, atol=1e-9)
     assert lowered.dispatch(type(layer)) is lowered.dispatch(object) or (lowers(layer) and form is not layer)
-    single = random(build, 1, 0.3).eval()
+    single = disturbed(build, 1, 0.3).eval()
     assert torch.equal(freeze(nn.Sequential(single))(x.float()), single(x.float()))  # what evaluation runs, to the last bit
 
 
