@@ -1,20 +1,20 @@
 """Evaluation: the affine truth, a masked attack unmasked, killing changes nothing, bad models refused."""
 
-import os
 import signal
-import subprocess
-import sys
+import time
 from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+from killed import told_by
 from oracles import affine, masking_model
 from torch import nn
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import PGD, Attacked, AutoAttack, FoolboxAttack, PublishedPGD
 from robustbench_rkhs.certificates import CrownCertificate
+from robustbench_rkhs.evaluation import attack_phase
 from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.nodes.node import UserError
 
@@ -232,63 +232,47 @@ def test_an_attack_that_fails_leaves_images_untested():
         verdicts.accuracy_at(done, 0.01)
 
 
-SCRIPT = """
-import signal, sys, time, torch
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit it ignored
-sys.path.insert(0, sys.argv[2])
-from test_evaluate import small_net, images
-from robustbench_rkhs.attacks import PGD, FoolboxAttack
-from robustbench_rkhs.certificates import CrownCertificate
-from robustbench_rkhs import verdicts
-from robustbench_rkhs.evaluation import attack_phase
-from robustbench_rkhs.evaluation.run import evaluate
-original, count = attack_phase.run_attack, 0
-def slow(*args, **kwargs):
-    print("part", flush=True)
-    time.sleep(float(sys.argv[3]))
-    return original(*args, **kwargs)
-attack_phase.run_attack = slow
-torch.set_num_threads(1)
-model = small_net(); x = images(40)
-attacks = (PGD(steps=5, start="random"), FoolboxAttack(attack="ddn"))
-data = (x, model(x).argmax(1))
-done = evaluate(model, data, eps=(0.05, 0.2), attacks=attacks, block=4, folder=sys.argv[1], name="net")
-print("digest", verdicts.digest(done.table), done.about.complete, flush=True)
-"""
+def evaluated(folder, slow, tell):
+    """An evaluation of ten blocks; each part is told before it runs, and at the end the table's digest and completeness."""
+    original = attack_phase.run_attack
+
+    def slowly(*args, **kwargs):
+        tell("part")
+        time.sleep(slow)
+        return original(*args, **kwargs)
+
+    model, x = small_net(), images(40)
+    attacks = (PGD(steps=5, start="random"), FoolboxAttack(attack="ddn", steps=50))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attack_phase, "run_attack", slowly)
+        data = (x, model(x).argmax(1))
+        done = evaluate(model, data, eps=(0.05, 0.2), attacks=attacks, block=4, folder=folder, name="net", diagnostics=False)
+    tell((verdicts.digest(done.table), done.about.complete))
 
 
-def run(folder, slow=0.0, stop_after=None, how=signal.SIGKILL):
-    here = os.path.dirname(os.path.abspath(__file__))
-    command = [sys.executable, "-c", SCRIPT, str(folder), here, str(slow)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    parts = 0
-    for line in process.stdout:
-        parts += line == "part\n"
-        if parts == stop_after:
-            process.send_signal(how)
-            stop_after = None
-        if line.startswith("digest"):
-            process.stdout.read()
-            process.wait()
-            return line.split()[1:], parts
-    process.wait()
-    return None, parts
+def unbroken(folder):
+    """All that it tells in this process, where nothing stops it."""
+    told = []
+    evaluated(folder, 0.0, told.append)
+    return told
 
 
 def test_a_killed_evaluation_started_again_gives_the_same_table(tmp_path):
-    (whole, complete), parts = run(tmp_path / "whole")
-    assert complete == "True" and parts > 10
-    for stop_after in (2, 6):
-        assert run(tmp_path / "killed", slow=0.1, stop_after=stop_after)[0] is None
-    assert run(tmp_path / "killed")[0] == [whole, "True"]
+    *parts, (whole, complete) = unbroken(tmp_path / "whole")
+    assert complete and len(parts) > 10
+    for after in (2, 6):
+        told, code = told_by(evaluated, tmp_path / "killed", 0.1, after=after)
+        assert set(told) == {"part"} and code == -signal.SIGKILL
+    assert unbroken(tmp_path / "killed")[-1] == (whole, True)
 
 
 def test_ctrl_c_leaves_a_valid_partial_table(tmp_path):
-    (digest, complete), _ = run(tmp_path / "net", slow=0.2, stop_after=4, how=signal.SIGINT)
-    assert complete == "False"
+    told, _ = told_by(evaluated, tmp_path / "net", 0.2, after=4, how=signal.SIGINT)
+    digest, complete = told[-1]
+    assert not complete
     path = next((tmp_path / "net" / "net").glob("*.parquet"))
     partial = verdicts.read(path)
     assert not partial.about.complete and len(verdicts.states(partial, 0.05)) == 40
     assert verdicts.summary(partial)["robust"].isna().any()
-    again, _ = run(tmp_path / "net")
-    assert again[1] == "True" and again[0] != digest
+    again = unbroken(tmp_path / "net")[-1]
+    assert again[1] and again[0] != digest

@@ -1,6 +1,7 @@
 """What is installed: the wheel with its recipes and checkpoints, extras that may be missing, and the files about the project."""
 
 import configparser
+import json
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from test_cli import rkhs
 
 from robustbench_rkhs.attacks.foolbox import FoolboxAttack
 from robustbench_rkhs.nodes.node import UserError
@@ -59,12 +61,24 @@ def wheel(tmp_path_factory):
     return unpacked
 
 
-def from_wheel(wheel, folder, command, *words):
-    """The command of the unpacked wheel, run in an empty folder."""
-    code = f"import sys; sys.argv = ['rkhs', *sys.argv[1:]]; from robustbench_rkhs.cli.{command} import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *words], cwd=folder, env={"PYTHONPATH": str(wheel)}, capture_output=True, text=True
-    )
+COMMANDS = """
+import json, sys
+for command, *words in json.loads(sys.argv[1]):
+    sys.argv = [f"rkhs-{command}", *words]
+    try:
+        __import__(f"robustbench_rkhs.cli.{command}", fromlist=["main"]).main()
+    except SystemExit as left:
+        print("EXIT", left.code or 0, flush=True)
+"""
+
+
+def from_wheel(wheel, folder, *commands):
+    """Commands of the unpacked wheel, run in an empty folder, all in one process: their exit codes, output and errors."""
+    words = [sys.executable, "-c", COMMANDS, json.dumps(commands)]
+    done = subprocess.run(words, cwd=folder, env={"PYTHONPATH": str(wheel)}, capture_output=True, text=True)
+    codes = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("EXIT ")]
+    assert done.returncode == 0, done.stderr[-2000:]
+    return codes, done.stdout, done.stderr
 
 
 def test_the_wheel_holds_the_recipes_the_small_checkpoints_and_the_type_marker(wheel):
@@ -88,20 +102,21 @@ def test_every_source_file_is_in_the_wheel_and_no_test(wheel):
 
 def test_a_wheel_alone_evaluates_what_it_ships_and_says_where_the_rest_is(wheel, tmp_path):
     words = ["--eps", "0.25", "--samples", "4", "--effort", "quick", "--no-diagnostics", "--certify", "margin"]
-    done = from_wheel(wheel, tmp_path, "evaluate", "--model", "digits_mlp", *words)
-    assert done.returncode == 0, done.stderr[-2000:]
+    unknown = ["evaluate", "--model", "robust_vgg", "--eps", "1"]
+    codes, _, errors = from_wheel(wheel, tmp_path, ["evaluate", "--model", "digits_mlp", *words], unknown)
+    assert codes == [0, 2], errors[-2000:]
     assert list((tmp_path / "reports" / "verdicts" / "digits_mlp").glob("*.parquet"))
-    refused = from_wheel(wheel, tmp_path, "evaluate", "--model", "robust_vgg", "--eps", "1")
-    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
-    assert "checkpoints/robust_vgg of the source repository" in refused.stderr and "rkhs-train --model robust_vgg" in refused.stderr
+    refused = errors[errors.index("error: ") :]
+    assert refused.count("\n") == 1
+    assert "checkpoints/robust_vgg of the source repository" in refused and "rkhs-train --model robust_vgg" in refused
 
 
 def test_a_wheel_alone_lists_its_recipes_beside_those_of_the_working_folder(wheel, tmp_path):
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "my_own.yaml").write_text("about: Mine\n")
-    done = from_wheel(wheel, tmp_path, "listing", "models")
-    assert done.returncode == 0, done.stderr[-2000:]
-    rows = {line.split()[0]: line for line in done.stdout.splitlines()[1:] if line.strip()}
+    codes, out, errors = from_wheel(wheel, tmp_path, ["listing", "models"])
+    assert codes == [0], errors[-2000:]
+    rows = {line.split()[0]: line for line in out.splitlines()[1:] if line.strip()}
     assert {"my_own", "digits_mlp", "robust_vgg"} <= rows.keys()
     assert "* " in rows["digits_mlp"] and "* " not in rows["robust_vgg"]
 
@@ -149,9 +164,10 @@ def test_a_missing_extra_is_one_line(monkeypatch):
     require("torch", "x", "it")
 
 
-def test_a_sweep_without_optuna_is_one_line(tmp_path):
-    code = "import sys; sys.modules['optuna'] = None; from robustbench_rkhs.cli.sweep import main; main()"
-    words = [sys.executable, "-c", code, "--sweep", "digits_gradient"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: rkhs-sweep needs optuna, which is not installed: pip install 'robustbench_rkhs[sweep]'\n"
+def test_a_sweep_without_optuna_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    for name in [name for name in sys.modules if name.startswith("robustbench_rkhs.sweep") or name == "robustbench_rkhs.cli.sweep"]:
+        monkeypatch.delitem(sys.modules, name)
+    out, errors = rkhs("sweep", "--sweep", "digits_gradient", folder=tmp_path, code=2)
+    assert out == ""
+    assert errors == "error: rkhs-sweep needs optuna, which is not installed: pip install 'robustbench_rkhs[sweep]'\n"

@@ -1,14 +1,13 @@
 """Training: the seams are called, killing changes nothing, faults name the step."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
+import time
 
 import numpy as np
 import pytest
 import torch
+from killed import told_by
 from torch import nn
 
 from robustbench_rkhs.nodes.node import UserError
@@ -29,43 +28,29 @@ TINY = {
     "ema": 0.9,
     "validate_with": {"name": "pgd", "eps": 0.2, "steps": 3},
 }
-SCRIPT = """
-import sys, time, yaml
-from pathlib import Path
-from robustbench_rkhs.training.recipe import TrainRecipe
-from robustbench_rkhs.training.loop import train
-slow = float(sys.argv[3])
-def report(record):
-    print(record, flush=True)
-    time.sleep(slow)
-train(TrainRecipe.parse(yaml.safe_load(Path(sys.argv[1]).read_text())), Path(sys.argv[2]), save_seconds=0, report=report)
-"""
 
 
 def tiny(**changes):
     return TrainRecipe.parse(TINY | changes)
 
 
-def run(folder, recipe, slow=0.0, kill_after=None):
-    path = folder.parent / "recipe.yaml"
-    path.write_text(recipe.yaml())
-    command = [sys.executable, "-c", SCRIPT, str(path), str(folder), str(slow)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    for count, _ in enumerate(process.stdout):
-        if kill_after is not None and count + 1 == kill_after:
-            process.send_signal(signal.SIGKILL)
-            break
-    process.stdout.read()
-    return process.wait()
+def trained(recipe, folder, slow, tell):
+    """A training that keeps its state after each step and tells each record."""
+
+    def report(record):
+        tell(record["epoch"] if "epoch" in record else "")
+        time.sleep(slow)
+
+    train(recipe, folder, save_seconds=0, report=report)
 
 
 def test_a_killed_training_ends_bit_for_bit_where_an_unbroken_one_does(tmp_path):
     recipe = tiny()
-    assert run(tmp_path / "whole", recipe) == 0
-    for kill_after in (3, 6):  # inside the first epoch, inside the second
-        assert run(tmp_path / "killed", recipe, slow=0.05, kill_after=kill_after) == -signal.SIGKILL
+    trained(recipe, tmp_path / "whole", 0.0, lambda record: None)
+    for after in (3, 6):  # inside the first epoch, inside the second
+        assert told_by(trained, recipe, tmp_path / "killed", 0.05, after=after)[1] == -signal.SIGKILL
     assert not (tmp_path / "killed" / "config.json").exists()
-    assert run(tmp_path / "killed", recipe) == 0
+    trained(recipe, tmp_path / "killed", 0.0, lambda record: None)
     for file in ("model.safetensors", "last.safetensors"):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "killed" / file).read_bytes()
 
