@@ -66,12 +66,19 @@ def folder_at(place):
     return place
 
 
+def forge(folder, field=None, stored=None):
+    """Into the folder's recipe, the canary (or what is given) in this field; none where not given. Gives the recipe as it was."""
+    stored = stored or yaml.safe_load((folder / "recipe.yaml").read_text())
+    changed = stored | ({field: FIELDS[field]} if isinstance(field, str) else field or {})
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(changed))
+    resealed(folder)
+    return stored
+
+
 @pytest.mark.parametrize("field", FIELDS)
 def test_a_recipe_of_a_checkpoint_folder_is_refused_by_name(cage, field):
     folder = folder_at(cage / "theirs")
-    stored = yaml.safe_load((folder / "recipe.yaml").read_text())
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(stored | {field: FIELDS[field]}))
-    resealed(folder)
+    forge(folder, field)
     for read in (checkpoint.load, lambda path: load_model(str(path)), lambda path: TrainRecipe.read(path / "recipe.yaml")):
         with pytest.raises(UserError) as refusal:
             read(folder)
@@ -161,8 +168,7 @@ def test_weights_are_not_unpickled(cage):
 def test_a_repository_of_the_hub_is_refused_by_name_and_no_code_of_it_is_fetched(cage, field, monkeypatch):
     folder, fetched = folder_at(cage / "theirs"), []
     shutil.copy(cage / "canary_module.py", folder / "modeling.py")
-    stored = yaml.safe_load((folder / "recipe.yaml").read_text())
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(stored | {field: FIELDS[field]}))
+    forge(folder, field)
 
     def download(repository, file, revision):
         fetched.append(file)
@@ -183,11 +189,10 @@ def submitted(folder):
 @pytest.mark.parametrize("field", FIELDS)
 def test_a_bundle_that_is_submitted_is_refused_by_name(cage, field):
     folder = folder_at(cage / "theirs")
-    stored = yaml.safe_load((folder / "recipe.yaml").read_text())
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(stored | {field: FIELDS[field]}))
+    stored = forge(folder, field)
     with pytest.raises(UserError, match=CANARY):
         submitted(folder)
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(stored))
+    forge(folder, stored=stored)
     for name in ("model.py", "weights.pkl"):
         poisoned(folder / name)
         with pytest.raises(UserError, match=f"unexpected file '{name}'"):
@@ -205,9 +210,9 @@ def test_what_a_package_announces_is_not_loaded_where_a_bundle_names_it(cage):
     kinds = ("losses", "networks", "data")
     (info / "entry_points.txt").write_text("".join(f"[robustbench_rkhs.{kind}]\nsinger = {CANARY}\n" for kind in kinds))
     folder = folder_at(cage / "theirs")
-    stored = yaml.safe_load((folder / "recipe.yaml").read_text())
+    stored = forge(folder)
     for field in ("loss", "network", "data"):
-        (folder / "recipe.yaml").write_text(yaml.safe_dump(stored | {field: {"name": "singer"}}))
+        forge(folder, {field: {"name": "singer"}}, stored)
         with pytest.raises(UserError, match="names code"):
             submitted(folder)
 
