@@ -64,7 +64,7 @@ def test_train_evaluate_report(home):
 def test_a_budget_shows_where_robust_accuracy_lies_and_the_command_without_it_goes_on(home):
     flags = ["--model", "digits_mlp", "--eps", "0.2", "0.4", "--samples", "30", "--effort", "quick", "--certify", "none"]
     flags += ["--out", "budgeted"]
-    out, _ = rkhs("evaluate", *flags, "--budget", "0.001s", folder=home)
+    out, _ = rkhs("evaluate", *flags, "--budget", "0.001s", folder=home, code=3)
     assert "withheld: 0.0 to" in out and "budget of 0.001 s used up" in out and "images untested" in out
     (first,) = (home / "budgeted/verdicts").rglob("l2-*.parquet")
     out, _ = rkhs("evaluate", *flags, folder=home)

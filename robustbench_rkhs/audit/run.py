@@ -67,6 +67,8 @@ def audit(
     recipe = recipe or parse(EvalRecipe, {"attacks": ({"name": "pgd"},), "eps": eps, **settings}, "audit", TYPED)
     recipe = recipe.model_copy(update={"eps": eps})
     done = evaluate(model, test, recipe, name=name, folder=folder, device=device, command=command, say=say)
+    if done.about.incomplete_because == "interrupted":
+        raise KeyboardInterrupt
     norm, seed, box = recipe.norm, recipe.seed, done.about.box
     images = verdicts.images(done).set_index("index")
     split = test.sample(recipe.samples, seed)
@@ -91,7 +93,9 @@ def audit(
     kept = ("model", "norm", "box", "samples", "seed", "device", "date", "data", "data_digest", "weights", "protocol", "versions")
     about = done.about.model_dump(mode="json", include=set(kept)) | {"date": date.today().isoformat(), "command": command}
     return {
-        "about": about | {"certificates": list(done.about.certificates), "complete": done.about.complete},
+        "about": about
+        | {"certificates": list(done.about.certificates), "complete": done.about.complete}
+        | {"incomplete_because": done.about.incomplete_because},
         "claims": found,
         "mistakes": mistakes,
         "refused": list(done.about.refused),

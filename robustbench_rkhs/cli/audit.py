@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_rkhs.cli.command import AllowCode, AsJson, Names, Weights, command, failure, typed_command, usable_device
+from robustbench_rkhs.cli.endings import code_of
 from robustbench_rkhs.cli.screen import console_of_width, ending, told
 from robustbench_rkhs.cli.values import Folder
 
@@ -25,6 +26,7 @@ def _audit(
     $ rkhs-audit --model mypackage.nets:build --weights theirs.pth --data cifar10 --claim certified@36/255=0.62 clean=0.81
 
     Verdicts: upheld, not proved (open images leave room), refuted (above what attacks did not break: exit code 1).
+    Exit code 3: the budget ended first; 130: interrupted, nothing is written.
     Every field of the evaluation's recipe is a flag, but eps, which the claims name.
 
     Args:
@@ -70,7 +72,7 @@ def _audit(
     written = write_audit(found, out / "audits" / subject.name)
     ending(screen, "audit", found, written, as_json)
     refuted = any(row["verdict"] == "refuted" for row in found["claims"])
-    return int(bool(found["breaches"] or refuted or found["protocol_failed"]))
+    return code_of(bool(found["breaches"] or refuted or found["protocol_failed"]), [found["about"]["incomplete_because"]])
 
 
 main = command(_audit, recipe={"eps": None, "attacks": "pgd"})

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from robustbench_rkhs.cli.failures import Call, left
+from robustbench_rkhs.cli.endings import INTERRUPTED
+from robustbench_rkhs.cli.failures import Call, left, terminated_as_interrupted
 from robustbench_rkhs.cli.flags import given, readable, recipe_parameters, spelt
 from robustbench_rkhs.cli.refusals import check_flags, checked, read_words
 from robustbench_rkhs.cli.screen import emit, json_alone, printed
@@ -78,10 +79,10 @@ class Command:
         words = sys.argv[1:]
         as_json = "--json" in words and not {"-h", "--help"} & set(words)
         warnings.formatwarning = _in_a_line
-        with json_alone() if as_json else nullcontext():
+        with json_alone() if as_json else nullcontext(), terminated_as_interrupted():
             code, error = left(lambda: self.read(words))
             if as_json and error:
-                emit({"error": error})
+                emit({"error": error} | ({"complete": False, "incomplete_because": "interrupted"} if code == INTERRUPTED else {}))
         raise SystemExit(code)
 
 

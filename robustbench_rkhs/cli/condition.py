@@ -30,17 +30,27 @@ class Condition:
         if self.quantity == "robust" and self.eps not in (known := list(epsilons)):
             raise UserError(f"--require {self.text!r}: eps {self.eps:g} is not evaluated, only {known}; add it to --eps")
 
-    def check(self, done: Any) -> tuple[bool, str]:
-        """Whether it holds of this evaluation, and the line that says so. Raises UserError for an eps that was not evaluated."""
+    def check(self, done: Any) -> tuple[bool | None, str]:
+        """Whether it holds of this evaluation (None: not decided), and the line that says so.
+
+        Robust accuracy that is withheld lies between what is certified and what is not broken: it is decided where both agree.
+        Raises UserError for an eps that was not evaluated.
+        """
         from robustbench_rkhs import verdicts
 
         self.answerable(done.about.epsilons)
-        value = float(verdicts.summary(done, [self.eps])[self.quantity].iloc[0])
-        held = {
-            ">=": value >= self.bound,
-            "<=": value <= self.bound,
-            ">": value > self.bound,
-            "<": value < self.bound,
-        }[self.sign]
-        found = "withheld (images are untested)" if value != value else f"{value:.4f}"
-        return held, f"required {self.text}: found {found}, {'holds' if held else 'DOES NOT HOLD'}"
+        row = verdicts.summary(done, [self.eps]).iloc[0]
+        value = float(row[self.quantity])
+        held: bool | None
+        if value == value:
+            held, found = self._holds(value), f"{value:.4f}"
+        else:
+            low, high = float(row["certified"]), float(row["not_broken"])
+            held = self._holds(low) if self._holds(low) == self._holds(high) else None
+            found = f"withheld (images are untested), between {low:.4f} and {high:.4f}"
+        said = {True: "holds", False: "DOES NOT HOLD", None: "IS NOT DECIDED"}[held]
+        return held, f"required {self.text}: found {found}, {said}"
+
+    def _holds(self, value: float) -> bool:
+        signs = {">=": value >= self.bound, "<=": value <= self.bound, ">": value > self.bound, "<": value < self.bound}
+        return signs[self.sign]

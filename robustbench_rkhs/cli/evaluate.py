@@ -9,6 +9,7 @@ import tyro
 
 from robustbench_rkhs.cli.command import AllowCode, AsJson, Names, Weights, command, failure, typed_command, usable_device
 from robustbench_rkhs.cli.condition import Condition
+from robustbench_rkhs.cli.endings import code_of, completeness
 from robustbench_rkhs.cli.screen import console_of_width, emit, told
 from robustbench_rkhs.cli.values import Folder, Target
 from robustbench_rkhs.cli.warnings import warnings_of
@@ -41,8 +42,9 @@ def _evaluate(
 
     Without --attack: the certificates, cheap minimal-norm attacks, then the ensemble on what is open, each image at its largest
     open eps. Ctrl-C, or the end of --budget, leaves a valid partial table; the same command goes on from there.
-    Every field of the evaluation's recipe is a flag. Exit code 1: a condition of --require does not hold, a certified image was
-    broken, or every attack of the protocol failed; 2: bad input, in one line.
+    Every field of the evaluation's recipe is a flag. Exit code 0: all that was due ran; 1: a condition of --require does not hold,
+    a certified image was broken, or every attack of the protocol failed; 2: bad input, in one line; 3: the budget ended first, and
+    what it left undecided fails nothing; 130: interrupted, the table is written and nothing is drawn.
 
     Args:
         model: Names in checkpoints/, checkpoint folders, or package.module:builder.
@@ -80,7 +82,7 @@ def _evaluate(
     screen, where = console_of_width(120, stderr=as_json), usable_device(device)
     subjects = [load_model(name, weights, data, lambda line: told(screen, line), allow_code) for name in model]
     other = None if twin is None else load_twin(twin, data, subjects, allow_code)
-    failed, results = False, []
+    failed, results, reasons = False, list[dict[str, Any]](), list[str | None]()
     for subject in [smoothed(one, **votes) for one in subjects] if votes else subjects:
         saved = save_adversarials
         if saved is not None and saved.suffix != ".npz":
@@ -97,21 +99,25 @@ def _evaluate(
             command=typed_command(),
             say=lambda line: told(screen, line),
         )
-        written = _shown(screen, done, out, {} if saved is None else {"adversarials": [saved]})
-        if save_certificates is not None:
+        reasons.append(done.about.incomplete_because)
+        stopped = reasons[-1] == "interrupted"
+        written = _shown(screen, done, out, {} if saved is None else {"adversarials": [saved]}, drawn=not stopped)
+        if save_certificates is not None and not stopped:
             from robustbench_rkhs.proofs import write_proof
 
             write_proof(subject.model, subject.test.sample(recipe.samples, recipe.seed), done, save_certificates / subject.name)
             told(screen, f"certificate: {save_certificates / subject.name} (verified)")
         failed |= _failed(screen, done, conditions)
         results.append(_plain(done, written))
+        if stopped:
+            break
     if as_json:
-        emit({"evaluations": results})
-    return int(failed)
+        emit({"evaluations": results, "complete": len(results) == len(subjects) and all(one["complete"] for one in results)})
+    return code_of(failed, reasons)
 
 
-def _shown(screen: Any, done: Any, out: Path, more: Mapping[str, list[Path]]) -> dict[str, list[Path]]:
-    """Print the tables and what must be said beside them, write the reports; the files by kind."""
+def _shown(screen: Any, done: Any, out: Path, more: Mapping[str, list[Path]], drawn: bool) -> dict[str, list[Path]]:
+    """Print the tables and what must be said beside them, write the reports where they are to be `drawn`; the files by kind."""
     from robustbench_rkhs.reports import report
     from robustbench_rkhs.reports.tables import console, console_attacks, console_certificates
 
@@ -119,7 +125,7 @@ def _shown(screen: Any, done: Any, out: Path, more: Mapping[str, list[Path]]) ->
     if len(done.about.certificates) > 1:
         screen.print(console_certificates(done))
     screen.print(console_attacks(done))
-    written = {**report([done], out, leaderboard=False), **more}
+    written = {**(report([done], out, leaderboard=False) if drawn else {}), **more}
     for line in warnings_of(done):
         told(screen, line)
     for kind, paths in {"verdicts": [done.path], **written}.items():
@@ -128,7 +134,10 @@ def _shown(screen: Any, done: Any, out: Path, more: Mapping[str, list[Path]]) ->
 
 
 def _failed(screen: Any, done: Any, conditions: list[Condition]) -> bool:
-    """Whether the exit code says so: conditions that do not hold, broken certificates, a protocol of failures alone."""
+    """Whether the exit code says so: conditions that do not hold, broken certificates, a protocol of failures alone.
+
+    A condition that is not decided fails where all ran that was due: no more time would decide it.
+    """
     from robustbench_rkhs.verdicts import protocol_failed
 
     checked = [condition.check(done) for condition in conditions]
@@ -138,7 +147,8 @@ def _failed(screen: Any, done: Any, conditions: list[Condition]) -> bool:
         failure(line)
     if whole := protocol_failed(done):
         failure(f"{done.about.model}: every attack of the protocol failed; nothing is known of its robustness")
-    return whole or bool(done.about.breaches) or not all(held for held, _ in checked)
+    held = [done.about.complete is False if one is None else one for one, _ in checked]
+    return whole or bool(done.about.breaches) or not all(held)
 
 
 def _plain(done: Any, written: Mapping[str, list[Path]]) -> dict[str, Any]:
@@ -148,6 +158,7 @@ def _plain(done: Any, written: Mapping[str, list[Path]]) -> dict[str, Any]:
     tables = {"summary": verdicts.summary, "certificates": verdicts.by_certificate, "attacks": verdicts.by_attack}
     return {
         "about": {**done.about.plain(), "path": str(done.path)},
+        **completeness(done.about),
         "failed": done.about.failed,
         **{name: json.loads(table(done).to_json(orient="records")) for name, table in tables.items()},
         "digest": verdicts.digest(done.table),

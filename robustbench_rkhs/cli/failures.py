@@ -3,13 +3,17 @@
 import errno
 import os
 import re
+import signal
 import sys
 import sysconfig
 import tempfile
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from robustbench_rkhs.cli.endings import BAD_INPUT, FAILED, INTERRUPTED
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.paths import PACKAGE
 from robustbench_rkhs.nodes.reasons import cause
@@ -28,13 +32,13 @@ LIBRARIES = tuple({str(Path(place).resolve()) for place in sysconfig.get_paths()
 def left(read: Callable[[], Call]) -> tuple[int, str]:
     """The exit code of the call that `read` makes, and what went wrong in a line, which is on stderr too.
 
-    0: done; 1: as the command says, or a fault of ours; 2: bad input, the user's own code failed, no space, no memory; 130:
-    interrupted. A failure that nobody foresaw has its traceback in a log file, which the line names.
+    0: done; 1 and 3: as the command says, 1 also a fault of ours; 2: bad input, the user's own code failed, no space, no memory;
+    130: interrupted. A failure that nobody foresaw has its traceback in a log file, which the line names.
     """
     try:
         call = read()
     except UserError as error:
-        return 2, _said(str(error))
+        return BAD_INPUT, _said(str(error))
     except SystemExit as ended:  # after --help
         return (ended.code if isinstance(ended.code, int) else 0), ""
     except BaseException as error:
@@ -45,22 +49,35 @@ def left(read: Callable[[], Call]) -> tuple[int, str]:
         return _failed(error)
 
 
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Inside, a SIGTERM (that of `timeout`, or of a queue's time limit) ends the command as Ctrl-C does: what was found is kept."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _failed(error: BaseException) -> tuple[int, str]:
     """The exit code of an exception, and its line."""
     if isinstance(error, UserError):
-        return 2, _said(str(error))
+        return BAD_INPUT, _said(str(error))
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1, ""
     if isinstance(error, KeyboardInterrupt):
-        return 130, _said("interrupted; the same command goes on from here", head="")
+        return INTERRUPTED, _said("interrupted; the same command goes on from here", head="")
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
-        return 2, _said(f"cannot write {error.filename or 'a file'}: {error.strerror}")
+        return BAD_INPUT, _said(f"cannot write {error.filename or 'a file'}: {error.strerror}")
     if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
-        return 2, _said(f"out of memory: {cause(error)} ({_logged(error)})")
+        return BAD_INPUT, _said(f"out of memory: {cause(error)} ({_logged(error)})")
     if place := _own_code(error):
-        return 2, _said(f"your own code failed: {cause(error)} ({place}; {_logged(error)})")
-    return 1, _said(f"a fault of robustbench_rkhs, please report it: {cause(error)} ({_logged(error)})")
+        return BAD_INPUT, _said(f"your own code failed: {cause(error)} ({place}; {_logged(error)})")
+    return FAILED, _said(f"a fault of robustbench_rkhs, please report it: {cause(error)} ({_logged(error)})")
 
 
 def _own_code(error: BaseException) -> str:

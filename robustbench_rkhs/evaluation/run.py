@@ -231,8 +231,10 @@ class _Run:
                 raise OutOfTime
             complete = True
         except KeyboardInterrupt:
+            self.note(incomplete_because="interrupted")
             self.say("interrupted: the table holds what was finished; the same command goes on from here")
         except OutOfTime:
+            self.note(incomplete_because="budget")
             seconds = f"{self.recipe.budget:g} s"
             self.say(f"budget of {seconds} used up: the same command without it goes on from here, or with a larger one")
         tables += proofs.tables

@@ -70,7 +70,7 @@ def findings(report: dict[str, Any]) -> list[str]:
     lines += [f"stale cache: {path} gives its old answer after its weights have changed" for path in report["stale"]]
     lines += report["notes"]
     if not report["about"]["complete"]:
-        lines.append("incomplete: the evaluation was interrupted")
+        lines.append("incomplete: the budget ended first, with images untested")
     if report["breaches"]:
         lines.append(f"UNSOUND: {report['breaches']} proved images were broken; nothing of this may be published")
     return lines

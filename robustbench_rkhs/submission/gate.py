@@ -51,7 +51,8 @@ def refusal(done: Evaluation) -> str | None:
         first = breaches.iloc[0].to_dict()
         return f"{len(breaches)} certified images were broken, first {first}: the proof or its arithmetic is wrong"
     if not done.about.complete:
-        return "the evaluation was interrupted: images are untested"
+        cause = "ran out of its budget" if done.about.incomplete_because == "budget" else "was interrupted"
+        return f"the evaluation {cause}: images are untested"
     summary = verdicts.summary(done)
     if summary["robust"].isna().any():
         failed = f": {'; '.join(done.about.failed)}" if done.about.failed else ""

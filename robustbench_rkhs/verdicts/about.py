@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -85,6 +85,8 @@ class About(Node):
     """The recipe, as JSON."""
     complete: bool = True
     """Whether everything that was due ran."""
+    incomplete_because: Literal["budget", "interrupted"] | None = None
+    """What ended it before that."""
     refused: tuple[str, ...] = ()
     """Why certificates were refused, or failed."""
     failed: tuple[str, ...] = ()
