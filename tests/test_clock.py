@@ -6,7 +6,7 @@ import pickle
 import pytest
 
 from robustbench_rkhs.runtime import clock as clocks
-from robustbench_rkhs.runtime.clock import Clock, OutOfTime, ask, left, limited
+from robustbench_rkhs.runtime.clock import GRAIN, UNKNOWN, Clock, OutOfTime, afford, ask, left, limited, portions, unlimited
 
 
 @pytest.fixture
@@ -57,6 +57,37 @@ def test_no_except_exception_swallows_the_end():
 
     with pytest.raises(OutOfTime), limited(Clock(0)):
         library()
+
+
+def test_portions_are_whole_without_a_clock_and_by_the_pace_where_one_runs(now):
+    assert list(portions(600, 256)) == [slice(0, 256), slice(256, 512), slice(512, 600)]
+    found = []
+    with pytest.raises(OutOfTime), limited(Clock(5)):
+        for some in portions(600, 256):
+            found.append(some.stop - some.start)
+            now[0] += 0.01 * found[-1]  # so many seconds each
+    assert found == [int(GRAIN / UNKNOWN), 100, 100, 100, 100, 92]  # never more than is left
+    with limited(Clock(100_000)):  # nothing is cut where it could not matter
+        assert list(portions(600, 256)) == [slice(0, 256), slice(256, 512), slice(512, 600)]
+
+
+def test_what_cannot_ask_is_not_begun_where_it_would_take_longer_than_is_left(monkeypatch):
+    monkeypatch.setattr(clocks, "seconds_each", lambda threads: 1e-9)
+    afford(1e15)
+    with limited(Clock(10)):
+        afford(5e9)
+        with pytest.raises(OutOfTime):
+            afford(5e10)
+    with limited(Clock(0)), pytest.raises(OutOfTime):
+        afford(1)
+
+
+def test_the_short_end_of_something_asks_no_clock():
+    with limited(Clock(0)):
+        with unlimited():
+            ask()
+        with pytest.raises(OutOfTime):
+            ask()
 
 
 def test_a_pickled_clock_goes_on_with_what_is_left(now):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from robustbench_rkhs.attacks.ball import distances, pull_inside
 from robustbench_rkhs.nodes.threat_model import Box, Norm
+from robustbench_rkhs.runtime.clock import portions
 
 
 class Counted(NamedTuple):
@@ -46,7 +47,7 @@ def count(
 def answered(model: nn.Module, x: Float[Tensor, "batch *image"], batch: int = 256) -> Int[Tensor, " batch"]:
     """The class the model gives each image; -1 where its answer is not finite."""
     said = []
-    for images in x.split(batch):
-        logits = model(images)
+    for some in portions(len(x), batch):
+        logits = model(x[some])
         said.append(torch.where(logits.isfinite().all(1), logits.argmax(1), -1))
     return torch.cat(said) if len(x) else torch.zeros(0, dtype=torch.int64, device=x.device)

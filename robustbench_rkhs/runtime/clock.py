@@ -87,6 +87,27 @@ def fitting(each: float) -> int:
     return max(1, int(min(max(GRAIN, until / 100), max(until, 0.0)) / each))
 
 
+def portions(count: int, most: int) -> Iterator[slice]:
+    """So many things in slices of `most` at most, the clock asked before each; smaller where one runs, by the pace of the last."""
+    start, each = 0, UNKNOWN
+    while start < count:
+        ask()
+        size, begun = min(most, count - start, fitting(each)), time.monotonic()
+        yield slice(start, start + size)
+        each = (time.monotonic() - begun) / size
+        start += size
+
+
+@contextmanager
+def unlimited() -> Iterator[None]:
+    """What runs inside asks no clock: for the short end of something that must not be lost."""
+    token = _clocks.set(())
+    try:
+        yield
+    finally:
+        _clocks.reset(token)
+
+
 def afford(operations: float) -> None:
     """Before one operation that can't ask: raises OutOfTime where it would take longer than is left.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.evaluation.diagnostics.walk import margins, restarts
 from robustbench_rkhs.nodes.threat_model import Box, Norm
+from robustbench_rkhs.runtime.clock import portions
 from robustbench_rkhs.verdicts import Diagnosis
 
 SHARE = 0.05
@@ -102,13 +103,19 @@ class Scene:
         return Diagnosis(name, value > threshold and count >= FEWEST, value, threshold, words, cost)
 
 
+@torch.no_grad()
+def logits_of(model: nn.Module, x: Float[Tensor, "some *image"], batch: int = 256) -> Float[Tensor, "some classes"]:
+    """The model's answers, as many images at once as the clock allows."""
+    return torch.cat([model(x[some]) for some in portions(len(x), batch)] or [model(x)])
+
+
 def gradients(model: nn.Module, x: Float[Tensor, "some *image"], y: Int[Tensor, " some"], batch: int = 256) -> Tensor:
     """d margin / d image, untouched: 0 where the model ignores its input or cannot be differentiated."""
     parts = [torch.zeros_like(x[:0])]
-    for images, labels in zip(x.split(batch), y.split(batch), strict=True):
-        leaf = images.detach().requires_grad_()
+    for some in portions(len(x), batch):
+        leaf = x[some].detach().requires_grad_()
         with torch.enable_grad():
-            value = margins(model(leaf), labels).sum()
+            value = margins(model(leaf), y[some]).sum()
             found = torch.autograd.grad(value, leaf, allow_unused=True)[0] if value.requires_grad else None
         parts.append(torch.zeros_like(leaf) if found is None else found)
     return torch.cat(parts).detach()

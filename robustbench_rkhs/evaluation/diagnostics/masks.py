@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from robustbench_rkhs.evaluation.diagnostics.base import SHARE, Scene, gradients
+from robustbench_rkhs.evaluation.diagnostics.base import SHARE, Scene, gradients, logits_of
 from robustbench_rkhs.evaluation.diagnostics.walk import margins
 from robustbench_rkhs.verdicts import Diagnosis
 
@@ -40,7 +40,7 @@ def zero_gradients(scene: Scene) -> Diagnosis:
             wide = copy.deepcopy(scene.model).double()
             x = scene.x[rows].double()
             found = gradients(wide, x, scene.y[rows])
-            fine = ~useless(scene, found, margins(wide(x).detach(), scene.y[rows]))
+            fine = ~useless(scene, found, margins(logits_of(wide, x), scene.y[rows]))
             words += f"; in float64 {int(fine.sum())} of them have one" + (": float32 underflows" if fine.any() else "")
             cost += 3.0 * len(rows) / max(images, 1)
         except (RuntimeError, TypeError, ValueError):
@@ -62,7 +62,7 @@ def randomised(scene: Scene) -> Diagnosis:
 
     Threshold: any 5% of the right images by more than 1e-4 of the logits' spread. Cost: 2 forward passes.
     """
-    again = [scene.model(scene.x), scene.model(scene.x.flip(0)).flip(0)]
+    again = [logits_of(scene.model, scene.x), logits_of(scene.model, scene.x.flip(0)).flip(0)]
     spread = (scene.clean.amax(1) - scene.clean.amin(1)).clamp_min(1e-30)
     apart = torch.stack([(one - scene.clean).abs().amax(1) for one in again]).amax(0)
     differ = ~(apart <= DIFFER * spread)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from robustbench_rkhs.attacks.library_model import confined_randomness, frozen
 from robustbench_rkhs.evaluation.diagnostics import attacked, masks
-from robustbench_rkhs.evaluation.diagnostics.base import Scene
+from robustbench_rkhs.evaluation.diagnostics.base import Scene, logits_of
 from robustbench_rkhs.nodes.node import UserError, did_you_mean
 from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.nodes.threat_model import Box, Norm
@@ -91,7 +91,7 @@ def _scene(
     twin: nn.Module | None,
     seed: int,
 ) -> Scene:
-    clean = model(x[chosen])
+    clean = logits_of(model, x[chosen])
     right = (clean.argmax(1) == y[chosen]) & clean.isfinite().all(1) & (clean.shape[1] > 1)
     kept = chosen[right]
     return Scene(
