@@ -66,6 +66,8 @@ def test_an_attack_ends_at_the_next_question_and_keeps_what_it_found(name):
     with limited(clock):
         whole = attack(oracle.model, oracle.x, oracle.y, keys)
     assert whole.finished and torch.equal(whole.images, free.images) and torch.equal(whole.forwards, free.forwards)
+    if whole.forwards.max() <= 3:
+        return  # over before there is anything to ask
     assert clock.asked >= 3
     found = []
     for last in moments(clock.asked):
