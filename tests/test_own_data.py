@@ -1,9 +1,11 @@
 """Data of one's own and of size: folders of pictures, memory maps, test-only files; read block by block, with the same verdicts."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -14,6 +16,7 @@ from robustbench_rkhs import UserError, evaluate, verdicts
 from robustbench_rkhs.data import ImageFolder, Split, Stream, arrays_digest
 from robustbench_rkhs.data.splits import split_digest
 from robustbench_rkhs.data.stream import stream_of_array
+from robustbench_rkhs.evaluation.tables import SMALL, Tables
 from robustbench_rkhs.zoo import NamedModel, images, named_data
 
 COUNT = 12
@@ -200,3 +203,29 @@ def test_adversarial_images_of_a_stream_are_kept_where_they_are_few(arrays: Path
     with pytest.raises(UserError, match="too many here"):
         evaluate(net(), str(arrays), adversarials=True, **FAST)
     assert isinstance(named_data(str(arrays)).test(), Split)
+
+
+def resident() -> int:
+    """Bytes of this process that lie in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="the system does not say what lies in memory")
+def test_blocks_that_are_read_one_after_the_other_leave_no_holes_in_memory(tmp_path: Path) -> None:
+    """Beside each block something small is kept, as the rows about it are; 60 holes of a block would be 0.6 GB."""
+    np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.uint8, (480, 3, 224, 224)).flush()  # sparse
+    images, kept = stream_of_array(np.load(tmp_path / "x.npy", mmap_mode="r"), "test"), []
+    for number, some in enumerate(torch.arange(480).split(8)):
+        if number == 10:
+            before = resident()
+        block = images[some].double().clone()
+        kept.append([pd.DataFrame({"index": some.numpy(), name: block.mean((1, 2, 3)).numpy()}) for name in "abc"])
+        del block
+    assert resident() - before < 100e6
+
+
+def test_many_small_tables_are_kept_as_few() -> None:
+    tables = Tables()
+    for number in range(1000):
+        tables.append(pd.DataFrame({"index": [number]}))
+    assert len(tables) < SMALL and pd.concat(tables)["index"].tolist() == list(range(1000))

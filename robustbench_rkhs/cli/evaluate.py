@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,7 +65,7 @@ def _evaluate(
     """
     from robustbench_rkhs.cli.settings import eval_recipe
     from robustbench_rkhs.nodes.code_names import TYPED
-    from robustbench_rkhs.zoo import evaluate, load_model, load_twin, smoothed, smoothing_from
+    from robustbench_rkhs.zoo import load_model, load_twin, smoothed, smoothing_from
 
     conditions = [Condition.read(text) for text in require]
     votes: dict[str, Any] = {}
@@ -73,47 +74,81 @@ def _evaluate(
         counted, one = smoothing_from(smooth, int(typed.get("seed", 0)))
         votes, defaults = {"sigma": one.sigma, **counted}, {"certificates": [one]}
     recipe = eval_recipe(typed, "rkhs-eval", TYPED, **defaults)
-    for condition in conditions:
-        condition.answerable(recipe.eps)
-    if save_certificates is not None and not {"margin", "liplt", "eclipse"} & {one.label for one in recipe.certificates}:
-        raise UserError("--save-certificates: certificate files need the radii of --certify margin, liplt or eclipse")
-    if save_adversarials is not None and save_adversarials.suffix == ".npz" and len(model) > 1:
-        raise UserError(f"--save-adversarials: {save_adversarials} is one file for {len(model)} models; expected a folder")
+    _check_outputs(recipe, conditions, len(model), save_certificates, save_adversarials)
     screen, where = console_of_width(120, stderr=as_json), usable_device(device)
     subjects = [load_model(name, weights, data, lambda line: told(screen, line), allow_code) for name in model]
     other = None if twin is None else load_twin(twin, data, subjects, allow_code)
+    run = _Run(recipe, conditions, screen, where, out, other, save_certificates, save_adversarials)
     failed, results, reasons = False, list[dict[str, Any]](), list[str | None]()
     for subject in [smoothed(one, **votes) for one in subjects] if votes else subjects:
-        saved = save_adversarials
-        if saved is not None and saved.suffix != ".npz":
-            saved = saved / f"{subject.name}-{recipe.norm}.npz"
-        done = evaluate(
-            subject.model,
-            subject.test,
-            recipe,
-            name=subject.name,
-            folder=out / "verdicts",
-            adversarials=saved,
-            twin=other,
-            device=where,
-            command=typed_command(),
-            say=lambda line: told(screen, line),
-        )
-        reasons.append(done.about.incomplete_because)
-        stopped = reasons[-1] == "interrupted"
-        written = _shown(screen, done, out, {} if saved is None else {"adversarials": [saved]}, drawn=not stopped)
-        if save_certificates is not None and not stopped:
-            from robustbench_rkhs.proofs import write_proof
-
-            write_proof(subject.model, subject.test.sample(recipe.samples, recipe.seed), done, save_certificates / subject.name)
-            told(screen, f"certificate: {save_certificates / subject.name} (verified)")
-        failed |= _failed(screen, done, conditions)
-        results.append(_plain(done, written))
-        if stopped:
+        found, broke, reason = run.of(subject)
+        failed |= broke
+        results.append(found)
+        reasons.append(reason)
+        if reasons[-1] == "interrupted":
             break
     if as_json:
         emit({"evaluations": results, "complete": len(results) == len(subjects) and all(one["complete"] for one in results)})
     return code_of(failed, reasons)
+
+
+def _check_outputs(
+    recipe: Any, conditions: list[Condition], models: int, certificates: Path | None, adversarials: Path | None
+) -> None:
+    """What can be seen before any model is loaded: conditions at other eps, files that cannot be written. Raises UserError."""
+    for condition in conditions:
+        condition.answerable(recipe.eps)
+    if certificates is not None and not {"margin", "liplt", "eclipse"} & {one.label for one in recipe.certificates}:
+        raise UserError("--save-certificates: certificate files need the radii of --certify margin, liplt or eclipse")
+    if adversarials is not None and adversarials.suffix == ".npz" and models > 1:
+        raise UserError(f"--save-adversarials: {adversarials} is one file for {models} models; expected a folder")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is the same for every model of the command."""
+
+    recipe: Any
+    conditions: list[Condition]
+    screen: Any
+    device: str
+    out: Path
+    twin: Any
+    save_certificates: Path | None
+    save_adversarials: Path | None
+
+    def of(self, subject: Any) -> tuple[dict[str, Any], bool, str | None]:
+        """One model evaluated, its tables printed, its files written: as --json prints it, whether it fails the command, and why
+        it is not complete."""
+        from robustbench_rkhs.zoo import evaluate
+
+        saved = self.save_adversarials
+        if saved is not None and saved.suffix != ".npz":
+            saved = saved / f"{subject.name}-{self.recipe.norm}.npz"
+        done = evaluate(
+            subject.model,
+            subject.test,
+            self.recipe,
+            name=subject.name,
+            folder=self.out / "verdicts",
+            adversarials=saved,
+            twin=self.twin,
+            device=self.device,
+            command=typed_command(),
+            say=lambda line: told(self.screen, line),
+        )
+        stopped = done.about.incomplete_because == "interrupted"
+        written = _shown(self.screen, done, self.out, {} if saved is None else {"adversarials": [saved]}, drawn=not stopped)
+        if self.save_certificates is not None and not stopped:
+            self._write_proof(subject, done, self.save_certificates / subject.name)
+        failed = _failed(self.screen, done, self.conditions)
+        return _plain(done, written), failed, done.about.incomplete_because
+
+    def _write_proof(self, subject: Any, done: Any, folder: Path) -> None:
+        from robustbench_rkhs.proofs import write_proof
+
+        write_proof(subject.model, subject.test.sample(self.recipe.samples, self.recipe.seed), done, folder)
+        told(self.screen, f"certificate: {folder} (verified)")
 
 
 def _shown(screen: Any, done: Any, out: Path, more: Mapping[str, list[Path]], drawn: bool) -> dict[str, list[Path]]:

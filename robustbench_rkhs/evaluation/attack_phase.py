@@ -17,6 +17,7 @@ from robustbench_rkhs.attacks.schedule import FIRST, Known
 from robustbench_rkhs.evaluation.counting import run_attack
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.subject import Subject
+from robustbench_rkhs.evaluation.tables import Tables
 from robustbench_rkhs.runtime.clock import Clock, OutOfTime
 from robustbench_rkhs.runtime.messages import Say
 from robustbench_rkhs.verdicts import Breach, Rechecked
@@ -60,7 +61,7 @@ class AttackPhase:
     labels: list[str]
     say: Say
     clock: Clock
-    tables: list[pd.DataFrame] = field(default_factory=list)
+    tables: list[pd.DataFrame] = field(default_factory=Tables)
     """One table a finished part."""
     breaches: list[Breach] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)

@@ -17,6 +17,7 @@ from robustbench_rkhs.evaluation.cache_key import settings_of
 from robustbench_rkhs.evaluation.own_method import checked_certified, fenced
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.subject import Subject
+from robustbench_rkhs.evaluation.tables import Tables
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import cause
@@ -41,7 +42,7 @@ class CertifyPhase:
     input_digests: list[str]
     predicted: Tensor
     say: Say
-    tables: list[pd.DataFrame] = field(default_factory=list)
+    tables: list[pd.DataFrame] = field(default_factory=Tables)
     """One table a finished job."""
     refused: list[str] = field(default_factory=list)
     """Why certificates were refused, or failed."""

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustbench_rkhs.data.stream import BLOCK, Stream
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import reason
@@ -60,7 +61,8 @@ def described(out: Any) -> str:
 @torch.no_grad()
 def ask(model: nn.Module, x: Tensor, classes: int, batch: int = 256) -> Tensor:
     """Logits, checked. Raises UserError at a wrong shape, NaN, or probabilities in place of logits."""
-    logits = [checked_logits(answer(model, images), len(images), classes) for images in x.split(batch)]
+    batches = x.split(min(batch, BLOCK) if isinstance(x, Stream) else batch)
+    logits = [checked_logits(answer(model, images), len(images), classes) for images in batches]
     found = torch.cat(logits) if logits else x.new_zeros(0, classes)
     if found.shape[1] != classes:
         raise UserError(f"expected logits of {classes} classes, the model returned {found.shape[1]}")
