@@ -92,7 +92,7 @@ def test_your_own_model_and_data(home):
     )
     flags = ["--model", "mynets:build", "--data", "mine.npz", "--eps", "8/255", "--norm", "linf", "--attack", "pgd:steps=5"]
     out, _ = rkhs("evaluate", *flags, folder=home)
-    assert "build: npz, l-infinity, 60 images" in out
+    assert "build: mine.npz, l-infinity, 60 images" in out
     _, err = rkhs("evaluate", "--model", "mynets:bild", *flags[2:], folder=home, code=2)
     assert err.startswith("error: ") and "did you mean 'build'" in err
 
@@ -112,7 +112,7 @@ def test_submit_accepts_and_refuses(home):
     weights = theirs / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
     _, err = rkhs("submit", "checkpoint", theirs, *flags, folder=home, code=2)
-    assert "not a readable safetensors" in err
+    assert "damaged: its content is not what was sealed" in err
     weights.unlink()
     weights.symlink_to("/etc/passwd")
     _, err = rkhs("submit", "checkpoint", theirs, *flags, folder=home, code=2)
