@@ -141,19 +141,19 @@ def test_every_image_has_the_verdict_of_its_true_radius_by_one_run_more_than_it_
 
 def test_one_call_takes_each_images_own_eps_and_others_are_called_once_an_eps(monkeypatch):
     model, x, y, _ = scene()
-    calls, original = [], attack_phase.run_attack
+    calls, original = [], counting.counted
 
-    def counted(subject, attack, positions, *rest):
-        calls.append((attack.label, attack.eps, rest[4]))
-        return original(subject, attack, positions, *rest)
+    def counted(subject, job):
+        calls.append((job.label, job.method.eps, job.eps))
+        return original(subject, job)
 
-    monkeypatch.setattr(attack_phase, "run_attack", counted)
+    monkeypatch.setattr(counting, "counted", counted)
     evaluate(model, (x, y), recipe(Nearest(), Reach(), block=100))
     own = [budgets for label, _, budgets in calls if label == "reach"]
-    assert max(len(set(budgets.tolist())) for budgets in own) >= 3
+    assert max(len(set(budgets)) for budgets in own) >= 3
     calls.clear()
     evaluate(model, (x, y), recipe(Nearest(), OfALibrary(), block=100))
-    once = [eps for label, eps, budgets in calls if label == "library" and budgets is None]
+    once = [eps for label, eps, budgets in calls if label == "library" and not budgets]
     assert once and set(once) <= set(GRID) and len(once) == sum(label == "library" for label, *_ in calls)
 
 
@@ -164,13 +164,14 @@ class Counter:
         self.calls, self.largest, self.images, self.stop, self.original = 0, 0, [], stop, counting.counted
         monkeypatch.setattr(counting, "counted", self)
 
-    def __call__(self, subject, attack, positions, certified, budgets, label):
+    def __call__(self, subject, job):
         if self.calls == self.stop:
             raise KeyboardInterrupt
         self.calls += 1
-        self.largest = max(self.largest, len(positions))
-        self.images += [(label, *pair) for pair in zip(positions.tolist(), budgets.tolist(), strict=True)]
-        return self.original(subject, attack, positions, certified, budgets, label)
+        self.largest = max(self.largest, len(job.index))
+        eps = job.eps or [np.inf if job.method.eps is None else job.method.eps] * len(job.index)
+        self.images += [(job.label, *pair) for pair in zip(job.index, eps, strict=True)]
+        return self.original(subject, job)
 
 
 @pytest.mark.parametrize("block", [3, 24])
@@ -228,9 +229,9 @@ class FakeTime:
             monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(counting, "counted", self)
 
-    def __call__(self, subject, attack, positions, *rest):
-        self.now += self.cost * len(positions)
-        found = self.original(subject, attack, positions, *rest)
+    def __call__(self, subject, job):
+        self.now += self.cost * len(job.index)
+        found = self.original(subject, job)
         return found._replace(columns=found.columns | {"seconds": self.cost})
 
 

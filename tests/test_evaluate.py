@@ -14,7 +14,7 @@ from torch import nn
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import PGD, Attacked, AutoAttack, FoolboxAttack, PublishedPGD
 from robustbench_rkhs.certificates import CrownCertificate
-from robustbench_rkhs.evaluation import attack_phase
+from robustbench_rkhs.evaluation import counting
 from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.nodes.node import UserError
 
@@ -234,7 +234,7 @@ def test_an_attack_that_fails_leaves_images_untested():
 
 def evaluated(folder, slow, tell):
     """An evaluation of ten blocks; each part is told before it runs, and at the end the table's digest and completeness."""
-    original = attack_phase.run_attack
+    original = counting.counted
 
     def slowly(*args, **kwargs):
         tell("part")
@@ -244,7 +244,7 @@ def evaluated(folder, slow, tell):
     model, x = small_net(), images(40)
     attacks = (PGD(steps=5, start="random"), FoolboxAttack(attack="ddn", steps=50))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attack_phase, "run_attack", slowly)
+        patch.setattr(counting, "counted", slowly)
         data = (x, model(x).argmax(1))
         done = evaluate(model, data, eps=(0.05, 0.2), attacks=attacks, block=4, folder=folder, name="net", diagnostics=False)
     tell((verdicts.digest(done.table), done.about.complete))

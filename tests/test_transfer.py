@@ -96,9 +96,9 @@ def test_a_part_is_of_its_twin(lied, tmp_path, monkeypatch, still):
     first = evaluate(model, (oracle.x, oracle.y), twin=oracle.model, **settings)
     queried, original = [], counting.counted
 
-    def watched(subject, attack, *rest):
-        queried.append(rest[-1])
-        return original(subject, attack, *rest)
+    def watched(subject, job):
+        queried.append(job.label)
+        return original(subject, job)
 
     monkeypatch.setattr(counting, "counted", watched)
     again = evaluate(model, (oracle.x, oracle.y), twin=oracle.model, **settings)

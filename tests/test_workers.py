@@ -1,8 +1,11 @@
 """Workers: the same table at any number of them, nothing done twice, and clear words where they cannot be had."""
 
+import multiprocessing
 import os
 import signal
 import time
+from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -12,9 +15,13 @@ from torch import nn
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import DDN, Ensemble, FoolboxAttack, Square
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
+from robustbench_rkhs.data.given import given_split
+from robustbench_rkhs.evaluation.engines import Processes, started
+from robustbench_rkhs.evaluation.jobs import Job
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.run import evaluate
-from robustbench_rkhs.evaluation.workers import started
+from robustbench_rkhs.evaluation.runner import Runner
+from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.nodes.node import UserError
 
 PROTOCOL = (DDN(steps=8), Ensemble(version="custom", attacks=(Square(queries=20, restarts=2),)), FoolboxAttack(attack="deepfool"))
@@ -90,9 +97,9 @@ class Elsewhere(nn.Module):
 
 def test_the_work_is_done_by_other_processes_which_are_gone_afterwards(tmp_path):
     model, x, y = scene()
-    evaluate(Elsewhere(model, tmp_path), (x, y), **queried(workers=3, certificates=()))
+    evaluate(Elsewhere(model, tmp_path), (x, y), **queried(workers=3, certificates=(), block=4))
     asking = {int(path.name) for path in tmp_path.iterdir()}
-    assert len(asking) == 4 and os.getpid() in asking
+    assert len(asking - {os.getpid()}) == 3
     for process in asking - {os.getpid()}:
         with pytest.raises(ProcessLookupError):
             for _ in range(500):
@@ -120,6 +127,63 @@ def test_the_users_error_in_a_worker_is_the_users_error_here():
 def test_workers_on_another_device_are_refused():
     with (
         pytest.raises(UserError, match="workers share the model in the memory of a CPU, found device 'cuda'"),
-        started(2, "cuda", print),
+        started(print, 2, "cuda"),
     ):
         pass
+
+
+def drive(path):
+    """A process with two workers that are at work for long."""
+
+    def sleep(job):
+        time.sleep(600)
+
+    engine = Processes([lambda: sleep] * 2, sleep)
+    for index in range(2):
+        engine.submit(Job("predict", "prediction", "l2", "unit", (index,)))
+    path.write_text(" ".join(str(process.pid) for process in engine._processes))
+    time.sleep(600)
+
+
+def alive(process):
+    try:
+        return (Path("/proc") / process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_their_parent_however_it_ends(how, tmp_path):
+    path = tmp_path / "processes"
+    driver = multiprocessing.get_context("fork").Process(target=drive, args=(path,))
+    driver.start()
+    while not (path.exists() and len(path.read_text().split()) == 2):
+        assert driver.is_alive()
+        time.sleep(0.02)
+    workers = path.read_text().split()
+    assert all(map(alive, workers))
+    os.kill(driver.pid, how)
+    driver.join()
+    for _ in range(1000):
+        if not any(map(alive, workers)):
+            return
+        time.sleep(0.01)
+    pytest.fail("workers outlived their parent")
+
+
+def test_workers_that_are_spawned_compute_the_same():
+    """As for devices, to which a forked process has no access."""
+    model, x, y = scene(5)
+    make = partial(runner_of, model, x, y)
+    engine = Processes([make], make(), "spawn")
+    try:
+        job = Job("attack", "ddn", "l2", "unit", (0, 3), DDN(steps=4), predicted=(0, 0))
+        engine.submit(job)
+        one, other = engine.result().found.table, make()(job).table
+    finally:
+        engine.stop()
+    assert one.drop(columns="seconds").equals(other.drop(columns="seconds"))
+
+
+def runner_of(model, x, y):
+    return Runner(Subject(model, model, given_split(x, y, 3), "net", "w", "cpu", 0))

@@ -1,31 +1,20 @@
-"""The attack phase: runs the schedule on a model, part by part, within a time budget."""
+"""The attack phase: runs the schedule on a model, block by block, within a time budget."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
 import numpy as np
 import pandas as pd
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from robustbench_rkhs.attacks import PGD, Attack, SuperDeepFool, schedule
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.schedule import FIRST, Known
-from robustbench_rkhs.evaluation.counting import run_attack
-from robustbench_rkhs.evaluation.recipe import EvalRecipe
-from robustbench_rkhs.evaluation.subject import Subject
-from robustbench_rkhs.evaluation.tables import Tables
-from robustbench_rkhs.runtime.clock import Clock, OutOfTime
-from robustbench_rkhs.runtime.messages import Say
-from robustbench_rkhs.verdicts import Breach, Rechecked
+from robustbench_rkhs.evaluation.scheduler import Chain
+from robustbench_rkhs.evaluation.work import Block, Places, Radii, Work
+from robustbench_rkhs.runtime.clock import OutOfTime
+from robustbench_rkhs.verdicts import Rechecked
 
-Places = Int[np.ndarray, " some"]
-Group = list[Int[np.ndarray, "_"]]
-"""Blocks of places that may be worked at side by side."""
-Radii = Float[np.ndarray, " some"]
 TOLD = 10.0
 """The remaining time is reported where it is more than these seconds."""
 LEARNING = 512
@@ -44,40 +33,23 @@ class AttackPhase:
     attacks, each image at its largest open eps, until nothing is open. Then the sampled check of inferred survivals, the masking
     check where no attack of the protocol is scale-invariant, and the audit of the certified images that no minimal-norm attack saw.
     An attack of our engine takes each image's own eps in one call, and its rows are kept image by image; others are called once an
-    eps, and keep their blocks. A block bounds the memory. What is asked next follows from the parts alone, so a run resumes
-    wherever it stopped.
+    eps, and keep their blocks. A block bounds the memory; blocks are worked on side by side. What is asked next follows from the
+    results alone, so a run resumes wherever it stopped.
     """
 
-    subject: Subject
-    recipe: EvalRecipe
-    box: str
-    input_digests: list[str]
-    predicted: Tensor
-    certified: Tensor
-    """Each image's largest proved radius; -1 where nothing is claimed."""
-    margin: Tensor
-    """Of the clean logits: the order of images that nothing has broken yet."""
+    work: Work
     protocol: list[Attack]
     labels: list[str]
-    say: Say
-    clock: Clock
-    tables: list[pd.DataFrame] = field(default_factory=Tables)
-    """One table a finished part."""
-    breaches: list[Breach] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-    """What attacks ended in that failed."""
     rechecked: Rechecked = field(default_factory=Rechecked)
     """Inferred survivals that were attacked at their own eps after all, and how many of them were broken."""
 
     def __post_init__(self) -> None:
-        split, images = self.subject.split, len(self.subject.split)
-        self.epsilons = sorted({float(eps) for eps in self.recipe.eps})
-        self.right = (self.predicted == split.y).cpu().numpy()
-        self.proved = self.certified.cpu().numpy()
-        self.margins = self.margin.double().cpu().numpy()
-        self.index = split.index.cpu().numpy()
+        recipe, images = self.work.recipe, len(self.work.index)
+        self.epsilons, self.index, self.right, self.margins = (
+            self.work.epsilons, self.work.index, self.work.right, self.work.margins)  # fmt: skip
+        self.proved, self.recipe, self.box = self.work.certified, recipe, self.work.box
         self.place = {int(index): place for place, index in enumerate(self.index)}
-        aimed = [attack.aimed(norm=self.recipe.norm, eps=None, seed=self.recipe.seed) for attack in self.protocol]
+        aimed = [attack.aimed(norm=recipe.norm, eps=None, seed=recipe.seed) for attack in self.protocol]
         named = list(zip(self.labels, aimed, strict=True))
         self.minimal = {label: attack for label, attack in named if attack.minimal_norm}
         self.fixed = {label: attack for label, attack in named if not attack.minimal_norm}
@@ -104,9 +76,7 @@ class AttackPhase:
         for label, attack in self.minimal.items():
             eps = schedule.next_eps(self.epsilons, self.known(np.full(len(self.index), -np.inf)))
             places = schedule.order(eps, self.known(), self.margins)
-            blocks = schedule.blocks(places, self.recipe.block, FIRST)
-            for group in self.told(self.groups(blocks, attack), len(places), label):
-                self.run(attack, label, group)
+            self.side_by_side(attack, label, schedule.blocks(places, self.recipe.block, FIRST))
 
     def find_within(self) -> None:
         """Rounds of the fixed-budget attacks: every open image at its largest open eps, until none is open."""
@@ -119,12 +89,14 @@ class AttackPhase:
             places = schedule.order(eps, known, self.margins, by_eps)
             if not len(places):
                 return
-            groups = self.groups(schedule.blocks(places, size), *self.fixed.values())
-            for group in self.told(groups, len(places), "+".join(self.fixed)):
-                for label, attack in self.fixed.items():
-                    queried = (self.broken > eps) & (self.survived[label] < eps)
-                    still = [block[queried[block]] for block in group]
-                    self.run(attack, label, still, eps[np.concatenate(still)])
+            blocks = list(schedule.blocks(places, size))
+            self.told((self.within(block, eps[block]) for block in blocks), blocks, "+".join(self.fixed))
+
+    def within(self, places: Places, eps: Radii) -> Chain:
+        """The fixed-budget attacks in turn on a block, each on what those before it left."""
+        for label, attack in self.fixed.items():
+            open_ = (self.broken[places] > eps) & (self.survived[label][places] < eps)
+            yield from self.attack(attack, label, places[open_], eps[open_])
 
     def recheck(self) -> None:
         """The sampled check of the heuristic: inferred survivals get the fixed-budget attacks at their own eps."""
@@ -138,8 +110,8 @@ class AttackPhase:
         for label, attack in self.fixed.items():
             todo = [(place, eps) for place, eps in chosen if eps not in self.ran[label].get(place, {}) and self.broken[place] > eps]
             places, eps = np.array([place for place, _ in todo], dtype=int), np.array([eps for _, eps in todo])
-            for group in self.groups(schedule.blocks(np.arange(len(todo)), self.recipe.block), attack):
-                self.run(attack, label, [places[some] for some in group], eps[np.concatenate(group)])
+            blocks = list(schedule.blocks(np.arange(len(todo)), self.recipe.block))
+            self.told((self.attack(attack, label, places[some], eps[some]) for some in blocks), blocks, label)
         fell = sum(bool(self.broken[place] <= eps) for place, eps in chosen)
         self.rechecked = Rechecked(len(chosen), fell)
         if fell:
@@ -151,8 +123,8 @@ class AttackPhase:
             return
         check = PGD(box=self.box, steps=20).aimed(norm=self.recipe.norm, eps=None, seed=self.recipe.seed)
         for eps in reversed(self.epsilons):
-            for block in schedule.blocks(np.flatnonzero(self.standing(eps)), self.recipe.block):
-                self.run(check, "check:pgd", [block], np.full(len(block), eps))
+            blocks = schedule.blocks(np.flatnonzero(self.standing(eps)), self.recipe.block)
+            self.side_by_side(check, "check:pgd", blocks, eps)
 
     def audit(self) -> None:
         """The cheapest sound minimal-norm attack on the certified images that none of the protocol ran on."""
@@ -165,15 +137,25 @@ class AttackPhase:
         attack = SuperDeepFool(norm=self.recipe.norm, box=self.box, seed=self.recipe.seed)
         label = f"audit:{attack.label}"
         places = np.flatnonzero(certified)
-        blocks = schedule.blocks(places, self.recipe.block, FIRST)
-        for group in self.told(self.groups(blocks, attack), len(places), label):
-            self.run(attack, label, group)
+        self.side_by_side(attack, label, schedule.blocks(places, self.recipe.block, FIRST))
 
-    def groups(self, blocks: Iterator[Places], *attacks: Attack) -> Iterator[Group]:
-        """As many blocks at once as there are workers to share them, where all of the attacks may be shared."""
-        shared = all(isinstance(attack, EngineAttack) and not learns(attack) for attack in attacks)
-        while group := list(islice(blocks, self.recipe.workers if shared else 1)):
-            yield group
+    def side_by_side(self, attack: Attack, label: str, blocks: Iterable[Block], eps: float | None = None) -> None:
+        """One attack on each of these blocks, at one eps or none."""
+        several = list(blocks)
+        budgets = [None if eps is None else np.full(len(block), eps) for block in several]
+        self.told((self.attack(attack, label, *given) for given in zip(several, budgets, strict=True)), several, label)
+
+    def told(self, chains: Iterable[Chain], blocks: Sequence[Block], what: str) -> None:
+        """Run the chains of these blocks; after the first, say how long the others will take about."""
+        begun, images = time.monotonic(), sum(map(len, blocks))
+        for number, _ in enumerate(self.work.scheduler.run(chains)):
+            done = len(blocks[0])
+            if number == 0 and images > done:
+                took = time.monotonic() - begun
+                togo = took * (images - done) / done / self.work.scheduler.engine.width
+                if togo > TOLD:
+                    line = f"first {done} images took {took:.0f} s; about {togo / 60:.1f} min to go for {images - done}"
+                    self.work.say(f"{what}: {line}")
 
     def known(self, survived: Radii | None = None) -> Known:
         """What is known of every image; where an attack failed, nothing is open."""
@@ -189,45 +171,36 @@ class AttackPhase:
             open_here &= self.survived[label] >= eps
         return open_here
 
-    def run(self, attack: Attack, label: str, group: Group, eps: Radii | None = None) -> None:
-        """One attack on these blocks: one call with each image's own eps, or a call per eps; as many as the budget has time for."""
-        places, blocks = np.concatenate(group), np.repeat(np.arange(len(group)), [len(block) for block in group])
+    def attack(self, attack: Attack, label: str, places: Places, eps: Radii | None = None) -> Chain:
+        """One attack on a block: one call with each image's own eps, or a call per eps; as many as the budget has time for."""
         if eps is not None and not isinstance(attack, EngineAttack):
             for value in sorted(set(eps.tolist()), reverse=True):
                 aimed = attack.model_copy(update={"eps": value})
-                self.part(aimed, label, places[eps == value], None)
+                yield from self.part(aimed, label, places[eps == value], None)
             return
         start = 0
         while start < len(places):
             size = len(places) - start
-            if isinstance(attack, EngineAttack) and self.clock.budget is not None:
+            if isinstance(attack, EngineAttack) and self.work.clock.budget is not None:
                 # what the time left is enough for at the pace so far, which is slower than that of more images at once
                 pace = self.pace.get(label, 0.0)
                 least = PILOTS if learns(attack) else 1
-                size = min(size, max(least, int(SHARE * self.clock.left() / pace)) if pace > 0 else least)
+                size = min(size, max(least, int(SHARE * self.work.clock.left() / pace)) if pace > 0 else least)
             some = slice(start, start + size)
-            self.part(attack, label, places[some], None if eps is None else eps[some], blocks[some])
+            yield from self.part(attack, label, places[some], None if eps is None else eps[some])
             start += size
 
-    def part(self, attack: Attack, label: str, places: Places, eps: Radii | None, blocks: Places | None = None) -> None:
-        """One part, and what it says of its images."""
+    def part(self, attack: Attack, label: str, places: Places, eps: Radii | None) -> Chain:
+        """One job, and what it says of its images."""
         if not len(places):
             return
-        if self.clock.left() <= 0:
+        if self.work.clock.left() <= 0:
             raise OutOfTime
-        positions = torch.as_tensor(places, device=self.subject.device)
-        budgets = None if eps is None else torch.as_tensor(eps, dtype=torch.float64)
-        known = self.certified[positions]
         started = time.monotonic()
-        done = run_attack(self.subject, attack, positions, self.predicted, self.input_digests, known, label, budgets, blocks)
+        done = yield self.work.attack(attack, label, places, eps)
         took = (time.monotonic() - started) / len(places)
         self.pace[label] = max(took, float(done.table["seconds"].mean()))  # what is read from a file says what it took then
-        self.tables.append(done.table)
-        self.breaches += done.noticed.breaches
-        for line in done.noticed.failed:
-            if line not in self.errors:
-                self.errors.append(line)
-                self.say(line)
+        self.work.note(done)
         self.note(done.table, label)
 
     def note(self, table: pd.DataFrame, label: str) -> None:
@@ -247,19 +220,6 @@ class AttackPhase:
             found = min(ran.values())
             held = [budget for budget, nearest in ran.items() if np.isinf(budget) or (np.isinf(nearest) and budget < found)]
             self.survived[label][place] = max(held, default=-np.inf)
-
-    def told(self, groups: Iterable[Group], images: int, what: str) -> Iterator[Group]:
-        """The groups of blocks; after the first, how long the others will take about."""
-        started = time.monotonic()
-        for number, group in enumerate(groups):
-            yield group
-            done = sum(map(len, group))
-            if number == 0 and images > done:
-                took = time.monotonic() - started
-                togo = took * (images - done) / done
-                if togo > TOLD:
-                    line = f"first {done} images took {took:.0f} s; about {togo / 60:.1f} min to go for {images - done}"
-                    self.say(f"{what}: {line}")
 
 
 def learns(attack: Attack) -> bool:

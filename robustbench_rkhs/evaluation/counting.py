@@ -5,7 +5,6 @@ import time
 from contextlib import redirect_stdout
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +14,8 @@ from robustbench_rkhs.attacks.base import Attacked
 from robustbench_rkhs.attacks.counted import answered, count
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.evaluation.breaches import believed, replay
-from robustbench_rkhs.evaluation.cache_key import digest_of, settings_of
+from robustbench_rkhs.evaluation.halving import out_of_memory
+from robustbench_rkhs.evaluation.jobs import Job, divisible
 from robustbench_rkhs.evaluation.own_method import checked_attacked, fenced
 from robustbench_rkhs.evaluation.predictions import counting
 from robustbench_rkhs.evaluation.subject import Subject
@@ -28,58 +28,16 @@ AGAIN = 2
 """How often an image is attacked again where a second query did not confirm the adversarial example."""
 
 
-def run_attack(
-    subject: Subject,
-    attack: Attack,
-    positions: Tensor,
-    predicted: Tensor,
-    input_digests: list[str],
-    certified: Tensor,
-    label: str = "",
-    budgets: Tensor | None = None,
-    blocks: np.ndarray | None = None,
-) -> Part:
-    """Attack these images and count the broken ones: projected into ball and box, measured in float64, confirmed by a second query.
+def attack_images(subject: Subject, job: Job) -> Part:
+    """Attack the images of a job and count the broken ones: projected into ball and box, measured in float64, asked a second time.
 
-    `certified`: each image's largest certified radius; one broken within it is a breach, replayed in float64 and noted.
-    `budgets`: each image's own eps in place of the attack's, for the attacks of our engine; their rows are kept image by image, as
-    their outcome for an image depends on no other image.
-    `blocks`: which block each image belongs to, where workers may have a block each.
-    An attack that fails with an error leaves rows that say so; they count neither as broken nor as survived. Nor do rows that say
-    `denied`: the attack spared the image what was left of it, as it saw it fall, and the model denied that, AGAIN times more.
+    One broken within its certified radius is a breach, replayed in float64 and noted. An attack that fails with an error leaves
+    rows that say so; they count neither as broken nor as survived. Nor do rows that say `unconfirmed`: the attack spared the image
+    what was left of it, as it saw it fall, and the model denied that, AGAIN times more. `timeout`: a clock cut it.
     """
-    label = label or attack.label
-    settings = settings_of(attack, frozenset({"eps", "seed", "norm"}))
-    key = {"job": "attack", "method": label, "settings": settings, "norm": attack.norm, "box": attack.box}
-    if budgets is None:
-        value = torch.inf if attack.eps is None else attack.eps
-        budgets = torch.full((len(positions),), value, dtype=torch.float64, device=positions.device)
-    budgets = budgets.to(positions.device, torch.float64)
-
-    def rows(some: Tensor, count: Count) -> Part:
-        table = subject.rows(positions[some], predicted, input_digests, settings=settings, **count.columns)
-        return Part(table, count.noticed, count.kept)
-
-    def here(some: Tensor) -> Part:
-        return rows(some, counted(subject, attack, positions[some], certified[some], budgets[some], label))
-
-    def shared(some: Tensor) -> list[Part]:
-        if subject.workers is None or blocks is None:
-            return [here(some)]
-        given = (attack, positions.numpy(), certified.numpy(), budgets.numpy(), label)
-        queried = [some[blocks[some.numpy()] == block] for block in np.unique(blocks[some.numpy()])]
-        return [rows(block, count) for block, count in subject.workers.each(queried, *given)]
-
-    if isinstance(subject.queried, Smoothed):  # what is believed of a vote depends on what is claimed of it
-        key["certified"] = digest_of(certified.tolist())
-    whole = torch.arange(len(positions), device=positions.device)
-    if isinstance(attack, EngineAttack):
-        done = subject.each(key, positions, torch.where(budgets.isfinite(), budgets, -1.0).tolist(), shared)
-    else:
-        done = subject.part(key | {"eps": attack.eps}, positions, lambda: here(whole))
-    broken = int((done.table["radius"].to_numpy() <= certified.cpu().numpy()).sum())
-    # rows kept from before there was this certificate: the replay needs the images again
-    return done if len(done.noticed.breaches) >= broken else here(whole)
+    found = counted(subject, job)
+    rows = subject.rows(subject.positions(job.index), job.predicted, settings=job.settings, **found.columns)
+    return Part(rows, found.noticed, found.kept)
 
 
 class Count(NamedTuple):
@@ -104,15 +62,22 @@ class Attempt(NamedTuple):
     backwards: Tensor
     error: str
     """What it ended in, where it failed."""
+    finished: bool
+    """False where a clock cut it."""
 
 
-def counted(subject: Subject, attack: Attack, positions: Tensor, certified: Tensor, budgets: Tensor, label: str) -> Count:
+def counted(subject: Subject, job: Job) -> Count:
     """What an attack found on these images, each within its own budget.
 
     Images whose adversarial example is not confirmed are attacked again, by `attack.again`, up to AGAIN times.
     """
+    attack, label = job.method, job.label
+    assert isinstance(attack, Attack)
+    positions, device = subject.positions(job.index), subject.device
+    budgets = torch.tensor(job.budgets, dtype=torch.float64, device=device)
+    certified = torch.tensor(job.certified or [-1.0] * len(positions), dtype=torch.float64, device=device)
     x, y, started = subject.split.x[positions], subject.split.y[positions], time.perf_counter()
-    inside, said, unconfirmed, left, forwards, backwards, error = attempted(subject, attack, positions, budgets)
+    inside, said, unconfirmed, left, forwards, backwards, error, finished = attempted(subject, attack, positions, budgets)
     errors = [error] if error else []
     for number in range(1, AGAIN + 1):
         rows = unconfirmed.nonzero().flatten()
@@ -122,20 +87,25 @@ def counted(subject: Subject, attack: Attack, positions: Tensor, certified: Tens
             left[rows] |= more.left
             forwards[rows] += more.forwards
             backwards[rows] += more.backwards
+            finished &= more.finished
             errors += [more.error] if more.error else []
     broken = said != y
     if isinstance(subject.queried, Smoothed):
         inside, broken = believed(subject.queried, attack, x, inside, y, certified, broken, budgets)
-        said = said if subject.nearest is None else answered(counting(subject.queried), inside)
+        said = said if not subject.images else answered(counting(subject.queried), inside)
     found = {norm: torch.where(broken, distances(x, inside, norm), torch.nan) for norm in ("l2", "linf")}
     radius = torch.where(broken, found[attack.norm], torch.inf)
+    reasons = ["error" if error else "unconfirmed" if one else "" for one in unconfirmed.tolist()]
+    if not finished:  # what is nearest, or what survived, is not known yet
+        final = torch.zeros_like(broken) if attack.minimal_norm else broken
+        reasons = [why or ("" if sure else "timeout") for why, sure in zip(reasons, final.tolist(), strict=True)]
     columns = {
         "norm": attack.norm,
         "box": attack.box,
         "kind": "attack",
         "method": label,
         "eps": torch.where(budgets.isfinite(), budgets, torch.nan).cpu().numpy(),
-        "state_reason": ["error" if error else "unconfirmed" if one else "" for one in unconfirmed.tolist()],
+        "state_reason": reasons,
         "radius": radius.cpu().numpy(),
         "distance_l2": found["l2"].cpu().numpy(),
         "distance_linf": found["linf"].cpu().numpy(),
@@ -144,7 +114,7 @@ def counted(subject: Subject, attack: Attack, positions: Tensor, certified: Tens
         "seconds": (time.perf_counter() - started) / max(len(x), 1),
         "arithmetic": f"{str(x.dtype).removeprefix('torch.')} on {torch.device(subject.device).type}",
     }
-    kept = None if subject.nearest is None else Kept(inside[broken].cpu().numpy(), said[broken].cpu().numpy())
+    kept = None if not subject.images else Kept(inside[broken].cpu().numpy(), said[broken].cpu().numpy())
     astray = subject.split.index[positions][left].tolist()
     noticed = Noticed(
         breaches=tuple(replay(subject, positions, inside, y, radius, certified, label)),
@@ -165,21 +135,15 @@ def attempted(subject: Subject, attack: Attack, positions: Tensor, budgets: Tens
     except UserError:
         raise
     except Exception as error:  # a library's fault is a row, not the end of the evaluation
+        if out_of_memory(error) and len(x) > 1 and divisible(attack):
+            raise  # fewer at once are tried
         nothing = torch.zeros(len(x), dtype=torch.int64)
         attacked = Attacked(x, nothing, nothing)
         failed = cause(error)
     inside, said, _ = count(counting(subject.queried), x, attacked.images, norm=attack.norm, box=attack.box, eps=budgets)
     unconfirmed = torch.zeros_like(said, dtype=torch.bool) if attacked.broken is None else attacked.broken & (said == y)
     left = outside(x, attacked.images, attack, budgets)
-    return Attempt(inside, said, unconfirmed, left, attacked.forwards + 1, attacked.backwards.clone(), failed)
-
-
-def share_of(
-    subject: Subject, some: Tensor, attack: Attack, positions: np.ndarray, certified: np.ndarray, budgets: np.ndarray, label: str
-) -> tuple[Tensor, Count]:
-    """What a worker finds on its block."""
-    where, proved, eps = (torch.from_numpy(one)[some] for one in (positions, certified, budgets))
-    return some, counted(subject, attack, where, proved, eps, label)
+    return Attempt(inside, said, unconfirmed, left, attacked.forwards + 1, attacked.backwards.clone(), failed, attacked.finished)
 
 
 def outside(x: Tensor, images: Tensor, attack: Attack, budgets: Tensor, slack: float = 1e-6) -> Tensor:

@@ -59,18 +59,28 @@ def described(out: Any) -> str:
 
 
 @torch.no_grad()
-def ask(model: nn.Module, x: Tensor, classes: int, batch: int = 256) -> Tensor:
-    """Logits, checked. Raises UserError at a wrong shape, NaN, or probabilities in place of logits."""
+def raw_logits(model: nn.Module, x: Tensor, classes: int, batch: int = 256) -> Tensor:
+    """Logits of the right shape, whatever their values. Raises UserError."""
     batches = x.split(min(batch, BLOCK) if isinstance(x, Stream) else batch)
     logits = [checked_logits(answer(model, images), len(images), classes) for images in batches]
     found = torch.cat(logits) if logits else x.new_zeros(0, classes)
     if found.shape[1] != classes:
         raise UserError(f"expected logits of {classes} classes, the model returned {found.shape[1]}")
-    if not found.isfinite().all():
-        raise UserError(f"the model returned NaN or infinity on {int((~found.isfinite().all(1)).sum())} of {len(x)} clean images")
+    return found
+
+
+def checked_values(found: Tensor) -> Tensor:
+    """Logits of clean images. Raises UserError at NaN, or probabilities in place of logits."""
+    if bad := int((~found.isfinite().all(1)).sum()):
+        raise UserError(f"the model returned NaN or infinity on {bad} of {len(found)} clean images")
     if line := no_logits(found):
         raise UserError(line)
     return found
+
+
+def ask(model: nn.Module, x: Tensor, classes: int, batch: int = 256) -> Tensor:
+    """Logits, checked. Raises UserError at a wrong shape, NaN, or probabilities in place of logits."""
+    return checked_values(raw_logits(model, x, classes, batch))
 
 
 def no_logits(outputs: Tensor) -> str:

@@ -44,9 +44,9 @@ class RowCache:
     def __contains__(self, pair: Pair) -> bool:
         return pair in self.where
 
-    def put(self, done: Part, identity: dict[str, Any]) -> None:
-        """Keep a finished part."""
-        if self.folder and not (done.table["state_reason"] == "error").any():
+    def put(self, done: Part, identity: dict[str, Any], finished: bool = True) -> None:
+        """Keep a part; in memory alone where not `finished`."""
+        if self.folder and finished:
             verdicts.write_part(done.of(identity), self.folder / f"{name_of(done.table)}.parquet")
         self._hold(done)
 

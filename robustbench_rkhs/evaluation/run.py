@@ -4,9 +4,7 @@ import copy
 import math
 import platform
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import date
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +15,22 @@ from torch import Tensor, nn
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import PGD, Attack, AutoAttack
 from robustbench_rkhs.attacks.efforts import protocol_of
-from robustbench_rkhs.attacks.objective import margin
 from robustbench_rkhs.certificates import SmoothingCertificate
 from robustbench_rkhs.data import Split, Stream
 from robustbench_rkhs.data.given import given_images, given_labels, given_split
 from robustbench_rkhs.evaluation.attack_phase import AttackPhase
 from robustbench_rkhs.evaluation.cache_key import digest_of, sources_digest
 from robustbench_rkhs.evaluation.certify_phase import CertifyPhase
-from robustbench_rkhs.evaluation.counting import share_of
-from robustbench_rkhs.evaluation.diagnosis_phase import diagnose_model
+from robustbench_rkhs.evaluation.diagnosis_phase import DiagnosisPhase
 from robustbench_rkhs.evaluation.diagnostics.transfer import Transfer
+from robustbench_rkhs.evaluation.engines import Engine, started
 from robustbench_rkhs.evaluation.predictions import ask, classes_of
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
+from robustbench_rkhs.evaluation.runner import Runner
+from robustbench_rkhs.evaluation.scheduler import Scheduler
+from robustbench_rkhs.evaluation.store import Store
 from robustbench_rkhs.evaluation.subject import Subject
-from robustbench_rkhs.evaluation.workers import started
+from robustbench_rkhs.evaluation.work import Work
 from robustbench_rkhs.layers.frozen import freeze
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.nodes.code_names import TYPED
@@ -92,19 +92,18 @@ def evaluate(
         raise UserError(f"adversarial images are saved exactly as float32 or float64, found inputs of {split.x.dtype}")
     with evaluating(model, device):
         own = folder_of(folder, name) if folder else None
-        parts = own / "parts" if own else None
-        weights = weights_digest(model.state_dict())
         nearest = Nearest() if adversarials else None
-        subject = Subject(model, freeze(model), split.to(device), name, weights, device, recipe.seed, parts, nearest=nearest)
-        share = partial(share_of, subject)
-        with full_precision(), started(recipe.workers, device, share) as workers:
-            subject = replace(subject, workers=workers)
+        weights = weights_digest(model.state_dict())
+        subject = Subject(model, freeze(model), split.to(device), name, weights, device, recipe.seed, images=nearest is not None)
+        store = Store(own / "parts" if own else None, nearest)
+        with full_precision():
             run = _Run(subject, recipe, say, None if twin is None else _transfer(twin, subject))
             run.note(command=command)
             if isinstance(model, Smoothed):
                 run.note(smoothed=model.extra_repr())
-            table, complete = run.all()
-    left = {label: len(indices) for label, indices in sorted(subject.outside.items())}
+            with started(Runner(subject, run.transfer), recipe.workers, device) as engine:
+                table, complete = run.all(engine, store)
+    left = {label: len(indices) for label, indices in sorted(store.outside.items())}
     about = run.about.but(complete=complete, outside=left)
     path = own / f"{recipe.norm}-{run.digest}.parquet" if own else None
     images = None
@@ -170,7 +169,6 @@ class _Run:
         if len(set(labels)) < len(labels):
             labels = [f"{label}#{i}" if labels.count(label) > 1 else label for i, label in enumerate(labels)]
         self.labels = labels
-        self.input_digests = subject.input_digests
         settings = recipe.model_dump(mode="json", exclude={"budget", "workers"})  # which change no verdict
         others = [*([] if transfer is None else [transfer.weights]), *filter(None, [own_code_digest(recipe)])]
         self.digest = digest_of([settings, subject.weights, split.digest, sources_digest(), *others], 12)
@@ -205,30 +203,19 @@ class _Run:
         """What is known now of the evaluation."""
         self.about = self.about.but(**fields)
 
-    def all(self) -> tuple[pd.DataFrame, bool]:
-        """Predictions, certificates, attacks; what there is when the keyboard interrupts or the budget is used up."""
-        complete, split, clock = False, self.subject.split, Clock(self.recipe.budget)
-        positions = torch.arange(len(split), device=self.subject.device)
-        logits = ask(self.subject.queried, split.x, split.classes)
-        answers = weights_digest({"logits": logits})
-        self.subject, predicted = replace(self.subject, answers=answers), logits.argmax(1)
-        tables = [self.subject.rows(positions, predicted, self.input_digests, norm=self.recipe.norm, box=self.box)]
-        proofs = CertifyPhase(self.subject, self.recipe, self.box, self.input_digests, predicted, self.say)
-        proofs.until = clock.started + clock.left() / 2  # what decides most by then; the attacks have the other half
-        attacking: AttackPhase | None = None
-        doubts: list[pd.DataFrame] = []
+    def all(self, engine: Engine, store: Store) -> tuple[pd.DataFrame, bool]:
+        """Predictions, certificates, attacks, diagnosis; what there is when the keyboard interrupts or the budget is used up."""
+        complete, clock = False, Clock(self.recipe.budget)
+        work = Work(self.subject, self.recipe, self.box, Scheduler(engine, store, self.say), clock, self.say)
+        attacks: AttackPhase | None = None
+        diagnosis: DiagnosisPhase | None = None
+        work.predict()
         try:
-            proofs.all()
-            gaps = margin(logits, split.y)
-            known = (self.box, self.input_digests, predicted, proofs.certified, gaps)
-            attacking = AttackPhase(self.subject, self.recipe, *known, self.protocol, self.labels, self.say, clock)
-            attacking.all()
-            if clock.left() <= 0:
-                raise OutOfTime
-            found = [*tables, *proofs.tables, *attacking.tables]
-            doubts, finished = self.diagnose_model(found, predicted, proofs.certified, clock)
-            if not finished:
-                raise OutOfTime
+            CertifyPhase(work).all()
+            attacks = AttackPhase(work, self.protocol, self.labels)
+            attacks.all()
+            diagnosis = DiagnosisPhase(work, self.about, self.protocol, self.transfer)
+            diagnosis.all()
             complete = True
         except KeyboardInterrupt:
             self.note(incomplete_because="interrupted")
@@ -237,24 +224,12 @@ class _Run:
             self.note(incomplete_because="budget")
             seconds = f"{self.recipe.budget:g} s"
             self.say(f"budget of {seconds} used up: the same command without it goes on from here, or with a larger one")
-        tables += proofs.tables
-        self.note(refused=proofs.refused)
-        if attacking is not None:  # what was found before an interruption stays
-            tables += attacking.tables
-            self.note(breaches=(*attacking.breaches, *self.about.breaches), rechecked=attacking.rechecked)
-            self.note(failed=tuple(dict.fromkeys((*attacking.errors, *self.about.failed))))
-        return verdicts.merge(tables + doubts), complete
-
-    def diagnose_model(
-        self, tables: list[pd.DataFrame], predicted: Tensor, certified: Tensor, clock: Clock
-    ) -> tuple[list[pd.DataFrame], bool]:
-        """May the attacks be believed? Diagnoses, more attacks on the survivors where one trips: their rows; whether all ran."""
-        queried = (self.subject, self.recipe, self.about, tables, self.protocol, predicted, certified, self.transfer)
-        found = diagnose_model(*queried, left=clock.left)
-        self.note(diagnostics=found.diagnostics, marks=found.marks, breaches=found.breaches, failed=found.failed)
-        for line in found.failed:
-            self.say(line)
-        return found.tables, found.finished
+        self.note(refused=tuple(work.refused), breaches=tuple(work.breaches), failed=tuple(work.errors))
+        if attacks is not None:  # what was found before an interruption stays
+            self.note(rechecked=attacks.rechecked)
+        if diagnosis is not None:
+            self.note(diagnostics=tuple(diagnosis.diagnostics), marks=tuple(diagnosis.marks))
+        return verdicts.merge(work.tables), complete
 
 
 def protocol(recipe: EvalRecipe, split: Split) -> list[Attack]:

@@ -30,9 +30,9 @@ class EvalSettings(Node):
     """Which images, and every random draw of the attacks."""
     block: int = Field(64, ge=1)
     """Images a block, the unit of resuming: bounds the memory. Random draws of library attacks depend on it."""
-    workers: int = Field(1, ge=1, le=1024)
-    """Processes that take a block each of our own attacks, on a CPU, one thread each: the table is that of one process on one
-    thread. Not shared: attacks of libraries, and effort adaptive, which learns from image to image."""
+    workers: int | None = Field(None, ge=1, le=1024)
+    """Processes that take a block each, on a CPU, one thread each: the table is the same to the last digit at any number of them.
+    None: this process alone, on all threads of torch."""
     budget: Seconds | None = None
     """Seconds (or 90s, 10min, 2h) after which no further part is begun: certificates stop at half of it, attacks at its end (a
     block of a library's attack and the diagnosis are not cut). Images not reached are untested. It changes nothing else, and the

@@ -140,13 +140,13 @@ def as_evaluation(judged: Judged, path: Path, device: str, command: str = "") ->
     split, about = named.test, stored.about
     place = {index: number for number, index in enumerate(split.index.tolist())}
     part = split.take(torch.tensor([place[index] for index in stored.index[fine].tolist()], dtype=torch.int64))
-    subject = Subject(named.model, named.model, part, named.name, about["weights"], device, 0, None)
-    positions, predicted = torch.arange(len(part)), torch.from_numpy(stored.predicted[fine].copy())
+    subject = Subject(named.model, named.model, part, named.name, about["weights"], device, 0)
+    positions, predicted = torch.arange(len(part)), stored.predicted[fine].tolist()
     both = {"norm": about["norm"], "box": about["box"]}
-    said = subject.rows(positions, predicted, subject.input_digests, **both)
+    said = subject.rows(positions, predicted, **both)
     lengths = {"distance_l2": judged.distance_l2[fine], "distance_linf": judged.distance_linf[fine]}
     own = {"radius": lengths[f"distance_{about['norm']}"], "settings": sha[:16], "forwards": 1} | lengths | both
-    found = subject.rows(positions, predicted, subject.input_digests, kind="attack", method="submitted", **own)
+    found = subject.rows(positions, predicted, kind="attack", method="submitted", **own)
     words: dict[str, Any] = {key: about[key] for key in ("weights", "data", "data_digest", "norm", "box")}
     words |= {"model": named.name, "epsilons": [], "protocol": [], "certificates": [], "samples": len(part), "seed": 0}
     words |= {"date": date.today().isoformat(), "device": device, "command": command, "versions": {"torch": torch.__version__}}

@@ -24,6 +24,10 @@ class Noticed(Node):
     failed: tuple[str, ...] = ()
     """Errors that an attack ended in."""
     diagnostics: tuple[Diagnosis, ...] = ()
+    said: tuple[str, ...] = ()
+    """Lines for the user."""
+    decided: dict[str, Any] = Field({})
+    """What a plan decided."""
     part: dict[str, Any] = Field({})
     """What the rows depend on: the part's identity."""
 
@@ -42,6 +46,8 @@ class Part:
     noticed: Noticed = field(default_factory=Noticed)
     kept: Kept | None = None
     """The adversarial images of its rows, where they are asked for."""
+    logits: Any = None
+    """Of predictions: what the model returned. Not stored."""
 
     def of(self, identity: dict[str, Any]) -> "Part":
         """The same, which says what its rows depend on."""

@@ -2,7 +2,7 @@
 
 from robustbench_rkhs.evaluation.diagnostics.base import FEWEST, SHARE
 from robustbench_rkhs.evaluation.diagnostics.escalation import escalated
-from robustbench_rkhs.evaluation.diagnostics.run import CHECKS, diagnose
+from robustbench_rkhs.evaluation.diagnostics.run import CHECKS, diagnose, sampled
 from robustbench_rkhs.verdicts import Diagnosis
 
-__all__ = ["CHECKS", "FEWEST", "SHARE", "Diagnosis", "diagnose", "escalated"]
+__all__ = ["CHECKS", "FEWEST", "SHARE", "Diagnosis", "diagnose", "escalated", "sampled"]

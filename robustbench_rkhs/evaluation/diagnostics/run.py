@@ -67,13 +67,18 @@ def diagnose(
         raise UserError(f"diagnostics: eps must not be negative, found {eps}")
     if not len(x):
         return ()
-    order = sorted(range(len(x)), key=lambda row: mix(seed, int(keys[row]), 7))
-    chosen = torch.tensor(sorted(order[:images], key=lambda row: int(keys[row])), device=x.device)
+    chosen = torch.tensor(sampled(keys.tolist(), images, seed), device=x.device)
     with frozen(model), frozen(twin or nn.Identity()), confined_randomness(mix(seed, 11)):
         scene = _scene(model, x, y, keys, chosen, norm, box, float(eps), found or {}, closed, twin, seed)
         return tuple(
             _checked(name, check, scene) for name, check in CHECKS.items() if name in checks and (name != "transfer" or twin)
         )
+
+
+def sampled(keys: Sequence[int], images: int, seed: int) -> list[int]:
+    """Rows of a sample of `images` of these, by their keys: the same whatever else is there."""
+    order = sorted(range(len(keys)), key=lambda row: mix(seed, int(keys[row]), 7))
+    return sorted(order[:images], key=lambda row: int(keys[row]))
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """Transfer attack: adversarial examples of an undefended twin, tried on the model."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import PrivateAttr
@@ -60,9 +60,17 @@ class Transfer(EngineAttack):
     @classmethod
     def by(cls, twin: nn.Module, weights: str, answers: str) -> "Transfer":
         """The attack of this twin, which these digests name."""
-        attack = cls(weights=weights, answers=answers)
+        return cls(weights=weights, answers=answers).on(twin)
+
+    def on(self, twin: nn.Module) -> "Transfer":
+        """The same, which holds the twin itself."""
+        attack = self.model_copy()
         attack._twin = twin
         return attack
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Without the twin: whoever runs it holds its own."""
+        return {**super().__getstate__(), "__pydantic_private__": {}}
 
     @property
     def twin(self) -> nn.Module:

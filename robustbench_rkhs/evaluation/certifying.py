@@ -1,0 +1,81 @@
+"""Certifying the images of a job: what a certificate proves, or why it proves nothing, as rows of the table."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+
+from robustbench_rkhs.certificates import Certificate, Certified
+from robustbench_rkhs.evaluation.halving import out_of_memory
+from robustbench_rkhs.evaluation.jobs import Job, divisible
+from robustbench_rkhs.evaluation.own_method import checked_certified, fenced
+from robustbench_rkhs.evaluation.subject import Subject
+from robustbench_rkhs.lipschitz import Uncertifiable
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.reasons import cause
+from robustbench_rkhs.verdicts import Noticed, Part
+
+
+def certify_images(subject: Subject, job: Job) -> Part:
+    """A radius for each image of a job. A refusal and a failure are rows without one, with their reason noted."""
+    begun = time.perf_counter()
+    found, words = _attempt(subject, job)
+    took = (time.perf_counter() - begun) / max(len(job.index), 1)
+    return Part(_rows(subject, job, found, took), Noticed(refused=tuple(words)))
+
+
+def not_reached(subject: Subject, job: Job) -> pd.DataFrame:
+    """The rows of a job for which there was no time."""
+    return _rows(subject, job, _nothing(len(job.index), "timeout"), 0.0)
+
+
+def _attempt(subject: Subject, job: Job) -> tuple[Certified, Sequence[str]]:
+    certify, split, positions = job.method, subject.split, subject.positions(job.index)
+    assert isinstance(certify, Certificate)
+    if job.norm not in certify.norms:
+        return _nothing(len(positions), "refused"), [f"{job.label}: it certifies {' and '.join(sorted(certify.norms))} only"]
+    try:
+        with fenced(certify, subject.model):
+            given = (split.x[positions], split.y[positions], split.index[positions], job.given["epsilons"])
+            found = certify(subject.model, *given)
+        found = checked_certified(found, len(positions))
+    except Uncertifiable as refusal:
+        return _nothing(len(positions), "refused"), [f"{job.label}: {refusal}"]
+    except UserError:
+        raise
+    except Exception as error:  # a method's fault is a row, not the end of the evaluation
+        if out_of_memory(error) and len(positions) > 1 and divisible(certify):
+            raise  # fewer at once are tried
+        return _nothing(len(positions), "error"), [f"{job.label} failed: {cause(error)}"]
+    right = [said == label for said, label in zip(job.predicted, split.y[positions].tolist(), strict=True)]
+    reasons = [
+        "unknown" if not reason and was_right and radius <= 0 else reason
+        for reason, was_right, radius in zip(found.reason, right, found.radius.tolist(), strict=True)
+    ]
+    return found._replace(reason=reasons), []
+
+
+def _rows(subject: Subject, job: Job, found: Certified, seconds: float) -> pd.DataFrame:
+    assert isinstance(job.method, Certificate)
+    forwards: Any = 1 if found.forwards is None else found.forwards.cpu().numpy()
+    return subject.rows(
+        subject.positions(job.index),
+        job.predicted,
+        norm=job.norm,
+        box=job.box,
+        method=job.label,
+        settings=job.settings,
+        state_reason=found.reason,
+        radius=found.radius.cpu().numpy(),
+        forwards=forwards,
+        seconds=seconds,
+        arithmetic=job.method.arithmetic,
+        failure_probability=found.failure_probability.cpu().numpy(),
+    )
+
+
+def _nothing(images: int, reason: str) -> Certified:
+    zeros = torch.zeros(images, dtype=torch.float64)
+    return Certified(zeros, [reason] * images, zeros.clone(), torch.zeros(images, dtype=torch.int64))

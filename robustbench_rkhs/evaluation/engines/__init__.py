@@ -1,0 +1,6 @@
+"""Where jobs are computed: in this process, in several, or one per device."""
+
+from robustbench_rkhs.evaluation.engines.base import Engine, Outcome
+from robustbench_rkhs.evaluation.engines.here import InProcess, Processes, started
+
+__all__ = ["Engine", "InProcess", "Outcome", "Processes", "started"]

@@ -1,0 +1,110 @@
+"""The scheduler: hands jobs to an engine as results come back."""
+
+from collections.abc import Generator, Iterable, Iterator
+from typing import NamedTuple
+
+from robustbench_rkhs.evaluation.engines import Engine
+from robustbench_rkhs.evaluation.jobs import Job
+from robustbench_rkhs.evaluation.store import Store
+from robustbench_rkhs.runtime.clock import OutOfTime
+from robustbench_rkhs.runtime.messages import Say
+from robustbench_rkhs.verdicts import Part
+
+Chain = Generator[Job, Part, None]
+"""Jobs one after another: each is made when the result of the one before is known, so that images which it settled have left."""
+
+
+class _UnderWay(NamedTuple):
+    chain: Chain
+    whole: Job
+    """What the chain asked for; the engine got what of it was not stored."""
+    again: bool
+    """Computed although it is stored."""
+
+
+class Scheduler:
+    """Runs chains of jobs side by side, as many as the engine takes. What is stored is read, the rest is computed and stored."""
+
+    def __init__(self, engine: Engine, store: Store, say: Say = lambda line: None) -> None:
+        self.engine, self.store, self.say = engine, store, say
+        self._under_way: dict[str, _UnderWay] = {}
+        self._stopping = False
+
+    def run(self, chains: Iterable[Chain]) -> Iterator[Chain]:
+        """All chains to their end, the first ones first; yields each when it has ended.
+
+        In which order results come back decides nothing but the order of work. Raises what a job raised; OutOfTime once all that
+        was under way has come back.
+        """
+        waiting, self._stopping = iter(chains), False
+        while True:
+            ended = None
+            try:
+                if not self._stopping and len(self._under_way) < self.engine.width and (chain := next(waiting, None)) is not None:
+                    ended = self._advance(chain)
+                elif self._under_way:
+                    ended = self._receive()
+                else:
+                    break
+            except OutOfTime:
+                self._stopping = True
+            if ended is not None:
+                yield ended
+        if self._stopping:
+            raise OutOfTime
+
+    def one(self, job: Job) -> Part:
+        """The result of a single job."""
+        results: list[Part] = []
+
+        def alone() -> Chain:
+            results.append((yield job))
+
+        for _ in self.run([alone()]):
+            pass
+        return results[0]
+
+    def _receive(self) -> Chain | None:
+        """Wait for a result, and take its chain on; the chain where it has ended."""
+        job, found = self.engine.result()
+        chain, whole, again = self._under_way.pop(job.name)
+        if isinstance(found, BaseException):
+            raise found
+        for line in found.noticed.said:
+            self.say(line)
+        if again:
+            return self._advance(chain, self.store.gathered(found))
+        self.store.put(job, found)
+        part = self._stored(chain, whole)
+        return None if part is None else self._advance(chain, part)
+
+    def _advance(self, chain: Chain, part: Part | None = None) -> Chain | None:
+        """Take a chain to its next job that must be computed; the chain where it has ended."""
+        while True:
+            try:
+                job = next(chain) if part is None else chain.send(part)
+            except StopIteration:
+                return chain
+            if self._stopping:  # what came back was noted; nothing more is begun
+                chain.close()
+                return None
+            if (todo := self.store.open(job)) is not None:
+                self._submit(todo, _UnderWay(chain, job, False))
+                return None
+            if (part := self._stored(chain, job)) is None:
+                return None
+
+    def _stored(self, chain: Chain, job: Job) -> Part | None:
+        """A stored result. None where it is computed again: what breaks a certificate met later is replayed, for which images are
+        needed."""
+        part = self.store.take(job)
+        claims = job.certified if job.phase == "attack" else ()
+        broken = sum(radius <= claim for radius, claim in zip(part.table["radius"], claims, strict=bool(claims)))
+        if len(part.noticed.breaches) >= broken:
+            return part
+        self._submit(job, _UnderWay(chain, job, True))
+        return None
+
+    def _submit(self, job: Job, under_way: _UnderWay) -> None:
+        self._under_way[job.name] = under_way
+        self.engine.submit(job)

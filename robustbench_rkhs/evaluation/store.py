@@ -1,0 +1,95 @@
+"""Finished jobs: their results are read, never computed twice."""
+
+from pathlib import Path
+from typing import Any
+
+from robustbench_rkhs import verdicts
+from robustbench_rkhs.evaluation.cache_key import digest_of
+from robustbench_rkhs.evaluation.jobs import Job
+from robustbench_rkhs.evaluation.row_cache import Pair, RowCache
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.seals import Damaged
+from robustbench_rkhs.verdicts import Nearest, Part
+
+UNFINISHED = ("error", "timeout")
+"""Reasons of rows that are computed again next time."""
+
+
+class Store:
+    """Results by the key of their job: those by image row by row, the others whole. In memory alone where there is no folder."""
+
+    def __init__(self, folder: Path | None = None, nearest: Nearest | None = None) -> None:
+        """`nearest` gathers the nearest adversarial images, where they are asked for; every part then keeps its own beside it."""
+        self.folder, self.nearest = folder, nearest
+        self.outside: dict[str, set[int]] = {}
+        """Of each attack, the images for which it returned one outside box or ball."""
+        self._rows: dict[str, RowCache] = {}
+        self._whole: dict[str, Part] = {}
+
+    def open(self, job: Job) -> Job | None:
+        """What of a job is still to be computed; None where all of it is stored."""
+        if job.by_image:
+            rows = self._cache(job)
+            missing = [place for place, pair in enumerate(_pairs(job)) if pair not in rows]
+            return job.at(missing) if missing else None
+        return None if self._found(job) else job
+
+    def take(self, job: Job) -> Part:
+        """The result of a job that is stored."""
+        if job.by_image:
+            return self.gathered(self._cache(job).take(_pairs(job)))
+        part = self._whole[job.name]
+        path = self._path(job)
+        if job.phase == "predict" or (path and path.is_file()):
+            del self._whole[job.name]  # it is asked for once, or read again
+        return self.gathered(part)
+
+    def put(self, job: Job, part: Part) -> None:
+        """Keep the result of a job. One with rows that did not come to their end is kept for this evaluation only."""
+        finished = not part.table["state_reason"].isin(UNFINISHED).any()
+        if job.by_image:
+            self._cache(job).put(part, job.identity(), finished)
+            return
+        self._whole[job.name] = part
+        if finished and (path := self._path(job)):
+            verdicts.write_part(part.of(_identity(job)), path)
+
+    def gathered(self, part: Part) -> Part:
+        """The part, once what it holds besides rows is gathered."""
+        if self.nearest is not None and part.kept is not None:
+            self.nearest.see(part.table, part.kept)
+        for label, indices in part.noticed.outside.items():
+            self.outside.setdefault(label, set()).update(indices)
+        return part
+
+    def _found(self, job: Job) -> bool:
+        path = self._path(job)
+        if job.name not in self._whole and path and path.is_file():
+            try:
+                part = verdicts.read_part(path, self.nearest is not None)
+                if digest_of(part.noticed.part, 32) != path.stem:
+                    raise Damaged(path, "it holds the part of another job")
+                self._whole[job.name] = part
+            except UserError as damaged:
+                verdicts.set_part_aside(path, damaged)  # and done again
+        return job.name in self._whole
+
+    def _path(self, job: Job) -> Path | None:
+        if job.phase == "predict":
+            return None  # asked anew each time: so that no result is taken for one of a model that changed
+        return self.folder / f"{digest_of(_identity(job), 32)}.parquet" if self.folder else None
+
+    def _cache(self, job: Job) -> RowCache:
+        key = job.key
+        if key not in self._rows:
+            self._rows[key] = RowCache(self.folder and self.folder / key, images=self.nearest is not None)
+        return self._rows[key]
+
+
+def _identity(job: Job) -> dict[str, Any]:
+    """Of a job that is kept whole: with its images."""
+    return job.identity() | {"indices": digest_of(list(job.index), 64)}
+
+
+def _pairs(job: Job) -> list[Pair]:
+    return [(index, eps if eps < float("inf") else -1.0) for index, eps in zip(job.index, job.budgets, strict=True)]

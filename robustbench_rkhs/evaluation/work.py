@@ -1,0 +1,127 @@
+"""What the phases of one evaluation share: what is evaluated and how, what is known of each image, and who computes the jobs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+
+from robustbench_rkhs.attacks import Attack
+from robustbench_rkhs.attacks.objective import margin
+from robustbench_rkhs.certificates import Certificate
+from robustbench_rkhs.data.stream import BLOCK, Stream
+from robustbench_rkhs.evaluation.cache_key import digest_of
+from robustbench_rkhs.evaluation.jobs import Job
+from robustbench_rkhs.evaluation.predictions import checked_values
+from robustbench_rkhs.evaluation.recipe import EvalRecipe
+from robustbench_rkhs.evaluation.scheduler import Chain, Scheduler
+from robustbench_rkhs.evaluation.subject import Subject
+from robustbench_rkhs.evaluation.tables import Tables
+from robustbench_rkhs.networks.smoothed import Smoothed
+from robustbench_rkhs.nodes.threat_model import Box
+from robustbench_rkhs.runtime.clock import Clock
+from robustbench_rkhs.runtime.digests import weights_digest
+from robustbench_rkhs.runtime.messages import Say
+from robustbench_rkhs.verdicts import Breach, Part
+
+Places = Int[np.ndarray, " some"]
+"""Where images lie in the split."""
+Block = Int[np.ndarray, "_"]
+"""The same, of one of several blocks."""
+Radii = Float[np.ndarray, " some"]
+ASKED = 256
+"""Images of a job of predictions."""
+
+
+@dataclass
+class Work:
+    """One evaluation under way."""
+
+    subject: Subject
+    recipe: EvalRecipe
+    box: Box
+    scheduler: Scheduler
+    clock: Clock
+    say: Say
+    tables: list[pd.DataFrame] = field(default_factory=Tables)
+    """Of every finished job."""
+    breaches: list[Breach] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    """What attacks ended in that failed."""
+    refused: list[str] = field(default_factory=list)
+    """Why certificates were refused, or failed."""
+    of: Mapping[str, Any] = field(default_factory=dict)
+    """What the results of all jobs depend on."""
+
+    def __post_init__(self) -> None:
+        images = len(self.subject.split)
+        self.index = self.subject.split.index.cpu().numpy()
+        self.epsilons = sorted({float(eps) for eps in self.recipe.eps})
+        self.predicted = np.zeros(images, dtype=np.int64)
+        self.right = np.zeros(images, dtype=bool)
+        self.margins = np.zeros(images)
+        """Of the clean logits."""
+        self.certified = np.full(images, -1.0)
+        """Each image's largest proved radius; -1 where nothing is claimed."""
+
+    def predict(self) -> None:
+        """What the model answers to every image. Asked anew each time: so an old result is never taken for one of changed code.
+
+        Raises UserError at NaN, or probabilities in place of logits.
+        """
+        places, found = np.arange(len(self.index)), dict[int, Part]()
+
+        def block(number: int, some: Places) -> Chain:
+            index = tuple(self.index[some].tolist())
+            found[number] = yield Job("predict", "prediction", self.recipe.norm, self.box, index, of=self.subject.identity())
+
+        size = min(ASKED, BLOCK) if isinstance(self.subject.split.x, Stream) else ASKED
+        starts = range(0, max(len(places), 1), size)
+        for _ in self.scheduler.run(block(start, places[start : start + size]) for start in starts):
+            pass
+        parts = [found[start] for start in starts]
+        logits, labels = checked_values(torch.cat([part.logits for part in parts])), self.subject.split.y.cpu()
+        for part in parts:
+            self.tables.append(part.table)
+        self.predicted = logits.argmax(1).numpy()
+        self.right = (logits.argmax(1) == labels).numpy()
+        self.margins = margin(logits, labels).double().numpy()
+        self.of = {**self.subject.identity(), "answers": weights_digest({"logits": logits})}
+
+    def attack(self, attack: Attack, label: str, places: Places, eps: Radii | None = None) -> Job:
+        """The job of an attack on these images, each within its own `eps` where given."""
+        certified = tuple(self.certified[places].tolist())
+        # what is believed of a vote depends on what is claimed of it
+        given = {"certified": digest_of(certified)} if isinstance(self.subject.queried, Smoothed) else {}
+        budgets = () if eps is None else tuple(eps.tolist())
+        return self._job("attack", label, places, method=attack, certified=certified, eps=budgets, given=given)
+
+    def certify(self, certificate: Certificate, label: str, places: Places, seconds: float | None = None) -> Job:
+        """The job of a certificate on these images. What it may stop at is part of what it finds."""
+        return self._job("certify", label, places, method=certificate, given={"epsilons": self.epsilons}, seconds=seconds)
+
+    def diagnose(self, places: Places, given: Mapping[str, Any]) -> Job:
+        """The job of a diagnosis."""
+        return self._job("diagnose", "diagnosis", places, given=given)
+
+    def note(self, part: Part) -> None:
+        """Keep what a job found."""
+        self.tables.append(part.table)
+        self.breaches += part.noticed.breaches
+        self._new(part.noticed.failed, self.errors, "")
+        self._new(part.noticed.refused, self.refused, "no certificate: ")
+
+    def _new(self, lines: Sequence[str], known: list[str], before: str) -> None:
+        for line in lines:
+            if line not in known:
+                known.append(line)
+                self.say(before + line)
+
+    def _job(self, phase: Any, label: str, places: Places, **fields: Any) -> Job:
+        index, predicted = tuple(self.index[places].tolist()), tuple(self.predicted[places].tolist())
+        if self.clock.budget is not None:
+            fields["seconds"] = min(self.clock.left(), fields.get("seconds") or np.inf)
+        return Job(phase, label, self.recipe.norm, self.box, index, predicted=predicted, of=self.of, **fields)
