@@ -1,5 +1,6 @@
 """Adversarial images shown, re-checked and submitted: the picture, and what the commands say and leave with."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -153,6 +154,8 @@ def test_submitted_images_count_on_the_leaderboard(home):
 def test_reports_draw_saved_files(home):
     out, _ = rkhs("report", "--adversarials", "adversarials/digits_mlp-l2.npz", "--images", "3", "--out", "pics", folder=home)
     assert out.split() == "nearest: 3 files in pics/pictures".split()
+    out, _ = rkhs("report", "--adversarials", "adversarials/digits_mlp-l2.npz", "--out", "pics", "--json", folder=home)
+    assert json.loads(out) == {"nearest": [f"pics/pictures/nearest-digits_mlp-l2.{kind}" for kind in ("png", "pdf", "svg")]}
     stored = read_adversarials(home / "adversarials/digits_mlp-l2.npz")
     write_adversarials(changed(stored, input_sha256=np.array(["0" * 64] * 16)), home / "pics/adversarials/other.npz")
     _, err = rkhs("report", "--adversarials", "pics/adversarials/other.npz", "--out", "pics", folder=home, code=2)
