@@ -99,7 +99,7 @@ ALTERED = {
     "flipped bit": (flip_a_bit, "weights have digest"),
     "half-written": (lambda f: (f / "config.json").unlink(), "half-written: config.json is missing"),
     "cut weights": (cut("model.safetensors", 200), "not a readable safetensors file"),
-    "cut config": (cut("config.json", 30), "unreadable config.json"),
+    "cut config": (cut("config.json", 30), "config.json is not JSON"),
     "empty recipe": (cut("recipe.yaml", 0), "recipe.yaml is not a mapping"),
     "missing tensor": (alter_tensor(lambda s: s.pop("1.weight")), "'1.weight' is missing"),
     "extra tensor": (alter_tensor(lambda s: s.update(more=torch.zeros(1))), "unexpected tensor 'more'"),
@@ -107,7 +107,7 @@ ALTERED = {
     "NaN": (alter_tensor(lambda s: s["1.bias"].fill_(torch.nan)), "holds NaN"),
     "foreign format": (alter_config(format=99), "expected format 2, found 99"),
     "giant shape": (alter_config(shape=[10**9]), "implausible shape"),
-    "no shape": (alter_config(shape=None), "unreadable config.json"),
+    "no shape": (alter_config(shape=None), "config.json lacks what it must say"),
 }
 
 

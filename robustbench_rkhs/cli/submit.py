@@ -5,10 +5,12 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from robustbench_rkhs.cli.command import AsJson, Weights, command, typed_command, usable_device
+from robustbench_rkhs.cli.command import AsJson, Names, Weights, command, typed_command, usable_device
 from robustbench_rkhs.cli.screen import console_of_width, ending, told
 from robustbench_rkhs.cli.values import Count, Folder
+from robustbench_rkhs.nodes.limits import Limits
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.parsing import parse, with_fields
 
 
 def _submit(
@@ -22,6 +24,7 @@ def _submit(
     model: str | None = None,
     weights: Weights = None,
     data: str | None = None,
+    limits: Names = (),
     as_json: AsJson = False,
 ) -> None:
     """Check what a stranger sends and put it on the leaderboard: a checkpoint folder, evaluated on a sample and then in full; or
@@ -41,6 +44,8 @@ def _submit(
         model: Of adversarial images: the model, where it is none of checkpoints/.
         weights: Of adversarial images: weights for a recipe or builder.
         data: Of adversarial images: data set or FILE.npz.
+        limits: The most that a file may ask for and an evaluation may use, as NAME=VALUE ...: text, header, weights, images, memory
+            (bytes, such as 4GiB), depth, entries, tensors, votes, threads, seconds (such as 2h).
         as_json: Print one JSON object on stdout, the steps on stderr.
     """
     from robustbench_rkhs.cli.settings import eval_recipe
@@ -53,6 +58,7 @@ def _submit(
         raise UserError(f"{flags}: not for a submission of {what}; see rkhs-submit --help")
     screen, said = console_of_width(140, stderr=as_json), []
     both: dict[str, Any] = {"device": usable_device(device), "out": out, "command": typed_command()}
+    both["limits"] = parse(Limits, with_fields({}, ",".join(limits), "--limits"), "--limits")
     if what == "adversarials":
         steps = submit_adversarials(path, model=model, weights=weights, data=data, **both)
     elif "eps" not in typed:

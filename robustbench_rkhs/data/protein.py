@@ -31,7 +31,7 @@ class Protein(DataSet):
     box: ClassVar[Box] = "none"
 
     name: Literal["protein"] = "protein"
-    family: str = "1.1"
+    family: str = Field("1.1", pattern=r"^\d{1,3}\.\d{1,3}$")
     """SCOP number of the task: 1.1 1.34 2.1 2.8 2.19 2.31 2.34 2.41 3.19 3.25 3.33 3.50."""
     encoding: Encoding = "blosum62"
     """The encoding of an amino acid: `one_hot`, or `blosum62`, its row of the matrix at length 1."""

@@ -25,6 +25,7 @@ from robustbench_rkhs.layers.borders import (
 from robustbench_rkhs.layers.lowered import chain, linear, lowered
 from robustbench_rkhs.lipschitz import Bound, Uncertifiable, affine, constants, fan, rule
 from robustbench_rkhs.lipschitz.bounds import spectral, weights
+from robustbench_rkhs.runtime.precision import without_autocast
 
 SMALLEST = 1e-250
 """Column sums below it (the largest entry being one) count as zero: a zero column stays zero."""
@@ -53,7 +54,7 @@ class AOL(nn.Module):
 
     def matrix(self) -> Float[Tensor, "outputs inputs"]:
         """The rescaled weight, in float64."""
-        with torch.autocast(self.weight.device.type, enabled=False):
+        with without_autocast(self.weight):
             free, _ = unit_peak(precise(self.weight))
             wide = self.in_features > self.out_features
             sums = (free @ free.T if wide else free.T @ free).abs().sum(1)
@@ -99,7 +100,7 @@ class AOLConv(nn.Module):
 
     def kernel(self) -> Float[Tensor, "outputs inputs kernel kernel"]:
         """The rescaled weight, in float64."""
-        with torch.autocast(self.weight.device.type, enabled=False):
+        with without_autocast(self.weight):
             free, _ = unit_peak(precise(self.weight))
             size, stride = free.shape[-1], self.stride
             blocks = functional.pixel_unshuffle(functional.pad(free, (0, -size % stride) * 2), stride)

@@ -52,7 +52,7 @@ def gram_bound(matrices: Inexact[Tensor, "batch rows columns"]) -> Float[Tensor,
     as G is Hermitian. Each square is divided by its Frobenius norm, whose power is gathered: nothing overflows. Zeros give 0.
     """
     peak = matrices.detach().abs().amax()
-    if peak == 0:
+    if not peak.is_meta and peak == 0:
         return matrices.abs().sum()
     rows, columns = matrices.shape[-2:]
     scaled = matrices / peak

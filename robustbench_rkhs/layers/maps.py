@@ -14,6 +14,7 @@ from robustbench_rkhs.layers.lowered import chain, linear, lowered
 from robustbench_rkhs.lipschitz import Bound, Uncertifiable, affine, constants, fan
 from robustbench_rkhs.lipschitz.bounds import spectral, weights
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.precision import without_autocast
 
 
 class DenseMap(nn.Module):
@@ -37,7 +38,7 @@ class DenseMap(nn.Module):
         return parameter.to(torch.float32 if parameter.device.type == "mps" else torch.float64)
 
     def forward(self, x: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch outputs"]:
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             matrix = self.matrix()
         return activated(functional.linear(x, matrix.to(x.dtype), self.bias), self.activation)
 
@@ -61,7 +62,7 @@ class FourierMap(FourierConv):
         """M at each frequency."""
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch outputs rows columns"]:
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return activated(self.mapped(x, self.matrices(self.torus(*x.shape[-2:]))), self.activation)
 
     def mapped(self, x: Tensor, matrices: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from robustbench_rkhs.layers.borders import checked, finite, precise
 from robustbench_rkhs.layers.lowered import linear, lowered
 from robustbench_rkhs.lipschitz import Bound, Uncertifiable, affine, fan, rule
 from robustbench_rkhs.lipschitz.bounds import spectral, weights
+from robustbench_rkhs.runtime.precision import without_autocast
 
 
 class LinearNormalized(nn.Module):
@@ -30,7 +31,7 @@ class LinearNormalized(nn.Module):
 
     def matrix(self) -> Float[Tensor, "classes features"]:
         """The rows of length one, in float64."""
-        with torch.autocast(self.weight.device.type, enabled=False):
+        with without_autocast(self.weight):
             weight = precise(self.weight)
             peak = weight.detach().abs().amax(1, keepdim=True)
             scaled = weight / torch.where(peak > 0, peak, 1)

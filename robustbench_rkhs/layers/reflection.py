@@ -32,6 +32,7 @@ from robustbench_rkhs.layers.borders import (
 from robustbench_rkhs.layers.lowered import hold, lowered
 from robustbench_rkhs.lipschitz import Bound, Uncertifiable, constants, fan, rule
 from robustbench_rkhs.lipschitz.bounds import spectral, upwards, weights
+from robustbench_rkhs.runtime.precision import without_autocast
 
 SHORTEST = 1e-30
 """Hidden units whose sqrt(T) is shorter count as zero: b / sqrt(T) would leave float32."""
@@ -53,7 +54,7 @@ class Factor(nn.Module):
 
     def factor(self) -> tuple[Float[Tensor, "inner *inputs"], Float[Tensor, " inner"]]:
         """U^T and c in float64. Nothing of W^T relu is lost: T^-1 relu(u) = T^(-1/2) relu(T^(-1/2) u)."""
-        with torch.autocast(self.weight.device.type, enabled=False):
+        with without_autocast(self.weight):
             weight, peak = unit_peak(precise(self.weight))
             squares = self.squares(weight)
             inverse = inverse_root(squares, squares.sqrt() * peak > SHORTEST)

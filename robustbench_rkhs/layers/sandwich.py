@@ -11,6 +11,7 @@ from robustbench_rkhs.layers.lowered import hold, linear, lowered
 from robustbench_rkhs.lipschitz import Bound, Uncertifiable, affine, constants, fan, rule
 from robustbench_rkhs.lipschitz.bounds import spectral, upwards, weights
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.precision import without_autocast
 
 BALANCED = 3 - 2 * math.sqrt(2)
 """z with (1 - z) / (1 + z) = 1 / sqrt 2: V^T V = z I gives A and B singular values 1 / sqrt 2, and 2 A^T B singular
@@ -42,7 +43,7 @@ class _Cayley(nn.Module):
         zeros.
         """
         weight = self.weight.to(torch.float32 if self.weight.device.type == "mps" else torch.float64)
-        with torch.autocast(weight.device.type, enabled=False):
+        with without_autocast(weight):
             peak = weight.detach().abs().amax()
             scaled = weight / torch.where(peak > 0, peak, 1)  # no square of an entry under- or overflows
             free = scaled * (self.alpha.to(weight.dtype) / scaled.norm().clamp_min(1e-6))

@@ -14,6 +14,7 @@ from robustbench_rkhs.layers.maps import FourierMap, fourier_bound
 from robustbench_rkhs.layers.sandwich import BALANCED
 from robustbench_rkhs.lipschitz import Bound, Uncertifiable, constants, fan, rule
 from robustbench_rkhs.lipschitz.bounds import spectral, upwards, weights
+from robustbench_rkhs.runtime.precision import without_autocast
 
 
 def started(inputs: int, outputs: int, taps: int) -> Tensor:
@@ -58,7 +59,7 @@ class SandwichConv(FourierConv):
         return q[:, : self.out_channels], q[:, self.out_channels :].mH
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch outputs rows columns"]:
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return self.mapped(x, *self.matrices(self.torus(*x.shape[-2:])))
 
     def mapped(self, x: Tensor, outer: Tensor, inner: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
 """Full precision: TF32, bfloat16 and Winograd short cuts and autocast switched off while anything is measured or proved."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from robustbench_rkhs.nodes.node import UserError
 
@@ -53,3 +55,8 @@ def _nnpack() -> bool:
     (was,) = torch.backends.nnpack.set_flags(False)
     torch.backends.nnpack.set_flags(was)
     return bool(was)
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """The tensor's own type of number inside of an autocast block; nothing where it holds no numbers (device `meta`)."""
+    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)

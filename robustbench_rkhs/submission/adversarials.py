@@ -15,6 +15,7 @@ from robustbench_rkhs.attacks.counted import answered
 from robustbench_rkhs.evaluation.predictions import counting
 from robustbench_rkhs.layers.frozen import freeze
 from robustbench_rkhs.networks.smoothed import Smoothed
+from robustbench_rkhs.nodes.limits import STRANGERS, Limits
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.digests import weights_digest
 from robustbench_rkhs.runtime.precision import full_precision
@@ -55,7 +56,13 @@ class Judged:
         return lines + ([f"  refused    {len(refused) - shown} more"] if len(refused) > shown else [])
 
 
-def named_by(stored: Adversarials, model: str | None = None, weights: str | None = None, data: str | None = None) -> NamedModel:
+def named_by(
+    stored: Adversarials,
+    model: str | None = None,
+    weights: str | None = None,
+    data: str | None = None,
+    limits: Limits = STRANGERS,
+) -> NamedModel:
     """The model and data a file speaks of, or those given. Raises UserError where they cannot be found.
 
     A header is a stranger's: it may name a checkpoint here and a known data set, never a path or code.
@@ -77,7 +84,13 @@ def named_by(stored: Adversarials, model: str | None = None, weights: str | None
     except ValueError:
         raise UserError(f"the file speaks of noise of sigma {found[1][:20]!r}, which is no number") from None
     if not 0 < votes <= 100_000 or not 0 < recount <= 100_000 or not seed < 2**63:
-        raise UserError(f"the file asks for {votes} and {recount} votes of seed {seed}: expected 1 to 100000")
+        raise UserError(
+            f"the file asks for {str(votes)[:20]} and {str(recount)[:20]} votes: expected 1 to 100000, and a seed of 63 bits"
+        )
+    if (total := len(stored.index) * (votes + 2 * recount)) > limits.votes:
+        raise UserError(f"the file asks for {total:,} votes on its images, expected at most {limits.votes:,} (--limits votes=...)")
+    if not 0 < sigma < 100:
+        raise UserError(f"the file speaks of noise of sigma {sigma:g}: expected one above 0 and below 100")
     return smoothed(named, sigma, votes=votes, recount=recount, seed=seed)
 
 

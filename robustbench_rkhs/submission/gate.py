@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from datetime import date
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +13,52 @@ import numpy as np
 import torch
 
 from robustbench_rkhs import verdicts
+from robustbench_rkhs.data import DataSet
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
-from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.evaluation.subject import Subject
+from robustbench_rkhs.nodes.limits import STRANGERS, Limits
 from robustbench_rkhs.nodes.names import folder_of
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.paths import models_folder
 from robustbench_rkhs.reports import report
 from robustbench_rkhs.runtime.messages import Say
 from robustbench_rkhs.submission.adversarials import Judged, judge, named_by
+from robustbench_rkhs.submission.confined import evaluations
 from robustbench_rkhs.training import checkpoint
+from robustbench_rkhs.training.recipe import TrainRecipe
 from robustbench_rkhs.verdicts import About, Evaluation
+from robustbench_rkhs.zoo import SETS
 
 ALLOWED = {"config.json", "model.safetensors", "recipe.yaml", "metrics.jsonl", "README.md", "last.safetensors"}
-LARGEST = 2 << 30
-"""Bytes a submitted file may have."""
 
 
-def check(path: Path) -> None:
-    """The folder holds weights and a recipe, nothing else: no code, no links, no giants. Raises UserError."""
+def check(path: Path, limits: Limits = STRANGERS) -> str:
+    """The folder's name, which holds weights and a recipe, nothing else: no code, no links, no giants. Raises UserError."""
     if not path.is_dir():
         raise UserError(f"no checkpoint folder {str(path)!r}")
-    for entry in sorted(path.iterdir()):
+    if path.is_symlink():
+        raise UserError(f"{path} is a link: expected the folder itself")
+    entries = list(islice(path.iterdir(), 2 * len(ALLOWED)))
+    for entry in sorted(entries):
         if entry.is_symlink() or not entry.is_file():
             raise UserError(f"{path}: {entry.name!r} is not a plain file")
         if entry.name not in ALLOWED and entry.name != "resume.pt":
-            raise UserError(f"{path}: unexpected file {entry.name!r}; expected only {', '.join(sorted(ALLOWED))}")
-        if entry.stat().st_size > LARGEST:
-            raise UserError(f"{path}: {entry.name!r} is larger than {LARGEST >> 30} GiB")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", path.resolve().name):
+            raise UserError(f"{path}: unexpected file {entry.name[:80]!r}; expected only {', '.join(sorted(ALLOWED))}")
+        if entry.stat().st_size > limits.weights and entry.name != "resume.pt":
+            raise UserError(f"{path}: {entry.name!r} is larger than {limits.weights:,} bytes (--limits weights=...)")
+    name = path.resolve().name
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
         raise UserError(f"{path}: expected a folder name of letters, digits, _ . - (64 at most)")
+    return name
+
+
+def known_data(recipe: TrainRecipe) -> DataSet:
+    """The data set of a stranger's recipe, one of those that are known by name. Raises UserError for a file, a folder or code."""
+    if type(recipe.data) not in SETS.values():
+        raise UserError(
+            f"its recipe names data of its own ({recipe.data.label}); expected one of the known sets: {', '.join(SETS)}"
+        )
+    return recipe.data
 
 
 def refusal(done: Evaluation) -> str | None:
@@ -68,27 +85,33 @@ def submit(
     device: str,
     out: Path,
     command: str = "",
+    limits: Limits = STRANGERS,
     say: Say = lambda line: None,
 ) -> Iterator[str]:
-    """Yield what happened, step by step. Raises UserError with the reason of a refusal; then the board is as it was."""
-    check(path)
-    name = path.resolve().name
-    loaded = checkpoint.load(path)
+    """Yield what happened, step by step. Raises UserError with the reason of a refusal; then the board is as it was.
+
+    `limits`: the most that its files may ask for, and that its evaluation may use, which runs in a process of its own.
+    """
+    name = check(path, limits)
+    said = checkpoint.described(path, limits=limits)
     listed = {found.stem for found in models_folder().glob("*.yaml")}
     mine = models_folder().resolve().parent / "checkpoints" / name
     if name in listed and mine.resolve() != path.resolve():
         raise UserError(f"{name!r} is the name of a listed model: choose another for the folder")
-    test = loaded.recipe.data.test()
-    if test.digest != loaded.config.get("data_digest"):
-        raise UserError(f"{path}: trained for data of digest {loaded.config.get('data_digest')}, ours is {test.digest}")
-    yield f"checked: {name}, {sum(t.numel() for t in loaded.model.state_dict().values()):,} numbers, digest {loaded.weights[:12]}"
+    test = known_data(said.recipe).test()
+    if test.digest != said.config.get("data_digest"):
+        found = str(said.config.get("data_digest"))[:64]
+        raise UserError(f"{path}: trained for data of digest {found}, ours is {test.digest}")
+    yield f"checked: {name}, {said.numbers:,} numbers, digest {said.weights[:12]}"
     staged = folder_of(out / "submissions", name)
-    look = recipe.model_copy(update={"samples": min(sample, len(test))})
-    first = evaluate(loaded.model, test, look, name=name, folder=staged, device=device, command=command, say=say)
+    looks = [recipe.model_copy(update={"samples": min(sample, len(test))}), recipe]
+    done = evaluations(path, name, looks, device, staged, command, limits, say)
+    first = next(done)
     _gate(first, name, staged)
     row = verdicts.summary(first).iloc[-1]
     yield f"sample of {len(verdicts.states(first, 0.0))}: clean {row['clean']:.1%}, robust at {row['eps']:g} {row['robust']:.1%}"
-    full = evaluate(loaded.model, test, recipe, name=name, folder=staged, device=device, command=command, say=say)
+    full = next(done)
+    done.close()
     _gate(full, name, staged)
     target = folder_of(out / "verdicts", name)
     target.mkdir(parents=True, exist_ok=True)
@@ -112,13 +135,14 @@ def submit_adversarials(
     device: str,
     out: Path,
     command: str = "",
+    limits: Limits = STRANGERS,
 ) -> Iterator[str]:
     """Yield what happened; confirmed images count on the leaderboard against every evaluation of the same weights.
 
     Raises UserError where the file is none, or no image is confirmed; then the board is as it was.
     """
-    stored = verdicts.read_adversarials(path)
-    judged = judge(stored, named_by(stored, model, weights, data), device)
+    stored = verdicts.read_adversarials(path, limits)
+    judged = judge(stored, named_by(stored, model, weights, data, limits), device)
     yield from judged.lines()
     if not judged.confirmed.any():
         raise UserError(f"{path} is refused: none of its {len(judged.reasons)} images is confirmed")

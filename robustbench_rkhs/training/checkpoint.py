@@ -1,6 +1,5 @@
 """A checkpoint is a folder: config.json, model.safetensors, recipe.yaml, metrics.jsonl, README.md (its card)."""
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,15 +8,18 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.identity import fixed_logits, identity_of
+from robustbench_rkhs.networks.own import OwnNetwork
+from robustbench_rkhs.networks.skeleton import skeleton
 from robustbench_rkhs.nodes.code_names import CLOSED, Code
 from robustbench_rkhs.nodes.differences import changes
+from robustbench_rkhs.nodes.documents import json_of, read_text, yaml_of
+from robustbench_rkhs.nodes.limits import OWN, STRANGERS, Limits
 from robustbench_rkhs.nodes.node import UserError, did_you_mean
 from robustbench_rkhs.nodes.reasons import reason as reason_of
 from robustbench_rkhs.runtime.digests import weights_digest
@@ -32,6 +34,7 @@ from robustbench_rkhs.runtime.seals import (
     write_record,
     write_sealed,
 )
+from robustbench_rkhs.runtime.weights_file import weights_file
 from robustbench_rkhs.training.recipe import TrainRecipe
 from robustbench_rkhs.verifier.probes import agree
 
@@ -146,11 +149,42 @@ def halve(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.half() if name in large else tensor for name, tensor in state.items()}
 
 
-def load(folder: str | Path, code: Code = CLOSED) -> Checkpoint:
+def load(folder: str | Path, code: Code = CLOSED, limits: Limits = OWN) -> Checkpoint:
     """A checkpoint folder. Every tensor's name, shape and finiteness and the digest are checked; nothing is unpickled.
 
     `code`: whose code its recipe may name; nobody's where not given, so that nothing in the folder is imported.
-    Raises UserError where the folder is missing, half-written or altered, or names code that is not allowed.
+    `limits`: the most that its files may ask for. Raises UserError where the folder is missing, half-written or altered, names code
+    that is not allowed, or asks for more than the limits; memory is taken for the network once all else fits.
+    """
+    said = described(folder, code, limits)
+    path = said.folder / "model.safetensors"
+    model = build(said.recipe, said.shape, said.classes)
+    fill(model, read_safetensors(path), str(path))
+    _check_function(said.folder, said.config, said.recipe, model.eval(), code)
+    name = Path(os.path.abspath(said.folder)).name
+    return Checkpoint(name, model.eval(), said.recipe, said.config, weights_digest(model.state_dict()))
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a checkpoint folder says of itself, its files checked against one another; its network is not made yet."""
+
+    folder: Path
+    config: dict[str, Any]
+    recipe: TrainRecipe
+    shape: tuple[int, ...]
+    classes: int
+    numbers: int
+    """How many its tensors hold."""
+    weights: str
+    """sha256 of the tensors, as stored."""
+
+
+def described(folder: str | Path, code: Code = CLOSED, limits: Limits = STRANGERS) -> Described:
+    """A checkpoint folder, read without making its network. Raises UserError as `load` does.
+
+    Names, shapes and types of the tensors are held against the network on the device `meta`, then the tensors are read a piece at a
+    time. Cost: a few MB of memory, and 4 s a GiB of weights.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -158,41 +192,43 @@ def load(folder: str | Path, code: Code = CLOSED) -> Checkpoint:
     for file in ("config.json", "recipe.yaml", "model.safetensors"):
         if not (folder / file).is_file():
             raise UserError(f"checkpoint {str(folder)!r} is half-written: {file} is missing")
+    texts = {file: read_text(folder / file, limits) for file in ("config.json", "recipe.yaml")}
+    config = json_of(texts["config.json"], f"{folder}/config.json", limits)
+    if not isinstance(config, dict):
+        raise UserError(f"checkpoint {str(folder)!r}: config.json is not a mapping")
+    _check_seals(folder, config, "recipe.yaml")
+    stored = yaml_of(texts["recipe.yaml"], f"{folder}/recipe.yaml", limits)
     try:
-        config = json.loads((folder / "config.json").read_text())
-        _check_seals(folder, config)
-        config.pop("seal", None)
-        stored = yaml.safe_load((folder / "recipe.yaml").read_text())
         shape, classes = tuple(int(side) for side in config["shape"]), int(config["classes"])
         digest = str(config["weights"])
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise UserError(f"checkpoint {str(folder)!r}: unreadable config.json or recipe.yaml ({reason_of(error)})") from None
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise UserError(f"checkpoint {str(folder)!r}: config.json lacks what it must say ({reason_of(error)})") from None
     if not 1 <= len(shape) <= 3 or not all(0 < side <= 4096 for side in shape) or not 1 <= classes <= 100_000:
         raise UserError(f"checkpoint {str(folder)!r}: implausible shape {shape} or class count {classes}")
     if not isinstance(stored, dict):
         raise UserError(f"checkpoint {str(folder)!r}: recipe.yaml is not a mapping")
     recipe = TrainRecipe.parse(stored, f"{folder}/recipe.yaml", code)
-    state = read_safetensors(folder / "model.safetensors")
-    found = weights_digest(state)
+    tensors = weights_file(folder / "model.safetensors", limits)
+    if not isinstance(recipe.network, OwnNetwork):  # whose code need not know the device `meta`
+        tensors.must_fit(skeleton(recipe.network, shape, classes, len(tensors.tensors), tensors.numbers))
+    _check_seals(folder, config, "model.safetensors")
+    config.pop("seal", None)
+    found = tensors.digest()
     if found != digest:
         raise UserError(f"checkpoint {str(folder)!r}: weights have digest {found[:12]}, config.json names {digest[:12]}")
-    model = build(recipe, shape, classes)
-    fill(model, state, str(folder / "model.safetensors"))
-    _check_function(folder, config, recipe, model.eval(), code)
-    return Checkpoint(Path(os.path.abspath(folder)).name, model.eval(), recipe, config, weights_digest(model.state_dict()))
+    return Described(folder, config, recipe, shape, classes, tensors.numbers, found)
 
 
-def _check_seals(folder: Path, config: dict[str, Any]) -> None:
-    """Raises UserError where config.json is of another format, Damaged where a file is not the one it names."""
+def _check_seals(folder: Path, config: dict[str, Any], name: str) -> None:
+    """Raises UserError where config.json is of another format, Damaged where it or this file is not as it was written."""
     if config.get("format") not in (FORMAT, UNSEALED):
-        raise UserError(f"checkpoint {str(folder)!r}: expected format {FORMAT}, found {config.get('format')!r}")
+        raise UserError(f"checkpoint {str(folder)!r}: expected format {FORMAT}, found {config.get('format')!r:.40}")
     if config["format"] == UNSEALED:
         return
     seal_of(folder / "config.json", required=True)
     said = config.get("seals")
-    for name in SEALED:
-        if not isinstance(said, dict) or seal_of(folder / name, required=True) != said.get(name):
-            raise Damaged(folder / name, "it is not the file that config.json names")
+    if not isinstance(said, dict) or seal_of(folder / name, required=True) != said.get(name):
+        raise Damaged(folder / name, "it is not the file that config.json names")
 
 
 def _check_function(folder: Path, config: dict[str, Any], recipe: TrainRecipe, model: nn.Module, code: Code) -> None:

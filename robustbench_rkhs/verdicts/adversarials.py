@@ -3,6 +3,7 @@
 import json
 import re
 import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from robustbench_rkhs.nodes.documents import json_of
+from robustbench_rkhs.nodes.limits import OWN, STRANGERS, Limits
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import reason as reason_of
 from robustbench_rkhs.runtime.seals import Damaged, seal_of, write_archive
 
 FORMAT, VERSION = "robustbench_rkhs adversarials", 1
-LARGEST = 2**33
-"""Bytes of a file beyond which it is not read."""
+PIECE = 1 << 22
+"""Bytes that are looked at at once."""
 TYPES = {
     "index": ("<i8",),
     "images": ("<f4", "<f8"),
@@ -88,14 +91,15 @@ def write_adversarials(stored: Adversarials, path: str | Path) -> Path:
     return Path(path)
 
 
-def read_adversarials(path: str | Path) -> Adversarials:
-    """The images in a file; nothing is unpickled. Raises UserError, in one line, where it is no such file."""
+def read_adversarials(path: str | Path, limits: Limits = STRANGERS) -> Adversarials:
+    """The images in a file; nothing is unpickled. Raises UserError, in one line, where it is no such file, or beyond the limits.
+
+    Names, types and shapes are checked before the images are read, and these are seen to be finite before they are kept.
+    """
     path = Path(path)
-    arrays = read_arrays(path, TYPES, "a file of adversarial images")
-    try:
-        about = json.loads(arrays.pop("header").tobytes().decode("utf-8"), parse_constant=_refused)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a file of adversarial images: its header is not JSON: {reason_of(error)}") from None
+    arrays = read_arrays(path, TYPES, "a file of adversarial images", limits, _shapes_fault)
+    header = arrays.pop("header").tobytes().decode("utf-8", "replace")
+    about = json_of(header, f"{path}: not a file of adversarial images: its header", limits)
     if not isinstance(about, dict) or about.get("format") != FORMAT or about.get("version") != VERSION:
         raise UserError(f"{path}: not a file of adversarial images: expected a header of format {FORMAT!r}, version {VERSION}")
     return Adversarials.checked({key: value for key, value in about.items() if key not in ("format", "version")}, arrays, str(path))
@@ -111,14 +115,21 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray], durable: bool = True
     return write_archive(path, write, durable)
 
 
-def read_arrays(path: Path, types: dict[str, tuple[str, ...]], what: str) -> dict[str, np.ndarray]:
+def read_arrays(
+    path: Path,
+    types: dict[str, tuple[str, ...]],
+    what: str,
+    limits: Limits = OWN,
+    fault: Callable[[Mapping[str, tuple[int, ...]]], str | None] = lambda shapes: None,
+) -> dict[str, np.ndarray]:
     """Exactly these arrays of an uncompressed .npz, each of one of its types, looked at before a byte of it is loaded.
 
-    Raises UserError where the file is missing, truncated, compressed, pickled, or lacks an array.
+    `fault`: what is wrong with the shapes that the headers tell, None where nothing is. Raises UserError where the file is missing,
+    truncated, compressed, pickled, or lacks an array, or where an array is not finite.
     """
     try:
-        if path.stat().st_size > LARGEST:
-            raise UserError(f"{path}: not {what}: larger than {LARGEST} bytes")
+        if path.stat().st_size > limits.images:
+            raise UserError(f"{path}: not {what}: larger than {limits.images:,} bytes")
         seal_of(path)
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -128,7 +139,10 @@ def read_arrays(path: Path, types: dict[str, tuple[str, ...]], what: str) -> dic
             if missing or unknown:
                 faults = [f"{word} {', '.join(found)}" for word, found in (("missing", missing), ("unexpected", unknown)) if found]
                 raise UserError(f"{path}: not {what}: arrays {'; '.join(faults)[:200]}")
-            return {name: _array(archive, member, types[name]) for name, member in zip(names, members, strict=True)}
+            told = {name: _told(archive, member, types[name]) for name, member in zip(names, members, strict=True)}
+            if wrong := fault({name: one.shape for name, one in told.items()}):
+                raise UserError(f"{path}: not {what}: {wrong}")
+            return {name: one.read(archive) for name, one in told.items()}
     except FileNotFoundError:
         raise UserError(f"no file {str(path)!r}") from None
     except Damaged as damaged:
@@ -138,10 +152,36 @@ def read_arrays(path: Path, types: dict[str, tuple[str, ...]], what: str) -> dic
         raise UserError(f"{path}: not {what}: {reason}") from None
 
 
-def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, types: tuple[str, ...]) -> np.ndarray:
-    """One array; its type and size are read first. Raises ValueError."""
+@dataclass(frozen=True)
+class _Told:
+    """What an array's own header says, which its size bears out; nothing of it is read yet."""
+
+    member: zipfile.ZipInfo
+    begin: int
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype[Any]
+
+    def read(self, archive: zipfile.ZipFile) -> np.ndarray:
+        """The array. Raises ValueError where a number in it is NaN or infinite."""
+        if self.dtype.kind == "f":
+            for piece in self._pieces(archive):
+                if not np.isfinite(np.frombuffer(piece, self.dtype)).all():
+                    raise ValueError(f"array {self.member.filename.removesuffix('.npy')!r} holds NaN or infinity")
+        stored = b"".join(self._pieces(archive))
+        return np.frombuffer(stored, self.dtype).reshape(self.shape, order="F" if self.fortran else "C")
+
+    def _pieces(self, archive: zipfile.ZipFile) -> Iterator[bytes]:
+        with archive.open(self.member) as handle:
+            handle.seek(self.begin)
+            while piece := handle.read(PIECE):
+                yield piece
+
+
+def _told(archive: zipfile.ZipFile, member: zipfile.ZipInfo, types: tuple[str, ...]) -> _Told:
+    """The header of one array. Raises ValueError."""
     name = member.filename.removesuffix(".npy")
-    if member.compress_type != zipfile.ZIP_STORED:
+    if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
         raise ValueError(f"array {name!r} is compressed, expected it stored (np.savez)")
     with archive.open(member) as handle:
         version = np.lib.format.read_magic(handle)
@@ -151,12 +191,21 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, types: tuple[str, 
         shape, fortran, dtype = readers[version](handle)
         if dtype.hasobject or not any(dtype.str.startswith(one) if one == "<U" else dtype.str == one for one in types):
             raise ValueError(f"array {name!r} holds {dtype}, expected {' or '.join(types)}")
-        stored = handle.read()
-        if len(stored) != prod(shape) * dtype.itemsize:
-            raise ValueError(f"array {name!r} of shape {shape} has {len(stored)} bytes")
-    if not dtype.itemsize:
-        return np.zeros(shape, dtype)
-    return np.frombuffer(stored, dtype).reshape(shape, order="F" if fortran else "C")
+        begin, entries = handle.tell(), int(prod(list(shape)))
+    if len(shape) > 8 or any(side < 0 for side in shape) or member.file_size - begin != entries * dtype.itemsize:
+        raise ValueError(f"array {name!r} of shape {str(shape)[:80]} has {member.file_size - begin} bytes")
+    if not dtype.itemsize and entries:
+        raise ValueError(f"array {name!r} of {entries:,} entries holds no bytes")
+    return _Told(member, begin, shape, fortran, dtype)
+
+
+def _shapes_fault(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """What is wrong with the shapes of a file's arrays."""
+    for name, shape in {"index": shapes["index"], **shapes}.items():
+        sides = (2, 3, 4) if name == "images" else (1,)
+        if len(shape) not in sides or (name != "header" and shape[0] != shapes["index"][0]):
+            return f"{name} has shape {shape}, index {shapes['index']}"
+    return None
 
 
 def _header_fault(about: dict[str, Any]) -> str | None:
@@ -199,7 +248,3 @@ def _arrays_fault(arrays: dict[str, np.ndarray]) -> str | None:
     if not all(1 <= len(name) <= 200 and name.isprintable() for name in arrays["method"].tolist()):
         return "method holds something else than 1 to 200 printable characters"
     return None
-
-
-def _refused(word: str) -> Any:
-    raise ValueError(f"{word} is no JSON number")

@@ -13,6 +13,7 @@ from robustbench_rkhs.evaluation.predictions import classes_of
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.nodes.arguments import checked_arguments
 from robustbench_rkhs.nodes.code_names import CLOSED, Code, allowed
+from robustbench_rkhs.nodes.limits import OWN, STRANGERS, Limits
 from robustbench_rkhs.nodes.names import plain_name
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse, with_fields
@@ -21,7 +22,7 @@ from robustbench_rkhs.runtime.messages import Say
 from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.training.recipe import TrainRecipe
 from robustbench_rkhs.zoo.builders import is_builder, load_builder
-from robustbench_rkhs.zoo.data_names import named_data
+from robustbench_rkhs.zoo.data_names import SETS, named_data
 from robustbench_rkhs.zoo.hub import fetched
 from robustbench_rkhs.zoo.images import test_images
 from robustbench_rkhs.zoo.models import adapted
@@ -89,7 +90,9 @@ def load_model(
     if name.startswith("timm:"):
         named = _timm(name, weights, images)
     elif name.startswith("hf:"):
-        named = replace(_checkpoint(fetched(name.removeprefix("hf:")), images), name=name.rpartition("/")[2])
+        named = replace(_checkpoint(fetched(name.removeprefix("hf:")), images, limits=STRANGERS), name=name.rpartition("/")[2])
+        if images is None and type(named.data) not in SETS.values():
+            raise UserError(f"model {name!r}: its recipe names data of its own; name them here by --data")
     elif name.endswith((".safetensors", ".pth", ".pt")):
         raise UserError(
             f"model {name!r} is a file of weights, not a network: --model NAME or FILE.py:BUILDER, with --weights {name}"
@@ -105,8 +108,8 @@ def load_model(
     return named
 
 
-def _checkpoint(folder: Path, data: DataSet | None, code: Code = CLOSED) -> NamedModel:
-    loaded = checkpoint.load(folder, code)
+def _checkpoint(folder: Path, data: DataSet | None, code: Code = CLOSED, limits: Limits = OWN) -> NamedModel:
+    loaded = checkpoint.load(folder, code, limits)
     shape, classes = tuple(loaded.config["shape"]), int(loaded.config["classes"])
     return NamedModel(loaded.name, loaded.model, data or loaded.recipe.data, loaded.recipe.seed, shape, classes)
 

@@ -1,0 +1,80 @@
+"""A stranger's bundle evaluated in a process of its own: `python -m robustbench_rkhs.submission.confined`, a job on standard input.
+
+Its result is the table that it writes; on standard output it says where that is, a JSON object a line.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from robustbench_rkhs import verdicts
+from robustbench_rkhs.evaluation.recipe import EvalRecipe
+from robustbench_rkhs.nodes.code_names import code_in
+from robustbench_rkhs.nodes.limits import Limits
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.parsing import parse
+from robustbench_rkhs.runtime.children import confine, end_with, messages
+from robustbench_rkhs.runtime.messages import Say
+from robustbench_rkhs.verdicts import Evaluation
+
+
+def evaluations(
+    path: Path, name: str, recipes: list[EvalRecipe], device: str, folder: Path, command: str, limits: Limits, say: Say
+) -> Generator[Evaluation]:
+    """The bundle evaluated by one recipe after the other, each when it is asked for; its tables are under folder/name.
+
+    Raises UserError where the bundle is refused, or needs more memory or time than the limits allow.
+    """
+    job = {
+        "path": str(path),
+        "name": name,
+        "recipes": [recipe.model_dump(mode="json", exclude_unset=True) for recipe in recipes],
+        "device": device,
+        "folder": str(folder),
+        "command": command,
+        "limits": limits.model_dump(mode="json"),
+    }
+    for message in messages(__name__, job, limits):
+        if "refused" in message:
+            raise UserError(str(message["refused"]))
+        if "table" in message:
+            yield verdicts.read(str(message["table"]))
+        elif "line" in message:
+            say(str(message["line"]))
+
+
+def _tell(**message: Any) -> None:
+    os.write(OUTPUT, json.dumps(message).encode() + b"\n")
+
+
+def _work(job: dict[str, Any]) -> None:
+    """Load the bundle, evaluate it, say where each table is."""
+    import torch
+
+    from robustbench_rkhs.evaluation.run import evaluate
+    from robustbench_rkhs.training import checkpoint
+
+    limits = parse(Limits, job["limits"], "limits")
+    torch.set_num_threads(min(limits.threads, os.cpu_count() or 1))
+    confine(limits, memory=torch.device(job["device"]).type == "cpu")
+    loaded = checkpoint.load(job["path"], limits=limits)
+    test = loaded.recipe.data.test()
+    for stored in job["recipes"]:
+        recipe = parse(EvalRecipe, stored, "evaluation", code_in(stored))
+        where = {"name": job["name"], "folder": job["folder"], "device": job["device"], "command": job["command"]}
+        done = evaluate(loaded.model, test, recipe, **where, say=lambda line: _tell(line=line))
+        _tell(table=str(done.path))
+
+
+if __name__ == "__main__":
+    OUTPUT = os.dup(1)
+    os.dup2(2, 1)  # what a library prints is no message
+    given = json.loads(sys.stdin.buffer.read())
+    end_with(int(given["parent"]))
+    try:
+        _work(given)
+    except UserError as refused:
+        _tell(refused=str(refused))
