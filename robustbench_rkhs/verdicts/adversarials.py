@@ -203,8 +203,10 @@ def _shapes_fault(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     """What is wrong with the shapes of a file's arrays."""
     for name, shape in {"index": shapes["index"], **shapes}.items():
         sides = (2, 3, 4) if name == "images" else (1,)
-        if len(shape) not in sides or (name != "header" and shape[0] != shapes["index"][0]):
-            return f"{name} has shape {shape}, index {shapes['index']}"
+        if len(shape) not in sides:
+            return f"{name} has shape {shape}"
+        if name != "header" and shape[0] != shapes["index"][0]:
+            return f"{name} has {shape[0]} entries, index {shapes['index'][0]}"
     return None
 
 
