@@ -24,10 +24,12 @@ from robustbench_rkhs.certificates import EclipseCertificate, LipLTCertificate, 
 from robustbench_rkhs.cli.evaluate import main as evaluate_main
 from robustbench_rkhs.cli.verify import main as verify_main
 from robustbench_rkhs.data import Split
+from robustbench_rkhs.identity import identity_of
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.paths import find_checkpoint
 from robustbench_rkhs.proofs import export, write_proof
 from robustbench_rkhs.training import checkpoint
+from robustbench_rkhs.training.recipe import TrainRecipe
 from robustbench_rkhs.verdicts import About, Evaluation
 from robustbench_rkhs.verifier import activations, build, eclipse, kernels, liplt, norms
 from robustbench_rkhs.verifier.affine import Diagonal, Fit, Linear, Unshuffle
@@ -418,6 +420,28 @@ def test_shipped_models_go_round_and_belong_to_their_checkpoints(name, tmp_path,
     assert said.endswith("verified\n") and f"{share:.2%} at eps 0.25" in said and "the checkpoint's digest" in said
     other = find_checkpoint("digits_conv" if name != "digits_conv" else "digits_mlp") / "model.safetensors"
     assert main([str(folder), "--weights", str(other)]) == 1 and "has digest" in capsys.readouterr().out
+
+
+def test_the_same_tensors_in_another_network_are_not_what_was_proved(tmp_path, monkeypatch):
+    recipe = TrainRecipe.read("digits_sandwich", {"network.hidden": "[4]"})
+    test = recipe.data.test()
+    model = checkpoint.build(recipe, test.shape, 10).eval()
+    split = test.sample(5, 0)
+    identity = identity_of(model, test.shape)
+    monkeypatch.setitem(globals(), "ABOUT", ABOUT.but(**identity._asdict()))
+    put(model, split, MarginCertificate().radii(model, split.x, split.y).numpy(), tmp_path / "p")
+    places = {}
+    for name, line in (("same", {}), ("other", {"network.lipschitz": "10.0"})):
+        other = TrainRecipe.read("digits_sandwich", {"network.hidden": "[4]", **line})
+        checkpoint.save(tmp_path / name, other, test, model.state_dict(), "# card\n")
+        places[name] = tmp_path / name / "model.safetensors"
+    assert "the network answers as the checkpoint does" in " ".join(verify(tmp_path / "p", checkpoint=places["same"]).notes)
+    with pytest.raises(Rejected, match="the checkpoint is of function"):
+        verify(tmp_path / "p", checkpoint=places["other"])
+    config = json.loads((tmp_path / "other/config.json").read_text())
+    (tmp_path / "other/config.json").write_text(json.dumps(config | {"key": identity.key}))
+    with pytest.raises(Rejected, match="answers the fixed images otherwise than the checkpoint"):
+        verify(tmp_path / "p", checkpoint=places["other"])
 
 
 def test_weights_digest_in_every_precision(tmp_path):

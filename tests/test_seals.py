@@ -212,7 +212,8 @@ def test_words_that_read_like_a_seal_are_no_seal(tmp_path):
 
 def test_a_seal_across_pieces_of_reading_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(seals, "CHUNK", 64)
-    for before in range(60, 70):
-        path = tmp_path / "x"
-        seals.write_sealed(path, lambda one, before=before: one.write_bytes(b"x" * before + seals.BLANK.encode() + b"y" * 99))
-        assert seals.seal_of(path, required=True)
+    for before in (0, *range(60, 70), 128):
+        for after in (0, 10, 99, 300):
+            path, text = tmp_path / "x", b"x" * before + seals.BLANK.encode() + b"y" * after
+            seals.write_sealed(path, lambda one, text=text: one.write_bytes(text), durable=False)
+            assert seals.seal_of(path, required=True)

@@ -12,8 +12,8 @@ from robustbench_rkhs.attacks import PGD
 from robustbench_rkhs.cli.warnings import warnings_of
 from robustbench_rkhs.evaluation import counting, diagnosis_phase
 from robustbench_rkhs.evaluation.run import evaluate
+from robustbench_rkhs.identity import key_of
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.runtime.digests import weights_digest
 
 QUICK = (PGD(steps=5, targets=0),)
 COUNT = 10
@@ -73,7 +73,7 @@ def test_what_breaks_the_twin_is_counted_where_false_gradients_hid_it(lied, norm
     assert (rows["backwards"] > 0).all() and verdicts.by_attack(done)["masked"].any()
     by_name = {one.name: one for one in done.about.diagnostics}
     assert by_name["transfer"].tripped and "transfer" in done.about.marks
-    assert by_name["transfer"].twin == done.about.twin == weights_digest(oracle.model.state_dict())
+    assert by_name["transfer"].twin == done.about.twin == key_of(oracle.model)
     assert any(done.about.twin[:12] in line for line in warnings_of(done))
 
 

@@ -15,6 +15,7 @@ from robustbench_rkhs import verdicts
 from robustbench_rkhs.audit.factors import Linearised, Part, doubled, parts, power
 from robustbench_rkhs.bounds import eclipse_pairs, liplt_pairs, pairs, steps
 from robustbench_rkhs.data import Split
+from robustbench_rkhs.identity import key_of
 from robustbench_rkhs.lipschitz import Uncertifiable, affine
 from robustbench_rkhs.lipschitz.bounds import product
 from robustbench_rkhs.rkhs_norm import Unsound
@@ -93,6 +94,7 @@ def tightness(
         "about": {
             "model": name,
             "weights": weights_digest(model.state_dict()),
+            "key": key_of(model),
             "data": test.data,
             "data_digest": test.digest,
             "samples": len(split),
@@ -218,9 +220,9 @@ def _images(model: nn.Module, folder: str | Path | None, name: str) -> dict[str,
     """Certified radius over the distance of the nearest adversarial image, of images that have both; None without verdicts."""
     if folder is None or not Path(folder, name).is_dir():
         return None
-    digest, ratios = weights_digest(model.state_dict()), dict[int, float]()
+    key, ratios = key_of(model), dict[int, float]()
     for done in verdicts.read_all(Path(folder, name)):
-        if done.about.weights == digest and done.about.norm == "l2":
+        if done.about.key == key and done.about.norm == "l2":
             rows = verdicts.images(done)
             rows = rows[(rows["certified"] > 0) & np.isfinite(rows["broken"]) & (rows["broken"] > 0)]
             for index, ratio in zip(rows["index"].tolist(), (rows["certified"] / rows["broken"]).tolist(), strict=True):

@@ -29,6 +29,7 @@ def _rank(
     """
     from datetime import date
 
+    from robustbench_rkhs.identity import key_of
     from robustbench_rkhs.runtime.digests import weights_digest
     from robustbench_rkhs.runtime.seals import write_record
     from robustbench_rkhs.training.ranking import rank_report
@@ -43,6 +44,7 @@ def _rank(
             "data": subject.test.data,
             "data_digest": subject.test.digest,
             "weights": weights_digest(subject.model.state_dict()),
+            "key": key_of(subject.model),
             "seed": subject.seed,
             "date": date.today().isoformat(),
             "command": typed_command(),

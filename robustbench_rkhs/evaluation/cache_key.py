@@ -28,10 +28,12 @@ SOURCES = (
 )
 """What a part's contents depend on, in this package."""
 ELSEWHERE = {
+    "identity": "the model's key is in the key",
     "data": "the digest of the images is in the key",
     "networks": "the weights and the clean logits are in the key",
     "nodes": "the parsed settings are in the key",
     "runtime": "digests, devices and whole files: no arithmetic",
+    "verifier": "eight fixed images, whose logits are beside the key",
     "verdicts": "summaries of rows; which images are asked for is in the key",
 }
 """What else is imported on the way, and why a finished part stays what it is when that changes."""

@@ -28,6 +28,6 @@ def diagnose_images(subject: Subject, job: Job, transfer: Transfer | None) -> Pa
         images=len(positions),
         seed=subject.seed,
     )
-    twin = transfer.weights if transfer else None
+    twin = transfer.key if transfer else None
     named = tuple(replace(one, eps=eps, twin=twin if one.name == "transfer" else None) for one in done)
     return Part(subject.rows(positions[:0], ()), Noticed(diagnostics=named))

@@ -72,7 +72,7 @@ class DiagnosisPhase:
         given: dict[str, Any] = {"eps": eps, "closed": (work.certified[places] >= eps).tolist()}
         given["found"] = {name: [_plain(far) for far in found[places]] for name, found in sorted(_found(known, work).items())}
         if self.transfer is not None:
-            given |= {"twin": self.transfer.weights, "twin_answers": self.transfer.answers}
+            given |= {"twin": self.transfer.key, "twin_answers": self.transfer.answers}
         return work.scheduler.one(work.diagnose(places, given)).noticed.diagnostics
 
     def escalate(self, attacks: Mapping[str, Attack]) -> None:

@@ -31,6 +31,7 @@ from robustbench_rkhs.evaluation.scheduler import Scheduler
 from robustbench_rkhs.evaluation.store import Store
 from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.evaluation.work import Work
+from robustbench_rkhs.identity import identity_of, key_of
 from robustbench_rkhs.layers.frozen import freeze
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.nodes.code_names import TYPED
@@ -46,7 +47,7 @@ from robustbench_rkhs.runtime.modes import evaluating
 from robustbench_rkhs.runtime.precision import full_precision
 from robustbench_rkhs.verdicts import About, Evaluation, Nearest
 
-SAID = ("model", "weights", "data", "data_digest", "norm", "box", "samples", "date", "command", "versions", "smoothed")
+SAID = ("model", "weights", "key", "data", "data_digest", "norm", "box", "samples", "date", "command", "versions", "smoothed")
 """What a file of adversarial images repeats of what the evaluation is about."""
 KEPT = 2**30
 """Bytes of images up to which adversarial images are kept in memory where nobody said whether to."""
@@ -93,12 +94,13 @@ def evaluate(
     with evaluating(model, device):
         own = folder_of(folder, name) if folder else None
         nearest = Nearest() if adversarials else None
-        weights = weights_digest(model.state_dict())
-        subject = Subject(model, freeze(model), split.to(device), name, weights, device, recipe.seed, images=nearest is not None)
+        identity = identity_of(model, split.shape)
+        named = (name, identity.weights, device, recipe.seed, identity.key)
+        subject = Subject(model, freeze(model), split.to(device), *named, images=nearest is not None)
         store = Store(own / "parts" if own else None, nearest)
         with full_precision():
             run = _Run(subject, recipe, say, None if twin is None else _transfer(twin, subject))
-            run.note(command=command)
+            run.note(command=command, key=identity.key, logits=identity.logits)
             if isinstance(model, Smoothed):
                 run.note(smoothed=model.extra_repr())
             with started(Runner(subject, run.transfer), recipe.workers, device) as engine:
@@ -120,15 +122,15 @@ def evaluate(
 
 def _transfer(twin: nn.Module, subject: Subject) -> Transfer:
     """The attack of this twin. Raises UserError where it takes other images, knows other classes or is the model itself."""
-    split, weights = subject.split, weights_digest(twin.state_dict())
+    split, key = subject.split, key_of(twin)
     queried = freeze(copy.deepcopy(twin).eval().to(subject.device))
-    if weights == subject.weights:
+    if key == subject.key:
         raise UserError("twin: expected a network trained without the model's defence, found the model itself")
     try:
         logits = ask(queried, split.x, split.classes)
     except UserError as error:
         raise UserError(f"twin: {error}") from None
-    return Transfer.by(queried, weights, weights_digest({"logits": logits}))
+    return Transfer.by(queried, key, weights_digest({"logits": logits}))
 
 
 def _as_split(model: nn.Module, data: Split | tuple[Tensor, Tensor]) -> Split:
@@ -170,8 +172,8 @@ class _Run:
             labels = [f"{label}#{i}" if labels.count(label) > 1 else label for i, label in enumerate(labels)]
         self.labels = labels
         settings = recipe.model_dump(mode="json", exclude={"budget", "workers"})  # which change no verdict
-        others = [*([] if transfer is None else [transfer.weights]), *filter(None, [own_code_digest(recipe)])]
-        self.digest = digest_of([settings, subject.weights, split.digest, sources_digest(), *others], 12)
+        others = [*([] if transfer is None else [transfer.key]), *filter(None, [own_code_digest(recipe)])]
+        self.digest = digest_of([settings, subject.key, split.digest, sources_digest(), *others], 12)
         known: dict[str, Any] = {
             "model": subject.name,
             "norm": recipe.norm,
@@ -195,7 +197,8 @@ class _Run:
             "rechecked": {},
             "budget": recipe.budget,
             "marks": [] if isinstance(subject.queried, Smoothed) else [verdicts.UNDIAGNOSED],  # until it was diagnosed
-            "twin": None if transfer is None else transfer.weights,
+            "twin": None if transfer is None else transfer.key,
+            "job": self.digest,
         }
         self.about = About.read(known, "evaluate")
 

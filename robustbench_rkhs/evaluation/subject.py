@@ -28,6 +28,8 @@ class Subject:
     weights: str
     device: str
     seed: int
+    key: str = ""
+    """Which function the model is (`identity.py`)."""
     answers: str = ""
     """sha256 of its clean logits: code that changed while the weights did not must not be served old results."""
     images: bool = False
@@ -81,6 +83,7 @@ class Subject:
         """What the results of all jobs depend on."""
         return {
             "weights": self.weights,
+            "key": self.key,
             "answers": self.answers,
             "data": self.split.digest,
             "split": self.split.split,

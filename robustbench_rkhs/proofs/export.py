@@ -22,7 +22,7 @@ from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.lipschitz.activations import slopes
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.proofs.layers_written import written
-from robustbench_rkhs.runtime.files import Unwritable
+from robustbench_rkhs.runtime.files import Unwritable, flush
 from robustbench_rkhs.verdicts import Evaluation
 from robustbench_rkhs.verifier.build import ACTIVATIONS
 from robustbench_rkhs.verifier.check import Verdict, verify
@@ -66,6 +66,7 @@ def write_proof(model: nn.Module, split: Split, evaluation: Evaluation, folder: 
         "version": VERSION,
         "model": about.model,
         "weights": about.weights,
+        **({"function": {"key": about.key, "logits": [list(row) for row in about.logits]}} if about.key else {}),
         "data": {"name": split.data, "split": split.split, "digest": split.digest},
         "preprocessing": "none outside the network: normalisation is one of its layers",
         "norm": about.norm,
@@ -91,7 +92,9 @@ def publish(proof: dict[str, Any], arrays: dict[str, np.ndarray], tensors: dict[
         verdict = verify(aside)
         for name in ("proof.npz", "proof.json"):
             os.chmod(aside / name, 0o644)
+            flush(aside / name)
             os.replace(aside / name, folder / name)
+        flush(folder)
         return verdict
     except (Rejected, Malformed) as reason:
         raise UserError(f"no certificate file for {proof['model']}: the verifier says: {reason}") from None

@@ -78,10 +78,10 @@ def same_domain(evaluations: Sequence[Record]) -> None:
 
 
 def names(evaluations: Sequence[Record]) -> list[str]:
-    """Each model's name; with the first digits of its weights, and a number, where that is not enough to tell them apart."""
+    """Each model's name; with the first digits of its key, and a number, where that is not enough to tell them apart."""
     plain = [evaluation.about.model for evaluation in evaluations]
     full = [
-        name if plain.count(name) == 1 else f"{name} ({evaluation.about.weights[:6]})"
+        name if plain.count(name) == 1 else f"{name} ({(evaluation.about.key or evaluation.about.weights)[:6]})"
         for name, evaluation in zip(plain, evaluations, strict=True)
     ]
     return [f"{name} #{full[:place].count(name) + 1}" if full.count(name) > 1 else name for place, name in enumerate(full)]

@@ -1,7 +1,6 @@
 """The leaderboard: models by robust accuracy, certified accuracy beside it, and the models that are not ranked."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -9,16 +8,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robustbench_rkhs.reports.tables import Code, bullets, csv, limits, markdown, records, write_bytes
+from robustbench_rkhs.reports.entries import ASIDE, Entry, board
+from robustbench_rkhs.reports.tables import Code, bullets, csv, limits, markdown, write_bytes
 from robustbench_rkhs.runtime.sinks import for_markdown
-from robustbench_rkhs.verdicts import Evaluation, breaches, by_attack, holm, marks, mcnemar, pooled, robust_images, summary
+from robustbench_rkhs.verdicts import Evaluation, holm, mcnemar, robust_images
 
 ALPHA = 0.05
 HEAD = ["rank", "model", "clean", "robust [95%]", "certified [95%]", "open", "images", "attacks", "marks"]
 HEAD += ["date", "device", "weights", "data digest", "seed", "command"]
 READ = """Ranked by robust accuracy, then by certified accuracy. *robust*: the share of images that are certified or withstood
 every attack named; it bounds the true robust accuracy from above, *certified* bounds it from below, and *open* is what lies
-between. Limits are Clopper-Pearson 95%. Adversarial images found in any evaluation of the same weights count.
+between. Limits are Clopper-Pearson 95%. Adversarial images found in any evaluation of the same function count.
 
 How to read a rank: it orders estimates, not models. The lines under a table say which neighbours differ significantly (exact
 McNemar test on the images they share, Holm-corrected over all pairs of the table, 5%). A difference that is not significant
@@ -26,25 +26,9 @@ does not show that two models are equally robust.
 
 A model with a breach (a certificate that an attack contradicts) is refused, one with untested images is incomplete, and one whose
 table is from before tables carried the digest of their content is unsealed; none of these is ranked. *masked*: the attack left
-standing more than 5% of the images it ran on that others broke. *doubtful*: the diagnoses named tripped on these weights, in this
+standing more than 5% of the images it ran on that others broke. *doubtful*: the diagnoses named tripped on this function, in this
 evaluation or another: its survivors may only be hard to attack; lines under the table say why.
-*undiagnosed*: no diagnosis was run on them."""
-
-
-ASIDE = {"incomplete": "Incomplete", "unsealed": "Unsealed", "refused": "Refused"}
-"""What is not ranked, and the titles under which it stands."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One evaluation at one eps, on its way to a place on the board."""
-
-    evaluation: Evaluation
-    row: dict[str, Any]
-    status: str
-    """`ranked`, or one of ASIDE."""
-    reason: str
-    marks: str
+*undiagnosed*: no diagnosis was run on it. *also submitted as*: other names of the same function, which is one entry."""
 
 
 def write_leaderboard(evaluations: Sequence[Evaluation], folder: str | Path, unread: Sequence[str] = ()) -> list[Path]:
@@ -52,26 +36,18 @@ def write_leaderboard(evaluations: Sequence[Evaluation], folder: str | Path, unr
 
     `unread`: a line on each table that could not be read, for the end of the file.
 
-    Of several evaluations of the same weights the one on most images stands on the board (then the latest); a breach in any of
-    them refuses the model. Raises UserError where the files cannot be written.
+    A function has one entry, also where it was evaluated under several names: of its evaluations the one on most images stands on
+    the board (then the latest). A breach in any of them refuses the model. Raises UserError where the files cannot be written.
     """
-    sections: dict[tuple[Any, ...], list[Evaluation]] = {}
-    judged = [pooled(evaluation, _kin(evaluation, evaluations)) for evaluation in evaluations]
-    unsound = {_weights(one): len(found) for one in judged if len(found := breaches(one))}
-    doubtful = {_weights(one): marks(one, *_kin(one, evaluations)) for one in evaluations}
-    for one in judged:
-        for eps in sorted(set(one.about.epsilons)):
-            sections.setdefault((*_group(one), eps), []).append(one)
     text, rows = ["# Leaderboard", "", READ, ""], []
-    for (data, _, norm, box, eps), members in sorted(sections.items(), key=lambda item: item[0]):
-        entries = _order([_judge(one, eps, unsound, doubtful[_weights(one)]) for one in _latest(members)])
+    for (data, _, norm, box, eps), entries in board(evaluations).items():
         where = "" if box == "unit" else ", no box"
         text += [f"## {for_markdown(data)}, {norm}{where}, eps {eps:.4g}", ""]
         ranks = _ranks(entries)
         ranked = [entry for entry in entries if entry.status == "ranked"]
         if ranked:
             text += [markdown(HEAD, [_cells(entry, rank) for entry, rank in zip(ranked, ranks, strict=True)])]
-            text += [f"{line}\n" for line in [*_neighbours(ranked, eps), *_doubts(ranked, doubtful)]]
+            text += [f"{line}\n" for line in [*_neighbours(ranked, eps), *_doubts(ranked)]]
         for status, title in ASIDE.items():
             aside = [entry for entry in entries if entry.status == status]
             if aside:
@@ -87,73 +63,12 @@ def write_leaderboard(evaluations: Sequence[Evaluation], folder: str | Path, unr
     columns = list(_columns())
     frame = pd.DataFrame(rows, columns=columns)
     folder = Path(folder)
-    board = write_bytes(folder / "leaderboard.md", "\n".join(text).rstrip("\n") + "\n")
-    return [board, write_bytes(folder / "leaderboard.csv", csv(frame))]
+    written = write_bytes(folder / "leaderboard.md", "\n".join(text).rstrip("\n") + "\n")
+    return [written, write_bytes(folder / "leaderboard.csv", csv(frame))]
 
 
 def _weights(one: Evaluation) -> str:
     return one.about.weights
-
-
-def _group(one: Evaluation) -> tuple[str, str, str, str]:
-    """What the models of a section have in common: data set, its digest, norm, box."""
-    return one.about.data, one.about.data_digest, one.about.norm, one.about.box
-
-
-def _kin(one: Evaluation, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    return [other for other in evaluations if other is not one and _weights(other) == _weights(one)]
-
-
-def _latest(members: Sequence[Evaluation]) -> list[Evaluation]:
-    """One evaluation for each model and weights: most images, then the latest, then the most attacks."""
-    best: dict[tuple[str, str], Evaluation] = {}
-
-    def worth(one: Evaluation) -> tuple[Any, ...]:
-        about = one.about
-        return one.table["index"].nunique(), about.date, len(about.protocol), sorted(about.protocol)
-
-    for one in members:
-        key = (one.about.model, _weights(one))
-        if key not in best or worth(one) > worth(best[key]):
-            best[key] = one
-    return list(best.values())
-
-
-def _judge(one: Evaluation, eps: float, unsound: dict[str, int], doubtful: dict[str, str]) -> Entry:
-    (row,) = records(summary(one, [eps]))
-    attacks = by_attack(one)
-    masked = sorted(attacks.loc[attacks["masked"] & (attacks["eps"] == eps), "attack"])
-    marked = [f"masked: {', '.join(masked)}"] if masked else []
-    if doubtful:
-        marked.append(f"doubtful: {', '.join(doubtful)}")
-    unaudited = int(row["count_certified"] - row["count_audited"])
-    if eps > 0 and unaudited:
-        marked.append(f"{unaudited} certified images not audited")
-    if row["count_inferred"]:
-        marked.append(f"{row['count_inferred']} inferred")
-    status, reason = "ranked", ""
-    if _weights(one) in unsound:
-        status, reason = "refused", f"{unsound[_weights(one)]} breaches: an attack contradicts a certificate"
-    elif not one.sealed:
-        status, reason = "unsealed", "the table is from before tables were sealed: evaluate it again"
-    elif row["count_untested"]:
-        status, reason = "incomplete", f"{row['count_untested']} of {row['images']} images are untested"
-    elif not one.about.complete:
-        status, reason = "incomplete", "the evaluation was interrupted"
-    elif not row["images"]:
-        status, reason = "incomplete", "no images"
-    return Entry(one, row, status, reason, "; ".join(marked))
-
-
-def _order(entries: Sequence[Entry]) -> list[Entry]:
-    """Ranked first, by robust then certified accuracy; names settle what is left, so that the file is the same every time."""
-
-    def place(entry: Entry) -> tuple[Any, ...]:
-        kind = ["ranked", *ASIDE].index(entry.status)
-        score = (-entry.row["robust"], -entry.row["certified"]) if kind == 0 else (0.0, 0.0)
-        return kind, *score, entry.evaluation.about.model, _weights(entry.evaluation)
-
-    return sorted(entries, key=place)
 
 
 def _ranks(entries: Sequence[Entry]) -> list[int]:
@@ -180,19 +95,24 @@ def _neighbours(ranked: Sequence[Entry], eps: float) -> list[str]:
     return ["\n".join(bullets(lines))] if lines else []
 
 
-def _doubts(ranked: Sequence[Entry], doubtful: dict[str, dict[str, str]]) -> list[str]:
+def _doubts(ranked: Sequence[Entry]) -> list[str]:
     """The sentences behind the marks of every ranked model that has any."""
     lines = []
     for entry in ranked:
-        said = doubtful[_weights(entry.evaluation)].items()
-        why = "; ".join(f"{name}: {words}" if words else name for name, words in said)
+        why = "; ".join(f"{name}: {words}" if words else name for name, words in entry.doubts.items())
         lines += [f"{entry.evaluation.about.model} is doubtful: {why}"] if why else []
     return ["\n".join(bullets(lines))] if lines else []
 
 
+def _marks(entry: Entry) -> str:
+    """The marks, and the other names of the function."""
+    also = [f"also submitted as {', '.join(entry.aliases)}"] if entry.aliases else []
+    return "; ".join([*filter(None, [entry.marks]), *also])
+
+
 def _columns() -> list[str]:
     parts = [part + end for part in ("clean", "robust", "certified", "open") for end in ("", "_low", "_high")]
-    about = ["date", "device", "weights", "data_digest", "seed", "command"]
+    about = ["date", "device", "weights", "data_digest", "seed", "command", "key"]
     return ["data", "norm", "box", "eps", "status", "rank", "model", *parts, "images", "attacks", "marks", "reason", *about]
 
 
@@ -200,9 +120,9 @@ def _record(entry: Entry, rank: str, group: tuple[str, str, str]) -> dict[str, A
     about = entry.evaluation.about
     record = dict(zip(("data", "norm", "box"), group, strict=True))
     record |= {"status": entry.status, "rank": rank, "model": about.model, "attacks": " ".join(about.protocol)}
-    record |= {"marks": entry.marks, "reason": entry.reason, "weights": _weights(entry.evaluation)[:12]}
+    record |= {"marks": _marks(entry), "reason": entry.reason, "weights": _weights(entry.evaluation)[:12]}
     record |= {"date": about.date, "device": about.device, "seed": str(about.seed), "command": about.command}
-    record |= {"data_digest": about.data_digest[:12]}
+    record |= {"data_digest": about.data_digest[:12], "key": entry.key[:12]}
     figures = {column: entry.row[column] for column in entry.row if not column.startswith("count_")}
     if entry.status == "refused":  # no figure of an unsound evaluation is published
         figures = {column: figures[column] if column in ("eps", "images") else np.nan for column in figures}
@@ -215,4 +135,4 @@ def _cells(entry: Entry, rank: int) -> list[str]:
     said = [about.date, about.device]
     digests = [_weights(entry.evaluation)[:12], about.data_digest[:12]]
     tail = [*said, *digests, str(about.seed), Code(about.command)]
-    return [str(rank), about.model, *shares, str(row["images"]), ", ".join(about.protocol), entry.marks, *tail]
+    return [str(rank), about.model, *shares, str(row["images"]), ", ".join(about.protocol), _marks(entry), *tail]

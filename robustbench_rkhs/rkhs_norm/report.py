@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_rkhs.data import Deformations, Split
+from robustbench_rkhs.identity import key_of
 from robustbench_rkhs.rkhs_norm.lower import Bounds
 from robustbench_rkhs.rkhs_norm.margins import QUANTILES, margin_bound, margins_of
 from robustbench_rkhs.rkhs_norm.sides import norms
@@ -54,6 +55,7 @@ def norm_report(
         "about": {
             "model": name,
             "weights": weights_digest(model.state_dict()),
+            "key": key_of(model),
             "data": test.data,
             "test_digest": test.digest,
             "train_digest": train.digest,

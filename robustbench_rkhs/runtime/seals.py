@@ -7,6 +7,7 @@ It tells damage, not forgery: whoever can write a file can seal it.
 
 import hashlib
 import json
+import os
 import re
 import warnings
 import zipfile
@@ -43,7 +44,7 @@ class SetAside(UserWarning):
 def write_sealed(path: Path, write: Callable[[Path], object], durable: bool = True) -> str:
     """Let `write` make a file that holds BLANK once, seal it and put it in its place, whole or absent. Returns the seal.
 
-    Raises Unwritable as `write_whole` does. Cost: two readings of the file (0.5 GB: about 2 s).
+    Raises Unwritable as `write_whole` does. Cost: a reading of the file (0.5 GB: about 2 s).
     """
     seals = []
 
@@ -157,8 +158,14 @@ def _sealed(path: Path) -> str:
 
 
 def _place(handle: BinaryIO) -> int | None:
-    """Where the digits of the last seal in a file begin."""
-    mark, found, begin, before = MARK.encode(), None, 0, b""
+    """Where the digits of the seal begin: of the last one at the end of a file, else at its beginning, else anywhere."""
+    mark, size = MARK.encode(), handle.seek(0, os.SEEK_END)
+    for begin in (max(0, size - CHUNK), 0):
+        handle.seek(begin)
+        at = handle.read(CHUNK).rfind(mark)
+        if at >= 0:
+            return begin + at + len(mark)
+    found, begin, before = None, 0, b""
     handle.seek(0)
     while chunk := handle.read(CHUNK):
         whole = before + chunk

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from robustbench_rkhs.attacks.counted import answered
 from robustbench_rkhs.evaluation.predictions import counting
+from robustbench_rkhs.identity import Identity, identity_of
 from robustbench_rkhs.layers.frozen import freeze
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.nodes.limits import STRANGERS, Limits
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.runtime.digests import weights_digest
 from robustbench_rkhs.runtime.precision import full_precision
 from robustbench_rkhs.verdicts import Adversarials
 from robustbench_rkhs.zoo import SETS, NamedModel, load_model, smoothed
@@ -32,6 +32,8 @@ class Judged:
 
     stored: Adversarials
     named: NamedModel
+    identity: Identity
+    """Of the model that was asked."""
     reasons: list[str]
     distance_l2: np.ndarray
     """As computed here; these count, not the file's."""
@@ -115,13 +117,14 @@ def judge(stored: Adversarials, named: NamedModel, device: str = "cpu") -> Judge
     def fault(where: Any, reason: Callable[[int], str]) -> None:
         faults.append((np.broadcast_to(where, len(stored.index)), reason))
 
-    digest = weights_digest(named.model.state_dict())
+    identity = identity_of(named.model, split.shape)
     for what, said, found in (
-        ("weights", about["weights"], digest),
+        ("weights", about["weights"], identity.weights),
+        ("model", about.get("key", identity.key), identity.key),
         ("data", about["data_digest"], split.digest),
         ("split", about["split"], split.split),
     ):
-        fault(said != found, lambda _, what=what, said=said, found=found: _says(f"{what} {found[:12]}", said[:12]))  # type: ignore[misc]
+        fault(said != found, lambda _, what=what, said=said, found=found: _says(f"{what} {found[:12]}", str(said)[:12]))  # type: ignore[misc]
     expected = np.array([hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in clean.x.contiguous()], dtype=np.str_)
     labels = clean.y.numpy()
     fault(stored.input_sha256 != expected, lambda i: _says(f"clean image {expected[i][:12]}", stored.input_sha256[i][:12]))
@@ -145,7 +148,7 @@ def judge(stored: Adversarials, named: NamedModel, device: str = "cpu") -> Judge
     fault(~wrong, lambda i: f"the model answers its label {labels[i]}")
     fault(after != stored.predicted_adversarial, lambda i: _says(f"the model answers {after[i]}", stored.predicted_adversarial[i]))
     reasons = [next((reason(i) for where, reason in faults if where[i]), "") for i in range(len(expected))]
-    return Judged(stored, named, reasons, lengths["distance_l2"], lengths["distance_linf"])
+    return Judged(stored, named, identity, reasons, lengths["distance_l2"], lengths["distance_linf"])
 
 
 def _says(found: str, claimed: Any) -> str:

@@ -4,7 +4,8 @@ import hashlib
 import re
 import shutil
 from collections.abc import Iterator
-from datetime import date
+from dataclasses import replace
+from datetime import UTC, date, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from robustbench_rkhs.reports import report
 from robustbench_rkhs.runtime.messages import Say
 from robustbench_rkhs.submission.adversarials import Judged, judge, named_by
 from robustbench_rkhs.submission.confined import evaluations
+from robustbench_rkhs.submission.effect import refused_change, twin_on_board
+from robustbench_rkhs.submission.look_alikes import looks_like
 from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.training.recipe import TrainRecipe
 from robustbench_rkhs.verdicts import About, Evaluation
@@ -90,14 +93,16 @@ def submit(
 ) -> Iterator[str]:
     """Yield what happened, step by step. Raises UserError with the reason of a refusal; then the board is as it was.
 
+    A name that reads like another one is refused. The board is computed as it would be: where another row would change otherwise
+    than by adversarial images of its very function, the submission is held for a person, its verdicts in OUT/submissions. A
+    function that stands on the board under another name keeps its row, which then names both.
     `limits`: the most that its files may ask for, and that its evaluation may use, which runs in a process of its own.
     """
     name = check(path, limits)
     said = checkpoint.described(path, limits=limits)
-    listed = {found.stem for found in models_folder().glob("*.yaml")}
-    mine = models_folder().resolve().parent / "checkpoints" / name
-    if name in listed and mine.resolve() != path.resolve():
-        raise UserError(f"{name!r} is the name of a listed model: choose another for the folder")
+    unread: list[str] = []
+    existing = [*verdicts.read_all(out / "verdicts", unread.append), *verdicts.read_all(out / "submitted", unread.append)]
+    own = _check_name(name, path, existing)
     test = known_data(said.recipe).test()
     if test.digest != said.config.get("data_digest"):
         found = str(said.config.get("data_digest"))[:64]
@@ -107,16 +112,23 @@ def submit(
     looks = [recipe.model_copy(update={"samples": min(sample, len(test))}), recipe]
     done = evaluations(path, name, looks, device, staged, command, limits, say)
     first = next(done)
+    if any(one.about.model == name and one.about.key != first.about.key and not own for one in existing):
+        raise UserError(f"{name!r} is the name of another function on the leaderboard: choose another for the folder")
     _gate(first, name, staged)
     row = verdicts.summary(first).iloc[-1]
     yield f"sample of {len(verdicts.states(first, 0.0))}: clean {row['clean']:.1%}, robust at {row['eps']:g} {row['robust']:.1%}"
     full = next(done)
     done.close()
     _gate(full, name, staged)
+    if not own:
+        full = replace(full, about=full.about.but(submitted=datetime.now(UTC).isoformat(timespec="seconds")))
+    _check_effect(existing, full, f"{name} is held for a person", staged, own)
+    if twin := twin_on_board(existing, full):
+        yield f"the same function as {twin}, whose row stays: also submitted as {name}"
     target = folder_of(out / "verdicts", name)
     target.mkdir(parents=True, exist_ok=True)
     published = verdicts.write(full, target / (full.path or staged).name)
-    unread: list[str] = []
+    unread.clear()
     written = report(verdicts.read_all(out / "verdicts", unread.append), out, unread=unread)
     yield from (f"not read: {line}" for line in unread)
     shutil.rmtree(staged, ignore_errors=True)
@@ -137,7 +149,7 @@ def submit_adversarials(
     command: str = "",
     limits: Limits = STRANGERS,
 ) -> Iterator[str]:
-    """Yield what happened; confirmed images count on the leaderboard against every evaluation of the same weights.
+    """Yield what happened; confirmed images count on the leaderboard against every evaluation of the same function.
 
     Raises UserError where the file is none, or no image is confirmed; then the board is as it was.
     """
@@ -147,6 +159,8 @@ def submit_adversarials(
     if not judged.confirmed.any():
         raise UserError(f"{path} is refused: none of its {len(judged.reasons)} images is confirmed")
     done = as_evaluation(judged, path, device, command)
+    existing = [*verdicts.read_all(out / "verdicts", lambda line: None), *verdicts.read_all(out / "submitted", lambda line: None)]
+    _check_effect(existing, done, f"{path} is held for a person", path)
     stem = f"{stored.about['norm']}-{str(done.about.file_sha256)[:12]}"
     written = verdicts.write(done, folder_of(out / "submitted", judged.named.name) / f"{stem}.parquet")
     unread: list[str] = []
@@ -164,18 +178,36 @@ def as_evaluation(judged: Judged, path: Path, device: str, command: str = "") ->
     split, about = named.test, stored.about
     place = {index: number for number, index in enumerate(split.index.tolist())}
     part = split.take(torch.tensor([place[index] for index in stored.index[fine].tolist()], dtype=torch.int64))
-    subject = Subject(named.model, named.model, part, named.name, about["weights"], device, 0)
+    identity = judged.identity
+    subject = Subject(named.model, named.model, part, named.name, identity.weights, device, 0, identity.key)
     positions, predicted = torch.arange(len(part)), stored.predicted[fine].tolist()
     both = {"norm": about["norm"], "box": about["box"]}
     said = subject.rows(positions, predicted, **both)
     lengths = {"distance_l2": judged.distance_l2[fine], "distance_linf": judged.distance_linf[fine]}
     own = {"radius": lengths[f"distance_{about['norm']}"], "settings": sha[:16], "forwards": 1} | lengths | both
     found = subject.rows(positions, predicted, kind="attack", method="submitted", **own)
-    words: dict[str, Any] = {key: about[key] for key in ("weights", "data", "data_digest", "norm", "box")}
+    words: dict[str, Any] = {key: about[key] for key in ("data", "data_digest", "norm", "box")} | identity._asdict()
     words |= {"model": named.name, "epsilons": [], "protocol": [], "certificates": [], "samples": len(part), "seed": 0}
     words |= {"date": date.today().isoformat(), "device": device, "command": command, "versions": {"torch": torch.__version__}}
     words |= {"complete": True, "refused": [], "breaches": [], "file_sha256": sha, "header": about}
     return Evaluation(verdicts.merge([said, found]), About.read(words, str(path)))
+
+
+def _check_name(name: str, path: Path, existing: list[Evaluation]) -> str:
+    """The name, if that of a model of this place; else nothing. Raises UserError where it is, or reads like, another's."""
+    listed = {found.stem for found in models_folder().glob("*.yaml")}
+    mine = models_folder().resolve().parent / "checkpoints" / name
+    if name in listed and mine.resolve() != path.resolve():
+        raise UserError(f"{name!r} is the name of a listed model: choose another for the folder")
+    if other := looks_like(name, listed | {one.about.model for one in existing}):
+        raise UserError(f"{name!r} reads like {other!r}, which is listed: choose another for the folder")
+    return name if name in listed else ""
+
+
+def _check_effect(existing: list[Evaluation], new: Evaluation, held: str, kept: Path, own: str = "") -> None:
+    """Raises UserError where the board would change otherwise than a submission may change it."""
+    if reason := refused_change(existing, new, own):
+        raise UserError(f"{held}: {reason} (kept in {kept})")
 
 
 def _gate(done: Evaluation, name: str, staged: Path) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from robustbench_rkhs.certificates import MarginCertificate
 from robustbench_rkhs.data import Split
+from robustbench_rkhs.identity import key_of
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.nodes.code_names import code_in
 from robustbench_rkhs.nodes.node import UserError
@@ -135,6 +136,7 @@ def _scored(plan: Plan, recipe: TrainRecipe, folder: Path, device: str) -> dict[
     return found | {
         "epoch": loaded.config["epoch"],
         "weights": loaded.weights,
+        "key": key_of(loaded.model),
         "device": loaded.config["trained"]["device"],
         "date": loaded.config["trained"]["date"],
         "seconds": loaded.config["trained"]["seconds"],

@@ -9,6 +9,7 @@ from robustbench_rkhs.verdicts.model_marks import UNDIAGNOSED, doubts, marks
 from robustbench_rkhs.verdicts.nearest import Kept, Nearest, holding
 from robustbench_rkhs.verdicts.parts import Noticed, Part
 from robustbench_rkhs.verdicts.record import Record
+from robustbench_rkhs.verdicts.same_function import functions, same_function
 from robustbench_rkhs.verdicts.schema import COLUMNS, KEY, Verdicts, validate
 from robustbench_rkhs.verdicts.soundness import breaches, pooled
 from robustbench_rkhs.verdicts.statistics import Proportion, clopper_pearson, holm, mcnemar
@@ -52,6 +53,7 @@ __all__ = [
     "curve",
     "digest",
     "doubts",
+    "functions",
     "holding",
     "holm",
     "images",
@@ -66,6 +68,7 @@ __all__ = [
     "read_part",
     "robust_images",
     "robust_range",
+    "same_function",
     "set_part_aside",
     "states",
     "summary",

@@ -45,7 +45,7 @@ class Diagnosis:
     eps: float | None = None
     """The radius it was made at."""
     twin: str | None = None
-    """Digest of the undefended network's weights, where the check compares with one."""
+    """Key of the undefended network, where the check compares with one."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class About(Node):
 
     model: str
     weights: str
-    """Digest of the weights."""
+    """Digest of the weights. For information: the same weights in another network are another model."""
     data: str
     norm: Norm
     box: Box
@@ -79,6 +79,14 @@ class About(Node):
     command: str = ""
     versions: dict[str, str] = Field({})
     data_digest: str = ""
+    key: str = ""
+    """Which function the model is: digest of its structure, tensors, normalisation and smoothing."""
+    logits: tuple[tuple[float, ...], ...] = ()
+    """Its float64 logits on eight fixed images; empty where it takes none."""
+    job: str = ""
+    """Digest of all that the evaluation depends on: the table's file is named after it."""
+    submitted: str = ""
+    """When it came through the gate (UTC); empty of one's own."""
     pixels: int | None = None
     """Numbers of an image."""
     settings: dict[str, Any] = Field({})
@@ -101,7 +109,7 @@ class About(Node):
     outside: dict[str, int] = Field({})
     """Of each attack, how many images it returned outside box or ball."""
     twin: str | None = None
-    """Digest of the weights of the undefended network whose adversarial images were tried."""
+    """Key of the undefended network whose adversarial images were tried."""
     smoothed: str | None = None
     """Settings of the vote, of a smoothed classifier."""
     file_sha256: str | None = None

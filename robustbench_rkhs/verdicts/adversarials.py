@@ -130,7 +130,6 @@ def read_arrays(
     try:
         if path.stat().st_size > limits.images:
             raise UserError(f"{path}: not {what}: larger than {limits.images:,} bytes")
-        seal_of(path)
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             names = [member.filename.removesuffix(".npy") for member in members]
@@ -142,7 +141,9 @@ def read_arrays(
             told = {name: _told(archive, member, types[name]) for name, member in zip(names, members, strict=True)}
             if wrong := fault({name: one.shape for name, one in told.items()}):
                 raise UserError(f"{path}: not {what}: {wrong}")
-            return {name: one.read(archive) for name, one in told.items()}
+            arrays = {name: one.read(archive) for name, one in told.items()}
+        seal_of(path)
+        return arrays
     except FileNotFoundError:
         raise UserError(f"no file {str(path)!r}") from None
     except Damaged as damaged:

@@ -10,7 +10,7 @@ UNKNOWN = "no diagnosis was run, so nothing says whether its attacks can be beli
 def marks(*evaluations: Record) -> dict[str, str]:
     """Name of each diagnosis that tripped in any of these, and its sentence; empty where none did, or none ran.
 
-    Diagnoses are about weights: pass every evaluation of the same weights, so that no choice of evaluation hides one. Where none of
+    Diagnoses are about a function: pass every evaluation of the same one, so that no choice of evaluation hides one. Where none of
     them was diagnosed though it should have been, that is a mark too.
     """
     found: dict[str, str] = {}

@@ -9,6 +9,7 @@ import pandas as pd
 
 from robustbench_rkhs.verdicts.image_states import Evidence, counted, proved
 from robustbench_rkhs.verdicts.record import Record
+from robustbench_rkhs.verdicts.same_function import same_function
 from robustbench_rkhs.verdicts.schema import COLUMNS
 
 Own = TypeVar("Own", bound=Record)
@@ -46,7 +47,7 @@ def breaches(evaluation: Record) -> pd.DataFrame:
 
 
 def pooled(evaluation: Own, others: Sequence[Record]) -> Own:
-    """The evaluation, with the adversarial images that others found for the same weights on the same images.
+    """The evaluation, with the adversarial images that others found for the same function on the same images.
 
     They count as breaks and for soundness, in both norms, under the method `check:` + theirs; the protocol stays the
     evaluation's own.
@@ -54,14 +55,15 @@ def pooled(evaluation: Own, others: Sequence[Record]) -> Own:
     table = evaluation.table
     if not len(table):
         return evaluation
-    same = ["weights", "data", "split", "index", "input_sha256"]
+    same = ["data", "split", "index", "input_sha256"]
     own = table[same].drop_duplicates()
     extra = []
     for other in others:
-        if other is not evaluation:
+        if other is not evaluation and same_function(evaluation.about, other.about):
             found = other.table[(other.table["kind"] == "attack") & np.isfinite(other.table["radius"])]
             found = found.merge(own, on=same)
-            found = found.assign(model=table["model"].iloc[0], method="check:" + found["method"].astype(str))
+            found = found.assign(method="check:" + found["method"].astype(str))
+            found = found.assign(model=table["model"].iloc[0], weights=table["weights"].iloc[0])
             extra.append(found[COLUMNS])
     extra = [rows for rows in extra if len(rows)]
     return replace(evaluation, table=pd.concat([table, *extra], ignore_index=True)) if extra else evaluation

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,11 @@ def read(path: str | Path) -> Evaluation:
         table = validate(table)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return Evaluation(table, About.read(said, str(path)), path=Path(path), sealed=sealed)
+    about = About.read(said, str(path))
+    named = re.fullmatch(f"{about.norm}-([0-9a-f]{{12}})", Path(path).stem)
+    if about.job and named and named[1] != about.job:
+        raise seals.Damaged(Path(path), f"it is the table of the evaluation {about.job}")
+    return Evaluation(table, about, path=Path(path), sealed=sealed)
 
 
 def write_part(part: Part, path: Path) -> None:

@@ -56,6 +56,7 @@ def verify(folder: str | Path, samples: int | None = None, checkpoint: str | Pat
     claims = _claims(proof, count, notes)
     expected(about["adversarial"] == [], "adversarial images are not part of this version")  # theirs will be checked here
     chain = build.chain(proof, about["layers"], proof.shape)
+    notes += [] if checkpoint is None else [weights.check_function(proof, chain, Path(checkpoint))]
     layers = bounds(chain, about["layers"])
     simple = pairs(chain, proof.classes)
     for claim in claims:

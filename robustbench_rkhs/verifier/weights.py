@@ -1,12 +1,15 @@
-"""A checkpoint's .safetensors file read in NumPy: its digest, and its tensors against a proof's arrays."""
+"""A checkpoint read in NumPy: its digest, its tensors against a proof's arrays, and its function against the proof's network."""
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from .operations import Malformed, expected, reason
+from .chain import forward
+from .operations import Malformed, Operation, expected, reason
+from .probes import agree, fixed_images
 from .proof import Proof, Rejected, whole
 
 TYPES = {
@@ -81,3 +84,26 @@ def check(proof: Proof, path: Path) -> str:
         same += 1
     layers = sum(name.startswith("layer_") for name in proof.arrays)
     return f"weights: the checkpoint's digest; {same} of {layers} arrays are its tensors, the others are worked out from them"
+
+
+def check_function(proof: Proof, chain: Sequence[Operation], path: Path) -> str:
+    """Whether the config.json beside the weights is of the network in the proof, in words. Raises Rejected where it is not.
+
+    The same tensors in another network are another model: the network in the proof is asked about the fixed images.
+    """
+    beside = path.parent / "config.json"
+    try:
+        config = json.loads(beside.read_text()) if beside.is_file() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise Malformed(f"{beside} is not a checkpoint's config.json: {reason(error)}") from None
+    expected(isinstance(config, dict), f"{beside} is not a checkpoint's config.json")
+    own = proof.about.get("function", {})
+    expected(isinstance(own, dict), "function is not a mapping")
+    if own.get("key") and config.get("key") and own["key"] != config["key"]:
+        raise Rejected(f"the checkpoint is of function {str(config['key'])[:12]}, the proof of {str(own['key'])[:12]}")
+    answers = forward(chain, fixed_images(proof.shape))[0]
+    for said, whose in ((own.get("logits"), "the proof says"), (config.get("logits"), "the checkpoint's config.json says")):
+        if said and not agree(answers, said):
+            raise Rejected(f"the proof's network answers the fixed images otherwise than {whose}")
+    named = bool(config.get("logits"))
+    return "function: the network answers as the checkpoint does" if named else "function: not named by the checkpoint"

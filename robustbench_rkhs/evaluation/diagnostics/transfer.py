@@ -51,16 +51,16 @@ class Transfer(EngineAttack):
     """
 
     name: Literal["transfer"] = "transfer"
-    weights: str
-    """sha256 of the twin's weights."""
+    key: str
+    """The twin's key: which function it is."""
     answers: str
     """sha256 of its clean logits."""
     _twin: nn.Module = PrivateAttr()
 
     @classmethod
-    def by(cls, twin: nn.Module, weights: str, answers: str) -> "Transfer":
+    def by(cls, twin: nn.Module, key: str, answers: str) -> "Transfer":
         """The attack of this twin, which these digests name."""
-        return cls(weights=weights, answers=answers).on(twin)
+        return cls(key=key, answers=answers).on(twin)
 
     def on(self, twin: nn.Module) -> "Transfer":
         """The same, which holds the twin itself."""
