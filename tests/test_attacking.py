@@ -230,8 +230,8 @@ class FakeTime:
         monkeypatch.setattr(counting, "counted", self)
 
     def __call__(self, subject, job):
-        self.now += self.cost * len(job.index)
         found = self.original(subject, job)
+        self.now += self.cost * len(job.index)
         return found._replace(columns=found.columns | {"seconds": self.cost})
 
 

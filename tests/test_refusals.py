@@ -1,11 +1,13 @@
 """Refusals from the graph: everything that is missing in one line, before anything is computed, once for all certificates."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from robustbench_rkhs.attacks import engine
 from robustbench_rkhs.bounds.sketch import LISTED, sketch
 from robustbench_rkhs.certificates import (
     AlphaCrownCertificate,
@@ -16,7 +18,10 @@ from robustbench_rkhs.certificates import (
     MarginCertificate,
 )
 from robustbench_rkhs.certificates.refusals import in_lines, refusals
+from robustbench_rkhs.evaluation import attack_phase, sizing
+from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.lipschitz import Uncertifiable
+from robustbench_rkhs.runtime import clock
 
 PORTFOLIO = {
     one.label: one
@@ -150,3 +155,32 @@ def test_a_model_that_asks_for_numbers_is_left_to_its_certificates():
             return self.a(x) * float(self.a.weight.abs().max().item() > 0)
 
     assert sketch(Asking().eval(), (4,)).refusal == ""
+
+
+def test_an_evaluation_says_each_reason_once_and_marks_every_image():
+    model, x = Attending().eval(), torch.rand(3, 1, 16, 16)
+    said = []
+    done = evaluate(model, (x, model(x).argmax(1)), eps=(0.1,), attacks=("pgd:steps=1",), diagnostics=False, say=said.append)
+    (line,) = done.about.refused
+    assert [one for one in said if one.startswith("no certificate")] == [f"no certificate: {line}"]
+    rows = done.table[(done.table["kind"] == "certificate") & (done.table["method"] != "prediction")]
+    assert (
+        (rows["state_reason"] == "refused").all() and (rows.groupby("method").size() == 3).all() and rows["method"].nunique() == 6
+    )
+
+
+def test_a_budget_that_leaves_no_time_to_ask_about_every_image_takes_fewer(monkeypatch):
+    class Slow(nn.Linear):
+        def forward(self, x):
+            time[0] += len(x)  # a second an image
+            return super().forward(x.flatten(1))
+
+    time, model, x, said = [0.0], Slow(16, 3).eval(), torch.rand(40, 1, 4, 4), []
+    y = model(x).argmax(1)
+    for module in (sizing, clock, engine, attack_phase):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: time[0]))
+    time[0] = 0.0
+    done = evaluate(model, (x, y), eps=(0.1,), attacks=("pgd:steps=1",), certificates=(), budget=28.0, say=said.append)
+    assert 4 <= done.about.samples <= 10 and not done.about.complete and done.about.incomplete_because == "budget"
+    assert any(f"time for {done.about.samples} of 40 images" in line for line in said)
+    assert time[0] <= 30

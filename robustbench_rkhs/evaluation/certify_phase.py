@@ -8,7 +8,8 @@ import numpy as np
 
 from robustbench_rkhs.certificates import Certificate
 from robustbench_rkhs.data import Stream
-from robustbench_rkhs.evaluation.certifying import not_reached
+from robustbench_rkhs.evaluation.admission import admitted
+from robustbench_rkhs.evaluation.certifying import unproved
 from robustbench_rkhs.evaluation.scheduler import Chain
 from robustbench_rkhs.evaluation.work import Places, Work
 from robustbench_rkhs.runtime.clock import Clock, OutOfTime
@@ -32,7 +33,8 @@ class CertifyPhase:
         """Every certificate of the recipe, in its order."""
         recipe, budget = self.work.recipe, self.work.clock.budget
         self.half = Clock(None if budget is None else self.work.clock.left() / 2)  # the attacks have the other half
-        for number, (method, label) in enumerate(zip(recipe.certificates, labels(recipe.certificates), strict=True)):
+        methods = admitted(self.work, dict(zip(labels(recipe.certificates), recipe.certificates, strict=True)))
+        for number, (label, method) in enumerate(methods.items()):
             certify = method.model_copy(update={"norm": recipe.norm}) if "norm" in type(method).model_fields else method
             self.run(certify, label, self.open() if number else np.arange(len(self.work.index)))
 
@@ -69,7 +71,7 @@ class CertifyPhase:
                 if _refused(found[number]):
                     break
             else:
-                work.tables.append(not_reached(work.subject, work.certify(certify, label, some)))
+                work.tables.append(unproved(work.subject, work.certify(certify, label, some), "timeout"))
 
     def note(self, part: Part, places: Places) -> None:
         """Fold a part's radii into what is known; radius 0 claims nothing that could be broken."""

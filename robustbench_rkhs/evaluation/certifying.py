@@ -26,9 +26,9 @@ def certify_images(subject: Subject, job: Job) -> Part:
     return Part(_rows(subject, job, found, took), Noticed(refused=tuple(words)))
 
 
-def not_reached(subject: Subject, job: Job) -> pd.DataFrame:
-    """The rows of a job for which there was no time."""
-    return _rows(subject, job, _nothing(len(job.index), "timeout"), 0.0)
+def unproved(subject: Subject, job: Job, reason: str) -> pd.DataFrame:
+    """The rows of a job that was not computed: `refused`, or `timeout` where there was no time for it."""
+    return _rows(subject, job, _nothing(len(job.index), reason), 0.0)
 
 
 def _attempt(subject: Subject, job: Job) -> tuple[Certified, Sequence[str]]:

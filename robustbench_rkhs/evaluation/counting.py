@@ -22,6 +22,7 @@ from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import cause
+from robustbench_rkhs.runtime import clock
 from robustbench_rkhs.verdicts import Kept, Noticed, Part
 
 AGAIN = 2
@@ -76,13 +77,16 @@ def counted(subject: Subject, job: Job) -> Count:
     positions, device = subject.positions(job.index), subject.device
     budgets = torch.tensor(job.budgets, dtype=torch.float64, device=device)
     certified = torch.tensor(job.certified or [-1.0] * len(positions), dtype=torch.float64, device=device)
+    predicted = torch.tensor(job.predicted, dtype=torch.int64, device=device)
     x, y, started = subject.split.x[positions], subject.split.y[positions], time.perf_counter()
-    inside, said, unconfirmed, left, forwards, backwards, error, finished = attempted(subject, attack, positions, budgets)
+    inside, said, unconfirmed, left, forwards, backwards, error, finished = attempted(
+        subject, attack, positions, predicted, budgets
+    )
     errors = [error] if error else []
     for number in range(1, AGAIN + 1):
         rows = unconfirmed.nonzero().flatten()
         if len(rows):
-            more = attempted(subject, attack.again(number), positions[rows], budgets[rows])
+            more = attempted(subject, attack.again(number), positions[rows], predicted[rows], budgets[rows])
             inside[rows], said[rows], unconfirmed[rows] = more.inside, more.said, more.unconfirmed | bool(more.error)
             left[rows] |= more.left
             forwards[rows] += more.forwards
@@ -124,8 +128,11 @@ def counted(subject: Subject, job: Job) -> Count:
     return Count(columns, noticed, kept)
 
 
-def attempted(subject: Subject, attack: Attack, positions: Tensor, budgets: Tensor) -> Attempt:
-    """One run of the attack on these images; an error of its own is kept as words, and leaves the images as they are."""
+def attempted(subject: Subject, attack: Attack, positions: Tensor, predicted: Tensor, budgets: Tensor) -> Attempt:
+    """One run of the attack on these images; an error of its own is kept as words, and leaves the images as they are.
+
+    Where a clock runs, what the attack found is asked about again even past its end, and what it did not move is not.
+    """
     x, y = subject.split.x[positions], subject.split.y[positions]
     keys, failed = subject.split.index[positions], ""
     try:
@@ -140,7 +147,11 @@ def attempted(subject: Subject, attack: Attack, positions: Tensor, budgets: Tens
         nothing = torch.zeros(len(x), dtype=torch.int64)
         attacked = Attacked(x, nothing, nothing)
         failed = cause(error)
-    inside, said, _ = count(counting(subject.queried), x, attacked.images, norm=attack.norm, box=attack.box, eps=budgets)
+    moved = (attacked.images != x).flatten(1).any(1) if clock.left() < torch.inf else torch.ones_like(y, dtype=torch.bool)
+    inside, said = x.clone(), predicted.clone()
+    with clock.unlimited():
+        asked = (counting(subject.queried), x[moved], attacked.images[moved])
+        inside[moved], said[moved], _ = count(*asked, norm=attack.norm, box=attack.box, eps=budgets[moved])
     unconfirmed = torch.zeros_like(said, dtype=torch.bool) if attacked.broken is None else attacked.broken & (said == y)
     left = outside(x, attacked.images, attack, budgets)
     return Attempt(inside, said, unconfirmed, left, attacked.forwards + 1, attacked.backwards.clone(), failed, attacked.finished)

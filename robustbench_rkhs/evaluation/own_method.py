@@ -6,22 +6,37 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from robustbench_rkhs.attacks.base import Attacked
+from robustbench_rkhs.attacks.base import Attack, Attacked
 from robustbench_rkhs.attacks.foreign import ForeignAttack
 from robustbench_rkhs.attacks.library_model import frozen
 from robustbench_rkhs.certificates.base import Certified
 from robustbench_rkhs.nodes.code_names import is_ours
 from robustbench_rkhs.nodes.node import Node
+from robustbench_rkhs.runtime.clock import ask
 
 REASONS = ("", "unknown", "timeout", "refused", "error")
 
 
 @contextmanager
 def fenced(method: Node, model: nn.Module) -> Iterator[None]:
-    """Runs a method of the user's own with frozen weights; raises ValueError where it changed them, once they are put back."""
+    """Runs a method of the user's own with frozen weights; raises ValueError where it changed them, once they are put back.
+
+    Its attacks ask the clock whenever they ask the model: OutOfTime passes through them.
+    """
     if is_ours(type(method)) and not isinstance(method, ForeignAttack):
         yield
         return
+    asking = model.register_forward_pre_hook(lambda *_: ask()) if isinstance(method, Attack) else None
+    try:
+        with _unchanged(model):
+            yield
+    finally:
+        if asking is not None:
+            asking.remove()
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     with frozen(model):

@@ -9,6 +9,7 @@ from robustbench_rkhs.data.stream import BLOCK, Stream
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import reason
+from robustbench_rkhs.runtime.clock import portions
 from robustbench_rkhs.runtime.modes import evaluating
 
 
@@ -61,8 +62,10 @@ def described(out: Any) -> str:
 @torch.no_grad()
 def raw_logits(model: nn.Module, x: Tensor, classes: int, batch: int = 256) -> Tensor:
     """Logits of the right shape, whatever their values. Raises UserError."""
-    batches = x.split(min(batch, BLOCK) if isinstance(x, Stream) else batch)
-    logits = [checked_logits(answer(model, images), len(images), classes) for images in batches]
+    logits = []
+    for some in portions(len(x), min(batch, BLOCK) if isinstance(x, Stream) else batch):
+        images = x[some]
+        logits.append(checked_logits(answer(model, images), len(images), classes))
     found = torch.cat(logits) if logits else x.new_zeros(0, classes)
     if found.shape[1] != classes:
         raise UserError(f"expected logits of {classes} classes, the model returned {found.shape[1]}")

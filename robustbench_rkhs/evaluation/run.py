@@ -28,6 +28,7 @@ from robustbench_rkhs.evaluation.predictions import ask, classes_of
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.runner import Runner
 from robustbench_rkhs.evaluation.scheduler import Scheduler
+from robustbench_rkhs.evaluation.sizing import sized
 from robustbench_rkhs.evaluation.store import Store
 from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.evaluation.work import Work
@@ -77,13 +78,14 @@ def evaluate(
     keeps them where there is no folder and the images take at most 1 GiB. `twin`: a network of the same data and classes, trained
     without defence: what breaks it is tried on every survivor (rows of method `transfer`), and the diagnosis compares.
     Interrupted by the keyboard, or when `budget` seconds are used up, it returns (and writes) what there is: images that no
-    protocol reached are untested. The model, its mode and gradients are left as they were.
+    protocol reached are untested; where there is no time to ask about each image once, fewer are taken, which a line says. The
+    model, its mode and gradients are left as they were.
     TF32 and other reduced-precision short cuts are switched off meanwhile.
     Raises UserError for bad input: eps out of range, NaN or probabilities from the model, a wrong class count, autocast.
     """
     recipe = recipe or parse(EvalRecipe, {"eps": tuple(eps), **settings}, "evaluate", TYPED)
     recipe = for_smoothed(recipe) if isinstance(model, Smoothed) else recipe
-    split = _as_split(model, data).sample(recipe.samples, recipe.seed)
+    split, clock = _as_split(model, data).sample(recipe.samples, recipe.seed), Clock(recipe.budget)
     exact = split.x.dtype in (torch.float32, torch.float64)
     if adversarials is None:
         adversarials = exact and not folder and split.x.numel() * split.x.element_size() <= KEPT
@@ -95,8 +97,11 @@ def evaluate(
         own = folder_of(folder, name) if folder else None
         nearest = Nearest() if adversarials else None
         identity = identity_of(model, split.shape)
+        queried, whole = freeze(model), len(split)
+        with full_precision():
+            split = sized(queried, split.to(device), clock, recipe.seed, say)
         named = (name, identity.weights, device, recipe.seed, identity.key)
-        subject = Subject(model, freeze(model), split.to(device), *named, images=nearest is not None)
+        subject = Subject(model, queried, split, *named, images=nearest is not None)
         store = Store(own / "parts" if own else None, nearest)
         with full_precision():
             run = _Run(subject, recipe, say, None if twin is None else _transfer(twin, subject))
@@ -104,9 +109,11 @@ def evaluate(
             if isinstance(model, Smoothed):
                 run.note(smoothed=model.extra_repr())
             with started(Runner(subject, run.transfer), recipe.workers, device) as engine:
-                table, complete = run.all(engine, store)
+                table, complete = run.all(engine, store, clock)
+    if len(split) < whole and run.about.incomplete_because is None:
+        run.note(incomplete_because="budget")
     left = {label: len(indices) for label, indices in sorted(store.outside.items())}
-    about = run.about.but(complete=complete, outside=left)
+    about = run.about.but(complete=complete and len(split) == whole, outside=left)
     path = own / f"{recipe.norm}-{run.digest}.parquet" if own else None
     images = None
     if nearest is not None:
@@ -206,9 +213,9 @@ class _Run:
         """What is known now of the evaluation."""
         self.about = self.about.but(**fields)
 
-    def all(self, engine: Engine, store: Store) -> tuple[pd.DataFrame, bool]:
+    def all(self, engine: Engine, store: Store, clock: Clock) -> tuple[pd.DataFrame, bool]:
         """Predictions, certificates, attacks, diagnosis; what there is when the keyboard interrupts or the budget is used up."""
-        complete, clock = False, Clock(self.recipe.budget)
+        complete = False
         work = Work(self.subject, self.recipe, self.box, Scheduler(engine, store, self.say), clock, self.say)
         attacks: AttackPhase | None = None
         diagnosis: DiagnosisPhase | None = None

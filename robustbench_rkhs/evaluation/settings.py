@@ -23,7 +23,8 @@ class EvalSettings(Node):
     certificates: tuple[Any, ...] = ("portfolio",)
     """Certificates, cheapest first, each on the images that those before left open; `portfolio` is all of them, empty none."""
     certify_seconds: Annotated[Real, Field(gt=0)] | None = None
-    """Time limit of each certificate; images it does not reach are marked `timeout`. None: as long as it takes."""
+    """Time limit of each certificate, which stops where it is: the radii proved so far count, and images it does not settle are
+    marked `timeout`. None: as long as it takes."""
     samples: int | None = Field(None, ge=1)
     """Test images, a seeded stratified subset; all where not given."""
     seed: Seed = 0
@@ -34,9 +35,10 @@ class EvalSettings(Node):
     """Processes that take a block each, on a CPU, one thread each: the table is the same to the last digit at any number of them.
     None: this process alone, on all threads of torch."""
     budget: Seconds | None = None
-    """Seconds (or 90s, 10min, 2h) after which no further part is begun: certificates stop at half of it, attacks at its end (a
-    block of a library's attack and the diagnosis are not cut). Images not reached are untested. It changes nothing else, and the
-    same evaluation without it goes on from there."""
+    """Seconds (or 90s, 10min, 2h) after which everything stops where it is, within a second where the model is not slower than
+    that: certificates at half of it, attacks and the diagnosis at its end. What was found counts; images not settled are untested.
+    Where there is no time to ask about each image once, fewer are taken. It changes nothing else, and the same evaluation without
+    it goes on from there."""
     rechecked: int = Field(8, ge=0)
     """Of the survivals that are inferred from a larger eps, how many are attacked at their own eps after all; the share that falls
     is reported. Cost: at most so many runs of the fixed-budget attacks, each about 8,800 passes of the ensemble where the image

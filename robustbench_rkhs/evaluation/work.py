@@ -112,7 +112,11 @@ class Work:
         self.tables.append(part.table)
         self.breaches += part.noticed.breaches
         self._new(part.noticed.failed, self.errors, "")
-        self._new(part.noticed.refused, self.refused, "no certificate: ")
+        self.refuse(part.noticed.refused)
+
+    def refuse(self, lines: Sequence[str]) -> None:
+        """Say why there are no certificates of some names, each line once."""
+        self._new(lines, self.refused, "no certificate: ")
 
     def _new(self, lines: Sequence[str], known: list[str], before: str) -> None:
         for line in lines:

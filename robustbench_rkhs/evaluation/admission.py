@@ -1,0 +1,20 @@
+"""Which certificates are let in: those that do not refuse the model by its graph alone, before anything is computed."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from robustbench_rkhs.certificates import Certificate
+from robustbench_rkhs.certificates.refusals import in_lines, refusals
+from robustbench_rkhs.evaluation.certifying import unproved
+from robustbench_rkhs.evaluation.work import Work
+
+
+def admitted(work: Work, certificates: Mapping[str, Certificate]) -> dict[str, Certificate]:
+    """Those that may have a proof, by label. Of the others every image gets a row `refused`, and each reason is said once."""
+    split = work.subject.split
+    refused = refusals(certificates, work.subject.model, tuple(split.shape), work.recipe.norm)
+    for label in refused:
+        work.tables.append(unproved(work.subject, work.certify(certificates[label], label, np.arange(len(work.index))), "refused"))
+    work.refuse(in_lines(refused))
+    return {label: one for label, one in certificates.items() if label not in refused}
