@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from robustbench_rkhs.bounds import Step, steps, upper
 from robustbench_rkhs.layers.lowered import plain
 from robustbench_rkhs.lipschitz import Uncertifiable, affine, rule
+from robustbench_rkhs.nodes.node import UserError
 
 
 class Part(NamedTuple):
@@ -40,6 +41,8 @@ def copied(module: nn.Module) -> nn.Module:
 
 def doubled(model: nn.Module) -> nn.Module:
     """A float64 copy on the CPU in eval mode; tensors that are neither parameter nor buffer (constants, caches) go with it."""
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise UserError("a TorchScript module has no layers to take apart: expected the network that it was made from")
     twin = copied(model).to("cpu", torch.float64).eval().requires_grad_(False)
     for module in twin.modules():
         for name, value in list(vars(module).items()):

@@ -17,7 +17,7 @@ from robustbench_rkhs.nodes.parsing import explain
 
 CHECKS = (FieldInfo, AfterValidator)
 """What an annotation holds where values have to be checked."""
-FRAME = re.compile(r"[╭╮╰╯│─]+")
+FRAME = re.compile(r"[╭╮╰╯│─]+|-{4,}")
 """What tyro draws around its messages."""
 
 

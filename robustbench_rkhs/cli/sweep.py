@@ -9,6 +9,7 @@ import tyro
 from robustbench_rkhs.cli.command import command, note, typed_command, usable_device
 from robustbench_rkhs.cli.screen import emit, printed
 from robustbench_rkhs.cli.values import Folder
+from robustbench_rkhs.nodes.names import folder_of
 from robustbench_rkhs.runtime.extras import require
 
 
@@ -41,14 +42,15 @@ def _sweep(
     from robustbench_rkhs.sweep import Plan, Sweep, work
 
     where = usable_device(device)
-    plan, called = Plan(Sweep.read(sweep), fields), name or Path(sweep).stem
+    called = Path(sweep).stem if name is None else name
+    own, plan = folder_of(out, called), Plan(Sweep.read(sweep), fields)
     for line in plan.notes:
         note(line)
 
     def say(line: str) -> None:
         printed(line, stderr=as_json)
 
-    found = work(plan, called, out / called, reports, device=where, command=typed_command(), say=say)
+    found = work(plan, called, own, reports, device=where, command=typed_command(), say=say)
     if not found["finished"]:
         say("all settings are taken; the worker that finishes the last one writes the report")
     for row in found["settings"] if found["finished"] else []:

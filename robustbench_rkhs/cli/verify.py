@@ -7,6 +7,8 @@ from typing import Annotated
 import tyro
 
 from robustbench_rkhs.cli.command import Weights, command, usable_device
+from robustbench_rkhs.cli.failures import Call, left
+from robustbench_rkhs.cli.flags import readable
 from robustbench_rkhs.cli.screen import printed
 from robustbench_rkhs.nodes.node import UserError
 
@@ -57,4 +59,10 @@ def main() -> None:
         command(_verify_adversarials)()
     from robustbench_rkhs.verifier.command import main as check
 
-    raise SystemExit(check(sys.argv[1:], "Of adversarial images: rkhs-verify FILE.npz --help"))
+    more = "Of adversarial images: rkhs-verify FILE.npz --help"
+
+    def checked() -> Call:
+        code = check(readable(sys.argv[1:]), more)
+        return lambda: code
+
+    raise SystemExit(left(checked)[0])

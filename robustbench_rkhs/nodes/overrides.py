@@ -63,7 +63,7 @@ def as_value(text: Any) -> Any:
         return text
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):  # a date that is none, a number of 5,000 digits
         return text
 
 

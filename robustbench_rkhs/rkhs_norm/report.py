@@ -42,7 +42,7 @@ def norm_report(
     if isinstance(found.reshaped, float):
         entry = {"bound": "reshaped product", "side": "not a bound of the operator", "class": None, "pair": None}
         rows.append(entry | {"logits": found.reshaped, "classes": None, "at_pair": None})
-    seen = train.sample(min(training_samples or len(train), len(train)), seed)
+    seen = train.sample(min(len(train) if training_samples is None else training_samples, len(train)), seed)
     margins = margins_of(model, seen.x, seen.y)
     size = float(train.x.double().flatten(1).square().sum(1).mean().sqrt())
     bounds = [

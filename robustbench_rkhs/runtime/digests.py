@@ -10,21 +10,24 @@ from torch import Tensor
 from robustbench_rkhs.nodes.node import UserError
 
 
-def weights_digest(state: Mapping[str, Any]) -> str:
-    """sha256 over names, shapes, types and bytes of all tensors, in the order of their names.
-
-    Raises UserError for a state that is not tensors of plain numbers alone: what else it holds is part of the function, too.
-    """
-    sha = hashlib.sha256()
-    for name in sorted(state):
-        if not isinstance(state[name], Tensor):
+def check_state(state: Mapping[str, Any]) -> None:
+    """Raises UserError for a state that is not dense tensors of plain numbers alone: what else it holds is part of the function."""
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
             raise UserError(
-                f"the model's state is not tensors alone: {name!r} is a {type(state[name]).__name__} "
+                f"the model's state is not tensors alone: {name!r} is a {type(value).__name__} "
                 "(get_extra_state, or a quantised module); expected a float network whose state_dict() holds tensors"
             )
-        if state[name].layout != torch.strided or state[name].is_quantized:
-            kind = "quantised" if state[name].is_quantized else str(state[name].layout)
+        if value.layout != torch.strided or value.is_quantized:
+            kind = "quantised" if value.is_quantized else str(value.layout)
             raise UserError(f"the model's tensor {name!r} is {kind}: expected dense tensors of numbers")
+
+
+def weights_digest(state: Mapping[str, Any]) -> str:
+    """sha256 over names, shapes, types and bytes of all tensors, in the order of their names. Raises UserError as `check_state`."""
+    check_state(state)
+    sha = hashlib.sha256()
+    for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         sha.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         sha.update(tensor.flatten().view(torch.uint8).numpy().data)

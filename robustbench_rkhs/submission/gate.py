@@ -22,6 +22,7 @@ from robustbench_rkhs.nodes.names import folder_of
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.paths import models_folder
 from robustbench_rkhs.reports import report
+from robustbench_rkhs.runtime.locks import alone
 from robustbench_rkhs.runtime.messages import Say
 from robustbench_rkhs.submission.adversarials import Judged, judge, named_by
 from robustbench_rkhs.submission.confined import evaluations
@@ -109,7 +110,24 @@ def submit(
         raise UserError(f"{path}: trained for data of digest {found}, ours is {test.digest}")
     yield f"checked: {name}, {said.numbers:,} numbers, digest {said.weights[:12]}"
     staged = folder_of(out / "submissions", name)
-    looks = [recipe.model_copy(update={"samples": min(sample, len(test))}), recipe]
+    with alone(staged, "a submission"):
+        yield from _published(path, name, recipe, min(sample, len(test)), staged, out, device, command, limits, say)
+
+
+def _published(
+    path: Path,
+    name: str,
+    recipe: EvalRecipe,
+    sample: int,
+    staged: Path,
+    out: Path,
+    device: str,
+    command: str,
+    limits: Limits,
+    say: Say,
+) -> Iterator[str]:
+    """Evaluate on a sample, then in full, and put it on the board; what happened, step by step."""
+    looks = [recipe.model_copy(update={"samples": sample}), recipe]
     done = evaluations(path, name, looks, device, staged, command, limits, say)
     first = next(done)
     if any(one.about.model == name and one.about.key != first.about.key and not own for one in existing):

@@ -3,9 +3,10 @@
 import copy
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -23,6 +24,7 @@ from robustbench_rkhs.runtime.counter_rng import mix, noisy
 from robustbench_rkhs.runtime.devices import describe
 from robustbench_rkhs.runtime.distributed import average, join, rank, wait_for_all, world
 from robustbench_rkhs.runtime.files import write_text
+from robustbench_rkhs.runtime.locks import alone
 from robustbench_rkhs.runtime.seals import write_archive, write_commented
 from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.training.card import training_card
@@ -59,7 +61,23 @@ def train(
     anything is written); at a folder that holds another recipe's training (training/resume.py says what goes on and what can be
     lengthened); where nothing can be written.
     Under torchrun every step's batch is divided among the processes, and losses and gradients are averaged: the same training.
+    One training at a time works in a folder: another one is refused before it begins.
     """
+    with alone(Path(folder), "a training") if os.environ.get("RANK", "0") == "0" else nullcontext():
+        return _train(recipe, Path(folder), device, command, fresh, half, save_seconds, report)
+
+
+def _train(
+    recipe: TrainRecipe | Mapping[str, Any],
+    folder: Path,
+    device: str,
+    command: str,
+    fresh: bool,
+    half: bool,
+    save_seconds: float,
+    report: Report,
+) -> dict[str, Any]:
+    """The training, where nobody else works in the folder."""
     entered = time.monotonic()
     recipe = recipe if isinstance(recipe, TrainRecipe) else TrainRecipe.parse(recipe, "train", TYPED)
     device = join(device)

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def table(verdict: Verdict, epsilons: Sequence[float], seconds: float, radii: bo
 
 def main(arguments: Sequence[str], more: str = "") -> int:
     """Exit code 0: verified; 1: not true; 2: not a proof. `more`: the last line of --help."""
-    parser = argparse.ArgumentParser(prog="rkhs-verify", description="Re-check certificate files, in NumPy alone.", epilog=more)
+    parser = Parser(prog="rkhs-verify", description="Re-check certificate files, in NumPy alone.", epilog=more)
     parser.add_argument("proof", nargs="+", type=Path, help="folder with proof.json and proof.npz")
     parser.add_argument("--eps", nargs="*", type=_fraction, help="radii to count at; the proof's own where not given")
     parser.add_argument("--samples", type=int, help="only the first images")
@@ -54,16 +55,34 @@ def main(arguments: Sequence[str], more: str = "") -> int:
             epsilons = verdict.proof.about["epsilons"] if asked.eps is None else asked.eps
             expected(isinstance(epsilons, list), "expected a list of epsilons")
             epsilons = [number(eps, "eps") for eps in epsilons]
-            print("\n".join(table(verdict, epsilons, time.perf_counter() - started, asked.radii)))
+            print("\n".join(map(shown, table(verdict, epsilons, time.perf_counter() - started, asked.radii))))
         except Rejected as reason:
-            print(f"NOT verified: {folder}: {reason}")
+            print(shown(f"NOT verified: {folder}: {reason}"))
             code = max(code, 1)
         except (Malformed, Unproved, MemoryError, OverflowError) as reason:
-            print(f"not a proof: {folder}: {reason}", file=sys.stderr)
+            print(shown(f"not a proof: {folder}: {reason}"), file=sys.stderr)
             code = 2
     return code
 
 
+class Parser(argparse.ArgumentParser):
+    """Wrong arguments are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {shown(message)}\n")
+
+
+def shown(line: str) -> str:
+    """A line as a terminal shows it and does nothing else: what steers it, or does not show, is written out."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line)
+
+
 def _fraction(text: str) -> float:
     above, _, below = text.partition("/")
-    return float(above) / float(below or 1)
+    try:
+        found = float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"expected a number or a fraction such as 36/255, found {text!r}") from None
+    if not 0 <= found < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a finite radius from 0 up, found {text!r}")
+    return found

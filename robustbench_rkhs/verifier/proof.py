@@ -21,6 +21,8 @@ from .operations import Malformed, Shape, expected, reason
 FORMAT, VERSION = "robustbench_rkhs proof", 2
 LARGEST = 2**33
 """Bytes of a file beyond which it is not read."""
+LONGEST = 2**23
+"""Bytes of proof.json beyond which it is not read: about 100,000 images."""
 UNREADABLE = (
     *(ValueError, TypeError, OSError, KeyError, EOFError, SyntaxError, OverflowError, MemoryError),
     *(RecursionError, NotImplementedError, zipfile.BadZipFile),
@@ -67,7 +69,7 @@ class Proof:
 
 def read(folder: Path) -> Proof:
     """The proof in a folder. Raises Malformed where it is none, Rejected where a digest does not fit."""
-    text, stored = (_bytes(folder / file) for file in ("proof.json", "proof.npz"))
+    text = _bytes(folder / "proof.json", LONGEST)
     try:
         about = json.loads(text.decode("utf-8"), parse_constant=_refused)
     except (ValueError, RecursionError) as error:
@@ -78,6 +80,8 @@ def read(folder: Path) -> Proof:
     if not isinstance(digest, str) or digest != digest_of(text, digest):
         raise Rejected("proof.json was changed: its digest does not fit")
     expected(KEYS <= set(about) <= KEYS | OPTIONAL, f"expected the keys {sorted(KEYS)}, found {sorted(about)}")
+    said = about["npz"].get("bytes") if isinstance(about["npz"], dict) else None
+    stored = _bytes(folder / "proof.npz", LARGEST, said)
     if about["npz"] != {"bytes": len(stored), "sha256": hashlib.sha256(stored).hexdigest()}:
         raise Rejected("proof.npz was changed: its sha256 does not fit")
     shape, classes = shape_of(about["shape"]), whole(about["classes"], "classes")
@@ -119,10 +123,15 @@ def _refused(word: str) -> Any:
     raise ValueError(f"{word} is no JSON number")
 
 
-def _bytes(path: Path) -> bytes:
+def _bytes(path: Path, most: int, said: int | None = None) -> bytes:
+    """A file. Raises Malformed beyond `most` bytes, Rejected where it has not the size that was said of it."""
     try:
-        expected(path.stat().st_size <= LARGEST, f"{path.name} is larger than {LARGEST} bytes")
-        return path.read_bytes()
+        size = path.stat().st_size
+        expected(size <= most, f"{path.name} is larger than {most} bytes")
+        if said is not None and said != size:
+            raise Rejected(f"{path.name} was changed: it has {size} bytes, not {str(said)[:20]}")
+        with path.open("rb") as file:
+            return file.read(size)
     except OSError as error:
         raise Malformed(f"cannot read {path}: {error.strerror}") from None
 

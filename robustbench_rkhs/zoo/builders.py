@@ -11,6 +11,7 @@ from robustbench_rkhs.nodes.arguments import wrong_arguments
 from robustbench_rkhs.nodes.code_names import TYPED, cause, load, split
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import with_fields
+from robustbench_rkhs.runtime.digests import check_state
 
 
 def is_builder(name: str) -> bool:
@@ -42,4 +43,5 @@ def load_builder(name: str) -> tuple[nn.Module, str]:
         raise UserError(f"{name} failed: {cause(error)}") from None
     if not isinstance(model, nn.Module):
         raise UserError(f"{name} returned {type(model).__name__}, expected an nn.Module")
+    check_state(model.state_dict())
     return model, path
