@@ -1,15 +1,15 @@
 """One process works in a folder: a second is refused at once by name, and what a dead one left is taken over."""
 
 import json
+import multiprocessing
 import os
 import socket
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import pytest
+import torch
 
+from robustbench_rkhs import verdicts
+from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.locks import SILENT, alone
 from robustbench_rkhs.training.loop import train
@@ -48,22 +48,47 @@ def test_a_lock_of_another_machine_is_believed_while_it_is_refreshed(tmp_path):
 
 
 def test_a_training_is_refused_before_it_begins_and_a_killed_one_leaves_no_lock(tmp_path):
-    script = f"""
-        import os, sys
-        from pathlib import Path
-        from robustbench_rkhs.training.loop import train
-        def report(record):
-            print("begun", flush=True)
-            sys.stdin.read()
-        train({TINY!r}, Path({str(tmp_path / "mine")!r}), report=report)
-    """
-    words = [sys.executable, "-c", textwrap.dedent(script)]
-    other = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent)
-    assert other.stdout.readline() == "begun\n"
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+
+    def report(record):
+        there.send("begun")
+        there.recv()  # for ever
+
+    other = context.Process(target=train, args=(TINY, tmp_path / "mine"), kwargs={"report": report})
+    other.start()
+    assert here.recv() == "begun"
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "mine").iterdir()}
     with pytest.raises(UserError, match=f"process {other.pid} on"):
         train(TINY | {"epochs": 2}, tmp_path / "mine", fresh=True)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "mine").iterdir()} == before
     other.kill()
-    other.wait()
+    other.join()
     assert train(TINY, tmp_path / "mine", fresh=True)["epoch"] == 0
+
+
+def test_evaluations_that_write_the_same_parts_do_not_damage_each_other(tmp_path):
+    """Four processes, two settings, one folder: each ends with the table that it has alone."""
+    x, y = torch.rand(16, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 2
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2)).eval()
+    given = {"attacks": ({"name": "pgd", "steps": 2},), "certificates": (), "diagnostics": False, "block": 2}
+    radii = [(0.05,), (0.05, 0.1)] * 2
+    alone_digests = [verdicts.digest(evaluate(model, (x, y), eps=eps, **given).table) for eps in radii]
+
+    def work(eps, queue):
+        done = evaluate(model, (x, y), eps=eps, folder=tmp_path, **given)
+        queue.put((eps, verdicts.digest(done.table)))
+
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    workers = [context.Process(target=work, args=(eps, queue)) for eps in radii]
+    for worker in workers:
+        worker.start()
+    found = dict(queue.get(timeout=120) for _ in workers)
+    for worker in workers:
+        worker.join()
+    assert found == dict(zip(radii, alone_digests, strict=True)) and all(worker.exitcode == 0 for worker in workers)
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".") or path.suffix == ".part"]
+    for eps, digest in found.items():  # and what they left is read as it stands
+        assert verdicts.digest(evaluate(model, (x, y), eps=eps, folder=tmp_path, **given).table) == digest

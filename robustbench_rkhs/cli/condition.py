@@ -23,7 +23,9 @@ class Condition:
         if not found or (found[2] is None and found[1] != "clean"):
             form = "clean, certified@EPS or robust@EPS and a share, such as 'robust@1.0>=0.45'"
             raise UserError(f"--require: expected {form}, found {text!r}")
-        return cls(text, found[1], number(found[2] or "0"), found[3], number(found[4]))
+        if not 0 <= (bound := number(found[4])) <= 1:
+            raise UserError(f"--require: expected a share from 0 to 1, found {found[4]!r} in {text!r}")
+        return cls(text, found[1], number(found[2] or "0"), found[3], bound)
 
     def answerable(self, epsilons: Iterable[float]) -> None:
         """Raises UserError where an evaluation at these eps leaves it open: asked before the work, not after."""

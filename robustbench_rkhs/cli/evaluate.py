@@ -71,7 +71,7 @@ def _evaluate(
     votes: dict[str, Any] = {}
     defaults: dict[str, Any] = {}
     if smooth is not None:
-        counted, one = smoothing_from(smooth, int(typed.get("seed", 0)))
+        counted, one = smoothing_from(smooth, eval_recipe({"eps": typed["eps"], "seed": typed.get("seed", 0)}, "rkhs-eval").seed)
         votes, defaults = {"sigma": one.sigma, **counted}, {"certificates": [one]}
     recipe = eval_recipe(typed, "rkhs-eval", TYPED, **defaults)
     _check_outputs(recipe, conditions, len(model), save_certificates, save_adversarials)

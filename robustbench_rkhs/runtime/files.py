@@ -7,6 +7,8 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import reason as reason_of
 
@@ -36,7 +38,7 @@ def write_whole(path: Path, write: Callable[[Path], object], durable: bool = Fal
         os.replace(temporary, path)
         if durable:
             flush(path.parent)
-    except (OSError, RuntimeError) as error:  # torch.save and safetensors report a full disk as RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:  # of a full disk torch.save says RuntimeError
         if isinstance(error, OSError):
             reason = error.strerror or reason_of(error)
         else:

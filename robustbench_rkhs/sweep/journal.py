@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from robustbench_rkhs.nodes.differences import changes
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.counter_rng import mix
+from robustbench_rkhs.runtime.files import Unwritable
 from robustbench_rkhs.sweep.description import Range, Setting
 from robustbench_rkhs.sweep.plan import Plan
 
@@ -74,6 +75,16 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
+class _Backend(JournalFileBackend):
+    """The journal's file. A full disk is one line; half a line at its end is dropped by whoever opens it next."""
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        try:
+            super().append_logs(logs)
+        except OSError as error:
+            raise Unwritable(f"cannot write {self._file_path}: {error.strerror}") from None
+
+
 class Journal:
     """The trials of one sweep, in FOLDER/journal.log. Any number of processes may hold one at the same time."""
 
@@ -85,7 +96,7 @@ class Journal:
             path = folder / "journal.log"
             with locked(folder / "journal.lock"):
                 _drop_torn_line(path)
-            backend = JournalFileBackend(str(path), lock_obj=FileLock(folder / "journal.lock"))  # type: ignore[arg-type]
+            backend = _Backend(str(path), lock_obj=FileLock(folder / "journal.lock"))  # type: ignore[arg-type]
             pruner = optuna.pruners.NopPruner()
             if prune := plan.sweep.prune:
                 pruner = optuna.pruners.MedianPruner(n_startup_trials=prune.startup, n_warmup_steps=prune.warmup)  # type: ignore[assignment]
