@@ -111,49 +111,34 @@ def submit(
     yield f"checked: {name}, {said.numbers:,} numbers, digest {said.weights[:12]}"
     staged = folder_of(out / "submissions", name)
     with alone(staged, "a submission"):
-        yield from _published(path, name, recipe, min(sample, len(test)), staged, out, device, command, limits, say)
-
-
-def _published(
-    path: Path,
-    name: str,
-    recipe: EvalRecipe,
-    sample: int,
-    staged: Path,
-    out: Path,
-    device: str,
-    command: str,
-    limits: Limits,
-    say: Say,
-) -> Iterator[str]:
-    """Evaluate on a sample, then in full, and put it on the board; what happened, step by step."""
-    looks = [recipe.model_copy(update={"samples": sample}), recipe]
-    done = evaluations(path, name, looks, device, staged, command, limits, say)
-    first = next(done)
-    if any(one.about.model == name and one.about.key != first.about.key and not own for one in existing):
-        raise UserError(f"{name!r} is the name of another function on the leaderboard: choose another for the folder")
-    _gate(first, name, staged)
-    row = verdicts.summary(first).iloc[-1]
-    yield f"sample of {len(verdicts.states(first, 0.0))}: clean {row['clean']:.1%}, robust at {row['eps']:g} {row['robust']:.1%}"
-    full = next(done)
-    done.close()
-    _gate(full, name, staged)
-    if not own:
-        full = replace(full, about=full.about.but(submitted=datetime.now(UTC).isoformat(timespec="seconds")))
-    _check_effect(existing, full, f"{name} is held for a person", staged, own)
-    if twin := twin_on_board(existing, full):
-        yield f"the same function as {twin}, whose row stays: also submitted as {name}"
-    target = folder_of(out / "verdicts", name)
-    target.mkdir(parents=True, exist_ok=True)
-    published = verdicts.write(full, target / (full.path or staged).name)
-    unread.clear()
-    written = report(verdicts.read_all(out / "verdicts", unread.append), out, unread=unread)
-    yield from (f"not read: {line}" for line in unread)
-    shutil.rmtree(staged, ignore_errors=True)
-    yield f"accepted: {published or target}"
-    for kind, paths in written.items():
-        if kind == "leaderboard":
-            yield f"{kind}: {' '.join(str(p) for p in paths)}"
+        looks = [recipe.model_copy(update={"samples": min(sample, len(test))}), recipe]
+        done = evaluations(path, name, looks, device, staged, command, limits, say)
+        first = next(done)
+        if any(one.about.model == name and one.about.key != first.about.key and not own for one in existing):
+            raise UserError(f"{name!r} is the name of another function on the leaderboard: choose another for the folder")
+        _gate(first, name, staged)
+        row = verdicts.summary(first).iloc[-1]
+        images = len(verdicts.states(first, 0.0))
+        yield f"sample of {images}: clean {row['clean']:.1%}, robust at {row['eps']:g} {row['robust']:.1%}"
+        full = next(done)
+        done.close()
+        _gate(full, name, staged)
+        if not own:
+            full = replace(full, about=full.about.but(submitted=datetime.now(UTC).isoformat(timespec="seconds")))
+        _check_effect(existing, full, f"{name} is held for a person", staged, own)
+        if twin := twin_on_board(existing, full):
+            yield f"the same function as {twin}, whose row stays: also submitted as {name}"
+        target = folder_of(out / "verdicts", name)
+        target.mkdir(parents=True, exist_ok=True)
+        published = verdicts.write(full, target / (full.path or staged).name)
+        unread.clear()
+        written = report(verdicts.read_all(out / "verdicts", unread.append), out, unread=unread)
+        yield from (f"not read: {line}" for line in unread)
+        shutil.rmtree(staged, ignore_errors=True)
+        yield f"accepted: {published or target}"
+        for kind, paths in written.items():
+            if kind == "leaderboard":
+                yield f"{kind}: {' '.join(str(p) for p in paths)}"
 
 
 def submit_adversarials(
