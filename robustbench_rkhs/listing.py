@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
-import yaml
-
+from robustbench_rkhs.nodes.documents import read_text, yaml_of
 from robustbench_rkhs.nodes.node import UserError, did_you_mean
 from robustbench_rkhs.nodes.paths import BESIDE, checkpoints_folder, find_recipe, models_folder
 
@@ -143,7 +142,10 @@ def models() -> dict[str, str]:
     recipes = {path.stem: path for folder in (BESIDE / "models", models_folder()) for path in sorted(folder.glob("*.yaml"))}
     trained = {path.parent.name for at in (BESIDE / "checkpoints", checkpoints_folder()) for path in at.glob("*/model.safetensors")}
     for name, path in sorted(recipes.items()):
-        stored = yaml.safe_load(path.read_text())
+        try:
+            stored = yaml_of(read_text(path), str(path))
+        except UserError as error:
+            stored = {"about": f"cannot be read: {error}"}
         about = stored.get("about", "") if isinstance(stored, dict) else ""
         found[name] = f"{'*' if name in trained else ' '} {about}"
     return found

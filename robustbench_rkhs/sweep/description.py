@@ -4,13 +4,12 @@ import json
 import math
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
+from robustbench_rkhs.nodes.documents import read_text, yaml_of
 from robustbench_rkhs.nodes.node import Node, Real, Seed, UserError
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.nodes.paths import find_sweep
-from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.nodes.threat_model import Norm
 
 RESERVED = {
@@ -137,10 +136,7 @@ class Sweep(Node):
     def read(cls, source: str) -> "Sweep":
         """A sweep by name (models/sweeps/NAME.yaml) or path. Raises UserError in one line."""
         path = find_sweep(source)
-        try:
-            stored = yaml.safe_load(path.read_text())
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not a readable sweep: {reason(error)}") from None
+        stored = yaml_of(read_text(path), str(path))
         if not isinstance(stored, dict):
             raise UserError(f"{path}: expected a mapping of sweep fields, found {type(stored).__name__}")
         sweep: Sweep = parse(cls, stored, str(path))

@@ -10,6 +10,7 @@ import yaml
 from robustbench_rkhs.attacks.pgd import PGD
 from robustbench_rkhs.nodes.code_names import code_in
 from robustbench_rkhs.nodes.differences import told
+from robustbench_rkhs.nodes.documents import read_text, yaml_of
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.overrides import as_value, override_all
 from robustbench_rkhs.nodes.paths import find_recipe, is_own
@@ -23,7 +24,9 @@ class Plan:
     def __init__(self, sweep: Sweep, overrides: dict[str, str] | None = None) -> None:
         self.sweep = sweep
         path = find_recipe(sweep.recipe)
-        self.base: dict[str, Any] = yaml.safe_load(path.read_text())
+        self.base: dict[str, Any] = yaml_of(read_text(path), str(path))
+        if not isinstance(self.base, dict):
+            raise UserError(f"{path}: expected a mapping of recipe fields, found {type(self.base).__name__}")
         self.code = code_in([self.base if is_own(path) else None, *map(as_value, (overrides or {}).values())])
         """Whose code the recipes may name: that of a recipe in models/, and of what was typed."""
         settings = {key: yaml.safe_dump(value) for key, value in sweep.settings.items()}

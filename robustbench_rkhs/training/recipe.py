@@ -12,11 +12,11 @@ from robustbench_rkhs.attacks.unrolled import unrollable
 from robustbench_rkhs.data import Data
 from robustbench_rkhs.networks import Network
 from robustbench_rkhs.nodes.code_names import CLOSED, TYPED, Code, code_in
+from robustbench_rkhs.nodes.documents import read_text, yaml_of
 from robustbench_rkhs.nodes.node import Node, Real, Seconds, Seed, UserError
 from robustbench_rkhs.nodes.overrides import as_value, override_all
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.nodes.paths import find_recipe, is_own
-from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.training.adaptive import Adaptive
 from robustbench_rkhs.training.losses import CrossEntropy, Loss, LossNode
 from robustbench_rkhs.training.optimizers import SGD, Constant, Optimizer, Schedule
@@ -141,10 +141,7 @@ class TrainRecipe(Node):
         and by a recipe of models/; of another file only what the overrides name, too.
         """
         path = find_recipe(str(source))
-        try:
-            stored = yaml.safe_load(path.read_text())
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not a readable recipe: {reason(error)}") from None
+        stored = yaml_of(read_text(path), str(path))
         if not isinstance(stored, dict):
             raise UserError(f"{path}: expected a mapping of recipe fields, found {type(stored).__name__}")
         for line in override_all(stored, overrides or {}, cls):

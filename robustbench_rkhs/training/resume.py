@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from robustbench_rkhs.nodes.code_names import CLOSED, Code, code_in
 from robustbench_rkhs.nodes.differences import changes
+from robustbench_rkhs.nodes.documents import yaml_of
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.ramps import Scheduled
 from robustbench_rkhs.runtime.seals import Damaged, seal_of, set_aside
@@ -123,12 +123,10 @@ def _over(path: Path) -> str:
 def _parsed(text: str, source: Path, code: Code) -> TrainRecipe:
     """A stored recipe; fields that were added since get their defaults. Raises UserError where this version cannot read it."""
     try:
-        stored = yaml.safe_load(text)
+        stored = yaml_of(text, str(source))
         if not isinstance(stored, dict):
             raise UserError(f"{source}: expected a mapping of recipe fields, found {type(stored).__name__}")
         return TrainRecipe.parse(stored, str(source), code)
-    except yaml.YAMLError:
-        raise UserError(f"{source} holds no readable recipe; {_over(source)}") from None
     except UserError as error:
         raise UserError(f"{error} (written by another version?); {_over(source)}") from None
 

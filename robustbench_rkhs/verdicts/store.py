@@ -12,6 +12,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from robustbench_rkhs.nodes.documents import json_of
+from robustbench_rkhs.nodes.limits import OWN
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.runtime import seals
@@ -28,6 +30,8 @@ FORMAT = 2
 """Of a file's metadata; since 2 the file is sealed."""
 LASTING = 1.0
 """Seconds of work from which a part must survive a power cut: the others are done again as fast as they are made safe."""
+MOST = 20_000_000
+"""Rows of a table beyond which it is not read: a small file may tell of any number."""
 ROWS = 2000
 """Rows that are text at once: as text a table is larger."""
 
@@ -149,11 +153,13 @@ def _read(path: Path) -> tuple[pd.DataFrame, dict[str, Any], bool]:
     """The table in a file, the fields of its metadata, and whether it is sealed. Raises UserError where there are none."""
     try:
         sealed = bool(seals.seal_of(path))
+        if (rows := pq.read_metadata(path).num_rows) > MOST:
+            raise UserError(f"{path} has {rows:,} rows, expected at most {MOST:,}")
         found = pq.read_table(path)
         text = (found.schema.metadata or {}).get(METADATA)
         if text is None:
             raise UserError(f"{path} is a parquet file of something else: expected metadata 'robustbench_rkhs'")
-        said, table = json.loads(text), found.to_pandas()
+        said, table = json_of(text.decode("utf-8"), f"{path}: its metadata", OWN), found.to_pandas()
     except FileNotFoundError:
         raise UserError(f"no verdicts at {path}") from None
     except seals.Damaged as damaged:
