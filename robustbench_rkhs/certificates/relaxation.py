@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -25,7 +26,7 @@ from robustbench_rkhs.relaxations.full import BENDS, KINKS, NUMBERS, Found, affi
 from robustbench_rkhs.relaxations.interval import Trace
 from robustbench_rkhs.relaxations.region import Region
 from robustbench_rkhs.relaxations.rounding import LEAST, UNIT
-from robustbench_rkhs.runtime.clock import OutOfTime, ask
+from robustbench_rkhs.runtime.clock import GRAIN, OutOfTime, ask, portions
 from robustbench_rkhs.runtime.modes import advice
 
 IMAGES = 64
@@ -76,12 +77,15 @@ class RelaxationCertificate(Certificate):
             images, labels = x.detach().to(device, torch.float64).clone(), y.detach().to(device, torch.int64).clone()
             finite = images.flatten(1).isfinite().all(1)
             images[~finite] = 0.0
+            proved, cut = images.new_zeros(len(images)), torch.ones_like(finite)
             try:
                 double = twin(opened(model, tuple(x.shape[1:])), device)
                 proves = _Balls(self, double, images, labels)
-                proved, cut = largest(proves, images.new_zeros(len(images)), epsilons, self.search, self.tolerance)
-            except OutOfTime:  # while the model was taken apart
-                proved, cut = images.new_zeros(len(images)), torch.ones_like(finite)
+                for some in portions(len(images), max(len(images), 1), GRAIN):  # all at once where no clock runs
+                    here = partial(proves.at, some.start)
+                    proved[some], cut[some] = largest(here, proved[some], epsilons, self.search, self.tolerance)
+            except OutOfTime:  # the others are left as they are
+                pass
             except Uncertifiable:
                 raise
             except UserError as refused:
@@ -134,6 +138,10 @@ class _Balls:
         sample = proved_trace(model, self.around(x.new_zeros(1, *x.shape[1:]), x.new_zeros(1)), False)
         method.admit(sample)
         self.images = min(IMAGES, max(1, NUMBERS // (classes * widest(sample.steps))))
+
+    def at(self, start: int, which: Int[Tensor, " some"], eps: Float64[Tensor, " some"]) -> Float64[Tensor, " some"]:
+        """As a call, of images that are counted from `start`."""
+        return self(which + start, eps)
 
     def __call__(self, which: Int[Tensor, " some"], eps: Float64[Tensor, " some"]) -> Float64[Tensor, " some"]:
         """The radius proved of these images by bounds over balls of these radii; NaN where the clock cut the bounds before."""

@@ -87,9 +87,12 @@ def fitting(each: float) -> int:
     return max(1, int(min(max(GRAIN, until / 100), max(until, 0.0)) / each))
 
 
-def portions(count: int, most: int) -> Iterator[slice]:
-    """So many things in slices of `most` at most, the clock asked before each; smaller where one runs, by the pace of the last."""
-    start, each = 0, UNKNOWN
+def portions(count: int, most: int, each: float = UNKNOWN) -> Iterator[slice]:
+    """So many things in slices of `most` at most, the clock asked before each; smaller where one runs, by the pace of the last.
+
+    `each`: seconds that one is taken for before there is a pace.
+    """
+    start = 0
     while start < count:
         ask()
         size, begun = min(most, count - start, fitting(each)), time.monotonic()
