@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from forger import resealed
 from torch import nn
 
 from robustbench_rkhs.certificates import MarginCertificate
@@ -226,6 +227,7 @@ def test_nothing_in_a_file_of_strangers_is_imported(mine, place):
     foreign = yaml.safe_dump(SMALL | {field: STRANGE[place]})
     (mine / "elsewhere/recipe.yaml").write_text(foreign)
     (mine / "m/recipe.yaml").write_text(foreign)
+    resealed(mine / "m")
     sweep = {"recipe": "elsewhere/recipe.yaml", "vary": {"epochs": [1]}, "eps": 0.1, "settings": {"data.validation": 4}}
     own = {"recipe": "digits_mlp", "vary": {"epochs": [1]}, "eps": 0.1, "settings": {field: STRANGE[place]}}
     readers = [

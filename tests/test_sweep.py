@@ -21,6 +21,7 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.reports import sweep as report_module
 from robustbench_rkhs.reports.sweep import pareto, summarised
+from robustbench_rkhs.runtime.seals import SetAside
 from robustbench_rkhs.sweep import Plan, Sweep, work
 from robustbench_rkhs.sweep import trials as trials_module
 from robustbench_rkhs.sweep.journal import FileLock, Journal, setting_of
@@ -318,3 +319,29 @@ def test_ties_go_to_clean_then_to_the_earlier_trial():
     assert [one["picked"] for one in found] == [False, True, False, False]
     assert [one["front"] for one in found] == [False, True, True, True]
     assert not any(one["picked"] for one in summarised([row(0, 0.8, 0.5)], "certified"))
+
+
+def flipped(path, at):
+    spoilt = bytearray(path.read_bytes())
+    spoilt[at] ^= 2
+    path.write_bytes(spoilt)
+
+
+def test_damaged_journals_scores_and_checkpoints_are_set_aside_and_done_again(home):
+    plan = sweep(home, vary={"optimizer.lr": [0.001, 0.01]})
+    first = done(home, plan)
+    assert done(home, plan) == first
+    run = home / "out/trials/0001/seed-0"
+    size = (home / "out/journal.log").stat().st_size
+    for path, at in [(home / "out/journal.log", size * part // 7) for part in range(1, 7)] + [(run / "score.json", 20)]:
+        flipped(path, at)
+        if path.name == "score.json":
+            (home / "out/journal.log").unlink()  # the journal has the scores, too
+        with pytest.warns(SetAside, match=f"{path.name}: damaged"):
+            assert done(home, plan) == first
+    (home / "out/journal.log").unlink()
+    (run / "score.json").unlink()
+    flipped(run / "model.safetensors", -3)
+    with pytest.warns(SetAside, match="model.safetensors: damaged"):
+        assert [row["robust"] for row in done(home, plan)["settings"]] == [row["robust"] for row in first["settings"]]
+    assert checkpoint.load(run)

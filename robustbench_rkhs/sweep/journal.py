@@ -14,15 +14,16 @@ from typing import Any
 import optuna
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from robustbench_rkhs.nodes.differences import changes
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime import seals
 from robustbench_rkhs.runtime.counter_rng import mix
-from robustbench_rkhs.runtime.files import Unwritable
+from robustbench_rkhs.runtime.seals import Damaged
 from robustbench_rkhs.sweep.description import Range, Setting
 from robustbench_rkhs.sweep.plan import Plan
+from robustbench_rkhs.sweep.sealed_log import SealedLog
 
 STUDY = "sweep"
 PATIENCE = 60.0
@@ -75,16 +76,6 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-class _Backend(JournalFileBackend):
-    """The journal's file. A full disk is one line; half a line at its end is dropped by whoever opens it next."""
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        try:
-            super().append_logs(logs)
-        except OSError as error:
-            raise Unwritable(f"cannot write {self._file_path}: {error.strerror}") from None
-
-
 class Journal:
     """The trials of one sweep, in FOLDER/journal.log. Any number of processes may hold one at the same time."""
 
@@ -96,13 +87,14 @@ class Journal:
             path = folder / "journal.log"
             with locked(folder / "journal.lock"):
                 _drop_torn_line(path)
-            backend = _Backend(str(path), lock_obj=FileLock(folder / "journal.lock"))  # type: ignore[arg-type]
-            pruner = optuna.pruners.NopPruner()
+            pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
             if prune := plan.sweep.prune:
-                pruner = optuna.pruners.MedianPruner(n_startup_trials=prune.startup, n_warmup_steps=prune.warmup)  # type: ignore[assignment]
-            self.study = optuna.create_study(
-                storage=JournalStorage(backend), study_name=STUDY, direction="maximize", pruner=pruner, load_if_exists=True
-            )
+                pruner = optuna.pruners.MedianPruner(n_startup_trials=prune.startup, n_warmup_steps=prune.warmup)
+            try:
+                self.study = self._open(path, pruner)
+            except Damaged as damaged:
+                seals.set_aside(path, damaged)  # the runs themselves are read again
+                self.study = self._open(path, pruner)
             now = plan.record() | {key: about.pop(key) for key in ("data", "data_digest")}
             before = self.study.user_attrs.get("record")
             if before is None:
@@ -115,6 +107,12 @@ class Journal:
                 )
             for point in range(len(self.trials()), plan.trials if plan.sweep.sampler == "grid" else 0):
                 self.study.enqueue_trial({key: _text(value) for key, value in plan.grid[point].items()})
+
+    def _open(self, path: Path, pruner: optuna.pruners.BasePruner) -> optuna.Study:
+        """The study in a journal, or a new one. Raises Damaged where the journal is not what was written."""
+        log = SealedLog(str(path), lock_obj=FileLock(self.folder / "journal.lock"))  # type: ignore[arg-type]
+        named: dict[str, Any] = {"study_name": STUDY, "direction": "maximize", "pruner": pruner, "load_if_exists": True}
+        return optuna.create_study(storage=JournalStorage(log), **named)
 
     def trials(self) -> list[FrozenTrial]:
         """All trials as they stand in the journal."""

@@ -117,13 +117,17 @@ def _key(recipe: TrainRecipe) -> str:
 
 def _trained(recipe: TrainRecipe, folder: Path, device: str, command: str, watch: Watch) -> None:
     """Train, or go on with what was begun; a worker may have been killed between the training and its score."""
-    if (folder / "config.json").is_file():
+    config, fresh = folder / "config.json", False
+    if config.is_file():
         try:
-            checkpoint.load(folder, code_in(recipe.model_dump(mode="json")))
+            held = checkpoint.load(folder, code_in(recipe.model_dump(mode="json"))).recipe
+            if _key(held) != _key(recipe):
+                raise Damaged(config, "it is of another recipe")
         except Damaged as damaged:
-            set_aside(folder / "config.json", damaged)
-    if not (folder / "config.json").is_file():
-        train(recipe, folder, device=device, command=command, save_seconds=60, report=watch)
+            set_aside(config, damaged)
+            fresh = True
+    if not config.is_file():
+        train(recipe, folder, device=device, command=command, save_seconds=60, report=watch, fresh=fresh)
     for leftover in ("resume.pt", "last.safetensors"):
         (folder / leftover).unlink(missing_ok=True)
 

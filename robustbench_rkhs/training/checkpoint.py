@@ -23,7 +23,7 @@ from robustbench_rkhs.nodes.limits import OWN, STRANGERS, Limits
 from robustbench_rkhs.nodes.node import UserError, did_you_mean
 from robustbench_rkhs.nodes.reasons import reason as reason_of
 from robustbench_rkhs.runtime.digests import weights_digest
-from robustbench_rkhs.runtime.files import write_text
+from robustbench_rkhs.runtime.files import flush, write_text
 from robustbench_rkhs.runtime.seals import (
     BLANK,
     Damaged,
@@ -134,7 +134,9 @@ def _function(model: nn.Module, shape: tuple[int, ...]) -> dict[str, Any]:
 def _write_config(folder: Path, config: dict[str, Any]) -> None:
     """config.json, last of all: with the seals of the other files it makes the folder valid."""
     seals = {name: seal_of(folder / name) for name in SEALED}
-    seals |= {METRICS: sha256_of(folder / METRICS)} if (folder / METRICS).is_file() else {}
+    if (folder / METRICS).is_file():
+        flush(folder / METRICS)
+        seals[METRICS] = sha256_of(folder / METRICS)
     write_record(folder / "config.json", {**config, "format": FORMAT, "seals": seals})
 
 
