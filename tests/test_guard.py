@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import random
 import shutil
 import struct
 import subprocess
@@ -21,6 +22,7 @@ import yaml
 from robustbench_rkhs.networks import MLP, LipschitzResNet
 from robustbench_rkhs.networks.skeleton import skeleton
 from robustbench_rkhs.nodes.documents import json_of, read_text, yaml_of
+from robustbench_rkhs.nodes.guard import guarded
 from robustbench_rkhs.nodes.limits import STRANGERS, Limits
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.one_of import names_of
@@ -446,3 +448,60 @@ def test_a_process_of_its_own_ends_with_its_parent(tmp_path, monkeypatch):
     os.kill(parent.pid, 9)
     parent.wait()
     assert gone(pid)
+
+
+def test_whatever_is_raised_at_the_door_is_one_line():
+    for error in (KeyError("a\nb"), RecursionError("deep"), MemoryError(), struct.error("x"), OSError(5, "x", "a\nb")):
+        with pytest.raises(UserError) as refused, guarded("theirs.npz"):
+            raise error
+        assert str(refused.value).startswith("theirs.npz cannot be read: ") and "\n" not in str(refused.value)
+    with pytest.raises(UserError, match=r"^as it is$"), guarded("theirs.npz"):
+        raise UserError("as it is")
+    with pytest.raises(KeyboardInterrupt), guarded("theirs.npz"):
+        raise KeyboardInterrupt
+
+
+def mutated(record, draw):
+    """The same with one value replaced or left out, anywhere in it."""
+    places = [[]]
+    for place in places:
+        value = record
+        for key in place:
+            value = value[key]
+        keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+        places += [[*place, key] for key in keys]
+    *within, last = draw.choice(places[1:])
+    value = record
+    for key in within:
+        value = value[key]
+    odd = [None, [], {}, -1, 0, 1e308, True, "", "x", [None], {"a": 1}, 2**70, "../..", [[[]]], "os:system", {"name": "npz"}]
+    if draw.random() < 0.2 and isinstance(value, dict):
+        del value[last]
+    else:
+        value[last] = draw.choice(odd)
+    return record
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_mutated_bundles_are_loaded_or_refused_in_one_line(sound, tmp_path, seed):
+    """Forty of each file, one value of it replaced: never another exception, never more than a moment."""
+    draw = random.Random(seed)
+    folder = tmp_path / "theirs"
+    shutil.copytree(sound, folder)
+    unsealed(folder)
+    plain = {path.name: path.read_bytes() for path in folder.iterdir()}
+    length = int.from_bytes(plain["model.safetensors"][:8], "little")
+    for number in range(40):
+        for name, stored in plain.items():
+            (folder / name).write_bytes(stored)
+        if number % 3 == 0:
+            (folder / "config.json").write_text(json.dumps(mutated(json.loads(plain["config.json"]), draw)))
+        elif number % 3 == 1:
+            (folder / "recipe.yaml").write_text(yaml.safe_dump(mutated(yaml.safe_load(plain["recipe.yaml"]), draw)))
+        else:
+            header = mutated(json.loads(plain["model.safetensors"][8 : 8 + length]), draw)
+            (folder / "model.safetensors").write_bytes(tensors(header, plain["model.safetensors"][8 + length :]))
+        try:
+            checkpoint.load(folder, limits=STRANGERS)
+        except UserError as error:
+            assert "\n" not in str(error)

@@ -10,6 +10,7 @@ from robustbench_rkhs.cli.command import Weights, command, usable_device
 from robustbench_rkhs.cli.failures import Call, left
 from robustbench_rkhs.cli.flags import readable
 from robustbench_rkhs.cli.screen import printed
+from robustbench_rkhs.nodes.guard import guarded
 from robustbench_rkhs.nodes.limits import OWN, STRANGERS
 from robustbench_rkhs.nodes.node import UserError
 
@@ -40,8 +41,9 @@ def _verify_adversarials(
     where, code = usable_device(device), 0
     for file in files:
         try:
-            stored = read_adversarials(file, STRANGERS.model_copy(update={"images": OWN.images}))
-            judged = judge(stored, named_by(stored, model, weights, data), where)
+            with guarded(file):
+                stored = read_adversarials(file, STRANGERS.model_copy(update={"images": OWN.images}))
+                judged = judge(stored, named_by(stored, model, weights, data), where)
         except UserError as error:
             printed(f"error: {error}", stderr=True)
             code = 2

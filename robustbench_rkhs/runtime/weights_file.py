@@ -121,9 +121,10 @@ def weights_file(path: Path, limits: Limits = STRANGERS) -> WeightsFile:
 def _stored(path: Path, name: str, said: Any, start: int) -> Stored:
     """A tensor's row of the header. Raises UserError."""
     shape, ends = (_whole(said.get(key) if isinstance(said, dict) else None) for key in ("shape", "data_offsets"))
-    if shape is None or ends is None or len(shape) > 16 or len(ends) != 2 or said.get("dtype") not in TYPES:
+    kind = str(said.get("dtype")) if isinstance(said, dict) else ""
+    if shape is None or ends is None or len(shape) > 16 or len(ends) != 2 or kind not in TYPES:
         raise UserError(f"{path}: its header says nothing sound of tensor {name[:80]!r}: {str(said)[:80]}")
-    dtype, size = TYPES[said["dtype"]], ends[1] - ends[0]
+    dtype, size = TYPES[kind], ends[1] - ends[0]
     if count(shape) * dtype.itemsize != size:
         raise UserError(f"{path}: tensor {name[:80]!r} of shape {shape} has {size:,} bytes")
     return Stored(dtype, shape, start + ends[0], size)

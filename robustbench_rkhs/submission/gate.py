@@ -17,6 +17,7 @@ from robustbench_rkhs import verdicts
 from robustbench_rkhs.data import DataSet
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.subject import Subject
+from robustbench_rkhs.nodes.guard import guarded
 from robustbench_rkhs.nodes.limits import STRANGERS, Limits
 from robustbench_rkhs.nodes.names import folder_of
 from robustbench_rkhs.nodes.node import UserError
@@ -156,8 +157,9 @@ def submit_adversarials(
 
     Raises UserError where the file is none, or no image is confirmed; then the board is as it was.
     """
-    stored = verdicts.read_adversarials(path, limits)
-    judged = judge(stored, named_by(stored, model, weights, data, limits), device)
+    with guarded(path):
+        stored = verdicts.read_adversarials(path, limits)
+        judged = judge(stored, named_by(stored, model, weights, data, limits), device)
     yield from judged.lines()
     if not judged.confirmed.any():
         raise UserError(f"{path} is refused: none of its {len(judged.reasons)} images is confirmed")

@@ -19,6 +19,7 @@ from robustbench_rkhs.networks.skeleton import skeleton
 from robustbench_rkhs.nodes.code_names import CLOSED, Code
 from robustbench_rkhs.nodes.differences import changes
 from robustbench_rkhs.nodes.documents import json_of, read_text, yaml_of
+from robustbench_rkhs.nodes.guard import guarded
 from robustbench_rkhs.nodes.limits import OWN, STRANGERS, Limits
 from robustbench_rkhs.nodes.node import UserError, did_you_mean
 from robustbench_rkhs.nodes.reasons import reason as reason_of
@@ -160,11 +161,12 @@ def load(folder: str | Path, code: Code = CLOSED, limits: Limits = OWN) -> Check
     """
     said = described(folder, code, limits)
     path = said.folder / "model.safetensors"
-    model = build(said.recipe, said.shape, said.classes)
-    fill(model, read_safetensors(path), str(path))
-    _check_function(said.folder, said.config, said.recipe, model.eval(), code)
-    name = Path(os.path.abspath(said.folder)).name
-    return Checkpoint(name, model.eval(), said.recipe, said.config, weights_digest(model.state_dict()))
+    with guarded(f"checkpoint {str(folder)!r}"):
+        model = build(said.recipe, said.shape, said.classes)
+        fill(model, read_safetensors(path), str(path))
+        _check_function(said.folder, said.config, said.recipe, model.eval(), code)
+        name = Path(os.path.abspath(said.folder)).name
+        return Checkpoint(name, model.eval(), said.recipe, said.config, weights_digest(model.state_dict()))
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,12 @@ def described(folder: str | Path, code: Code = CLOSED, limits: Limits = STRANGER
     Names, shapes and types of the tensors are held against the network on the device `meta`, then the tensors are read a piece at a
     time. Cost: a few MB of memory, and 4 s a GiB of weights.
     """
-    folder = Path(folder)
+    with guarded(f"checkpoint {str(folder)!r}"):
+        return _described(Path(folder), code, limits)
+
+
+def _described(folder: Path, code: Code, limits: Limits) -> Described:
+    """The folder's files, one after the other, the cheap ones first."""
     if not folder.is_dir():
         raise UserError(f"no checkpoint folder {str(folder)!r}")
     for file in ("config.json", "recipe.yaml", "model.safetensors"):

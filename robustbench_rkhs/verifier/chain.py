@@ -190,6 +190,7 @@ def dense(run: Sequence[Operation]) -> tuple[np.ndarray, float]:
 
 def pairs(chain: Chain, classes: int) -> np.ndarray:
     """L[y, j]: own proven upper bound of how fast logits y and j part, zero on the diagonal."""
+    expected(bool(chain), "it has no layers")
     expected(chain[-1].outputs == (classes,), f"expected {classes} logits, found outputs of shape {chain[-1].outputs}")
     parts = runs(chain)
     tail = parts.pop() if parts[-1][0].affine else []

@@ -62,6 +62,9 @@ def main(arguments: Sequence[str], more: str = "") -> int:
         except (Malformed, Unproved, MemoryError, OverflowError) as reason:
             print(shown(f"not a proof: {folder}: {reason}"), file=sys.stderr)
             code = 2
+        except Exception as error:  # a stranger's bytes that nobody foresaw: no traceback, and never verified
+            print(shown(f"not a proof: {folder}: {type(error).__name__}: {error}"), file=sys.stderr)
+            code = 2
     return code
 
 
