@@ -314,5 +314,5 @@ def test_a_foreign_network_is_certified_and_holds(norm):
 
 def test_networks_with_too_many_kinks_are_refused():
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 50), nn.ReLU(), nn.Linear(50, 3)).eval()
-    with pytest.raises(Uncertifiable, match=r"50 values go into kinks, expected at most 49"):
+    with pytest.raises(Uncertifiable, match=r"50 values at kinks, expected at most 49"):
         CrownCertificate(neurons=49)(model, torch.rand(1, 1, 4, 4), torch.tensor([0]), torch.arange(1), (0.1,))

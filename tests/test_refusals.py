@@ -72,7 +72,7 @@ def test_all_that_is_missing_is_said_in_one_line_and_nothing_is_computed():
     assert line.startswith("margin, liplt, eclipse, ibp, crown, alpha_crown: no proven Lipschitz bound for ")
     for part in (
         r"the model \(operation transpose\): no rule for this operation",
-        r"norms\.0 \(LayerNorm\): it divides by the image's own spread, so no slope bounds it \(3 such\)",
+        r"norms\.0 \(LayerNorm\): it divides by the image's standard deviation, so it has no Lipschitz bound \(3 such\)",
         r"attentions\.0 \(MultiheadAttention\): no rule for this type of layer \(2 such\)",
         r"operation operator\.getitem",
     ):
@@ -123,7 +123,7 @@ def test_width_and_kinks_are_seen_without_their_numbers():
     model = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 144, 2)).eval()
     found = refusals(PORTFOLIO | {"crown": CrownCertificate(neurons=2303)}, model, (1, 12, 12), "l2")
     assert found["eclipse"].startswith("no ECLipsE bound up to 1 (ReLU): 2304 features are too wide")
-    assert found["crown"] == "2,304 values go into kinks, expected at most 2,303: raise `neurons` to wait for it"
+    assert found["crown"] == "2,304 values at kinks, expected at most 2,303: raise `neurons` to certify it all the same, slowly"
     assert set(found) == {"eclipse", "crown"}
 
 

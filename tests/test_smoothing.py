@@ -162,7 +162,7 @@ def test_the_model_and_the_global_random_state_are_left_as_they_were():
 
 def test_refusals_are_one_clear_line():
     model, x = linear([0.2])
-    with pytest.raises(UserError, match=r"speaks of a smoothed classifier: rkhs-eval --smooth sigma=0.25$"):
+    with pytest.raises(UserError, match=r"needs a smoothed classifier: rkhs-eval --smooth sigma=0.25$"):
         certify(model.base, x)
     with pytest.raises(UserError, match=r"sigma 0\.5, but the model is smoothed with 0\.25"):
         certify(model, x, sigma=0.5)
@@ -442,7 +442,7 @@ MISTAKES = {
     "field": (["--smooth", "sigma=1,nn=3"], "did you mean 'n'"),
     "no field": (["--smooth", "0.25"], "expected field=value, found '0.25'"),
     "votes": (["--smooth", "sigma=1,votes=0"], "votes of at least 1"),
-    "plain": (["--certify", "smoothing"], "speaks of a smoothed classifier"),
+    "plain": (["--certify", "smoothing"], "needs a smoothed classifier"),
 }
 
 

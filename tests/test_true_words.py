@@ -61,7 +61,7 @@ def around(layer: nn.Module) -> nn.Module:
     [
         (around(Stubborn()), r"the train\(\) of Stubborn keeps it|overrides"),
         (around(nn.BatchNorm2d(2, track_running_stats=False)), "keeps no running statistics"),
-        (Functional(), r"not told training=self.training"),
+        (Functional(), r"called without training=self.training"),
     ],
 )
 def test_a_model_in_eval_mode_is_not_told_to_call_eval(model: nn.Module, line: str) -> None:

@@ -18,43 +18,43 @@ from robustbench_rkhs.attacks.objective import margin
 from robustbench_rkhs.runtime.counter_rng import mix
 
 NEAR, DRAWN, LEAST = 0.12, 0.08, 10
-"""The pilot: this share of the open images with the smallest margins, this share drawn from the rest; at least so many of each."""
+"""The pilot: the share of open images with the smallest margins, the share drawn from the rest, and the least number of each."""
 AGREE = 4.0
-"""Where gradients are useful, a small step along one lowers the margin by what it predicts, up to this factor."""
+"""Gradients count as useful where a small step along one lowers the margin by what it predicts, up to this factor."""
 DOUBTFUL = 0.1
 """Share of the open images whose gradients may be useless; above it, no image is skipped any more."""
 DEEPER = 0.01
-"""Queries count as better than gradients where they leave a smaller share of the clean margin, by this much."""
+"""Queries count as better than gradients where they leave a share of the clean margin that is smaller by this much."""
 
 Asks = Literal["gradients", "boundary", "queries"]
-"""What an attack learns from: gradients inside the ball, points at the boundary wherever that is, or answers alone."""
+"""What an attack uses: gradients inside the ball, points at the decision boundary wherever it is, or outputs alone."""
 
 
 class Part(NamedTuple):
-    """How one attack of the ensemble was spent."""
+    """How many images one attack of the ensemble was run on."""
 
     label: str
     tried: int
-    """Images it was run on."""
+    """Images that it was run on."""
     broke: int
     left_out: int
     """Open images that it was not run on."""
     bound: float
-    """At 95 % confidence, it would have broken at most this share of the skipped images: the Clopper-Pearson bound where it broke
-    none of the drawn ones. 0 where none was skipped."""
+    """At 95 % confidence, it would have broken at most this share of the skipped images: the Clopper-Pearson bound, given that it
+    broke none of the drawn ones. 0 where none was skipped."""
 
 
 class Spending(NamedTuple):
-    """What was spent, and why."""
+    """How the attacks were spent, and why."""
 
     parts: tuple[Part, ...] = ()
     signs: tuple[str, ...] = ()
-    """What made the whole ensemble run on every open image; empty where some were skipped."""
+    """Why the whole ensemble ran on every open image; empty where some were skipped."""
 
 
 @contextmanager
 def only(engine: Engine, chosen: Int[Tensor, " some"]) -> Iterator[None]:
-    """Inside, no other image is open."""
+    """Inside this context, no other image is open."""
     before = engine.right
     among = torch.zeros_like(before)
     among[chosen] = True
@@ -67,7 +67,7 @@ def only(engine: Engine, chosen: Int[Tensor, " some"]) -> Iterator[None]:
 
 @contextmanager
 def lowest(engine: Engine, kept: Float64[Tensor, " batch"] | None) -> Iterator[None]:
-    """Inside, `kept` (where given) tracks the lowest share of its clean margin that any query of an image reached."""
+    """Inside this context, `kept` (if given) tracks the lowest share of its clean margin that each image reached in any query."""
     clean = margin(engine.clean, engine.y).double().clamp_min(1e-300)
 
     def watch(at: Tensor, logits: Tensor) -> None:
@@ -83,7 +83,7 @@ def lowest(engine: Engine, kept: Float64[Tensor, " batch"] | None) -> Iterator[N
 
 
 def run(engine: Engine, part: EngineAttack, chosen: Int[Tensor, " some"]) -> Bool[Tensor, " batch"]:
-    """One attack on these images alone; returns which it broke."""
+    """Run one attack on these images alone; returns which ones it broke."""
     before = engine.broken
     with only(engine, chosen):
         if len(engine.open()):
@@ -93,17 +93,17 @@ def run(engine: Engine, part: EngineAttack, chosen: Int[Tensor, " some"]) -> Boo
 
 @torch.no_grad()
 def doubts(engine: Engine, at: Int[Tensor, " some"]) -> tuple[Bool[Tensor, " batch"], list[str]]:
-    """Images whose gradient does not predict their margin, and signs that no gradient of this model does.
+    """Images whose gradient does not predict their margin, and reasons to trust no gradient of this model.
 
-    The margin's gradient at the image, then a step of an eighth of eps along it: the margin must fall, by what the gradient says up
-    to a factor. Cost: 3 forward passes and a backward pass per image.
+    Takes the margin's gradient at the image, then a step of an eighth of eps along it: the margin must fall by what the gradient
+    predicts, up to a factor. Cost: 3 forward passes and a backward pass per image.
     """
     y, x = engine.y, engine.x[at]
     found = engine.slope(at, x, lambda logits, rows: margin(logits, y[at][rows]))
     signs = []
     size = engine.clean[at].abs().amax(1) + 1e-30
     if ((found.logits - engine.clean[at]).abs().amax(1) > 1e-3 * size).double().mean() > 0.01:
-        signs.append("answers differ from one question to the next")
+        signs.append("outputs differ from one query to the next")
     way = unit(found.gradient) if engine.norm == "l2" else found.gradient.sign()
     step = engine.eps[at].clamp_max(1.0) / 8
     moved = engine.project(at, x - per_image(step.to(x.dtype), x) * way)
@@ -111,7 +111,7 @@ def doubts(engine: Engine, at: Int[Tensor, " some"]) -> tuple[Bool[Tensor, " bat
     actual = found.value.double() - margin(engine.logits(at, moved), y[at]).double()
     agreement = actual / predicted.clamp_min(1e-300)
     bad = ~((agreement > 1 / AGREE) & (agreement < AGREE))
-    for name, those in (("gradients are zero", predicted <= 0), ("the margin does not fall as its gradient says", bad)):
+    for name, those in (("gradients are zero", predicted <= 0), ("the margin does not fall as its gradient predicts", bad)):
         if those.double().mean() > DOUBTFUL:
             signs.append(f"{name} on {int(those.sum())} of {len(at)} images")
     doubtful = torch.zeros_like(engine.right)
@@ -122,7 +122,7 @@ def doubts(engine: Engine, at: Int[Tensor, " some"]) -> tuple[Bool[Tensor, " bat
 def pilot(
     engine: Engine, at: Int[Tensor, " some"], nearness: Float64[Tensor, " batch"], doubtful: Bool[Tensor, " batch"]
 ) -> tuple[Int[Tensor, " near"], Int[Tensor, " drawn"], Int[Tensor, " rest"]]:
-    """Open images parted in three: nearest to falling (the doubtful with them), drawn by key from the others, and the rest."""
+    """Open images in three groups: the closest to being broken (with the doubtful ones), a random draw of the others, the rest."""
     order = at[(nearness[at] - 1e9 * doubtful[at]).argsort(stable=True)]
     near = max(LEAST, round(NEAR * len(order)), int(doubtful[at].sum()))
     others = order[near:]
@@ -133,10 +133,10 @@ def pilot(
 
 
 def frugal(engine: Engine, battery: Sequence[EngineAttack], asks: Sequence[Asks]) -> Spending:
-    """The parts that ask for gradients on every image; the others on a pilot, and on the rest where the pilot says that it may pay.
+    """Gradient attacks run on every image; the others on a pilot, and on the rest where the pilot says that it may pay.
 
-    Where queries come lower than every gradient did, anything breaks a drawn image, or there are `doubts`, every part runs on all;
-    what broke only images nearest to falling goes on, nearest first, until it breaks none of the next so many.
+    Where queries reach lower margins than gradients did, anything breaks a drawn image, or there are `doubts`, every attack runs on
+    every image. An attack that broke only the closest images goes on, closest first, until it breaks none of the next batch.
     """
     at = engine.open()
     if not len(at):
@@ -167,7 +167,7 @@ def frugal(engine: Engine, battery: Sequence[EngineAttack], asks: Sequence[Asks]
             signs.append(f"{battery[place].label} broke {int(fell[drawn].sum())} of {len(drawn)} drawn images")
     deeper = int((blind[seen] < left[seen] - DEEPER).sum())
     if deeper and len(rest):
-        signs.append(f"queries go lower than gradients on {deeper} of {len(seen)} images")
+        signs.append(f"queries reach lower margins than gradients on {deeper} of {len(seen)} images")
     spared = [rest[:0]] * len(battery)
     for place in late:
         group, further = (rest, rest[:0]) if signs else rest.tensor_split([max(LEAST, len(near) // 2)])

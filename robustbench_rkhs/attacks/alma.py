@@ -18,16 +18,16 @@ from robustbench_rkhs.nodes.node import Real
 from robustbench_rkhs.nodes.threat_model import Norm
 
 LAST = 0.01
-"""The last step's and overshoot's share of the first."""
+"""The last step and overshoot, as a share of the first."""
 EVERY = 10
-"""Steps between two looks at whether the constraint came nearer."""
+"""Steps between two checks whether the constraint violation shrank."""
 BEYOND = 0.1
-"""How far beyond the boundary an iterate may come to rest, as a share of the overshoot: no more, as the linearised distance back to
-a steep margin's boundary stays small however far it is."""
+"""How far beyond the boundary an iterate may settle, as a share of the overshoot: bounded, as the linearised distance back to
+the boundary of a steep margin stays small at any distance."""
 OUTWARDS = 1.05
-"""What a perturbation that never crossed is at least lengthened by: where there is no slope, only its own way is left."""
+"""Least growth per step of a perturbation that never crossed: with a zero gradient, only its own direction is left."""
 PROGRESS = 0.95
-"""It did where it is at most so many times what it was."""
+"""The violation counts as shrunk if it is at most this many times its value at the last check."""
 
 
 class ALMA(StartsAttack):
@@ -37,21 +37,21 @@ class ALMA(StartsAttack):
               c = \frac{m(x + \delta)}{\lVert \nabla m \rVert_* \lVert \delta \rVert}, \qquad
               P'(c) = \begin{cases} \mu + 2 \mu \rho c + \rho^2 c^2 / 2 & c \ge 0 \\ \mu / (1 - \rho c)^2 & c < 0 \end{cases}
 
-    m: the margin, whose linearised distance to 0 is asked for as a share of the present length, so that neither the scale of the
+    m: the margin; c is its linearised distance to 0 as a share of the present length, so that neither the scale of the
     logits nor that of the distances matters; at the nearest image, where the box does not bind, the multiplier is then 1. mu is
-    an exponential moving average of P'(c); rho grows where, in ten steps, a start that never crossed came no nearer. A step:
+    an exponential moving average of P'(c); rho grows if a start that never crossed came no nearer in ten steps. A step:
     P'(c) grad m / ||grad m||_*, with momentum, then the proximal step of the norm, its length a share of ||delta|| that falls to
     a hundredth exponentially. linf: pixels are weighted by the root mean square of their past gradient, so that all move alike.
     Departures from the paper: c in place of DLR, which knows neither the distance nor two classes; the norm by its proximal step
-    rather than its gradient, which makes linf possible (the paper has none); RMSProp's weights only there, as l2 has a gradient of
-    length one; starts on the linearised boundaries of the `starts` nearest classes, not at the image with a step length searched
-    for; c at most 1 at either side, and falling to a hundredth once both sides were seen, as beside a cliff it says nothing; an
-    overshoot e_t (c + e_t where right, max(c, 10 c + e_t) where wrong), without which iterates come to rest a hair short of the
-    boundary; a twentieth longer at each step until the first crossing, at least, but by no more than the linearised distance;
+    rather than its gradient, which makes linf possible (the paper has none); RMSProp's weights only in linf, as the l2 gradient has
+    length one; starts on the linearised boundaries of the `starts` nearest classes, not at the image with a line search for the
+    step length; c at most 1 on either side, and falling to a hundredth once both sides were seen, as it is uninformative near a
+    cliff; an overshoot e_t (c + e_t where right, max(c, 10 c + e_t) where wrong), without which iterates settle just short of the
+    boundary; a growth of at least a twentieth per step until the first crossing, but of no more than the linearised distance;
     secants along the line from the image to the nearest found at the end; without an eps, images that no start broke get DDN
-    (linf: FMN) of as many steps, which costs as much again.
+    (linf: FMN) with as many steps, which costs the same again.
     Cost: at most 5 + starts * (steps + 1) forward and min(candidates + 1, classes) + starts * steps backward passes; a start
-    that is hopeless after ten steps leaves.
+    that is hopeless after ten steps is dropped.
     Source: Rony et al., ICCV 2021.
     """
 
@@ -59,17 +59,17 @@ class ALMA(StartsAttack):
     steps: int = Field(100, ge=1)
     """Gradient steps of each start."""
     step_size: Real = Field(0.5, gt=0)
-    """Length of the first step of a multiplier of 1, as a share of the perturbation's; the last is a hundredth of it."""
+    """Length of the first step at multiplier 1, as a share of the perturbation's length; the last is a hundredth of it."""
     penalty: Real = Field(4.0, gt=0)
-    """First rho."""
+    """Initial rho."""
     growth: Real = Field(1.2, ge=1)
-    """What rho is multiplied by."""
+    """Factor by which rho grows."""
     smoothing: Real = Field(0.9, ge=0, lt=1)
-    """What the multiplier keeps of itself at each step."""
+    """Decay of the moving average that is the multiplier."""
     momentum: Real = Field(0.5, ge=0, lt=1)
-    """What the gradient keeps of those before."""
+    """Momentum of the gradient."""
     overshoot: Real = Field(0.1, ge=0)
-    """e_t at first; a hundredth of it at last."""
+    """e_t at first; a hundredth of it at the end."""
 
     @torch.no_grad()
     def search(self, engine: Engine) -> None:
@@ -82,15 +82,15 @@ class ALMA(StartsAttack):
         nearer(engine)
 
     def begin(self, delta: Float[Tensor, "some *image"], away: Float64[Tensor, " some"]) -> tuple[Tensor, ...]:
-        """First length, multiplier, penalty, what was missing at the last look, mean gradient and mean squares of it."""
+        """Initial length, multiplier, rho, violation at the last check, mean gradient and mean squared gradient."""
         one = torch.ones_like(away)
         return away, one, self.penalty * one, torch.inf * one, torch.zeros_like(delta), torch.zeros_like(delta)
 
     def move(self, seen: Seen, kept: tuple[Tensor, ...]) -> tuple[Float[Tensor, "some *image"], tuple[Tensor, ...]]:
-        """A step down the Lagrangian, then the multiplier."""
+        """A step down the Lagrangian, then the update of the multiplier."""
         first, multiplier, penalty, looked, mean, square = kept
         fade, keep = LAST ** (seen.step / self.steps), self.momentum if seen.step else 0.0
-        scale = torch.where(seen.away > 0, seen.away, first)  # back at the image: as far again as at first
+        scale = torch.where(seen.away > 0, seen.away, first)  # back at the image: restart at the initial length
         missing = torch.where(seen.wrong, -seen.gap, seen.gap) / scale
         trusted = torch.where(seen.held & ~seen.never, fade, 1.0).to(missing)
         missing = torch.maximum(torch.minimum(torch.where(missing.isfinite(), missing, 0), trusted), -trusted)
@@ -116,13 +116,13 @@ class ALMA(StartsAttack):
 def slope_of_penalty(
     missing: Float64[Tensor, " some"], penalty: Float64[Tensor, " some"], multiplier: Float64[Tensor, " some"]
 ) -> Float64[Tensor, " some"]:
-    """P', of the paper's P2: quadratic where something is missing, falling to 0 where not, the multiplier in between."""
+    """P' of the paper's P2: quadratic where the constraint is violated, falling to 0 where not, the multiplier at 0."""
     short, beyond = missing.clamp_min(0), -missing.clamp_max(0)
     return (multiplier * (1 + 2 * penalty * short) + (penalty * short) ** 2 / 2) / (1 + penalty * beyond) ** 2
 
 
 def normal(gradient: Float[Tensor, "some *image"], norm: Norm) -> Float[Tensor, "some *image"]:
-    """Each gradient at dual length one: l2, in linf l1; zero stays zero."""
+    """Each gradient scaled to dual norm one: l2, or l1 in linf; zero stays zero."""
     way = unit(gradient)
     return way if norm == "l2" else way / per_image(way.flatten(1).abs().sum(1).clamp_min(0.5), way)
 
@@ -134,12 +134,12 @@ def proximal(
     length: Float[Tensor, " some"],
     norm: Norm,
 ) -> Float[Tensor, "some *image"]:
-    r"""The gradient step and the norm's proximal step, `length` times 1, in linf in the metric of the weights h at sum 1.
+    r"""The gradient step and the proximal step of the norm, of size `length`; in linf in the metric of the weights h of sum 1.
 
     .. math:: \arg\min_d \; s \lVert d \rVert + \tfrac12 \lVert d - v \rVert_h^2, \qquad v = \delta - s\, g / h
 
-    l2 (h = 1): v shortened by s. linf: v cut off at the height above which, weighted, it is s; 0 where the weight is.
-    No weight at all: equal ones.
+    l2 (h = 1): v shortened by s. linf: v clipped at the height above which its weighted sum is s; 0 where the weight is 0.
+    All weights zero: equal weights are used.
     """
     step = per_image(length, delta)
     if norm == "l2":

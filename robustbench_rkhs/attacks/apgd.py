@@ -17,15 +17,15 @@ from robustbench_rkhs.nodes.node import Real, UserError
 from robustbench_rkhs.runtime.counter_rng import mix
 
 Loss = Literal["cross_entropy", "dlr", "margin", "targeted"]
-"""What a run lowers; `targeted` is the targeted DLR loss, one run towards each of several classes."""
+"""The loss of a run; `targeted` is the targeted DLR loss, with one run towards each of several classes."""
 MOMENTUM = 0.75
-"""Share of the new step in each move; the rest is the last move again."""
+"""Weight of the new step in each move; the rest repeats the last move."""
 TILT = 1e-4
-"""Times the gap, which is 10 on the image itself, added to DLR losses: alone they are flat where the logits that follow tie."""
+"""Multiple of the margin (10 on the clean image) that is added to DLR losses, which are flat where their denominator ties."""
 
 
 class Rows(NamedTuple):
-    """One run each: where it is, the best point it saw, and what decides its step length."""
+    """The state of the runs: current point, best point, and what determines the step length."""
 
     at: Int[Tensor, " rows"]
     target: Int[Tensor, " rows"]
@@ -37,7 +37,7 @@ class Rows(NamedTuple):
     best_gradient: Float[Tensor, "rows *image"]
     best_value: Float[Tensor, " rows"]
     marked_value: Float[Tensor, " rows"]  # best_value at the last checkpoint
-    halved: Bool[Tensor, " rows"]  # whether step was at the last checkpoint
+    halved: Bool[Tensor, " rows"]  # whether the step changed at the last checkpoint
     improved: Int[Tensor, " rows"]  # steps since then that lowered the value
     step: Float[Tensor, " rows"]
 
@@ -55,12 +55,12 @@ class APGD(EngineAttack):
     d is the gradient at length one (l2; zero stays zero) or its sign (linf). At the checkpoints :math:`\lceil p_j n \rceil`,
     :math:`p_{j+1} = p_j + \max(p_j - p_{j-1} - 0.03, 0.06)`, :math:`p_0 = 0, p_1 = 0.22`, a run halves its step and goes back to
     its best point where fewer than `rho` of the steps since the last one lowered the loss, or neither step nor best loss changed.
-    Starts are random on the sphere. An image that falls leaves at once, with all its runs.
+    Starts are random on the sphere. A broken image leaves at once, with all its runs.
 
     Losses: cross-entropy; margin :math:`f_y - \max_{j \ne y} f_j`; DLR, the margin over :math:`f_{(1)} - f_{(3)}`; targeted DLR,
-    :math:`(f_y - f_t) / (f_{(1)} - (f_{(3)} + f_{(4)}) / 2)`. All are of logits times a constant of each image that puts its clean
+    :math:`(f_y - f_t) / (f_{(1)} - (f_{(3)} + f_{(4)}) / 2)`. All use logits scaled by a constant per image that puts its clean
     margin at 10. A DLR loss is flat where the second logit equals the third, so 1e-4 times its numerator is added. With fewer than
-    four classes the denominators degenerate, and the constant alone takes their place.
+    four classes the denominators degenerate, and the constant alone replaces them.
     Cost per unbroken image: steps + 1 forward and steps backward passes per run, and 1 forward pass; runs = restarts, times
     min(targets, classes - 1) for `targeted`. Raises UserError for a missing, negative or infinite eps.
     Source: Croce & Hein, ICML 2020.
@@ -70,17 +70,17 @@ class APGD(EngineAttack):
     steps: int = Field(100, ge=1)
     """Gradient steps of each run."""
     loss: Loss = "cross_entropy"
-    """What is lowered."""
+    """The loss that is minimised."""
     rescale: bool = True
-    """Cross-entropy of logits that put each image's clean margin at 10, which no scale can mask. False: of the logits as they are,
-    the published protocol. The other losses see every scale alike."""
+    """Scale the logits of cross-entropy so that each image's clean margin is 10: no logit scale can mask its gradients. False: the
+    logits as they are, the published protocol. The other losses do not depend on the scale."""
     targets: int = Field(9, ge=1)
-    """Classes that `targeted` runs towards, the most likely first; at most all but the right one."""
+    """Number of classes that `targeted` runs towards, the most likely first; at most all but the label."""
     parallel: int = Field(8, ge=1)
-    """Targets of an image in the batch at once, after the first, which runs alone as most images that fall, fall to it. An image
-    that stands costs the same passes."""
+    """Targets of an image that run at once, after the first: that one runs alone, as it breaks most of the images that break. A
+    robust image costs the same passes."""
     restarts: int = Field(1, ge=1)
-    """Runs, each from its own random start; of `targeted`: rounds over all targets."""
+    """Runs, each from its own random start; for `targeted`: rounds over all targets."""
     rho: Real = Field(0.75, ge=0, le=1)
     """Share of the steps between two checkpoints that must lower the loss, or the step is halved."""
 
@@ -94,7 +94,7 @@ class APGD(EngineAttack):
 
     @property
     def checkpoints(self) -> tuple[int, ...]:
-        """Steps after which a run looks back."""
+        """The checkpoints: numbers of steps after which a run reviews its progress."""
         shares = [0.0, 0.22]
         while shares[-1] < 1:
             shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
@@ -103,7 +103,7 @@ class APGD(EngineAttack):
 
     @torch.no_grad()
     def search(self, engine: Engine) -> None:
-        """Run after run on the images that are still robust."""
+        """One run after another on the images that are still robust."""
         classes = engine.clean.shape[1]
         if engine.eps.isinf().any():
             raise UserError(f"attack {self.label!r} needs a finite eps for every image, found an infinite one")
@@ -118,19 +118,19 @@ class APGD(EngineAttack):
             for some in groups:
                 if not len(standing := engine.open()):
                     return
-                for at in standing.split(max(1, self.batch_size // len(some))):  # no more rows than a batch in memory
+                for at in standing.split(max(1, self.batch_size // len(some))):  # at most a batch of rows in memory
                     start = torch.cat([self._start(engine, at, restart, rank) for rank in some])
                     self._run(engine, at.repeat(len(some)), start, order[at][:, some].T.flatten())
 
     def _start(self, engine: Engine, at: Tensor, restart: int, rank: int) -> Tensor:
-        """A random point at distance eps, counted by loss, restart and rank of the target."""
+        """A random point at distance eps, seeded by loss, restart and rank of the target."""
         x = engine.x[at]
         draw = mix(get_args(Loss).index(self.loss), restart, rank)
         way = random_offset(engine.keys[at], engine.seed, x, engine.norm, draw, surface=True)
         return engine.project(at, x + per_image(engine.eps[at].to(x.dtype), x) * way)
 
     def _run(self, engine: Engine, at: Tensor, start: Tensor, target: Tensor) -> None:
-        """All these rows from their starts; those whose image is broken leave after the pass that broke it."""
+        """Run all these rows from their starts; a row leaves after the pass that breaks its image."""
         step, zero = 2 * engine.eps[at].to(start.dtype), torch.zeros_like(start)
         worst, no = torch.full_like(step, torch.inf), torch.zeros_like(at, dtype=torch.bool)
         rows = Rows(at, target, start, start, zero, worst, start, zero, worst, worst, no, torch.zeros_like(at), step)
@@ -161,7 +161,7 @@ class APGD(EngineAttack):
         )
 
     def _looked_back(self, rows: Rows, steps: int) -> Rows:
-        """A checkpoint, `steps` after the last one."""
+        """A checkpoint, `steps` steps after the last one."""
         halved = (rows.improved < self.rho * steps) | (~rows.halved & (rows.best_value == rows.marked_value))
         wide = per_image(halved, rows.images)
         return rows._replace(
@@ -183,7 +183,7 @@ class APGD(EngineAttack):
         return rows._replace(images=moved, previous=rows.images)
 
     def _lowered(self, engine: Engine, at: Tensor, target: Tensor) -> Value:
-        """The loss of logits asked about these rows."""
+        """The loss of the logits of these rows."""
         y, gain = engine.y[at], engine.gain[at][:, None]
 
         def value(logits: Tensor, rows: Tensor) -> Tensor:

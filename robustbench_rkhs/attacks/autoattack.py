@@ -1,4 +1,4 @@
-"""AutoAttack, by its own authors' package: the fixed-budget standard of the field."""
+"""AutoAttack, run through the package of its authors: the fixed-budget standard of the field."""
 
 import logging
 import math
@@ -36,14 +36,14 @@ class AutoAttack(Attack):
     .. math:: \exists x' \in B_\varepsilon(x) \cap [0,1]^d : \arg\max_k f_k(x') \ne y \; ?
 
     standard: APGD on cross-entropy, APGD on targeted DLR, targeted FAB, Square (5000 queries). plus: also untargeted APGD-DLR
-    and FAB, 5 restarts. rand: APGD on both losses, averaged over 20 passes, for models that draw. custom: `attacks`, with
-    standard's settings. Targeted attacks try min(9, classes - 1) targets. With fewer than four classes, which the DLR losses
-    cannot take, classes that are never predicted are appended. Square needs a picture of a side it can tile: other inputs are
-    shown to it as the head of a square one, and to the rest as one column.
-    Images misclassified as they are, and those that nothing broke, are returned as they were. Random draws are counted by
-    (seed, keys of the block): another block, other draws.
-    Cost of a robust image: 7,852 forward and 1,910 backward passes at ten classes (standard).
-    Raises UserError for a missing or negative eps, for box `none` and images outside [0, 1] (AutoAttack knows no other box).
+    and FAB, 5 restarts. rand: APGD on both losses, averaged over 20 passes, for randomized models. custom:
+    `attacks`, with the settings of standard. Targeted attacks try min(9, classes - 1) targets. With fewer than four classes,
+    which the DLR losses cannot take, classes that are never predicted are appended. Square needs a picture with a side that it
+    can tile: other inputs are passed to it as the first pixels of a square picture, and to the other attacks as one column.
+    Images that are misclassified to begin with, and those that nothing broke, are returned unchanged. Random numbers are seeded by
+    (seed, keys of the block): another block gets other ones.
+    Cost per robust image: 7,852 forward and 1,910 backward passes at ten classes (standard).
+    Raises UserError for a missing or negative eps, for box `none` and for images outside [0, 1] (AutoAttack knows no other box).
     Source: Croce & Hein, ICML 2020; package pyautoattack 0.2.0.
     """
 
@@ -53,7 +53,7 @@ class AutoAttack(Attack):
     attacks: tuple[str, ...] = ()
     """The attacks of `custom`: apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square."""
     batch_size: int = Field(256, ge=1)
-    """Images at once."""
+    """Images per batch."""
     rescale: bool = False
     """Multiply all logits by the positive constant that puts the block's median margin at 10: no prediction changes, and
     cross-entropy is not masked. False: the published protocol, whose other losses see every scale alike."""
@@ -110,7 +110,7 @@ class AutoAttack(Attack):
                     break
                 done = searched(counted, x[left], y[left], self.norm, eps, partial(self._search, counted, parts, square, eps, seed))
                 images[left] = torch.where(per_image(done.fell, done.images), done.images, x[left])
-                moved = done.images != x[left].float().to(x)  # the library moves what it saw fall, and nothing else
+                moved = done.images != x[left].float().to(x)  # the library changes the images that it broke, and no others
                 claimed[left] |= moved.flatten(1).any(1)
                 if not done.finished:
                     finished = False
@@ -118,7 +118,7 @@ class AutoAttack(Attack):
             return Attacked(images, *counted.spent(attacked), claimed, finished)
 
     def _plan(self, x: Tensor) -> list[tuple[tuple[str, ...], int | None]]:
-        """What runs in which form: all on the images as they are, or Square apart, on squares of this side."""
+        """Which attacks run on which form of the images: all as they are, or Square separately, on squares of this side."""
         if x.dim() == 4 and _tiles(*x.shape[2:]):
             return [(self.parts, None)]
         side = max(5, math.isqrt(max(x.shape[1:].numel() - 1, 0)) + 1)
@@ -136,7 +136,7 @@ class AutoAttack(Attack):
     def _run(
         self, counted: Counted, x: Tensor, y: Tensor, parts: tuple[str, ...], square: int | None, eps: float, seed: int
     ) -> Tensor:
-        from pyautoattack import AutoAttack as Library  # here, not above: a recipe is read without it
+        from pyautoattack import AutoAttack as Library  # imported here: reading a recipe must not need it
 
         flat = x.flatten(1).float()
         padding = square * square - flat.shape[1] if square else 0
@@ -146,7 +146,7 @@ class AutoAttack(Attack):
         with torch.no_grad():
             logits = counted(shown)
         if logits.shape[1] < 2:
-            return x  # one class: nothing to change to
+            return x  # one class: there is no other class to reach
         if self.rescale:
             counted.gain = gain(logits, y).median()[None]
             logits = logits * counted.gain
@@ -166,10 +166,10 @@ class AutoAttack(Attack):
 
 
 class _AtLeastFour(nn.Module):
-    """Logits of four classes at least: the appended ones lie a constant below the lowest real one.
+    """Logits of at least four classes: the appended ones lie a constant below the lowest real one.
 
-    So far below (a thousand spreads of the clean logits, and 100) that no attack can aim at them, that cross-entropy does not
-    see them, and that the DLR losses become the margin over an almost constant denominator: the same direction at any scale.
+    They lie so far below (a thousand spreads of the clean logits, plus 100) that no attack can reach them, cross-entropy does not
+    see them, and the DLR losses become the margin over an almost constant denominator: the same direction at any scale.
     A denominator that shrank with the margin would make the DLR loss of two classes constant, with no gradient at all.
     """
 
@@ -186,7 +186,7 @@ class _AtLeastFour(nn.Module):
 
 
 def _tiles(height: int, width: int) -> bool:
-    """Whether Square can tile such a picture: it lays squares of a fifth of the height, which must not stick out."""
+    """Whether Square can tile such a picture: its squares are a fifth of the height and must fit inside."""
     side = height // 5
     margin = (height - 5 * side) // 2
     if side <= 1:
@@ -196,7 +196,7 @@ def _tiles(height: int, width: int) -> bool:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """The library's logger off; and the tracing of debuggers and coverage, which it drops, given back."""
+    """Switch the library's logger off, and restore the tracing of debuggers and coverage, which it drops."""
     logger, tracing = logging.getLogger("auto-attack"), sys.gettrace()
     before, logger.disabled = logger.disabled, True
     try:

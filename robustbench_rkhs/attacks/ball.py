@@ -22,7 +22,7 @@ def distances(x: Float[Tensor, "batch *image"], other: Float[Tensor, "batch *ima
 def ends(
     x: Float[Tensor, "batch *image"], eps: Float64[Tensor, " batch"], box: Box
 ) -> tuple[Float[Tensor, "batch *image"], Float[Tensor, "batch *image"]]:
-    """The lowest and highest pixels within eps of `x` and inside the box: the last numbers whose float64 distance is no more."""
+    """The lowest and highest pixels within eps of `x` and inside the box, exact in float64."""
     length = eps.to(x.dtype)
     length = per_image(torch.where(length.double() > eps, torch.nextafter(length, torch.zeros_like(length)), length), x)
     limit = per_image(eps, x)
@@ -33,7 +33,7 @@ def ends(
 
 
 def unit(gradient: Float[Tensor, "batch *image"]) -> Float[Tensor, "batch *image"]:
-    """Each image's gradient at l2 length one; zero stays zero, and no scale is too small or too large."""
+    """Each image's gradient, scaled to l2 length one; zero stays zero; works at any scale."""
     peak = per_image(gradient.flatten(1).abs().amax(1), gradient)
     scaled = gradient / torch.where(peak > 0, peak, 1)
     norm = per_image(scaled.flatten(1).norm(dim=1), gradient)
@@ -41,21 +41,21 @@ def unit(gradient: Float[Tensor, "batch *image"]) -> Float[Tensor, "batch *image
 
 
 def steepest(gradient: Float[Tensor, "batch *image"], norm: Norm) -> Float[Tensor, "batch *image"]:
-    """The way of length one that climbs a gradient fastest: its direction (l2; zero stays zero) or its signs (linf)."""
+    """The steepest ascent direction of length one: the normalised gradient (l2; zero stays zero) or its signs (linf)."""
     return unit(gradient) if norm == "l2" else gradient.sign()
 
 
 def fading(step: int, steps: int) -> float:
-    """Share of its first length that a step has: 1 at first, falling linearly to a twentieth after the last."""
+    """Step length as a share of the first: 1 at first, falling linearly to a twentieth after the last step."""
     return 1 - 0.95 * step / steps
 
 
 def random_offset(
     keys: Int[Tensor, " batch"], seed: int, x: Float[Tensor, "batch *image"], norm: Norm, draw: int = 0, *, surface: bool = False
 ) -> Float[Tensor, "batch *image"]:
-    """A random offset in the ball of radius one, counted by (seed, key, draw): where random starts come from.
+    """A random offset in the unit ball, seeded by (seed, key, draw); used for random starts.
 
-    l2: a uniform direction at a uniform share of the radius; linf: uniform. `surface`: stretched to length one.
+    l2: a uniform direction at a uniform share of the radius; linf: uniform. `surface`: scaled to length one.
     """
     noise = draws(keys, seed, x, draw)
     uniform = torch.erf(noise / 2**0.5)
@@ -65,7 +65,7 @@ def random_offset(
 
 
 def into_ball(delta: Float[Tensor, "batch *image"], radius: Float[Tensor, " batch"], norm: Norm) -> Float[Tensor, "batch *image"]:
-    """Offsets no longer than the radius of each image."""
+    """The offsets, shortened to at most the radius of each image."""
     limit = per_image(radius, delta)
     if norm == "linf":
         return torch.maximum(torch.minimum(delta, limit), -limit)
@@ -80,9 +80,9 @@ def project(
     eps: float | Float64[Tensor, " batch"],
     box: Box,
 ) -> Float[Tensor, "batch *image"]:
-    """Into the box, then towards `x` into the ball of radius `eps` around it, one for all images or one for each.
+    """Project into the box, then towards `x` into the ball around it; `eps`: one radius, or one per image.
 
-    Shrinking towards `x`, which lies in the box, cannot leave a convex box again.
+    Shrinking towards `x`, which lies in the convex box, cannot leave the box again.
     """
     if box == "unit":
         adversarial = adversarial.clamp(0, 1)
@@ -97,10 +97,10 @@ def pull_inside(
     eps: float | Float64[Tensor, " batch"] | None,
     box: Box,
 ) -> Float[Tensor, "batch *image"]:
-    """What is counted: exactly inside box and ball, the distance measured in float64. NaN or infinity becomes `x` itself.
+    """Project exactly into box and ball, with the distance measured in float64. NaN or infinity becomes `x` itself.
 
-    `eps`: one radius for all images, or one for each; None, or infinite, where there is none. The offset is shortened by one part
-    in 2^22 at a time until the float64 distance is at most `eps`.
+    `eps`: one radius for all images, or one per image; None or infinite for no ball. The offset is shortened by one part in 2^22
+    at a time until the float64 distance is at most `eps`.
     """
     bad = ~adversarial.flatten(1).isfinite().all(1)
     inside = torch.where(per_image(bad, x), x, adversarial)
@@ -108,7 +108,7 @@ def pull_inside(
         inside = inside.clamp(0, 1)
     if eps is None:
         return inside
-    over = distances(x, inside, norm) > eps  # what is inside stays to the last bit what the attack asked about
+    over = distances(x, inside, norm) > eps  # images that are inside already stay bit-identical to what the attack queried
     projected = project(x, inside, norm, eps, box)
     inside = torch.where(per_image(over, x), projected.clamp(0, 1) if box == "unit" else projected, inside)
     for attempt in range(30):

@@ -20,13 +20,13 @@ class Attacked(NamedTuple):
     backwards: Int[Tensor, " batch"]
     """Backward passes spent on each image."""
     broken: Bool[Tensor, " batch"] | None = None
-    """Images that the attack saw broken and stopped working on; None where it never stops early."""
+    """Images that the attack broke and stopped working on; None for an attack that never stops early."""
     finished: bool = True
-    """False where a clock cut the attack: an image it did not break is untested, it did not survive."""
+    """False if the time ran out: an image that it did not break is then untested; it did not survive."""
 
 
 def unstarted(x: Float[Tensor, "batch *image"]) -> Attacked:
-    """What an attack returns that a clock cut before it found anything."""
+    """What an attack returns if its time ran out before it found anything."""
     nothing = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     return Attacked(x.clone(), nothing, nothing.clone(), finished=False)
 
@@ -39,11 +39,11 @@ class Attack(Node):
     """True: runs once without a budget and answers every eps."""
 
     norm: Norm = "l2"
-    """Distance that is bounded or minimised, in pixels of [0, 1]."""
+    """Norm of the distance that is bounded or minimised, with pixels in [0, 1]."""
     box: Box = "unit"
     """`unit`: stay in [0, 1]; `none`: anywhere (kept to reproduce published numbers)."""
     eps: Real | None = None
-    """Budget: radius of the ball. An evaluation fills it in."""
+    """Budget: radius of the ball. The evaluation sets it."""
     seed: Seed = 0
     """Seed of the random numbers."""
 
@@ -58,15 +58,15 @@ class Attack(Node):
         return str(getattr(self, "name", type(self).__name__))
 
     def aimed(self, *, norm: Norm, eps: float | None, seed: int) -> "Attack":
-        """The same attack at a budget; a minimal-norm attack has none."""
+        """The same attack with this budget; a minimal-norm attack has none."""
         return self.model_copy(update={"norm": norm, "eps": None if self.minimal_norm else eps, "seed": seed})
 
     def again(self, number: int) -> "Attack":
-        """The same attack once more with other random numbers, on images whose adversarial example was not reproduced."""
+        """The same attack with other random numbers, for images whose adversarial example could not be reproduced."""
         return self.model_copy(update={"seed": mix(self.seed, number)})
 
     def budget(self) -> float:
-        """The eps it was given, or a clear error."""
+        """The eps of this attack; raises UserError where it is missing or negative."""
         if self.eps is None:
             raise UserError(f"attack {self.label!r} needs an eps, found none")
         if self.eps < 0:

@@ -12,12 +12,12 @@ from robustbench_rkhs.nodes.node import UserError, did_you_mean
 
 @contextmanager
 def through(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    r"""Inside, each named submodule g answers as before and has the gradient of the identity.
+    r"""Inside this context, each named submodule g has its usual output and the gradient of the identity.
 
     .. math:: g(x) \text{ forward}, \qquad \partial g(x) / \partial x := I \text{ backward}
 
-    For quantisation, rounding, or a purifying step that stays near its input. Raises UserError for a name the model has not, and
-    for a module whose output has another shape than its input.
+    For quantisation, rounding, or a purifying step that stays near its input. Raises UserError for a name that the model
+    does not have, and for a module whose output has another shape than its input.
     Source: Athalye et al., ICML 2018, section 4.1.
     """
     there = dict(model.named_modules())

@@ -1,4 +1,4 @@
-"""Where adversarial images are counted: pulled inside ball and box, measured in float64, and the model asked again."""
+"""Counting adversarial images: project into ball and box, measure in float64, and classify again."""
 
 from typing import NamedTuple
 
@@ -12,17 +12,17 @@ from robustbench_rkhs.runtime.clock import portions
 
 
 class Counted(NamedTuple):
-    """What the images of an attack amount to, whatever it said of them."""
+    """The verified result of an attack: its images, the classes predicted for them, and their distances."""
 
     images: Float[Tensor, "batch *image"]
-    """Inside ball and box to the last bit; these are what the rest speaks of."""
+    """The images, exactly inside ball and box; the other fields refer to these."""
     answer: Int[Tensor, " batch"]
-    """The class that the model gives each when it is asked again; -1 where its answer is not finite."""
+    """The class that the model predicts for each; -1 where its logits are not finite."""
     distance: Float64[Tensor, " batch"]
-    """From the image itself, in the norm of the attack."""
+    """The distance from the original image, in the norm of the attack."""
 
     def misses(self, y: Int[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
-        """Which are misclassified."""
+        """Which images are misclassified."""
         return self.answer != y
 
 
@@ -35,9 +35,9 @@ def count(
     box: Box,
     eps: float | Float64[Tensor, " batch"] | None,
 ) -> Counted:
-    """The images that an attack found for `x`, counted. `eps`: one budget, or one for each; None where there is none.
+    """Verify the images that an attack found for `x`. `eps`: one budget, or one per image; None for no budget.
 
-    `model`: what is asked, in the mode it is to be asked in. Cost: a forward pass an image.
+    `model` is queried in its current mode. Cost: a forward pass per image.
     """
     inside = pull_inside(x, found.to(x), norm, eps, box)
     return Counted(inside, answered(model, inside), distances(x, inside, norm))
@@ -45,7 +45,7 @@ def count(
 
 @torch.no_grad()
 def answered(model: nn.Module, x: Float[Tensor, "batch *image"], batch: int = 256) -> Int[Tensor, " batch"]:
-    """The class the model gives each image; -1 where its answer is not finite."""
+    """The class that the model predicts for each image; -1 where its logits are not finite."""
     said = []
     for some in portions(len(x), batch):
         logits = model(x[some])

@@ -14,7 +14,7 @@ from robustbench_rkhs.nodes.node import UserError
 
 
 class DDN(RadiusAttack):
-    r"""Unit-norm gradient steps, then a rescaled perturbation: its norm shrinks once adversarial and grows while not.
+    r"""Unit-norm gradient steps, then rescaling: the perturbation's norm shrinks while adversarial, else grows.
 
     .. math:: \delta \leftarrow \delta - \alpha_t \frac{\nabla L}{\lVert \nabla L \rVert_2}, \qquad
               \delta \leftarrow \rho \frac{\delta}{\lVert \delta \rVert_2}, \qquad
@@ -24,14 +24,14 @@ class DDN(RadiusAttack):
     the `starts` nearest classes; alpha_1 is the linearised distance, and alpha and gamma fall to a hundredth along a cosine. Until
     both sides of the boundary were seen, the length follows the linearised distance to it.
     Cost: at most 2 + starts * (steps + 1) forward and min(candidates + 1, classes) + starts * steps backward passes; a start
-    that is hopeless after ten steps leaves.
-    Raises UserError in linf, where `fmn` is the same idea.
+    that is hopeless after ten steps is dropped.
+    Raises UserError in linf, where `fmn` is the counterpart.
     Source: Rony et al., CVPR 2019.
     """
 
     name: Literal["ddn"] = "ddn"
     loss: Literal["margin", "cross_entropy"] = "margin"
-    """What is lowered; either is blind to the scale of the logits."""
+    """The loss that is minimised; neither depends on the scale of the logits."""
 
     def search(self, engine: Engine) -> None:
         if self.norm != "l2":
@@ -46,5 +46,5 @@ class DDN(RadiusAttack):
         return lambda logits, rows: -functional.cross_entropy(logits * gain[rows, None], y[rows], reduction="none")
 
     def placed(self, delta: Float[Tensor, "some *image"], radius: Float[Tensor, " some"]) -> Float[Tensor, "some *image"]:
-        """On the sphere."""
+        """Projected onto the sphere."""
         return unit(delta) * per_image(radius, delta)

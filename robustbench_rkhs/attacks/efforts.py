@@ -10,11 +10,11 @@ from robustbench_rkhs.nodes.threat_model import Effort, Norm
 
 
 def protocol_of(effort: Effort, norm: Norm) -> tuple[Attack, ...]:
-    """The attacks of an effort: cheap minimal-norm attacks, whose upper bounds leave little to the last one.
+    """The attacks of an effort: cheap minimal-norm attacks first, whose upper bounds leave few runs to the last one.
 
     quick: SuperDeepFool, DDN (linf: FMN) and FAB towards three classes; no fixed budget, so each image is attacked once.
     standard: SuperDeepFool and DDN (linf: FMN), then the full ensemble at an image's largest open eps.
-    adaptive: the same with the ensemble that leaves out what a pilot says cannot pay.
+    adaptive: the same, with the ensemble that skips attacks which broke nothing on a pilot.
     """
     near = (SuperDeepFool(norm=norm), DDN(norm=norm) if norm == "l2" else FMN(norm=norm))
     if effort == "quick":

@@ -18,21 +18,21 @@ from robustbench_rkhs.nodes.threat_model import Box, Norm
 from robustbench_rkhs.runtime.clock import ask, fitting, left
 
 INSIDE = 1 - 1e-6
-"""Images are projected to this share of eps, less what rounding can move them: it cannot take them out of the ball again."""
+"""Images are projected to this share of eps, less a bound on rounding, so that rounding cannot move them out of the ball."""
 
 CLEAR = 1e-6
-"""A misclassification by less than this share of the largest logit is not kept, and the attack goes on: asked again in another
-batch, whose last bits differ, it might be none. An exact tie stays what it is."""
+"""A misclassification by less than this share of the largest logit is not kept, and the attack goes on: in another batch, whose
+last bits differ, it might be classified correctly. An exact tie is kept."""
 
 
 class Engine:
-    """The images under attack, by position in the batch: what is known of each, and the queried model.
+    """The images under attack, by position in the batch, with the best found for each, and the queried model.
 
-    An attack works on `open()` and asks by `logits` or `slope`; whatever it asks, each misclassified image inside box and ball is
-    kept if it is the nearest so far, and leaves `open()` where a finite eps was given. So no iterate of any attack is lost, and
-    none can report success by itself. Answers that are not finite are misclassified; gradients that are not finite are 0.
-    Each batch of a query asks the clock first, and is cut where the images it holds would take long: `finished` then says whether
-    the attack came to its end. The pace is learnt from one uncounted pass where a clock runs, then from every query.
+    An attack works on `open()` and queries by `logits` or `slope`; in every query, each misclassified image inside box and ball is
+    kept if it is the nearest so far, and leaves `open()` if a finite eps was given. So no iterate of any attack is lost, and
+    no attack can report success by itself. Logits that are not finite are misclassified; gradients that are not finite are 0.
+    Each batch of a query checks the clock first, and is split if it would take long; `finished` is False if the time ran out
+    before the attack ended. The speed is measured by one uncounted pass if a clock runs, then by every query.
     """
 
     def __init__(
@@ -54,9 +54,9 @@ class Engine:
         self.norm, self.box, self.seed, self.batch_size = norm, box, seed, batch_size
         self.expectation, self.confirm = expectation, confirm
         self.eps = eps
-        """Each image's own budget; infinite where the nearest adversarial image is looked for."""
+        """The budget of each image; infinite to search for the nearest adversarial image."""
         self.watch: Callable[[Tensor, Tensor], None] | None = None
-        """Called with (positions, logits) of every query, where given."""
+        """Called with (positions, logits) of every query, if given."""
         self.images = x.clone()
         """The nearest adversarial image found; the image itself where none was."""
         self.distance = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
@@ -65,15 +65,15 @@ class Engine:
         self.right = torch.ones(len(x), dtype=torch.bool, device=x.device)
         peak = x.flatten(1).abs().amax(1).double().clamp_min(1) if x.numel() else self.distance
         self.rounding = peak * torch.finfo(x.dtype).eps / 2 * (x[:1].numel() ** 0.5 if norm == "l2" else 1)
-        """How far rounding its pixels can move an image: at small eps more than a millionth of it."""
+        """Bound on how far rounding can move an image: at small eps, more than a millionth of it."""
         self.finished = True
-        """False once a clock cut the attack."""
+        """False once the attack ran out of time."""
         self.pace = _pace(model, x)
-        """Seconds of a forward pass per image, at the latest query; 0 where no clock runs."""
+        """Seconds of a forward pass per image in the latest query; 0 where no clock runs."""
         every = torch.arange(len(x), device=x.device)
         self.clean = self.logits(every, x) if len(x) else x.new_zeros(0, 1)
-        """Logits of the images themselves."""
-        self.right = self.distance > 0  # a wrong image was found at distance 0: nothing to attack
+        """Logits of the clean images."""
+        self.right = self.distance > 0  # an image that is misclassified already: found at distance 0, nothing to attack
 
     @property
     def broken(self) -> Bool[Tensor, " batch"]:
@@ -90,7 +90,7 @@ class Engine:
 
     @cached_property
     def gain(self) -> Float[Tensor, " batch"]:
-        """A positive factor of each image's logits that puts its clean margin at 10: cross-entropy is not masked by scale."""
+        """A positive factor for each image's logits that scales its clean margin to 10: scale does not mask cross-entropy."""
         return gain(self.clean, self.y)
 
     @torch.no_grad()
@@ -108,9 +108,9 @@ class Engine:
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def slope(self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"], value: Value, *, keep: bool = True) -> Slope:
-        """Answers, `value` of them and its gradient. Cost: `expectation` forward and backward passes each.
+        """Logits, `value` of them and its gradient. Cost: `expectation` forward and backward passes per image.
 
-        `keep`: False where what is misclassified must not count (an attack that is judged by its last image alone).
+        `keep`: False if misclassified images must not count (for an attack that is judged by its last iterate alone).
         """
         parts, rows = [], torch.arange(len(at), device=at.device)
         for some in self._batches(len(at), 3 * self.expectation):
@@ -133,9 +133,9 @@ class Engine:
     def jacobian(
         self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"], classes: Int[Tensor, "some few"] | None = None
     ) -> tuple[Float[Tensor, "some classes"], Float[Tensor, "some few *image"]]:
-        """Answers and the gradient of every logit, or of those of each image's `classes`.
+        """Logits and the gradient of every logit, or of those of each image's `classes`.
 
-        Cost: `expectation` times a forward pass and one backward pass a class.
+        Cost: `expectation` times a forward pass and one backward pass per class.
         """
         answers, rows = [], []
         columns = self.clean.shape[1] if classes is None else classes.shape[1]
@@ -151,9 +151,9 @@ class Engine:
         return torch.cat(answers), torch.cat(rows)
 
     def boundaries(self, at: Int[Tensor, " some"]) -> Float[Tensor, "some classes"]:
-        """How far each class's boundary is from these images by linearisation; infinite to an image's own.
+        """Linearised distance from these images to the boundary of each class; infinite for an image's own label.
 
-        Cost: `expectation` times a forward pass and a backward pass a class.
+        Cost: `expectation` times a forward pass and a backward pass per class.
         """
         parts = []
         for some in self._batches(len(at), (1 + 2 * self.clean.shape[1]) * self.expectation):
@@ -167,14 +167,14 @@ class Engine:
         return torch.cat(parts)
 
     def project(self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"]) -> Float[Tensor, "some *image"]:
-        """Into the box, then towards the image at the position into a ball a millionth, and the rounding, smaller than its eps."""
+        """Project into the box, then towards the image into a ball slightly smaller than eps (by a millionth and the rounding)."""
         x = self.x[at]
         delta = (images.clamp(0, 1) if self.box == "unit" else images) - x
         return x + into_ball(delta, (self.eps[at] * INSIDE - self.rounding[at]).clamp_min(0).to(x.dtype), self.norm)
 
     def pull(self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"], logits: Float[Tensor, "some classes"]) -> None:
-        """For attacks whose iterates lie on the sphere itself: where rounding left a misclassified one outside, it is pulled inside
-        and asked about again. Cost: a forward pass each.
+        """For attacks whose iterates lie on the sphere: misclassified images that rounding left outside are projected inside and
+        queried again. Cost: a forward pass each.
         """
         out = (misclassified(logits, self.y[at]) & self.standing(at)).nonzero().flatten()
         if len(out):
@@ -184,15 +184,15 @@ class Engine:
             self.logits(at, pull_inside(self.x[at], images[out], self.norm, self.eps[at], self.box))
 
     def judge(self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"]) -> None:
-        """The last question of a run: kept where misclassified, pulled inside where rounding left it outside."""
+        """The last query of a run: misclassified images are kept, after projection where rounding left them outside."""
         self.pull(at, images, self.logits(at, images))
 
     def attacked(self) -> Attacked:
-        """What the attack contract asks for."""
+        """The result in the form that attacks return."""
         return Attacked(self.images, self.forwards, self.backwards, self.broken, self.finished)
 
     def _batches(self, images: int, passes: int) -> Iterator[slice]:
-        """The batches of a query, each preceded by a question to the clock. `passes`: forward passes an image costs, about."""
+        """The batches of a query; the clock is checked before each. `passes`: approximate cost per image, in forward passes."""
         if not images:
             yield slice(0, 0)
         start = 0
@@ -204,12 +204,12 @@ class Engine:
             start += size
 
     def _counted(self, at: Tensor) -> Tensor:
-        """How many passes a question about these positions is, for each position; one may be there several times."""
+        """The number of passes that a query of these positions costs per position; a position may occur several times."""
         return torch.bincount(at, minlength=len(self.x)) * self.expectation
 
     @torch.no_grad()
     def _seen(self, at: Tensor, images: Tensor, logits: Tensor) -> None:
-        """Keep the misclassified images that are inside, where they are the nearest so far."""
+        """Keep the misclassified images that are inside box and ball and the nearest so far."""
         if self.watch is not None:
             self.watch(at, logits)
         finite = (logits - logits == 0).all(1)  # half the operations of isfinite
@@ -230,14 +230,14 @@ class Engine:
             if len(kept):
                 better[kept] = self._errs_again(at[kept], images[kept])
         best, away = at[better], away[better]
-        order = away.argsort(stable=True)  # an image may be in the batch several times: its nearest, of equals the first
+        order = away.argsort(stable=True)  # an image may be in the batch several times: keep its nearest, the first of equals
         order = order[best[order].argsort(stable=True)]
         places, several = best[order].unique_consecutive(return_counts=True)
         first = order[several.cumsum(0) - several]
         self.images[places], self.distance[places] = images[better][first], away[first]
 
     def _errs_again(self, at: Tensor, images: Tensor) -> Tensor:
-        """Which are misclassified in another batch too: in reverse, behind a clean image. Cost: a forward pass each."""
+        """Which images are misclassified in another batch too: in reverse order, after a clean image. Cost: a forward pass each."""
         logits = self.model(torch.cat([images, self.x[at[:1]]]).flip(0)).flip(0)[:-1]
         self.forwards.index_add_(0, at, torch.ones_like(at))
         result: Tensor = (logits.argmax(1) != self.y[at]) | ~logits.isfinite().all(1)
@@ -246,7 +246,7 @@ class Engine:
 
 @torch.no_grad()
 def _pace(model: nn.Module, x: Tensor) -> float:
-    """Seconds of one forward pass of one image, tried where a clock runs: before it is known, no batch could be cut."""
+    """Seconds of one forward pass of one image, measured if a clock runs: needed to split the first batch."""
     if not len(x) or left() == math.inf:
         return 0.0
     ask()

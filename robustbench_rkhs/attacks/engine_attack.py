@@ -17,25 +17,25 @@ from robustbench_rkhs.runtime.clock import OutOfTime
 
 
 class EngineAttack(Attack):
-    """Common fields of the attacks that run in the engine: each says in `search(engine)` what it asks the model."""
+    """Common fields of the attacks that run in the engine; each implements its queries in `search(engine)`."""
 
     batch_size: int = Field(256, ge=1)
-    """Images at once: bounds the memory, changes no draw."""
+    """Images per batch: bounds the memory, does not change random numbers."""
     expectation: int = Field(1, ge=1)
-    """Forward passes that every output and gradient is averaged over (expectation over transformations), for a random model."""
+    """Forward passes per output and gradient, which are averaged (expectation over transformations), for a randomized model."""
     confirm: int = Field(0, ge=0)
-    """How often each adversarial example is queried again, in another batch: it counts only where the model always errs, else the
+    """How often each adversarial example is queried again, in another batch: it counts only if the model errs every time, else the
     attack goes on. For a randomized model, or one whose outputs depend on the batch. Cost: as many forward passes per example."""
     straight_through: tuple[str, ...] = ()
-    """Names of submodules whose backward pass is replaced by the identity (BPDA), for layers without a useful gradient. They must
-    keep the shape of what they are given."""
+    """Names of submodules whose backward pass is replaced by the identity (BPDA), for layers without a useful gradient. Their
+    output must have the shape of their input."""
 
     def search(self, engine: Engine) -> None:
         """Query the model; the engine keeps the adversarial examples."""
         raise TypeError(f"{type(self).__name__} is not an attack by itself")
 
     def again(self, number: int) -> "Attack":
-        """With other random numbers and twice as many confirmations, so that a false example closes no image."""
+        """With other random numbers and twice as many confirmations, so that a false example ends the search on no image."""
         return super().again(number).model_copy(update={"confirm": self.confirm + 2 * number})
 
     def __call__(
@@ -46,7 +46,7 @@ class EngineAttack(Attack):
         keys: Int[Tensor, " batch"],
         eps: Float64[Tensor, " batch"] | None = None,
     ) -> Attacked:
-        """`eps`: a budget for each image, in place of the field. Out of time, it returns what it has (`finished` is False)."""
+        """`eps`: a budget per image, instead of the field. If the time runs out, returns what it has (`finished` is False)."""
         try:
             with self.engaged(model, x, y, keys, eps) as engine:
                 try:
@@ -54,14 +54,14 @@ class EngineAttack(Attack):
                 except OutOfTime:
                     engine.finished = False
                 return engine.attacked()
-        except OutOfTime:  # before the images themselves were all asked about
+        except OutOfTime:  # before all clean images were classified
             return unstarted(x)
 
     @contextmanager
     def engaged(
         self, model: nn.Module, x: Tensor, y: Tensor, keys: Tensor, eps: Float64[Tensor, " batch"] | None = None
     ) -> Iterator[Engine]:
-        """The engine for these images; the model is given back as it was."""
+        """The engine for these images; the model is restored afterwards."""
         if self.box == "unit" and len(x) and (x.amin() < 0 or x.amax() > 1):
             raise UserError(f"box 'unit' expects images in [0, 1], found {x.amin():.4g} to {x.amax():.4g}")
         if eps is None:

@@ -18,7 +18,7 @@ from robustbench_rkhs.attacks.square.attack import Square
 from robustbench_rkhs.runtime.clock import OutOfTime
 
 AnyPart = Annotated[APGD | FAB | Square, Field(discriminator="name")]
-"""The attacks an ensemble may be made of."""
+"""The attacks that an ensemble may contain."""
 BATTERIES: dict[str, tuple[AnyPart, ...]] = {
     "standard": (APGD(loss="cross_entropy"), APGD(loss="targeted"), FAB(targets=9, parallel=9), Square()),
     "plus": (
@@ -42,19 +42,19 @@ class Ensemble(EngineAttack):
     .. math:: \exists x' \in B_\varepsilon(x) \cap [0,1]^d : \arg\max_k f_k(x') \ne y \; ?
 
     standard: as above, 9 targets (or all there are), 5000 queries. plus: also untargeted APGD on DLR and untargeted FAB, 5 restarts
-    of the untargeted ones. rand: APGD on both losses, every answer the mean of 20 passes, for models that draw. custom:
-    `attacks`. An image that any iterate of any part breaks leaves at once; answers to the images themselves are
-    asked for once; no weight gradients; two classes are enough, and any rank of input. Draws are counted by (seed, key), so with
-    `effort: full` the verdict on an image does not depend on the others.
+    of the untargeted ones. rand: APGD on both losses, every output the mean of 20 passes, for randomized models. custom:
+    `attacks`. An image leaves as soon as any iterate of any part breaks it; the logits of the clean images are computed
+    once; no weight gradients; works from two classes and for inputs of any rank. Random numbers are seeded by (seed, key), so with
+    `effort: full` the verdict on an image does not depend on the other images.
 
     effort adaptive: every APGD part on every image; the other parts, five sixths of the cost, only on a pilot: the 12 % of
-    the open images (at least 10) with the lowest margins so far and 8 % (at least 10) drawn by key. What breaks near images only
-    goes on, nearest first, until it breaks none; what breaks no pilot image is left out for the rest: with n drawn images, at
-    most a share 1 - 0.05^(1/n) of these would have been broken by it, at 95 % confidence. All get the whole ensemble where a
-    drawn image was broken by it, Square came lower than the gradients did on any pilot image, more than a tenth of the
-    gradients are zero or do not predict the margin, or outputs differ from one query to the next.
+    the open images (at least 10) with the lowest margins so far, and 8 % (at least 10) drawn at random. A part that breaks only the
+    closest images goes on, closest first, until it breaks none; a part that breaks no pilot image skips the rest: with n drawn
+    images, it would have broken at most a share 1 - 0.05^(1/n) of these, at 95 % confidence. Every image gets the whole ensemble
+    where a part broke a drawn image, Square reached a lower margin than the gradients on any pilot image, more than a tenth of
+    the gradients are zero or do not predict the margin, or outputs differ from one query to the next.
     So a verdict depends on the images of a block, and can only err towards calling an image robust.
-    Cost of a robust image: about 7,000 forward and 1,910 backward passes at ten classes (standard), half of it (adaptive).
+    Cost per robust image: about 7,000 forward and 1,910 backward passes at ten classes (standard), half of it (adaptive).
     Raises UserError for a missing or negative eps, and in box `unit` for images outside [0, 1].
     Source: Croce & Hein, ICML 2020 (the battery); Clopper & Pearson, Biometrika 1934 (the bound).
     """
@@ -63,7 +63,7 @@ class Ensemble(EngineAttack):
     version: Literal["standard", "plus", "rand", "custom"] = "standard"
     """Which ensemble."""
     attacks: tuple[AnyPart, ...] = ()
-    """The attacks of `custom`. Norm, box, seed, batch_size, expectation and straight_through are the ensemble's, not the part's."""
+    """The attacks of `custom`. Norm, box, seed, batch_size, expectation and straight_through come from the ensemble."""
     effort: Literal["full", "adaptive"] = "full"
     """`full`: every attack on every open image. `adaptive`: the whole ensemble only where a pilot suggests that it pays off."""
 
@@ -118,9 +118,9 @@ class Ensemble(EngineAttack):
         keys: Int[Tensor, " batch"],
         eps: Float64[Tensor, " batch"] | None = None,
     ) -> tuple[Attacked, Spending]:
-        """As a call, and beside it what `effort: adaptive` spent and why (nothing where the effort is full).
+        """Like a call, and also returns what `effort: adaptive` spent and why (nothing for full effort).
 
-        Raises OutOfTime where a clock runs out before the images themselves were asked about.
+        Raises OutOfTime if the clock runs out before the clean images were classified.
         """
         with self.engaged(model, x, y, keys, eps) as engine:
             spending = Spending()

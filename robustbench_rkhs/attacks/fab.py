@@ -17,10 +17,10 @@ from robustbench_rkhs.nodes.node import Real
 
 
 class _Plane(NamedTuple):
-    """A decision boundary f_y = f_k as seen from where it was linearised: f(z) = value + <normal, z - place>, 0 on it."""
+    """The linearised decision boundary f_y = f_k: f(z) = value + <normal, z - place>, which is 0 on it."""
 
     wrong: Bool[Tensor, " rows"]
-    """Whether the model was wrong at the last iterate, before that was drawn back."""
+    """Whether the model was wrong at the last iterate, before it was pulled back."""
     value: Float[Tensor, " rows"]
     normal: Float[Tensor, "rows *image"]
 
@@ -38,13 +38,13 @@ class FAB(EngineAttack):
               \alpha = \min\Big(\tfrac{\lVert\delta\rVert}{\lVert\delta\rVert + \lVert\delta_x\rVert}, \alpha_{\max}\Big)
 
     delta and delta_x take x' and x onto the plane f_y = f_k linearised near x', inside the box, by the shortest way; k is the
-    nearest class by that linearisation, or the target. An adversarial x' is drawn back: x' <- (1 - beta) x + beta x'.
-    The distance is minimised; with a finite eps for each image (inside an ensemble) an image leaves once it is broken inside. A row
-    whose gradient is zero where the model is right cannot move, and leaves too. At last two secants of the margin on the line
-    from the image to its nearest adversarial one (without a finite eps only).
-    Cost an image: steps + 5 forward and steps K backward passes (K classes; steps with two), times restarts; targeted:
-    n (steps + 1) + 4 forward and n steps backward passes. The pass that checks an iterate is the one that linearises it; `relook`
-    asks again at the point drawn back, as published: up to twice the forward passes.
+    nearest class by that linearisation, or the target. An adversarial x' is pulled back: x' <- (1 - beta) x + beta x'.
+    The distance is minimised. With a finite eps per image (inside an ensemble), an image leaves the batch once it is broken within
+    eps. A run whose gradient is zero while the model is right cannot move, and leaves too. Without a finite eps, two secant steps
+    of the margin follow on the line from the image to its nearest adversarial example.
+    Cost per image: steps + 5 forward and steps K backward passes (K classes; steps with two), times restarts; targeted:
+    n (steps + 1) + 4 forward and n steps backward passes. The pass that checks an iterate also linearises it; `relook`
+    linearises again at the point pulled back, as published: up to twice the forward passes.
     Raises UserError for images outside [0, 1] with box `unit`.
     Source: Croce & Hein, ICML 2020 (arXiv:1907.02044).
     """
@@ -57,15 +57,15 @@ class FAB(EngineAttack):
     targets: int = Field(0, ge=0)
     """0: towards the nearest boundary by the gradients of all logits; n: one run towards each of the n likeliest other classes."""
     restarts: int = Field(1, ge=1)
-    """Starts: the image itself, then random points at half the distance known."""
+    """Starts: the image itself, then random points at half the known distance."""
     parallel: int = Field(9, ge=1)
-    """Targets of one image that run side by side: a small network is asked larger batches (2 to 6 times less time at 8 to 60
-    images); an image that falls has been asked about them all (up to an eighth more passes where most images fall)."""
+    """Targets of one image that run side by side: a small network gets larger batches (2 to 6 times less time at 8 to 60
+    images), but a broken image has used passes for all of them (up to an eighth more passes where most images break)."""
     relook: bool = False
-    """Linearise again at the point drawn back, as published. False: the adversarial iterate's own linearisation serves, which lies
-    nearer to the boundary: no farther images at two thirds of the passes."""
+    """Linearise again at the point pulled back, as published. False: reuse the linearisation at the adversarial iterate, which lies
+    nearer to the boundary: the distances are no larger, at two thirds of the passes."""
     alpha_max: Real = Field(0.1, ge=0, le=1)
-    """Largest share of the image's own projection in a step."""
+    """Largest weight of the projection from the image in a step."""
     overshoot: Real = Field(1.05, ge=1)
     """eta: how far past the linearised boundary a step goes."""
     beta: Real = Field(0.9, gt=0, le=1)
@@ -84,7 +84,7 @@ class FAB(EngineAttack):
         classes = engine.clean.shape[1]
         if classes < 2:
             return
-        # with two classes the nearest other class is no question, and one gradient serves
+        # with two classes there is one other class, and one gradient is enough
         runs = likeliest_classes(engine.clean, engine.y, self.targets or int(classes == 2)).split(self.parallel, 1)
         for restart in range(self.restarts):
             for aims in runs if runs[0].shape[1] else [None]:
@@ -93,14 +93,14 @@ class FAB(EngineAttack):
                     return
                 start = self._start(engine, at, restart)
                 several = 1 if aims is None else aims.shape[1]
-                rows = (4 * self.batch_size + several - 1) // several  # bounds the memory, changes no outcome
+                rows = (4 * self.batch_size + several - 1) // several  # bounds the memory; changes no outcome
                 for part, first in zip(at.split(rows), start.split(rows), strict=True):
                     target = None if aims is None else aims[part].flatten()
                     self._run(engine, part.repeat_interleave(several), first.repeat_interleave(several, 0), target)
         nearer(engine)
 
     def _start(self, engine: Engine, at: Tensor, restart: int) -> Tensor:
-        """The image; for every further restart a random point half as far as the nearest known, eps, or the box's size is."""
+        """The image; for every further restart a random point at half the nearest known distance, eps, or size of the box."""
         x = engine.x[at]
         if restart == 0:
             return x
@@ -111,7 +111,7 @@ class FAB(EngineAttack):
         return start.clamp(0, 1) if self.box == "unit" else start
 
     def _run(self, engine: Engine, at: Tensor, points: Tensor, target: Tensor | None) -> None:
-        """One run of all rows; those whose image is broken within a finite eps leave, and those that no gradient moves."""
+        """One run of all rows; a row leaves once its image is broken within a finite eps, or if its gradient is zero."""
         plane = self._look(engine, at, points, target)
         for step in range(self.steps):
             stays = engine.standing(at) & (plane.wrong | plane.normal.flatten(1).any(1))
@@ -131,7 +131,7 @@ class FAB(EngineAttack):
                 plane = plane._replace(value=plane.value + (plane.normal * (points - moved)).flatten(1).sum(1))
 
     def _twice(self, engine: Engine, at: Tensor, moved: Tensor, target: Tensor | None, expected: Tensor) -> tuple[Tensor, _Plane]:
-        """Draw back, then linearise: rows expected to be wrong are asked for their answers only, as the gradient is elsewhere."""
+        """Pull back, then linearise: rows expected to be wrong need only the logits here, as their gradient is taken elsewhere."""
         sure, unsure = expected.nonzero().flatten(), (~expected).nonzero().flatten()
         wrong, plane = torch.zeros_like(expected), _Plane(expected, moved.new_zeros(len(at)), torch.zeros_like(moved))
         if len(sure):
@@ -150,7 +150,7 @@ class FAB(EngineAttack):
         return torch.where(share < 1, x + share * (moved - x), moved)
 
     def _step(self, x: Tensor, points: Tensor, plane: _Plane) -> Tensor:
-        """Both projections in one batch, the convex combination of what they give, and the box."""
+        """Both projections in one batch, their convex combination, clipped to the box."""
         both, normal = torch.stack([points.flatten(1), x.flatten(1)], 1), plane.normal.flatten(1)
         ahead = -plane.value
         rise = torch.stack([ahead, ahead + (normal * (both[:, 0] - both[:, 1])).sum(1)], 1)
@@ -162,7 +162,7 @@ class FAB(EngineAttack):
         return moved.clamp(0, 1) if self.box == "unit" else moved
 
     def _look(self, engine: Engine, at: Tensor, points: Tensor, target: Tensor | None) -> _Plane:
-        """Answers at these points and the boundary linearised there: one gradient with a target, one per class without."""
+        """Logits at these points and the boundary linearised there: one gradient with a target, one per class without."""
         y = engine.y[at]
         if target is not None:
             seen = engine.slope(at, points, lambda logits, rows: gap(logits, y[rows], target[rows]))

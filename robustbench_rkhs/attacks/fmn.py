@@ -10,22 +10,22 @@ from robustbench_rkhs.attacks.radius import RadiusAttack
 
 
 class FMN(RadiusAttack):
-    r"""Gradient steps on the margin, projected into a ball whose radius shrinks once adversarial and grows while not.
+    r"""Gradient steps on the margin, projected into a ball that shrinks while the image is adversarial, else grows.
 
     .. math:: \delta \leftarrow \Pi_{\rho} \left( \delta - \alpha_t \frac{\nabla m}{\lVert \nabla m \rVert_2} \right), \qquad
               \rho \leftarrow (1 \mp \gamma_t) \rho \text{ where } x + \delta \text{ is wrong / right}
 
     m: the margin. Starts on the linearised boundaries of the `starts` nearest classes; alpha_1 is the image's linearised distance
     (in linf times the root of the number of pixels), not a fixed length, and alpha and gamma fall to a hundredth along a cosine.
-    Until both sides of the boundary were seen, the radius follows the linearised distance to it. In l2 it finds what `ddn` finds,
-    save where a step ends inside the ball; it is the one of the two for linf.
+    Until both sides of the boundary were seen, the radius follows the linearised distance to it. In l2 it finds the same as `ddn`
+    unless a step ends inside the ball; in linf, use this one.
     Cost: at most 2 + starts * (steps + 1) forward and min(candidates + 1, classes) + starts * steps backward passes; a start
-    that is hopeless after ten steps leaves.
+    that is hopeless after ten steps is dropped.
     Source: Pintor et al., NeurIPS 2021.
     """
 
     name: Literal["fmn"] = "fmn"
 
     def placed(self, delta: Float[Tensor, "some *image"], radius: Float[Tensor, " some"]) -> Float[Tensor, "some *image"]:
-        """In the ball."""
+        """Projected into the ball."""
         return into_ball(delta, radius, self.norm)

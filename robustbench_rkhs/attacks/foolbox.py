@@ -34,7 +34,7 @@ CLASSES = {
     ("hop_skip_jump", "l2"): "HopSkipJumpAttack",
     ("hop_skip_jump", "linf"): "HopSkipJumpAttack",
 }
-"""What foolbox has, by method and norm."""
+"""The attacks of foolbox, by method and norm."""
 STEPS = {"deepfool": 50, "ddn": 100, "fmn": 100, "cw": 1000, "brendel_bethge": 200, "hop_skip_jump": 10}
 """Default steps: the library's, except cw (there 10,000), brendel_bethge (there 1,000) and hop_skip_jump (there 64)."""
 REGION = 0.05
@@ -47,19 +47,19 @@ class FoolboxAttack(Attack):
     .. math:: \min_{x'} \lVert x' - x \rVert \quad \text{such that} \quad \arg\max_k f_k(x') \ne y
 
     deepfool (l2, linf): steps across the linearised boundary. ddn (l2): normalised cross-entropy steps, the radius shrinks
-    inside and grows outside. fmn (l2, linf): the same idea on the margin; the library's l2 version never projects, so it is
-    no finer than its steps: weak, set `step_size`. cw (l2): Adam on distance plus a searched multiple of the margin.
-    brendel_bethge (l2, linf): walks along the boundary from a far adversarial image (a corner of the box, another image of
-    the block, or noise), on the CPU; where none is found the image is returned as it was. Compiles for a minute at first, with
-    numba: the extra [brendel_bethge].
-    hop_skip_jump (l2, linf; black box): sees the predicted class alone; from the same starts, along the boundary, in directions
-    estimated by sampling decisions. Only for box `unit`, and for models that answer alike twice.
-    Only images classified correctly are attacked. Draws are counted by (seed, keys of the block): another block, other ones.
+    inside, grows outside. fmn (l2, linf): the same idea on the margin; the library's l2 version never projects, so its
+    distances are only as fine as its steps: weak, set `step_size`. cw (l2): Adam on distance plus a multiple of the margin, which
+    is searched. brendel_bethge (l2, linf): walks along the boundary from a far adversarial image (a corner of the box, another
+    image of the block, or noise), on the CPU; where none is found, the image is returned unchanged. The first run compiles for a
+    minute; needs numba: the extra [brendel_bethge].
+    hop_skip_jump (l2, linf; black box): sees only the predicted class; from the same starts, it walks along the boundary in
+    directions estimated by sampling decisions. Only for box `unit`, and for deterministic models.
+    Only images classified correctly are attacked. Random numbers depend on (seed, keys of the block).
     Box `none`: the library needs bounds, and gets three times the images' range (at least 1) on either side.
     Cost: forward and backward passes per image: ddn, fmn, brendel_bethge one per step; deepfool up to 9 per step, few steps;
     cw up to nine searches of `steps`; hop_skip_jump about 67 steps^1.5 (steps 10: 2,200; 64: 34,000) and 10 to 20 per step forward
     passes, and one backward pass, for its start.
-    Raises UserError for a norm that foolbox has no such attack in, a step size it would ignore, images outside the box.
+    Raises UserError for a norm in which foolbox has no such attack, a step size that it would ignore, and images outside the box.
     Source: Rauber et al., JOSS 2020; Moosavi-Dezfooli et al., CVPR 2016; Rony et al., CVPR 2019; Pintor et al., NeurIPS 2021;
     Carlini & Wagner, S&P 2017; Brendel et al., NeurIPS 2019; Chen et al., S&P 2020.
     """
@@ -68,14 +68,14 @@ class FoolboxAttack(Attack):
 
     name: Literal["foolbox"] = "foolbox"
     attack: Method = "ddn"
-    """Which of the library's attacks."""
+    """The library's attack."""
     steps: int | None = Field(None, ge=1)
-    """Steps; deepfool 50, ddn and fmn 100, cw 1000, brendel_bethge 200, hop_skip_jump 10 where not given."""
+    """Steps; default: deepfool 50, ddn and fmn 100, cw 1000, brendel_bethge 200, hop_skip_jump 10."""
     step_size: Real | None = Field(None, gt=0)
-    """First step of fmn (pixels, library's default 1) or cw (Adam's, as a share of the box, 0.01); the others have none."""
+    """First step of fmn (in pixels, the library's default is 1) or of cw (of Adam, as a share of the box, 0.01); for no other."""
     rescale: bool = True
     """Multiply each image's logits by the positive constant that puts its clean margin at 10. No prediction changes, and
-    confident or flat logits hide nothing from ddn and cw. False: the library's own behaviour."""
+    confident or flat logits no longer mask the gradients of ddn and cw. False: the library's own behaviour."""
 
     @property
     def scale_invariant(self) -> bool:
@@ -120,13 +120,13 @@ class FoolboxAttack(Attack):
             return Attacked(images, *counted.spent(right), claimed, done.finished)
 
     def _run(self, counted: Counted, x: Tensor, y: Tensor) -> Tensor:
-        """What the library returns, adversarial or not."""
+        """The images that the library returns, adversarial or not."""
         with warnings.catch_warnings(), quiet():
             warnings.simplefilter("ignore")
-            import foolbox  # here, not above: it takes a second
+            import foolbox  # imported here: it takes a second
 
             low, high = bounds_of(x, self.box)
-            if self.rescale and self.attack != "hop_skip_jump":  # it sees no logits
+            if self.rescale and self.attack != "hop_skip_jump":  # hop_skip_jump does not see logits
                 with torch.no_grad():
                     counted.gain = gain(counted(x), y)
             starts, begun = {}, torch.ones_like(y, dtype=torch.bool)
@@ -174,7 +174,7 @@ def _starts(
     high: float,
     tries: int = 20,
 ) -> tuple[Float[Tensor, "batch *image"], Bool[Tensor, " batch"]]:
-    """An adversarial image for each image, and for which one was found.
+    """A starting adversarial image for each image, and a mask of where one was found.
 
     Tried in turn: the corner of the box that lowers the margin most to first order, the block's other images, uniform noise.
     """
@@ -199,7 +199,7 @@ def _starts(
 
 
 class quiet:
-    """No messages of foolbox, which logs to the root logger."""
+    """Silence foolbox, which logs to the root logger."""
 
     def __enter__(self) -> None:
         self.before = logging.root.manager.disable

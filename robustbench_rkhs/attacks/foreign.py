@@ -1,4 +1,4 @@
-"""Attacks that are not ours as one of ours: objects of foolbox and torchattacks, and plain functions (model, x, y) -> images."""
+"""Adapters for third-party attacks: objects of foolbox and torchattacks, and plain functions (model, x, y) -> images."""
 
 import functools
 import inspect
@@ -23,20 +23,21 @@ from robustbench_rkhs.runtime.counter_rng import mix
 
 
 class ForeignAttack(Attack):
-    """Somebody else's attack at a budget. It sees the model as a library does: frozen, in eval mode, every pass counted.
+    """A third-party attack at a budget. It gets the model frozen, in eval mode, with every pass counted.
 
-    It is given the images that the model gets right. What it returns is pulled inside ball and box and the model is asked again,
-    as with every attack; what is not finite is left out. The global random generators are seeded for it and given back.
+    It gets the images that the model classifies correctly. The images that it returns are projected into ball and box and
+    classified again, as for every attack; those that are not finite are dropped. The global random generators are seeded for it and
+    restored afterwards.
     """
 
     title: str
     """The name in tables."""
     described: Any = None
-    """What it is and how it is set: part of what its finished rows are known by."""
+    """What it is, with its settings: part of the cache key of its rows."""
     source: str = ""
     """Digest of its source files."""
     named: dict[str, Any] | None = None
-    """How it was named in a recipe; None where an object was passed."""
+    """Its name in the recipe; None where an object was passed."""
     held: Any = Field(exclude=True, repr=False)
     """The object itself."""
 
@@ -45,7 +46,7 @@ class ForeignAttack(Attack):
         return self.title
 
     def written(self) -> dict[str, Any]:
-        """As a recipe says it. An object that was passed can be told, not read again."""
+        """As written in a recipe. An object that was passed can be described, but not be loaded again."""
         return dict(self.named) if self.named else {"name": self.title, "described": self.described}
 
     def aimed(self, *, norm: Norm, eps: float | None, seed: int) -> Attack:
@@ -76,7 +77,7 @@ class ForeignAttack(Attack):
             return Attacked(images, *counted.spent(right), finished=done.finished)
 
     def run(self, counted: Counted, x: Tensor, y: Tensor, eps: float | None) -> Any:
-        """What it returns for these images."""
+        """The images that it returns for these."""
         if _is_of(self.held, "foolbox"):
             return self._foolbox(counted, x, y, eps)
         if is_torchattack(self.held):
@@ -88,7 +89,7 @@ class ForeignAttack(Attack):
             return self.held(counted, x, y, **wanted)
 
     def _foolbox(self, counted: Counted, x: Tensor, y: Tensor, eps: float | None) -> Any:
-        import foolbox  # here, not above: it takes a second
+        import foolbox  # imported here: it takes a second
 
         with quiet():
             net = foolbox.models.pytorch.PyTorchModel(counted, bounds=bounds_of(x, self.box), device=x.device)
@@ -97,19 +98,19 @@ class ForeignAttack(Attack):
 
 
 class ForeignMinimalAttack(ForeignAttack):
-    """Somebody else's attack that knows no budget: it runs once, and its images count at the distance at which they lie."""
+    """A third-party attack without a budget: it runs once, and its images count at the distance at which they lie."""
 
     minimal_norm: ClassVar[bool] = True
 
 
 def foreign_attack(found: Any, name: str, fields: dict[str, Any]) -> Node | None:
-    """The node that holds somebody else's attack: an object, or what a name of code with fields stands for. None: it is none."""
+    """The node for a third-party attack: an object, or what a name of code with fields refers to. None if it is not an attack."""
     if isinstance(found, (nn.Module, Tensor, Node, str)) or not callable(found):
         return None
     fields = {key: real(value) for key, value in fields.items()}
     held = found
     if isinstance(found, type):
-        placeholder = [nn.Linear(1, 1)] if _is_of(found, "torchattacks") else []  # its own model is set at each call
+        placeholder = [nn.Linear(1, 1)] if _is_of(found, "torchattacks") else []  # its model is set at each call
         held = _made(name, functools.partial(found, *placeholder, **fields))
         if isinstance(held, nn.Module) or not callable(held):
             return None
@@ -129,14 +130,14 @@ def foreign_attack(found: Any, name: str, fields: dict[str, Any]) -> Node | None
 
 
 def is_torchattack(held: Any) -> bool:
-    """Whether this has the shape of an attack of torchattacks: a callable (images, labels) that holds its model."""
+    """Whether this looks like an attack of torchattacks: a callable (images, labels) that holds its model."""
     return callable(held) and not isinstance(held, type) and hasattr(held, "set_mode_default") and hasattr(held, "model")
 
 
 def _made(name: str, make: Callable[[], Any]) -> Any:
     try:
         return make()
-    except Exception as error:  # somebody else's code
+    except Exception as error:  # third-party code may raise anything
         raise UserError(f"{name}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}") from None
 
 
@@ -148,13 +149,13 @@ def _is_of(held: Any, library: str) -> bool:
 def _bounded(held: Any) -> bool:
     """Whether it takes a budget."""
     if _is_of(held, "foolbox"):
-        inner = getattr(held, "attack", held)  # of a repeated one
+        inner = getattr(held, "attack", held)  # of a repeated attack
         return not any(one.__name__ == "MinimizationAttack" for one in type(inner).__mro__)
     return any(hasattr(one, "eps") for one in _members(held)) if is_torchattack(held) else "eps" in _parameters(held)
 
 
 def _norm(held: Any) -> Norm | None:
-    """The norm in which it measures, where it says."""
+    """The norm in which it measures, if it says so."""
     try:
         said = held.distance.p if _is_of(held, "foolbox") else str(getattr(held, "norm", "")).lower()
     except Exception:  # foolbox raises where none was chosen
@@ -171,7 +172,7 @@ def _parameters(call: Any) -> frozenset[str]:
 
 
 def _members(held: Any) -> Iterator[Any]:
-    """An attack of torchattacks and those it is made of."""
+    """An attack of torchattacks and the attacks that it consists of."""
     yield held
     for one in dict(vars(held).get("_attacks") or {}).values():
         yield from _members(one)
@@ -179,7 +180,7 @@ def _members(held: Any) -> Iterator[Any]:
 
 @contextmanager
 def _lent(held: Any, counted: Counted, device: torch.device, eps: float | None) -> Iterator[None]:
-    """An attack of torchattacks with our model and budget, its step scaled along; given back as it was."""
+    """An attack of torchattacks with our model and budget, its step scaled along; restored afterwards."""
     before = [
         (one, {key: vars(one)[key] for key in ("model", "device", "eps", "alpha") if key in vars(one)}) for one in _members(held)
     ]

@@ -1,4 +1,4 @@
-"""HopSkipJump of the library foolbox, with a step length per image and bounded memory."""
+"""HopSkipJump from the library foolbox, with a step length per image and bounded memory."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.threat_model import Norm
 
 QUESTIONS = 100
-"""Decisions that the first step's direction is estimated from; sqrt(k) times as many in the k-th."""
+"""Decisions from which the direction of the first step is estimated; step k uses sqrt(k) times as many."""
 NUMBERS = 2**25
-"""Most numbers of noise at once: 128 MiB."""
+"""The most noise drawn at once, in numbers: 128 MiB."""
 
 
 def hop_skip_jump(
@@ -23,14 +23,14 @@ def hop_skip_jump(
     norm: Norm,
     steps: int,
 ) -> Float[Tensor, "batch *image"]:
-    """Nearer adversarial images than `starts`, from the decisions of foolbox' model `net` alone.
+    """Adversarial images nearer than `starts`, found from the decisions of foolbox's model `net` alone.
 
-    Raises UserError for a model that does not answer alike twice, which the library takes as a fault of its own.
+    Raises UserError for a model whose outputs differ between two queries, as the library would fail with an internal error.
     """
-    import foolbox  # here, not above: it takes a second
+    import foolbox  # imported here: it takes a second
 
     class OwnLength(foolbox.attacks.HopSkipJumpAttack):  # type: ignore[name-defined, misc]
-        """The library divides an l2 direction by the length of the whole batch's: here each image's has length 1."""
+        """The library normalises an l2 direction over the whole batch; here each image's direction has length 1."""
 
         def approximate_gradients(self, *given: Any) -> Any:
             way = super().approximate_gradients(*given)
@@ -44,5 +44,5 @@ def hop_skip_jump(
         try:
             found.append(attack.run(net, images, criterion(labels), starting_points=points))
         except (AssertionError, ValueError):
-            raise UserError("hop_skip_jump expects a model that answers alike twice, found one that does not") from None
+            raise UserError("hop_skip_jump expects a deterministic model, found outputs that differ between two queries") from None
     return torch.cat(found)

@@ -1,4 +1,4 @@
-"""Decision boundaries that are planes: how far they are, and their nearest point inside the box, exactly."""
+"""Exact projections onto affine decision boundaries, inside the box."""
 
 import torch
 from jaxtyping import Float
@@ -9,7 +9,7 @@ from robustbench_rkhs.nodes.threat_model import Box, Norm
 
 
 def distance_to_plane(gap: Float[Tensor, " some"], gradient: Float[Tensor, "some *image"], norm: Norm) -> Float[Tensor, " some"]:
-    """|gap| / ||gradient||_*: how far gap + <gradient, d> = 0 is, were there no box; infinite where there is no slope."""
+    """|gap| / ||gradient||_*: the distance to gap + <gradient, d> = 0 without the box; infinite where the gradient is zero."""
     peak = gradient.flatten(1).abs().amax(1)
     steep = torch.where(peak > 0, peak, 1)
     length = (gradient / per_image(steep, gradient)).flatten(1).norm(p=2 if norm == "l2" else 1, dim=1)
@@ -20,7 +20,7 @@ def distance_to_plane(gap: Float[Tensor, " some"], gradient: Float[Tensor, "some
 def onto_plane(
     x: Float[Tensor, "some *image"], gap: Float[Tensor, " some"], gradient: Float[Tensor, "some *image"], norm: Norm, box: Box
 ) -> Float[Tensor, "some *image"]:
-    """The shortest step from x to {x + d: gap + <gradient, d> = 0} that stays in the box, as `offsets` finds it."""
+    """The shortest step from x to {x + d: gap + <gradient, d> = 0} that stays in the box; see `offsets`."""
     return offsets(x.flatten(1)[:, None], gradient.flatten(1), -gap[:, None], norm, box).view_as(x)
 
 
@@ -31,14 +31,15 @@ def offsets(
     norm: Norm,
     box: Box,
 ) -> Float[Tensor, "batch points size"]:
-    r"""The shortest offset that takes each point of the box up by `rise` along its row's normal, without leaving the box.
+    r"""The shortest offset that raises each point by `rise` along its row's normal without leaving the box.
 
     .. math:: \min_\delta \lVert \delta \rVert_p \;:\; \langle w, \delta \rangle = \text{rise}, \; x + \delta \in [0, 1]^d
 
-    Each coordinate moves the way of w until its wall: delta_i = +-min(room_i, t v_i) with v = |w| (l2) or 1 (linf), and <w, delta>
-    is concave and piecewise linear in t >= 0. Newton's iterates from t = 0 never pass the root and set more coordinates on
-    their walls each time, so they end, on the exact piece, after at most d rounds (a handful in practice). A plane that the
-    box does not reach: the box's corner the way of w. Zero w: no offset. Any scale of w and rise: both are divided by max |w_i|.
+    Each coordinate moves in the direction of w up to the face of the box: delta_i = +-min(room_i, t v_i) with v = |w| (l2) or
+    1 (linf), and <w, delta> is concave and piecewise linear in t >= 0. Newton's iterates from t = 0 never pass the root and bring
+    more coordinates to a face each time, so they end, on the exact piece, after at most d rounds (a handful in practice). If the
+    plane misses the box, the result is the box's corner in the direction of w. Zero w: no offset. w and rise may have any scale:
+    both are divided by max |w_i|.
     Source: Croce & Hein, ICML 2020, section 3 (there by sorting).
     """
     peak = normal.abs().amax(1, keepdim=True) if normal.shape[1] else normal.new_zeros(len(normal), 1)
@@ -59,9 +60,9 @@ def offsets(
 
 
 def filled(room: Tensor, size: Tensor, speed: Tensor, slope: Tensor, wanted: Tensor) -> Tensor:
-    """min(room, t speed) for the t at which the sum of size times it is `wanted`; room where no t is enough.
+    """min(room, t speed), with t such that its sum weighted by `size` is `wanted`; `room` where no t is enough.
 
-    `slope`: size times speed. Coordinates are the last dimension; 0 where size is.
+    `slope`: size times speed. Coordinates are the last dimension; the result is 0 where `size` is 0.
     """
     room, largest = torch.where(size > 0, room, 0), torch.finfo(room.dtype).max
     capacity = size * room

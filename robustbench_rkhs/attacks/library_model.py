@@ -1,4 +1,4 @@
-"""The model as a library sees it: queries are counted, randomness is confined, and the model is left as it was."""
+"""The model as an attack library sees it: queries are counted, and random state and model are restored afterwards."""
 
 import random
 import time
@@ -19,13 +19,13 @@ from robustbench_rkhs.runtime.modes import evaluating
 
 
 class Counted(nn.Module):
-    """The model as a library sees it: images of any shape in, finite logits out, every sample-pass counted.
+    """A model wrapped for a library: images of any shape in, finite logits out, every pass of an image counted.
 
     The model is held outside the module tree, so that a library's `.to()`, `.train()` or `.zero_grad()` never reaches it.
-    Images come flattened or padded: the model gets the first entries of each, in its own shape and dtype. Answers that are
+    Images come flattened or padded: the model gets the first entries of each, in its own shape and dtype. Logits that are
     not finite become 0 or +-1e30, gradients that are not finite become 0, and a model that ignores its input has gradient
-    0 instead of none: a library would stop with an error, or never. Each forward pass asks the clock; where one runs, the nearest
-    misclassified image of those that `follow` names is kept, as a library that is cut returns nothing.
+    0 instead of none; otherwise a library would raise, or never end. Each forward pass checks the clock. Where a clock runs, the
+    nearest misclassified image of those set by `follow` is kept, as a library that is interrupted returns nothing.
     """
 
     def __init__(self, model: nn.Module, shape: torch.Size, dtype: torch.dtype) -> None:
@@ -33,11 +33,11 @@ class Counted(nn.Module):
         self._held = (model,)
         self.shape, self.size, self.dtype = tuple(shape), shape.numel(), dtype
         self.gain: Float[Tensor, " batch"] | None = None
-        """A positive factor of each image's logits, or one for all: it changes no prediction."""
+        """A positive factor for each image's logits, or one for all: it changes no prediction."""
         self.forwards = 0
         self.backwards = 0
         self.pace = 0.0
-        """Seconds of a forward pass per image, at the latest; 0 before the first."""
+        """Seconds per image of the latest forward pass; 0 before the first."""
         self._followed: _Followed | None = None
         self.eval()
 
@@ -56,7 +56,7 @@ class Counted(nn.Module):
             logits = logits + 0 * pixels.flatten(1).sum(1, keepdim=True)
         if self.gain is not None:
             logits = logits * self.gain[:, None]
-        # a copy, as a library may write into it
+        # a copy: a library may write into it
         result: Tensor = logits.nan_to_num(nan=0.0, posinf=1e30, neginf=-1e30).clone()
         return result
 
@@ -66,7 +66,7 @@ class Counted(nn.Module):
 
     @torch.no_grad()
     def standing(self, x: Float[Tensor, "batch *image"], y: Int[Tensor, " batch"], batch: int = 256) -> Bool[Tensor, " batch"]:
-        """Which images the model itself still gets right; an answer that is not finite is not right. Not counted."""
+        """Which images the model classifies correctly; logits that are not finite count as wrong. These passes are not counted."""
         right, start = [torch.zeros(0, dtype=torch.bool, device=x.device)], 0
         while start < len(x):
             ask()
@@ -78,11 +78,11 @@ class Counted(nn.Module):
         return torch.cat(right)
 
     def follow(self, x: Float[Tensor, "batch *image"], y: Int[Tensor, " batch"], norm: Norm, eps: float | None) -> None:
-        """From now on keep the nearest misclassified image of each of these, within eps, where a clock runs."""
+        """From now on, if a clock runs, keep the nearest misclassified image within eps of each of these images."""
         self._followed = _Followed(x, y, norm, eps) if left() < torch.inf else None
 
     def nearest(self) -> tuple[Float[Tensor, "batch *image"], Bool[Tensor, " batch"]] | None:
-        """What was kept since `follow`, and for which images anything was; None where nothing was followed."""
+        """The images kept since `follow`, and which images have one; None where `follow` was not called."""
         return None if self._followed is None else (self._followed.images, self._followed.distance < torch.inf)
 
     def _answer(self, images: Tensor) -> Tensor:
@@ -92,14 +92,14 @@ class Counted(nn.Module):
         return logits
 
     def spent(self, attacked: Bool[Tensor, " batch"]) -> tuple[Int[Tensor, " batch"], Int[Tensor, " batch"]]:
-        """Forward and backward passes, shared out evenly over the attacked images: libraries count by the batch."""
+        """Forward and backward passes, divided evenly among the attacked images, as libraries work on whole batches."""
         return _shares(self.forwards, attacked), _shares(self.backwards, attacked)
 
 
 class _Followed:
-    """The nearest misclassified image seen of each, whatever order a library asks in: a row belongs to the image next to it.
+    """The nearest misclassified image seen for each image; a queried row is matched to the image nearest to it.
 
-    It claims nothing: what is kept is pulled inside ball and box, measured and asked about again, as all that attacks return.
+    This is no claim of success: like everything that attacks return, the images are projected, measured and classified again.
     """
 
     def __init__(self, x: Tensor, y: Tensor, norm: Norm, eps: float | None) -> None:
@@ -119,18 +119,18 @@ class _Followed:
 
 
 class Searched(NamedTuple):
-    """What a library found for some images."""
+    """Adversarial images that a library found."""
 
     images: Float[Tensor, "batch *image"]
-    """As it returned them; where a clock cut it, the nearest misclassified that it asked about, or the image itself."""
+    """As the library returned them; if its time ran out, the nearest misclassified image that it queried, or the image itself."""
     fell: Bool[Tensor, " batch"]
     """Which of them are worth keeping."""
     finished: bool
-    """False where a clock cut the library; what it had passed on the way is kept."""
+    """False if the library ran out of time; what it had found by then is kept."""
 
 
 Search = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(images, labels) -> what a library returns for them, and which of it is worth keeping."""
+"""(images, labels) -> the images that a library returns, and which of them are worth keeping."""
 
 
 def searched(
@@ -141,13 +141,13 @@ def searched(
     eps: float | None,
     search: Search,
 ) -> Searched:
-    """A library's search on these images, on as many at once as the clock allows (on all, where none runs).
+    """Run a library's search on these images, on as many at once as the clock allows (on all, if none runs).
 
-    `eps`: what it keeps to; None where it looks for the nearest.
+    `eps`: the budget of the search; None for minimal-norm attacks.
     """
     images, fell, start = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device), 0
     while start < len(x):
-        size = min(len(x) - start, fitting(3 * counted.pace))  # of a step, forward and backward
+        size = min(len(x) - start, fitting(3 * counted.pace))  # per step, forward and backward
         some = slice(start, start + size)
         counted.follow(x[some], y[some], norm, eps)
         try:
@@ -162,7 +162,7 @@ def searched(
 
 
 def _shares(total: int, attacked: Bool[Tensor, " batch"]) -> Int[Tensor, " batch"]:
-    """Integers that sum to `total`, as equal as can be over the attacked and 0 elsewhere."""
+    """Integers that sum to `total`, spread as evenly as possible over the attacked images and 0 elsewhere."""
     shares = torch.zeros(len(attacked), dtype=torch.int64, device=attacked.device)
     images = int(attacked.sum())
     if images:
@@ -172,13 +172,13 @@ def _shares(total: int, attacked: Bool[Tensor, " batch"]) -> Int[Tensor, " batch
 
 
 MARGIN = 10.0
-"""Clean margin that `gain` gives: cross-entropy sees little but the runner-up, and float32 still sees both."""
+"""The clean margin after scaling by `gain`: cross-entropy is dominated by the runner-up, and float32 resolves both."""
 
 
 def gain(logits: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-    """The positive factor that puts each image's margin, or a hundredth of its spread where that is more, at MARGIN.
+    """The positive factor that scales each image's margin (or a hundredth of its spread, if larger) to MARGIN.
 
-    It changes no prediction, and no choice of scale can hide anything from cross-entropy any more.
+    It changes no prediction, and removes the masking of cross-entropy by the scale of the logits.
     """
     spread = logits.amax(1) - logits.amin(1)
     size = torch.maximum(margin(logits, y), spread / 100)
@@ -187,10 +187,10 @@ def gain(logits: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]) -> Fl
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode with frozen weights; all is given back as it was.
+    """The model in eval mode with frozen weights; everything is restored afterwards.
 
-    Frozen weights spare weight gradients (29% of FAB on VGG-11) and keep `.grad` untouched. Every submodule gets its own mode
-    back, and a buffer that a forward pass wrote to its value.
+    Frozen weights save weight gradients (29% of FAB on VGG-11) and keep `.grad` untouched. The mode of every submodule is restored,
+    and so are buffers that a forward pass wrote to.
     """
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
@@ -217,7 +217,7 @@ def counting(model: nn.Module, x: Float[Tensor, "batch *image"]) -> Iterator[Cou
 
 @contextmanager
 def confined_randomness(seed: int) -> Iterator[None]:
-    """The global generators of torch, numpy and Python, seeded inside and given back as they were."""
+    """Seed the global generators of torch, numpy and Python inside this context, and restore them afterwards."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     numpy_state, python_state = np.random.get_state(), random.getstate()
     try:

@@ -9,12 +9,12 @@ from robustbench_rkhs.attacks.objective import margin, misclassified
 
 @torch.no_grad()
 def nearer(engine: Engine) -> None:
-    r"""For images without a finite eps: secants of the margin m on the line from image to adversarial one, bracketed.
+    r"""Bracketed secant steps of the margin m on the line from image to adversarial example, for images without a finite eps.
 
     .. math:: t = t^* + 0.05\, (t_1 - t^*), \qquad t^* = t_0 + (t_1 - t_0)\, \frac{m(t_0)}{m(t_0) - m(t_1)}
 
-    The point asked lies a twentieth of the way from the secant's zero back to the adversarial end, so that a straight margin lands
-    just across. The engine keeps what is nearer. Cost: 3 forward passes per image (the first asks for the margin at hand).
+    The queried point lies a twentieth of the way from the secant's zero back to the adversarial end, so that a linear margin is
+    crossed. The engine keeps nearer examples. Cost: 3 forward passes per image (the first computes the current margin).
     Source: the final search of Croce & Hein, ICML 2020.
     """
     at = (engine.right & engine.broken & engine.eps.isinf()).nonzero().flatten()

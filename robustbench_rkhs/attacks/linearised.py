@@ -11,20 +11,20 @@ from robustbench_rkhs.attacks.hyperplane import distance_to_plane
 
 
 class Near(NamedTuple):
-    """Images by position, each once for every class chosen, and the gap f_y - f_class there."""
+    """Image positions, repeated once per chosen class, and the gap f_y - f_class there."""
 
     at: Int[Tensor, " rows"]
     classes: Int[Tensor, " rows"]
     gap: Float[Tensor, " rows"]
     gradient: Float[Tensor, "rows *image"]
     distance: Float[Tensor, " rows"]
-    """Distance to where the linearised gap is 0."""
+    """Distance to the plane where the linearised gap is 0."""
 
 
 def nearest_classes(engine: Engine, at: Int[Tensor, " some"], classes: Int[Tensor, "some few"], targets: int) -> Near:
     """The `targets` of these classes whose linearised boundary is nearest, nearest first.
 
-    Cost: a forward pass, and a backward pass for each of the classes and the image's own.
+    Cost: one forward pass, and one backward pass for each of these classes and for the image's label.
     """
     y = engine.y[at]
     asked = torch.cat([y[:, None], classes], 1)

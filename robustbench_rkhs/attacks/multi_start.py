@@ -21,25 +21,25 @@ SCOUTED = 10
 
 
 class Seen(NamedTuple):
-    """What is known of each start's perturbation."""
+    """The state of each start's perturbation."""
 
     delta: Float[Tensor, "some *image"]
     away: Float64[Tensor, " some"]
-    """Its length, which the box may have made less than was wanted."""
+    """Its length, which the box may have shortened."""
     gradient: Float[Tensor, "some *image"]
     gap: Float64[Tensor, " some"]
-    """Linearised distance from there to the boundary; infinite where there is no slope."""
+    """Linearised distance from there to the boundary; infinite where the gradient is zero."""
     wrong: Bool[Tensor, " some"]
     held: Bool[Tensor, " some"]
     """A point short of the boundary was seen."""
     never: Bool[Tensor, " some"]
     """No point beyond the boundary was seen."""
     step: int
-    """How many were taken."""
+    """How many steps were taken."""
 
 
 class StartsAttack(EngineAttack):
-    """Fields and loop of the three; each says what it keeps of a start and where it moves."""
+    """Shared fields and loop; each attack defines the state that it keeps of a start, and its step."""
 
     minimal_norm: ClassVar[bool] = True
 
@@ -48,24 +48,24 @@ class StartsAttack(EngineAttack):
     starts: int = Field(3, ge=1)
     """Starts, on the linearised boundaries of the nearest classes."""
     candidates: int = Field(10, ge=1)
-    """Likeliest other classes that are looked at when the nearest are chosen."""
+    """Number of likeliest other classes among which the nearest are chosen."""
     hopeless: Real = Field(1.05, gt=1)
-    """After ten steps a start leaves where the nearest it found is so many times as far as the image's nearest."""
+    """After ten steps a start is dropped if the nearest it found is this many times as far as the image's nearest."""
 
     @property
     def scale_invariant(self) -> bool:
         return True
 
     def value(self, engine: Engine, at: Int[Tensor, " some"]) -> Value:
-        """What is lowered."""
+        """The loss that is minimised."""
         return lambda logits, rows: margin(logits, engine.y[at[rows]])
 
     def begin(self, delta: Float[Tensor, "some *image"], away: Float64[Tensor, " some"]) -> tuple[Tensor, ...]:
-        """What is kept of each start, before the first step; `away`: the length of `delta`, its linearised distance."""
+        """The state of each start before the first step; `away`: the length of `delta`, which is its linearised distance."""
         raise TypeError(f"{type(self).__name__} is not an attack by itself")
 
     def move(self, seen: Seen, kept: tuple[Tensor, ...]) -> tuple[Float[Tensor, "some *image"], tuple[Tensor, ...]]:
-        """The next perturbation, before the box, and what is kept."""
+        """The next perturbation, before it is clipped to the box, and the new state."""
         raise TypeError(f"{type(self).__name__} is not an attack by itself")
 
     @torch.no_grad()
@@ -74,7 +74,7 @@ class StartsAttack(EngineAttack):
 
     @torch.no_grad()
     def walk(self, engine: Engine, at: Int[Tensor, " some"]) -> None:
-        """All starts of the images at these positions, step by step."""
+        """Run all starts of the images at these positions, step by step."""
         if not len(at) or engine.clean.shape[1] < 2:
             return
         near = nearest_classes(engine, at, likeliest_classes(engine.clean[at], engine.y[at], self.candidates), self.starts)
@@ -82,7 +82,7 @@ class StartsAttack(EngineAttack):
         image = x + onto_plane(x, near.gap, near.gradient, engine.norm, engine.box)
         away = distances(x, image, engine.norm)
         found, kept = torch.full_like(away, torch.inf), self.begin(image - x, away)
-        nearest = torch.full_like(engine.distance, torch.inf)  # of all starts of an image, inside its eps or not
+        nearest = torch.full_like(engine.distance, torch.inf)  # over all starts of an image, inside its eps or not
         held = torch.zeros_like(at, dtype=torch.bool)
         for step in range(self.steps):
             told = engine.slope(at, image, self.value(engine, at))
@@ -95,7 +95,7 @@ class StartsAttack(EngineAttack):
             seen = Seen(image - x, away, told.gradient, gap, wrong, held, found == torch.inf, step)
             delta, kept = self.move(seen, kept)
             image = (x + delta).clamp(0, 1) if engine.box == "unit" else x + delta
-            apart = torch.where(found == torch.inf, away, found)  # what never crossed may yet, not far from where it is
+            apart = torch.where(found == torch.inf, away, found)  # a start that never crossed may still cross nearby
             on = engine.standing(at) & ~((step >= SCOUTED) & (apart > self.hopeless * nearest[at]))
             at, image, found, held, *rest = (values[on] for values in (at, image, found, held, *kept))
             kept = tuple(rest)

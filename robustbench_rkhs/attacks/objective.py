@@ -1,4 +1,4 @@
-"""The objectives attacks minimise: one number per image, negative where it is misclassified (cross-entropy excepted)."""
+"""Objectives that attacks minimise: one number per image, negative if misclassified (except for cross-entropy)."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 Objective = Literal["margin", "dlr", "cross_entropy"]
-"""`margin` and `dlr` choose the same steps at any logit scale; `cross_entropy` does not, and is used by name only."""
+"""`margin` and `dlr` give the same steps at any logit scale; `cross_entropy` does not, and is never a default."""
 
 
 def margin(logits: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
@@ -18,25 +18,25 @@ def margin(logits: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]) -> 
 
 
 def gap(logits: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"], target: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-    """f_y - f_target, each image's own target."""
+    """f_y - f_target, with one target per image."""
     own, other = logits.gather(1, torch.stack([y, target], 1)).unbind(1)
     return own - other
 
 
 def likeliest_classes(logits: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"], count: int) -> Int[Tensor, "batch few"]:
-    """The other classes of highest logit, highest first; at most `count`. NaN comes last, of equals the first."""
+    """The other classes of highest logit, highest first; at most `count`. NaN comes last; ties go to the first."""
     finite = logits.nan_to_num(nan=torch.finfo(logits.dtype).min)
     order = finite.scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
     return order[:, : min(count, logits.shape[1] - 1)]
 
 
 def misclassified(logits: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
-    """Which answers are misclassified; one that is not finite is."""
+    """Which logits are misclassified; those that are not finite are."""
     return (logits.argmax(1) != y) | ~logits.isfinite().all(1)
 
 
 def input_gradient(value: Float[Tensor, ""], x: Tensor, keep: bool = False) -> Tensor:
-    """d value / d x; 0 where it is not finite, or the model ignores its input. `keep`: the graph, for another one."""
+    """d value / d x; 0 where it is not finite, or the model ignores its input. `keep`: retain the graph for another gradient."""
     if not value.requires_grad:
         return torch.zeros_like(x)
     (gradient,) = torch.autograd.grad(value, x, retain_graph=keep, allow_unused=True)
@@ -65,7 +65,7 @@ def targeted_dlr(
 
 
 def objective(kind: Objective, logits: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-    """The named objective; all are lowered."""
+    """The named objective; all are minimised."""
     if kind == "margin":
         return margin(logits, y)
     if kind == "dlr":

@@ -1,4 +1,4 @@
-"""One forward pass, and one backward or more, of any model: what attacks learn from."""
+"""Logits and gradients of a model, from one forward pass and one or more backward passes."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,11 +13,11 @@ from robustbench_rkhs.nodes.threat_model import Norm
 from robustbench_rkhs.runtime.clock import ask
 
 Value = Callable[[Tensor, Tensor], Tensor]
-"""(logits, rows) -> one number a row, to be lowered; `rows`: which of the images asked about these logits belong to."""
+"""(logits, rows) -> one number per row, to be minimised; `rows`: the index of the queried image behind each row of logits."""
 
 
 class Slope(NamedTuple):
-    """What a forward and a backward pass say of some images."""
+    """The results of a forward and a backward pass for some images."""
 
     logits: Float[Tensor, "some classes"]
     value: Float[Tensor, " some"]
@@ -26,7 +26,7 @@ class Slope(NamedTuple):
 
 
 def slope_of(model: nn.Module, images: Float[Tensor, "some *image"], rows: Int[Tensor, " some"], value: Value) -> Slope:
-    """One pass forward and one backward of any model."""
+    """One forward and one backward pass of any model."""
     leaf = images.detach().requires_grad_()
     with torch.enable_grad():
         logits = model(leaf)
@@ -38,7 +38,7 @@ def slope_of(model: nn.Module, images: Float[Tensor, "some *image"], rows: Int[T
 def jacobian_of(
     model: nn.Module, images: Float[Tensor, "some *image"], classes: Int[Tensor, "some few"] | None = None
 ) -> tuple[Float[Tensor, "some classes"], Float[Tensor, "some few *image"]]:
-    """Answers of any model and the gradient of every logit, or of those of each image's `classes`."""
+    """Logits of any model and the gradient of every logit, or of those of each image's `classes`."""
     leaf = images.detach().requires_grad_()
     with torch.enable_grad():
         logits = model(leaf)
@@ -54,9 +54,9 @@ def jacobian_of(
 def boundaries_of(
     model: nn.Module, images: Float[Tensor, "some *image"], y: Int[Tensor, " some"], norm: Norm
 ) -> tuple[Float[Tensor, "some classes"], Float[Tensor, "some classes"]]:
-    """Answers, and how far the boundary to each class is by linearisation; infinite to the image's own.
+    """Logits, and the linearised distance to the boundary of each class; infinite for the image's own label.
 
-    One gradient at a time is held: a thousand classes take no more memory than two. Cost: a backward pass a class.
+    One gradient is held at a time: a thousand classes take no more memory than two. Cost: a backward pass per class.
     """
     leaf = images.detach().requires_grad_()
     with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""Projected gradient descent on a scale-invariant objective, with restarts; and the attack behind a published number."""
+"""Projected gradient descent on a scale-invariant objective, with restarts; and the attack that gave a published result."""
 
 from typing import Literal
 
@@ -28,8 +28,8 @@ class PGD(EngineAttack):
     to a twentieth of it. The first start is x itself, every further restart a random point of the ball; a broken image
     is left out of later steps.
     Then `targets` runs towards the nearest other classes, from x, on the unbroken images.
-    Cost: at most (restarts + targets) (steps + 1) + 2 forward and (restarts + targets) steps + K backward passes an image
-    (K classes), and a forward pass for one that is broken. No weight gradients.
+    Cost: at most (restarts + targets) (steps + 1) + 2 forward and (restarts + targets) steps + K backward passes per image
+    (K classes), and one forward pass for an image that is misclassified already. No weight gradients.
     Source: Madry et al., ICLR 2018; normalised l2 steps as in Rony et al., CVPR 2019.
     """
 
@@ -37,7 +37,7 @@ class PGD(EngineAttack):
     steps: int = Field(40, ge=1)
     """Gradient steps of each restart."""
     step_size: Real | None = Field(None, gt=0)
-    """Length of the first step, in the norm's unit; 2.5 eps / steps, at least eps / 4, where not given."""
+    """Length of the first step, in the norm's unit; default: 2.5 eps / steps, at least eps / 4."""
     decay: bool = True
     """Shorten the steps linearly to a twentieth."""
     restarts: int = Field(1, ge=1)
@@ -45,12 +45,12 @@ class PGD(EngineAttack):
     start: Literal["zero", "random"] = "zero"
     """Where the first restart begins."""
     loss: Objective = "margin"
-    """`margin` and `dlr` choose the same steps at any logit scale; `cross_entropy` can be masked by it."""
+    """`margin` and `dlr` give the same steps at any logit scale; `cross_entropy` can be masked by it."""
     keep: Literal["best", "last"] = "best"
-    """`best`: the iterate of lowest margin; `last`: the last iterate, whatever it does."""
+    """`best`: return the iterate of lowest margin; `last`: return the last iterate."""
     targets: int = Field(1, ge=0)
-    """Runs towards one class each, nearest by linearisation first, on the unbroken images (scale-invariant losses that keep the
-    best only): the untargeted margin has local minima even on an affine model."""
+    """Runs towards one class each, nearest by linearisation first, on the unbroken images (only with a scale-invariant loss and
+    `keep: best`): the untargeted margin has local minima even on an affine model."""
 
     @property
     def scale_invariant(self) -> bool:
@@ -58,7 +58,7 @@ class PGD(EngineAttack):
 
     @torch.no_grad()
     def search(self, engine: Engine | TrainingEngine) -> None:
-        """Restart after restart, then target after target, on the unbroken images."""
+        """All restarts, then all targets, on the unbroken images."""
         for restart in range(self.restarts):
             if not len(at := engine.open()):
                 return
@@ -82,9 +82,9 @@ class PGD(EngineAttack):
         y: Int[Tensor, " batch"],
         keys: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch *image"]:
-        """The images to train on: the iterates of lowest margin (or the last ones), the model asked in the mode it is in.
+        """The images to train on: the iterates of lowest margin (or the last ones), with the model in its current mode.
 
-        The same search, without what only an evaluation needs: no pass is counted, no image queried again.
+        The same search, without what only an evaluation needs: no pass is counted, no image is queried again.
         """
         if (eps := self.budget()) == 0:
             return x
@@ -94,7 +94,7 @@ class PGD(EngineAttack):
         return engine.images
 
     def again(self, number: int) -> Attack:
-        """From a random point: the run from the image itself draws nothing."""
+        """With a random start, as the run from the image itself uses no random numbers."""
         return super().again(number).model_copy(update={"start": "random"})
 
     def _descend(
@@ -104,7 +104,7 @@ class PGD(EngineAttack):
         images: Float[Tensor, "some *image"],
         target: Int[Tensor, " some"] | None = None,
     ) -> None:
-        """One run, towards `target` where given. Broken images leave the batch (with `keep: best`)."""
+        """One run, towards `target` if given. Broken images leave the batch (with `keep: best`)."""
         best, x, eps = self.keep == "best", engine.x[at], engine.eps[at]
         first = (2.5 * eps / self.steps).clamp_min(eps / 4) if self.step_size is None else torch.full_like(eps, self.step_size)
         lowered = self._lowered(engine.y[at], target)
@@ -134,17 +134,17 @@ class PGD(EngineAttack):
         return steepest(gradient, self.norm)
 
     def _random_start(self, engine: Engine | TrainingEngine, at: Int[Tensor, " some"], restart: int) -> Tensor:
-        """A point of the ball, counted by restart."""
+        """A random point of the ball, seeded by restart."""
         x, eps = engine.x[at], engine.eps[at]
         offset = random_offset(engine.keys.to(at.device)[at], engine.seed, x, engine.norm, restart)
         return project(x, x + offset * per_image(eps.to(x.dtype), x), engine.norm, eps, engine.box)
 
 
 class PublishedPGD(PGD):
-    r"""The attack behind the published 47.04% at eps 1, kept to reproduce that number and to contradict it.
+    r"""The attack behind the published 47.04% at eps 1, kept to reproduce that number and to refute it.
 
     100 steps of 0.5 along g / max(||g||_2, floor), g the gradient of the cross-entropy averaged over batches of 256, from a
-    zero start, no box, last iterate. Confident images have gradients under the floor and are never moved: an evaluation marks
+    zero start, no box, last iterate. Confident images have gradients below the floor and are never moved: the evaluation marks
     such a result as masked.
     Cost: 102 forward and 100 backward passes. Source: the evaluation script of Bietti et al., ICML 2019.
     """
@@ -158,7 +158,7 @@ class PublishedPGD(PGD):
     targets: int = Field(0, ge=0)
     box: Box = "none"
     gradient_floor: Real = Field(256e-7, gt=0)
-    """Smallest length a gradient is divided by: 1e-7 on the mean over 256 images, so 256e-7 on one image's own gradient."""
+    """Smallest length that a gradient is divided by: 1e-7 for the mean over 256 images, so 256e-7 for the gradient of one image."""
 
     def _direction(self, gradient: Tensor) -> Tensor:
         if self.norm == "linf":

@@ -16,9 +16,9 @@ from robustbench_rkhs.attacks.objective import likeliest_classes, misclassified
 from robustbench_rkhs.nodes.node import Real
 
 OVERSHOOT = 0.02
-"""DeepFool's share by which the whole perturbation is lengthened, so that the boundary is crossed."""
+"""DeepFool's overshoot: the whole perturbation is lengthened by this share, so that it crosses the boundary."""
 HAIR = 1e-3
-"""The same for a projection, which ends on a plane that has been measured where it is."""
+"""The overshoot of a projection: smaller, as it ends on a plane that was linearised right there."""
 
 
 class SuperDeepFool(EngineAttack):
@@ -27,9 +27,9 @@ class SuperDeepFool(EngineAttack):
     .. math:: z \leftarrow z + \arg\min_d \lVert d \rVert : g(z) + \langle \nabla g(z), d \rangle = 0 \quad (g(z) \ge 0), \qquad
               z \leftarrow x + \arg\min_d \lVert d \rVert : g(z) + \langle \nabla g(z), x + d - z \rangle = 0 \quad (g(z) < 0)
 
-    g = f_y - f_t for the `targets` other classes t that are nearest by linearisation at x, each on its own. Both steps are the
-    shortest in l2 or linf that stay in the box. A run ends where its projections stand still, or lie `hopeless` times as far as
-    the nearest image found. A binary search along the line from the image to what was found ends it.
+    g = f_y - f_t for the `targets` other classes t that are nearest by linearisation at x, one run per class. Both steps are the
+    shortest in l2 or linf that stay in the box. A run ends where its projections stop moving, or lie `hopeless` times as far as
+    the nearest image found. A binary search along the line from the image to the adversarial example ends the attack.
     Cost: at most 2 + targets * steps + line forward and min(candidates + 1, classes) + targets * steps backward passes.
     Source: Abdollahi et al., SuperDeepFool, arXiv 2303.12481 (m = infinity, n = 1); Moosavi-Dezfooli et al., CVPR 2016.
     """
@@ -38,13 +38,13 @@ class SuperDeepFool(EngineAttack):
 
     name: Literal["superdeepfool"] = "superdeepfool"
     steps: int = Field(10, ge=1)
-    """Steps of each run, of either kind."""
+    """Steps of each run, both kinds together."""
     targets: int = Field(3, ge=1)
-    """Runs, towards one class each."""
+    """Runs, each towards one class."""
     candidates: int = Field(10, ge=1)
-    """Likeliest other classes that are looked at when the nearest are chosen."""
+    """Number of likeliest other classes among which the nearest are chosen."""
     hopeless: Real = Field(1.15, gt=1)
-    """A run leaves where its projection lies so many times as far as the nearest image found."""
+    """A run stops once its projection lies this many times as far as the nearest image found."""
     line: int = Field(5, ge=0)
     """Forward passes of the search along the line at the end."""
 
@@ -83,7 +83,7 @@ class SuperDeepFool(EngineAttack):
         self._line(engine, image, best)
 
     def _line(self, engine: Engine, image: Tensor, best: Tensor) -> None:
-        """Between each image and the nearest adversarial one: the half that is still adversarial at its far end."""
+        """Binary search between each image and its nearest adversarial example: keep the half whose far end is adversarial."""
         at = engine.open()
         at = at[best[at] < torch.inf]
         x, way = engine.x[at], image[at] - engine.x[at]
@@ -100,7 +100,7 @@ class SuperDeepFool(EngineAttack):
 
 
 def _keep(best: Tensor, image: Tensor, at: Tensor, away: Tensor, z: Tensor, crossed: Tensor) -> None:
-    """The nearest crossed point of each image, inside its budget or not; an image may stand there several times."""
+    """The nearest crossed point of each image, inside its budget or not; an image may occur several times."""
     better = crossed & (away < best[at])
     lowest = best.scatter_reduce(0, at[better], away[better], "amin")
     first = better & (away == lowest[at])

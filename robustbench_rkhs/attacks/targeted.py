@@ -1,4 +1,4 @@
-"""Targeted attacks: any attack, towards a class that is named."""
+"""Targeted attacks: any attack, run towards a given class."""
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -10,12 +10,13 @@ from robustbench_rkhs.nodes.node import UserError
 
 
 class Towards(nn.Module):
-    r"""A model as its target sees it: the largest logit of all other classes, and the target's own.
+    r"""The two-class model of a targeted attack: the largest other logit, and the target's logit.
 
     .. math:: g(x) = \big(\max_{j \ne t} f_j(x), \; f_t(x)\big)
 
-    g is misclassified, from class 0, exactly where the model answers t; so what any attack does to g is the targeted attack on the
-    model: its margin is the targeted margin, its nearest boundary the border of t. Answers that are not finite are not the target.
+    g is misclassified, from class 0, exactly where the model predicts t. So any attack on g is the targeted attack on the
+    model: its margin is the targeted margin, and its nearest boundary is that of class t. Logits that are not finite do not
+    count as the target.
     """
 
     def __init__(self, model: nn.Module, target: int) -> None:
@@ -40,9 +41,9 @@ def attack_towards(
     keys: Int[Tensor, " batch"],
     eps: Float64[Tensor, " batch"] | None = None,
 ) -> Attacked:
-    """The attack, run until the model answers each image's own target; `eps` as for the attacks of our engine.
+    """The attack, run until the model predicts each image's target; `eps` as for the attacks of our engine.
 
-    Any attack can be: the images of one target are attacked together, as images of class 0 of `Towards`.
+    Works with any attack: images that share a target are attacked together, as images of class 0 of `Towards`.
     """
     if isinstance(attack, EngineAttack) and attack.straight_through:
         inner = tuple(f"model.{name}" for name in attack.straight_through)

@@ -1,4 +1,4 @@
-"""What PGD searches in while a network is trained: the model as it is, nothing counted, nothing asked twice."""
+"""The attack engine for training: the model in its current mode, nothing counted, no second queries."""
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
@@ -12,9 +12,9 @@ from robustbench_rkhs.nodes.threat_model import Box, Norm
 class TrainingEngine:
     """Images under attack for one training step: the model in its own mode, its weights left to take gradients.
 
-    Each image keeps its iterate of lowest margin and leaves once that is misclassified. What is asked without `keep` leaves
-    nothing behind; a single run's last iterate is then taken without being asked about. It proves nothing about robustness:
-    only the engine of an evaluation counts.
+    Each image keeps its iterate of lowest margin and leaves once that is misclassified. Queries without `keep` leave nothing
+    behind; the last iterate of a single run is then taken without a query. This says nothing about robustness: only the engine
+    of an evaluation counts adversarial images.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class TrainingEngine:
         return self.lowest[at] >= 0
 
     def slope(self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"], value: Value, *, keep: bool = True) -> Slope:
-        """As the engine's; no backward pass where every image has fallen."""
+        """As in the engine; no backward pass once every image is misclassified."""
         leaf, rows = images.detach().requires_grad_(), torch.arange(len(at), device=at.device)
         with torch.enable_grad():
             logits = self.model(leaf)
@@ -58,14 +58,14 @@ class TrainingEngine:
         return Slope(logits.detach(), lowered.detach(), gradient)
 
     def boundaries(self, at: Int[Tensor, " some"]) -> Float[Tensor, "some classes"]:
-        """As the engine's."""
+        """As in the engine."""
         return boundaries_of(self.model, self.x[at], self.y[at], self.norm)[1]
 
     def pull(self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"], logits: Float[Tensor, "some classes"]) -> None:
-        """Rounding is no matter in training."""
+        """Rounding does not matter in training."""
 
     def judge(self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"]) -> None:
-        """The last image of a run: taken as it is where there is none to choose between, else where its margin is the lowest."""
+        """The last iterate of a run: taken as it is for a single run, else only where its margin is the lowest."""
         if self.unseen:
             self.images[at] = images
         else:

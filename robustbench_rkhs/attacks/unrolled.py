@@ -1,4 +1,4 @@
-"""PGD as training uses it on an accelerator: every image takes every step, so that no step waits for the host."""
+"""PGD for training on an accelerator: every image takes every step, so that no step waits for the host."""
 
 import torch
 from jaxtyping import Float, Int
@@ -14,7 +14,7 @@ NORMALS, LENGTHS = 11, 12
 
 
 def unrollable(attack: PGD) -> str | None:
-    """Why an attack cannot be unrolled; None where it can."""
+    """The reason why an attack cannot be unrolled; None where it can."""
     if attack.restarts > 1:
         return f"restarts {attack.restarts} (expected 1)"
     if attack.targets and attack.scale_invariant and attack.keep == "best":
@@ -30,10 +30,10 @@ def unrolled(
     keys: Int[Tensor, " batch"],
     share: Float[Tensor, ""],
 ) -> Float[Tensor, "batch *image"]:
-    """The images that `attack` finds at `share` of its eps and step size, from a start that is hashed from the keys.
+    """The images that `attack` finds at `share` of its eps and step size, from a start hashed from the keys.
 
-    No image is left out once it is misclassified, and nothing is asked of the host: the same operations whatever the numbers.
-    With `keep: best` the iterate of lowest margin. A random start is another draw than that of the attack itself.
+    No image is left out once it is misclassified, and nothing is read back to the host: the operations never depend on the data.
+    With `keep: best`, the iterate of lowest margin. A random start differs from that of the attack itself.
     """
     eps = attack.budget() * share
     first = attack.step_size or max(2.5 * attack.budget() / attack.steps, attack.budget() / 4)

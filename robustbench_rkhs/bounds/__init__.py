@@ -1,4 +1,4 @@
-"""Proven Lipschitz bounds of whole networks: `upper`, and `pairs` of classes; what is not proved is refused by name."""
+"""Proven Lipschitz bounds of whole networks: `upper`, and `pairs` of classes; refusals name the layer."""
 
 from robustbench_rkhs.bounds.eclipse import eclipse_pairs
 from robustbench_rkhs.bounds.liplt import liplt_pairs

@@ -1,4 +1,4 @@
-"""Norms as differentiable functions of the weights: what training lowers, above the true norm at every iteration."""
+"""Differentiable upper bounds on operator norms, for training: Gram iteration, above the true norm at every iteration."""
 
 import math
 from functools import singledispatch
@@ -16,9 +16,9 @@ from robustbench_rkhs.lipschitz.guard import branches, leaves, named
 from robustbench_rkhs.lipschitz.sequences import FLAT, sequence_axis, sequence_size
 
 Value = tuple[Tensor | float, tuple[int, ...]]
-"""A bound, and the output shape."""
+"""(bound, output shape)."""
 DENSE = 2**17
-"""A zero-padded convolution whose matrix is at most as large is taken as that matrix, else on the torus."""
+"""A zero-padded convolution whose matrix is at most this large is written as that matrix, else on the torus."""
 
 
 def iterate(matrices: Inexact[Tensor, "*batch rows columns"], iterations: int) -> Float[Tensor, ""]:
@@ -27,9 +27,9 @@ def iterate(matrices: Inexact[Tensor, "*batch rows columns"], iterations: int) -
     .. math:: G_0 = A, \quad G_{k+1} = G_k^* G_k, \qquad \lVert A \rVert_2 \le \lVert G_N \rVert_F^{2^{-N}}
               \le r^{2^{-N-1}} \lVert A \rVert_2
 
-    r: rank. Never increasing in N. Every G_k is divided by its Frobenius norm, the logarithm of which is carried along, so that
+    r: rank. Never increasing in N. Every G_k is divided by its Frobenius norm, whose logarithm is accumulated, so that
     nothing overflows; zero for zeros. In the precision of the entries: an upper bound up to their rounding.
-    Cost: N matrix products of the smaller side a matrix (one of the larger). Source: Delattre et al., ICML 2023.
+    Cost: N matrix products of the smaller side per matrix (one of the larger). Source: Delattre et al., ICML 2023.
     """
     now = matrices.mH if matrices.shape[-1] > matrices.shape[-2] else matrices
     peak = matrices.detach().abs().amax()
@@ -45,33 +45,33 @@ def iterate(matrices: Inexact[Tensor, "*batch rows columns"], iterations: int) -
 
 
 def _frobenius(matrices: Tensor) -> Tensor:
-    """Of each matrix; complex entries count as pairs, whose gradient at zero is zero."""
+    """The Frobenius norm of each matrix; complex entries count as pairs; the gradient at zero is zero."""
     entries = torch.view_as_real(matrices.resolve_conj()).flatten(-2) if matrices.is_complex() else matrices
     result: Tensor = torch.linalg.vector_norm(entries, dim=(-2, -1))
     return result
 
 
 def gram_norm(module: nn.Module, shape: tuple[int, ...], iterations: int = 6) -> Float[Tensor, ""]:
-    """A bound of the layer's Lipschitz constant on images of `shape`, differentiable in its parameters and in their precision
-    (float32 for half precision), on their device.
+    """An upper bound on the layer's Lipschitz constant on images of `shape`, differentiable in its parameters, in their precision
+    (float32 for half precision) and on their device.
 
     nn.Linear, nn.Conv1d, nn.Conv2d (any stride, zero or circular padding, dilation; the largest of the groups) by `iterate`;
-    BatchNorm at its running statistics; of a sum of branches the sum of the products; of any other layer without parameters the
-    constant that its rule proves. Raises Uncertifiable, by name, for other layers with parameters.
+    BatchNorm with its running statistics; for a sum of branches, the sum of the products; for any other layer without parameters,
+    the constant that its rule proves. Raises Uncertifiable, by name, for other layers with parameters.
     """
     with torch.autocast(_start(module).device.type, enabled=False):
         return _start(module) * _bound(module, tuple(shape), iterations)[0]
 
 
 def gram_pairs(model: nn.Module, shape: tuple[int, ...], classes: int, iterations: int = 6) -> Float[Tensor, "classes classes"]:
-    r"""Bounds of how fast the difference of two logits moves, differentiable in all parameters; zero on the diagonal.
+    r"""Lipschitz bounds on the differences of two logits, differentiable in all parameters; zero on the diagonal.
 
     .. math:: L_{yj} = \lVert w_y - w_j \rVert_2 \prod_k L_k
 
-    L_k: `gram_norm` of the layers before the last one, whose rows are w (nn.Linear, or what `rows` knows); sqrt(2) times the
+    L_k: `gram_norm` of the layers before the last one, whose rows are w (nn.Linear, or a layer known to `rows`); sqrt(2) times the
     product of all where the model ends in another layer. Dropout counts as in eval mode, BatchNorm with its running statistics.
-    What training lowers: the certificate proves its own (smaller) numbers. Raises Uncertifiable as `gram_norm`, or where there
-    are no `classes` logits.
+    For training only: the certificate proves its own (smaller) numbers. Raises Uncertifiable as `gram_norm` does, and where the
+    model does not have `classes` logits.
     """
     with torch.autocast(_start(model).device.type, enabled=False):
         layers = _opened(model)
@@ -91,14 +91,14 @@ def gram_pairs(model: nn.Module, shape: tuple[int, ...], classes: int, iteration
 
 
 def _opened(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The model's layers; one that torch.compile runs (in training: nothing is proved of it) computes what they compute."""
+    """The model's layers; for a model compiled by torch.compile, those of the original (for training: nothing is proved)."""
     if type(model) is nn.Sequential and model._compiled_call_impl is not None:
         return [leaf for name, child in model.named_children() for leaf in leaves(child, name)]
     return list(leaves(model))
 
 
 def _product(layers: list[tuple[str, nn.Module]], shape: tuple[int, ...], iterations: int) -> Value:
-    """The layers' bounds multiplied, and the shape they lead to."""
+    """The product of the layers' bounds, and the output shape."""
     total: Tensor | float = 1.0
     for path, layer in layers:
         try:
@@ -110,7 +110,7 @@ def _product(layers: list[tuple[str, nn.Module]], shape: tuple[int, ...], iterat
 
 
 def _bound(layer: nn.Module, shape: tuple[int, ...], iterations: int) -> Value:
-    """Of a sum of branches the sum of their bounds."""
+    """For a sum of branches, the sum of their bounds."""
     parts = [_product(list(leaves(branch)), shape, iterations) for branch in branches(layer)]
     if not parts:
         return gram(layer, shape, iterations)
@@ -122,7 +122,7 @@ def _bound(layer: nn.Module, shape: tuple[int, ...], iterations: int) -> Value:
 
 @singledispatch
 def gram(module: nn.Module, shape: tuple[int, ...], iterations: int) -> Value:
-    """The differentiable bound by type, and the output shape; a layer may add its own in its own file: `@gram.register`."""
+    """The differentiable bound by type, and the output shape; a layer may register its own in its own file: `@gram.register`."""
     if next(module.parameters(), None) is not None:
         raise Uncertifiable("no differentiable bound for this type of layer with parameters")
     return rule(module, shape)[:2]
@@ -130,7 +130,7 @@ def gram(module: nn.Module, shape: tuple[int, ...], iterations: int) -> Value:
 
 @singledispatch
 def rows(module: nn.Module) -> Tensor | None:
-    """The matrix of a last layer that is one product, differentiable; None of any other layer."""
+    """The matrix of a last layer that is a matrix product, differentiable; None for any other layer."""
     return None
 
 
@@ -192,7 +192,7 @@ def _(module: nn.BatchNorm1d | nn.BatchNorm2d, shape: tuple[int, ...], iteration
     """max_c |gamma_c| / sqrt(var_c + eps)."""
     if module.running_var is None:
         raise Uncertifiable("it has no running statistics")
-    slopes = (_precise(module.running_var).clone() + module.eps).rsqrt()  # a forward pass may move them before the backward pass
+    slopes = (_precise(module.running_var).clone() + module.eps).rsqrt()  # a forward pass may change them before the backward pass
     return (slopes * _precise(module.weight).abs() if module.affine else slopes).amax(), shape
 
 
@@ -203,7 +203,7 @@ def _(module: nn.Module, shape: tuple[int, ...], iterations: int) -> Value:
 
 
 def gram_convolution(weight: Tensor, count: int, axes: tuple[Axis, Axis], iterations: int) -> Tensor:
-    """Of a kernel in `count` groups: by its own matrix where that is small, else on the torus."""
+    """The bound of a kernel in `count` groups: by its matrix where that is small, else on the torus."""
     kernel = _precise(weight).unflatten(0, (count, -1))
     groups, outputs, inputs = kernel.shape[:3]
     entries = groups * outputs * inputs * math.prod(axis.size * axis.outputs for axis in axes)
@@ -227,11 +227,11 @@ def _same_channels(module: nn.Conv1d | nn.Conv2d, channels: int, shape: tuple[in
 
 
 def _precise(tensor: Tensor) -> Tensor:
-    """Half precision as float32."""
+    """Half precision widened to float32."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
 def _start(module: nn.Module) -> Tensor:
-    """One, where the parameters are and in their precision."""
+    """The number one, on the device and in the precision of the parameters."""
     first = next((tensor for tensor in [*module.parameters(), *module.buffers()] if tensor.is_floating_point()), torch.ones(()))
     return torch.ones((), device=first.device, dtype=torch.float64 if first.dtype == torch.float64 else torch.float32)

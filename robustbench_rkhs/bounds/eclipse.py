@@ -1,4 +1,4 @@
-"""ECLipsE-Fast: Lipschitz bounds of differences of logits by a quadratic form carried through the layers, each step proved."""
+"""ECLipsE-Fast: Lipschitz bounds of logit differences by a quadratic form propagated through the layers; each step proved."""
 
 import math
 from typing import NamedTuple
@@ -15,21 +15,21 @@ from robustbench_rkhs.lipschitz.bounds import SLACK, TINY, UNIT, Uncertifiable, 
 from robustbench_rkhs.runtime.clock import afford, ask
 
 WIDEST, WIDEST_IMAGE = 2048, 4096
-"""Most features of a layer, and of the image, whose dense matrices are worked with."""
+"""Largest width of a layer, and of the image, for dense matrices."""
 TRIES = 4
-"""How often a step is proved again with more slack, before nothing is claimed."""
+"""How often the proof of a step is repeated with more slack before it counts as failed."""
 
 
 def eclipse_pairs(chain: list[Step], shape: tuple[int, ...], classes: int) -> Float64[Tensor, "classes classes"]:
     r"""Proven upper bounds L[y, j] of the Lipschitz constant of f_y - f_j, zero on the diagonal; never above `pair_bounds`.
 
-    For affine layers W_i separated by elementwise activations with slopes in [a, b], 0 <= a < b. Let u_i be how much the output
-    of activation i differs between two images, u_0 the difference d of the images. Carried through the layers is
+    For affine layers W_i separated by elementwise activations with slopes in [a, b], 0 <= a < b. Let u_i be the difference between
+    the outputs of activation i at two images, and u_0 the difference d of the images. Propagated through the layers is
 
     .. math:: u_i^\top N_i u_i \le \ell_i^2 \lVert d \rVert_2^2, \qquad N_0 = I, \quad \ell_0 = 1
 
     with N_i between zero and one. The step: u_i relates to z = W_i u_{i-1} by (u_i - a z) (b z - u_i) >= 0, entry by entry. With
-    any w > 0, W = W_i / w and v = u_{i-1}, the sum of these over w^2 may be taken off:
+    any w > 0, W = W_i / w and v = u_{i-1}, the sum of these over w^2 may be subtracted:
 
     .. math:: v^\top N_{i-1} v \ge v^\top (N_{i-1} + a b W^\top W) v - (a + b) \tfrac{u_i^\top}{w} W v
               + \tfrac{\lVert u_i \rVert^2}{w^2}
@@ -41,21 +41,21 @@ def eclipse_pairs(chain: list[Step], shape: tuple[int, ...], classes: int) -> Fl
     At the last layer |d^T u|^2 <= (d^T N^{-1} d) (u^T N u), so L_yj = l sqrt(d^T N^{-1} d) with d = w_y - w_j. The published
     recursion (ReLU) is N_i = M_i / lambda_i, w^2 = sigma_max(W_i N_{i-1}^{-1} W_i^T) / 2, and N_i the Schur complement. Here w
     and N_i come from it, for [a, b] with the w that keeps N_i furthest from singular, and count only once the matrix above is
-    seen to be positive semidefinite (`proved`) with N_i lowered a little; otherwise nothing is claimed but the product.
+    proved positive semidefinite (`proved`) with N_i lowered slightly; otherwise only the product is claimed.
 
-    A layer that is neither affine nor such an activation (MaxMin, max-pool, residual blocks ...) starts anew, with its bound
-    times all before it. Cost: a few products, an inverse and a Cholesky decomposition per layer, of its width; the pairs share
-    all but the last product. Raises Uncertifiable as `pair_bounds` does, and where a layer is too wide.
-    Source: Xu and Sivaranjani, NeurIPS 2024.
+    At a layer that is neither affine nor such an activation (MaxMin, max-pool, residual blocks ...) the recursion restarts, with
+    the layer's bound times the bound of all layers before it. Cost: a few products, an inverse and a Cholesky decomposition per
+    layer, of its width; the pairs share all but the last product. Raises Uncertifiable as `pair_bounds` does, and where a layer is
+    too wide. Source: Xu and Sivaranjani, NeurIPS 2024.
     """
     return eclipse_proof(chain, shape, classes)[0]
 
 
 class Advanced(NamedTuple):
-    """A step of the recursion behind an activation: what it is proved with."""
+    """A step of the recursion after an activation: the numbers that its proof needs."""
 
     position: int
-    """Of the activation in the chain."""
+    """Index of the activation in the chain."""
     scale: float
     """w of `eclipse_pairs`, rounded up; infinite where nothing could be proved."""
     floor: float
@@ -63,19 +63,19 @@ class Advanced(NamedTuple):
 
 
 class Restarted(NamedTuple):
-    """A layer at which the recursion starts anew."""
+    """A layer at which the recursion restarts."""
 
     position: int
     factor: float
-    """The affine run before it, between the last form and this layer, has W^T W <= factor^2 N; infinite where not proved."""
+    """The affine layers between the last form and this layer have W^T W <= factor^2 N; infinite where not proved."""
 
 
 Witness = list[Advanced | Restarted]
-"""The numbers from which all of `eclipse_pairs` can be proved again, without a search."""
+"""The numbers with which all of `eclipse_pairs` can be proved again without a search."""
 
 
 def eclipse_proof(chain: list[Step], shape: tuple[int, ...], classes: int) -> tuple[Float64[Tensor, "classes classes"], Witness]:
-    """`eclipse_pairs`, and what it is proved with."""
+    """`eclipse_pairs`, and the numbers of its proof."""
     simple, witness = pair_bounds(chain, shape, classes), Witness()
     before, form, run, start = 1.0, _identity(), list[Step](), 0
     for position, step in enumerate(chain):
@@ -102,10 +102,10 @@ def eclipse_proof(chain: list[Step], shape: tuple[int, ...], classes: int) -> tu
 
 
 def too_wide(layer: Layer) -> str:
-    """Why the recursion refuses a layer that lies in no branch, by its width alone; empty where it does not."""
+    """Why the recursion refuses a layer outside branches by its width alone; empty where it does not."""
     try:
         interval, outputs = slopes(layer.module), math.prod(layer.inputs)
-    except Uncertifiable:  # its own rule says why
+    except Uncertifiable:  # its rule raises with the reason
         return ""
     if interval is None or not 0 <= interval[0] < interval[1] or outputs <= WIDEST:
         return ""
@@ -130,7 +130,7 @@ def _identity() -> _Form:
 
 
 def _scaled(run: list[Step], step: Step) -> tuple[Tensor, float, float]:
-    """The run's matrix over its largest entry, that entry, and the error relative to it. Raises Uncertifiable where too wide."""
+    """The matrix of affine layers over its largest entry, that entry, and the relative error. Raises Uncertifiable if too wide."""
     inputs = math.prod((run[0] if run else step).inputs)
     outputs = math.prod(step.inputs)
     if inputs > WIDEST_IMAGE or outputs > WIDEST:
@@ -144,7 +144,7 @@ def _scaled(run: list[Step], step: Step) -> tuple[Tensor, float, float]:
 
 
 def _advanced(form: _Form, run: list[Step], step: Step, interval: tuple[float, float]) -> _Form:
-    """The form behind an activation; of infinite size where the step cannot be proved."""
+    """The form after an activation; of infinite size where the step cannot be proved."""
     low, high = interval
     weight, peak, error = _scaled(run, step)
     outputs = len(weight)
@@ -182,10 +182,10 @@ def proved(
     after: Float64[Tensor, "outputs outputs"],
     interval: tuple[float, float],
 ) -> bool:
-    """Whether the matrix inequality of `eclipse_pairs` holds for these very numbers and any weight within `error` (l2 norm).
+    """Whether the matrix inequality of `eclipse_pairs` holds for exactly these numbers and any weight within `error` (l2 norm).
 
-    The matrix is formed in float64, which moves it by at most `_slack` in norm, and is positive semidefinite where the
-    Cholesky decomposition of what remains less that slack and its own succeeds (`positive`). Symmetric matrices are expected.
+    The matrix is formed in float64, which changes it by at most `_slack` in norm. It is positive semidefinite if the Cholesky
+    decomposition of the matrix, less that slack and its own, succeeds (`positive`). Expects symmetric matrices.
     """
     afford(float(len(before) + len(after)) ** 3)
     matrix = _matrix(before, weight, after, interval)
@@ -201,10 +201,10 @@ def _matrix(before: Tensor, weight: Tensor, after: Tensor, interval: tuple[float
 
 
 def _slack(before: Tensor, weight: Tensor, error: float, after: Tensor, interval: tuple[float, float]) -> float:
-    """How far rounding and the error of the weight can move the matrix in l2 norm, from its Frobenius norms.
+    """Bound on the change of the matrix, in l2 norm, by rounding and the error of the weight, from Frobenius norms.
 
-    A product of n terms errs by at most n + 2 units of its absolute values; what the weight's error e makes of W^T W is at
-    most 2 e |W| + e^2, and of the two sides e. Four times what is needed.
+    A product of n terms errs by at most n + 2 units of its absolute values; the weight's error e changes W^T W by at most
+    2 e |W| + e^2, and the two sides by e. Four times what is needed.
     """
     low, high = interval
     both, half, size = abs(low * high), abs(low + high) / 2, weight.norm().item()
@@ -214,10 +214,10 @@ def _slack(before: Tensor, weight: Tensor, error: float, after: Tensor, interval
 
 
 def positive(matrix: Float64[Tensor, "size size"], slack: float = 0.0) -> bool:
-    """Whether matrix - slack I is proved positive semidefinite. The symmetric matrix of its lower triangle is meant.
+    """Whether matrix - slack I is proved positive semidefinite. Only the lower triangle of the symmetric matrix is read.
 
-    A Cholesky decomposition that runs to its end is exact for a matrix at most 2 (n + 2) u trace away, in whatever order its
-    sums were taken (Demmel 1989; Rump, BIT 2006): it is tried on the matrix less twice that.
+    A Cholesky decomposition that runs to its end is exact for a matrix at most 2 (n + 2) u trace away, for any order of its
+    sums (Demmel 1989; Rump, BIT 2006): it is run on the matrix less twice that.
     """
     if not matrix.isfinite().all() or not math.isfinite(slack):
         return False
@@ -234,7 +234,7 @@ def above(matrix: Float64[Tensor, "size size"], floor: float) -> bool:
 
 
 def _inner(matrix: Tensor | None, weight: Tensor) -> float:
-    """The largest eigenvalue of W N^{-1} W^T, about."""
+    """The largest eigenvalue of W N^{-1} W^T, approximately."""
     afford(weight.numel() * weight.shape[1] + 8 * float(min(weight.shape)) ** 3)
     through = weight if matrix is None else torch.linalg.solve_triangular(torch.linalg.cholesky(matrix), weight.T, upper=False).T
     gram = through @ through.T if len(through) <= through.shape[1] else through.T @ through
@@ -242,8 +242,8 @@ def _inner(matrix: Tensor | None, weight: Tensor) -> float:
 
 
 def _norm(form: _Form, run: list[Step], step: Step) -> float:
-    """Everything from the form up to a layer, over the form's size: kappa with W^T W <= kappa^2 N, proved as a step is."""
-    if form.matrix is None:  # nothing before the run, or nothing known
+    """The bound from the form up to a layer, over the form's size: kappa with W^T W <= kappa^2 N, proved like a step."""
+    if form.matrix is None:  # nothing before these layers, or nothing known
         return merged(run)
     if not run:
         return upwards(math.sqrt(1 / form.floor), SLACK)
@@ -279,7 +279,7 @@ def _pairs(form: _Form, rows: Tensor, error: float) -> Float64[Tensor, "classes 
         d, s, p = row - rows, one - solved, rest + rests
         long, wide = d.norm(dim=1) * (1 + SLACK) + TINY, s.norm(dim=1) * (1 + SLACK) + TINY
         rounding = 4 * (count + 4) * UNIT * long * wide
-        # the differences d and s round too, by a unit of each entry: s = s_y - s_j is what it is, d enters with its error
+        # the differences d and s round too, by a unit of each entry: the rounded s is used as it is, d with its error
         squared = (s * d).sum(1) + wide * p + p**2 / form.floor + rounding
         found.append(squared.clamp_min(0).sqrt() + (2 * error + 2 * UNIT * long) / math.sqrt(form.floor))
     return torch.stack(found) * (1 + SLACK) * upwards(peak) * form.size

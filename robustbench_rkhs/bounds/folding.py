@@ -1,4 +1,4 @@
-"""Neighbouring affine layers as one, exactly: a normalisation in the kernel before it, a sum of kernels as one kernel."""
+"""Folding of neighbouring affine layers: a normalisation into the kernel before it, a sum of kernels into one kernel."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from robustbench_rkhs.lipschitz.rounding import constants, fan
 
 
 class FoldedConv2d(nn.Conv2d):
-    """A convolution made of several layers; `sizes`: how large the constants in it were before they were added up."""
+    """A convolution made of several layers; `sizes`: the sizes of its constants before they were summed."""
 
     sizes: Tensor
 
@@ -27,7 +27,7 @@ class FoldedLinear(nn.Linear):
 @rule.register(FoldedConv2d)
 @rule.register(FoldedLinear)
 def _(module: FoldedConv2d | FoldedLinear, shape: tuple[int, ...]) -> Bound:
-    """That of the kernel at hand, and an allowance for the rounding of its entries."""
+    """The bound of the kernel, with an allowance for the rounding of its entries."""
     found = rule.dispatch(nn.Linear if isinstance(module, nn.Linear) else nn.Conv2d)(module, shape)
     return found._replace(value=upwards(found.value, SLACK) if found.value else 0.0)
 
@@ -40,7 +40,7 @@ def _(module: FoldedConv2d | FoldedLinear, shape: tuple[int, ...]) -> float:
 
 
 def _made(kind: Any, old: nn.Module, weight: Tensor, bias: Tensor, sizes: Tensor) -> nn.Module:
-    """A layer with the options of `old` and other numbers."""
+    """A layer with the options of `old` and other weights."""
     new: nn.Module = kind.__new__(kind)
     new.__dict__.update(old.__dict__)
     values = {"weight": nn.Parameter(weight, requires_grad=False), "bias": nn.Parameter(bias, requires_grad=False)}
@@ -49,12 +49,12 @@ def _made(kind: Any, old: nn.Module, weight: Tensor, bias: Tensor, sizes: Tensor
 
 
 def folded(layer: nn.Module, after: nn.Module, outputs: tuple[int, ...]) -> nn.Module | None:
-    r"""A convolution or linear layer and the diagonal after it as one layer; None where they are not such.
+    r"""A convolution or linear layer and the diagonal layer after it as one layer; None for any other pair.
 
     .. math:: W'_o = s_o W_o, \quad b'_o = s_o (b_o - \mu_o) + \beta_o, \qquad s_o = \gamma_o / \sqrt{\sigma_o^2 + \epsilon}
 
-    In float64: each entry of W' errs by a few units of itself, which the slack of their rule covers; `sizes` keeps what cancels
-    in b'. `outputs`: the shape between the two.
+    In float64: each entry of W' has a relative error of a few units, which the slack of their rule covers; `sizes` records the
+    terms that cancel in b'. `outputs`: the shape between the two.
     """
     found = diagonal(after, outputs[0] if outputs else 0)
     if found is None or not isinstance(layer, nn.Conv2d | nn.Linear) or len(outputs) != (1 if isinstance(layer, nn.Linear) else 3):
@@ -68,13 +68,13 @@ def folded(layer: nn.Module, after: nn.Module, outputs: tuple[int, ...]) -> nn.M
     factors = scale.view(-1, *[1] * (weight.dim() - 1))
     new = weight * factors
     if not new.isfinite().all() or ((new.abs() < TINY) & (weight != 0) & (factors != 0)).any():
-        return None  # the product leaves the range of float64, the bound of two layers does not
+        return None  # the product overflows float64; the bound of two separate layers does not
     kind = FoldedLinear if isinstance(layer, nn.Linear) else FoldedConv2d
     return _made(kind, layer, new, (bias - mean) * scale + shift, (sizes + mean.abs()) * scale.abs() + shift.abs())
 
 
 def diagonal(layer: nn.Module, channels: int) -> tuple[Tensor, Tensor, Tensor] | None:
-    """(scale, mean, shift) of a layer that computes scale (x - mean) + shift in each channel; None of others."""
+    """(scale, mean, shift) of a layer that computes scale (x - mean) + shift in each channel; None for others."""
     zeros, ones = torch.zeros(channels, dtype=torch.float64), torch.ones(channels, dtype=torch.float64)
     value = getattr(layer, "value", None)
     if type(layer).__name__ == "Scale" and isinstance(value, float):
@@ -85,7 +85,7 @@ def diagonal(layer: nn.Module, channels: int) -> tuple[Tensor, Tensor, Tensor] |
         return None
     variance = weights(layer.running_var, "running variance") + layer.eps
     if not (variance > 0).all():
-        return None  # its rule says what is wrong
+        return None  # its rule reports the problem
     scale, shift = variance.rsqrt(), zeros
     if layer.affine:
         scale, shift = scale * weights(layer.weight, "weight"), weights(layer.bias, "bias")
@@ -93,12 +93,12 @@ def diagonal(layer: nn.Module, channels: int) -> tuple[Tensor, Tensor, Tensor] |
 
 
 def added(branches: Sequence[Sequence[nn.Module]], shape: tuple[int, ...]) -> nn.Module | None:
-    r"""A sum of centred convolutions and identities, or of linear layers and identities, as one layer; None of others.
+    r"""A sum of centred convolutions and identities, or of linear layers and identities, as one layer; None for others.
 
     .. math:: x + \sum_i W_i * x = \Big(\delta + \sum_i W_i\Big) * x
 
-    Kernels of different odd sizes share their centre. Each entry of the sum errs by a few units of the sum of absolute values:
-    None too where so much cancels that this is no longer small beside the norm, which is at least any entry at the centre.
+    Kernels of different odd sizes are aligned at their centre. Each entry of the sum errs by a few units of the sum of absolute
+    values: None too if so much cancels that this is not small relative to the norm, which is at least any entry at the centre.
     """
     if any(len(branch) > 1 for branch in branches):
         return None
@@ -148,7 +148,7 @@ def added(branches: Sequence[Sequence[nn.Module]], shape: tuple[int, ...]) -> nn
 
 
 def _steady(merged: nn.Module, total: Tensor, absolute: Tensor) -> bool:
-    """Whether the rounding of the entries is below a quarter of what products with the layer are taken to err by."""
+    """Whether the rounding of the entries is below a quarter of the assumed error of products with the layer."""
     rows, columns = fan(merged, 0, 0)
     size = math.sqrt(absolute.sum((1, 2, 3)).max().item() * absolute.sum((0, 2, 3)).max().item())
     centre = total[:, :, total.shape[2] // 2, total.shape[3] // 2].abs().max().item()
@@ -157,7 +157,7 @@ def _steady(merged: nn.Module, total: Tensor, absolute: Tensor) -> bool:
 
 
 def _centred(conv: nn.Conv2d) -> bool:
-    """Whether each output reads the pixels around its own: odd sizes, padded by half."""
+    """Whether the kernel is centred: odd sizes, padded by half."""
     kernel = pair(tuple(conv.weight.shape[2:]))
     half = [k // 2 for k in kernel]
     if kernel[0] % 2 == 0 or kernel[1] % 2 == 0 or pair(conv.dilation) != (1, 1):
@@ -170,7 +170,7 @@ def _centred(conv: nn.Conv2d) -> bool:
 
 
 def _dense(conv: nn.Conv2d) -> Tensor:
-    """The kernel with zeros between the groups."""
+    """The kernel without groups, with zeros between them."""
     weight, groups = weights(conv.weight, "weight"), conv.groups
     if groups == 1:
         return weight

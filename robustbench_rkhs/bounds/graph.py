@@ -1,4 +1,4 @@
-"""Any module whose forward pass is made of a closed list of operations, as a chain of layers with rules."""
+"""Conversion of a traced module, made of a closed list of operations, to a chain of layers with rules."""
 
 import inspect
 import re
@@ -17,13 +17,13 @@ from robustbench_rkhs.lipschitz.bounds import Uncertifiable
 from robustbench_rkhs.lipschitz.guard import named
 
 CLOSE = 1e-8
-"""How far the chain's outputs may be from the model's, relative to the largest: float64 rounding of deep networks."""
+"""Tolerance between the outputs of chain and model, relative to the largest: float64 rounding of deep networks."""
 MOST = 20_000
-"""Layers at most: branches that share what they compute are written out one by one."""
+"""Most layers of a chain: computation shared by branches is written out in each of them."""
 
 
 class Item(NamedTuple):
-    """A layer of the chain, under the name it has in the model."""
+    """A layer of the chain, with its name in the model."""
 
     name: str
     layer: nn.Module
@@ -32,23 +32,23 @@ class Item(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """What an operation makes of the values it reads: layers in a row, or a join of several."""
+    """The computation of one operation: layers in sequence, or a join of several values."""
 
     join: str
     """'' for layers on one value; 'sum' or 'cat'."""
     inputs: tuple[fx.Node, ...]
     layers: tuple[tuple[nn.Module, ...], ...]
-    """The layers on each of them."""
+    """The layers on each value."""
 
 
 def chained(model: nn.Module, shape: tuple[int, ...]) -> nn.Sequential:
     r"""A float64 chain of layers with rules that computes what the model does on images of `shape`.
 
-    The forward pass is recorded by torch.fx. Where a value is read by several branches that meet again they become a `Residual`
-    (added) or a `Concatenate` (dimension 1), from the last value that all of them come from; so any graph with one input is taken,
-    what branches share being written out in each. A normalisation is folded into the kernel before it, and a sum of kernels and
-    identities into one kernel, exactly. Layers keep the dotted paths they have in the model ("~2" the second time).
-    Checked at the end: the chain gives the model's outputs on random images.
+    The forward pass is recorded by torch.fx. Branches from one value that meet again become a `Residual` (added) or a `Concatenate`
+    (dimension 1), starting at the last value that they have in common; so any graph with one input works, and computation shared
+    by branches is written out in each. A normalisation is folded into the kernel before it, and a sum of kernels and identities
+    into one kernel. Layers keep their dotted paths in the model ("~2" the second time).
+    At the end, the outputs of chain and model are compared on random images.
     Raises Uncertifiable, naming every module and operation that is not on the list before anything is computed (`sketch`), and as
     `tracing.trace` does. Cost: a copy, and four forward passes in float64.
     """
@@ -63,28 +63,28 @@ def chained(model: nn.Module, shape: tuple[int, ...]) -> nn.Sequential:
 
 
 def _agrees(model: nn.Module, chain: nn.Module, x: Tensor) -> bool:
-    """Whether both give the same outputs up to rounding; what neither layer takes is for its rule to refuse."""
+    """Whether both give the same outputs up to rounding; inputs that a layer does not take are left for its rule to refuse."""
     try:
         wanted = model(x.clone())
-    except Exception:  # the model's own code, which took two images when it was traced
+    except Exception:  # the model's own code, which was traced with two images
         return False
     found = chain(x.clone())
-    if not wanted.isfinite().all():  # with weights like that its rule says so
+    if not wanted.isfinite().all():  # NaN or infinite weights: the rule raises the error
         return not all(tensor.isfinite().all() for tensor in [*model.parameters(), *model.buffers()])
     return wanted.shape == found.shape and bool((wanted - found).abs().max() <= CLOSE * wanted.abs().max())
 
 
 class _Builder:
-    """Takes a traced graph apart."""
+    """Converts a traced graph to layers."""
 
     def __init__(self, traced: Traced, shape: tuple[int, ...], title: str) -> None:
         self.traced, self.shape, self.title, self.made = traced, shape, title, 0
         self.operations: dict[fx.Node, Operation] = {}
         self.roots: dict[fx.Node, tuple[fx.Node, int]] = {}
-        """Whose memory a value lies in, and how often that had been overwritten."""
+        """The value whose memory a value shares, and how often that had been overwritten."""
         self.writes: dict[fx.Node, int] = {}
         self.parents: dict[fx.Node, fx.Node] = {}
-        """The last value through which all of a value comes."""
+        """The dominator of a value: the last value through which all paths to it go."""
         self.depths: dict[fx.Node, int] = {}
         self.source, self.sink = self._read()
 
@@ -92,7 +92,7 @@ class _Builder:
         return _sequence(self._between(self.source, self.sink))
 
     def _read(self) -> tuple[fx.Node, fx.Node]:
-        """The operations of all values that the output needs, in order."""
+        """The operations of all values that the output depends on, in order."""
         nodes = list(self.traced.graph.nodes)
         source, output = nodes[0], nodes[-1]
         self.depths[source], self.roots[source], self.writes[source] = 0, (source, 0), 0
@@ -131,7 +131,7 @@ class _Builder:
         return f"no proven Lipschitz bound for {path or 'the model'} (operation {operation}): {refused}"
 
     def _value(self, argument: Any) -> Any:
-        """An argument with constants and shapes filled in; values that depend on the image stay symbols."""
+        """An argument with constants and shapes substituted; values that depend on the image stay symbols."""
         return fx.node.map_arg(argument, lambda one: one if one in self.depths else self.traced.values[one])
 
     def _outputs(self, node: fx.Node) -> tuple[int, ...]:
@@ -156,13 +156,13 @@ class _Builder:
         self.parents[node], self.depths[node] = parent, self.depths[parent] + 1
 
     def _check_kept(self, value: fx.Node) -> None:
-        """Raises Uncertifiable where a value that is read now was overwritten after it was made."""
+        """Raises Uncertifiable where a value that is read now was overwritten after it was computed."""
         root, version = self.roots[value]
         if version < self.writes[root]:
             raise Uncertifiable("it reads a value that an operation before it overwrites")
 
     def _common(self, one: fx.Node, other: fx.Node) -> fx.Node:
-        """The last value through which both come."""
+        """The last common dominator of both values."""
         while one is not other:
             if self.depths[one] >= self.depths[other]:
                 one = self.parents[one]
@@ -171,7 +171,7 @@ class _Builder:
         return one
 
     def _operation(self, node: fx.Node) -> Operation:
-        """What an operation does. Raises Uncertifiable where it is not on the list."""
+        """The computation of an operation. Raises Uncertifiable where it is not on the list."""
         target = node.target
         args, keywords = self._value(node.args), self._value(node.kwargs)
         if target in known.CONCATENATE:
@@ -220,7 +220,7 @@ class _Builder:
         return Operation("cat", tuple(tensors), ((),) * len(tensors))
 
     def _flat(self, *nodes: fx.Node) -> list[fx.Node]:
-        """The values side by side in a concatenation of concatenations."""
+        """The values joined by a concatenation of concatenations."""
         flat: list[fx.Node] = []
         for node in nodes:
             found = self.operations.get(node)
@@ -264,7 +264,7 @@ class _Builder:
         return Operation("", (image,), (tuple(layers),))
 
     def _between(self, start: fx.Node, end: fx.Node) -> list[Item]:
-        """The layers that make the value `end` of the value `start`, which all of it comes through."""
+        """The layers that compute the value `end` from the value `start`, which dominates it."""
         runs: list[list[Item]] = []
         while end is not start:
             operation, outputs = self.operations[end], self._outputs(end)
@@ -304,7 +304,7 @@ def _adaptive_max(input: Any, output_size: Any, return_indices: bool = False) ->
 
 
 def _call(function: Any, args: Any, keywords: Any) -> Any:
-    """The function's value. Raises Uncertifiable at options it does not have."""
+    """The function's value. Raises Uncertifiable for unknown options."""
     try:
         inspect.signature(function).bind(*args, **keywords)
     except TypeError as refused:
@@ -313,7 +313,7 @@ def _call(function: Any, args: Any, keywords: Any) -> Any:
 
 
 def _overwrites(node: fx.Node, root: fx.GraphModule) -> bool:
-    """Whether an operation writes its result over what it reads."""
+    """Whether an operation works in place."""
     if node.op == "call_module":
         return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
     if node.target in known.IN_PLACE or node.kwargs.get("inplace"):
@@ -323,7 +323,7 @@ def _overwrites(node: fx.Node, root: fx.GraphModule) -> bool:
 
 
 def _folded(items: list[Item]) -> list[Item]:
-    """The chain with every diagonal folded into the kernel before it."""
+    """The chain with every diagonal layer folded into the kernel before it."""
     kept: list[Item] = []
     for item in items:
         one = folded(kept[-1].layer, item.layer, kept[-1].outputs) if kept else None
@@ -335,7 +335,7 @@ def _folded(items: list[Item]) -> list[Item]:
 
 
 def _sequence(items: list[Item]) -> nn.Sequential:
-    """A chain under the model's own paths; nn.Sequential would refuse their dots, which nothing but get_submodule minds."""
+    """A chain with the model's dotted paths; nn.Sequential refuses dots, though only get_submodule depends on that."""
     chain = nn.Sequential()
     for item in items:
         name, number = item.name, 2

@@ -1,4 +1,4 @@
-"""LipLT: Lipschitz bounds of differences of logits that follow the linear path through the activations."""
+"""LipLT: Lipschitz bounds of logit differences that follow the linear path through the activations."""
 
 import math
 from typing import NamedTuple
@@ -28,20 +28,21 @@ from robustbench_rkhs.runtime.clock import ask
 def liplt_pairs(chain: list[Step], shape: tuple[int, ...], classes: int) -> Float64[Tensor, "classes classes"]:
     r"""Proven upper bounds L[y, j] of the Lipschitz constant of f_y - f_j, zero on the diagonal; never above `pair_bounds`.
 
-    An elementwise activation with slopes in [a, b] is a linear map and a rest that is 1-Lipschitz:
+    An elementwise activation with slopes in [a, b] is a linear map plus a 1-Lipschitz remainder:
 
     .. math:: \phi(z) = c z + r \psi(z), \qquad c = (a + b) / 2, \quad r = (b - a) / 2
 
-    So what an activation i reads is a sum of linear maps of the image and of the rests before it, and with T_{ki} the linear
-    map from rest i to the input of activation k (each activation between counts as its c), and T_{k0} that from the image,
+    So the input of an activation is a sum of linear maps of the image and of the remainders before it. With T_{ki} the linear
+    map from remainder i to the input of activation k (each activation between counts as its c), and T_{k0} that from the image,
 
     .. math:: m_k = \lVert T_{k0} \rVert_2 + \sum_{i < k} r_i \lVert T_{ki} \rVert_2 \, m_i, \qquad
               L_{yj} = \lVert (e_y - e_j)^\top T_0 \rVert_2 + \sum_i r_i \lVert (e_y - e_j)^\top T_i \rVert_2 \, m_i
 
-    For ReLU c = r = 1/2. Branches that are added share the linear path: their maps add. A layer that is neither affine nor
-    elementwise (MaxMin, GroupSort, max-pool, Sandwich, a concatenation ...) starts anew, with its own bound times all before it. T
-    is the exact matrix where it is small or ends in logits, else the product of its layers' bounds; each m_k is no larger than the
-    product up to there. Cost: a matrix for each pair of activations. Raises Uncertifiable as `pair_bounds` does.
+    For ReLU c = r = 1/2. Branches that are added share the linear path: their maps add. At a layer that is neither affine nor
+    elementwise (MaxMin, GroupSort, max-pool, Sandwich, a concatenation ...) the sum restarts, with the layer's bound times the
+    bound of all layers before it. T is the exact matrix where it is small or ends in logits, else bounded by the product of its
+    layers' bounds; each m_k is at most the product up to there. Cost: one matrix per pair of activations. Raises Uncertifiable as
+    `pair_bounds` does.
     Source: Fazlyab et al., NeurIPS 2023.
     """
     simple = pair_bounds(chain, shape, classes)
@@ -56,21 +57,21 @@ def liplt_pairs(chain: list[Step], shape: tuple[int, ...], classes: int) -> Floa
 
 
 def liplt(chain: list[Step]) -> float:
-    """Proven upper bound of the Lipschitz constant of the whole chain, as `liplt_pairs`; never above the product."""
+    """Proven upper bound of the Lipschitz constant of the whole chain, by the method of `liplt_pairs`; at most the product."""
     return min(_bound(_walk(chain, _start())), merged(chain))
 
 
 class _Term(NamedTuple):
-    """What one source adds to a signal: the source changes by at most `size` per unit of input, `route` is linear."""
+    """The contribution of one source to a signal: the source changes by at most `size` per unit of input, `route` is linear."""
 
     size: float
     route: list[Step]
     source: object
-    """The image, or what an activation or another layer adds of its own: the same object wherever it is the same vector."""
+    """The image, or the remainder of an activation or another layer: the same object wherever it is the same vector."""
 
 
 class _Signal(NamedTuple):
-    """A sum of terms; besides, it is the affine `since` of something that changes by at most `least` per unit of input."""
+    """A sum of terms; also, the affine map `since` of a value that changes by at most `least` per unit of input."""
 
     terms: list[_Term]
     least: float
@@ -78,7 +79,7 @@ class _Signal(NamedTuple):
 
 
 class _Times(nn.Module):
-    """An activation's linear part."""
+    """The linear part of an activation."""
 
     def __init__(self, value: float) -> None:
         super().__init__()
@@ -115,7 +116,7 @@ def _start() -> _Signal:
 
 
 def _walk(chain: list[Step], signal: _Signal) -> _Signal:
-    """What the chain makes of a signal."""
+    """The signal after the chain."""
     for step in chain:
         ask()
         interval = slopes(step.module)
@@ -138,13 +139,13 @@ def _walk(chain: list[Step], signal: _Signal) -> _Signal:
 
 
 def _added(step: Step, signal: _Signal) -> _Signal:
-    """A sum of branches: the linear parts of those that the signal's own terms pass through add, term by term."""
+    """The signal after a sum of branches: the linear parts of the branches add, for each term of the signal."""
     ends = [_walk(branch, signal) for branch in step.branches]
     outer, passed = {id(term.source) for term in signal.terms}, len(signal.terms[0].route)
     through, terms = [], list[_Term]()
     for end in ends:
         kept = [term for term in end.terms if id(term.source) in outer]
-        if kept:  # all of them, unless a layer that is neither affine nor elementwise started anew
+        if kept:  # all of them, unless a layer that is neither affine nor elementwise restarted the sum
             through.append(kept[0].route[passed:])
         terms += [term for term in end.terms if id(term.source) not in outer]
     if through:
@@ -157,13 +158,13 @@ def _added(step: Step, signal: _Signal) -> _Signal:
 
 
 def _bound(signal: _Signal) -> float:
-    """How much the signal changes per unit of input, at most."""
+    """Bound on the change of the signal per unit of input."""
     total = math.fsum(product([term.size, _norm(term.route)]) for term in signal.terms)
     return min(upwards(total) if total else 0.0, product([signal.least, _norm(signal.since)]))
 
 
 def _norm(route: list[Step]) -> float:
-    """Bound of the l2 norm of a linear map: of its matrix where that is small, else the product of its layers'."""
+    """Bound on the l2 norm of a linear map: that of its matrix where it is small, else the product of its layers' bounds."""
     ask()
     if not route:
         return 1.0
@@ -180,19 +181,19 @@ def _factors(route: list[Step]) -> float:
 
 
 def dense(route: list[Step]) -> tuple[Float64[Tensor, "outputs inputs"], float]:
-    """The matrix of a nonempty linear route in float64, and a bound of its distance to the true one in l2 (Frobenius) norm."""
+    """The matrix of a nonempty linear route in float64, and a bound on its error in l2 (Frobenius) norm."""
     matrix = materialise(route)
     computed = [step for step in route if not isinstance(step.module, UNCOMPUTED)]
     if not computed or (len(computed) == 1 and as_given(computed[0].module)):
-        return matrix, 0.0  # read off, not computed
+        return matrix, 0.0  # copied, not computed
     return matrix, _rounding(route)[1] * math.sqrt(max(matrix.shape))
 
 
 def _rounding(route: list[Step]) -> tuple[float, float]:
-    """(norm, error): bounds of a route's l2 norm, and of the rounding of its product with one unit vector.
+    """(norm, error): bounds on a route's l2 norm, and on the rounding of its product with one unit vector.
 
-    A layer passes on what rounding it is handed times its norm, and adds its own relative error; an underflow adds less than
-    TINY. One vector for each row (or column): all of them together err by sqrt(count) as much in Frobenius norm.
+    A layer multiplies the error of its input by its norm, and adds its own relative error; an underflow adds less than
+    TINY. There is one vector per row (or column), so the Frobenius norm of the total error is sqrt(count) times as large.
     """
     norm, error = 1.0, 0.0
     for step in route:
@@ -207,7 +208,7 @@ def _rounding(route: list[Step]) -> tuple[float, float]:
 
 
 def _pairs_of(term: _Term, classes: int) -> Float64[Tensor, "classes classes"]:
-    """What one term adds to each difference of logits."""
+    """The contribution of one term to each difference of logits."""
     if term.size == 0:
         return torch.zeros(classes, classes, dtype=torch.float64)
     matrix, error = dense(term.route) if term.route else (torch.eye(classes, dtype=torch.float64), 0.0)
@@ -215,7 +216,7 @@ def _pairs_of(term: _Term, classes: int) -> Float64[Tensor, "classes classes"]:
 
 
 def differences(rows: Float64[Tensor, "classes inputs"], error: float) -> Float64[Tensor, "classes classes"]:
-    """Bounds of ||row_y - row_j||_2 where the rows are off by at most `error` in all; zero on the diagonal."""
+    """Bounds on ||row_y - row_j||_2, where the rows have a total error of at most `error`; zero on the diagonal."""
     if not rows.isfinite().all() or not math.isfinite(error):
         return torch.full((len(rows), len(rows)), torch.inf, dtype=torch.float64).fill_diagonal_(0)
     norms = _differences(rows)

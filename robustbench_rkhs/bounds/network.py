@@ -1,4 +1,4 @@
-"""Whole networks: a chain of layers, runs of affine layers merged into one matrix, and a bound for each pair of classes."""
+"""Lipschitz bounds of whole networks: chains of layers, merged runs of affine layers, and a bound per pair of classes."""
 
 import copy
 import math
@@ -22,7 +22,7 @@ from robustbench_rkhs.lipschitz.rounding import relative_rounding
 from robustbench_rkhs.runtime.clock import ask
 
 DENSE_SIDE, DENSE_SIZE = 1024, 2**22
-"""A run of affine layers is materialised where its smaller side and its size are at most these."""
+"""A run of affine layers is written as a matrix if its smaller side and its size are at most these."""
 BATCH = 64
 """Rows or columns of a matrix materialised at once."""
 
@@ -36,14 +36,14 @@ class Step(NamedTuple):
     """Input shape without the batch dimension."""
     bound: Bound
     branches: tuple[list["Step"], ...] = ()
-    """The chains whose outputs it adds, where it is made of such."""
+    """The branches whose outputs it adds, if it has any."""
 
 
 def steps(model: nn.Module, shape: tuple[int, ...]) -> list[Step]:
     """The model's layers in the order they run, copied to float64, each with its proven bound for images of `shape`.
 
     A model of other modules is first rewritten as such layers (`graph.chained`). The model itself is only read. Every weight
-    is the float64 value of the parameters as they are now; a parametrized weight is evaluated from them in float64. Raises
+    is the current value of the parameters in float64; a parametrized weight is evaluated from them in float64. Raises
     Uncertifiable, naming the layer, where a bound is not proved.
     """
     if not shape or any(not isinstance(side, int) or side < 1 for side in shape):
@@ -67,7 +67,7 @@ def steps(model: nn.Module, shape: tuple[int, ...]) -> list[Step]:
 
 
 def _check_kept(chains: Sequence[list[Step]]) -> None:
-    """Raises Uncertifiable where a branch works in place on what the others read as well: they would see its result."""
+    """Raises Uncertifiable where a branch works in place on the input of all branches: the others would read its result."""
     for chain in chains:
         for step in chain:
             if getattr(step.module, "inplace", False):
@@ -78,7 +78,7 @@ def _check_kept(chains: Sequence[list[Step]]) -> None:
 
 @singledispatch
 def combined(module: nn.Module, chains: tuple[list[Step], ...], shape: tuple[int, ...]) -> Bound:
-    """The bound of a layer made of the chains of its branches: of their sum, unless its type registers another."""
+    """The bound of a layer made of branches: that of their sum, unless its type registers another."""
     return joined(chains, shape)
 
 
@@ -108,7 +108,7 @@ def stacked(chains: Sequence[list[Step]], shape: tuple[int, ...]) -> Bound:
     bounds = [_whole(chain, shape) for chain in chains]
     found = {bound.shape[1:] for bound in bounds}
     if len(found) > 1 or not all(bound.shape for bound in bounds):
-        raise Uncertifiable(f"expected branches that fit but for their channels, found {[bound.shape for bound in bounds]}")
+        raise Uncertifiable(f"expected branches that differ in their channels only, found {[bound.shape for bound in bounds]}")
     total = math.hypot(*(bound.value for bound in bounds))
     return Bound(upwards(total) if total else 0.0, (sum(bound.shape[0] for bound in bounds), *found.pop()))
 
@@ -118,11 +118,11 @@ def _whole(chain: list[Step], shape: tuple[int, ...]) -> Bound:
 
 
 def centred(chains: Sequence[list[Step]], shape: tuple[int, ...]) -> float:
-    r"""Another bound of S x + W_2 a(W_1 x + b), a an activation with slopes in [l, h]; infinite where the form or the size is not.
+    r"""A tighter bound of S x + W_2 a(W_1 x + b), a an activation with slopes in [l, h]; infinite for other forms or sizes.
 
     .. math:: L = \lVert S + m W_2 W_1 \rVert + d \lVert W_2 \rVert \lVert W_1 \rVert, \quad m = (l + h) / 2, \ d = (h - l) / 2
 
-    Proof: a(z) - m z has slopes in [-d, d] entry by entry, hence is d-Lipschitz in l2; what is left, m W_2 W_1 x, adds to S x
+    Proof: a(z) - m z has slopes in [-d, d] entry by entry, hence is d-Lipschitz in l2; the rest, m W_2 W_1 x, is added to S x
     before the norm is taken. For ReLU m = d = 1/2. Never above ||S|| + h ||W_2|| ||W_1|| where l = 0 and h = 2 m, up to rounding.
     """
     straight = [chain for chain in chains if all(map(straightens, chain))]
@@ -146,7 +146,7 @@ def centred(chains: Sequence[list[Step]], shape: tuple[int, ...]) -> float:
 
 
 def straightens(step: Step) -> bool:
-    """Whether a step is affine: by its type, or as all of its branches are."""
+    """Whether a step is affine: by its type, or because all of its branches are."""
     return affine(step.module) or (bool(step.branches) and all(straightens(part) for chain in step.branches for part in chain))
 
 
@@ -156,9 +156,9 @@ def upper(module: nn.Module, shape: tuple[int, ...]) -> Bound:
 
     .. math:: \lVert f(x) - f(x') \rVert_2 \le L \lVert x - x' \rVert_2 \quad \text{for all } x, x'
 
-    in real arithmetic with the weights as they are now. Layers in a row multiply; where a run of affine layers is
+    in real arithmetic with the current weights. The bounds of successive layers multiply; where a run of affine layers is
     small, the exact norm of its matrix replaces a larger product. Units: logits per unit l2 of input.
-    Raises Uncertifiable where a layer has no rule, its input has a shape it does not take, or a weight is NaN or
+    Raises Uncertifiable where a layer has no rule or does not take the shape of its input, or a weight is NaN or
     infinite.
     """
     chain = steps(module, shape)
@@ -178,7 +178,7 @@ def pairs(model: nn.Module, shape: tuple[int, ...], classes: int) -> Float64[Ten
 
 
 def pair_bounds(chain: list[Step], shape: tuple[int, ...], classes: int) -> Float64[Tensor, "classes classes"]:
-    """`pairs` of a chain that is already at hand."""
+    """`pairs` of a chain of steps."""
     found = chain[-1].bound.shape if chain else tuple(shape)
     if found != (classes,):
         raise Uncertifiable(f"no proven bound for pairs of classes: expected {classes} logits, found outputs of shape {found}")
@@ -200,7 +200,7 @@ def pair_bounds(chain: list[Step], shape: tuple[int, ...], classes: int) -> Floa
 
 
 def merged(chain: list[Step]) -> float:
-    """Product of the layers' bounds; a run of affine layers counts as its exact matrix where that is at hand and
+    """Product of the layers' bounds; for a run of affine layers, the norm of its exact matrix where that is known and
     smaller."""
     factors, run = [], list[Step]()
     for step in chain:
@@ -215,7 +215,7 @@ def merged(chain: list[Step]) -> float:
 def _run_norm(run: list[Step]) -> float:
     total = product([step.bound.value for step in run])
     computed = [step for step in run if not isinstance(step.module, UNCOMPUTED)]
-    alone = len(computed) == 1 and isinstance(computed[0].module, nn.Linear)  # its own norm is exact already
+    alone = len(computed) == 1 and isinstance(computed[0].module, nn.Linear)  # the norm of a single layer is exact already
     if not computed or alone or total == 0:
         return total
     inputs, outputs = math.prod(run[0].inputs), math.prod(run[-1].bound.shape)
@@ -265,10 +265,10 @@ def _differences(rows: Float64[Tensor, "classes inputs"]) -> Float64[Tensor, "cl
 
 
 def _materialised_error(run: list[Step]) -> float:
-    """Bound of the rounding in `materialise`, in Frobenius norm: zero for a lone nn.Linear, whose rows are read off.
+    """Bound on the rounding in `materialise`, in Frobenius norm: zero for a single nn.Linear, whose rows are copied.
 
-    Each product adds its own relative error; an underflow adds less than TINY, times what later layers make of it. That is for
-    one row (or column): all of them together err by the root of their number as much.
+    Each product adds its relative error; an underflow adds less than TINY, times the bound of later layers. That is for
+    one row (or column): the total error is larger by the root of their number.
     """
     computed = [step for step in run if not isinstance(step.module, UNCOMPUTED)]
     if len(computed) <= 1 and all(as_given(step.module) for step in computed):
@@ -282,19 +282,19 @@ def _materialised_error(run: list[Step]) -> float:
 
 
 def as_given(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether a layer's matrix is the model's own weight; a folded one is that of several layers, rounded."""
+    """Whether a layer's matrix is a weight of the model; a folded one combines several layers, with rounding."""
     return isinstance(module, nn.Linear) and not isinstance(module, FoldedLinear)
 
 
 def _size(step: Step) -> float:
-    """Bound of an affine step before anything in it cancels: what the rounding of its branches is relative to."""
+    """Bound of an affine step without cancellation: the rounding of its branches is relative to it."""
     if not step.branches:
         return step.bound.value
     return upwards(math.fsum(product([_size(part) for part in chain]) for chain in step.branches))
 
 
 def _relative(step: Step) -> float:
-    """Rounding of a product with an affine step, relative to `_size`: that of its branches, and one unit an addition."""
+    """Rounding of a product with an affine step, relative to `_size`: that of its branches, and one unit per addition."""
     if not step.branches:
         return relative_rounding(step.module, math.prod(step.inputs), math.prod(step.bound.shape))
     each = (sum(_relative(part) for part in chain if not isinstance(part.module, UNCOMPUTED)) for chain in step.branches)
@@ -302,14 +302,14 @@ def _relative(step: Step) -> float:
 
 
 def _growth(step: Step) -> float:
-    """How far an affine step can stretch an underflow from anywhere inside."""
+    """The largest factor by which an affine step amplifies an underflow inside it."""
     if not step.branches:
         return max(1.0, step.bound.value)
     return math.fsum(math.prod(_growth(part) for part in chain) for chain in step.branches)
 
 
 def opened(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
-    """The model itself where it is a chain of known layers, otherwise one that computes the same (`graph.chained`)."""
+    """The model itself if it is a chain of known layers, otherwise an equivalent chain (`graph.chained`)."""
     try:
         for _ in leaves(model):
             pass
@@ -321,7 +321,7 @@ def opened(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
 
 
 def _equal_rows(run: list[Step]) -> Tensor | None:
-    """Pairs of classes whose weights in the last layer are the same bit by bit: their logits differ by a constant."""
+    """Pairs of classes with bit-identical weights in the last layer: their logits differ by a constant."""
     computed = [step for step in run if not isinstance(step.module, UNCOMPUTED)]
     last = computed[-1].module if computed else None
     if last is None or not as_given(last) or len(computed[-1].bound.shape) != 1:

@@ -1,4 +1,4 @@
-"""The closed list: which layers compute what a traced operation does to one image. Anything else is refused by name."""
+"""The closed list of traced operations, and the layers that compute them. Any other operation is refused by name."""
 
 import copy
 import math
@@ -17,13 +17,13 @@ from robustbench_rkhs.lipschitz.guard import leaves
 UNCOMPUTED = (nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d)
 """Layers that (in eval mode) do no arithmetic."""
 SELF_NORMALISING = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LocalResponseNorm)
-"""Layers that divide by the image's own spread: no slope bounds them where that is near zero."""
-OWN_SPREAD = "it divides by the image's own spread, so no slope bounds it"
+"""Layers that divide by the standard deviation of the image: no Lipschitz constant where that is near zero."""
+OWN_SPREAD = "it divides by the image's standard deviation, so it has no Lipschitz bound"
 
 
 def _dropout(x: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> nn.Module:
     if training:
-        raise Uncertifiable("it draws at random in every mode, as it is not told training=self.training")
+        raise Uncertifiable("it is random in every mode, as it is called without training=self.training")
     return nn.Identity()
 
 
@@ -143,12 +143,12 @@ SIZES = frozenset(
         "dim",
     }
 )
-"""Operations that may lead from an image to its shape, which is known, or check it."""
+"""Operations that may read the shape of an image, which is known, or check it."""
 IN_PLACE = frozenset({operator.iadd, operator.isub, operator.imul, operator.itruediv})
 
 
 def module_layers(path: str, module: nn.Module, before: tuple[int, ...]) -> list[nn.Module]:
-    """A leaf of the graph as layers with rules, checked as `guard.leaves` does; what works in place no longer does."""
+    """A leaf of the graph as layers with rules, checked as in `guard.leaves`, with in-place work switched off."""
     if isinstance(module, SELF_NORMALISING):
         raise Uncertifiable(OWN_SPREAD)
     if type(module) is nn.AdaptiveAvgPool2d:
@@ -161,7 +161,7 @@ def module_layers(path: str, module: nn.Module, before: tuple[int, ...]) -> list
 
 
 def adaptive(size: Any, before: tuple[int, ...]) -> list[nn.Module]:
-    """An adaptive average pool: nothing where the size stays, an average pool where the new one divides it."""
+    """An adaptive average pool: no layer where the size stays, an average pool where the new size divides it."""
     if len(before) != 3:
         raise Uncertifiable(f"expected images of (channel, height, width), found shape {before}")
     wanted = (size, size) if isinstance(size, int) or size is None else tuple(size)
@@ -186,7 +186,7 @@ def mean(
 
 
 def reshaped(before: tuple[int, ...], after: tuple[int, ...]) -> list[nn.Module]:
-    """Rows of numbers in the same order: each image as one vector, or as it was."""
+    """A reshape that keeps the order: each image flattened to a vector, or unchanged."""
     if before == after:
         return []
     if after != (math.prod(before),):
@@ -221,14 +221,14 @@ def per_channel(value: Any, before: tuple[int, ...]) -> Tensor:
         return constant.reshape(1)
     spread = (1,) * (len(before) + 1 - constant.dim()) + tuple(constant.shape)
     if spread != (1, before[0], *(1,) * (len(before) - 1)):
-        raise Uncertifiable(f"expected one number or one a channel, found a constant of shape {tuple(constant.shape)} on {before}")
+        raise Uncertifiable(f"expected one number or one per channel, found shape {tuple(constant.shape)} on {before}")
     return constant.reshape(-1)
 
 
 def _fixed(before: tuple[int, ...], **tensors: Tensor) -> nn.Module:
     """A batch norm of variance one that scales and shifts by constants."""
     if len(before) not in (1, 3):
-        raise Uncertifiable(f"no rule for a constant a channel on images of {before}")
+        raise Uncertifiable(f"no rule for a constant per channel on images of {before}")
     norm = (nn.BatchNorm1d if len(before) == 1 else nn.BatchNorm2d)(before[0], eps=0.0, dtype=torch.float64)
     for name, values in tensors.items():
         getattr(norm, name).data = values.expand(before[0]).clone()

@@ -1,4 +1,4 @@
-"""What a model's graph says before anything is computed: its layers, their shapes, and all that has no rule, in one line."""
+"""Analysis of a model's graph without its numbers: its layers, their shapes, and everything that has no rule."""
 
 import copy
 from collections.abc import Sequence
@@ -14,44 +14,44 @@ from robustbench_rkhs.lipschitz.bounds import Uncertifiable
 from robustbench_rkhs.nodes.reasons import reason
 
 LISTED = 8
-"""Kinds of layers and operations that one refusal names; of the rest it says how many there are."""
+"""Kinds of layers and operations that one refusal names; the rest are counted."""
 
 
 class Lack(NamedTuple):
     """A layer or an operation without a rule."""
 
     where: str
-    """How a refusal names it: its path and its type, or its operation."""
+    """Its name in a refusal: path and type, or operation."""
     kind: str
     why: str
 
 
 class Layer(NamedTuple):
-    """A layer as the graph has it, without its numbers."""
+    """A layer in the graph, without its numbers."""
 
     module: nn.Module
-    """Its type and options count; its tensors may hold no numbers."""
+    """Only its type and options are meaningful; its tensors may hold no numbers."""
     inputs: tuple[int, ...]
     """Without the batch dimension."""
     path: str
     alone: bool
-    """All of the output comes through it: it lies in no branch."""
+    """True if it lies in no branch: the whole output depends on it."""
 
 
 class Sketch(NamedTuple):
-    """What is known of a model without a single multiplication."""
+    """What is known about a model without computing anything."""
 
     refusal: str = ""
     """Why there is no Lipschitz bound, with everything that lacks a rule; empty where types and shapes allow one."""
     layers: tuple[Layer, ...] = ()
-    """In the order they run; none where the model could not be run on shapes alone."""
+    """The layers in the order they run; empty where the model could not be run on shapes alone."""
 
 
 def sketch(model: nn.Module, shape: tuple[int, ...]) -> Sketch:
-    """The layers of a model in eval mode on images of `shape`, and what of them has no rule.
+    """The layers of a model in eval mode on images of `shape`, and those that have no rule.
 
-    The model is only read: a copy whose tensors have shapes and no numbers is traced and run. What only numbers decide is not
-    seen here, so that a refusal is final and its absence is none. Cost: a tenth of a second for a hundred layers.
+    The model is only read: a copy whose tensors have shapes but no numbers is traced and run. Whatever depends on numbers is not
+    seen here: a refusal is final, but no refusal is no guarantee. Cost: a tenth of a second for a hundred layers.
     """
     try:
         for _ in guard.leaves(model):
@@ -71,14 +71,14 @@ def sketch(model: nn.Module, shape: tuple[int, ...]) -> Sketch:
             graph = recorder.trace(Holder(without_numbers(model)))
             values = Values(root := fx.GraphModule(recorder.root, graph))
             values.run(torch.empty(2, *shape, device="meta"))
-    except Exception:  # the model's own code, which may ask for numbers
+    except Exception:  # the model's own code, which may need numbers
         return Sketch()
     found = _Graph(root, graph, values.found)
     return Sketch(in_one_line(found.lacks) if lacks else "", tuple(found.layers))
 
 
 def in_one_line(lacks: Sequence[Lack]) -> str:
-    """All that is missing, each kind once; empty where nothing is."""
+    """Everything without a rule, each kind once; empty where there is none."""
     kinds: dict[tuple[str, str], list[str]] = {}
     for lack in lacks:
         kinds.setdefault((lack.kind, lack.why), []).append(lack.where)
@@ -90,7 +90,7 @@ def in_one_line(lacks: Sequence[Lack]) -> str:
 
 
 def without_numbers(model: nn.Module) -> nn.Module:
-    """A copy whose parameters and buffers have shapes alone."""
+    """A copy whose parameters and buffers have only shapes."""
     bare: dict[int, Any] = {}
     for tensor in [*model.parameters(), *model.buffers()]:
         empty = torch.empty_like(tensor, device="meta")
@@ -104,7 +104,7 @@ def _lack(path: str, module: nn.Module, why: str) -> Lack:
 
 
 class _Graph:
-    """A graph run on shapes: its layers, and what of it has no rule."""
+    """Runs a graph on shapes and collects its layers and everything without a rule."""
 
     def __init__(self, root: fx.GraphModule, graph: fx.Graph, values: dict[fx.Node, Any]) -> None:
         self.root, self.values, self.layers, self.lacks = root, values, list[Layer](), list[Lack]()
@@ -143,7 +143,7 @@ class _Graph:
             self.lost.add(node)
 
     def _missing(self, node: fx.Node) -> str:
-        """Why an operation has no rule, as far as its type and shapes say."""
+        """Why an operation has no rule, as far as its type and shapes tell."""
         read = [one for one in node.all_input_nodes if one in self.images]
         if node.target in known.CONCATENATE | known.ADD | known.SUBTRACT:
             return "" if read else "no rule for this operation"
@@ -183,7 +183,7 @@ class _Graph:
             else:
                 return
         except (Uncertifiable, TypeError):
-            return  # its options have no rule, which is said later
+            return  # its options have no rule, which is reported later
         self.layers.append(Layer(module, tuple(self.values[first].shape[1:]), path, alone))
 
 

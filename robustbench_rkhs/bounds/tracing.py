@@ -1,4 +1,4 @@
-"""What a module's forward pass does, as a graph of operations, recorded by running it on a symbol."""
+"""Tracing: a module's forward pass as a graph of operations, recorded by running it on a symbol."""
 
 import copy
 import operator
@@ -17,7 +17,7 @@ from robustbench_rkhs.runtime.modes import advice
 PREFIX = "model"
 """The traced model's name in the module that holds it."""
 CALLS = ("__call__", "_call_impl", "_wrapped_call_impl", "_slow_forward", "__getattr__", "__getattribute__")
-"""What runs around a forward pass, or finds its parts: a class that changes it is refused."""
+"""Methods that run around a forward pass or find its parts: a class that overrides one is refused."""
 
 PUBLIC = {
     "torch._C._fft.fft_": "torch.fft.",
@@ -25,7 +25,7 @@ PUBLIC = {
     "torch._C._nn.": "torch.nn.functional.",
     "_operator.": "operator.",
 }
-"""Where the user finds a function of torch's insides."""
+"""Public names of internal torch functions."""
 
 
 class Traced(NamedTuple):
@@ -36,11 +36,11 @@ class Traced(NamedTuple):
     root: fx.GraphModule
     graph: fx.Graph
     values: dict[fx.Node, Any]
-    """What each operation gave for two random images: only shapes and constants are read."""
+    """The result of each operation on two random images: only shapes and constants are read."""
 
 
 class Holder(nn.Module):
-    """The model called as anybody calls it, with one argument."""
+    """Calls the model with one argument, as users do."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def _in_place(name: str) -> Callable[[fx.Proxy, Any], fx.Proxy]:
 
 
 class Symbol(fx.Proxy):
-    """A symbol that keeps `x += y` apart from `x = x + y`."""
+    """A symbol that distinguishes `x += y` from `x = x + y`."""
 
     __iadd__ = _in_place("iadd")
     __isub__ = _in_place("isub")
@@ -64,7 +64,7 @@ class Symbol(fx.Proxy):
 
 
 class Recorder(fx.Tracer):
-    """Opens what has no rule and is not of torch.nn."""
+    """Traces into modules that have no rule and are not from torch.nn."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not foreign(m) and not isinstance(m, nn.Sequential)
@@ -74,7 +74,7 @@ class Recorder(fx.Tracer):
 
 
 class Values(fx.Interpreter):
-    """Keeps what each operation gives."""
+    """Records the result of each operation."""
 
     def __init__(self, root: fx.GraphModule) -> None:
         super().__init__(root)
@@ -88,8 +88,8 @@ class Values(fx.Interpreter):
 def trace(model: nn.Module, shape: tuple[int, ...]) -> Traced:
     """The operations of a model in eval mode on images of `shape`.
 
-    Raises Uncertifiable where a module carries hooks, runs other code than its class' forward, is in training mode, or changes
-    itself when it runs; and where the forward pass cannot be traced (it branches on what it computes) or does not take such images.
+    Raises Uncertifiable where a module has hooks, runs other code than the forward of its class, is in training mode, or changes
+    itself when it runs; and where the forward pass cannot be traced (it branches on values) or does not take such images.
     """
     check(model)
     double = copy.deepcopy(model).to("cpu", torch.float64).requires_grad_(False)
@@ -118,7 +118,7 @@ def images(shape: tuple[int, ...], count: int, seed: int) -> Tensor:
 
 
 def place(node: fx.Node) -> tuple[str, str]:
-    """Dotted path of the module in which an operation runs, and what a refusal calls the operation."""
+    """Dotted path of the module in which an operation runs, and the name of the operation in a refusal."""
     if node.op == "call_module":
         return user_path(str(node.target)), ""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
@@ -133,17 +133,17 @@ def place(node: fx.Node) -> tuple[str, str]:
 
 
 def user_path(path: str) -> str:
-    """A path in the holder as one in the model."""
+    """A path in the holder, translated to one in the model."""
     return path.removeprefix(PREFIX).removeprefix(".")
 
 
 def check(model: nn.Module) -> None:
-    """Raises Uncertifiable where a module runs other code than its class, carries hooks or is in training mode."""
+    """Raises Uncertifiable where a module runs other code than its class, has hooks or is in training mode."""
     for path, module in parts(model):
         kind = type(module)
         try:
             if kind.__name__ == "OptimizedModule" or isinstance(module, torch.jit.ScriptModule):
-                raise Uncertifiable("it is compiled, which no rule covers; certify the model it was made from")
+                raise Uncertifiable("it is compiled, which no rule covers; certify the original model")
             intact(module, kind)
             if module.training:
                 raise Uncertifiable(f"it is in training mode: {advice(module)}")
@@ -158,7 +158,7 @@ _PLAIN = (bool, int, float, str, tuple, list, dict, set, type(None))
 
 
 def _state(model: nn.Module) -> dict[str, Any]:
-    """All that a forward pass could change and a later one read: plain attributes and copies of tensors."""
+    """Everything that a forward pass could change for a later one: plain attributes and copies of tensors."""
     state: dict[str, Any] = {}
     for path, module in parts(model):
         for name, value in vars(module).items():

@@ -34,7 +34,7 @@ PORTFOLIO: tuple[dict[str, Any], ...] = (
     {"name": "crown", "search": False},
     {"name": "alpha_crown", "search": False},
 )
-"""The default certificates (`portfolio`): proofs of the unmodified network, the cheapest first, for the requested epsilons only."""
+"""The default certificates (`portfolio`): proofs of the unmodified network, cheapest first, for the requested epsilons only."""
 
 
 def listed(given: Any) -> Any:
@@ -53,7 +53,7 @@ def certificate_names() -> list[str]:
 
 
 Portfolio = Annotated[tuple[AnyCertificate, ...], BeforeValidator(listed)]
-"""Certificates in the order they run: each only on the images whose asked-for epsilons those before have not settled."""
+"""Certificates in the order they run: each only on the images that those before left undecided at a requested eps."""
 
 __all__ = [
     "PORTFOLIO",

@@ -1,4 +1,4 @@
-"""The certificate of linear bounds whose slopes are optimised (alpha-CROWN), image by image."""
+"""The alpha-CROWN certificate: linear bounds with optimised slopes, per image."""
 
 from typing import Literal
 
@@ -13,13 +13,13 @@ from robustbench_rkhs.relaxations.interval import Trace
 
 
 class AlphaCrownCertificate(LinearCertificate):
-    r"""CROWN, the lower line of each undecided ReLU chosen by gradient steps.
+    r"""CROWN with the slope of each unstable ReLU's lower line optimised by gradient steps.
 
     .. math:: \max_{0 \le \alpha \le 1} \min_{x' \in B_\varepsilon(x)} a_j(\alpha)^\top x' + b_j(\alpha)
 
-    Every alpha is sound, so the best bound seen of each class is kept, CROWN's own among them. The slopes are those of the
-    last pass, from the differences of logits to the image; the bounds at the kinks are CROWN's. Otherwise as the certificate
-    `crown`. Cost: that of `crown`, and for each radius tried `steps` backward passes a class, differentiated.
+    Every alpha is sound, so the best bound found for each class is kept, CROWN's own included. Only the slopes of the last
+    pass, from the differences of logits to the image, are optimised; the bounds at the kinks are CROWN's. Otherwise as the
+    certificate `crown`. Cost: that of `crown`, and for each radius tried `steps` differentiated backward passes per class.
     Source: Xu et al., "Fast and Complete: Enabling Complete Verification with Rapid and Massively Parallel Incomplete
     Verifiers", ICLR 2021.
     """
@@ -28,9 +28,9 @@ class AlphaCrownCertificate(LinearCertificate):
     steps: int = Field(20, ge=1)
     """Adam steps."""
     rate: Real = Field(0.2, gt=0)
-    """Their length."""
+    """Step size of Adam."""
     shared: bool = False
-    """One slope for all classes, in place of one for each: less memory, looser."""
+    """One slope for all classes instead of one per class: less memory, looser."""
 
     def proof(self, found: Trace, y: Int[Tensor, " batch"]) -> Found:
         return linear_proof(found, y, optimise=self.steps, shared=self.shared, rate=self.rate)

@@ -11,34 +11,34 @@ from robustbench_rkhs.nodes.node import Node
 
 
 class Certified(NamedTuple):
-    """What was proved. On the CPU."""
+    """The proved radii and how they were obtained. On the CPU."""
 
     radius: Float64[Tensor, " batch"]
     """The prediction is the label on the whole closed ball of this radius; 0 where nothing is proved. Rounded down."""
     reason: list[str]
-    """Why nothing was proved: `unknown`, `timeout`, `refused` or `error`; empty where the radius says it all."""
+    """Why nothing was proved: `unknown`, `timeout`, `refused` or `error`; else empty."""
     failure_probability: Float64[Tensor, " batch"]
     """Probability that the claim is wrong: 0 for a proof."""
     forwards: Int[Tensor, " batch"] | None = None
-    """Forward passes of the model spent on each image, where it counts them."""
+    """Forward passes of the model spent on each image, if they are counted."""
 
 
 class Certificate(Node):
-    """Common ground of all certificates: `__call__(model, x, y, keys, epsilons)`.
+    """Base class of all certificates: `__call__(model, x, y, keys, epsilons)`.
 
-    `keys`: one integer key per image that seeds its random numbers; `epsilons`: a certificate may stop where these are settled.
-    The model, its mode, gradients and buffers are left as they were. What is not proved is refused:
-    lipschitz.Uncertifiable, by name.
+    `keys`: one integer key per image that seeds its random numbers; `epsilons`: a certificate may stop once these are decided.
+    The model, its mode, gradients and buffers stay as they are. A model that cannot be certified raises
+    lipschitz.Uncertifiable, which names the reason.
     """
 
     norms: ClassVar[frozenset[str]] = frozenset()
-    """Norms it can certify."""
+    """Norms that it can certify."""
     image_by_image: ClassVar[bool] = False
-    """True: its cost is each image's own, so that it runs block by block and can be stopped between two."""
+    """True: its cost is per image, so that it runs block by block and can be stopped between two blocks."""
 
     @property
     def arithmetic(self) -> str:
-        """What the claim holds for: the network in real arithmetic."""
+        """The arithmetic for which the claim holds."""
         return "real"
 
     @property
@@ -47,7 +47,7 @@ class Certificate(Node):
         return str(getattr(self, "name", "") or type(self).__name__)
 
     def refusal(self, model: Sketch) -> str:
-        """Why it has no proof for a model of this graph, before anything is computed; empty where it may have one."""
+        """Why it has no proof for a model with this graph, before anything is computed; empty where it may have one."""
         return ""
 
     def __call__(

@@ -1,4 +1,4 @@
-"""The largest radius that bounds over a ball prove: those asked for in turn, then halving."""
+"""Bisection for the largest radius that bounds over a ball prove; the requested radii are tried first."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -10,18 +10,18 @@ from torch import Tensor
 from robustbench_rkhs.runtime.clock import OutOfTime, ask
 
 LARGEST = 1e4
-"""No larger radius is looked for, in pixels of [0, 1]."""
+"""The largest radius that is tried, with pixels in [0, 1]."""
 TRIES = 60
-"""Balls tried for one image at most."""
+"""Most balls tried for one image."""
 
 
 class Largest(NamedTuple):
-    """What a search for the largest radius came to."""
+    """The result of a search for the largest radius."""
 
     radius: Float64[Tensor, " batch"]
-    """The largest that was proved; 0 where none."""
+    """The largest radius proved; 0 where none."""
     cut: Bool[Tensor, " batch"]
-    """Images that a clock left in the middle of their search: more might have been proved of them."""
+    """Images whose search was cut short by the clock: a larger radius might have been proved."""
 
 
 def largest(
@@ -31,10 +31,10 @@ def largest(
     search: bool,
     tolerance: float,
 ) -> Largest:
-    """For each image the largest radius that `proves` (positions, radii of balls) -> radii has proved.
+    """The largest radius per image that `proves` (positions, radii of balls) -> radii has proved.
 
-    `zero`: a zero an image. `search`: beyond the epsilons asked for, up to a relative gap of `tolerance`. The clock is asked after
-    each round of balls; `proves` may itself be cut by it: NaN for a ball that it did not come to.
+    `zero`: one zero per image. `search`: go beyond the requested epsilons, up to a relative gap of `tolerance`. The clock is
+    checked after each round of balls; `proves` may be cut short by it, too, and returns NaN for balls that it did not reach.
     """
     found = _Search(proves, zero, sorted({float(eps) for eps in epsilons if 0 < eps < float("inf")}), search, tolerance)
     try:
@@ -45,7 +45,7 @@ def largest(
 
 
 class _Search:
-    """What is known of each image: its largest proved radius, and the smallest that was tried in vain."""
+    """The state of each image: its largest proved radius, and the smallest radius that failed."""
 
     def __init__(
         self, proves: Callable[[Tensor, Tensor], Tensor], zero: Tensor, epsilons: list[float], search: bool, tolerance: float
@@ -53,7 +53,7 @@ class _Search:
         self.proves, self.epsilons, self.search, self.tolerance = proves, epsilons, search, tolerance
         self.best, self.failed = zero.clone(), torch.full_like(zero, torch.inf)
         self.open = torch.ones_like(zero, dtype=torch.bool)
-        """Images of which something was proved, or nothing tried yet."""
+        """Images with a proved radius, or without any try yet."""
 
     def run(self) -> None:
         everyone = torch.arange(len(self.best), device=self.best.device)
@@ -72,7 +72,7 @@ class _Search:
             if not len(going):
                 break
             low, high = self.best[going], self.failed[going]
-            # far apart: by factors; near: halfway
+            # far apart: the geometric mean; close: the midpoint
             between = torch.where(high > 4 * low, (low * high).sqrt(), (low + high) / 2)
             self.try_balls(going, torch.where(high.isinf(), (4 * low).clamp_min(1e-3), between))
 
@@ -80,11 +80,11 @@ class _Search:
         return (self.open & wanted).nonzero().flatten()
 
     def searching(self) -> Tensor:
-        """Images between whose radii, proved and failed, there is still room."""
+        """Images whose gap between proved and failed radius is still above the tolerance."""
         return (self.best < LARGEST) & (self.failed > self.best * (1 + self.tolerance))
 
     def unsettled(self) -> Tensor:
-        """Images for which balls were still to be tried."""
+        """Images for which more balls remained to be tried."""
         asked = self.failed.isinf() & (self.best < max(self.epsilons, default=0.0))
         return self.open & (asked | (self.searching() if self.search else torch.zeros_like(asked)))
 
@@ -94,5 +94,5 @@ class _Search:
         reached = self.proves(going, radii)
         proved = torch.maximum(self.best[going], reached.nan_to_num(nan=0.0, posinf=torch.inf))
         self.best[going] = proved
-        ask()  # before a failure is believed: the bounds may have been cut short
+        ask()  # checked before a failure counts: the clock may have cut the bounds short
         self.failed[going] = torch.where(reached < radii, torch.minimum(self.failed[going], radii), self.failed[going])

@@ -1,4 +1,4 @@
-"""The certificate of linear bounds (CROWN), image by image."""
+"""The CROWN certificate: linear bounds, per image."""
 
 from typing import Literal
 
@@ -17,13 +17,13 @@ class CrownCertificate(LinearCertificate):
               r = \min_{j \ne y} \frac{a_j^\top x + b_j - e_j}{\lVert a_j \rVert_*} \text{ if } \le \varepsilon,
               \text{ else } \varepsilon
 
-    The lines hold over the ball of radius eps tried, hence in every smaller one. At each kink a value lies between lines,
-    between bounds that are themselves linear bounds back to the image (cut by intervals). * is 2 (l2) or 1 (linf). e_j:
-    bound of the float64 rounding, summed on the way (`relaxations.rounding`). Exact for affine models, up to 1e-9.
-    The epsilons asked for are tried first, the smallest to begin with; then the radius is searched. Computed in float64, on the
-    images' GPU or the CPU; the claim is about the network in real arithmetic with its weights as given.
-    Raises Uncertifiable, naming the layer, where there are no bounds through it. Cost: for each radius tried, two backward
-    passes for every value that can be on both sides of a kink. Source: Zhang et al., NeurIPS 2018; Xu et al., NeurIPS 2020.
+    The lines hold over the tried ball of radius eps, hence in every smaller one. At each kink a value lies between two lines,
+    over bounds that are themselves linear bounds back to the image (intersected with intervals). * is 2 (l2) or 1 (linf). e_j:
+    bound of the float64 rounding, accumulated on the way (`relaxations.rounding`). Exact for affine models, up to 1e-9.
+    The requested epsilons are tried first, from the smallest; then the radius is searched by bisection. Computed in float64, on
+    the images' GPU or the CPU; the claim is about the network in real arithmetic with its weights as given.
+    Raises Uncertifiable, naming the layer, for a layer without bounds. Cost: for each radius tried, two backward
+    passes for every value that can lie on both sides of a kink. Source: Zhang et al., NeurIPS 2018; Xu et al., NeurIPS 2020.
     """
 
     name: Literal["crown"] = "crown"

@@ -1,4 +1,4 @@
-"""How far the float32 network on this CPU can be from the network in real arithmetic, anywhere in a ball."""
+"""Bounds on the difference between the float32 network on this CPU and the network in real arithmetic, over a ball."""
 
 import math
 
@@ -17,7 +17,7 @@ from robustbench_rkhs.runtime.clock import ask
 SINGLE = 2.0**-24
 """Unit roundoff of float32."""
 LEAST = 2.0**-126
-"""Smallest normal float32: what underflow, gradual or flushed, can lose in one operation."""
+"""Smallest normal float32: the most that underflow, gradual or flushed, can lose in one operation."""
 LARGEST = 1e37
 """Sums of absolute values above this may overflow float32."""
 PLAIN = (
@@ -38,7 +38,7 @@ PLAIN = (
     Normalize,
     Scale,
 )
-"""Layers whose float32 forward pass is sums of products and a kink, in any order; others compute their weights in float32."""
+"""Layers whose float32 forward pass is sums of products and kinks, in any order; others compute their weights in float32."""
 
 
 def float32_error(chain: list[Step], x: Float64[Tensor, "batch *image"]) -> tuple[Float64[Tensor, " batch"], float]:
@@ -49,16 +49,16 @@ def float32_error(chain: list[Step], x: Float64[Tensor, "batch *image"]) -> tupl
 
     with gamma_k the relative rounding of a layer at the unit roundoff 2^-24 (products summed in any order, with or without fused
     multiply-add, never by Winograd or Fourier transforms: NNPACK is off in every
-    evaluation here), o_k its constants, and tau_k what
-    underflow can lose, 2^-126 an operation. Each E_k is affine in r. e is infinite where a sum could overflow.
-    Raises Uncertifiable, naming the layer, where float32 work beyond such sums is done. Cost: one float64 forward pass.
+    evaluation here), o_k its constants, and tau_k the
+    loss by underflow, 2^-126 per operation. Each E_k is affine in r. e is infinite where a sum could overflow.
+    Raises Uncertifiable, naming the layer, for layers that do more than such sums in float32. Cost: one float64 forward pass.
     """
     e, s = _through(chain, x, torch.zeros(len(x), dtype=torch.float64), 0.0, 1.0)[1:3]
     return e, s
 
 
 def _through(chain: list[Step], h: Tensor, e: Tensor, s: float, prefix: float) -> tuple[Tensor, Tensor, float, float]:
-    """Outputs, error at the image, error per unit of radius, and the Lipschitz bound of all up to here."""
+    """Outputs, error at the image, error per unit of radius, and the Lipschitz bound of all layers so far."""
     for step in chain:
         ask()
         if isinstance(step.module, Residual):
@@ -76,7 +76,7 @@ def _through(chain: list[Step], h: Tensor, e: Tensor, s: float, prefix: float) -
         rows, columns = fan(step.module, inputs, outputs)
         local = relative_rounding(step.module, inputs, outputs) * (SINGLE / UNIT) * (1 + 1e-3)
         if local > 0.01:
-            raise Uncertifiable(f"{named(step.path, step.module)}: {max(rows, columns)} products a sum are too many for float32")
+            raise Uncertifiable(f"{named(step.path, step.module)}: sums of {max(rows, columns)} products are too long for float32")
         lost = 4 * (rows + 16) * math.sqrt(outputs) * LEAST
         norm = h.flatten(1).norm(dim=1) * (1 + 1e-9)
         size = step.bound.value * (norm + e) + constants(step.module, step.inputs)

@@ -1,4 +1,4 @@
-"""The certificate of interval bounds, image by image."""
+"""The IBP certificate: interval bounds, per image."""
 
 from typing import Literal
 
@@ -16,15 +16,15 @@ class IBPCertificate(RelaxationCertificate):
 
     .. math:: \min_{j \ne y}\; a_j c + b_j - |a_j|\, \rho - e_j > 0, \qquad a_j = w_y - w_j, \; b_j = b_y - b_j
 
-    c and rho: the box that intervals find for what goes into the last affine layers, whose weights are w and b. e: bound of
-    the float64 rounding. What the loss `ibp` trains is proved by it; plainly trained networks have next to no radius.
-    Otherwise as the certificate `crown`. Cost: three forward passes for each radius tried.
+    c and rho: the interval bounds of the inputs of the last affine layers, whose weights are w and b. e: bound of the float64
+    rounding. Meant for networks trained with the loss `ibp`; normally trained networks get almost no radius.
+    Otherwise as the certificate `crown`. Cost: three forward passes per radius tried.
     Source: Gowal et al., "On the Effectiveness of Interval Bound Propagation", 2018.
     """
 
     name: Literal["ibp"] = "ibp"
     norm: Norm = "linf"
-    """Distance the radius is measured in."""
+    """Norm of the radius."""
 
     def proof(self, found: Trace, y: Int[Tensor, " batch"]) -> Found:
         return interval_proof(found, y)

@@ -1,4 +1,4 @@
-"""The margin certificate: the gap between two logits over the proven Lipschitz bound of their difference."""
+"""The margin certificate: the difference of two logits divided by the proven Lipschitz bound of that difference."""
 
 from typing import Literal
 
@@ -16,13 +16,13 @@ class MarginCertificate(PairwiseCertificate):
     .. math:: r = \min_{j \ne y} \frac{f_y(x) - f_j(x) - 2e}{L_{yj}} (1 - 10^{-12}), \qquad
               r_\infty = r_2 / \sqrt d
 
-    L_yj: `lipschitz.pairs`, in logits per unit l2 of input. e: bound of the float64 rounding of the logits. Rounded
+    L_yj: `bounds.pairs`, in logits per unit l2 of input. e: bound of the float64 rounding of the logits. Rounded
     down, so that the label's logit is strictly the largest on the whole closed ball; 0 where the image is
     misclassified or tied, infinite where no difference of logits depends on the image. In float64, for the network in
     real arithmetic; linf by the inclusion of balls. The model is only read; a float64 copy runs on the CPU. Exact for
     affine models, up to 1e-9. Raises Uncertifiable, naming the layer, where a bound is not proved.
-    Cost: one float64 forward pass, and the bounds once for each state of the model (kept by the digest of its weights).
-    Source: Tsuzuku et al., NeurIPS 2018, with a bound for each pair of classes.
+    Cost: one float64 forward pass, and the bounds once per state of the model (cached by the digest of its weights).
+    Source: Tsuzuku et al., NeurIPS 2018, with one bound per pair of classes.
     """
 
     name: Literal["margin"] = "margin"

@@ -1,4 +1,4 @@
-"""Base of certificates on differences of logits: their radii, and bounds cached by the digest of all they depend on."""
+"""Base of the certificates that divide logit differences by Lipschitz bounds, which are cached by their inputs' digest."""
 
 import hashlib
 import math
@@ -27,33 +27,33 @@ from robustbench_rkhs.runtime.clock import UNKNOWN, OutOfTime, fitting
 BATCH = 256
 """Images per forward pass."""
 KEPT = 4
-"""Models whose bounds are kept between calls."""
+"""Number of models whose bounds are cached between calls."""
 
 
 class _Known(NamedTuple):
-    """A model's float64 chain, and its pair bounds by the certificate: private copies that nobody changes."""
+    """A model's float64 chain and the certificate's pair bounds: private copies that are never modified."""
 
     chain: list[Step]
     bounds: dict[object, Tensor]
 
 
 _known: OrderedDict[bytes, _Known] = OrderedDict()
-"""By the digest of all they depend on."""
+"""Bounds by the digest of all that they depend on."""
 
 
 class PairwiseCertificate(Certificate):
     """Base class of certificates that divide differences of logits by proven Lipschitz bounds of these differences.
 
-    A subclass has a name of its own and says what the bounds are: `pairs`.
+    A subclass has its own `name` and defines the bounds in `pairs`.
     """
 
     norms: ClassVar[frozenset[str]] = frozenset({"l2", "linf"})
 
     name: str = ""
     norm: Norm = "l2"
-    """Distance the radius is measured in."""
+    """Norm of the radius."""
     network: Literal["real", "float32"] = "real"
-    """What the claim is about: the network in real arithmetic, or as this CPU computes it in float32 on float32 images."""
+    """The arithmetic of the claim: real numbers, or float32 as this CPU computes it on float32 images."""
 
     @property
     def arithmetic(self) -> str:
@@ -76,26 +76,26 @@ class PairwiseCertificate(Certificate):
     ) -> Certified:
         try:
             radius, reasons = self._radii(model, x, y, self.norm)
-        except OutOfTime:  # part of a bound bounds nothing
+        except OutOfTime:  # an incomplete bound bounds nothing
             radius, reasons = torch.zeros(len(x), dtype=torch.float64), ["timeout"] * len(x)
         return Certified(radius, reasons, torch.zeros_like(radius))
 
     def radii(
         self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Int[Tensor, " batch"], norm: Norm | None = None
     ) -> Float64[Tensor, " batch"]:
-        """The radii alone, in `norm` (its own where not given)."""
+        """The radii alone, in `norm` (default: the certificate's norm)."""
         return self._radii(model, x, y, norm or self.norm)[0]
 
     def _radii(self, model: nn.Module, x: Tensor, y: Tensor, norm: Norm) -> tuple[Tensor, list[str]]:
-        """Radius of each image; `error` where image or logits are not finite numbers, `timeout` where the clock left it out.
+        """Radius of each image; `error` where image or logits are not finite, `timeout` where the time ran out.
 
-        Raises OutOfTime where the clock is used up before there are bounds.
+        Raises OutOfTime if the time runs out before the bounds are computed.
         """
         if norm not in self.norms:
             raise UserError(f"certificate '{self.name}': expected norm l2 or linf, found {norm!r}")
         if x.dim() < 2 or y.shape != x.shape[:1] or y.is_floating_point():
             raise UserError(
-                f"certificate '{self.name}': expected one integer label an image, found {tuple(x.shape)} and {tuple(y.shape)}"
+                f"certificate '{self.name}': expected one integer label per image, found {tuple(x.shape)} and {tuple(y.shape)}"
             )
         shape = tuple(x.shape[1:])
         y = y.detach().to("cpu", torch.int64)
@@ -104,14 +104,14 @@ class PairwiseCertificate(Certificate):
             if len(y) and not 0 <= int(y.min()) <= int(y.max()) < len(bounds):
                 span = f"{int(y.min())}..{int(y.max())}"
                 raise UserError(f"certificate '{self.name}': labels {span} do not fit the model's {len(bounds)} classes")
-            # a private copy of the images: a layer may work in place
+            # a private copy of the images, as a layer may work in place
             images = x.detach().to("cpu", torch.float64)
             logits, error, late = _logits(chain, images.clone(), len(bounds))
             if self.network == "float32":
                 error, bounds = self._in_float32(model, chain, images, error, bounds)
         finite = images.flatten(1).isfinite().all(1) & logits.isfinite().all(1)
         gaps = logits.gather(1, y[:, None]) - logits - 2 * error[:, None]
-        radii = (gaps / bounds[y]).masked_fill(gaps <= 0, 0.0)  # a gap over no slope at all: constant, hence infinite
+        radii = (gaps / bounds[y]).masked_fill(gaps <= 0, 0.0)  # a bound of zero: constant, so an infinite radius
         radius = radii.scatter(1, y[:, None], torch.inf).amin(1) * (1 - 1e-12)
         if norm == "linf":
             radius = radius / (math.sqrt(math.prod(shape)) * (1 + 1e-12))
@@ -123,13 +123,13 @@ class PairwiseCertificate(Certificate):
     def _in_float32(
         self, model: nn.Module, chain: list[Step], images: Tensor, error: Tensor, bounds: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Errors and bounds so that the same quotient is a radius of the float32 network: both logits err by e + s r.
+        """Errors and bounds with which the same quotient is a radius of the float32 network: both logits err by e + s r.
 
         Raises Uncertifiable for a network of another type, or whose layers do more than sums of products in float32.
         """
         if opened(model, tuple(images.shape[1:])) is not model:
             raise Uncertifiable(
-                f"no float32 claim about {type(model).__name__}: it is proved as a chain of merged layers, not as run"
+                f"no float32 claim about {type(model).__name__}: it is proved as a chain of merged layers, not as it runs"
             )
         kinds = {tensor.dtype for tensor in [*model.parameters(), *model.buffers()] if tensor.is_floating_point()}
         if kinds - {torch.float32}:
@@ -138,13 +138,13 @@ class PairwiseCertificate(Certificate):
         return error + more, bounds + 2 * slope.max() if len(slope) else bounds
 
     def chain_and_bounds(self, model: nn.Module, shape: tuple[int, ...]) -> tuple[list[Step], Tensor]:
-        """The float64 chain and the pair bounds: computed, or found by the digest of all they depend on. Not to be changed."""
-        model = opened(model, shape)  # any other module is a chain from here on, and the digest is of all that is in it
+        """The float64 chain and the pair bounds, cached by the digest of all that they depend on. Must not be modified."""
+        model = opened(model, shape)  # from here on any other module is a chain, and the digest covers all of it
         key = _digest(model, shape)
         known = _known.get(key)
         if known is None:
             known = _Known(steps(model, shape), {})
-        asking = type(self) if is_ours(type(self)) else self  # bounds of a user's own may depend on its fields
+        asking = type(self) if is_ours(type(self)) else self  # bounds of a user's own certificate may depend on its fields
         if asking not in known.bounds:
             chain = known.chain
             classes = chain[-1].bound.shape[-1] if chain else shape[-1]
@@ -160,7 +160,7 @@ class PairwiseCertificate(Certificate):
 
 
 def _logits(chain: list[Step], images: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, the bounds of their rounding errors, and which images the clock left out: NaN and infinity."""
+    """Logits, bounds on their rounding errors, and which images were not reached in time (NaN and infinity)."""
     logits = images.new_full((len(images), classes), torch.nan)
     error, late = images.new_full((len(images),), torch.inf), torch.ones(len(images), dtype=torch.bool)
     start, pace = 0, UNKNOWN
@@ -182,21 +182,20 @@ def _spread(chain: list[Step], images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _digest(model: nn.Module, shape: tuple[int, ...]) -> bytes:
-    """SHA-256 of the layers' types, plain attributes (stride, slope, mode ...) and tensors; empty where that is not
-    all there is.
+    """SHA-256 of the layers' types, plain attributes (stride, slope, mode ...) and tensors; empty where these do not determine
+    the layers.
 
-    Every layer is checked first, at every call: it runs the code of the class its rule is for, which reads nothing
-    else.
+    Every layer is first checked, at every call, to run the code of the class that its rule is for, which reads nothing else.
     """
     digest = hashlib.sha256(repr(shape).encode())
     try:
         layers = list(every(model))
     except Uncertifiable:
-        return b""  # a branch that is no chain, or nothing at all: `steps` says which
+        return b""  # a branch that is not a chain, or missing: `steps` raises the error
     for path, layer in layers:
         if any(parametrize.is_parametrized(part) for part in layer.modules()):
             return b""  # a parametrization may depend on anything
-        for inner, part in layer.named_modules(remove_duplicate=False):  # a block's branches count with all they are
+        for inner, part in layer.named_modules(remove_duplicate=False):  # the branches of a block are part of the digest
             plain = {name: value for name, value in vars(part).items() if isinstance(value, _PLAIN)}
             kind = (path, inner, type(part).__module__, type(part).__qualname__, sorted(plain.items()))
             digest.update(repr(kind).encode())

@@ -1,4 +1,4 @@
-"""Which certificates have no proof for a model, seen from its graph before anything is computed."""
+"""Which certificates do not apply to a model, decided from its graph before anything is computed."""
 
 from collections.abc import Mapping
 
@@ -10,9 +10,9 @@ from robustbench_rkhs.nodes.threat_model import Norm
 
 
 def refusals(certificates: Mapping[str, Certificate], model: nn.Module, shape: tuple[int, ...], norm: Norm) -> dict[str, str]:
-    """By the label of each certificate that refuses the model or the norm, why. The others may still refuse by the numbers.
+    """The reason, by label, of each certificate that refuses the model or the norm. Others may still refuse its numbers.
 
-    `shape`: of an image, without the batch dimension. The model is traced once. Cost: less than a second, whatever its size.
+    `shape`: of an image, without the batch dimension. The model is traced once. Cost: less than a second at any size.
     """
     refused = {
         label: f"it certifies {' and '.join(sorted(one.norms))} only"
@@ -27,7 +27,7 @@ def refusals(certificates: Mapping[str, Certificate], model: nn.Module, shape: t
 
 
 def in_lines(refused: Mapping[str, str]) -> list[str]:
-    """`label, label: why`, a line for each reason."""
+    """`label, label: why`, one line per reason."""
     labels: dict[str, list[str]] = {}
     for label, why in refused.items():
         labels.setdefault(why, []).append(label)

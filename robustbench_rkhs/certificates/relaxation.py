@@ -1,4 +1,4 @@
-"""What the certificates by relaxations share: their fields, and the search for the largest ball over which bounds hold."""
+"""Base of the certificates by relaxations: their fields, and the search for the largest ball that is proved."""
 
 import copy
 import math
@@ -30,35 +30,35 @@ from robustbench_rkhs.runtime.clock import GRAIN, OutOfTime, ask, portions
 from robustbench_rkhs.runtime.modes import advice
 
 IMAGES = 64
-"""Balls bounded at once."""
+"""Balls per batch."""
 
 
 class RelaxationCertificate(Certificate):
-    """The largest ball over which bounds keep the label's logit above every other; each says in `proof` by which bounds."""
+    """The largest ball over which bounds keep the label's logit above every other; subclasses define the bounds in `proof`."""
 
     norms: ClassVar[frozenset[str]] = frozenset({"l2", "linf"})
     image_by_image: ClassVar[bool] = True
     linear: ClassVar[bool] = False
-    """The values at kinks are bounded by linear bounds back to the image, at a cost for each; else by intervals."""
+    """True: values at kinks are bounded by linear bounds back to the image, at a cost per value; False: by intervals."""
 
     norm: Norm = "l2"
-    """Distance the radius is measured in."""
+    """Norm of the radius."""
     box: Box = "none"
-    """`none`: the whole ball is certified; `unit`: a linf ball is cut to [0, 1], valid for images in it and no others."""
+    """`none`: certify the whole ball; `unit`: certify the linf ball intersected with [0, 1], for images in that box only."""
     search: bool = True
-    """Look for the largest radius; else only for the largest of the epsilons asked for."""
+    """Search for the largest radius; else only for the largest of the requested epsilons."""
     tolerance: Real = Field(1e-2, gt=0)
     """Relative gap at which the search stops."""
 
     def proof(self, found: Trace, y: Int[Tensor, " batch"]) -> Found:
-        """What is proved of each image's margins over its region."""
+        """The proved bounds of each image's margins over its region."""
         raise TypeError(f"{type(self).__name__} is not a certificate by itself")
 
     def refusal(self, model: Sketch) -> str:
         return model.refusal
 
     def admit(self, sample: Trace) -> None:
-        """Raises Uncertifiable for a network that would take too long."""
+        """Raises Uncertifiable for a network that is too expensive."""
 
     def __call__(
         self,
@@ -68,10 +68,10 @@ class RelaxationCertificate(Certificate):
         keys: Int[Tensor, " batch"],
         epsilons: Sequence[float] = (),
     ) -> Certified:
-        """For each image the largest radius found at which every margin is proved above zero; until the clock is used up."""
+        """The largest radius found per image at which every margin is proved above zero, within the time of the clock."""
         if x.dim() < 2 or y.shape != x.shape[:1] or y.is_floating_point():
             found = f"{tuple(x.shape)} and {tuple(y.shape)}"
-            raise UserError(f"certificate {self.label!r}: expected one integer label an image, found {found}")
+            raise UserError(f"certificate {self.label!r}: expected one integer label per image, found {found}")
         device = x.device if x.device.type == "cuda" else torch.device("cpu")
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
             images, labels = x.detach().to(device, torch.float64).clone(), y.detach().to(device, torch.int64).clone()
@@ -100,12 +100,12 @@ class RelaxationCertificate(Certificate):
 
 
 class LinearCertificate(RelaxationCertificate):
-    """Those by linear bounds: each value at a kink costs backward passes of its own, so that there is a limit to them."""
+    """Certificates by linear bounds: each value at a kink costs backward passes, so their number is limited."""
 
     linear: ClassVar[bool] = True
 
     neurons: int = Field(20_000, ge=1)
-    """Networks with more values at kinks are refused, for each costs backward passes of its own."""
+    """Networks with more values at kinks are refused, as each costs backward passes."""
 
     def refusal(self, model: Sketch) -> str:
         bent = sum(math.prod(layer.inputs) for layer in model.layers if isinstance(layer.module, (*KINKS, *BENDS)))
@@ -118,11 +118,11 @@ class LinearCertificate(RelaxationCertificate):
     def _too_many(self, bent: int) -> str:
         if bent <= self.neurons:
             return ""
-        return f"{bent:,} values go into kinks, expected at most {self.neurons:,}: raise `neurons` to wait for it"
+        return f"{bent:,} values at kinks, expected at most {self.neurons:,}: raise `neurons` to certify it all the same, slowly"
 
 
 class _Balls:
-    """Balls around images, and what a certificate proves over them."""
+    """Balls around images, and the proof of a certificate over them."""
 
     def __init__(self, method: RelaxationCertificate, model: nn.Module, x: Tensor, y: Tensor) -> None:
         try:
@@ -144,7 +144,7 @@ class _Balls:
         return self(which + start, eps)
 
     def __call__(self, which: Int[Tensor, " some"], eps: Float64[Tensor, " some"]) -> Float64[Tensor, " some"]:
-        """The radius proved of these images by bounds over balls of these radii; NaN where the clock cut the bounds before."""
+        """The radius proved for these images by bounds over balls of these radii; NaN where the time ran out."""
         found = torch.full_like(eps, torch.nan)
         if not len(which):
             return found
@@ -157,20 +157,20 @@ class _Balls:
         return found
 
     def proved(self, part: Int[Tensor, " some"], radii: Float64[Tensor, " some"]) -> Float64[Tensor, " some"]:
-        """The same, all at once."""
+        """The same, in one batch."""
         trace = proved_trace(self.model, self.around(self.x[part], radii), self.method.linear)
         margins, shares = self.method.proof(trace, self.y[part])
         others = margins.scatter(1, self.y[part][:, None], torch.inf).amin(1)
         reach = shares.amin(1) * radii * (1 - 8 * UNIT)
         if self.cut:
-            reach = torch.zeros_like(reach)  # what was cut off does not shrink in proportion
+            reach = torch.zeros_like(reach)  # a ball cut by the box does not scale in proportion
         if not affine(trace):
-            reach = torch.minimum(reach, radii)  # the lines hold in this ball only
+            reach = torch.minimum(reach, radii)  # the lines hold only in this ball
         return torch.where(others > 0, torch.maximum(radii, reach), reach).nan_to_num(nan=0.0, posinf=torch.inf)
 
     @property
     def cut(self) -> bool:
-        """Whether the balls are cut to [0, 1]."""
+        """Whether the balls are intersected with [0, 1]."""
         return self.method.norm == "linf" and self.method.box == "unit"
 
     def around(self, x: Tensor, radii: Tensor) -> Region:
@@ -181,7 +181,7 @@ class _Balls:
 
 
 def twin(model: nn.Module, device: torch.device) -> nn.Module:
-    """A private float64 copy in eval mode, every layer of which runs the code its rule is for. Raises Uncertifiable."""
+    """A private float64 copy in eval mode, checked so that every layer runs the code its rule is for. Raises Uncertifiable."""
     for path, layer in every(model):
         if layer.training and isinstance(layer, nn.modules.dropout._DropoutNd | nn.modules.batchnorm._BatchNorm):
             raise Uncertifiable(f"layer {path!r} ({type(layer).__name__}) is in training mode: {advice(layer)}")

@@ -1,4 +1,4 @@
-"""Logits in float64, with a bound of how far rounding can have moved them."""
+"""Logits in float64, with a bound on their rounding errors."""
 
 import math
 
@@ -16,14 +16,13 @@ from robustbench_rkhs.runtime.clock import ask
 def logits_and_error(
     chain: list[Step], x: Float64[Tensor, "batch *image"], before: Float64[Tensor, " batch"] | None = None
 ) -> tuple[Float64[Tensor, "batch *outputs"], Float64[Tensor, " batch"]]:
-    r"""The chain's outputs and, for each image, a bound of their l2 distance to the outputs in real arithmetic.
+    r"""The chain's outputs and, per image, a bound on their l2 distance to the outputs in real arithmetic.
 
     .. math:: e_k = L_k e_{k-1} + \gamma_k (L_k \lVert h_{k-1} \rVert_2 + o_k)
 
-    What a layer of bound L_k has gathered it passes on at most L_k-fold; what it adds is at most gamma_k
-    (`relative_rounding`) times the size of what it computes, o_k of which comes from its constants. Branches that are added
-    are followed one by one; the addition rounds by at most one unit. `before`: the error the images come with. Cost: a
-    forward pass.
+    A layer of bound L_k amplifies the error before it at most L_k-fold, and adds at most gamma_k (`relative_rounding`) times
+    the size of its output, of which o_k comes from its constants. Branches that are added are followed one by one; the
+    addition rounds by at most one unit. `before`: the error of the images. Cost: a forward pass.
     """
     h, error = x, torch.zeros(len(x), dtype=torch.float64) if before is None else before
     for step in chain:

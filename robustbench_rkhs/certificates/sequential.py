@@ -9,32 +9,32 @@ from scipy.special import betaincinv, betaln
 from robustbench_rkhs.runtime.clock import OutOfTime
 
 Stopping = Literal["fixed", "spending", "sequence"]
-"""`fixed`: one limit, after all draws; `spending`: limits at planned looks; `sequence`: a limit valid at any time."""
+"""`fixed`: one limit, after all samples; `spending`: limits at planned looks; `sequence`: a limit valid at any time."""
 FIRST, GROWTH, STEP = 100, 2.0, 20
-"""Draws at a first look; factor from one look of `spending` to the next; `sequence` looks after another 1/20 of the draws."""
+"""Samples at the first look; factor between looks of `spending`; `sequence` looks after another 1/20 of the samples."""
 
 
 class Estimate(NamedTuple):
-    """A lower limit of the share of heads, and the flips it took."""
+    """A lower limit of the share of hits, and the number of samples that it took."""
 
     lower: float
     draws: int
     hits: int
     cut: bool = False
-    """A clock ended the flipping: at the last look before, so that the limit holds as at any other."""
+    """The clock ended the sampling: the limit is that of the last look, so it holds like any other."""
 
 
 class Limits(NamedTuple):
-    """At one look: a lower limit that errs with probability alpha over all looks, an upper one that errs with `futility`."""
+    """One look: a lower limit that errs with probability alpha over all looks, an upper one that errs with `futility`."""
 
     lower: float
     upper: float
 
 
 def looks(n: int, alpha: float) -> list[tuple[int, float]]:
-    """Draws at each look of `spending`, and its share of alpha: half for the last, the rest in equal parts.
+    """Samples at each look of `spending`, and its share of alpha: half for the last, the rest in equal parts.
 
-    Fixed before the first draw, so that by the union bound all limits hold at once with probability 1 - alpha.
+    Fixed before the first sample, so that by the union bound all limits hold at once with probability 1 - alpha.
     """
     numbers, at = [], float(FIRST)
     while at < n / math.sqrt(GROWTH):
@@ -44,7 +44,7 @@ def looks(n: int, alpha: float) -> list[tuple[int, float]]:
 
 
 def moments(n: int, alpha: float) -> list[tuple[int, float]]:
-    """When `sequence` looks, each time with all of alpha: its limits hold at any time, so that this is only economy."""
+    """The looks of `sequence`, each with all of alpha: its limits hold at any time; fewer looks only save work."""
     numbers = [min(FIRST, n)]
     while numbers[-1] < n:
         numbers.append(min(numbers[-1] + max(FIRST, numbers[-1] // STEP // FIRST * FIRST), n))
@@ -62,7 +62,7 @@ def upper_limit(hits: int, n: int, alpha: float) -> float:
 
 
 def mixture_limits(hits: int, n: int, alpha: float) -> tuple[float, float]:
-    r"""The interval of shares that a bettor with the prior Beta(1/2, 1/2) has not yet made money against.
+    r"""The confidence sequence of the Beta(1/2, 1/2) mixture martingale: the shares that it does not yet reject.
 
     .. math:: M_n(p) = \frac{B(s + 1/2,\, n - s + 1/2)}{B(1/2, 1/2)\, p^s (1 - p)^{n - s}} < 1 / \alpha
 
@@ -97,12 +97,12 @@ def estimate(
     futility: float,
     stopping: Stopping,
 ) -> Estimate:
-    """Flip until every eps is settled: `radius(lower limit)` reaches it, or `radius(upper limit)` does not; n flips at most.
+    """Sample until every eps is decided: `radius(lower limit)` reaches it, or `radius(upper limit)` does not; at most n samples.
 
-    count(begin, end): heads among flips number begin .. end-1. The lower limit exceeds the true share with probability at
-    most alpha, whenever the flipping stops. Giving up needs no such guarantee to be sound; the upper limit's `futility` bounds
-    the probability of giving up where the true share would do. Without any eps, all n flips are made. Out of time, it is the limit
-    of the last look; without looks (`fixed`) there is none, and OutOfTime passes.
+    count(begin, end): hits among samples number begin .. end-1. The lower limit exceeds the true share with probability at
+    most alpha, whenever sampling stops. Giving up needs no such guarantee to be sound; the upper limit's `futility` bounds
+    the probability of giving up where the true share would suffice. Without any eps, all n samples are drawn. If the time runs
+    out, the result is the limit of the last look; without looks (`fixed`) there is none, and OutOfTime is raised.
     """
     if stopping == "fixed" or not epsilons:
         hits = count(0, n)

@@ -1,4 +1,4 @@
-"""The certificate of randomized smoothing: a lower bound of the majority's probability under noise, and the radius it proves."""
+"""The randomized smoothing certificate: a lower bound on the top class's probability under noise, and the radius it proves."""
 
 import math
 import time
@@ -21,7 +21,7 @@ from robustbench_rkhs.runtime.clock import UNKNOWN, OutOfTime, ask, fitting
 from robustbench_rkhs.runtime.modes import per_image
 
 SELECT, ESTIMATE = 11, 12
-"""Counters that keep the draws of the two questions apart, and from those of the classifier's own votes."""
+"""Counters that separate the samples for selection, for estimation, and for the classifier's own votes."""
 SLACK = 1e-9
 """Relative rounding of the two quantiles, which SciPy computes to about 1e-12; it also closes the open ball of the theorem."""
 
@@ -32,17 +32,17 @@ class SmoothingCertificate(Certificate):
     .. math:: r = \sigma\, \Phi^{-1}(\underline p) \text{ where } \underline p > 1/2, \quad \text{else the certificate abstains};
               \qquad r_\infty = r / \sqrt d
 
-    The model is a `Smoothed` classifier, and the claim is about it, never about its base. The class is picked on `n0` draws;
-    other draws, at most `n`, give the lower limit p of its probability. An image whose picked class is not the label has
-    radius 0; one of which nothing is proved has reason `unknown`. The claim about one image errs with probability at most
-    `alpha` (its `failure_probability`), whenever the drawing stops; several probabilistic certificates of one image would have
-    to share one alpha. Radii beyond the largest asked-for eps are what was known when drawing stopped.
-    `fixed` draws n times (Cohen et al.). `spending` looks at n = 100, 200, 400 ... and divides alpha among the looks, half to
-    the last: Clopper-Pearson limits. `sequence` looks after every 100 draws, later every 5%, at a limit that holds at all
-    times (mixture martingale). Both stop where every asked-for eps is certified, or where an upper limit of error `futility`
+    The model is a `Smoothed` classifier, and the claim is about it, never about its base. The class is selected on `n0` samples;
+    at most `n` other samples give the lower limit p of its probability. An image whose selected class is not the label has
+    radius 0; one for which nothing is proved has reason `unknown`. The claim about one image errs with probability at most
+    `alpha` (its `failure_probability`), whenever sampling stops; several probabilistic certificates of one image would have
+    to share one alpha. Radii beyond the largest requested eps are those known when sampling stopped.
+    `fixed` draws n samples (Cohen et al.). `spending` looks at n = 100, 200, 400 ... and divides alpha among the looks, half to
+    the last: Clopper-Pearson limits. `sequence` looks after every 100 samples, later every 5%, at a limit that holds at all
+    times (mixture martingale). Both stop once every requested eps is certified, or once an upper limit of error `futility`
     says that the true probability does not reach it: giving up needs no guarantee to be sound, this one keeps its power.
-    A draw counts only where the class is strictly on top. Draws are counted by (seed, key, number), and each image is asked
-    alone: the same at any batch. Holds for the base as computed and exact Gaussian noise. Gaussian noise is not clamped to
+    A sample counts only where the class is strictly on top. Samples are seeded by (seed, key, number), and each image is
+    evaluated alone: the same in any batch. Holds for the base as computed and exact Gaussian noise. The noise is not clamped to
     [0, 1]. Cost: at most n0 + n forward passes of the base per image, in `forwards`. Raises UserError for a plain model.
     Source: Cohen et al., ICML 2019; Ville, 1939; the mixture of Robbins, 1970.
     """
@@ -52,21 +52,21 @@ class SmoothingCertificate(Certificate):
 
     name: Literal["smoothing"] = "smoothing"
     norm: Norm = "l2"
-    """Distance the radius is measured in."""
+    """Norm of the radius."""
     sigma: Real | None = Field(None, gt=0)
-    """Standard deviation of the noise, in pixels of [0, 1]: the model's own, which it must equal where given."""
+    """Standard deviation of the noise, with pixels in [0, 1]: default that of the model, which it must equal."""
     n: int = Field(100_000, ge=1)
-    """Largest number of draws per image."""
+    """Largest number of samples per image."""
     n0: int = Field(100, ge=1)
-    """Draws from which the class is selected."""
+    """Samples from which the class is selected."""
     alpha: Real = Field(0.001, gt=0, lt=0.5)
     """Probability that the claim about an image is wrong."""
     futility: Real = Field(0.001, gt=0, lt=0.5)
     """Probability of giving up an eps that the true probability reaches."""
     stopping: Stopping = "spending"
-    """When drawing stops: after `n`, or where every asked-for eps is settled."""
+    """When sampling stops: after `n` samples, or once every requested eps is decided."""
     batch: int = Field(2000, ge=1)
-    """Draws per forward pass."""
+    """Samples per forward pass."""
     seed: Seed = 0
     """Seed of the random numbers."""
 
@@ -83,7 +83,7 @@ class SmoothingCertificate(Certificate):
         epsilons: Sequence[float] = (),
     ) -> Certified:
         if not isinstance(model, Smoothed):
-            raise UserError("the smoothing certificate speaks of a smoothed classifier: rkhs-eval --smooth sigma=0.25")
+            raise UserError("the smoothing certificate needs a smoothed classifier: rkhs-eval --smooth sigma=0.25")
         if self.sigma is not None and self.sigma != model.sigma:
             raise UserError(f"certificate 'smoothing': sigma {self.sigma:g}, but the model is smoothed with {model.sigma:g}")
         base, found = freeze(model.base), []
@@ -100,7 +100,7 @@ class SmoothingCertificate(Certificate):
         return Certified(radius, [one[1] for one in found], failure, draws)
 
     def radius_of(self, probability: float, sigma: float, inputs: int) -> float:
-        """The radius that a probability proves, rounded down; 0 up to 1/2."""
+        """The radius that a probability proves, rounded down; 0 for at most 1/2."""
         lowered = probability * (1 - SLACK)
         if not lowered > 0.5:
             return 0.0
@@ -109,12 +109,12 @@ class SmoothingCertificate(Certificate):
 
 
 class _Image:
-    """One image and its draws."""
+    """One image and its samples."""
 
     def __init__(self, settings: SmoothingCertificate, base: nn.Module, sigma: float, image: Tensor, key: int) -> None:
         self.settings, self.base, self.sigma, self.image, self.key = settings, base, sigma, image, key
         self.pace = UNKNOWN
-        """Seconds a draw."""
+        """Seconds per sample."""
 
     def certify(self, label: int, epsilons: Sequence[float]) -> tuple[float, str, int]:
         """Radius, reason and forward passes."""
@@ -148,7 +148,7 @@ class _Image:
         return found
 
     def parts(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
-        """Batches of draws, the clock asked before each, and smaller where it is near its end."""
+        """Batches of samples; the clock is checked before each, and they shrink as the time runs out."""
         while begin < end:
             ask()
             after = min(begin + min(self.settings.batch, fitting(self.pace)), end)
@@ -156,12 +156,12 @@ class _Image:
             begin = after
 
     def picked(self) -> int:
-        """The class that most of the first n0 draws go to."""
+        """The most frequent class among the first n0 samples."""
         votes = [self.logits(SELECT, *part).argmax(1) for part in self.parts(0, self.settings.n0)]
         return int(torch.cat(votes).bincount().argmax())
 
     def hits(self, label: int, begin: int, end: int) -> int:
-        """Draws begin .. end-1 on which the label is strictly on top; an answer that is not finite is no hit."""
+        """Number of samples begin .. end-1 on which the label is strictly on top; logits that are not finite are no hit."""
         total = 0
         for part in self.parts(begin, end):
             logits = self.logits(ESTIMATE, *part)

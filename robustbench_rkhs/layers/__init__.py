@@ -1,4 +1,4 @@
-"""Layers whose Lipschitz bound is proved; each file holds the layer and its rule."""
+"""Layers with proven Lipschitz bounds; each file holds the layer and its rule."""
 
 from robustbench_rkhs.layers.activations import GroupSort, MaxMin
 from robustbench_rkhs.layers.aol import AOL, AOLConv

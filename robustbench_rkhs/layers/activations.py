@@ -10,11 +10,11 @@ from robustbench_rkhs.lipschitz import Bound, Uncertifiable, fan, rule
 from robustbench_rkhs.nodes.node import UserError
 
 Activation = Literal["relu", "maxmin", "none"]
-"""What a layer applies to its own outputs."""
+"""The activation that a layer applies to its output."""
 
 
 class MaxMin(nn.Module):
-    r"""The larger and the smaller of each pair of channels (or features): a permutation wherever it is smooth.
+    r"""The larger and the smaller of each pair of channels (or features): locally a permutation.
 
     .. math:: (a, b) \mapsto (\max(a, b), \min(a, b)), \qquad L = 1
 
@@ -35,11 +35,11 @@ class MaxMin(nn.Module):
 
 
 class GroupSort(nn.Module):
-    r"""Each group of neighbouring channels (or features) in descending order: a permutation wherever it is smooth.
+    r"""Each group of neighbouring channels (or features) in descending order: locally a permutation.
 
     .. math:: y_{[g]} = \mathrm{sort}(x_{[g]}), \qquad L = 1
 
-    as |sort u - sort v| <= |u - v|: no other pairing of two sorted lists is nearer (the rearrangement inequality).
+    as |sort u - sort v| <= |u - v| (the rearrangement inequality).
     Raises UserError where the group does not divide the channels. Cost: a sort. Source: Anil et al., ICML 2019.
     """
 
@@ -68,7 +68,7 @@ def even(name: str, activation: str, outputs: int) -> None:
 
 
 def activated(x: Float[Tensor, "*batch"], activation: Activation, dim: int = 1) -> Float[Tensor, "*batch"]:
-    """A layer's own activation, slopes at most one; `dim`: its channels."""
+    """The activation of a layer, with slopes at most one; `dim`: its channels."""
     match activation:
         case "relu":
             return x.relu()

@@ -1,4 +1,4 @@
-"""Almost-orthogonal layers: a free weight rescaled row by row or column by column, so that its norm is at most one."""
+"""Almost-orthogonal layers: a free weight rescaled by row or by column so that its norm is at most one."""
 
 import math
 
@@ -28,7 +28,7 @@ from robustbench_rkhs.lipschitz.bounds import spectral, weights
 from robustbench_rkhs.runtime.precision import without_autocast
 
 SMALLEST = 1e-250
-"""Column sums below it (the largest entry being one) count as zero: a zero column stays zero."""
+"""Column sums below this (with a largest entry of one) count as zero: a zero column stays zero."""
 
 
 class AOL(nn.Module):
@@ -38,10 +38,10 @@ class AOL(nn.Module):
 
     For every x, sum_ij |P^T P|_ij |x_i x_j| <= sum_i x_i^2 sum_j |P^T P|_ij: so P^T P <= D^-2, and ||P D|| <= 1. With more
     inputs than outputs the rows are rescaled instead, D P by |P P^T|: the same on the transpose, cheaper, and tight for
-    orthogonal rows, where rescaled columns are far below norm one. The start is (semi-)orthogonal, norm one. Evaluated in
-    float64 and claimed as evaluated: the norm of the rescaled weight. A column (row) of zeros stays zero.
-    Raises UserError at sizes below 1, and at an odd number of outputs with `maxmin`.
-    Cost: a product of order min(inputs, outputs) inputs outputs each forward pass. Source: Prach & Lampert, ECCV 2022.
+    orthogonal rows, where rescaled columns are far below norm one. Initialised (semi-)orthogonal, with norm one. The certified
+    bound is the norm of the rescaled weight as evaluated in float64. A column (row) of zeros stays zero.
+    Raises UserError for sizes below 1, and for an odd number of outputs with `maxmin`.
+    Cost: a product of order min(inputs, outputs) inputs outputs per forward pass. Source: Prach & Lampert, ECCV 2022.
     """
 
     def __init__(self, in_features: int, out_features: int, activation: Activation = "relu") -> None:
@@ -75,10 +75,10 @@ class AOLConv(nn.Module):
 
     where (P * P)_ij(d) = sum_{o,t} P_oi(t) P_oj(t + d): the dense layer's column sums, over channels and shifts. With a
     stride s the sums run within the convolution of the s x s blocks (space to depth), which is the same operator: one D
-    for each channel and place in the block, or for each output where these are fewer (as for `AOL`). The proof is that of
+    per channel and position in the block, or per output where these are fewer (as for `AOL`). The proof is that of
     `AOL` on the unbounded grid, of which both paddings are a part or a quotient. Circular images are first made divisible by
-    the stride, with zeros at their end; a circular kernel that would wrap more than once is refused when it meets the image.
-    The start is orthogonal on blocks. Cost: a correlation of the kernel with itself each forward pass.
+    the stride, with zeros at their end; a circular kernel that would wrap more than once raises in the forward pass.
+    Initialised orthogonal on blocks. Cost: a correlation of the kernel with itself per forward pass.
     Source: Prach & Lampert, ECCV 2022.
     """
 
@@ -160,7 +160,7 @@ def _(module: AOLConv, inputs: int, outputs: int) -> tuple[int, int]:
 
 @constants.register
 def _(module: AOL, shape: tuple[int, ...]) -> float:
-    """What the activation hides of the bias is added, and rounded, all the same."""
+    """The part of the bias that the activation cuts off is still added and rounded."""
     return float(math.sqrt(math.prod(shape[:-1])) * module.bias.norm().item())
 
 

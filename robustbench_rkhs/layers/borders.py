@@ -1,4 +1,4 @@
-"""Convolutions that keep sizes (or divide them, rounded up): how they see past the border, and where their norm is proved."""
+"""Convolutions that keep sizes (or divide them, rounded up): their padding, and the proof of their norm."""
 
 from typing import Literal
 
@@ -14,12 +14,12 @@ from robustbench_rkhs.lipschitz.convolution import Axis, image_size, operator_no
 from robustbench_rkhs.nodes.node import UserError
 
 Padding = Literal["circular", "zeros"]
-"""`zeros`: black beyond the border. `circular`: the other end of the image, which is first made divisible by the stride
+"""`zeros`: zeros beyond the border. `circular`: the other end of the image, which is first made divisible by the stride
 with zeros at its end."""
 
 
 def ends(kernel: int) -> tuple[int, int]:
-    """Padding before and after: kernel // 2 first, kernel - 1 in all, so that n pixels make ceil(n / stride)."""
+    """Padding before and after: kernel // 2 and kernel - 1 in total, so that n pixels become ceil(n / stride)."""
     return kernel // 2, (kernel - 1) // 2
 
 
@@ -32,7 +32,7 @@ def checked(name: str, padding_mode: str, **sizes: int) -> None:
 
 
 def divisible(x: Float[Tensor, "batch channel height width"], by: int) -> Float[Tensor, "batch channel rows columns"]:
-    """The image with zeros at its end, up to the next multiples."""
+    """The image padded with zeros at its end, up to the next multiples."""
     height, width = x.shape[-2:]
     return functional.pad(x, (0, -width % by, 0, -height % by)) if height % by or width % by else x
 
@@ -45,7 +45,7 @@ def convolve(
     padding_mode: Padding = "zeros",
     padding: tuple[int, int] | None = None,
 ) -> Float[Tensor, "batch outputs rows columns"]:
-    """The convolution of sizes ceil(n / stride). Raises UserError where circular padding would wrap more than once."""
+    """The convolution with output sizes ceil(n / stride). Raises UserError where circular padding would wrap more than once."""
     before, after = ends(weight.shape[-1]) if padding is None else padding
     if padding_mode == "circular":
         x = divisible(x, stride)
@@ -74,7 +74,7 @@ def adjoint(
 def norm_and_shape(
     weight: Float64[Tensor, "outputs inputs kernel kernel"], shape: tuple[int, ...], stride: int, padding_mode: Padding
 ) -> tuple[float, tuple[int, int, int]]:
-    """Proven norm of `convolve` on images of `shape`, and the shape it makes. Raises Uncertifiable where it takes none such."""
+    """Proven norm of `convolve` on images of `shape`, and the output shape. Raises Uncertifiable for unsuitable shapes."""
     outputs, inputs, kernel, _ = weight.shape
     channels, *sizes = image_size(shape)
     if channels != inputs:
@@ -90,7 +90,7 @@ def norm_and_shape(
 
 
 def entries(weight: Float[Tensor, "outputs inputs kernel kernel"], padding_mode: Padding) -> tuple[int, int]:
-    """Nonzeros of a row and of a column of the convolution's matrix, at most: circular, a pixel shows three times per axis."""
+    """Most nonzeros per row and column of the convolution's matrix; with circular padding a pixel occurs three times per axis."""
     outputs, inputs, *taps = weight.shape
     copies = 9 if padding_mode == "circular" else 1
     return taps[0] * taps[1] * inputs, copies * taps[0] * taps[1] * outputs
@@ -107,13 +107,13 @@ def delta_orthogonal(outputs: int, inputs: int, kernel: int, stride: int = 1) ->
 
 
 def correlation(kernels: Float[Tensor, "count channel height width"]) -> Float[Tensor, "count count"]:
-    """sum_d |sum_{c,t} K_i[c, t] K_j[c, t + d]|: how much each two kernels overlap, over all shifts."""
+    """sum_d |sum_{c,t} K_i[c, t] K_j[c, t + d]|: the overlap of each pair of kernels, over all shifts."""
     padding = (kernels.shape[2] - 1, kernels.shape[3] - 1)
     return functional.conv2d(kernels, kernels, padding=padding).abs().sum((2, 3))
 
 
 def precise(weight: Float[Tensor, "*size"]) -> Float[Tensor, "*size"]:
-    """In float64 where the device has it, as it is certified."""
+    """In float64 (which is certified) where the device supports it."""
     return weight.to(torch.float32 if weight.device.type == "mps" else torch.float64)
 
 
@@ -125,7 +125,7 @@ def unit_peak(weight: Float[Tensor, "*size"]) -> tuple[Float[Tensor, "*size"], F
 
 
 def inverse_root(values: Float[Tensor, " count"], keep: Tensor) -> Float[Tensor, " count"]:
-    """1 / sqrt of what is kept, else zero; with finite gradients."""
+    """1 / sqrt where kept, else zero; with finite gradients."""
     return torch.where(keep, values, 1).rsqrt() * keep
 
 
@@ -136,7 +136,7 @@ def finite(module: nn.Module) -> None:
 
 
 class Convolution(nn.Module):
-    """`convolve` by a given kernel: the plain operation. No rule certifies it; certificates look at the layer it comes from."""
+    """`convolve` by a given kernel: the plain operation. It has no rule; certificates use the layer that it comes from."""
 
     weight: Tensor
     bias: Tensor | None

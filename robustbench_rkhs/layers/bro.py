@@ -1,4 +1,4 @@
-"""Block-reflector orthogonal layers: orthogonal by a low-rank reflection, dense or at each frequency."""
+"""Block-reflector orthogonal layers: orthogonal by a low-rank reflection, dense or per frequency."""
 
 import math
 
@@ -13,7 +13,7 @@ from robustbench_rkhs.lipschitz import rule
 from robustbench_rkhs.nodes.node import UserError
 
 RIDGE = 1e-6
-"""Share of its trace added to the Gram matrix's diagonal: a rank that is lost reflects less, and divides by no zero."""
+"""Share of its trace that is added to the Gram matrix's diagonal: a lost rank reflects less, without a division by zero."""
 
 
 def reflector(free: Inexact[Tensor, "*batch rows rank"]) -> Inexact[Tensor, "*batch rows rows"]:
@@ -37,7 +37,7 @@ def reflector(free: Inexact[Tensor, "*batch rows rank"]) -> Inexact[Tensor, "*ba
 
 
 def _rank(layer: str, rank: int | None, order: int) -> int:
-    """The rank, or half the order where not given. Raises UserError outside 1 to the order."""
+    """The rank, by default half the order. Raises UserError outside 1 to the order."""
     rank = max(1, order // 2) if rank is None else rank
     if not 1 <= rank <= order:
         raise UserError(f"{layer}: expected a rank of 1 to {order}, found {rank}")
@@ -49,7 +49,7 @@ class BRO(DenseMap):
 
     .. math:: y = \sigma(Q x + b), \qquad Q = I - 2 V (V^\top V)^{-1} V^\top
 
-    Claimed is the norm of Q as evaluated in float64. Cost: a Cholesky factor of order `rank` and a product.
+    The certified bound is the norm of Q as evaluated in float64. Cost: a Cholesky factor of order `rank` and a product.
     Source: Lai et al., ICML 2025.
     """
 
@@ -68,9 +68,9 @@ class BROConv(FourierMap):
 
     .. math:: \hat y_\theta = Q_\theta \hat x_\theta + b, \qquad Q_\theta = I - 2 V_\theta (V_\theta^* V_\theta)^{-1} V_\theta^*
 
-    Strides fold pixels into channels; where channels differ in number, zeros are appended or the last ones dropped. Claimed is
-    the largest norm over the frequencies, in float64. Cost: two Fourier transforms and a Cholesky factor of order `rank` for
-    each of m (n / 2 + 1) frequencies. Source: Lai et al., ICML 2025.
+    Strides fold pixels into channels; where channels differ in number, zeros are appended or the last ones dropped. The certified
+    bound is the largest norm over the frequencies, in float64. Cost: two Fourier transforms and a Cholesky factor of order `rank`
+    for each of m (n / 2 + 1) frequencies. Source: Lai et al., ICML 2025.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The Cayley transform: any tall matrix to one with orthonormal columns."""
+"""The Cayley transform: from any tall matrix to one with orthonormal columns."""
 
 from typing import Any
 
@@ -18,8 +18,8 @@ def cayley(tall: Inexact[Tensor, "*batch rows columns"]) -> Inexact[Tensor, "*ba
     .. math:: W = \begin{pmatrix} U \\ V \end{pmatrix}, \quad Z = U - U^* + V^* V, \quad
               Q = \begin{pmatrix} (I - Z)(I + Z)^{-1} \\ -2 V (I + Z)^{-1} \end{pmatrix}, \quad Q^* Q = I
 
-    The Hermitian part of I + Z is I + V* V: it is always regular, its inverse has norm at most one, and eliminating block by
-    block needs no pivots. Cost: an inverse of order `columns` and a product. Source: Trockman & Kolter, ICLR 2021.
+    The Hermitian part of I + Z is I + V* V: it is always regular, its inverse has norm at most one, and block elimination
+    needs no pivots. Cost: an inverse of order `columns` and a product. Source: Trockman & Kolter, ICLR 2021.
     """
     rows, columns = tall.shape[-2:]
     if rows < columns:
@@ -31,7 +31,7 @@ def cayley(tall: Inexact[Tensor, "*batch rows columns"]) -> Inexact[Tensor, "*ba
 
 
 def scaled_cayley(weight: Inexact[Tensor, "rows columns"], length: Tensor) -> Inexact[Tensor, "rows columns"]:
-    """Cayley transform of a real matrix of any shape set to the given length (transposed where it is wide)."""
+    """Cayley transform of a real matrix of any shape, scaled to the given length (transposed where it is wide)."""
     free = at_length(weight, length)
     return cayley(free) if free.shape[0] >= free.shape[1] else cayley(free.mT).mT
 
@@ -45,17 +45,17 @@ def at_length(weight: Tensor, length: Tensor) -> Tensor:
 
 
 class CayleyOrthogonal(nn.Module):
-    """A parametrization: whatever the free matrix, the weight has orthonormal columns (rows, where it is wide).
+    """A parametrization: for any free matrix, the weight has orthonormal columns (rows, where it is wide).
 
-    `parametrize.register_parametrization(nn.Linear(...), "weight", CayleyOrthogonal())`. Certificates take the norm of what it
-    evaluates to. Cost: as `cayley`, at every reading of the weight.
+    `parametrize.register_parametrization(nn.Linear(...), "weight", CayleyOrthogonal())`. Certificates use the norm of the
+    evaluated weight. Cost: as `cayley`, at every access of the weight.
     """
 
     def forward(self, weight: Inexact[Tensor, "rows columns"]) -> Inexact[Tensor, "rows columns"]:
         return cayley(weight) if weight.shape[0] >= weight.shape[1] else cayley(weight.mT).mT
 
     def right_inverse(self, weight: Inexact[Tensor, "rows columns"]) -> Inexact[Tensor, "rows columns"]:
-        """What is written into the weight becomes the free matrix."""
+        """A value assigned to the weight becomes the free matrix."""
         return weight
 
 
@@ -76,7 +76,7 @@ class _Inverse(torch.autograd.Function):
 
 
 def _eliminated(matrices: Tensor) -> Tensor:
-    """Inverse by halves: that of the first block, then that of its Schur complement, positive definite again."""
+    """Inverse by halves: that of the first block, then that of its Schur complement, which is positive definite again."""
     order = matrices.shape[-1]
     if order <= BLOCK or matrices.dim() < 3:
         result: Tensor = torch.linalg.inv(matrices)

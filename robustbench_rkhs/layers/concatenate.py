@@ -1,4 +1,4 @@
-"""Several branches of the same input, concatenated in the channels."""
+"""Branches on the same input, concatenated along the channels."""
 
 from collections.abc import Iterable
 
@@ -16,7 +16,7 @@ class Concatenate(nn.Module):
     .. math:: y = (b_1(x), \dots, b_n(x)), \qquad \mathrm{Lip}(y) \le \sqrt{\textstyle\sum_i \mathrm{Lip}(b_i)^2}
 
     as squared distances add up; two identities attain it, sqrt 2. Cost: that of its branches.
-    Raises UserError without a branch. Source: Huang et al. (DenseNet), CVPR 2017, for the layer.
+    Raises UserError without branches. Source: Huang et al. (DenseNet), CVPR 2017, for the layer.
     """
 
     def __init__(self, parts: Iterable[nn.Module]) -> None:
@@ -32,7 +32,7 @@ class Concatenate(nn.Module):
 
 @branches.register
 def _(module: Concatenate) -> list[nn.Module]:
-    return [part for part in module._modules.values() if part is not None]  # one module twice is two branches
+    return [part for part in module._modules.values() if part is not None]  # the same module twice counts as two branches
 
 
 @gathered.register
@@ -42,4 +42,4 @@ def _(module: Concatenate, parts: list[Tensor]) -> Tensor:
 
 @rule.register
 def _(module: Concatenate, shape: tuple[int, ...]) -> Bound:
-    raise Uncertifiable("its bound is that of its branches, taken apart by `bounds`")
+    raise Uncertifiable("its bound is computed from its branches, by `bounds`")

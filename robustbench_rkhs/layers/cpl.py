@@ -1,4 +1,4 @@
-"""Convex potential layers: a gradient step on a convex function, of a length that the weight's proven norm allows."""
+"""Convex potential layers: a gradient step on a convex function, of a length that depends on the weight's proven norm."""
 
 import math
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from robustbench_rkhs.layers.reflection import Reflection, ReflectionConv, certified
 
 SQUARINGS = 7
-"""Of the Gram matrix: the bound of ||W||^2 is at most n^(1/256) times too large, 2 % for n = 256."""
+"""Squarings of the Gram matrix: the bound of ||W||^2 is at most n^(1/256) times too large, 2 % for n = 256."""
 DENSITY = 8
 """Frequencies per axis for each pair of neighbouring taps: the bound of ||W||^2 is at most 1 / cos(pi / 16)^4 = 8 % too large."""
 
@@ -20,8 +20,8 @@ class CPL(Reflection):
 
     .. math:: y = x - \frac{2}{\lambda} W\, \mathrm{relu}(W^\top x + b), \qquad \lambda \ge \lVert W \rVert_2^2
 
-    lambda is proven at every step (`gram_bound`, no power iteration) and differentiated, so that training and evaluation are
-    one function. What is claimed is max(1, 2 s - 1), s the norm^2 of W / sqrt(lambda) as evaluated in float64
+    lambda is proven at every step (`gram_bound`, no power iteration) and differentiated, so that training and evaluation use
+    the same function. The certified bound is max(1, 2 s - 1), s the norm^2 of W / sqrt(lambda) as evaluated in float64
     (layers/reflection.py). Where sqrt(lambda) < 1e-30 the layer is the identity. Cost: nine products of order
     min(inner, features)^3 beside the two of the layer. Source: Meunier et al., ICML 2022; Delattre et al., ICML 2023.
     """
@@ -35,8 +35,8 @@ class CPLConv(ReflectionConv):
     r"""`CPL` with convolutions of stride one: W^T convolves `channels` into `inner` ones, W is its exact transpose.
 
     lambda bounds the convolution on the unbounded grid, and so at every image size, under either padding: the largest
-    Gram bound over a grid of N = 8 (k - 1) frequencies per axis, over cos(pi (k - 1) / 2N) squared for each axis (see `between`).
-    Any kernel; sizes stay. A circular kernel that would wrap more than once is refused when it meets the image.
+    Gram bound over a grid of N = 8 (k - 1) frequencies per axis, divided by cos(pi (k - 1) / 2N) squared per axis (see `between`).
+    Any kernel; sizes stay. A circular kernel that would wrap more than once raises in the forward pass.
     Source: as `CPL`; Ehlich & Zeller 1964 for the polynomial between the points.
     """
 
@@ -45,11 +45,11 @@ class CPLConv(ReflectionConv):
 
 
 def gram_bound(matrices: Inexact[Tensor, "batch rows columns"]) -> Float[Tensor, ""]:
-    r"""Differentiable upper bound of the largest squared norm of a batch: Gram iteration, with its length taken out each time.
+    r"""Differentiable upper bound of the largest squared norm of a batch: Gram iteration, normalised in each step.
 
     .. math:: \lVert G \rVert_2 \le \lVert G^{2^t} \rVert_F^{1 / 2^t}, \qquad G = A^* A
 
-    as G is Hermitian. Each square is divided by its Frobenius norm, whose power is gathered: nothing overflows. Zeros give 0.
+    as G is Hermitian. Each square is divided by its Frobenius norm, whose power is accumulated: nothing overflows. Zeros give 0.
     """
     peak = matrices.detach().abs().amax()
     if not peak.is_meta and peak == 0:
@@ -73,7 +73,7 @@ def _length(matrices: Inexact[Tensor, "batch order order"]) -> Float[Tensor, " b
 
 
 def frequencies(weight: Float[Tensor, "inner channel kernel kernel"]) -> Inexact[Tensor, "frequency inner channel"]:
-    """The convolution's matrices on the grid of N = 8 (k - 1) frequencies per axis; half of them, the others are conjugates."""
+    """The convolution's matrices on a grid of N = 8 (k - 1) frequencies per axis: half of them, as the others are conjugates."""
     inner, channels, kernel, _ = weight.shape
     points = max(1, DENSITY * (kernel - 1))
     spectrum = torch.fft.rfft2(weight, s=(points, points))
@@ -82,11 +82,11 @@ def frequencies(weight: Float[Tensor, "inner channel kernel kernel"]) -> Inexact
 
 
 def between(kernel: int) -> float:
-    r"""How much larger the squared norm can be between the frequencies of the grid than on them.
+    r"""The factor by which the squared norm between the grid's frequencies can exceed that on them.
 
     Along an axis, Re(u* W(theta) v) times a phase is a trigonometric polynomial of degree d = (k - 1) / 2 (in theta / 2
     where that is no integer). From its largest value M it falls no faster than M cos(d t) (M. Riesz), and a point of the
-    grid lies within t = pi / N. So a norm grows by at most 1 / cos(pi d / N) an axis.
+    grid lies within t = pi / N. So a norm grows by at most 1 / cos(pi d / N) per axis.
     """
     points = max(1, DENSITY * (kernel - 1))
     return math.cos(math.pi * (kernel - 1) / (2 * points)) ** -4

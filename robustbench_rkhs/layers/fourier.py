@@ -1,4 +1,4 @@
-"""Convolutions computed frequency by frequency on a torus: any kernel, stride and image size."""
+"""Convolutions computed per frequency on a torus: any kernel, stride and image size."""
 
 import math
 from typing import Any
@@ -14,12 +14,12 @@ from robustbench_rkhs.lipschitz.bounds import weights
 
 
 class FourierConv(nn.Module):
-    r"""A convolution whose matrix at each frequency is a function of the kernel's: what Fourier layers share.
+    r"""Base of Fourier layers: a convolution whose matrix at each frequency is a function of the kernel's matrix there.
 
-    A stride s folds s x s pixels into channels (an isometry; sizes that s does not divide are filled up with zeros) and acts with
-    stride one on ceil(n / s) pixels; a kernel of k taps then has max(1, k // s) a side, as published. `circular`: the torus is
+    A stride s folds s x s pixels into channels (an isometry; sizes that s does not divide are padded with zeros) and acts with
+    stride one on ceil(n / s) pixels; a kernel of k taps then has max(1, k // s) per side, as published. `circular`: the torus is
     the folded image itself. `zeros`: the torus is larger by the taps less one, the image is padded with zeros, and the result is
-    cut back to the image's place: cutting and filling have norm one, so that what holds on the torus holds for the image.
+    cropped to the image: cropping and padding have norm one, so bounds on the torus hold for the image.
     Raises UserError for sizes below one and unknown padding.
     """
 
@@ -40,21 +40,21 @@ class FourierConv(nn.Module):
         return -(-height // self.stride), -(-width // self.stride)
 
     def torus(self, height: int, width: int) -> tuple[int, int]:
-        """Points of the torus for an input of this size."""
+        """Size of the torus for an input of this size."""
         extra = self.taps - 1 if self.padding_mode == "zeros" else 0
         rows, columns = self.places(height, width)
         return rows + extra, columns + extra
 
     def exact(self, *parameters: Tensor) -> list[Tensor]:
-        """Parameters in the precision they are evaluated in: float64 in eval mode (where the device has it), else float32.
+        """The parameters in the precision of the evaluation: float64 in eval mode (where the device supports it), else float32.
 
-        Training rounds at 1e-7, which suits a gradient; what is certified and attacked is not left to it.
+        Training rounds at 1e-7, which is enough for gradients, but not for certificates and attacks.
         """
         double = not self.training and self.bias.device.type != "mps"
         return [p.double() if double or p.dtype == torch.float64 else p.float() for p in parameters]
 
     def checked(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Height and width of an input, once it and all parameters are seen to fit. Raises Uncertifiable otherwise."""
+        """Height and width of an input, after checks of it and all parameters. Raises Uncertifiable otherwise."""
         for name, parameter in self.named_parameters():
             weights(parameter, name)
         if len(shape) != 3 or shape[0] != self.in_channels:
@@ -71,7 +71,7 @@ class FourierConv(nn.Module):
 def spectrum(
     kernel: Float[Tensor, "outputs inputs height width"], torus: tuple[int, int]
 ) -> Complex[Tensor, "half outputs inputs"]:
-    r"""The kernel's matrix at each frequency of the torus, the tap height // 2, width // 2 at the origin.
+    r"""The kernel's matrix at each frequency of the torus, with the tap (height // 2, width // 2) at the origin.
 
     .. math:: \hat W_{ab} = \sum_{st} W_{st}\, e^{-2 \pi i (a (s - c) / m + b (t - c) / n)}, \qquad b \le n / 2
 
@@ -98,10 +98,10 @@ def multiplied(
     matrices: Complex[Tensor, "half outputs inputs"],
     torus: tuple[int, int],
 ) -> Float[Tensor, "batch outputs rows columns"]:
-    r"""Images on zeros on the torus, each frequency multiplied by its matrix: y = F^-1 M F x.
+    r"""Images padded to the torus, with each frequency multiplied by its matrix: y = F^-1 M F x.
 
-    Gradients of any order. Cost: a transform there and one back; the gradient costs as much again and two products, for the
-    adjoint of a real map is real: F^-1 M* F, without the full complex transform that automatic differentiation would take.
+    Gradients of any order. Cost: two transforms; the gradient costs the same again and two products, as the adjoint of a real
+    map is real: F^-1 M* F, without the full complex transform of automatic differentiation.
     """
     extra = torus[0] - x.shape[-2], torus[1] - x.shape[-1]
     if extra != (0, 0):
@@ -111,7 +111,7 @@ def multiplied(
 
 
 class _Multiply(torch.autograd.Function):
-    """Real images and a matrix for each frequency of the half plane that determines the other half."""
+    """Real images and a matrix for each frequency of the half plane, which determines the other half."""
 
     @staticmethod
     def forward(context: Any, x: Tensor, matrices: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class _Multiply(torch.autograd.Function):
     def backward(context: Any, *slopes: Any) -> Any:
         x, matrices, waves = context.saved_tensors
         slope, size = slopes[0], x.shape[-2:]
-        if torch.is_grad_enabled():  # a gradient of this gradient is wanted: in differentiable steps
+        if torch.is_grad_enabled():  # for second derivatives: in differentiable steps
             along_x = _Multiply.apply(slope, matrices.mH.resolve_conj()) if context.needs_input_grad[0] else None
             along_m = _products(_there(slope), _there(x), size) if context.needs_input_grad[1] else None
             return along_x, along_m
@@ -133,7 +133,7 @@ class _Multiply(torch.autograd.Function):
 
 
 def _products(slopes: Tensor, waves: Tensor, size: torch.Size) -> Tensor:
-    """Gradient of the matrices: each frequency's outer products; all but the columns 0 and n / 2 stand for two."""
+    """Gradient of the matrices: outer products per frequency; all but the columns 0 and n / 2 count twice."""
     rows, columns = size
     count = torch.full((columns // 2 + 1,), 2.0 / (rows * columns), dtype=waves.real.dtype, device=waves.device)
     count[0] /= 2
@@ -155,7 +155,7 @@ def _back(x: Tensor, size: torch.Size) -> Tensor:
 
 
 def delta(outputs: int, inputs: int, taps: int, matrix: Tensor) -> Tensor:
-    """A kernel of zeros but for the matrix at its centre: at every frequency the matrix itself."""
+    """A kernel that is zero except for the matrix at its centre: its matrix at every frequency."""
     kernel = torch.zeros(outputs, inputs, taps, taps)
     kernel[..., taps // 2, taps // 2] = matrix
     return kernel
@@ -164,12 +164,12 @@ def delta(outputs: int, inputs: int, taps: int, matrix: Tensor) -> Tensor:
 def torus_kernel(
     matrices: Complex[Tensor, "half outputs inputs"], torus: tuple[int, int]
 ) -> tuple[Float[Tensor, "outputs inputs rows columns"], Float[Tensor, "outputs inputs"]]:
-    r"""The circular convolution on the torus that multiplies each frequency by its matrix, and a bound of its entries.
+    r"""The circular convolution on the torus that multiplies each frequency by its matrix, and a bound on its entries.
 
     .. math:: K_t = \frac1{mn} \sum_\theta \mathrm{Re}\, M_\theta e^{i \langle \theta, t \rangle}, \qquad
               |K_t| \le E = \frac1{mn} \sum_\theta |\mathrm{Re}\, M_\theta| + |\mathrm{Im}\, M_\theta|
 
-    over all m n frequencies, those past the half plane being conjugates. The sum has 2 m n terms, of cosines known to 20 units
+    over all m n frequencies; those past the half plane are conjugates. The sum has 2 m n terms, with cosines known to 20 units
     of roundoff: each entry errs by at most (2 m n + 25) units of E. Cost: a product of (places x frequencies) and entries.
     """
     rows, columns = torus

@@ -1,4 +1,4 @@
-"""Models for evaluation: each layer in plain operations, its weights computed once."""
+"""Models frozen for evaluation: each layer in plain operations, with its weights computed once."""
 
 import copy
 
@@ -12,7 +12,7 @@ from robustbench_rkhs.layers.lowered import lowered, lowers
 def freeze(model: nn.Module) -> nn.Module:
     """A copy for evaluation with every layer in its `lowered` form; the model itself where no layer has one.
 
-    Thousands of forward passes of an attack then cost what a plain network's do. Certificates look at the model itself.
+    The many forward passes of an attack then cost as much as those of a plain network. Certificates use the model itself.
     """
     if not any(lowers(module) for module in model.modules()):
         return model
@@ -20,7 +20,7 @@ def freeze(model: nn.Module) -> nn.Module:
 
 
 def _freeze(module: nn.Module) -> nn.Module:
-    """The lowered form of a layer that has one; of any other module the children are replaced."""
+    """The lowered form of a layer, if it has one; for any other module, its children are replaced."""
     if lowers(module):
         return lowered(module).eval().requires_grad_(False)
     for name, child in list(module.named_children()):

@@ -1,4 +1,4 @@
-"""Linear residual layers: identity plus a free weight, merged into one before anything is computed or proved."""
+"""Linear residual layers: identity plus a free weight, merged into one matrix for computation and proof."""
 
 import math
 
@@ -23,7 +23,7 @@ from robustbench_rkhs.lipschitz.bounds import spectral, weights
 
 
 class LinearResidual(nn.Module):
-    r"""An affine layer near the identity; nothing bounds it but its own norm.
+    r"""An affine layer near the identity, bounded only by its own norm.
 
     .. math:: y = (I + W) x + b, \qquad L = \lVert I + W \rVert_2 \le 1 + \lVert W \rVert_2
 
@@ -50,7 +50,7 @@ class LinearResidual(nn.Module):
 
 
 class LinearResidualConv(nn.Module):
-    r"""An affine convolution near the identity, of stride one; nothing bounds it but its own norm.
+    r"""An affine convolution near the identity, of stride one, bounded only by its own norm.
 
     .. math:: y = x + W * x + b = (\delta + W) * x + b, \qquad L = \lVert \delta + W \rVert_2
 
@@ -67,7 +67,7 @@ class LinearResidualConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def kernel(self) -> Float[Tensor, "channel channel kernel kernel"]:
-        """The weight with one added where an output reads its own pixel, in float64."""
+        """The weight with one added at the centre, in float64."""
         weight = precise(self.weight)
         identity, at = torch.zeros_like(weight), weight.shape[-1] // 2
         identity[:, :, at, at] = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)

@@ -1,4 +1,4 @@
-"""Each layer in plain operations (linear maps, convolutions, sums, activations) with its weights computed once."""
+"""Lowering: layers as plain operations (linear maps, convolutions, sums, activations) with weights computed once."""
 
 from functools import singledispatch
 
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 @singledispatch
 def lowered(layer: nn.Module) -> nn.Module:
-    """What a layer computes, in plain operations; the layer itself where it is plain already.
+    """A layer as plain operations; the layer itself where it is plain already.
 
-    Evaluation runs this form, relaxations bound it and certificate files hold it: none of them knows the layers that are built
-    on it. A layer states its own form in its own file by `@lowered.register`. Weights are computed in float64 and rounded to the
-    layer's precision, as its forward pass does; they are differentiable in its parameters.
+    Evaluation runs this form, relaxations bound it and certificate files store it, so none of them needs to know our layers.
+    A layer registers its form in its own file by `@lowered.register`. Weights are computed in float64 and rounded to the
+    layer's precision, as in its forward pass; they are differentiable in its parameters.
     """
     return layer
 
@@ -24,7 +24,7 @@ def plain(layer: nn.Module) -> nn.Module:
 
 
 def lowers(layer: nn.Module) -> bool:
-    """Whether the layer has a form in plain operations and runs the code of the type that states it, without hooks."""
+    """Whether the layer has a form in plain operations and runs the code of the type that registered it, without hooks."""
     kind = next((kind for kind in type(layer).__mro__ if kind in lowered.registry and kind is not object), None)
     if kind is None or "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks:
         return False
@@ -32,7 +32,7 @@ def lowers(layer: nn.Module) -> bool:
 
 
 def chain(*parts: nn.Module) -> nn.Module:
-    """The parts one after the other."""
+    """The parts in sequence."""
     return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
 
 
@@ -44,7 +44,7 @@ def linear(weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " output
 
 
 def hold(layer: nn.Module, **values: Tensor | None) -> None:
-    """Give a layer tensors: constants as parameters without gradient, those that are differentiated through as buffers."""
+    """Set a layer's tensors: constants as parameters without gradient, tensors that are differentiated as buffers."""
     for name, value in values.items():
         layer._parameters.pop(name, None)
         if value is None:

@@ -1,4 +1,4 @@
-"""Affine maps of a constrained matrix, dense or frequency by frequency, with an activation after them: shared by their families."""
+"""Base of layers with a constrained matrix, dense or per frequency, and an activation: y = activation(M x + b)."""
 
 import math
 from abc import abstractmethod
@@ -31,10 +31,10 @@ class DenseMap(nn.Module):
 
     @abstractmethod
     def matrix(self) -> Float64[Tensor, "outputs inputs"]:
-        """M, in float64 where the device has it, as it is certified."""
+        """M, in float64 (which is certified) where the device supports it."""
 
     def wide(self, parameter: Tensor) -> Tensor:
-        """A parameter in the precision the matrix is computed in."""
+        """A parameter in the precision in which the matrix is computed."""
         return parameter.to(torch.float32 if parameter.device.type == "mps" else torch.float64)
 
     def forward(self, x: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch outputs"]:
@@ -66,7 +66,7 @@ class FourierMap(FourierConv):
             return activated(self.mapped(x, self.matrices(self.torus(*x.shape[-2:]))), self.activation)
 
     def mapped(self, x: Tensor, matrices: Tensor) -> Tensor:
-        """M x + b, the matrices given."""
+        """M x + b for given matrices."""
         torus, (rows, columns) = self.torus(*x.shape[-2:]), self.places(*x.shape[-2:])
         x = self.folded(x if x.dtype == torch.float64 else x.float())
         y = multiplied(x, matrices.to(x.dtype.to_complex()), torus)[..., :rows, :columns]
@@ -76,7 +76,7 @@ class FourierMap(FourierConv):
 class FourierAffine(nn.Module):
     """M x + b of a Fourier layer: the plain operation. Matrices are computed once per image size; the weights must not change.
 
-    No rule certifies it; certificates look at the layer it comes from.
+    It has no rule; certificates use the layer that it comes from.
     """
 
     def __init__(self, layer: FourierMap) -> None:
@@ -93,7 +93,7 @@ class FourierAffine(nn.Module):
 
 
 def dense_bound(module: DenseMap, shape: tuple[int, ...]) -> Bound:
-    """The norm of the matrix as evaluated in float64 from the stored parameters; each family registers it for itself."""
+    """The norm of the matrix as evaluated in float64 from the stored parameters; each family registers its own."""
     for name, parameter in module.named_parameters():
         weights(parameter, name)
     if shape != (module.in_features,):
@@ -131,7 +131,7 @@ def _(module: DenseMap, inputs: int, outputs: int) -> tuple[int, int]:
 
 @fan.register
 def _(module: FourierMap, inputs: int, outputs: int) -> tuple[int, int]:
-    """Two transforms and a product, each a sum of no more than all there is on the torus."""
+    """Two transforms and a product, each with sums over at most the whole torus."""
     both = 4 * (inputs + outputs + module.folded_channels * module.taps**2 * module.stride**2)
     return both, both
 
@@ -139,6 +139,6 @@ def _(module: FourierMap, inputs: int, outputs: int) -> tuple[int, int]:
 @constants.register(DenseMap)
 @constants.register(FourierMap)
 def _(module: DenseMap | FourierMap, shape: tuple[int, ...]) -> float:
-    """The bias once for each place it is added at, negative parts included."""
+    """The bias once for each position where it is added, negative parts included."""
     copies = 1 if isinstance(module, DenseMap) else math.prod(module.places(*shape[-2:]))
     return float(math.sqrt(copies) * module.bias.double().norm().item())

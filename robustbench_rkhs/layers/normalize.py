@@ -1,4 +1,4 @@
-"""The normalisation of pixels, as a model's own first layer."""
+"""The normalisation of pixels, as the first layer of a model."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ class Normalize(nn.Module):
     .. math:: y_c = (x_c - \mu_c) / \sigma_c, \qquad L = 1 / \min_c \sigma_c
 
     Units: pixels of [0, 1] in, standard deviations out. Cost: two operations per pixel.
-    Raises UserError where the two have different lengths, or a number is not finite, or a deviation is not above zero.
+    Raises UserError where mean and std have different lengths, a number is not finite, or a deviation is not above zero.
     """
 
     mean: Tensor
@@ -27,7 +27,7 @@ class Normalize(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         if not len(mean) == len(std) >= 1:
-            raise UserError(f"Normalize: expected one mean and std a channel, found {len(mean)} and {len(std)}")
+            raise UserError(f"Normalize: expected one mean and std per channel, found {len(mean)} and {len(std)}")
         if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
             raise UserError(f"Normalize: expected finite means and std above 0, found {tuple(mean)} and {tuple(std)}")
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))

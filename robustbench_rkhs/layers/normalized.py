@@ -1,4 +1,4 @@
-"""A last layer whose rows have length one."""
+"""A last layer with rows of length one."""
 
 import torch
 from jaxtyping import Float
@@ -13,13 +13,13 @@ from robustbench_rkhs.runtime.precision import without_autocast
 
 
 class LinearNormalized(nn.Module):
-    r"""Each logit is 1-Lipschitz; all of them together need not be.
+    r"""A last layer with 1-Lipschitz logits; all logits together need not be 1-Lipschitz.
 
     .. math:: y_k = \frac{w_k^\top x}{\lVert w_k \rVert_2} + b_k, \qquad 1 \le L \le \sqrt{\mathrm{classes}}, \qquad
               L_{yj} = \lVert \hat w_y - \hat w_j \rVert_2 \le 2
 
-    Being affine, it is certified pair by pair (`lipschitz.pairs`), which is what it is for; its own bound is its exact norm.
-    A row of zeros stays zero. Evaluated in float64, as it is certified. Cost: one product.
+    As it is affine, each pair of classes gets its own bound (`bounds.pairs`), which is its purpose; its own bound is its exact
+    norm. A row of zeros stays zero. Evaluated in float64, which is certified. Cost: one product.
     Source: Singla et al., ICLR 2022 (last-layer normalisation).
     """
 

@@ -14,7 +14,7 @@ from robustbench_rkhs.lipschitz import rule
 
 
 def started(rows: int, columns: int) -> Tensor:
-    """A free matrix whose Cayley transform is near the identity (square), else near zeros on an isometry."""
+    """A free matrix whose Cayley transform is near the identity (square), else near an isometry padded with zeros."""
     upper = torch.randn(columns, columns) * (0.02 / math.sqrt(columns))
     lower = torch.empty(rows - columns, columns)
     if lower.numel():
@@ -27,7 +27,7 @@ class Orthogonal(DenseMap):
 
     .. math:: y = \sigma(Q x + b), \qquad Q = \mathrm{Cayley}(\alpha W / \lVert W \rVert_F)
 
-    Claimed is the norm of Q as evaluated in float64 from the stored parameters. Square layers start near the identity.
+    The certified bound is the norm of Q as evaluated in float64 from the stored parameters. Square layers start near the identity.
     Cost: an inverse of order min(in, out) at each forward pass. Source: Trockman & Kolter, ICLR 2021.
     """
 
@@ -47,8 +47,8 @@ class OrthogonalConv(FourierMap):
     .. math:: \hat y_\theta = Q_\theta \hat x_\theta + b, \qquad
               Q_\theta = \mathrm{Cayley}\Big(\frac{\alpha}{\lVert W \rVert_F} \sum_t W_t e^{-i \langle \theta, t \rangle}\Big)
 
-    Strides fold pixels into channels. Claimed is the largest norm over the frequencies, in float64. Square layers start near
-    the identity. Cost: two Fourier transforms, and an inverse of order min(s^2 in, out) for each of m (n / 2 + 1) frequencies.
+    Strides fold pixels into channels. The certified bound is the largest norm over the frequencies, in float64. Square layers start
+    near the identity. Cost: two Fourier transforms, and an inverse of order min(s^2 in, out) for each of m (n / 2 + 1) frequencies.
     Source: Trockman & Kolter, ICLR 2021.
     """
 

@@ -4,7 +4,7 @@ Proof of the bound, with s >= ||U||^2. At any two points relu(u) - relu(v) = J (
 
 .. math:: y - y' = M (x - x'), \qquad M = I - 2 U J U^\top
 
-M is symmetric, and 0 <= U J U^T <= U U^T <= s I: its eigenvalues lie in [1 - 2 s, 1], and ||M|| <= max(1, 2 s - 1). With
+M is symmetric, and 0 <= U J U^T <= U U^T <= s I, so its eigenvalues lie in [1 - 2 s, 1], and ||M|| <= max(1, 2 s - 1). With
 U = W T^(-1/2), s is the smallest number with s T >= W^T W. For convolutions U^T is a convolution and U its exact transpose,
 under either padding; on the unbounded grid T is the same at every pixel, so s comes from the rescaled kernel's norm.
 """
@@ -35,7 +35,7 @@ from robustbench_rkhs.lipschitz.bounds import spectral, upwards, weights
 from robustbench_rkhs.runtime.precision import without_autocast
 
 SHORTEST = 1e-30
-"""Hidden units whose sqrt(T) is shorter count as zero: b / sqrt(T) would leave float32."""
+"""Hidden units with a smaller sqrt(T) count as zero: b / sqrt(T) would overflow float32."""
 
 
 class Factor(nn.Module):
@@ -53,7 +53,7 @@ class Factor(nn.Module):
         raise NotImplementedError
 
     def factor(self) -> tuple[Float[Tensor, "inner *inputs"], Float[Tensor, " inner"]]:
-        """U^T and c in float64. Nothing of W^T relu is lost: T^-1 relu(u) = T^(-1/2) relu(T^(-1/2) u)."""
+        """U^T and c in float64. This form is exact: T^-1 relu(u) = T^(-1/2) relu(T^(-1/2) u)."""
         with without_autocast(self.weight):
             weight, peak = unit_peak(precise(self.weight))
             squares = self.squares(weight)
@@ -62,7 +62,7 @@ class Factor(nn.Module):
 
 
 class Reflection(Factor):
-    """A dense one: U^T is (inner, features)."""
+    """The dense layer: U^T is (inner, features)."""
 
     def __init__(self, features: int, inner: int) -> None:
         checked(type(self).__name__, "zeros", features=features, inner=inner)
@@ -77,7 +77,7 @@ class Reflection(Factor):
 
 
 class ReflectionConv(Factor):
-    """A convolutional one, of stride one: U^T is (inner, channels, kernel, kernel)."""
+    """The convolutional layer, of stride one: U^T is (inner, channels, kernel, kernel)."""
 
     def __init__(self, channels: int, inner: int, kernel: int = 3, padding_mode: Padding = "circular") -> None:
         checked(type(self).__name__, padding_mode, channels=channels, inner=inner, kernel=kernel)
@@ -96,7 +96,7 @@ class ReflectionConv(Factor):
 class Reflected(nn.Module):
     """x - 2 U relu(U^T x + c) with given U, dense or (with a padding mode) a convolution: the plain operation.
 
-    No rule certifies it; certificates look at the layer it comes from.
+    It has no rule; certificates use the layer that it comes from.
     """
 
     u: Tensor
@@ -173,7 +173,7 @@ def _factor(module: Factor) -> Tensor:
 
 
 def _fan(module: Reflection, inputs: int, outputs: int) -> tuple[int, int]:
-    """Two products, one after the other."""
+    """Two successive products."""
     return (sum(module.weight.shape),) * 2
 
 
@@ -182,12 +182,12 @@ def _fan_conv(module: ReflectionConv, inputs: int, outputs: int) -> tuple[int, i
 
 
 def _constants(module: Reflection, shape: tuple[int, ...]) -> float:
-    """The negative part of the bias shows nowhere at zero, and is added all the same."""
+    """The negative part of the bias is cut off at zero, but is still added."""
     u, shift = module.factor()
     return float(2 * math.sqrt(math.prod(shape[:-1])) * max(1.0, u.norm().item()) * shift.norm().item())
 
 
 def _constants_conv(module: ReflectionConv, shape: tuple[int, ...]) -> float:
-    """As for a dense layer; taps add up to at most sqrt(their number) times the kernel's length."""
+    """As for a dense layer; the taps sum to at most sqrt(their number) times the kernel's length."""
     u, shift = module.factor()
     return float(2 * math.sqrt(math.prod(shape[1:])) * max(1.0, u.shape[-1] * u.norm().item()) * shift.norm().item())

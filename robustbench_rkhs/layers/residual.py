@@ -7,7 +7,7 @@ from robustbench_rkhs.lipschitz import Bound, Uncertifiable, branches, rule
 
 
 class Residual(nn.Module):
-    r"""The sum of two branches of the same image.
+    r"""The sum of two branches on the same input.
 
     .. math:: y = b(x) + s(x), \qquad \mathrm{Lip}(y) \le \mathrm{Lip}(b) + \mathrm{Lip}(s)
 
@@ -30,4 +30,4 @@ def _(module: Residual) -> list[nn.Module]:
 
 @rule.register
 def _(module: Residual, shape: tuple[int, ...]) -> Bound:
-    raise Uncertifiable("its bound is that of its branches, taken apart by `bounds`")
+    raise Uncertifiable("its bound is computed from its branches, by `bounds`")

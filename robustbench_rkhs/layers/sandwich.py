@@ -1,4 +1,4 @@
-"""Sandwich layers: norm at most one by construction, and checked afterwards on the matrices they evaluate to."""
+"""Sandwich layers: norm at most one by construction, and proved on the evaluated matrices."""
 
 import math
 
@@ -37,10 +37,9 @@ class _Cayley(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_features))
 
     def matrices(self) -> tuple[Float[Tensor, "outputs outputs"], Float[Tensor, "outputs inputs"]]:
-        """A and B, computed at every call and in float64 where the device has it, as they are certified.
+        """A and B, computed at every call, in float64 (which is certified) where the device supports it.
 
-        In float32 large weights lose the orthogonality: at alpha = 1e4 the norm came out as 2. A weight of zeros counts as
-        zeros.
+        In float32, large weights lose the orthogonality: at alpha = 1e4 the norm was 2. A weight of zeros counts as zeros.
         """
         weight = self.weight.to(torch.float32 if self.weight.device.type == "mps" else torch.float64)
         with without_autocast(weight):
@@ -65,11 +64,11 @@ class Sandwich(_Cayley):
               A A^\top + B B^\top = I, \quad \Psi = \mathrm{diag}(e^\psi)
 
     A and B are the blocks of the Cayley transform of alpha W / ||W||_F. As relu(t u) = t relu(u) for t > 0, it is
-    evaluated as sqrt2 A^T relu(sqrt2 B x + Psi b), which no psi can make divide by zero. The start is an orthogonal
-    layer followed by ReLU (the identity, where sizes agree), so that gradients survive depth.
-    What is claimed is the a-posteriori bound ||[A B]||_2^2 of the matrices as evaluated in float64 from the stored
-    parameters, for the network in real arithmetic; evaluation in float32 adds rounding errors of the order of 1e-6.
-    Cost: a solve of order `out_features` at each forward pass. Source: Wang & Manchester, ICML 2023.
+    evaluated as sqrt2 A^T relu(sqrt2 B x + Psi b), which never divides by zero. Initialised as an orthogonal
+    layer followed by ReLU (the identity, where sizes agree), so that gradients do not vanish in deep networks.
+    The certified bound is ||[A B]||_2^2 of the matrices as evaluated in float64 from the stored parameters, for the network
+    in real arithmetic; evaluation in float32 adds rounding errors of the order of 1e-6.
+    Cost: a solve of order `out_features` per forward pass. Source: Wang & Manchester, ICML 2023.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -84,12 +83,12 @@ class Sandwich(_Cayley):
 
 
 class SandwichLinear(_Cayley):
-    r"""An affine layer of norm at most one; every such matrix is reached.
+    r"""An affine layer of norm at most one; it can represent every such matrix.
 
     .. math:: y = 2 A^\top B x + b, \qquad A A^\top + B B^\top = I
 
-    Claimed is the exact norm of 2 A^T B as evaluated in float64 from the stored parameters.
-    Cost: a solve of order `out_features` at each forward pass. Source: Wang & Manchester, ICML 2023, Proposition 3.3.
+    The certified bound is the exact norm of 2 A^T B as evaluated in float64 from the stored parameters.
+    Cost: a solve of order `out_features` per forward pass. Source: Wang & Manchester, ICML 2023, Proposition 3.3.
     """
 
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
@@ -100,7 +99,7 @@ class SandwichLinear(_Cayley):
 class Sandwiched(nn.Module):
     """sqrt2 A^T relu(sqrt2 B x + shift) with given matrices: the plain operation.
 
-    No rule certifies it; certificates look at the layer it comes from.
+    It has no rule; certificates use the layer that it comes from.
     """
 
     a: Tensor
@@ -162,12 +161,12 @@ def _(module: SandwichLinear, shape: tuple[int, ...]) -> Bound:
 
 
 affine.register(SandwichLinear, lambda module: True)
-fan.register(Sandwich, lambda module, inputs, outputs: (inputs + outputs,) * 2)  # two products, one after the other
+fan.register(Sandwich, lambda module, inputs, outputs: (inputs + outputs,) * 2)  # two successive products
 
 
 @constants.register
 def _(module: Sandwich, shape: tuple[int, ...]) -> float:
-    """The negative part of the bias shows nowhere at zero, and is added all the same."""
+    """The negative part of the bias is cut off at zero, but is still added."""
     copies = math.sqrt(math.prod(shape[:-1]))
     a, _ = module.matrices()
     return float(2 * copies * max(1.0, a.norm().item()) * (module.psi.exp() * module.bias).norm().item())

@@ -1,4 +1,4 @@
-"""Sandwich convolutions: norm at most one by construction at each frequency, checked afterwards on the matrices."""
+"""Sandwich convolutions: norm at most one by construction at each frequency, and proved on the evaluated matrices."""
 
 import math
 
@@ -18,7 +18,7 @@ from robustbench_rkhs.runtime.precision import without_autocast
 
 
 def started(inputs: int, outputs: int, taps: int) -> Tensor:
-    """A free kernel of (outputs + inputs, outputs): at each frequency near an orthogonal layer, the identity where sizes agree."""
+    """A free kernel of (outputs + inputs, outputs), at each frequency near an orthogonal layer (the identity where sizes agree)."""
     lower = torch.empty(inputs, outputs)
     nn.init.orthogonal_(lower)
     if inputs == outputs:  # relu after relu is relu: deep stacks pass their gradient through
@@ -33,10 +33,10 @@ class SandwichConv(FourierConv):
     .. math:: y = \sqrt2 A^* \Psi\, \mathrm{relu}\big(\sqrt2\, \Psi^{-1} B x + b\big), \qquad
               A_\theta A_\theta^* + B_\theta B_\theta^* = I \text{ at each frequency } \theta
 
-    [A B]* is the Cayley transform of alpha / ||W||_F times the kernel's spectrum, Psi = diag(e^psi) a number per channel. As
+    [A B]* is the Cayley transform of alpha / ||W||_F times the kernel's spectrum, Psi = diag(e^psi) one number per channel. As
     relu(t u) = t relu(u) for t > 0 it is evaluated as sqrt2 A* relu(sqrt2 B x + Psi b). Strides fold pixels into channels;
-    `zeros` keeps the hidden image on the whole torus. The start is the identity followed by ReLU, where sizes agree, so that
-    gradients survive depth. Claimed is max_theta ||[A B]||^2 in float64 from the stored parameters.
+    `zeros` keeps the hidden image on the whole torus. Initialised as the identity followed by ReLU, where sizes agree, so that
+    gradients do not vanish in deep networks. The certified bound is max_theta ||[A B]||^2 in float64 from the stored parameters.
     Cost: four Fourier transforms, and an inverse of order `out` for each of m (n / 2 + 1) frequencies.
     Source: Wang & Manchester, ICML 2023.
     """
@@ -63,7 +63,7 @@ class SandwichConv(FourierConv):
             return self.mapped(x, *self.matrices(self.torus(*x.shape[-2:])))
 
     def mapped(self, x: Tensor, outer: Tensor, inner: Tensor) -> Tensor:
-        """The layer, its matrices given."""
+        """The layer with given matrices."""
         torus, (rows, columns) = self.torus(*x.shape[-2:]), self.places(*x.shape[-2:])
         x = self.folded(x if x.dtype == torch.float64 else x.float())
         kind, shift = x.dtype.to_complex(), (self.psi.exp() * self.bias).to(x.dtype)[:, None, None]
@@ -75,7 +75,7 @@ class SandwichConv(FourierConv):
 class FourierSandwich(nn.Module):
     """A Sandwich convolution as a plain operation. Matrices are computed once per image size; the weights must not change.
 
-    No rule certifies it; certificates look at the layer it comes from.
+    It has no rule; certificates use the layer that it comes from.
     """
 
     def __init__(self, layer: SandwichConv) -> None:
@@ -94,12 +94,12 @@ class FourierSandwich(nn.Module):
 
 
 class SandwichConvLinear(FourierMap):
-    r"""An affine convolution of norm at most one; at each frequency every such matrix is reached.
+    r"""An affine convolution of norm at most one; at each frequency it can represent every such matrix.
 
     .. math:: \hat y_\theta = 2 A_\theta^* B_\theta\, \hat x_\theta + b, \qquad A_\theta A_\theta^* + B_\theta B_\theta^* = I
 
-    Claimed is the largest norm of 2 A* B over the frequencies, in float64. Cost: two Fourier transforms, an inverse and a product
-    of order `out` for each frequency. Source: Wang & Manchester, ICML 2023, Proposition 3.3.
+    The certified bound is the largest norm of 2 A* B over the frequencies, in float64. Cost: two Fourier transforms, an inverse and
+    a product of order `out` per frequency. Source: Wang & Manchester, ICML 2023, Proposition 3.3.
     """
 
     def __init__(
@@ -122,8 +122,8 @@ def _(layer: SandwichConv) -> nn.Module:
 
 @rule.register
 def _(module: SandwichConv, shape: tuple[int, ...]) -> Bound:
-    """At each frequency the slope is 2 A* J B with 0 <= J <= I on the torus: its norm is at most ||[A B]||^2, the largest over the
-    frequencies, since the blocks of A and B on the torus are diagonal in frequency and J acts between them."""
+    """The slope is 2 A* J B with 0 <= J <= I on the torus: its norm is at most the largest ||[A B]||^2 over the
+    frequencies, since A and B on the torus are block diagonal in frequency and J acts between them."""
     height, width = module.checked(shape)
     outer, inner = module.matrices(module.torus(height, width))
     weights(module.psi.exp() * module.bias, "scaled bias")
@@ -136,14 +136,14 @@ def _(module: SandwichConv, shape: tuple[int, ...]) -> Bound:
 
 @fan.register
 def _(module: SandwichConv, inputs: int, outputs: int) -> tuple[int, int]:
-    """Four transforms and two products, each a sum of no more than all there is on the torus."""
+    """Four transforms and two products, each with sums over at most the whole torus."""
     both = 8 * (inputs + outputs + module.folded_channels * module.taps**2 * module.stride**2)
     return both, both
 
 
 @constants.register
 def _(module: SandwichConv, shape: tuple[int, ...]) -> float:
-    """The bias at each point of the torus, also where the ReLU hides it."""
+    """The bias at each point of the torus, also where the ReLU cuts it off."""
     points = math.prod(module.torus(*shape[-2:]))
     outer, _ = module.matrices(module.torus(*shape[-2:]))
     return float(2 * math.sqrt(points) * max(1.0, spectral(outer)) * (module.psi.exp() * module.bias).norm().item())

@@ -1,4 +1,4 @@
-"""Scales: what makes a 1-Lipschitz network gamma-Lipschitz."""
+"""Scaling layers, which make a 1-Lipschitz network gamma-Lipschitz."""
 
 import math
 
@@ -31,9 +31,9 @@ class Scale(nn.Module):
 
 
 class LearnableScale(nn.Module):
-    r"""y = value x with a learnt value, kept by its logarithm: it stays positive, whatever the step.
+    r"""y = value x with a learnt value, stored as its logarithm so that it stays positive.
 
-    sqrt(gamma) at two places of a 1-Lipschitz network makes a learnt gamma. The bound is that of the value as stored.
+    sqrt(gamma) at two places of a 1-Lipschitz network gives a learnt gamma. The bound is that of the stored value.
     Raises UserError where the first value is not a positive number.
     """
 

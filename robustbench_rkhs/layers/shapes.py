@@ -24,7 +24,7 @@ class _Sized(nn.Module):
 
 
 class SpaceToDepth(_Sized):
-    """Each block of size x size pixels as channels of one pixel: an isometry. Sizes are padded with zeros at the end."""
+    """Space to depth: each block of size x size pixels as channels of one pixel, an isometry. Images are zero-padded at the end."""
 
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch deep rows columns"]:
         return functional.pixel_unshuffle(divisible(x, self.size), self.size)
@@ -35,7 +35,7 @@ class ScaledAveragePool(_Sized):
 
     .. math:: y_w = \frac1{\mathrm{size}} \sum_{p \in w} x_p
 
-    Windows do not overlap; sizes that are no multiple are padded with zeros at the end.
+    Windows do not overlap; images are padded with zeros at the end to a multiple of the size.
     """
 
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch channel rows columns"]:
@@ -43,7 +43,7 @@ class ScaledAveragePool(_Sized):
 
 
 class PadChannels(_Sized):
-    """Channels (or features) of zeros appended, up to a number: an isometry. Raises UserError where there are more."""
+    """Zero channels (or features) appended up to `size`: an isometry. Raises UserError where there are more already."""
 
     def forward(self, x: Float[Tensor, "batch channel *image"]) -> Float[Tensor, "batch channels *image"]:
         if x.shape[1] > self.size:
@@ -52,7 +52,7 @@ class PadChannels(_Sized):
 
 
 class FirstFeatures(_Sized):
-    """The first channels (or features) alone: norm one. Raises UserError where there are fewer."""
+    """Only the first channels (or features): norm one. Raises UserError where there are fewer."""
 
     def forward(self, x: Float[Tensor, "batch feature *image"]) -> Float[Tensor, "batch features *image"]:
         if x.shape[1] < self.size:

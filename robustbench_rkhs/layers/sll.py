@@ -17,9 +17,9 @@ class SLL(Reflection):
 
     .. math:: y = x - 2 W T^{-1} \mathrm{relu}(W^\top x + b), \qquad T_{ii} = \sum_j |W^\top W|_{ij}\, q_j / q_i
 
-    2 |x_i x_j| <= x_i^2 q_j / q_i + x_j^2 q_i / q_j gives W^T W <= T, hence the bound (layers/reflection.py). The same q
-    divides as multiplies, as q = exp(log_q): a division by |q| + 1e-6, as first published, has slope 201 at q = 1e-8.
-    What is claimed is max(1, 2 s - 1), s the norm^2 of W T^(-1/2) as evaluated in float64. Columns shorter than 1e-30 count
+    2 |x_i x_j| <= x_i^2 q_j / q_i + x_j^2 q_i / q_j gives W^T W <= T, hence the bound (layers/reflection.py). The same
+    q = exp(log_q) divides and multiplies: a division by |q| + 1e-6, as first published, has slope 201 at q = 1e-8.
+    The certified bound is max(1, 2 s - 1), s the norm^2 of W T^(-1/2) as evaluated in float64. Columns shorter than 1e-30 count
     as zero. Units: those of x. Cost: a product of order inner^2 features beside the two of the layer.
     Source: Araujo et al., ICLR 2023, with their correction of October 2023.
     """
@@ -39,7 +39,7 @@ class SLLConv(ReflectionConv):
     .. math:: T_{ii} = \sum_{j, d} |(W \star W)_{ij}(d)|\, q_j / q_i
 
     over inner channels and shifts; the same at every pixel. Any kernel, either padding; sizes stay. A circular kernel that
-    would wrap more than once is refused when it meets the image. Source: as `SLL`.
+    would wrap more than once raises in the forward pass. Source: as `SLL`.
     """
 
     def __init__(self, channels: int, inner: int, kernel: int = 3, padding_mode: Padding = "circular") -> None:

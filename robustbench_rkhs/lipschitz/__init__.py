@@ -1,6 +1,6 @@
-"""Proven Lipschitz bounds of one layer, by type; what is not proved is refused by name."""
+"""Proven Lipschitz bounds of single layers, by type; a layer without a rule is refused by name."""
 
-from robustbench_rkhs.lipschitz import activations as activations  # these add their rules
+from robustbench_rkhs.lipschitz import activations as activations  # these register their rules
 from robustbench_rkhs.lipschitz import convolution as convolution
 from robustbench_rkhs.lipschitz import normalizations as normalizations
 from robustbench_rkhs.lipschitz import pools as pools

@@ -1,4 +1,4 @@
-"""Elementwise activations: the interval their slopes lie in, and the rules of those that `bounds` has none for."""
+"""Elementwise activations: the interval of their slopes, and the rules of those without one in `bounds`."""
 
 import math
 from functools import singledispatch
@@ -22,12 +22,12 @@ slope there is s (1 + x (1 - s)) = x / 4 + 1 / 2. The slope at -x is one less th
 SELU_SCALE, SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
 
 SMALLEST_THRESHOLD = 20.0
-"""nn.Softplus jumps by log(1 + e^-threshold) / beta where it turns into the identity: a rounding error from here on."""
+"""nn.Softplus jumps by log(1 + e^-threshold) / beta where it becomes the identity: from this threshold on, a rounding error."""
 
 
 @singledispatch
 def slopes(module: nn.Module) -> tuple[float, float] | None:
-    """An interval that holds every slope of an elementwise activation, rounded outwards; None of any other layer.
+    """An interval that contains every slope of an elementwise activation, rounded outwards; None for any other layer.
 
     Raises Uncertifiable where its options leave it without one.
     """
@@ -141,7 +141,7 @@ for _kind in _NEW:
 
 @constants.register
 def _(module: nn.CELU, shape: tuple[int, ...]) -> float:
-    """alpha (exp(x / alpha) - 1) rounds at the size of alpha."""
+    """The rounding of alpha (exp(x / alpha) - 1) is relative to alpha."""
     return abs(module.alpha) * math.sqrt(math.prod(shape))
 
 
@@ -153,13 +153,13 @@ def _(module: nn.SELU, shape: tuple[int, ...]) -> float:
 @constants.register(nn.Hardtanh)
 @constants.register(nn.ReLU6)
 def _(module: nn.Hardtanh, shape: tuple[int, ...]) -> float:
-    """What it cuts at is exact; twice those limits is more than enough."""
+    """The limits at which it clips are exact; twice their size is more than enough."""
     return 2 * max(abs(module.min_val), abs(module.max_val), 0.0) * math.sqrt(math.prod(shape))
 
 
 @constants.register
 def _(module: nn.Softplus, shape: tuple[int, ...]) -> float:
-    """log 2 / beta at zero, and the jump at its threshold as a rounding error: a constant that rounds by as much."""
+    """log 2 / beta at zero, and the jump at its threshold, which counts as the rounding error of a constant."""
     jump = math.log1p(math.exp(-module.threshold)) / module.beta
     return (1 / module.beta + jump / (16 * UNIT)) * math.sqrt(math.prod(shape))
 

@@ -14,16 +14,16 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.modes import advice
 
 SLACK = 1e-9
-"""Relative allowance for the rounding of a matrix whose entries were computed in float64, which is orders of magnitude
-below."""
+"""Relative allowance for the rounding of a matrix whose entries were computed in float64; orders of magnitude more than
+needed."""
 ROUND = 1e-15
 """Relative slack of a few float64 operations (four units in the last place)."""
 TINY = 1e-290
-"""No bound of anything but an exact zero is smaller, so that underflow cannot turn a small slope into none."""
+"""The smallest nonzero bound, so that underflow cannot turn a small slope into zero."""
 
 
 class Uncertifiable(UserError):
-    """Nothing is proved about this module, so nothing is claimed. Names the module, and what there is no rule for."""
+    """Raised where nothing is proved about a module. Names the module and the reason."""
 
 
 class Bound(NamedTuple):
@@ -34,16 +34,15 @@ class Bound(NamedTuple):
     shape: tuple[int, ...]
     """Output shape without the batch dimension."""
     method: str = ""
-    """Which proof gave the smallest value: `dense`, `torus`, `schur`, `reshaped`, `slope`; empty where its rule has but one."""
+    """The proof that gave the smallest value: `dense`, `torus`, `schur`, `reshaped`, `slope`; empty if its rule has only one."""
 
 
 @singledispatch
 def rule(module: nn.Module, shape: tuple[int, ...]) -> Bound:
-    """The bound of one layer by type; a layer adds its own in its own file: `@rule.register`.
+    """The bound of one layer by type; a layer registers its rule in its own file: `@rule.register`.
 
-    A rule is only called through `upper`, which hands it a float64 copy on the CPU, free of hooks and of overridden
-    methods. It reads the weights as they are now, rounds upwards, and raises Uncertifiable(why) for what it has no
-    proof for.
+    A rule is only called through `upper`, which passes it a float64 copy on the CPU without hooks or overridden
+    methods. It reads the current weights, rounds upwards, and raises Uncertifiable(why) where it has no proof.
     """
     raise Uncertifiable("no rule for this type of layer")
 
@@ -58,8 +57,8 @@ def spectral(matrices: Inexact[Tensor, "*batch rows columns"], slack: float = SL
     """Proven upper bound of the largest l2 operator norm of a batch of finite float64 or complex128 matrices.
 
     `verified_norm.norm`: guessed by an eigenvalue solver, proved by Cholesky factorisations, in the rounding analysis of
-    `verified_norm.proves`. Slack: a relative allowance on top for the rounding of the entries, where they were computed; zero for
-    weights as they are. Cost: a Gram product and a factorisation a matrix, and the eigenvalues of a few.
+    `verified_norm.proves`. Slack: an additional relative allowance for the rounding of computed entries; zero for
+    weights as they are. Cost: a Gram product and a factorisation per matrix, and the eigenvalues of a few.
     """
     value = verified_norm.norm(matrices)
     return upwards(value, max(slack, ROUND)) if value else 0.0
@@ -81,7 +80,7 @@ def product(values: list[float]) -> float:
 
 
 def weights(tensor: Tensor, name: str) -> Tensor:
-    """The tensor as it is now, in float64 on the CPU. Raises Uncertifiable where it is not real and finite."""
+    """The current value of the tensor, in float64 on the CPU. Raises Uncertifiable where it is not real and finite."""
     if not tensor.is_floating_point():
         raise Uncertifiable(f"expected a real floating-point {name}, found {tensor.dtype}")
     values = tensor.detach().to("cpu", torch.float64)
@@ -142,7 +141,7 @@ def _(module: nn.Flatten, shape: tuple[int, ...]) -> Bound:
     dimensions = len(shape) + 1
     first, last = (dim + dimensions if dim < 0 else dim for dim in (module.start_dim, module.end_dim))
     if not 1 <= first <= last < dimensions:
-        raise Uncertifiable(f"flattening dimensions {module.start_dim} to {module.end_dim} of (batch, *{shape}) is no rule's")
+        raise Uncertifiable(f"no rule for flattening dimensions {module.start_dim} to {module.end_dim} of (batch, *{shape})")
     return Bound(1.0, (*shape[: first - 1], math.prod(shape[first - 1 : last]), *shape[last:]))
 
 

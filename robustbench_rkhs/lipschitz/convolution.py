@@ -1,4 +1,4 @@
-"""Proven norms of convolutions: the circular operator on a torus that holds them, frequency by frequency."""
+"""Proven norms of convolutions: frequency by frequency, by circular convolution on a torus that contains the image."""
 
 import math
 from functools import lru_cache
@@ -13,9 +13,9 @@ from robustbench_rkhs.lipschitz.bounds import ROUND, Bound, Uncertifiable, affin
 from robustbench_rkhs.runtime.clock import ask
 
 CHUNK = 2**21
-"""Complex numbers held at once: 32 MiB."""
+"""Most complex numbers in memory at once: 32 MiB."""
 DENSE_SIDE, DENSE_SIZE = 1024, 2**22
-"""A zero-padded convolution is written out as a matrix where its smaller side and its size are at most these."""
+"""A zero-padded convolution is written as a matrix if its smaller side and its size are at most these."""
 
 
 class Axis(NamedTuple):
@@ -33,23 +33,23 @@ class Axis(NamedTuple):
 
     @property
     def reach(self) -> int:
-        """Points from the first to the last tap, both included."""
+        """Distance from the first to the last tap, both included."""
         return self.dilation * (self.kernel - 1) + 1
 
     @property
     def outputs(self) -> int:
-        """Points of the output; below one where the kernel does not fit."""
+        """Size of the output; below one where the kernel does not fit."""
         return (self.size + self.before + self.after - self.reach) // self.stride + 1
 
     def torus(self) -> tuple[int, int, int]:
-        """(points, phases, repeats): a torus on which this axis is part of the circular convolution.
+        """(points, phases, repeats): a torus on which this axis is a part of the circular convolution.
 
         Phases: stride s becomes stride 1 on blocks of s points (space to depth, an isometry). With N blocks of image,
         the outputs that read any of it start at blocks first..last and read up to last + r - 1, where r is the reach
         in blocks. On a torus of at least N - first and last + r points no block outside the image wraps onto it, and
-        with last - first + 1 points no two outputs coincide: rows and columns of the circular operator, hence no
-        larger norm. Repeats: how often circular padding computes one output again (each repeat adds its square). A
-        circular image that s does not divide keeps every stride-1 output, of which the strided ones are a part.
+        with last - first + 1 points no two outputs coincide: the operator consists of rows and columns of the circular one,
+        so its norm is no larger. Repeats: how often circular padding computes one output again (each repeat adds its square).
+        For a circular image that s does not divide, every stride-1 output is kept; the strided ones are among them.
         """
         if self.circular:
             if self.size % self.stride:
@@ -65,7 +65,7 @@ class Axis(NamedTuple):
 
 
 Kernel = Float[Tensor, "groups outputs inputs height width"]
-"""The weights of a convolution, its groups apart. Groups act on separate channels: the largest norm counts, not the product."""
+"""The weights of a convolution by group. Groups act on separate channels: the norm is the largest of theirs."""
 
 
 def operator_norm(weight: Kernel, axes: tuple[Axis, Axis]) -> float:
@@ -74,12 +74,12 @@ def operator_norm(weight: Kernel, axes: tuple[Axis, Axis]) -> float:
 
 
 def operator_bound(weight: Kernel, axes: tuple[Axis, Axis]) -> tuple[float, str]:
-    r"""Smallest proven upper bound of max ||conv(x)||_2 / ||x||_2 of a float64 kernel, and which it was; the bias plays no part.
+    r"""Smallest proven upper bound of max ||conv(x)||_2 / ||x||_2 for a float64 kernel without bias, and its method.
 
     `dense`: the norm of the zero-padded operator itself, where its matrix is small; exact. Otherwise the smallest of `torus`
     (exact for circular padding whose stride divides the image), `reshaped` (exact where no two windows overlap) and `schur`;
     `gramian`: where that is more than 1 % too large and the image small, the Gram matrix of the operator itself, within 1 %.
-    Costs: see each; the cheap ones run first.
+    Cost: see each function; the cheap ones run first.
     """
     if not weight.any():
         return 0.0, "dense"
@@ -101,7 +101,7 @@ def operator_bound(weight: Kernel, axes: tuple[Axis, Axis]) -> tuple[float, str]
 
 
 def operator_matrix(weight: Kernel, axes: tuple[Axis, Axis]) -> Float[Tensor, "groups rows columns"]:
-    """The zero-padded operator of each group as a matrix: every entry is a weight as it is, or zero. Differentiable."""
+    """The zero-padded operator of each group as a matrix, whose entries are weights or zero. Differentiable."""
     groups, outputs, inputs, height, width = weight.shape
     row, column = axes
     matrix = weight.new_zeros(groups, outputs, row.outputs, column.outputs, inputs, row.size, column.size)
@@ -114,7 +114,7 @@ def operator_matrix(weight: Kernel, axes: tuple[Axis, Axis]) -> Float[Tensor, "g
 
 
 def _places(axis: Axis, tap: int) -> tuple[Tensor, Tensor]:
-    """The outputs that read the image through this tap, and where they read it."""
+    """The outputs that read the image through this tap, and the positions that they read."""
     outputs = torch.arange(axis.outputs)
     inputs = outputs * axis.stride + tap * axis.dilation - axis.before
     inside = (inputs >= 0) & (inputs < axis.size)
@@ -122,27 +122,28 @@ def _places(axis: Axis, tap: int) -> tuple[Tensor, Tensor]:
 
 
 def places_of(axes: tuple[Axis, Axis]) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
-    """For each tap of both axes, the outputs that read through it, and where."""
+    """For each tap of both axes, the outputs that read through it, and the positions."""
     rows, columns = ([_places(axis, tap) for tap in range(axis.kernel)] for axis in axes)
     return rows, columns
 
 
 def overlap(axis: Axis) -> int:
-    """How many windows hold a point, at most: the taps that can meet it are stride / gcd(stride, dilation) apart."""
+    """The most windows that contain a point: the taps that can reach it are stride / gcd(stride, dilation) apart."""
     _, phases, repeats = axis.torus()
     return -(-axis.kernel * math.gcd(phases, axis.dilation) // phases) * repeats
 
 
 def reshaped_norm(weight: Kernel, axes: tuple[Axis, Axis]) -> float:
-    """The kernel's norm as an (outputs, inputs height width) matrix, times the sqrt of how many windows hold a pixel.
+    """The norm of the kernel as an (outputs, inputs height width) matrix, times the sqrt of the most windows with one pixel.
 
-    The operator is the matrix on each window after the cut into windows, whose squared norm is that number. Exact weights.
+    The operator cuts the image into windows, with that number as its squared norm, and applies the matrix to each. Weights are
+    exact.
     """
     return upwards(spectral(weight.flatten(2), 0.0) * math.sqrt(math.prod(overlap(axis) for axis in axes)))
 
 
 def schur_norm(weight: Kernel, axes: tuple[Axis, Axis]) -> float:
-    """sqrt(||M||_1 ||M||_inf): the largest sums of absolute weights into an output, and out of a pixel of any phase."""
+    """sqrt(||M||_1 ||M||_inf): from the largest sums of absolute weights into an output, and out of a pixel of any phase."""
     spread, repeats = _spread(weight.abs(), axes)
     into = spread.sum((2, 3, 4, 5, 6)).amax(1)
     out = spread.sum((1, 3, 5)).flatten(1).amax(1) * repeats
@@ -157,8 +158,8 @@ def torus_norm(weight: Kernel, axes: tuple[Axis, Axis]) -> float:
 
     Rounding: an angle is reduced in integers and errs by at most 20 u, sine and cosine by 4 u (an assumption on the library:
     four units, of which it states one), so a wave by at most 48 u; the sum over T taps in real arithmetic by gamma_T in each
-    part. Entrywise that is at most (48 u + sqrt(2) gamma_(T+1)) sum_t |W_t|, and the Frobenius norm of that is added to what
-    `verified.norm` proves of the computed matrices.
+    part. Entrywise that is at most (48 u + sqrt(2) gamma_(T+1)) sum_t |W_t|, and the Frobenius norm of that is added to the
+    norm that `verified_norm.norm` proves for the computed matrices.
     Cost: a product and a Cholesky factorisation for each frequency (half of them, by symmetry) and group.
     Source: Sedghi et al., ICLR 2019, for the circular operator; the embedding makes it an upper bound at zero padding.
     """
@@ -182,9 +183,9 @@ def _scaled_frobenius(matrices: Float[Tensor, "groups rows columns"]) -> float:
 
 
 def spectrum_parts(weight: Kernel, axes: tuple[Axis, Axis]) -> tuple[Tensor, Tensor, Tensor, tuple[int, int, int], int]:
-    """Cosines and sines (frequency, tap), the kernel (tap, entry) they multiply, the entries' shape, and the repeats.
+    """Cosines and sines (frequency, tap), the kernel (tap, entry) that they multiply, the entries' shape, and the repeats.
 
-    An axis of one tap has the same matrix at every frequency, hence one. Differentiable in the kernel.
+    An axis with one tap has the same matrix at every frequency, so only one is kept. Differentiable in the kernel.
     """
     spread, repeats = _spread(weight, axes)
     groups, outputs, inputs, down, row_phases, across, column_phases = spread.shape
@@ -195,7 +196,7 @@ def spectrum_parts(weight: Kernel, axes: tuple[Axis, Axis]) -> tuple[Tensor, Ten
 
 
 def _spread(weight: Kernel, axes: tuple[Axis, Axis]) -> tuple[Tensor, int]:
-    """The kernel with its dilation filled in, cut into blocks of a stride: (group, output, input, tap, phase, tap, phase)."""
+    """The dilated kernel, cut into blocks of one stride: (group, output, input, tap, phase, tap, phase)."""
     groups, outputs, inputs = weight.shape[:3]
     (_, row_phases, row_repeats), (_, column_phases, column_repeats) = (axis.torus() for axis in axes)
     down, across = -(-axes[0].reach // row_phases), -(-axes[1].reach // column_phases)
@@ -207,8 +208,8 @@ def _spread(weight: Kernel, axes: tuple[Axis, Axis]) -> tuple[Tensor, int]:
 
 @lru_cache(maxsize=256)
 def _waves(points: tuple[int, int], taps: tuple[int, int], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of `_angles` where they are used: a training step asks for the same ones again and again."""
-    with torch.inference_mode(False):  # kept for steps that differentiate, whoever asks first
+    """Cosines and sines of `_angles`, cached: training steps need the same ones again and again."""
+    with torch.inference_mode(False):  # usable in later differentiated steps, whatever the mode of the first call
         angles = _angles(points, taps)
         return angles.cos().to(device, dtype), angles.sin().to(device, dtype)
 
@@ -224,7 +225,7 @@ def _angles(points: tuple[int, int], taps: tuple[int, int]) -> Float[Tensor, "fr
 
 
 def pair(value: int | tuple[int, ...]) -> tuple[int, int]:
-    """Height and width of an option given once or twice."""
+    """An option given once or twice, as a pair (height, width)."""
     pair = (value, value) if isinstance(value, int) else tuple(value)
     if len(pair) == 1:
         pair = (pair[0], pair[0])
@@ -274,7 +275,7 @@ def _(module: nn.Conv2d, shape: tuple[int, ...]) -> Bound:
 
 
 def fitting(axes: tuple[Axis, Axis], shape: tuple[int, ...]) -> tuple[Axis, Axis]:
-    """The axes, once they are seen to have an output. Raises Uncertifiable otherwise."""
+    """The axes, checked to have an output. Raises Uncertifiable otherwise."""
     if min(axis.outputs for axis in axes) < 1:
         raise Uncertifiable(f"its kernel does not fit into an input of shape {shape}")
     return axes

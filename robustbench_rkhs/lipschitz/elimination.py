@@ -1,4 +1,4 @@
-"""Cholesky's factorisation of a large matrix whose far blocks are zero: what is zero is neither stored nor multiplied."""
+"""Sparse Cholesky factorisation of a large block matrix: blocks that are zero are neither stored nor multiplied."""
 
 import torch
 from jaxtyping import Bool, Float64
@@ -7,7 +7,7 @@ from torch import Tensor
 from robustbench_rkhs.runtime.clock import ask
 
 TILE = 384
-"""Order of a tile, at least, where the matrix is that large: products of tiles are then as fast as products get."""
+"""Least order of a tile, if the matrix is that large: matrix products reach full speed at this size."""
 
 Blocks = dict[tuple[int, int], Tensor]
 """Tiles (i, j) of a symmetric matrix with i >= j: those on and below its diagonal."""
@@ -16,9 +16,9 @@ Blocks = dict[tuple[int, int], Tensor]
 def tiles(
     gram: Float64[Tensor, "points points channels channels"], meets: Bool[Tensor, "points points"]
 ) -> tuple[Blocks, list[set[int]]]:
-    """Neighbouring points joined to tiles of at least `TILE` rows; and for each tile which others share a block with it.
+    """Neighbouring points joined to tiles of at least `TILE` rows; and for each tile, the others that share a block with it.
 
-    gram: only the blocks of a point with itself and an earlier one are read; meets: where these may differ from zero.
+    gram: only the blocks of a point with itself or an earlier one are read; meets: where these may differ from zero.
     """
     points, channels = gram.shape[0], gram.shape[2]
     groups = torch.arange(points).split(-(-TILE // channels))
@@ -42,8 +42,8 @@ def completes(blocks: Blocks, beside: list[set[int]], square: float) -> bool:
     r"""Whether Cholesky's factorisation of square I - G runs to its end, G the matrix of these tiles.
 
     The tile with the fewest neighbours is eliminated next: A_jk -= X_j X_k^T with X_j = A_ji L_i^{-T}, L_i L_i^T = A_ii, for each
-    pair of its neighbours; so zeros stay where no path of eliminated tiles joins two tiles. A sum of products in some order,
-    some terms of which are zero: the error analysis of the whole factorisation holds (`verified.proves`, step 3).
+    pair of its neighbours; so zeros stay where no path of eliminated tiles joins two tiles. Each entry is a sum of products in
+    some order, with some terms zero, so the error analysis of the dense factorisation holds (`verified_norm.proves`, step 3).
     Cost: for a grid of 4 by 4 points and taps of 3 by 3 about half the multiplications of the dense one.
     """
     left = {pair: -block for pair, block in blocks.items()}

@@ -1,4 +1,4 @@
-"""The norm of a zero-padded convolution on a small image: its whole Gram matrix, and one Cholesky factorisation of it."""
+"""The norm of a zero-padded convolution on a small image, by one Cholesky factorisation of its full Gram matrix."""
 
 import math
 from collections.abc import Iterator
@@ -12,31 +12,31 @@ from robustbench_rkhs.lipschitz import elimination, verified_norm
 from robustbench_rkhs.runtime.clock import ask
 
 SIDE = 8192
-"""Largest order of a Gram matrix that is formed: 0.5 GiB, and a second or two of Cholesky on two cores."""
+"""Largest order of a Gram matrix that is computed: 0.5 GiB, and a second or two of Cholesky on two cores."""
 LOOSE = 1.01
-"""A bound this close to what power steps reach is left as it is."""
+"""A bound this close to the estimate of the norm is kept."""
 STEPS = 40
-"""Lanczos steps of the guess."""
+"""Lanczos steps of the estimate."""
 MARGINS = (1e-3, 4e-3, 1.6e-2)
-"""What is added to the guess of the squared norm, try after try."""
+"""Relative increases of the estimated squared norm, one per try."""
 
 Kernel = Float64[Tensor, "outputs inputs height width"]
 Places = tuple[Tensor, Tensor]
-"""Outputs that read the image through a tap, and where they read it, along one axis."""
+"""Outputs that read the image through a tap along one axis, and the positions that they read."""
 
 
 def tightened(
     kernel: Kernel, sizes: tuple[int, int], outputs: tuple[int, int], places: tuple[list[Places], list[Places]], bound: float
 ) -> float:
-    r"""A proven bound of the zero-padded operator's norm, no larger than the proven `bound` it starts from.
+    r"""A proven bound of the zero-padded operator's norm, no larger than the given proven `bound`.
 
     .. math:: G_{pq} = \sum_{s, t} W_s^\top W_t \quad \text{over the outputs that read p through s and q through t}, \qquad
               \lVert M \rVert_2^2 = \lambda_{\max}(G)
 
-    On an image not much larger than the kernel the torus bound is 10 % and more too large (its corners read what the image does
-    not have). Lanczos steps guess the largest eigenvalue, which proves nothing; Cholesky's factor of c I - G proves it, as in
-    `verified_norm.proves`: an entry of G sums at most (taps squared) products of length `channels`, so that forming it errs by at
-    most gamma_(channels + taps^2 + 2) ||M||_F^2 in norm. The side with fewer numbers is taken. Cost: taps^2 products of channel
+    On an image not much larger than the kernel, the torus bound is at least 10 % too large (near the corners, outputs read pixels
+    that the image does not have). Lanczos steps estimate the largest eigenvalue, which proves nothing; Cholesky's factor of c I - G
+    proves it, as in `verified_norm.proves`: an entry of G sums at most (taps squared) products of length `channels`, so G errs by
+    at most gamma_(channels + taps^2 + 2) ||M||_F^2 in norm. The side with fewer numbers is used. Cost: taps^2 products of channel
     matrices, and a factorisation of order at most 8192.
     """
     peak = kernel.abs().max().item()
@@ -74,9 +74,9 @@ def tightened(
 def _gram(
     kernel: Kernel, points: tuple[int, int], places: tuple[list[Places], list[Places]], by_inputs: bool
 ) -> tuple[Float64[Tensor, "points points channels channels"], Bool[Tensor, "points points"], float]:
-    """M^T M (or M M^T) of the operator, its blocks of two points, where these may differ from zero, and ||M||_F^2.
+    """M^T M (or M M^T) of the operator in blocks of two points, the blocks that may differ from zero, and ||M||_F^2.
 
-    The lower half of it: no block of a point with a later one.
+    Only the lower half: no block of a point with a later one.
     """
     rows, columns = places
     taps = {(s, t): kernel[:, :, s, t].contiguous() for s in range(len(rows)) for t in range(len(columns))}
@@ -133,7 +133,7 @@ def guess(
             moved[:, r[:, None], c[None]] += (taps[s][t].T @ read.flatten(1)).view(-1, len(r), len(c))
         new, known = moved.flatten(), basis[: step + 1]
         diagonal.append(float(new @ basis[step]))
-        for _ in range(2):  # twice is enough
+        for _ in range(2):  # reorthogonalising twice is enough
             new = new - (known @ new) @ known
         size = new.norm().item()
         off.append(size)
@@ -148,6 +148,6 @@ def guess(
 
 
 def _pairs(rows: list[Places], columns: list[Places]) -> Iterator[tuple[tuple[int, Places], tuple[int, Places]]]:
-    """Every tap that meets the image, row and column with their numbers."""
+    """Every tap that meets the image, with its row and column numbers."""
     met = [[(number, places) for number, places in enumerate(axis) if len(places[0])] for axis in (rows, columns)]
     return product(met[0], met[1])

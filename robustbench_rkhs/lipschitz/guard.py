@@ -1,4 +1,4 @@
-"""Which modules a rule may speak for: those that run the very code the rule was proved for."""
+"""Checks that a module runs exactly the code for which its rule was proved."""
 
 from collections.abc import Iterator
 from functools import singledispatch
@@ -16,14 +16,14 @@ HARMLESS = frozenset(
     "__parameters__ __orig_bases__ __firstlineno__ __static_attributes__ __annotate__ __annotate_func__ "
     "__annotations_cache__ __getstate__ __deepcopy__ extra_repr reset_parameters".split()
 )
-"""Names a subclass may define again without changing what its forward pass computes."""
+"""Names that a subclass may override without changing its forward pass."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def leaves(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Dotted path and layer, in the order they run; nested nn.Sequential are opened.
+    """Dotted path and layer, in the order they run; nested nn.Sequential are flattened.
 
-    Raises Uncertifiable where a layer has no rule, overrides code of the class the rule is for, or carries hooks.
+    Raises Uncertifiable where a layer has no rule, overrides code of the class the rule is for, or has hooks.
     """
     try:
         kind = _check(module)
@@ -39,7 +39,7 @@ def leaves(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]
 
 
 def unruled(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module, str]]:
-    """All that `leaves` refuses of a chain, where it would stop at the first: dotted path, layer, reason."""
+    """Everything in a chain that `leaves` refuses (it stops at the first): dotted path, layer, reason."""
     try:
         kind = _check(module)
     except Uncertifiable as refused:
@@ -54,13 +54,13 @@ def unruled(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module,
 
 @singledispatch
 def branches(module: nn.Module) -> list[nn.Module]:
-    """The models whose outputs a layer adds; none for most. Each is checked and bounded as a model of its own."""
+    """The branches whose outputs a layer adds; none for most layers. Each is checked and bounded as a separate model."""
     return []
 
 
 @singledispatch
 def gathered(module: nn.Module, parts: list[Tensor]) -> Tensor:
-    """The output of a layer made of branches, from theirs: the sum, unless its type registers another."""
+    """Combines the outputs of a layer's branches: their sum, unless its type registers another rule."""
     return torch.stack(parts).sum(0)
 
 
@@ -73,12 +73,12 @@ def every(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
 
 
 def named(path: str, module: nn.Module) -> str:
-    """How a refusal names a module."""
+    """A module as named in a refusal."""
     return f"no proven Lipschitz bound for {path or 'the model'} ({type(module).__name__})"
 
 
 def _check(module: nn.Module) -> type:
-    """The class a rule is registered for, once the module is seen to run that class' code."""
+    """The class that the rule is registered for, after checking that the module runs the code of that class."""
     known = rule.registry.keys() - {object} | {nn.Sequential}
     kind = next((parent for parent in type(module).__mro__ if parent in known), None)
     if kind is None:
@@ -99,7 +99,7 @@ def _check(module: nn.Module) -> type:
 
 
 def intact(module: nn.Module, kind: type) -> None:
-    """Raises Uncertifiable where the instance runs other code than its class, carries hooks, or has complex weights."""
+    """Raises Uncertifiable where the instance runs other code than its class, has hooks, or has complex weights."""
     for name, value in vars(module).items():
         if callable(getattr(kind, name, None)) or (name == "_compiled_call_impl" and value is not None):
             raise Uncertifiable(f"this instance replaces {name}, which the rule relies on")
@@ -112,12 +112,12 @@ def intact(module: nn.Module, kind: type) -> None:
 
 
 def known(module: nn.Module) -> bool:
-    """Whether a class that the module is of has a rule."""
+    """Whether a class of the module has a rule."""
     return any(parent in rule.registry for parent in type(module).__mro__ if parent is not object)
 
 
 def foreign(module: nn.Module) -> bool:
-    """Whether only its forward pass says what the module computes: neither a layer with a rule nor one of torch.nn."""
+    """Whether the module must be traced to be understood: neither a layer with a rule nor one of torch.nn."""
     if known(module):
         return False
     if isinstance(module, nn.Sequential):
@@ -126,7 +126,7 @@ def foreign(module: nn.Module) -> bool:
 
 
 def parts(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Dotted path and module, containers before what they hold; layers with a rule or of torch.nn are not opened."""
+    """Dotted path and module, containers before their contents; layers with a rule or from torch.nn are not opened."""
     yield path, module
     if foreign(module) or isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
         for name, child in module._modules.items():
@@ -135,12 +135,12 @@ def parts(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
 
 
 def _check_parametrized(module: nn.Module) -> None:
-    """A parametrized weight counts as what it evaluates to, which must then be one definite tensor."""
+    """A parametrized weight counts as its evaluated value, which must be deterministic."""
     if any(part.training for part in module.modules()):
         held = next(part for part in module.modules() if part.training)
         raise Uncertifiable(f"it is parametrized and in training mode, where its weight may change: {advice(held)}")
     if parametrize._cache_enabled:
-        raise Uncertifiable("parametrize.cached() is on, which can hand out a stale weight")
+        raise Uncertifiable("parametrize.cached() is on, which can return a stale weight")
     for name in module.parametrizations:  # type: ignore[union-attr]
         with torch.no_grad():
             once, twice = getattr(module, name), getattr(module, name)

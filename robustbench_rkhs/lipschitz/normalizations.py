@@ -12,9 +12,9 @@ from robustbench_rkhs.runtime.modes import advice
 def _(module: nn.BatchNorm1d | nn.BatchNorm2d, shape: tuple[int, ...]) -> Bound:
     """max_c |gamma_c| / sqrt(var_c + eps): at its running statistics it scales and shifts each channel."""
     if module.running_mean is None or module.running_var is None:
-        raise Uncertifiable("it keeps no running statistics: it normalises by the batch in every mode, images have no answer alone")
+        raise Uncertifiable("it keeps no running statistics: it normalises by the batch in every mode, mixing images")
     if module.training:
-        raise Uncertifiable(f"in training mode it normalises by the batch, so images have no answer of their own: {advice(module)}")
+        raise Uncertifiable(f"in training mode it normalises by the batch, mixing images: {advice(module)}")
     sides = 3 if isinstance(module, nn.BatchNorm2d) else 1
     if len(shape) != sides or shape[0] != module.num_features:
         raise Uncertifiable(f"expected {module.num_features} channels, found an input of shape {shape}")

@@ -28,9 +28,9 @@ def _(module: nn.AvgPool2d, shape: tuple[int, ...]) -> Bound:
 
 
 def _sums(axis: Axis) -> float:
-    """Proven norm of the sums over windows along one axis; of both axes, the norms multiply (a Kronecker product).
+    """Proven norm of the sums over windows along one axis; for two axes, the norms multiply (a Kronecker product).
 
-    sqrt(kernel) where no two windows overlap and one lies inside the image, whatever its size: each output sums pixels of its own.
+    sqrt(kernel) for images of any size if no two windows overlap and one lies inside the image: no pixel is summed twice.
     """
     first = -axis.before % axis.stride  # where the first window that begins inside does
     if axis.stride >= axis.kernel and first + axis.kernel <= axis.size:
@@ -48,7 +48,7 @@ def _(module: nn.AdaptiveAvgPool2d, shape: tuple[int, ...]) -> Bound:
 
 @rule.register
 def _(module: nn.MaxPool2d, shape: tuple[int, ...]) -> Bound:
-    """sqrt of how many windows can hold one pixel.
+    """The square root of the most windows that can contain one pixel.
 
     |max a - max b| <= max |a - b| on each window, whatever the padding (it is -inf) and however many windows ceil_mode
     adds. Along an axis, pixel p lies in window o by tap t where s o + d t = p: the taps that fit are s / gcd(s, d)
@@ -59,7 +59,7 @@ def _(module: nn.MaxPool2d, shape: tuple[int, ...]) -> Bound:
         raise Uncertifiable("it returns indices beside the values")
     kernel, stride, dilation = pair(module.kernel_size), pair(module.stride), pair(module.dilation)
     if max(dilation) > 1 and max(pair(module.padding)) > 0:
-        raise Uncertifiable("no rule for dilation with padding, where a window may hold no pixel at all")
+        raise Uncertifiable("no rule for dilation with padding, where a window may contain no pixel at all")
     try:
         image = torch.empty(1, *shape, device="meta")
         _, _, height, width = functional.max_pool2d(image, kernel, stride, pair(module.padding), dilation, module.ceil_mode).shape

@@ -1,4 +1,4 @@
-"""Layers that move values or add constants around them: they never stretch."""
+"""Layers that rearrange values or pad them with constants: their Lipschitz constant is at most 1."""
 
 from torch import nn
 
@@ -10,7 +10,7 @@ from robustbench_rkhs.lipschitz.rounding import fan
 @rule.register(nn.ConstantPad2d)
 @rule.register(nn.ZeroPad2d)
 def _(module: nn.ConstantPad2d, shape: tuple[int, ...]) -> Bound:
-    """The pixels and constants; a negative width cuts pixels off."""
+    """Constant padding; a negative width crops the image."""
     channels, height, width = image_size(shape)
     left, right, top, bottom = module.padding
     found = (channels, height + top + bottom, width + left + right)

@@ -1,11 +1,11 @@
-"""Weights reshaped to matrices, as published norms and projections see them; no bound of the operator."""
+"""Weights reshaped to matrices, as published norms and projections use them; no bound of the operator."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 
 def weighted(model: nn.Module) -> list[nn.Module]:
-    """Modules whose weight is a free linear or convolutional parameter (parametrised weights are left to their map)."""
+    """Modules whose weight is a plain linear or convolutional parameter (parametrised weights are excluded)."""
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     return [module for module in model.modules() if isinstance(module, kinds) and "weight" in module._parameters]
 

@@ -1,4 +1,4 @@
-"""How far float64 rounding can move what a layer computes."""
+"""Bounds on the float64 rounding errors of layers."""
 
 import math
 from functools import singledispatch
@@ -11,7 +11,7 @@ from robustbench_rkhs.lipschitz.bounds import UNIT
 
 @singledispatch
 def fan(module: nn.Module, inputs: int, outputs: int) -> tuple[int, int]:
-    """How many numbers an output is summed from, and how many outputs an input enters, at most; without a rule: all."""
+    """The most terms in the sum of an output, and the most outputs that an input enters; without a rule: all."""
     return inputs, outputs
 
 
@@ -28,22 +28,22 @@ def _(module: nn.Linear, inputs: int, outputs: int) -> tuple[int, int]:
 @fan.register
 def _(module: nn.Conv2d, inputs: int, outputs: int) -> tuple[int, int]:
     taps = math.prod(module.weight.shape[2:])
-    copies = 9 if module.padding_mode == "circular" else 1  # a pixel shows up to three times along each axis
+    copies = 9 if module.padding_mode == "circular" else 1  # a pixel occurs up to three times along each axis
     return taps * module.weight.shape[1], copies * taps * module.weight.shape[0] // module.groups
 
 
 @singledispatch
 def constants(module: nn.Module, shape: tuple[int, ...]) -> float:
-    """How large the constants are that a layer adds, in l2: its output at zero, unless its type knows better.
+    """The l2 size of the constants that a layer adds: its output at zero, unless its type registers another rule.
 
-    A layer with a bias before its own activation must: what the activation hides at zero is added, and rounded, all the same.
+    A layer with a bias before its activation must: a bias that the activation cuts off at zero is still added and rounded.
     """
     return float(module(torch.zeros(1, *shape, dtype=torch.float64)).norm().item())
 
 
 @constants.register
 def _(module: nn.ELU, shape: tuple[int, ...]) -> float:
-    """exp(x) - 1 rounds at the size of 1."""
+    """The rounding of exp(x) - 1 is relative to 1."""
     return abs(module.alpha) * math.sqrt(math.prod(shape))
 
 

@@ -12,7 +12,7 @@ from robustbench_rkhs.lipschitz.rounding import fan
 from robustbench_rkhs.nodes.reasons import reason
 
 FLAT = Axis(1, 1)
-"""The axis that a sequence has not."""
+"""The axis that a sequence lacks."""
 
 
 def one(value: int | tuple[int, ...]) -> int:
@@ -28,7 +28,7 @@ def sequence_size(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def fitting(axis: Axis, shape: tuple[int, ...]) -> Axis:
-    """The axis, once it is seen to have an output. Raises Uncertifiable otherwise."""
+    """The axis, checked to have an output. Raises Uncertifiable otherwise."""
     if axis.outputs < 1:
         raise Uncertifiable(f"its kernel does not fit into an input of shape {shape}")
     return axis
@@ -81,7 +81,7 @@ def _(module: nn.AvgPool1d, shape: tuple[int, ...]) -> Bound:
 
 @rule.register
 def _(module: nn.MaxPool1d, shape: tuple[int, ...]) -> Bound:
-    """sqrt of how many windows can hold one position, as for nn.MaxPool2d."""
+    """The square root of the most windows that can contain one position, as for nn.MaxPool2d."""
     sequence_size(shape)
     if module.return_indices:
         raise Uncertifiable("it returns indices beside the values")
@@ -89,7 +89,7 @@ def _(module: nn.MaxPool1d, shape: tuple[int, ...]) -> Bound:
         one(value) for value in (module.kernel_size, module.stride, module.dilation, module.padding)
     )
     if dilation > 1 and padding > 0:
-        raise Uncertifiable("no rule for dilation with padding, where a window may hold no position at all")
+        raise Uncertifiable("no rule for dilation with padding, where a window may contain no position at all")
     try:
         sequence = torch.empty(1, *shape, device="meta")
         outputs = functional.max_pool1d(sequence, kernel, stride, padding, dilation, module.ceil_mode).shape[2]
@@ -130,5 +130,5 @@ for _pool in (nn.MaxPool1d, nn.AdaptiveMaxPool1d):
 @fan.register
 def _(module: nn.Conv1d, inputs: int, outputs: int) -> tuple[int, int]:
     taps = module.weight.shape[2]
-    copies = 3 if module.padding_mode == "circular" else 1  # a position shows up to three times
+    copies = 3 if module.padding_mode == "circular" else 1  # a position occurs up to three times
     return taps * module.weight.shape[1], copies * taps * module.weight.shape[0] // module.groups

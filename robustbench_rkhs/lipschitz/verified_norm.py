@@ -1,4 +1,4 @@
-"""Norms of matrices proved after the fact: an eigenvalue solver guesses, a Cholesky factorisation proves."""
+"""Proven norms of matrices: guessed by an eigenvalue solver, proved by a Cholesky factorisation."""
 
 import math
 
@@ -11,15 +11,15 @@ from robustbench_rkhs.runtime.clock import afford, ask
 UNIT = 2.0**-53
 """Unit roundoff of float64."""
 GROWTH, WIDEST = 8.0, 1e-5
-"""How the inflation of a guess grows from try to try, and where the tries end."""
+"""Growth of a guess's inflation from try to try, and its maximum."""
 LARGE, SMALL = 2.0**400, 1e-290
-"""Bounds beyond these are rounded to them: above, what is proved is smaller still; below, only zero is smaller."""
+"""A larger bound is proved at LARGE, which is a stronger claim; a nonzero bound below SMALL is rounded up to it."""
 STEPS = 6
-"""Power steps by which the matrices are ranked; a ranking proves nothing and needs no proof."""
+"""Power steps by which the matrices are ranked; the ranking needs no proof."""
 
 
 def gamma(count: float) -> float:
-    """count u / (1 - count u), rounded up: how far `count` roundings in a row can move a number, relatively."""
+    """count u / (1 - count u), rounded up: the largest relative error of `count` successive roundings."""
     if count * UNIT >= 0.1:
         raise ValueError(f"no rounding analysis for sums of {count:.0f} terms in float64")
     return count * UNIT / (1 - count * UNIT) * (1 + 8 * UNIT)
@@ -46,7 +46,7 @@ def proves(matrices: Inexact[Tensor, "*batch rows columns"], bound: float) -> bo
     4. Underflow errs by at most (n + k)^2 2^-1021 altogether (flushed to zero or not), which is below u c here, since c >= 1/5.
 
     Assumed of the library: products summed term by term (no Strassen), triangular systems by substitution.
-    False says nothing: the bound may hold all the same. Cost: one Gram product and one factorisation a matrix.
+    False proves nothing: the bound may still hold. Cost: one Gram product and one factorisation per matrix.
     """
     if not bound >= 0 or not matrices.isfinite().all():
         return False
@@ -62,10 +62,10 @@ def norm(matrices: Inexact[Tensor, "*batch rows columns"], at_least: float = 0.0
     """A proven upper bound of max(at_least, the largest ||A||_2 of the batch), by the analysis of `proves`.
 
     The matrices that a few power steps rank first give a guess (eigenvalues of their Gram matrices); Cholesky proves it for
-    all at once; of those where it fails the next guess is taken. A guess is inflated by some units, eight times more as often
-    as the proof fails; past a relative 1e-5 (which no test has reached) sqrt(||A||_1 ||A||_inf), rounded up, takes its place.
+    all at once; those where it fails give the next guess. A guess is inflated by some units, eight times more after each
+    failure; past a relative 1e-5 (which no test has reached) it is replaced by sqrt(||A||_1 ||A||_inf), rounded up.
     Excess over the truth: below 1e-14 at order 4, 1e-10 at order 512.
-    Cost: a Gram product and a factorisation a matrix, and the eigenvalues of a few.
+    Cost: a Gram product and a factorisation per matrix, and the eigenvalues of a few.
     """
     if not matrices.numel() or not matrices.any():
         return at_least
@@ -79,7 +79,7 @@ def norm(matrices: Inexact[Tensor, "*batch rows columns"], at_least: float = 0.0
     if floor > 0.25:
         square = _admitted(min(floor, LARGE), inflation, added)
         left = left[~_below(gram, square)]
-        if not len(left):  # proved to lie below the floor itself
+        if not len(left):  # proved to lie below the floor
             return at_least
     ranks = _ranks(gram)
     while len(left):
@@ -99,7 +99,7 @@ def norm(matrices: Inexact[Tensor, "*batch rows columns"], at_least: float = 0.0
 
 
 def _scaled(matrices: Tensor) -> tuple[tuple[Tensor, Tensor | None], int]:
-    """Real and imaginary part (None of a real matrix), the short side last, and the power of two they were divided by.
+    """Real and imaginary part (None for a real matrix), the short side last, and the power of two they were divided by.
 
     The peak of both is then in [1/2, 1). Exact but for underflow. Norms are those of the transpose.
     """
@@ -135,7 +135,7 @@ def _admitted(bound: float, inflation: float, added: float) -> float:
 
 
 def _below(gram: Tensor, square: float) -> Bool[Tensor, " batch"]:
-    """Where the factorisation of c I - G runs to its end."""
+    """For which matrices the factorisation of c I - G runs to its end."""
     if not square > 0:
         return torch.zeros(len(gram), dtype=torch.bool)
     afford(_work(gram))
@@ -148,12 +148,12 @@ def _below(gram: Tensor, square: float) -> Bool[Tensor, " batch"]:
 
 
 def _work(gram: Tensor) -> float:
-    """What the factorisations cost, in multiply-adds of a product: of its pace they reach about a third."""
+    """The cost of the factorisations, in multiply-adds of a product: they reach about a third of its speed."""
     return float(gram.numel() * gram.shape[-1] * (4 if gram.is_complex() else 1))
 
 
 def _ranks(gram: Tensor) -> Tensor:
-    """A guess of each matrix' largest eigenvalue: power steps from its longest column."""
+    """An estimate of each matrix's largest eigenvalue: power steps from its longest column."""
     longest = gram.abs().square().sum(1).argmax(-1)
     vector = gram[torch.arange(len(gram)), :, longest].unsqueeze(-1)
     for _ in range(STEPS):
@@ -163,7 +163,7 @@ def _ranks(gram: Tensor) -> Tensor:
 
 
 def _largest_eigenvalue(gram: Tensor) -> float:
-    """As the solver has it; where it gives up, a hundredth of what is certain, which Cholesky then refuses or grows."""
+    """The solver's value; if it fails, a hundredth of a certain bound, which the Cholesky proof then rejects and increases."""
     afford(8 * _work(gram))
     try:
         return float(max(torch.linalg.eigvalsh(gram).max().item(), 0.2))

@@ -33,18 +33,18 @@ DIAGONAL = (Normalize, Scale, LearnableScale, nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 class Lines(NamedTuple):
-    """Linear lower bounds A z + b, one for each of `rows`, in the inputs z of a layer."""
+    """Linear lower bounds A z + b, one per row, in the inputs z of a layer."""
 
     slopes: Float[Tensor, "batch rows *shape"]
     """A."""
     offsets: Float[Tensor, "batch rows"]
     """b."""
     errors: Float[Tensor, "batch rows"] | None = None
-    """How far the bounds must be lowered to allow for float rounding; None: not accounted for."""
+    """How much the bounds must be lowered for float rounding; None: not accounted for."""
 
 
 def margin_rows(y: Int[Tensor, " batch"], classes: int, like: Tensor) -> Lines:
-    """f_y - f_j of every class j, as linear functions of the logits."""
+    """f_y - f_j for every class j, as linear functions of the logits."""
     eye = torch.eye(classes, dtype=like.dtype, device=like.device)
     return Lines(eye[y][:, None] - eye, like.new_zeros(len(y), classes))
 
@@ -52,7 +52,7 @@ def margin_rows(y: Int[Tensor, " batch"], classes: int, like: Tensor) -> Lines:
 def interval_margins(found: Trace, y: Int[Tensor, " batch"]) -> Float[Tensor, "batch classes"]:
     r"""Lower bounds of f_y - f_j over the region, by intervals; zero at j = y.
 
-    The last affine layers are merged with the difference: c and r are those of what goes into them.
+    The last affine layers are merged with the difference: c and r are the centre and radius of their input.
 
     .. math:: f_y - f_j \ge a c + b - |a|\, r, \qquad a = w_y - w_j, \; b = b_y - b_j
 
@@ -73,10 +73,10 @@ def crown_margins(found: Trace, y: Int[Tensor, " batch"]) -> Float[Tensor, "batc
     r"""Lower bounds of f_y - f_j over the region, by linear bounds back to the image; zero at j = y.
 
     Between l < 0 < u a ReLU lies under the line through (l, 0) and (u, u), and over alpha z with alpha = 1 where u > -l, else
-    0. Where the line back has a positive slope the lower bound is taken, elsewhere the upper one; l and u are the intervals'.
-    Over the image, A x + b is least by the dual norm: -eps ||A||_2 or -eps ||A||_1, within the pixel box where it was cut.
-    Sound up to float rounding. Cost: one backward pass for each class (batched), after the intervals' two forward passes.
-    Of max-pools, sorted pairs and smooth activations: see `planes`.
+    0. A positive slope takes the lower line, a negative one the upper; l and u come from interval bounds.
+    Over the image, A x + b is minimised by the dual norm: -eps ||A||_2 or -eps ||A||_1, within the pixel box if it was cut.
+    Sound up to float rounding. Cost: one backward pass per class (batched), after the two forward passes of the intervals.
+    For max-pools, sorted pairs and smooth activations, see `planes`.
     Source: Zhang et al., ICLR 2020 (CROWN-IBP) and NeurIPS 2018 (CROWN).
     """
     rows = margin_rows(y, found.after.center.shape[1], found.after.center)
@@ -102,9 +102,9 @@ def least(rows: Lines, region: Region) -> Float[Tensor, "batch rows"]:
 def chain_back(steps: list[Step], rows: Lines) -> Lines:
     """Linear bounds in the outputs of a chain, as linear bounds in its inputs.
 
-    Rounding: A' = A W and b' = b + A c are computed, with sums of n terms. For every u that can go in, A (W u + c) + b differs
+    Rounding: A' = A W and b' = b + A c are computed, with sums of n terms. For every possible input u, A (W u + c) + b differs
     from A' u + b' by at most gamma_n (|A| (|W| |u| + |c|) + |b|): |A| is multiplied with the step's `size` (which bounds
-    |W| |u| + |c|) and `unit` (which is 2 n units of roundoff or more), and gathered in `errors`.
+    |W| |u| + |c|) and `unit` (which is 2 n units of roundoff or more), and accumulated in `errors`.
     """
     for step in reversed(steps):
         ask()
@@ -120,14 +120,14 @@ def chain_back(steps: list[Step], rows: Lines) -> Lines:
 
 
 def branches_back(step: Step, rows: Lines) -> Lines:
-    """Through branches that are added or concatenated. The rounding of the last sum is charged to the step's own `size`."""
+    """Backwards through branches that are added or concatenated. The rounding of the last sum is relative to the step's `size`."""
     zeros = torch.zeros_like(rows.offsets)
     shares = rows.slopes.split(step.widths, 2) if step.widths else [rows.slopes] * len(step.branches)
     errors = None if rows.errors is None else zeros
     parts = [chain_back(branch, Lines(share, zeros, errors)) for branch, share in zip(step.branches, shares, strict=True)]
     slopes = torch.stack([part.slopes for part in parts]).sum(0)
     offsets = rows.offsets + torch.stack([part.offsets for part in parts]).sum(0)
-    if errors is not None:  # a sum of so many terms, each at most this large
+    if errors is not None:  # a sum of this many terms, each at most this large
         most = (step.before.center.abs() + step.before.radius).flatten(1)
         for part in parts:
             ends = torch.einsum("brn,bn->br", part.slopes.detach().abs().flatten(2), most) + part.offsets.detach().abs()
@@ -233,7 +233,7 @@ def _(module: nn.Module, step: Step, rows: Lines) -> Lines:
 
 
 def bent(slopes: Float[Tensor, "batch rows *shape"], lines: Planes) -> tuple[Tensor, Tensor]:
-    """Slopes and offsets behind a function that lies between lines: under it where the slope is positive, else over it."""
+    """Slopes and offsets before a function between two lines: the lower line for positive slopes, the upper for negative."""
     rising, falling = slopes.clamp_min(0), slopes.clamp_max(0)
     offsets = (falling * lines.height[:, None]).flatten(2).sum(2)
     if lines.depth is not None:
@@ -262,7 +262,7 @@ def _(module: nn.Module, step: Step, rows: Lines) -> Lines:
 
 @back.register
 def _(module: Exchange, step: Step, rows: Lines) -> Lines:
-    """As a sorted pair, for the pairs of channels it names."""
+    """As for a sorted pair, for the pairs of channels that the layer names."""
     low, high, first, second = step.before.lower, step.before.upper, module.first, module.second
     most, least_ = rows.slopes[:, :, first], rows.slopes[:, :, second]
     gap = lines_of_gap(low[:, second] - high[:, first], high[:, second] - low[:, first])

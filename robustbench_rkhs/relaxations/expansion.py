@@ -1,4 +1,4 @@
-"""Plain operations that have no bounds of their own, as layers that have: a Sandwich is linear, ReLU, linear."""
+"""Operations without bounds, rewritten as layers that have them: a Sandwich is linear, ReLU, linear."""
 
 import math
 from functools import singledispatch
@@ -21,7 +21,7 @@ Shape = tuple[int, ...]
 
 
 class Exchange(nn.Module):
-    """The larger of each pair of channels at its first place, the smaller at its second; other channels stay."""
+    """Sorts pairs of channels: the larger value first, the smaller second; other channels stay."""
 
     first: Tensor
     second: Tensor
@@ -41,16 +41,16 @@ fan.register(Exchange, lambda module, inputs, outputs: (1, 1))
 
 
 class TorusConv2d(nn.Conv2d):
-    """A circular convolution as large as the image; `entries` bounds its entries before those that cancel were added up."""
+    """A circular convolution as large as the image; `entries` bounds its entries before terms cancelled in their sum."""
 
     entries: Tensor
 
 
 @singledispatch
 def expanded(operation: nn.Module, like: Tensor) -> nn.Module:
-    """An operation on inputs such as `like` (a batch) as a chain of others; itself where it has no such form.
+    """An operation on inputs such as `like` (a batch) as a chain of others, or itself where it has no such form.
 
-    Weights are computed from those of the operation and are differentiable in them.
+    Weights are computed from those of the operation, differentiably.
     """
     return plain(operation)
 
@@ -95,7 +95,7 @@ def _(operation: FourierSandwich, like: Tensor) -> nn.Module:
 
 @expanded.register
 def _(operation: GroupSort, like: Tensor) -> nn.Module:
-    """Groups of more than two by odd-even transposition: as many rounds of comparisons of neighbours as the group is large."""
+    """Groups of more than two by odd-even transposition sort: as many rounds of comparisons as the group has channels."""
     group, shape = operation.group, _shape(like)
     if group == 2 or shape[0] % group or type(operation) is not GroupSort:
         return operation
@@ -114,7 +114,7 @@ def _shape(like: Tensor) -> Shape:
 def _convolution(
     weight: Tensor, bias: Tensor | None, stride: int, padding_mode: Padding, shape: Shape, padding: tuple[int, int] | None = None
 ) -> list[nn.Module]:
-    """`borders.convolve` as layers: what is filled up with zeros first, then nn.Conv2d."""
+    """`borders.convolve` as layers: zero padding first, then nn.Conv2d."""
     before, after = ends(weight.shape[-1]) if padding is None else padding
     circular, parts = padding_mode == "circular", list[nn.Module]()
     if circular:
@@ -134,13 +134,13 @@ def _convolution(
 
 
 def _divisible(shape: Shape, by: int) -> list[nn.Module]:
-    """Zeros at the image's end, up to the next multiples."""
+    """Zeros at the end of the image, up to the next multiples."""
     rows, columns = -shape[1] % by, -shape[2] % by
     return [nn.ZeroPad2d((0, columns, 0, rows))] if rows or columns else []
 
 
 def _onto(layer: FourierConv, shape: Shape) -> list[nn.Module]:
-    """The image folded and on its torus."""
+    """The image folded onto its torus."""
     (rows, columns), (height, width) = layer.torus(*shape[1:]), layer.places(*shape[1:])
     folded = [*_divisible(shape, layer.stride), nn.PixelUnshuffle(layer.stride)] if layer.stride > 1 else []
     wider = [nn.ZeroPad2d((0, columns - width, 0, rows - height))] if (rows, columns) != (height, width) else []
@@ -148,13 +148,13 @@ def _onto(layer: FourierConv, shape: Shape) -> list[nn.Module]:
 
 
 def _off(layer: FourierConv, shape: Shape) -> list[nn.Module]:
-    """The image's place on the torus, cut out."""
+    """The image cut out of the torus."""
     (rows, columns), (height, width) = layer.torus(*shape[1:]), layer.places(*shape[1:])
     return [nn.ZeroPad2d((0, width - columns, 0, height - rows))] if (rows, columns) != (height, width) else []
 
 
 def _torus(matrices: Tensor, bias: Tensor | None, torus: tuple[int, int]) -> nn.Module:
-    """The circular convolution of these matrices: output p reads input q through entry p - q of its kernel."""
+    """The circular convolution by these matrices: output p reads input q through entry p - q of the kernel."""
     kernel, entries = torus_kernel(matrices, torus)
     outputs, inputs, rows, columns = kernel.shape
     conv = TorusConv2d(inputs, outputs, (rows, columns), padding_mode="circular", bias=bias is not None, device="meta")
@@ -165,7 +165,7 @@ def _torus(matrices: Tensor, bias: Tensor | None, torus: tuple[int, int]) -> nn.
 
 
 def enlarged(conv: nn.Module) -> Tensor:
-    """Absolute values of a layer's weight, at least as large as what its entries were added up from."""
+    """Absolute values of a layer's weight, at least as large as the terms that its entries are sums of."""
     weight: Tensor = conv.weight.abs()  # type: ignore[operator]
     if isinstance(conv, TorusConv2d):
         return torch.maximum(weight, conv.entries[:, :, None, None].expand_as(weight))

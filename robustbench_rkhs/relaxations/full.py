@@ -1,4 +1,4 @@
-"""Full CROWN: linear bounds at every nonlinearity, rounded so that they hold in real arithmetic."""
+"""Full CROWN: linear bounds at every nonlinearity, with rounding errors included, so that they hold in real arithmetic."""
 
 import math
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from robustbench_rkhs.relaxations.rounding import LEAST, UNIT, most, rounded, wi
 from robustbench_rkhs.runtime.clock import OutOfTime, ask
 
 NUMBERS = 2**22
-"""Numbers of one tensor of slopes at most: 32 MiB in float64, of which a pass holds a few."""
+"""Largest tensor of slopes, in numbers: 32 MiB in float64; a pass holds a few of them."""
 KINKS = (nn.ReLU, nn.LeakyReLU)
 BENDS = (nn.Tanh, nn.Sigmoid, nn.ELU, nn.MaxPool2d, MaxMin, GroupSort, Exchange)
 
@@ -27,14 +27,14 @@ class Found(NamedTuple):
     margins: Float[Tensor, "batch classes"]
     """Lower bounds over the region; zero at j = y."""
     radii: Float[Tensor, "batch classes"]
-    """Radius around each image within which the lines stay above zero, were they to hold everywhere; infinite at j = y."""
+    """Radius around each image within which the lines are above zero, if they held everywhere; infinite at j = y."""
 
 
 def proved_trace(model: nn.Module, region: Region, linear: bool) -> Trace:
-    """`trace` with regions that hold in real arithmetic, `linear`: cut at every kink by linear bounds back to the image.
+    """`trace` with regions that hold in real arithmetic; `linear`: tightened at every kink by linear bounds back to the image.
 
-    In float64. Cost: three forward passes; where `linear`, two backward passes for each value that can be on both sides of a
-    kink (all values before a smooth activation, a max-pool or a sorted pair), several at a time.
+    In float64. Cost: three forward passes; if `linear`, two backward passes per value that can lie on both sides of a
+    kink (all values before a smooth activation, a max-pool or a sorted pair), in batches.
     """
     if region.center.dtype != torch.float64:
         raise TypeError(f"expected float64, found {region.center.dtype}")
@@ -42,14 +42,14 @@ def proved_trace(model: nn.Module, region: Region, linear: bool) -> Trace:
 
 
 def keep(module: nn.Module, steps: list[Step], region: Region) -> Region:
-    """The region as it is, with room for the rounding of its bounds where a kink will read them."""
+    """The region, widened by the rounding of its bounds where a kink will read them."""
     if isinstance(module, (*KINKS, *BENDS)):
         return widened(Region(region.center, region.radius), 8 * UNIT * most(region))
     return region
 
 
 def tighten(module: nn.Module, steps: list[Step], region: Region) -> Region:
-    """The region cut by linear bounds of the values that matter to the module."""
+    """The region, tightened by linear bounds of the values that matter to the module."""
     if not isinstance(module, (*KINKS, *BENDS)):
         return region
     region = keep(module, steps, region)
@@ -78,7 +78,7 @@ def tighten(module: nn.Module, steps: list[Step], region: Region) -> Region:
 
 
 def _exact(steps: list[Step]) -> bool:
-    """Whether intervals are as good as lines: at most one layer that mixes values so far, and it is affine."""
+    """Whether intervals are as tight as linear bounds: at most one layer so far mixes values, and it is affine."""
     straight = (nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout2d, *MOVES, *DIAGONAL)
     mixing = [step for step in steps if not isinstance(step.module, straight)]
     return not mixing or (len(mixing) == 1 and isinstance(mixing[0].module, nn.Linear | nn.Conv1d | nn.Conv2d))
@@ -90,7 +90,7 @@ def widest(steps: list[Step]) -> int:
 
 
 def kinked(found: Trace) -> int:
-    """How many values per image enter nonlinear layers."""
+    """Number of values per image that enter nonlinear layers."""
     return sum(step.before.center[0].numel() for step in _all(found.steps) if isinstance(step.module, (*KINKS, *BENDS)))
 
 
@@ -99,7 +99,7 @@ def _all(steps: list[Step]) -> list[Step]:
 
 
 def least_proved(rows: Lines, region: Region) -> tuple[Tensor, Tensor]:
-    """The least value of each line over the region, in real arithmetic; and the radius per unit of the region's own within
+    """The minimum of each linear function over the region, in real arithmetic, and the share of the region's radius within
     which it stays above zero. Rounding: n terms each, as in `rounded`."""
     assert rows.errors is not None
     slopes, center, radius = rows.slopes.flatten(2), region.center.flatten(1), region.radius.flatten(1)
@@ -114,12 +114,12 @@ def least_proved(rows: Lines, region: Region) -> tuple[Tensor, Tensor]:
 
 
 def affine(found: Trace) -> bool:
-    """Whether there is no kink anywhere: lines then hold everywhere."""
+    """Whether there is no kink anywhere: then the linear bounds hold everywhere."""
     return all(forked(step.module) or isinstance(step.module, (*AFFINE, *DIAGONAL)) for step in _all(found.steps))
 
 
 def backward(found: Trace, y: Int[Tensor, " batch"], steps: list[Step] | None = None) -> tuple[Tensor, Tensor]:
-    """Lower bounds of f_y - f_j, and shares of the region's radius, through `steps` in place of the trace's own."""
+    """Lower bounds of f_y - f_j, and shares of the region's radius, through `steps` instead of the steps of the trace."""
     rows = margin_rows(y, found.after.center.shape[1], found.after.center)
     rows = rows._replace(errors=torch.zeros_like(rows.offsets))
     steps = found.steps if steps is None else steps
@@ -130,8 +130,8 @@ def backward(found: Trace, y: Int[Tensor, " batch"], steps: list[Step] | None = 
 def linear_proof(found: Trace, y: Int[Tensor, " batch"], optimise: int = 0, shared: bool = False, rate: float = 0.2) -> Found:
     r"""Proved lower bounds of f_y - f_j by linear bounds; with `optimise` steps of Adam on the lower slopes of ReLUs.
 
-    Every slope in [0, 1] is sound, so the best bound seen of each row is kept, that of intervals among them: never worse than
-    either. Images whose margins are all above zero without steps are left at that.
+    Every slope in [0, 1] is sound, so the best bound found for each row is kept, including that of intervals: never worse than
+    either. Images whose margins are all above zero without steps are not optimised.
     """
     margins, shares = backward(found, y)
     margins = torch.maximum(margins, interval_proof(found, y).margins)
@@ -145,7 +145,7 @@ def linear_proof(found: Trace, y: Int[Tensor, " batch"], optimise: int = 0, shar
 
 
 def _optimised(found: Trace, y: Tensor, steps: int, shared: bool, rate: float) -> tuple[Tensor, Tensor]:
-    """The largest bounds and shares that Adam meets until the clock, where one runs, is used up."""
+    """The largest bounds and shares that Adam finds before the time runs out."""
     slopes = {}
     for step in _all(found.steps):
         if isinstance(step.module, KINKS):
@@ -160,7 +160,7 @@ def _optimised(found: Trace, y: Tensor, steps: int, shared: bool, rate: float) -
         try:
             with torch.enable_grad():
                 value, share = backward(found, y, sloped)
-        except OutOfTime:  # what was found so far holds
+        except OutOfTime:  # the bounds found so far are valid
             break
         with torch.enable_grad():
             goal = value.scatter(1, y[:, None], torch.inf).amin(1).sum() if shared else value.sum()
@@ -181,7 +181,7 @@ def _part(region: Region, which: Tensor) -> Region:
 
 
 def _of(steps: list[Step], which: Tensor) -> list[Step]:
-    """The steps of some of the images."""
+    """The steps, for some of the images."""
     return [
         step._replace(
             before=_part(step.before, which),

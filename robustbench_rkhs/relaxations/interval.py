@@ -1,4 +1,4 @@
-"""Interval bound propagation: bounds of every layer's output for all images in a ball."""
+"""Interval bound propagation: bounds on every layer's output for all images in a ball."""
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
@@ -28,7 +28,7 @@ from robustbench_rkhs.relaxations.region import Region, between, wide
 from robustbench_rkhs.runtime.clock import ask
 
 SMALLEST = 1e-30
-"""No square root is taken of less: its slope at zero is infinite."""
+"""Lower limit for arguments of the square root, whose slope at zero is infinite."""
 
 
 class Step(NamedTuple):
@@ -38,15 +38,15 @@ class Step(NamedTuple):
     module: nn.Module
     before: Region
     branches: tuple[list["Step"], ...] = ()
-    """The steps of the chains whose outputs it adds or concatenates, where it does."""
+    """The steps of the branches that it adds or concatenates, if any."""
     widths: tuple[int, ...] = ()
-    """Channels of each branch, where they are concatenated."""
+    """Channels of each branch, if they are concatenated."""
     size: Tensor | None = None
-    """Bound of the absolute values that each output is summed from, where rounding is accounted for."""
+    """Bound on the sum of absolute values behind each output, if rounding is accounted for."""
     unit: float = 0.0
-    """Bound of the rounding relative to `size`."""
+    """Bound on the rounding relative to `size`."""
     slope: Tensor | None = None
-    """Where a ReLU's lower line lies between its two sides, in [0, 1], (batch, rows or 1, *shape); None: the nearer one."""
+    """Slopes of a ReLU's lower line, from one side (0) to the other (1), (batch, rows or 1, *shape); None: the nearer side."""
 
 
 class Trace(NamedTuple):
@@ -57,10 +57,10 @@ class Trace(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """Hooks of a pass through a model."""
+    """Hooks that a pass through a model calls."""
 
     tighten: Callable[[nn.Module, list[Step], Region], Region] | None = None
-    """A smaller region that goes into a layer, from the steps before it back to the image."""
+    """A tighter input region of a layer, from the steps before it back to the image."""
     round: Callable[[Step, Region], tuple[Step, Region]] | None = None
     """The output region, widened by float rounding."""
 
@@ -71,9 +71,9 @@ def trace(model: nn.Module, region: Region, path: str = "", walk: Walk = Walk())
     .. math:: z = W u + b: \quad c_z = W c_u + b, \qquad
               r_z = |W|\, r_u \;\text{(box)}, \quad r_z = \sqrt{W^2 r_u^2} \;\text{(ellipsoid, exact row by row)}
 
-    Sound up to float rounding, differentiable in all parameters; of the model in eval mode: BatchNorm at its running
-    statistics, dropout off, whatever mode it is in. Computed outside autocast in at least float32.
-    Cost: two forward passes. Raises UserError naming the layer where there is no rule for it.
+    Sound up to float rounding, differentiable in all parameters. Always bounds the model in eval mode (BatchNorm with its running
+    statistics, dropout off), whatever its current mode. Computed outside autocast in at least float32.
+    Cost: two forward passes. Raises UserError, naming the layer, for a layer without a rule.
     Source: Gowal et al., "On the Effectiveness of Interval Bound Propagation", 2018; dual norms, Zhang et al., NeurIPS 2018.
     """
     with torch.autocast(region.center.device.type, enabled=False):
@@ -117,7 +117,7 @@ def _trace(model: nn.Module, region: Region, path: str, walk: Walk, before: list
 
 
 def _children(module: nn.Module) -> Iterable[tuple[str, nn.Module]]:
-    """All of them, also where one is there twice."""
+    """All submodules, also those that occur twice."""
     return [(name, child) for name, child in module._modules.items() if child is not None]
 
 
@@ -136,7 +136,7 @@ def _add(tensors: list[Tensor], dim: int) -> Tensor:
 
 
 class NoRule(UserError):
-    """Why nothing is known of a layer; the caller names it."""
+    """Raised with the reason why a layer has no bounds; the caller adds the layer's name."""
 
 
 def check(module: nn.Module) -> None:
@@ -178,7 +178,7 @@ def _(module: nn.Flatten, region: Region) -> Region:
 @through.register(PadChannels)
 @through.register(FirstFeatures)
 def _(module: nn.Module, region: Region) -> Region:
-    """Values that move, are left out or stand beside zeros: a radius of zero is a value that is known."""
+    """Layers that move, drop or pad values: a radius of zero is a known value."""
     return Region(module(region.center), module(region.radius), region.round)
 
 
@@ -193,7 +193,7 @@ def _(module: nn.Module, region: Region) -> Region:
 
 
 def diagonal(module: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and shift of a layer that maps each value by itself."""
+    """Scale and shift of a layer that maps each value separately."""
     if isinstance(module, Scale):
         return like.new_tensor(module.value), like.new_zeros(())
     if isinstance(module, LearnableScale):
@@ -233,7 +233,7 @@ def _(module: nn.Conv1d | nn.Conv2d, region: Region) -> Region:
 
 
 def _distinct(module: nn.Conv1d | nn.Conv2d, sides: Sequence[int]) -> bool:
-    """Whether no window of the convolution reads a value twice, so that rows have the norms of the kernel's parts."""
+    """Whether no window of the convolution reads a value twice, so that rows have the norms of the kernel."""
     if module.padding_mode == "zeros":
         return True
     spans = [d * (k - 1) + 1 for d, k in zip(module.dilation, module.kernel_size, strict=True)]

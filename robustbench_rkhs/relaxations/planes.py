@@ -10,7 +10,7 @@ from torch.nn import functional
 from robustbench_rkhs.relaxations.region import Region, wide
 
 HALVINGS = 30
-"""Of the interval in which a tangent touches; any point of it gives a sound line."""
+"""Halvings of the interval of the point of tangency; any point of it gives a sound line."""
 
 
 class Planes(NamedTuple):
@@ -32,15 +32,15 @@ class Windows(NamedTuple):
 
 
 def lines_of_kink(left: float, region: Region, slope: Tensor | None = None) -> Planes:
-    r"""Of max(z, left z) on [l, u]. `slope`: where the lower line lies between the two sides, for each row.
+    r"""Lines for max(z, left z) on [l, u]. `slope`: the lower line's position between the two sides, per row.
 
-    Over: the chord. Under: the steeper side where u > -l, else the other; exact where the sign is known.
+    Over: the chord. Under: the steeper side if u > -l, else the other; exact where the sign is known.
     """
     return _kink(left, region.lower, region.upper, slope)
 
 
 def lines_of_gap(lower: Tensor, upper: Tensor) -> Planes:
-    """Of max(z, 0) on [l, u], where z is the difference of a sorted pair."""
+    """Lines for max(z, 0) on [l, u], where z is the difference of a sorted pair."""
     return _kink(0.0, lower, upper, None)
 
 
@@ -56,11 +56,11 @@ def _kink(left: float, lower: Tensor, upper: Tensor, slope: Tensor | None) -> Pl
 
 
 def lines_of_smooth(module: nn.Module, region: Region) -> Planes:
-    """Of tanh and sigmoid, convex and then concave, and of ELU, which is convex.
+    """Lines for tanh and sigmoid, convex and then concave, and for ELU, which is convex.
 
-    Convex: the chord over, the tangent in the middle under. Else the tangent from the far end, or the chord where it touches
-    outside [l, u]. With s the slope, the intercept is the largest f(z) - s z over the ends and the point of touch, where it
-    must be largest; so every point of touch is sound, and only how tight the line is depends on the halvings.
+    Convex: the chord over, the tangent in the middle under. Else the tangent from the far end, or the chord if the tangent touches
+    outside [l, u]. With s the slope, the intercept is the largest f(z) - s z over the ends and the point of tangency, where it
+    must be largest; so every point of tangency is sound, and only the tightness of the line depends on the halvings.
     """
     lower, upper = region.lower, region.upper
     if isinstance(module, nn.ELU):
@@ -70,14 +70,14 @@ def lines_of_smooth(module: nn.Module, region: Region) -> Planes:
         under = _slope(module, middle)
         return Planes(under[:, None], steep, height, _value(module, middle) - under * middle)
     over, height = _over(module, lower, upper, 0.0)
-    # f(z) = odd - f(-z): the line under f is minus the line over its mirror image
+    # f(z) = odd - f(-z): the lower line is minus the upper line of the mirror image
     odd = 1.0 if isinstance(module, nn.Sigmoid) else 0.0
     under, depth = _over(module, -upper, -lower, odd)
     return Planes(under[:, None], over, height, -depth)
 
 
 def _over(module: nn.Module, lower: Tensor, upper: Tensor, odd: float) -> tuple[Tensor, Tensor]:
-    """A line over f(z) - odd on [l, u]."""
+    """An upper line of f(z) - odd on [l, u]."""
     with torch.no_grad():
         near, far = lower.clamp_min(0), upper.clamp_min(0)
         top = far
@@ -89,13 +89,13 @@ def _over(module: nn.Module, lower: Tensor, upper: Tensor, odd: float) -> tuple[
         touch = torch.where(lower >= 0, (lower + upper) / 2, far)
         tangent = (lower >= 0) | ((upper > 0) & touches)
     touch = torch.where(tangent, touch, upper)
-    # where the interval is a point, any line through it: the largest slope, so that no rounding of the chord matters
+    # if the interval is a point, any line through it: take the largest slope, so that rounding of the chord does not matter
     wide_enough = upper - lower > 1e-9
     chord = torch.where(wide_enough, _chord(_value(module, lower), _value(module, upper), lower, upper), _slope(module, upper))
     slope = torch.where(tangent, _slope(module, touch), chord)
     ends = [_value(module, point) - slope * point for point in (lower, touch, upper)]
     height = torch.stack(ends).amax(0)
-    # on so narrow an interval the slope is not that of the chord: what it may hide in between, second order, is added
+    # on so narrow an interval the slope is not that of the chord: add the second-order gap that it may hide in between
     return slope, height - odd + torch.where(tangent | wide_enough, 0.0, (upper - lower).square())
 
 
@@ -116,7 +116,7 @@ def _slope(module: nn.Module, z: Tensor) -> Tensor:
 
 
 def lines_of_windows(module: nn.MaxPool2d, region: Region) -> Windows:
-    """Of the maximum over each window.
+    """Lines for the maximum over each window.
 
     Under: the value z of the largest lower bound. Over: with z in [l, u] the value of the largest upper bound and h the
     largest upper bound of the others, max(z, h) lies under the chord from (l, h) to (u, u); it is z itself where l >= h.
@@ -129,7 +129,7 @@ def lines_of_windows(module: nn.MaxPool2d, region: Region) -> Windows:
     sides = torch.stack([lower, upper])
     places = torch.arange(lower[0].numel(), device=lower.device).view(1, *lower.shape[1:])
     _, *outputs = module(lower[:1]).shape[1:]
-    # ceil_mode may let a window hang over the edge: what is missing is filled like padding
+    # with ceil_mode a window may extend over the edge: fill the rest like padding
     needed = [
         (o - 1) * s + d * (k - 1) + 1 - (side + p)
         for o, s, d, k, side, p in zip(outputs, stride, dilation, kernel, lower.shape[2:], padding, strict=True)

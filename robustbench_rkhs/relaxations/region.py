@@ -17,7 +17,7 @@ class Region(NamedTuple):
     radius: Float[Tensor, "batch *shape"]
     """r >= 0."""
     round: bool = False
-    """True: the ellipsoid; an l2 ball stays one through layers that scale each value by itself."""
+    """True: the ellipsoid; an l2 ball stays an ellipsoid through layers that scale each value separately."""
 
     @property
     def lower(self) -> Float[Tensor, "batch *shape"]:
@@ -36,7 +36,7 @@ def between(lower: Float[Tensor, "batch *shape"], upper: Float[Tensor, "batch *s
 def ball(x: Float[Tensor, "batch *image"], eps: float | Tensor, norm: Norm, box: Box = "unit") -> Region:
     """The ball of radius `eps` (one, or one per image) around each image.
 
-    With `box: unit` a linf ball is cut to [0, 1] (an image that lies outside stays in); an l2 ball is not, which is sound.
+    With `box: unit`, a linf ball is intersected with [0, 1] (an image outside stays included); an l2 ball is not, which is sound.
     Float16 and bfloat16 are widened.
     """
     x = wide(x)

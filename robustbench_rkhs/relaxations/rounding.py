@@ -1,4 +1,4 @@
-"""Bounds of the float64 rounding error of each layer, value by value."""
+"""Bounds on the float64 rounding error of each layer, per value."""
 
 import math
 from functools import singledispatch
@@ -25,23 +25,23 @@ from robustbench_rkhs.relaxations.region import Region
 UNIT = 2.0**-53
 """Unit roundoff of float64."""
 SMOOTH = 256
-"""Units by which exp, tanh and sigmoid are taken to err at most, relative to size plus one."""
+"""Assumed largest error of exp, tanh and sigmoid, in units of roundoff, relative to size plus one."""
 LEAST = 1e-290
 """Added to every radius, against underflow."""
 
 
 def most(region: Region) -> Tensor:
-    """Bound of the absolute values in a region."""
+    """Bound on the absolute values in a region."""
     return region.center.abs() + region.radius
 
 
 def rounded(step: Step, after: Region) -> tuple[Step, Region]:
-    r"""The step with its `size` and `unit`, and what comes out widened by their product.
+    r"""The step with its `size` and `unit`, and its output region widened by their product.
 
     A sum of n products in any order errs by at most gamma_n sum |w| |u|, gamma_n = n u / (1 - n u), u = 2^-53. `size` bounds
-    that sum with |c| for the constant, as the layer's absolute weights times the absolute values that go in; it is itself
+    that sum with |c| for the constant, as the layer's absolute weights times the absolute input values; it is itself
     computed within a relative gamma_n. `unit` is 4 n u, four times what is needed: n counts terms forward, terms backward
-    (nine times, for borders that are read again) and outputs, which the offsets are summed over.
+    (nine times, for borders that are read again) and outputs, over which the offsets are summed.
     """
     inputs, outputs = step.before.center[0].numel(), after.center[0].numel()
     if forked(step.module):
@@ -54,7 +54,7 @@ def rounded(step: Step, after: Region) -> tuple[Step, Region]:
 
 
 def widened(region: Region, by: Tensor) -> Region:
-    """A region that still holds what was in it, moved by at most `by`.
+    """The region widened so that it contains every point of it moved by at most `by`.
 
     An ellipsoid grows as a whole: ||z / r'|| <= ||z / r|| / (1 + k) + sqrt(d) max(by / r) / (1 + k) <= 1.
     """
@@ -71,7 +71,7 @@ def widened(region: Region, by: Tensor) -> Region:
 
 @singledispatch
 def magnitude(module: nn.Module, size: Tensor) -> Tensor:
-    """|W| size + |c|, and for what lies between lines: the sizes of these lines."""
+    """|W| size + |c|; for functions between lines, the sizes of these lines."""
     raise NotImplementedError(type(module).__name__)
 
 
@@ -169,7 +169,7 @@ def _(module: GroupSort, size: Tensor) -> Tensor:
 
 
 def _constants(module: nn.Linear | nn.Conv1d | nn.Conv2d) -> Tensor | None:
-    """Absolute values of the bias; of a layer made of several, how large its constants were before they were added up."""
+    """Absolute values of the bias; for a layer made of several, the sizes of its constants before they were summed."""
     if module.bias is None:
         return None
     sizes = getattr(module, "sizes", None)

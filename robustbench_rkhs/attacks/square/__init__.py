@@ -1,1 +1,1 @@
-"""The Square attack: what it proposes, its patches, and their patterns in linf and l2."""
+"""The Square attack: its proposals, image layout and perturbation patterns in linf and l2."""

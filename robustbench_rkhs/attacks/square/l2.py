@@ -14,7 +14,7 @@ TINY = 1e-30
 
 
 class Pyramids(Walk):
-    """l2: a state is the offset from the image."""
+    """l2: the state is the offset from the image."""
 
     smooth = True
     windows = 2
@@ -23,11 +23,11 @@ class Pyramids(Walk):
         super().__init__(*given)
         engine, picture = self.engine, self.picture
         self.x = picture.cells(engine.x[self.at])
-        # a little less, so that rounding cannot take an image out of the ball
+        # slightly less, so that rounding cannot move an image out of the ball
         self.eps = (engine.eps[self.at] * INSIDE - torch.finfo(self.x.dtype).eps).clamp_min(0).to(self.x.dtype)[:, None]
         self.budget = self.eps.square() / picture.channels
         self.pixel = picture.cells(torch.ones_like(engine.x[:1])) if picture.padding else None
-        """1 where a cell is a pixel."""
+        """1 where a cell is a pixel, 0 where it is padding."""
 
     def keep(self, stands: Bool[Tensor, " some"]) -> None:
         super().keep(stands)
@@ -46,7 +46,7 @@ class Pyramids(Walk):
     def propose(self, rows: Tensor, place: Tensor, sign: Tensor, height: int, width: int) -> Float[Tensor, "rows cells"]:
         channels, length = self.picture.channels, torch.linalg.vector_norm
         moved = self.state.index_select(0, rows)
-        # what a channel may have where the offset is shorter than eps (below 0 by rounding), before anything is moved
+        # what is left of eps per channel (may be below 0 by rounding), before anything is moved
         used = length(moved, dim=1, keepdim=True)
         spare = torch.addcmul(self.budget.index_select(0, rows), used, used, value=-1 / channels)
         offsets, table = window(height, width, self.picture, moved.dtype, moved.device)
@@ -56,11 +56,11 @@ class Pyramids(Walk):
         before = length(old, dim=3, keepdim=True)
         moved.scatter_(1, wiped, 0)
         rest, second = length(moved.gather(1, into).view(-1, channels, height * width), dim=2), before[:, 1, :, 0]
-        # the new window has the length of both old ones, and a share of what no pixel uses
+        # the new window gets the length of both old ones, and a share of what is left of eps
         freed = torch.addcmul(torch.addcmul(spare, rest, rest), second, second).clamp_min_(0).sqrt_()
         pattern = table.index_select(0, sign.flatten()).view(-1, channels, height * width)
         way = torch.addcdiv(pattern, old[:, 0], before[:, 0] + TINY)
-        if height * width in (1, self.picture.height * self.picture.width):  # the same window again: it may be the very opposite
+        if height * width in (1, self.picture.height * self.picture.width):  # the same window again: the two may cancel out
             way = torch.where(length(way, dim=2, keepdim=True) > 1e-3, way, pattern)
         if self.pixel is not None:
             way = way * self.pixel[0][into][:, None]
@@ -71,6 +71,6 @@ class Pyramids(Walk):
         return cells - self.x.index_select(0, moved)
 
     def clipped(self, x: Tensor, offset: Tensor) -> Tensor:
-        """The image with this offset, cell by cell inside the box."""
+        """The image with this offset, each cell clipped to the box."""
         cells = x + offset
         return cells.clamp_(0, 1) if self.engine.box == "unit" else cells

@@ -1,4 +1,4 @@
-"""Square attack in linf: every pixel at one of the two ends of its range, one window changed at a time."""
+"""Square attack in linf: every pixel is at one end of its range, and one window changes at a time."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from robustbench_rkhs.attacks.square.patches import window
 from robustbench_rkhs.attacks.square.proposals import Walk
 
 TURNED = 16
-"""Cells of the largest window that is turned round where it would change nothing; larger ones hardly ever would."""
+"""Largest window, in cells, whose signs are flipped where it would change nothing; larger ones hardly ever need it."""
 
 
 class Stripes(Walk):
-    """linf: a state is the image, every cell of it at one of its two ends."""
+    """linf: the state is the perturbed image, every cell at one end of its range."""
 
     smooth = False
     windows = 1
@@ -42,7 +42,7 @@ class Stripes(Walk):
         other = (sign * cells)[:, :, None].expand(-1, -1, height * width).flatten(1)
         at_ends = changed + (2 * cells * rows)[:, None]
         values = self.ends.take(at_ends + other)
-        if height * width <= TURNED:  # what would change nothing is turned round
+        if height * width <= TURNED:  # flip the signs of windows that would change nothing
             same = (values == state.gather(1, changed)).all(1, keepdim=True)
             values = torch.where(same, self.ends.take(at_ends + (cells - other)), values)
         return state.scatter_(1, changed, values)

@@ -9,23 +9,23 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-"""After which of 10,000 queries the share of the picture that a window covers is halved, as published."""
+"""The queries, of 10,000, after which the window's share of the picture is halved, as published."""
 
 
 class Picture(NamedTuple):
-    """Images as channels of cells in rows: a cell is a pixel, or padding behind the last one."""
+    """Image layout: channels of cells in rows; a cell is a pixel, or padding after the last pixel."""
 
     channels: int
     height: int
     width: int
     pixels: int
-    """Numbers in an image, all channels together."""
+    """Numbers in an image, over all channels."""
     shape: tuple[int, ...]
-    """Of one image."""
+    """Cells of one image."""
 
     @classmethod
     def of(cls, shape: tuple[int, ...]) -> "Picture":
-        """(C, H, W) and (H, W) as they are, anything else as one channel on the smallest near-square that holds it."""
+        """The layout of (C, H, W) and (H, W) as they are, of anything else as one channel on the smallest near-square that fits."""
         pixels = math.prod(shape)
         if len(shape) in (2, 3):
             return cls(math.prod(shape[:-2]), shape[-2], shape[-1], pixels, tuple(shape))
@@ -34,21 +34,21 @@ class Picture(NamedTuple):
 
     @property
     def padding(self) -> int:
-        """Cells that are no pixel, at the end of the one channel."""
+        """Number of padding cells, at the end of the one channel."""
         return self.channels * self.height * self.width - self.pixels
 
     def cells(self, images: Float[Tensor, "batch *image"]) -> Float[Tensor, "batch cells"]:
-        """The images as this picture, 0 where it is padded."""
+        """The images in this layout, with 0 as padding."""
         flat = images.flatten(1)
         return torch.nn.functional.pad(flat, (0, self.padding)) if self.padding else flat
 
     def images(self, cells: Float[Tensor, "batch cells"]) -> Float[Tensor, "batch *image"]:
-        """Back to images, padding left out."""
+        """Back to images, without the padding."""
         return (cells[:, : self.pixels] if self.padding else cells).reshape(-1, *self.shape)
 
 
 def share(start: float, query: int, queries: int) -> float:
-    """Share of the picture that the window of this query covers; query 0 is the start.
+    """Share of the picture that the window covers in this query; query 0 is the start.
 
     >>> [share(0.8, query, 10_000) for query in (1, 10, 11, 51, 9_999)]
     [0.8, 0.8, 0.4, 0.2, 0.0015625]
@@ -58,7 +58,7 @@ def share(start: float, query: int, queries: int) -> float:
 
 
 def sides(start: float, query: int, queries: int, picture: Picture, smooth: bool) -> tuple[int, int]:
-    """Height and width of a window: a square, or the share of a narrow picture; `smooth` (l2): odd and 3 at least, for pictures."""
+    """Height and width of a window: a square, or the share of a narrow picture; `smooth` (l2): odd and at least 3 in pictures."""
     area = share(start, query, queries) * picture.height * picture.width
     side = max(round(math.sqrt(area)), 1)
     if smooth and len(picture.shape) in (2, 3):
@@ -91,7 +91,7 @@ def halves(height: int, width: int) -> Float[Tensor, "2 height width"]:
 
 @cache
 def tiles(height: int, width: int) -> tuple[Int[Tensor, " cells"], Float[Tensor, "2 cells"], int]:
-    """A grid of five by five tiles (fewer where the picture is smaller): each cell's tile, the patterns, how many tiles."""
+    """A grid of five by five tiles (fewer in a smaller picture): the tile of each cell, the patterns, the number of tiles."""
     rows, columns = _cuts(height), _cuts(width)
     number, pattern = torch.zeros(height, width, dtype=torch.int64), torch.zeros(2, height, width, dtype=torch.float64)
     for i, (above, below) in enumerate(rows):
@@ -110,7 +110,7 @@ def _cuts(side: int, parts: int = 5) -> list[tuple[int, int]]:
 def window(
     height: int, width: int, picture: Picture, dtype: torch.dtype, device: torch.device
 ) -> tuple[Int[Tensor, " cells"], Float[Tensor, "4 window"]]:
-    """Where a window's cells lie from its first one, in every channel; the pattern in one: stacked or beside, and both minus."""
+    """Offsets of a window's cells from its first, in every channel; the channel patterns: stacked or side by side, either sign."""
     channels = torch.arange(picture.channels)[:, None, None] * (picture.height * picture.width)
     offsets = (channels + torch.arange(height)[:, None] * picture.width + torch.arange(width)).flatten()
     pattern = halves(height, width).flatten(1)

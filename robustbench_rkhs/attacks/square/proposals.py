@@ -1,4 +1,4 @@
-"""Square attack: proposals of many images at once, several per image in one forward pass."""
+"""Square attack: proposals for many images at once, several per image in one forward pass."""
 
 from abc import ABC, abstractmethod
 from itertools import groupby
@@ -14,26 +14,26 @@ from robustbench_rkhs.attacks.square.patches import Picture
 from robustbench_rkhs.runtime.counter_rng import uniforms
 
 BUNCH = 8
-"""Proposals of one image that are asked at once, at most."""
+"""Most proposals of one image in one batch."""
 ROWS = 128
-"""Proposals of all images at once, where there are fewer images: a small network answers them fastest in such batches."""
+"""Proposals per batch if there are fewer images than this: a small network is fastest at such batches."""
 PATIENCE = 48
-"""Queries that moved nothing for one proposal more at once. A move halves their count, and leaves unused at most one proposal for
-each `PATIENCE` counted: so no more than two in `PATIENCE` of all queries are asked in vain."""
+"""Rejected queries that add one proposal per batch. An accepted one halves their count, and discards at most one proposal for
+each `PATIENCE` counted: so at most two in `PATIENCE` of all queries are wasted."""
 
 
 class Walk(ABC):
-    """Some images, each a flat row of cells, on their way through a chunk of queries.
+    """The random search of some images, each a flat row of cells, over a chunk of queries.
 
-    The proposals of an image's next few queries are all made from the state that it is in, and asked at once. The first that is
-    taken moves it; the later ones are dropped, and made again from where it is then: it moves as if asked one by one.
-    How many go together follows from the image's own past alone, so that its company changes nothing.
+    The proposals of an image's next few queries are all made from its current state and queried at once. The first accepted one
+    changes the state; the later ones are dropped and made again from the new state: the outcome is as if queried one by one.
+    How many go together depends on the image's history alone, so the other images in the batch change nothing.
     """
 
     smooth: ClassVar[bool]
-    """Whether its windows carry the l2 pattern."""
+    """Whether its windows have the l2 pattern."""
     windows: ClassVar[int]
-    """How many windows a query has."""
+    """Number of windows per query."""
 
     def __init__(
         self, engine: Engine, picture: Picture, at: Tensor, seed: int, state: Tensor, lowest: Tensor, quiet: Tensor
@@ -42,14 +42,14 @@ class Walk(ABC):
         self.at, self.y, self.state, self.lowest, self.quiet = at, engine.y[at], state, lowest, quiet
 
     def go(self, begin: int, windows: list[tuple[int, int]]) -> None:
-        """Queries from number `begin` on; number 0 is the start. A broken image leaves `at` and all that goes with it."""
+        """Run the queries from number `begin` on; number 0 is the start. A broken image leaves `at` and all tensors beside it."""
         places, signs = self.drawn(begin, windows)
         every = torch.arange(len(self.at), device=self.at.device)
-        self.first = self.next = every * len(windows)  # of each image, in what was drawn
+        self.first = self.next = every * len(windows)  # per image: index into the drawn random numbers
         if begin == 0:
             self.ask(self.start(), every, self.next, torch.ones_like(every))
         last = 0
-        for (height, width), alike in groupby(windows):  # proposals that are asked at once have windows of one size
+        for (height, width), alike in groupby(windows):  # proposals in one batch have windows of one size
             last += len(list(alike))
             while len(self.at):
                 many, total = self.ahead(last)
@@ -61,7 +61,7 @@ class Walk(ABC):
                 self.ask(self.propose(rows, place, sign, height, width), rows, query, many)
 
     def ahead(self, last: int) -> tuple[Int[Tensor, " some"], int]:
-        """How many proposals of each image to ask at once, and of all: none beyond query `last` of the chunk."""
+        """Number of proposals per image in the next batch, and in total: none beyond query `last` of the chunk."""
         many = torch.minimum(self.quiet // PATIENCE + 1, self.first + last - self.next)
         total, limit = int(many.sum()), max(min(ROWS, self.engine.batch_size), BUNCH, len(self.at))
         if total > limit:  # the first images go ahead, the others wait
@@ -70,9 +70,9 @@ class Walk(ABC):
         return many, total
 
     def ask(self, cells: Tensor, rows: Tensor, query: Tensor, many: Tensor) -> None:
-        """Ask for these cells: `many` of each image, behind each other, of the image `rows` names and for its `query`."""
+        """Query these cells: `many` consecutive rows per image; `rows`: the image of each row, `query`: its query number."""
         value = margin(self.engine.logits(self.at[rows], self.picture.images(cells)), self.y[rows])
-        # a proposal of equal margin is taken: so a model with flat answers is walked over
+        # a proposal of equal margin is accepted, so that the search crosses plateaus
         taken = (value <= self.lowest[rows]).nonzero().flatten()
         reached, quiet = self.next + many, (self.quiet + many).clamp_max_((BUNCH - 1) * PATIENCE)
         if len(taken):
@@ -89,7 +89,7 @@ class Walk(ABC):
                 self.keep(stands)
 
     def keep(self, stands: Bool[Tensor, " some"]) -> None:
-        """Leave the others out."""
+        """Keep only these images."""
         self.at, self.y, self.quiet, self.first = self.at[stands], self.y[stands], self.quiet[stands], self.first[stands]
         self.next, self.state, self.lowest = self.next[stands], self.state[stands], self.lowest[stands]
 
@@ -98,7 +98,7 @@ class Walk(ABC):
         return uniforms(self.engine.keys[self.at], self.seed, count, draw)
 
     def drawn(self, begin: int, windows: list[tuple[int, int]]) -> tuple[Int[Tensor, "queries some_windows 1"], Tensor]:
-        """First cells of the windows and patterns of the channels, image by image: all that is random, in a few operations."""
+        """First cells of the windows and channel patterns per image: all random numbers, in a few operations."""
         picture, first = self.picture, 2 * self.windows
         each = first + 1 + picture.channels
         draw = self.uniforms(len(windows) * each, begin).view(len(self.at), len(windows), each)
@@ -113,11 +113,11 @@ class Walk(ABC):
 
     @abstractmethod
     def start(self) -> Float[Tensor, "some cells"]:
-        """The first images, as cells."""
+        """The starting images, as cells."""
 
     @abstractmethod
     def propose(self, rows: Tensor, place: Tensor, sign: Tensor, height: int, width: int) -> Float[Tensor, "rows cells"]:
-        """Changed images, as cells: one per row, from the state of the image `rows` names."""
+        """Proposed images, as cells: one per row, from the state of the image that `rows` names."""
 
     @abstractmethod
     def reached(self, moved: Tensor, cells: Tensor) -> Tensor:
