@@ -140,7 +140,7 @@ def test_a_time_limit_ends_the_training_annealed(tmp_path):
 
 
 REFUSED = {
-    "compile alone": ({"on_device": False, "compile": True}, "compile: it is for steps that are on_device"),
+    "compile alone": ({"on_device": False, "compile": True}, "compile: expected on_device true"),
     "noise": ({"noise": 0.1, "attack": None, "validate_with": None}, "noise is drawn on the host, found noise 0.1"),
     "restarts": ({"attack": ATTACK | {"restarts": 2}}, "found restarts 2"),
     "targets": ({"attack": {"name": "pgd", "eps": 0.1}}, "found targets 1"),

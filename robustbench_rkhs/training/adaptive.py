@@ -1,4 +1,4 @@
-"""Adaptive weights: a penalty's weight follows what validation measures."""
+"""Adaptive penalty weights: the weight follows a number measured on validation."""
 
 import math
 from typing import Literal
@@ -14,16 +14,16 @@ class Adaptive(Node):
     .. math:: w \leftarrow w \cdot e^{\,r\, (m^* - m) / |m^*|}, \qquad w_0 / c \le w \le c\, w_0
 
     m is measured on validation: `margin` (mean margin in logits), `robust` or `clean` (accuracy). The exponent is clamped to
-    [-r, r]. With `margin` or `robust` the weight grows while the model is less robust than asked for; with `clean` it shrinks
-    while the model is less accurate than asked for.
+    [-r, r]. With `margin` or `robust` the weight grows while the model is less robust than its target; with `clean` it shrinks
+    while the model is less accurate than its target.
     """
 
     penalty: int = Field(0, ge=0)
     """Position in the recipe's penalties."""
     measure: Literal["margin", "robust", "clean"] = "margin"
-    """What validation is asked for."""
+    """The number measured on validation."""
     target: Real = Field(gt=0)
-    """The number m* it should come to: logits, or an accuracy in [0, 1]."""
+    """Its target m*: logits, or an accuracy in [0, 1]."""
     rate: Real = Field(0.2, gt=0)
     """Speed r: the largest change of the weight's logarithm in an epoch."""
     limit: Real = Field(100.0, ge=1)

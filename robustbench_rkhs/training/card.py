@@ -1,4 +1,4 @@
-"""The card of a checkpoint: what it is, how it was made, what it scored on validation."""
+"""The model card of a checkpoint: network, training and validation numbers."""
 
 from typing import Any
 
@@ -69,6 +69,6 @@ def training_card(
 
 
 def _described(node: Node) -> str:
-    """Name and the fields that are not at their default."""
+    """Name, and the fields with other values than their defaults."""
     kept = {key: value for key, value in node.model_dump(exclude_defaults=True).items() if key != "name"}
     return for_markdown(" ".join([node.label, *(f"{key} {value}" for key, value in kept.items())]))

@@ -147,7 +147,7 @@ def as_stored(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def halve(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Large floating tensors rounded to half precision. Small ones carry little of the size and most of the error: kept."""
+    """Large floating tensors rounded to half precision. Small ones are kept: they add little size and most of the error."""
     large = {name for name, tensor in state.items() if tensor.is_floating_point() and tensor.numel() >= HALF_FROM}
     return {name: tensor.half() if name in large else tensor for name, tensor in state.items()}
 
@@ -253,7 +253,7 @@ def _check_function(folder: Path, config: dict[str, Any], recipe: TrainRecipe, m
 
 
 def _same_network(recipe: TrainRecipe, stored: Any, code: Code) -> bool:
-    """Whether a network as a version wrote it that knew fewer fields is the recipe's."""
+    """Whether a network that an older version stored with fewer fields is the recipe's network."""
     try:
         whole = {**recipe.model_dump(mode="json"), "network": stored}
         return bool(TrainRecipe.parse(whole, "config.json", code).network == recipe.network)
@@ -312,7 +312,7 @@ def fill(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
 
 
 def _tied(state: dict[str, Tensor]) -> Iterator[tuple[str, str]]:
-    """Pairs of names that a network has for one tensor."""
+    """Pairs of names that refer to the same tensor in a network."""
     first: dict[tuple[object, ...], str] = {}
     for name, tensor in state.items():
         place = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())

@@ -1,4 +1,4 @@
-"""Where a training goes when no folder is typed: its model's folder, or one of its own, never over a finished checkpoint."""
+"""The default folder of a training: its model's folder or a new one, never that of a finished checkpoint."""
 
 from itertools import count
 from pathlib import Path
@@ -22,10 +22,10 @@ OWN = "mine"
 
 
 def destination(model: str, recipe: TrainRecipe, fresh: bool = False) -> tuple[Path, str]:
-    """The folder of a training for which none was typed, and one line that says why where it is not `checkpoints/MODEL`.
+    """The default folder of a training, and one line with the reason if it is not `checkpoints/MODEL`.
 
-    `checkpoints/MODEL` belongs to the recipe `models/MODEL.yaml` as it stands, and what is finished there is never overwritten.
-    Raises UserError where `fresh` asks for just that.
+    `checkpoints/MODEL` belongs to the unchanged recipe `models/MODEL.yaml`, and a finished checkpoint there is never overwritten.
+    Raises UserError where `fresh` would do that.
     """
     name = Path(model).stem
     folder = Path("checkpoints") / name

@@ -1,4 +1,4 @@
-"""A training step of one fixed shape that asks nothing of the host: compiled where asked, replayed as a CUDA graph on CUDA."""
+"""A training step of fixed shape without waits for the host: optionally compiled, replayed as a CUDA graph on CUDA."""
 
 import copy
 from collections.abc import Callable
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from robustbench_rkhs.training.loop import Run
 
 WARM = 3
-"""Steps before a capture, whose changes are undone: libraries choose their kernels in them."""
+"""Warm-up steps before a capture, whose changes are undone: libraries choose their kernels in them."""
 
 
 class DeviceStep:
     """The step of a `Run`: gather, augment, attack, loss and penalties, gradients, update, running mean.
 
-    What changes from step to step (which images, the learning rate, shares and ramps) lies in tensors that are filled before
-    each step, so that the same recorded kernels serve all of them. `how` says what became of compilation and capture.
+    Everything that changes between steps (images, learning rate, shares and ramps) lies in tensors that are filled before
+    each step, so that the recorded kernels can be replayed. `how` tells whether compilation and capture succeeded.
     """
 
     def __init__(self, run: "Run", split: Split) -> None:
@@ -53,13 +53,13 @@ class DeviceStep:
         self._prepare()
 
     def begin(self) -> None:
-        """The order of the epoch, on the device at once."""
+        """The order of the epoch, moved to the device at once."""
         run = self.run
         generator = torch.Generator().manual_seed(mix(run.recipe.seed, run.epoch, 1))
         self.order = torch.randperm(len(self.split), generator=generator)[: self.steps * self.batch].to(run.device)
 
     def __call__(self, step: int) -> None:
-        """One step of the epoch."""
+        """Run one step of the epoch."""
         run = self.run
         self._fill(run.progress(step), step)
         self.chosen.copy_(self.order[step * self.batch : (step + 1) * self.batch])
@@ -70,14 +70,14 @@ class DeviceStep:
             projection(run.model, run.progress(step) * run.recipe.epochs)
 
     def _work(self) -> None:
-        """Replay the step, or run it where nothing was captured."""
+        """Replay the captured step, or run it if nothing was captured."""
         if self.replay is None:
             self._tuned()
         else:
             self.replay()
 
     def _tuned(self) -> None:
-        """The step by the fastest convolutions there are: its shapes never change, so that looking for them pays."""
+        """The step with benchmarked convolution kernels: its shapes never change, so the search pays off."""
         kept, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
         try:
             self._body()
@@ -85,7 +85,7 @@ class DeviceStep:
             torch.backends.cudnn.benchmark = kept
 
     def _fill(self, progress: float, step: int) -> None:
-        """The numbers of this step."""
+        """The scalars of this step."""
         run, recipe = self.run, self.run.recipe
         self.lr.fill_(recipe.optimizer.lr * recipe.schedule(progress, run.epoch))
         share = 1.0 if progress >= recipe.attack_warmup else progress / recipe.attack_warmup
@@ -108,7 +108,7 @@ class DeviceStep:
         return part.model_copy(update={name: self.numbers[f"{place}.{name}"] for name in part.schedule}) if part.schedule else part
 
     def _body(self) -> None:
-        """The step itself, on the images that `chosen` names."""
+        """The step itself, on the images at `chosen`."""
         run, recipe = self.run, self.run.recipe
         x, y = self.images[self.chosen], self.split.y[self.chosen]
         if recipe.data.augments:
@@ -143,7 +143,7 @@ class DeviceStep:
         run.losses += loss.detach()
 
     def _prepare(self) -> None:
-        """Compile and capture, each with what it falls back to; the run is left as it was."""
+        """Compile and capture, each with a fallback; the state of the run is restored."""
         run = self.run
         self.trained.train()
         self.attacked.train()
@@ -163,9 +163,9 @@ class DeviceStep:
         try:
             work()
             self.how[name] = True
-        except Exception as error:  # compilers and captures fail in many ways; the step runs without them
+        except Exception as error:  # compilers and captures raise many kinds of errors; the step runs without them
             self.how[f"not_{name}"] = cause(error)
-            if torch.device(self.run.device).type == "cuda":  # a capture that fails leaves its own stream current
+            if torch.device(self.run.device).type == "cuda":  # a failed capture leaves its stream current
                 torch.cuda.set_stream(torch.cuda.default_stream())
             if name == "compiled":
                 self.trained, self.attacked = _sharing(self.run.model, frozen=False), _sharing(self.run.model, frozen=True)
@@ -178,7 +178,7 @@ class DeviceStep:
         self._tuned()
 
     def _capture(self) -> None:
-        """Record the step's kernels on a stream of their own."""
+        """Record the step's kernels on a separate stream."""
         torch.cuda.synchronize()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -206,7 +206,7 @@ class DeviceStep:
 
 
 def _sharing(model: nn.Module, frozen: bool) -> nn.Module:
-    """A twin in structure whose parameters and buffers are the model's own memory; `frozen`: without weight gradients."""
+    """A copy of the model that shares its parameters and buffers; `frozen`: without weight gradients."""
     memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False) if frozen else parameter

@@ -1,4 +1,4 @@
-"""Losses and gradients that stop being finite: noticed on the device, asked for now and then, the culprit named."""
+"""Detection of losses and gradients that are not finite: recorded on the device, checked from time to time."""
 
 import torch
 from torch import Tensor, nn
@@ -7,18 +7,18 @@ from robustbench_rkhs.nodes.node import UserError
 
 
 class FiniteWatch:
-    """Keeps, on the device, the first step whose loss or gradients are not finite, and the norms of that step.
+    """Records, on the device, the first step whose loss or gradients are not finite, and the norms of that step.
 
-    `look` asks nothing of the host; `ask` waits for it, and raises UserError with the step and the parameter by name.
+    `look` does not wait for the device; `ask` does, and raises UserError with the step and the name of the parameter.
     """
 
     def __init__(self, model: nn.Module, device: str) -> None:
         self.names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         self.every = 1 if torch.device(device).type == "cpu" else 50
-        """Steps from one question to the next."""
+        """Steps between checks."""
         self.first = torch.full((), -1, dtype=torch.int64, device=device)
         self.norms = torch.zeros(len(self.names) + 1, device=device)
-        """Of each parameter's gradient, and the size of the loss."""
+        """The norm of each parameter's gradient, and the absolute loss."""
 
     @torch.no_grad()
     def look(self, step: Tensor | int, gradients: list[Tensor | None], loss: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ from robustbench_rkhs.training.validation import score, validate
 
 Report = Callable[[dict[str, Any]], None]
 NOISE = 7
-"""Counter that keeps the draws of the training noise apart from an attack's."""
+"""Counter that separates the training noise from the random numbers of attacks."""
 
 
 def train(
@@ -55,8 +55,8 @@ def train(
 
     `recipe`: a TrainRecipe or its fields, where methods may be instances or your own as package.module:Name.
 
-    Every random draw is counted by (seed, epoch, step), so a run that was killed and resumed ends bit for bit where an
-    uninterrupted one does (on the same device with the same number of threads; not with `seconds`, which follows the clock).
+    All random numbers are seeded by (seed, epoch, step), so a run that was killed and resumed ends bit for bit like an
+    uninterrupted one (on the same device with the same number of threads; not with `seconds`, which follows the clock).
     Raises UserError at a loss or gradient that is not finite, naming the step (on an accelerator up to 50 steps later, before
     anything is written); at a folder that holds another recipe's training (training/resume.py says what goes on and what can be
     lengthened); where nothing can be written.
@@ -104,7 +104,7 @@ def _train(
             started = time.monotonic()
             for step in run.stepped(train_split, stepper):
                 if (step + 1) % run.watch.every and step + 1 < run.steps(train_split):
-                    continue  # what follows waits for the device
+                    continue  # the following lines wait for the device
                 run.watch.ask(run.epoch)
                 report({"epoch": run.epoch, "step": step + 1, "steps": run.steps(train_split), "loss": run.mean_loss()})
                 if rank() == 0 and time.monotonic() - saved > save_seconds:
@@ -133,7 +133,7 @@ def _train(
 
 
 def _write_checkpoint(run: "Run", test: Split, train_split: Split, folder: Path, command: str, half: bool) -> None:
-    """Weights of the best and of the last epoch, recipe, card, config."""
+    """Write the weights of the best and of the last epoch, recipe, card and config."""
     recipe, records = run.recipe, run.records
     trained = {
         "device": describe(run.device),
@@ -149,7 +149,7 @@ def _write_checkpoint(run: "Run", test: Split, train_split: Split, folder: Path,
 
 
 class Run:
-    """All that changes while training: weights, optimiser, running mean, best so far, where we are."""
+    """The state of a training: weights, optimiser, running mean, best epoch so far, position."""
 
     def __init__(self, recipe: TrainRecipe, test: Split, device: str) -> None:
         self.recipe, self.device, self._steps = recipe, device, 1
@@ -160,7 +160,7 @@ class Run:
             checkpoint.fill(self.model, first.model.state_dict(), f"start_from {recipe.start_from!r}")
             self.started_from = {"checkpoint": recipe.start_from, "weights": first.weights}
         if world() > 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules()):
-            raise UserError("a network with BatchNorm trains in one process: several would each normalise their own part")
+            raise UserError("a network with BatchNorm trains in one process: several would each normalise their part of the batch")
         if world() > recipe.batch_size:
             raise UserError(f"expected a batch_size of at least the {world()} processes, found {recipe.batch_size}")
         if recipe.channels_last:
@@ -168,7 +168,7 @@ class Run:
         self.average = copy.deepcopy(self.model) if recipe.ema else None
         if world() > 1 and (recipe.on_device or recipe.seconds):
             raise UserError("a training that is on_device or has a time limit runs in one process")
-        asked = {"fused": True} if recipe.on_device else {}  # an optimiser of one's own need not know it
+        asked = {"fused": True} if recipe.on_device else {}  # a user's optimiser need not take it
         self.optimizer = recipe.optimizer.build(self.model.parameters(), **asked)
         self.watch = FiniteWatch(self.model, device)
         self.penalties: list[PenaltyNode] = list(recipe.penalties)
@@ -176,19 +176,19 @@ class Run:
         self.projections = [projection.in_schedule(recipe.epochs) for projection in recipe.projections]
         self.epoch, self.position, self.seconds, self.taken = 0, 0, 0.0, 0
         self.clock: tuple[float, float] | None = None
-        """Where there is a time limit: when the first step began, less what was trained before; when the training ends."""
+        """With a time limit: when the first step began, less the time of earlier calls; and when the training ends."""
         self.losses: Tensor = torch.zeros((), dtype=torch.float64, device=device)
         self.records: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] = {}
         self.best_score, self.best_epoch = (-math.inf, -math.inf), -1
 
     def prepare(self, train_split: Split) -> None:
-        """Penalties that must know the training images learn of them."""
+        """Prepare the penalties that need the training images."""
         seed = self.recipe.seed
         self.penalties = [penalty.prepare(self.model, train_split, seed) for penalty in self.recipe.penalties]
 
     def start_clock(self, entered: float) -> None:
-        """The time limit counts from when training was called, less what an earlier call has used."""
+        """The time limit counts from the call of the training, less the time used by earlier calls."""
         if self.recipe.seconds is not None:
             spent = sum(record["seconds"] for record in self.records) + self.seconds
             self.clock = time.monotonic() - spent, entered + self.recipe.seconds - spent
@@ -197,12 +197,12 @@ class Run:
         return self.clock is not None and time.monotonic() >= self.clock[1]
 
     def steps(self, split: Split) -> int:
-        """Steps per epoch; a last batch smaller than half is left out, unless it is the only one (`on_device`: any smaller one)."""
+        """Steps per epoch; a last batch below half size is dropped, unless it is the only one (`on_device`: any smaller batch)."""
         count = len(split) / self.recipe.batch_size
         return max(1, int(count) if self.recipe.on_device else round(count))
 
     def stepped(self, split: Split, stepper: DeviceStep | None) -> Iterator[int]:
-        """Takes the epoch's steps from the current position on, and says which was taken."""
+        """Run the epoch's steps from the current position on, yielding the number of each."""
         if stepper is None:
             for step, x, y, keys in self.batches(split):
                 self.step(step, x, y, keys)
@@ -216,9 +216,9 @@ class Run:
             yield step
 
     def batches(self, split: Split) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-        """The epoch's batches from the current position on: step, images, labels, keys of random draws.
+        """The epoch's batches from the current position on: step, images, labels, keys of random numbers.
 
-        Several processes take equal parts of each batch (up to one image a process is left out where that does not come out).
+        Several processes take equal parts of each batch (a remainder of less than one image per process is dropped).
         """
         data, seed = self.recipe.data, self.recipe.seed
         self._steps = self.steps(split)
@@ -263,7 +263,7 @@ class Run:
         self.position, self.taken = step + 1, self.taken + 1
 
     def progress(self, step: int) -> float:
-        """Share of the training behind us: of its epochs, or of its time where that is more."""
+        """Share of the training that is done: of its epochs, or of its time if that is more."""
         share = (self.epoch + step / self._steps) / self.recipe.epochs
         if self.clock is None:
             return share
@@ -271,12 +271,12 @@ class Run:
         return min(1.0, max(share, (time.monotonic() - first) / max(end - first, 1e-9)))
 
     def decay(self, step: int) -> float:
-        """The decay of the running mean; at first it forgets faster."""
+        """The decay of the running mean, smaller in the first steps."""
         assert self.recipe.ema is not None
         return min(self.recipe.ema, (1 + step) / (10 + step)) if self.epoch == 0 else self.recipe.ema
 
     def attack_at(self, progress: float) -> PGD | None:
-        """The attack at the eps in force."""
+        """The attack at the current eps."""
         attack, warmup = self.recipe.attack, self.recipe.attack_warmup
         if attack is None or progress >= warmup:
             return attack
@@ -286,7 +286,7 @@ class Run:
 
     @torch.no_grad()
     def within_reason(self, step: int, loss: Tensor) -> None:
-        """Gradients shortened where the recipe says so, and looked at: on a CPU at once, elsewhere now and then."""
+        """Clip the gradients if the recipe says so, and check that they are finite: at once on a CPU, else from time to time."""
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.requires_grad]
         length = self.watch.look(step, gradients, loss)
         if self.watch.every == 1:
@@ -296,7 +296,7 @@ class Run:
             torch._foreach_mul_(given, (self.recipe.clip / (length + 1e-12)).clamp_max(1))
 
     def arithmetic(self) -> AbstractContextManager[Any]:
-        """Autocast to bfloat16 where the recipe says so."""
+        """Autocast to bfloat16 if the recipe says so."""
         kind = torch.device(self.device).type
         return torch.autocast(kind, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
 
@@ -313,7 +313,7 @@ class Run:
         return replace(validation, x=x) if self.recipe.noise else validation
 
     def finish_epoch(self, validation: Split) -> dict[str, Any]:
-        """Validate where it is due, keep the best, and move on. Returns the epoch's metrics."""
+        """Validate if it is due, keep the best, and go to the next epoch. Returns the epoch's metrics."""
         last = self.epoch + 1 == self.recipe.epochs or self.out_of_time()
         due = len(validation) > 0 and (last or (self.epoch + 1) % self.recipe.validate_every == 0)
         record: dict[str, Any] = {
@@ -337,12 +337,12 @@ class Run:
         return record
 
     def validated(self, validation: Split) -> dict[str, float]:
-        """What validation measures of the network as it is."""
+        """The validation numbers of the current network."""
         recipe = self.recipe
         return validate(self.evaluated(), validation, recipe.validate_with, certify_eps=recipe.certify_eps)
 
     def save(self, folder: Path) -> None:
-        """Write resume.pt, sealed: ours alone, read back with weights_only."""
+        """Write resume.pt, sealed: only ours is read back, with weights_only."""
         state = {
             "recipe": self.recipe.yaml(),
             "model": self.model.state_dict(),

@@ -1,4 +1,4 @@
-"""Training by what a user types or passes: a model's name with changed fields, a mapping or a recipe; and the folder it goes to."""
+"""Training from a model's name with changed fields, a mapping or a recipe, and the choice of its folder."""
 
 import copy
 from collections.abc import Mapping
@@ -35,13 +35,14 @@ def train(
 
     `recipe`: a model's name in models/ (or the path of a YAML file), a mapping of fields, or a TrainRecipe; methods may be
     instances or your own as package.module:Name. `fields` change it: `train("digits_mlp", epochs=3, **{"attack.eps": 0.5})`.
-    `folder`: where not given, checkpoints/NAME for a named recipe as it stands and checkpoints/NAME@mine, @mine2 ... for changed
-    ones. A training that was stopped goes on from where it was; `fresh` trains anew over what the folder holds; `half` stores the
-    weights in half precision. `report` gets the metrics of every epoch, `say` a line on where the training goes and why.
+    `folder`: by default checkpoints/NAME for an unchanged named recipe and checkpoints/NAME@mine, @mine2 ... for a changed
+    one. A training that was stopped goes on from where it was; `fresh` trains anew over what the folder holds; `half` stores the
+    weights in half precision. `report` gets the metrics of every epoch, `say` a line with the folder of the training and the
+    reason.
 
-    Every random draw is counted by (seed, epoch, step), so a run that was killed and resumed ends bit for bit where an
-    uninterrupted one does (on the same device with the same number of threads; not with `seconds`, which follows the clock).
-    Raises UserError in one line: for a recipe that is none; at a loss or gradient that is not finite; at a folder that holds
+    All random numbers are seeded by (seed, epoch, step), so a run that was killed and resumed ends bit for bit like an
+    uninterrupted one (on the same device with the same number of threads; not with `seconds`, which follows the clock).
+    Raises UserError in one line: for an invalid recipe; at a loss or gradient that is not finite; for a folder that holds
     another recipe's training; where nothing can be written.
     """
     found, place = prepared(recipe, folder, fields, fresh, say)

@@ -13,13 +13,13 @@ from robustbench_rkhs.nodes.one_of import OneOf
 
 
 class OptimizerNode(Node):
-    """Common to all optimisers. `build(parameters)` makes the optimiser; `lr` is what the schedule multiplies."""
+    """Base class of optimisers. `build(parameters)` makes the optimiser; the schedule multiplies `lr`."""
 
     lr: Real = Field(0.05, gt=0)
     """Largest learning rate; the schedule multiplies it."""
 
     def build(self, parameters: Iterable[nn.Parameter], fused: bool = False) -> torch.optim.Optimizer:
-        """`fused`: asked for by `on_device` trainings alone: one kernel for all weights, with its learning rate on the device."""
+        """`fused`: set by `on_device` trainings only: one kernel for all weights, with its learning rate on the device."""
         raise TypeError(f"{type(self).__name__} is not an optimiser by itself")
 
 
@@ -30,14 +30,14 @@ class SGD(OptimizerNode):
     lr: Real = Field(0.05, gt=0)
     """Largest learning rate; the schedule multiplies it."""
     momentum: Real = Field(0.9, ge=0, lt=1)
-    """Share of the last step that is taken again."""
+    """Momentum: share of the last step that is repeated."""
     weight_decay: Real = Field(0.0, ge=0)
-    """Multiplier of the weights added to their gradient."""
+    """Weight decay: multiple of the weights that is added to their gradient."""
     nesterov: bool = False
-    """Look ahead by the momentum."""
+    """Nesterov momentum."""
 
     def build(self, parameters: Iterable[nn.Parameter], fused: bool = False) -> torch.optim.Optimizer:
-        """`fused`: one kernel for all weights, which reads its learning rate from the device."""
+        """`fused`: one kernel for all weights, with its learning rate on the device."""
         return torch.optim.SGD(
             parameters,
             lr=self.lr,
@@ -57,21 +57,21 @@ class Adam(OptimizerNode):
     betas: tuple[Real, Real] = (0.9, 0.999)
     """Decay of the two running means."""
     weight_decay: Real = Field(0.0, ge=0)
-    """Multiplier of the weights added to their gradient."""
+    """Weight decay: multiple of the weights that is added to their gradient."""
 
     def build(self, parameters: Iterable[nn.Parameter], fused: bool = False) -> torch.optim.Optimizer:
-        """`fused`: one kernel for all weights, which reads its learning rate from the device."""
+        """`fused`: one kernel for all weights, with its learning rate on the device."""
         return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=fused or None)
 
 
 class ScheduleNode(Node):
-    """Common to all schedules: a multiplier of the learning rate as a function of progress and epoch."""
+    """Base class of schedules: a multiplier of the learning rate as a function of progress and epoch."""
 
     by_epoch: ClassVar[bool] = False
     """True: it depends on the epoch alone, not on how long the training is, so that a training can be lengthened."""
 
     def __call__(self, progress: float, epoch: int) -> float:
-        """Multiplier of the learning rate; `progress` in [0, 1): the share of the training behind us, `epoch` from 0."""
+        """Multiplier of the learning rate; `progress` in [0, 1): the share of the training that is done, `epoch` from 0."""
         raise TypeError(f"{type(self).__name__} is not a schedule by itself")
 
 
@@ -95,7 +95,7 @@ class Step(ScheduleNode):
     every: int = Field(30, ge=1)
     """Epochs between drops."""
     gamma: Real = Field(0.5, gt=0, le=1)
-    """What each drop multiplies by."""
+    """Factor of each drop."""
 
     def __call__(self, progress: float, epoch: int) -> float:
         return self.gamma ** (epoch // self.every)

@@ -1,4 +1,4 @@
-"""Projections: weights are projected onto a set after each optimiser step."""
+"""Projections: the weights are projected onto a set after each optimiser step."""
 
 import math
 from collections import defaultdict
@@ -14,7 +14,7 @@ from robustbench_rkhs.lipschitz.reshaped import as_matrix, weighted
 from robustbench_rkhs.nodes.node import Node, Real, UserError
 
 SLACK = 2e-6
-"""A norm is over tau where it exceeds tau (1 + SLACK); float32 cannot tell finer, and projecting twice changes nothing."""
+"""A norm counts as too large above tau (1 + SLACK), the resolution of float32; projecting twice changes nothing."""
 
 
 class SpectralProjection(Node):
@@ -25,9 +25,9 @@ class SpectralProjection(Node):
     `reshaped` clips the C_out x (C_in k k) matrix, as published; a 3x3 convolution's operator norm may still be up to three
     times as large. `operator` bounds the operator norm at every image size: dense weights are clipped, convolutions are
     clipped frequency by frequency, cut to their support and scaled by a proven bound. Biases are never touched.
-    A matrix once shown to lie below tau is looked at again only when it has moved far enough to reach it: its last bound plus
-    the Frobenius norm of what changed since bounds it still. The others get a Cholesky test of tau^2 I - W W^T, which tells
-    exactly which exceed tau; only those are decomposed, those of one size together.
+    A matrix that was below tau is tested again only once it has changed enough to reach it: its last bound plus
+    the Frobenius norm of the change since is still a bound. The others get a Cholesky test of tau^2 I - W W^T, which decides
+    exactly which exceed tau; only those are decomposed, in batches of one size.
     Cost: one subtraction per layer far below tau; else one Gram product, and one symmetric eigendecomposition of the smaller
     side where tau is exceeded.
     Source: Bietti et al., ICML 2019; the schedule of tau, their published code's.
@@ -35,22 +35,22 @@ class SpectralProjection(Node):
 
     name: Literal["spectral"] = "spectral"
     tau: Real = Field(0.8, gt=0)
-    """Largest singular value in the end."""
+    """Final limit on the largest singular value."""
     kappa: Real | None = Field(None, gt=0)
-    """Epochs in which the surplus 4 tau falls by e; constant tau where not given."""
+    """Epochs in which the surplus 4 tau falls by a factor e; default: constant tau."""
     of_epochs: int | None = Field(None, ge=1)
-    """Length of the schedule kappa is meant for: in a shorter training kappa shrinks in proportion, so that tau is reached."""
+    """Training length, in epochs, that kappa is meant for: a shorter training shrinks kappa in proportion to reach tau."""
     operator: Literal["reshaped", "operator"] = "reshaped"
-    """Whose norm: of the reshaped kernel (as published), or of the operator."""
+    """The norm: of the reshaped kernel (as published), or of the operator."""
 
     def in_schedule(self, epochs: int) -> "SpectralProjection":
-        """The same projection with kappa shrunk to a training of `epochs`."""
+        """The same projection with kappa scaled to a training of `epochs`."""
         if self.kappa is None or self.of_epochs is None or epochs >= self.of_epochs:
             return self
         return self.model_copy(update={"kappa": self.kappa * epochs / self.of_epochs, "of_epochs": None})
 
     def tau_at(self, epoch: float) -> float:
-        """The tau in force; fractions of an epoch count."""
+        """The current tau; `epoch` may be fractional."""
         return self.tau if self.kappa is None else self.tau * (1 + 4 * math.exp(-epoch / self.kappa))
 
     @torch.no_grad()
@@ -71,11 +71,11 @@ class SpectralProjection(Node):
 
 
 _KNOWN = WeakIdKeyDictionary()
-"""Weight -> (its copy, a bound of its largest singular value then). A memory of proofs only: results do not depend on it."""
+"""Weight -> (its copy, a bound of its largest singular value then). A cache of proofs: results do not depend on it."""
 
 
 def known_within(weight: Tensor, tau: float) -> bool:
-    """True where the last bound plus the Frobenius norm of the change since still proves every singular value <= tau."""
+    """True if the last bound plus the Frobenius norm of the change since still proves every singular value <= tau."""
     if weight not in _KNOWN:
         return False
     then, bound = _KNOWN[weight]
@@ -85,7 +85,7 @@ def known_within(weight: Tensor, tau: float) -> bool:
 
 
 def remember(weight: Tensor, bound: float, tau: float) -> None:
-    """Keep a bound that leaves room below tau; forget one that does not."""
+    """Store a bound that leaves room below tau; delete any other."""
     if bound < tau:
         _KNOWN[weight] = (weight.detach().clone(), bound)
     else:
@@ -110,7 +110,7 @@ def clip(matrices: list[Float[Tensor, "_ _"]], tau: float) -> list[float]:
         if trace <= tau**2 or _within(gram, tau):
             bounds[-1] = _room(gram, tau)
             continue
-        if trace > 64 * tau**2 * len(gram):  # float32 would lose what lies near tau beside so large a norm
+        if trace > 64 * tau**2 * len(gram):  # float32 would lose singular values near tau beside so large a norm
             gram = gram_matrix(wide.double())
         waiting[(len(gram), gram.dtype, gram.device)].append((wide, gram))
     for group in waiting.values():
@@ -119,7 +119,7 @@ def clip(matrices: list[Float[Tensor, "_ _"]], tau: float) -> list[float]:
             above = value > (tau * (1 + SLACK)) ** 2
             basis = vector[:, above]
             surplus = 1 - tau / value[above].sqrt()
-            work = wide.to(basis.dtype)  # subtracted in that arithmetic too: what is left may be far smaller
+            work = wide.to(basis.dtype)  # subtracted in that arithmetic too: the difference may be far smaller
             wide.copy_(work - (basis * surplus) @ (basis.T @ work))
     return bounds
 
@@ -145,7 +145,7 @@ def _within(gram: Tensor, tau: float) -> bool:
 
 
 def _room(gram: Tensor, tau: float) -> float:
-    """The smallest of a few levels below tau that bounds the largest singular value; tau where there is no room."""
+    """The smallest of a few levels below tau that bounds the largest singular value; tau if none does."""
     bound = tau
     for level in (0.95, 0.8, 0.6, 0.4, 0.2, 0.1):
         if not _within(gram, level * tau):
@@ -160,9 +160,9 @@ def operator_bound(weight: Float[Tensor, "out in height width"], groups: int = 1
     .. math:: \sup_\theta \lVert F(\theta) \rVert_2 \le \max_{\text{grid}} \lVert F \rVert_2
               \prod_d \cos\big(\pi (k_d - 1) / 2m\big)^{-1}, \qquad F(\theta) = \sum_j W_j e^{-i \langle j, \theta \rangle}
 
-    u^* F v is a trigonometric polynomial of degree (k - 1) / 2 once centred, and m equispaced points see it to within that
+    u^* F v is a trigonometric polynomial of degree (k - 1) / 2 once centred, and m equispaced points give its maximum up to that
     factor (Ehlich & Zeller, 1964). Sizes, strides and paddings only compress the operator; dilation only rescales theta.
-    Cost: m (m / 2 + 1) singular value decompositions a group.
+    Cost: m (m / 2 + 1) singular value decompositions per group.
     """
     side = max(points, 4 * max(weight.shape[2:]))
     factor = math.prod(math.cos(math.pi * (kernel - 1) / (2 * side)) for kernel in weight.shape[2:])
@@ -174,7 +174,7 @@ def operator_bound(weight: Float[Tensor, "out in height width"], groups: int = 1
 
 
 def clip_convolution(weight: Tensor, groups: int, tau: float) -> None:
-    """Into {operator_bound <= tau}, in place: clip on a torus, cut to the kernel's support, scale what is left over."""
+    """Project into {operator_bound <= tau}, in place: clip on a torus, crop to the kernel's support, scale the remaining excess."""
     if weight.dim() != 4:
         raise UserError(f"operator projection covers 2-D convolutions, found a weight of shape {tuple(weight.shape)}")
     if operator_bound(weight, groups) <= tau * (1 + SLACK):

@@ -11,11 +11,11 @@ from robustbench_rkhs.runtime.modes import evaluating
 
 
 def auroc(scores: Float[np.ndarray, " images"], labels: Int[np.ndarray, " images"], first: int | None = None) -> float:
-    r"""Area under the curve of true positives over false positives, up to the `first` false positives, as a share of its most.
+    r"""Area under the curve of true over false positives, up to the `first` false positives, as a share of its maximum.
 
     .. math:: \frac{1}{n P} \int_0^n TP(f) \, df, \qquad n = \min(\text{first}, N)
 
-    of P members (label 1) and N others (label 0), by falling score. A group of equal scores counts as a straight line, which
+    for P members (label 1) and N others (label 0), by falling score. A group of equal scores counts as a straight line, which
     at n = N gives each tie a half (mid-ranks). Raises UserError without members or without others, and at NaN.
     """
     positive = labels == 1
@@ -37,7 +37,7 @@ def auroc(scores: Float[np.ndarray, " images"], labels: Int[np.ndarray, " images
 
 @torch.no_grad()
 def scores_of(model: nn.Module, x: Float[Tensor, "images *shape"], batch: int = 256) -> Float[np.ndarray, " images"]:
-    """f_1 - f_0 of each input, in float64. Raises UserError where the model has not two outputs."""
+    """f_1 - f_0 of each input, in float64. Raises UserError where the model does not have two outputs."""
     parts = [model(part) for part in x.split(batch)]
     if any(part.dim() != 2 or part.shape[1] != 2 for part in parts):
         raise UserError(f"ranking needs a model of two classes, found outputs of shape {tuple(parts[0].shape[1:])}")
@@ -47,9 +47,9 @@ def scores_of(model: nn.Module, x: Float[Tensor, "images *shape"], batch: int = 
 
 
 def rank_report(model: nn.Module, split: Split) -> dict[str, float | int]:
-    """auROC and auROC50 of f_1 - f_0 on a split of task `ranking`, and how many members and others it has.
+    """auROC and auROC50 of f_1 - f_0 on a split of task `ranking`, and its numbers of members and others.
 
-    The model is asked in eval mode, and left as it was. Raises UserError for a split of another task or a model that has not
+    The model runs in eval mode and is restored afterwards. Raises UserError for a split of another task or a model without
     two outputs.
     """
     if split.task != "ranking":

@@ -1,4 +1,4 @@
-"""TrainRecipe: everything that decides how a model is trained. YAML in, resolved YAML out."""
+"""TrainRecipe: every setting of a training. YAML in, resolved YAML out."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,30 +28,30 @@ class TrainRecipe(Node):
     """Train one named model. The step: attack the batch, add loss and penalties, step, project."""
 
     about: str = ""
-    """What this model is, in a sentence."""
+    """One sentence on what this model is."""
     data: Data
     """Data set, its subset, validation and augmentation."""
     network: Network
-    """What is trained."""
+    """The network that is trained."""
     loss: Loss = CrossEntropy()
-    """Lowered on the (attacked) batch."""
+    """Minimised on the (attacked) batch."""
     attack: PGD | None = None
-    """Adversarial training: the batch is replaced by what this attack makes of it."""
+    """Adversarial training: the attack that perturbs each batch."""
     noise: Real = Field(0.0, ge=0)
     """Standard deviation of Gaussian noise added to the training images before the attack, not clamped to [0, 1]; validation
-    images bear the same. For smoothed classifiers. Penalties see the images without it."""
+    images get the same. For smoothed classifiers. Penalties get the images without it."""
     attack_warmup: Real = Field(0.0, ge=0, le=1)
     """Share of the training in which the attack's eps and step size rise linearly from 0."""
     penalties: tuple[Penalty, ...] = ()
     """Added to the loss, on the clean batch."""
     adaptive: tuple[Adaptive, ...] = ()
-    """Penalty weights that follow what validation measures."""
+    """Penalty weights that follow a number measured on validation."""
     projections: tuple[SpectralProjection, ...] = ()
-    """Weights back into a set after every step."""
+    """Projections of the weights onto a set after every step."""
     optimizer: Optimizer = SGD()
-    """How a gradient becomes a step."""
+    """The optimiser."""
     schedule: Schedule = Constant()
-    """Learning rate over the training."""
+    """The learning-rate schedule."""
     start_from: str | None = None
     """A trained checkpoint, by name or folder, whose weights the training starts from: the second of two stages."""
     epochs: int = Field(10, ge=1)
@@ -59,32 +59,32 @@ class TrainRecipe(Node):
     seconds: Seconds | None = None
     """Seconds (or 90s, 10min, 2h) after which the training ends, if `epochs` have not ended it before. Learning rate, ramps and
     warm-ups then follow the larger of two shares, of the epochs and of the time since the first step, so that it always ends
-    annealed. Such a training is known by its number of steps, which metrics.jsonl records; it cannot be repeated bit for bit."""
+    annealed. metrics.jsonl records the number of steps; such a training cannot be repeated bit for bit."""
     batch_size: int = Field(128, ge=1)
     """Images per step."""
     seed: Seed = 0
-    """Initial weights, order, augmentation, dropout."""
+    """Seed of the initial weights, the order of images, augmentation and dropout."""
     ema: Annotated[Real, Field(gt=0, lt=1)] | None = None
-    """Decay of a running mean of the weights, which is then what is validated and saved."""
+    """Decay of a running mean of the weights; the mean is then validated and saved."""
     clip: Annotated[Real, Field(gt=0)] | None = None
-    """Gradients longer than this l2 norm, over all weights together, are shortened to it."""
+    """Gradient clipping: the largest l2 norm of the gradient of all weights together."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the training passes (autocast); weights, validation and evaluation stay float32."""
     channels_last: bool = False
     """Memory format of convolutions; faster on most machines."""
     on_device: bool = False
-    """Steps of one fixed shape that ask nothing of the host: order, augmentation and random starts are made on the device, random
-    numbers hashed there (the same on every device, but others than those of an ordinary step), the attack takes every step on every
-    image. On CUDA the step is captured as a graph and replayed. What cannot be captured runs step by step."""
+    """Steps of fixed shape without waits for the host: order, augmentation and random starts are computed on the device, with
+    random numbers hashed there (the same on every device, but different from those of an ordinary step), and the attack takes
+    every step on every image. On CUDA the step is captured as a graph and replayed; if that fails, it runs without capture."""
     compile: bool = False
-    """Compile the passes of an `on_device` step by torch.compile; where that fails they run as they are. It pays on a GPU."""
+    """Compile the passes of an `on_device` step by torch.compile; if that fails, they run uncompiled. Worthwhile on a GPU."""
     validate_with: PGD | None = None
-    """Attack by which validation robust accuracy is measured and the best checkpoint chosen; clean accuracy where none."""
+    """Attack that measures robust accuracy on validation, by which the best checkpoint is chosen; default: clean accuracy."""
     certify_eps: Annotated[Real, Field(ge=0)] | None = None
-    """l2 radius, in pixels of [0, 1], at which validation counts the images that the margin certificate proves; it chooses the best
-    checkpoint where there is no `validate_with`."""
+    """l2 radius, in pixels of [0, 1], at which validation counts the images certified by the margin certificate; chooses the best
+    checkpoint if there is no `validate_with`."""
     validate_every: int = Field(1, ge=1)
-    """Epochs from one validation to the next; the last epoch is always validated."""
+    """Epochs between validations; the last epoch is always validated."""
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "TrainRecipe":
@@ -96,14 +96,14 @@ class TrainRecipe(Node):
             if one.measure == "robust" and self.validate_with is None:
                 raise ValueError("adaptive: measure 'robust' needs validate_with, found none")
             if not self.data.validation:
-                raise ValueError("adaptive: what it measures is validation, found data.validation 0")
+                raise ValueError("adaptive: it needs validation images, found data.validation 0")
         self._fit_the_task()
         return self
 
     @model_validator(mode="after")
     def _fits_the_device(self) -> "TrainRecipe":
         if self.compile and not self.on_device:
-            raise ValueError("compile: it is for steps that are on_device, found on_device false")
+            raise ValueError("compile: expected on_device true, found false")
         if self.on_device and self.noise:
             raise ValueError(f"on_device: noise is drawn on the host, found noise {self.noise:g}")
         if self.on_device and self.attack is not None and (why := unrollable(self.attack)):
@@ -118,7 +118,7 @@ class TrainRecipe(Node):
         return self
 
     def _fit_the_task(self) -> None:
-        """What needs classes gets classes, and what stays in [0, 1] gets images that lie there."""
+        """Check that methods for classification get classes, and those for box `unit` get images in [0, 1]."""
         set_name = self.data.title
         if self.data.task == "regression":
             parts: list[LossNode | PenaltyNode] = [self.loss, *self.penalties]
@@ -137,8 +137,8 @@ class TrainRecipe(Node):
     ) -> "TrainRecipe":
         """A recipe by name (models/NAME.yaml) or path, with dotted overrides. Raises UserError in one line.
 
-        `say` hears of fields that fell away because another method was named. Code may be named in the overrides, which are typed,
-        and by a recipe of models/; of another file only what the overrides name, too.
+        `say` reports fields that were dropped because another method was named. Code may be named in the overrides, which the user
+        types, and in a recipe of models/; in another file, only code that the overrides name too.
         """
         path = find_recipe(str(source))
         stored = yaml_of(read_text(path), str(path))
@@ -152,7 +152,7 @@ class TrainRecipe(Node):
     def parse(cls, stored: Mapping[str, Any], source: str = "recipe", code: Code = CLOSED) -> "TrainRecipe":
         """A recipe from a mapping. Raises UserError in one line.
 
-        `code`: whose code it may name as package.module:Name; `TYPED` (of nodes.code_names) for a mapping of your own.
+        `code`: the code that it may name as package.module:Name; `TYPED` (of nodes.code_names) for your own mapping.
         """
         return parse(cls, dict(stored), source, code)
 
@@ -162,12 +162,12 @@ class TrainRecipe(Node):
 
 
 def typed_code(overrides: Mapping[str, Any]) -> Code:
-    """Leave for the code that typed overrides name."""
+    """Permission for the code that typed overrides name."""
     return code_in([as_value(text) for text in overrides.values()])
 
 
 def keeps_to_the_box(part: Any) -> bool:
-    """Whether a part of a recipe, or a part of that part, keeps what it perturbs in [0, 1]."""
+    """Whether a part of a recipe, or any part of it, keeps perturbed images in [0, 1]."""
     if isinstance(part, tuple):
         return any(keeps_to_the_box(one) for one in part)
     if not isinstance(part, Node):

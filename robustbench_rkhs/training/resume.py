@@ -1,4 +1,4 @@
-"""Resuming: what a folder holds of a recipe's training, and whether the training goes on, is finished or can be lengthened."""
+"""Resuming: whether the training in a folder can be continued, is finished, or can be lengthened."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ from robustbench_rkhs.runtime.seals import Damaged, seal_of, set_aside
 from robustbench_rkhs.training.recipe import TrainRecipe
 
 CHOOSING = ("validate_with", "certify_eps", "validate_every")
-"""Fields that only choose among epochs; without validation images they change nothing."""
+"""Fields that only select an epoch; without validation images they change nothing."""
 
 
 def stored_state(recipe: TrainRecipe, folder: Path, device: str) -> dict[str, Any] | None:
@@ -45,7 +45,7 @@ def stored_state(recipe: TrainRecipe, folder: Path, device: str) -> dict[str, An
 
 
 def weights_part(recipe: TrainRecipe) -> dict[str, Any]:
-    """The fields that decide the stored weights, as plain values."""
+    """The fields that determine the stored weights, as plain values."""
     fields = recipe.model_dump(mode="json", exclude={"about": True, "data": {"digest"}})
     for key in CHOOSING if not recipe.data.validation else ():
         del fields[key]
@@ -53,26 +53,26 @@ def weights_part(recipe: TrainRecipe) -> dict[str, Any]:
 
 
 def same_but_length(one: TrainRecipe, other: TrainRecipe) -> bool:
-    """Whether two recipes differ in nothing but the number of epochs."""
+    """Whether two recipes differ only in the number of epochs."""
     return weights_part(one) | {"epochs": None} == weights_part(other) | {"epochs": None}
 
 
 def differences(before: TrainRecipe, now: TrainRecipe) -> str:
-    """Where two recipes differ in what decides the weights, in a few words."""
+    """A short list of the differences between two recipes that affect the weights."""
     found = changes(weights_part(before), weights_part(now))
     shown = "; ".join(line if len(line) <= 100 else f"{line[:97]}..." for line in found[:3])
     return shown + (f" and {len(found) - 3} more" if len(found) > 3 else "")
 
 
 def _hindrances(begun: TrainRecipe, recipe: TrainRecipe, where: list[float]) -> Iterator[str]:
-    """Why a training that was begun cannot go on to the length of this recipe; nothing where it can."""
+    """Why a started training cannot be continued to the length of this recipe; empty if it can."""
     if not same_but_length(begun, recipe):
         yield ""
         return
     if recipe.epochs < where[0] + (where[1] > 0):
         yield f"{int(where[0])} epochs are trained already"
     if recipe.seconds:
-        yield "with `seconds` everything follows the share of the time"
+        yield "with `seconds` every schedule depends on the time"
     if not recipe.schedule.by_epoch:
         yield f"schedule {recipe.schedule.label!r} is laid over the whole training"
     if recipe.attack is not None and recipe.attack_warmup:
@@ -88,7 +88,7 @@ def _hindrances(begun: TrainRecipe, recipe: TrainRecipe, where: list[float]) -> 
 
 
 def _another(folder: Path, held: TrainRecipe, recipe: TrainRecipe, reason: str | None, unfinished: bool = False) -> str:
-    """The line about a folder that holds another training than the one asked for."""
+    """The error for a folder that holds another training."""
     what = "an unfinished training" if unfinished else "a model"
     if reason and same_but_length(held, recipe):
         line = f"{folder} holds {what} of this recipe at {held.epochs} epochs, which cannot become {recipe.epochs}: {reason}"

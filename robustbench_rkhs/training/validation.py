@@ -1,4 +1,4 @@
-"""Validation: plain numbers to choose an epoch by, never published."""
+"""Validation: metrics for choosing an epoch, never published."""
 
 import torch
 from torch import nn
@@ -15,12 +15,12 @@ from robustbench_rkhs.training.ranking import rank_report
 def validate(
     model: nn.Module, split: Split, attack: PGD | None, batch: int = 256, certify_eps: float | None = None
 ) -> dict[str, float]:
-    """The task's own numbers; empty without images.
+    """The metrics of the task; empty without images.
 
     Classification: clean and, with an attack, robust accuracy, and the mean margin in logits. Ranking: these, auROC and
-    auROC50 (both 0 where one of the classes is not among the images). Regression: the mean squared error.
-    With certify_eps, beside these the share of images that the margin certificate proves at this l2 radius, and the largest of the
-    proven bounds L_yj it divides by: computed by the certificate's own code, so that they equal what an evaluation finds.
+    auROC50 (both 0 if a class is missing among the images). Regression: the mean squared error.
+    With certify_eps, also the share of images that the margin certificate proves at this l2 radius, and the largest of its
+    proven bounds L_yj, computed by the code of the certificate, so that they equal those of an evaluation.
     """
     if not len(split):
         return {}
@@ -36,7 +36,7 @@ def validate(
         margins += margin_of.double().sum().item()
         if attack and right.any():
             adversarial = attack.perturbed(model, x[right], y[right], keys[right])
-            # the search kept to its box; images under noise lie outside [0, 1] as they are
+            # the search stays in its box; images with noise lie outside [0, 1] already
             held = count(model, x[right], adversarial, norm=attack.norm, box="none", eps=attack.eps)
             robust += int((~held.misses(y[right])).sum())
     scores = {"validation_clean": clean / len(split), "validation_margin": margins / len(split)}
@@ -63,8 +63,8 @@ def squared_error(model: nn.Module, split: Split, batch: int = 256) -> float:
 
 
 def score(record: dict[str, float]) -> tuple[float, float]:
-    """What the best epoch has most of: robust accuracy (certified where no attack is run), then clean; of a ranking auROC50, then
-    auROC; of a regression -mse.
+    """The score that selects the best epoch: robust accuracy (certified if no attack is run), then clean; for a ranking auROC50,
+    then auROC; for a regression -mse.
     """
     if "validation_mse" in record:
         return -record["validation_mse"], 0.0

@@ -1,6 +1,6 @@
 """Losses: loss(model, x, y) -> scalar.
 
-In a training loop of one's own, a loss is called on the model, not on its logits:
+In your own training loop, call a loss on the model, not on its logits:
 
 >>> import torch
 >>> from robustbench_rkhs.training.losses import Trades
@@ -11,7 +11,7 @@ In a training loop of one's own, a loss is called on the model, not on its logit
 >>> model[1].weight.grad.shape
 torch.Size([10, 64])
 
-One's own is a subclass of `LossNode` with a `__call__`; its fields are its flags: `--loss.name mylosses:Focal --loss.gamma 2`.
+Your own loss is a subclass of `LossNode` with a `__call__`; its fields are its flags: `--loss.name mylosses:Focal --loss.gamma 2`.
 """
 
 from typing import Annotated

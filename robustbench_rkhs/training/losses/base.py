@@ -9,10 +9,10 @@ from robustbench_rkhs.nodes.ramps import Scheduled
 
 
 class LossNode(Scheduled):
-    """Common to all losses. `__call__(model, x, y, keys)`; `keys`: one integer key per image that seeds its random numbers."""
+    """Base class of losses. `__call__(model, x, y, keys)`; `keys`: one integer key per image that seeds its random numbers."""
 
     attacks: ClassVar[bool] = False
-    """True: it perturbs the images itself, and wants them clean (a recipe with it has no `attack`)."""
+    """True: it perturbs the images itself and needs clean ones (a recipe with it has no `attack`)."""
     regression: ClassVar[bool] = False
     """True: it also takes labels that are numbers, float (batch, outputs)."""
 

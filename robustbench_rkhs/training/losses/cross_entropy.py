@@ -16,16 +16,16 @@ class CrossEntropy(LossNode):
 
     .. math:: t \cdot CE\big( (f(x) - c\, e_y) / t,\; y \big)
 
-    Temperature t, offset c; plain cross-entropy at t = 1, c = 0, and no smoothing. An offset asks for a margin, in logits: the one
-    knob by which a Lipschitz network trades clean for certified accuracy.
+    Temperature t, offset c; plain cross-entropy at t = 1, c = 0, and no smoothing. An offset requires a margin, in logits, and so
+    trades clean for certified accuracy in a Lipschitz network.
     Cost: one forward pass. Source: the offset form, Prach & Lampert, ECCV 2022.
     """
 
     name: Literal["cross_entropy"] = "cross_entropy"
     temperature: Real = Field(1.0, gt=0)
-    """t: small values weigh the images near the margin more."""
+    """t: small values give more weight to images near the margin."""
     offset: Real = Field(0.0, ge=0)
-    """c: taken off the label's logit, in logits."""
+    """c: subtracted from the label's logit, in logits."""
     smoothing: Real = Field(0.0, ge=0, lt=1)
     """Share of the target spread evenly over all classes (label smoothing)."""
 

@@ -1,4 +1,4 @@
-"""CROWN-IBP: cross-entropy of the worst logits that linear bounds allow."""
+"""CROWN-IBP: cross-entropy of the worst-case logits by linear bounds."""
 
 from typing import Literal
 
@@ -20,20 +20,20 @@ class CrownIBP(LossNode):
     .. math:: \kappa\, CE(f(x), y) + (1 - \kappa)\, CE(-\underline m(x), y), \qquad
               \underline m = \beta\, \underline m^{CROWN} + (1 - \beta)\, \underline m^{IBP}
 
-    Both bound f_y - f_j over the ball from below, so each mixture does. CROWN's linear bounds, back from the differences of
-    logits to the image with intervals at every kink, are much tighter on a network not yet trained for intervals; intervals
-    are what it is trained for in the end. Bounds are of the network in eval mode (BatchNorm at its running statistics, which
-    the clean pass moves as usual); float32 also under autocast.
-    Recommended, as published: eps grows, then kappa and beta have fallen when it is there:
+    Both are lower bounds of f_y - f_j over the ball, so each mixture is one. CROWN's linear bounds, back from the differences of
+    logits to the image with intervals at every kink, are much tighter early in the training; in the end the network is trained
+    for interval bounds. Bounds are of the network in eval mode (BatchNorm with its running statistics, which the clean pass
+    updates as usual); float32 also under autocast.
+    Recommended, as published: eps grows while kappa and beta fall:
     `schedule: {eps: {begin: 0.1, end: 0.6}, kappa: {start: 1, begin: 0.1, end: 0.6}, beta: {start: 1, begin: 0.1, end: 0.6}}`.
-    Raises UserError naming the layer where there are no bounds through it (of max-pools there are intervals only). eps in
+    Raises UserError, naming the layer, for a layer without bounds (max-pools have interval bounds only). eps in
     pixels of [0, 1]. Cost: three forward passes and, where beta > 0, one backward pass per class, all of them differentiated.
     Source: Zhang et al., "Towards Stable and Efficient Training of Verifiably Robust Neural Networks", ICLR 2020.
     """
 
     name: Literal["crown_ibp"] = "crown_ibp"
     norm: Norm = "linf"
-    """Distance that bounds the perturbation."""
+    """Norm of the perturbation."""
     eps: Real = Field(0.1, ge=0)
     """Radius of the ball, in pixels of [0, 1]."""
     kappa: Real = Field(0.5, ge=0, le=1)
@@ -41,7 +41,7 @@ class CrownIBP(LossNode):
     beta: Real = Field(1.0, ge=0, le=1)
     """Share of the linear bounds: 0 is the loss `ibp`."""
     box: Box = "unit"
-    """`unit`: images lie in [0, 1], to which linf balls are cut; `none`: anywhere."""
+    """`unit`: images lie in [0, 1], and linf balls are intersected with it; `none`: anywhere."""
 
     def __call__(
         self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Tensor, keys: Int[Tensor, " batch"] | None = None

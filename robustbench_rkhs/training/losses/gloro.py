@@ -19,10 +19,9 @@ class Gloro(LossNode):
     .. math:: f_\bot(x) = \max_{i \ne j} f_i(x) + \varepsilon L_{ji}, \quad j = \arg\max_i f_i(x), \qquad
               \ell = CE(f(x), y) + \beta \big( \log \textstyle\sum_i e^{f_i(x)} + e^{f_\bot(x)} - \log \sum_i e^{f_i(x)} \big)
 
-    L: `bounds.differentiable.gram_pairs`, differentiable upper bounds (not power iteration, which lies below the norm: what is
-    trained is what is then certified, but for the tighter norms of the certificate). beta = 1: cross-entropy over classes + 1
-    logits, the published loss. Larger beta: its form after TRADES, since the divergence of f from f with the added logit is the
-    bracket.
+    L: `bounds.differentiable.gram_pairs`, differentiable upper bounds (not power iteration, which is below the norm): training uses
+    the same kind of bound as the certificate, whose norms are only tighter. beta = 1: cross-entropy over classes + 1 logits, the
+    published loss. Larger beta: its form after TRADES, as the bracket is the divergence of f from f with the added logit.
     Raises Uncertifiable, naming the layer, where a layer with parameters has no such bound.
     Units: nats; eps in l2 pixels of [0, 1]. Cost: one forward pass, and `iterations` matrix products for each layer and step.
     Source: Leino, Wang & Fredrikson, "Globally-Robust Neural Networks", ICML 2021; norms by Gram iteration, Delattre et al.,
@@ -35,7 +34,7 @@ class Gloro(LossNode):
     beta: Real = Field(1.0, ge=0)
     """Weight of the added logit; 1 is the published loss."""
     iterations: int = Field(6, ge=1)
-    """Gram iterations for each layer: the bound exceeds the norm by at most rank^(2^-(iterations + 1))."""
+    """Gram iterations per layer: the bound exceeds the norm by a factor of at most rank^(2^-(iterations + 1))."""
 
     def __call__(
         self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Tensor, keys: Int[Tensor, " batch"] | None = None

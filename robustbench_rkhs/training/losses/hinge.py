@@ -1,4 +1,4 @@
-"""Hinge on the margin: the label's logit above every other by a distance asked for."""
+"""Hinge loss: the label's logit must exceed every other by a given margin."""
 
 from typing import Literal
 
@@ -16,14 +16,14 @@ class Hinge(LossNode):
 
     .. math:: \max\big( 0,\; m - (f_y(x) - \max_{j \ne y} f_j(x)) \big)
 
-    On a network of Lipschitz constant L an image without loss has the certified l2 radius m / (sqrt2 L). No gradient comes
-    from images that already have the margin.
+    On a network of Lipschitz constant L, an image with zero loss has the certified l2 radius m / (sqrt2 L). Images that already
+    have the margin contribute no gradient.
     Units: logits. Cost: one forward pass. Source: Crammer & Singer, JMLR 2001.
     """
 
     name: Literal["hinge"] = "hinge"
     margin: Real = Field(1.0, ge=0)
-    """m: the margin asked for, in logits."""
+    """m: the required margin, in logits."""
 
     def __call__(
         self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Tensor, keys: Int[Tensor, " batch"] | None = None

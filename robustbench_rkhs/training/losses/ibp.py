@@ -1,4 +1,4 @@
-"""Interval bound propagation: cross-entropy of the worst logits that intervals allow."""
+"""Interval bound propagation: cross-entropy of the worst-case logits by interval bounds."""
 
 from typing import Literal
 
@@ -20,24 +20,24 @@ class IBP(LossNode):
     .. math:: \kappa\, CE(f(x), y) + (1 - \kappa)\, CE(-\underline m(x), y), \qquad
               \underline m_j(x) \le \min_{x' \in B_\varepsilon(x)} f_y(x') - f_j(x')
 
-    The bounds are those of interval bound propagation, the last layer merged with the differences. The second term bounds the
-    cross-entropy of every image in the ball from above, so what it lowers is proved. Bounds are of the network in eval mode
-    (BatchNorm at its running statistics, which the clean pass moves as usual); float32 also under autocast.
-    Recommended: eps and kappa follow ramps, for at full eps from the start every answer becomes the same:
-    `schedule: {eps: {begin: 0.1, end: 0.6}, kappa: {start: 1, begin: 0.1, end: 0.6}}`. Raises UserError naming the layer where
-    there are no bounds through it. eps in pixels of [0, 1]. Cost: three forward passes, all of them differentiated.
+    The bounds are those of interval bound propagation, the last layer merged with the differences. The second term is an upper
+    bound on the cross-entropy of every image in the ball. Bounds are of the network in eval mode (BatchNorm with its running
+    statistics, which the clean pass updates as usual); float32 also under autocast.
+    Recommended: ramps for eps and kappa, as full eps from the start makes all outputs equal:
+    `schedule: {eps: {begin: 0.1, end: 0.6}, kappa: {start: 1, begin: 0.1, end: 0.6}}`. Raises UserError, naming the layer, for a
+    layer without bounds. eps in pixels of [0, 1]. Cost: three forward passes, all of them differentiated.
     Source: Gowal et al., "On the Effectiveness of Interval Bound Propagation for Training Verifiably Robust Models", 2018.
     """
 
     name: Literal["ibp"] = "ibp"
     norm: Norm = "linf"
-    """Distance that bounds the perturbation. The first affine layer is exact for both; later ones know only boxes."""
+    """Norm of the perturbation. The first affine layer is exact for both norms; later layers use boxes."""
     eps: Real = Field(0.1, ge=0)
     """Radius of the ball, in pixels of [0, 1]."""
     kappa: Real = Field(0.5, ge=0, le=1)
     """Share of the cross-entropy on clean images."""
     box: Box = "unit"
-    """`unit`: images lie in [0, 1], to which linf balls are cut; `none`: anywhere."""
+    """`unit`: images lie in [0, 1], and linf balls are intersected with it; `none`: anywhere."""
 
     def __call__(
         self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Tensor, keys: Int[Tensor, " batch"] | None = None

@@ -1,4 +1,4 @@
-"""Max-margin adversarial training: push each boundary away from the image it is nearest to."""
+"""Max-margin adversarial training: push the decision boundary away from each image, at its nearest point."""
 
 from typing import ClassVar, Literal
 
@@ -18,7 +18,7 @@ from robustbench_rkhs.training.losses.search import ascend
 
 
 class MMA(LossNode):
-    r"""Cross-entropy at the nearest misclassified point of each image, which moves the boundary away from it.
+    r"""Cross-entropy at the nearest misclassified point of each image, which pushes the boundary away from the image.
 
     .. math:: \frac1n \sum_i c\, CE(f(x_i), y_i) + (1 - c)\, m_i, \qquad
               m_i = \begin{cases} CE(f(x_i), y_i) & x_i \text{ wrong} \\
@@ -28,12 +28,12 @@ class MMA(LossNode):
     delta_i stands for the shortest successful perturbation: the radius d of an image grows by the gradient of the loss there,
     up to a positive factor, and the last case is the flat part of the hinge max(0, eps_max - d). It is found by `steps` steps
     of gradient descent on the margin f_y - max_j f_j from x_i in the ball of radius `eps_max` (the last iterate, where it is
-    wrong), then by `bisections` halvings of the segment from x_i to it, whose wrong end is taken. So it is the shortest along
-    one direction, within eps_max / 2^bisections, and at least as long as the true one. Where the search fails, though a
-    successful perturbation exists, the image counts as out of reach.
-    Unlike the published training, no image's radius is remembered from epoch to epoch: each search starts from `eps_max`.
-    The search has BatchNorm at its running statistics and dropout off; then clean and perturbed images go through the model in
-    one pass, in the mode it is in: BatchNorm counts both halves once, together.
+    wrong), then by `bisections` halvings of the segment from x_i to it, whose misclassified end is used. So it is the shortest
+    along one direction, within eps_max / 2^bisections, and at least as long as the true one. If the search fails although a
+    successful perturbation exists, the image counts as having none within eps_max.
+    Unlike in the published training, radii are not remembered between epochs: each search starts from `eps_max`.
+    The search runs BatchNorm with its running statistics and dropout off; then clean and perturbed images go through the model
+    in one pass, in its current mode: BatchNorm updates once, on both halves together.
     Units: nats; eps_max in pixels of [0, 1]. Cost: `steps` forward and image-only backward passes and 1 + `bisections` forward
     passes, then one pass over twice the images forward and backward.
     Source: Ding et al., "MMA Training: Direct Input Space Margin Maximization", ICLR 2020.
@@ -43,17 +43,17 @@ class MMA(LossNode):
 
     name: Literal["mma"] = "mma"
     norm: Norm = "l2"
-    """Distance in which the boundary is moved away."""
+    """Norm of the perturbation."""
     eps_max: Real = Field(1.0, ge=0)
-    """The radius that is enough, in pixels of [0, 1]."""
+    """The largest radius that is trained for, in pixels of [0, 1]."""
     clean: Real = Field(1 / 3, ge=0, le=1)
-    """c: share of the cross-entropy on clean images, which steadies the training."""
+    """c: share of the cross-entropy on clean images, which stabilises the training."""
     steps: int = Field(10, ge=1)
     """Gradient steps of the search."""
     step_size: Real | None = Field(None, gt=0)
-    """Length of a step, in the norm's unit; 2.5 eps_max / steps where not given."""
+    """Length of a step, in the norm's unit; default: 2.5 eps_max / steps."""
     bisections: int = Field(10, ge=1)
-    """Halvings of the segment to the perturbation found."""
+    """Halvings of the segment from the image to the perturbed image."""
     box: Box = "unit"
     """`unit`: perturbed images stay in [0, 1]; `none`: anywhere."""
 
@@ -67,7 +67,7 @@ class MMA(LossNode):
         return self.clean * functional.cross_entropy(clean, y) + (1 - self.clean) * margins
 
     def search(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Float[Tensor, "batch *image"], Bool[Tensor, " batch"]]:
-        """The nearest wrong image found of each (itself where it is wrong), and whether there is one within eps_max."""
+        """The nearest misclassified image found for each (itself if misclassified), and whether there is one within eps_max."""
         with per_image(model):
             far = ascend(
                 lambda images: -margin(model(images).float(), y),

@@ -1,4 +1,4 @@
-"""MTL-IBP: between adversarial and certified training."""
+"""MTL-IBP: a mixture of adversarial and certified training."""
 
 from typing import ClassVar, Literal
 
@@ -24,12 +24,12 @@ class MtlIbp(LossNode):
               x' \approx \arg\max_{x' \in B_{\varepsilon'}(x)} CE(f(x'), y)
 
     The first term is a lower bound of the worst cross-entropy in the ball, the second (interval bound propagation, see `ibp`) an
-    upper one: alpha goes from adversarial to certified training. The attack starts at a random point of the ball and takes
-    `steps` steps with BatchNorm at its running statistics and dropout off, without gradients of weights; x' then goes through
-    the model in the mode it is in. Bounds are of the network in eval mode; float32 also under autocast.
-    Recommended: `schedule: {eps: {begin: 0.1, end: 0.6}}`, the published training's ramp of the radius (the attack follows, unless
-    it has a radius of its own, which then wants the same ramp). Raises UserError naming the layer where there are no bounds
-    through it. eps in pixels of [0, 1]. Cost: `steps` forward and image-only backward passes, three forward passes that are
+    upper one: alpha interpolates between adversarial and certified training. The attack starts at a random point of the ball and
+    takes `steps` steps with BatchNorm's running statistics and dropout off, without weight gradients; x' then goes through
+    the model in its current mode. Bounds are of the network in eval mode; float32 also under autocast.
+    Recommended: `schedule: {eps: {begin: 0.1, end: 0.6}}`, the ramp of the published training (the attack follows, unless it has
+    its own radius, which then needs the same ramp). Raises UserError, naming the layer, for a layer without bounds.
+    eps in pixels of [0, 1]. Cost: `steps` forward and image-only backward passes, three forward passes that are
     differentiated.
     Source: De Palma et al., "Expressive Losses for Verified Robustness via Convex Combinations", ICLR 2024.
     """
@@ -38,21 +38,21 @@ class MtlIbp(LossNode):
 
     name: Literal["mtl_ibp"] = "mtl_ibp"
     norm: Norm = "linf"
-    """Distance that bounds the perturbation."""
+    """Norm of the perturbation."""
     eps: Real = Field(0.1, ge=0)
     """Radius of the ball of the bounds, in pixels of [0, 1]."""
     attack_eps: Real | None = Field(None, ge=0)
-    """eps': radius of the ball of the attack; eps where not given. At small radii a larger one is recommended."""
+    """eps': radius of the ball of the attack; default: eps. At small radii a larger one is recommended."""
     alpha: Real = Field(0.1, ge=0, le=1)
-    """Share of the worst case."""
+    """Weight of the worst-case term."""
     steps: int = Field(8, ge=1)
     """Gradient steps of the attack."""
     step_size: Real | None = Field(None, gt=0)
-    """Length of a step, in the norm's unit; 2.5 eps' / steps where not given."""
+    """Length of a step, in the norm's unit; default: 2.5 eps' / steps."""
     box: Box = "unit"
-    """`unit`: images lie in [0, 1], to which attack and linf balls keep; `none`: anywhere."""
+    """`unit`: images lie in [0, 1], and so do the attack and linf balls; `none`: anywhere."""
     seed: Seed = 0
-    """Random starts are counted from here."""
+    """Seed of the random starts."""
 
     def __call__(
         self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Tensor, keys: Int[Tensor, " batch"] | None = None

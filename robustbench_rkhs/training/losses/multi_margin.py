@@ -1,4 +1,4 @@
-"""Multi-margin: every other class a distance below the label."""
+"""Multi-margin loss: every other class must lie a given margin below the label."""
 
 from typing import Literal
 
@@ -16,16 +16,16 @@ class MultiMargin(LossNode):
 
     .. math:: \frac1K \sum_{j \ne y} \max\big( 0,\; m - f_y(x) + f_j(x) \big)^p
 
-    over K classes. It differs from `hinge` in that every class that is too near counts, not only the nearest.
+    over K classes. Unlike `hinge`, it counts every class within the margin, not only the nearest.
     Units: logits to the power p. Cost: one forward pass. Source: Weston & Watkins, ESANN 1999, as torch's MultiMarginLoss;
     with m = 0.5 and p = 1 the loss of Wang & Manchester, ICML 2023, on CIFAR-10.
     """
 
     name: Literal["multi_margin"] = "multi_margin"
     margin: Real = Field(0.5, ge=0)
-    """m: the margin asked for, in logits."""
+    """m: the required margin, in logits."""
     power: Literal[1, 2] = 1
-    """p: 2 weighs the classes that are far too near."""
+    """p: 2 gives more weight to the classes that miss the margin most."""
 
     def __call__(
         self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Tensor, keys: Int[Tensor, " batch"] | None = None

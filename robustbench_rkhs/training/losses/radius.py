@@ -1,4 +1,4 @@
-"""Radius: cross-entropy of the certified radii themselves, blind to the scale of weights and logits."""
+"""Radius loss: cross-entropy of the certified radii, independent of the scale of weights and logits."""
 
 from typing import Literal
 
@@ -13,12 +13,12 @@ from robustbench_rkhs.training.losses.base import LossNode
 
 
 class Radius(LossNode):
-    r"""How far each other class still is from being out of reach, by bounds of how fast the logits move.
+    r"""Cross-entropy of the certified radii towards each other class, by Lipschitz bounds of logit differences.
 
     .. math:: r_j = \frac{f_y(x) - f_j(x)}{L_{yj}}, \qquad \ell = t \log\Big( 1 + \sum_{j \ne y} e^{(c - r_j) / t} \Big)
 
     min_j r_j is the radius that the margin certificate proves, negative where the image is misclassified. Multiplying the
-    logits by a constant changes nothing, so that no step can buy margin with norm: it is stable at learning rates at which
+    logits by a constant changes nothing, so growing norms cannot lower the loss: it is stable at learning rates at which
     `gloro` is not. On a network that is 1-Lipschitz by construction it is cross-entropy with temperature and offset.
     L: `bounds.differentiable.gram_pairs`, as of `gloro`. Raises Uncertifiable, naming the layer, where a layer with parameters
     has no such bound. Units: l2 pixels of [0, 1]. Cost: one forward pass, and `iterations` matrix products for each layer and step.
@@ -27,11 +27,11 @@ class Radius(LossNode):
 
     name: Literal["radius"] = "radius"
     offset: Real = Field(0.3, ge=0)
-    """c: the radius asked for, in l2 pixels of [0, 1]."""
+    """c: the required radius, in l2 pixels of [0, 1]."""
     temperature: Real = Field(0.15, gt=0)
-    """t: small values weigh the images near the offset more."""
+    """t: small values give more weight to images near the offset."""
     iterations: int = Field(6, ge=1)
-    """Gram iterations for each layer: the bound exceeds the norm by at most rank^(2^-(iterations + 1))."""
+    """Gram iterations per layer: the bound exceeds the norm by a factor of at most rank^(2^-(iterations + 1))."""
 
     def __call__(
         self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Tensor, keys: Int[Tensor, " batch"] | None = None

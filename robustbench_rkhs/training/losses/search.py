@@ -1,4 +1,4 @@
-"""The inner maximisation of losses that perturb images themselves."""
+"""The inner maximisation of losses that perturb the images."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from robustbench_rkhs.nodes.threat_model import Box, Norm
 
 
 def keys_or_positions(keys: Tensor | None, x: Tensor) -> Int[Tensor, " batch"]:
-    """The keys, or the images' positions where none are given."""
+    """The keys, or by default the images' positions."""
     return torch.arange(len(x)) if keys is None else keys
 
 
@@ -21,8 +21,8 @@ def ascend(
 ) -> Float[Tensor, "batch *image"]:
     """Projected gradient ascent on `value(images)`, one number per image, in the ball around `x`; the last iterate.
 
-    Steps of length `step_size` along the gradient at length one (l2) or of that size along its sign (linf). No gradient of
-    weights is formed; an image whose gradient is zero or not finite stays where it is.
+    Steps of length `step_size` along the normalised gradient (l2) or its sign (linf). No weight gradients are computed; an image
+    whose gradient is zero or not finite stays where it is.
     Cost: `steps` forward and `steps` image-only backward passes.
     """
     moved = project(x, start, norm, eps, box).detach()

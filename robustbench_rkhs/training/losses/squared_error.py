@@ -1,4 +1,4 @@
-"""Squared error, for regressions and for classes."""
+"""Squared error, for regression and classification."""
 
 from typing import ClassVar, Literal
 

@@ -1,4 +1,4 @@
-"""TRADES: cross-entropy on the clean image plus a divergence to the predictions around it."""
+"""TRADES: cross-entropy on the clean image plus the divergence of predictions in a ball around it."""
 
 from typing import ClassVar, Literal
 
@@ -23,9 +23,9 @@ class Trades(LossNode):
               x_i' \approx \arg\max_{x' \in B_\varepsilon(x_i)} KL\big( p(x_i) \,\|\, p(x') \big)
 
     p: softmax of the logits. The search starts at x + s N(0, 1) (at x itself KL has no gradient) and takes `steps` steps with
-    BatchNorm at its running statistics and dropout off, without gradients of weights; p(x) is a constant in it. Then clean and
-    perturbed images go through the model in one pass, in the mode it is in: BatchNorm normalises by, and counts once, both
-    halves together. Both p(x) and p(x') are differentiated in the weights.
+    BatchNorm's running statistics and dropout off, without weight gradients; p(x) is a constant in it. Then clean and
+    perturbed images go through the model in one pass, in its current mode: BatchNorm normalises, and updates once, on both
+    halves together. Both p(x) and p(x') are differentiated with respect to the weights.
     Units: nats; eps in pixels of [0, 1]. Cost: 1 + `steps` forward and `steps` image-only backward passes, then one pass over
     twice the images forward and backward.
     Source: Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", ICML 2019.
@@ -35,7 +35,7 @@ class Trades(LossNode):
 
     name: Literal["trades"] = "trades"
     norm: Norm = "linf"
-    """Distance that bounds the perturbation."""
+    """Norm of the perturbation."""
     eps: Real = Field(8 / 255, ge=0)
     """Radius of the ball, in pixels of [0, 1]."""
     beta: Real = Field(6.0, ge=0)
@@ -43,13 +43,13 @@ class Trades(LossNode):
     steps: int = Field(10, ge=1)
     """Gradient steps of the search."""
     step_size: Real | None = Field(None, gt=0)
-    """Length of a step, in the norm's unit; 2.5 eps / steps where not given."""
+    """Length of a step, in the norm's unit; default: 2.5 eps / steps."""
     start: Real = Field(1e-3, ge=0)
     """s: standard deviation of the random start, in pixels."""
     box: Box = "unit"
     """`unit`: perturbed images stay in [0, 1]; `none`: anywhere."""
     seed: Seed = 0
-    """Random starts are counted from here."""
+    """Seed of the random starts."""
 
     def __call__(
         self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Tensor, keys: Int[Tensor, " batch"] | None = None

@@ -1,6 +1,6 @@
 """Penalties: penalty(model, x, y) -> scalar added to the loss.
 
-In a training loop of one's own:
+In your own training loop:
 
 >>> import torch
 >>> from robustbench_rkhs.training.penalties import GradientPenalty
@@ -12,9 +12,9 @@ In a training loop of one's own:
 >>> model[1].weight.grad.shape
 torch.Size([10, 64])
 
-One that must know the training images (`function_norm`) is asked first: `penalty = penalty.prepare(model, split, seed)`. Where
-draws are random, a fourth argument, one integer an image that no other step uses, makes them repeatable. One's own is a subclass of
-`PenaltyNode` with a `__call__`; its fields are its flags: `--penalties "[{name: mypenalties:Flat, weight: 0.1}]"`.
+A penalty that needs the training images (`function_norm`) is prepared first: `penalty = penalty.prepare(model, split, seed)`. For
+penalties with random numbers, a fourth argument, one integer per image that no other step uses, makes them repeatable. Your own is
+a subclass of `PenaltyNode` with a `__call__`; its fields are its flags: `--penalties "[{name: mypenalties:Flat, weight: 0.1}]"`.
 """
 
 from typing import Annotated

@@ -17,7 +17,7 @@ from robustbench_rkhs.training.penalties.slopes import slope
 
 
 class Found(NamedTuple):
-    """Of each class, what was found so far: how far the logit moved, from which image, to which."""
+    """The best found so far for each class: the change of the logit, the image and the perturbed image."""
 
     moved: Float[Tensor, " classes"]
     clean: Float[Tensor, "classes *image"]
@@ -30,13 +30,13 @@ class AdversarialPerturbation(PenaltyNode):
     .. math:: \lambda \sum_k \big( f_k(x_{i_k} + \delta_k) - f_k(x_{i_k}) \big)^2, \qquad
               (i_k, \delta_k) = \arg\max_{i, \lVert \delta \rVert_2 \le \varepsilon} f_k(x_i + \delta) - f_k(x_i)
 
-    `increase` searches the signed increase, as published; `both` the absolute change, so that a logit that only falls counts
-    too (at twice the cost). Each class and image has a perturbation of its own: `steps` steps of length `step_size` along the
-    gradient at length one, from zero, pulled back into the ball. A logit that no perturbation was found to move as asked
-    counts as unmoved, for zero is in the ball. BatchNorm uses its running statistics and dropout is off.
-    The value is the published algorithm's up to float rounding, at less work: no weight gradient in the search; one forward
-    pass at zero serves all classes; no graph for the last look; the classes go through in passes of `chunk` images, which
-    reuse warm memory and never hold K n images; only the K winners are differentiated in the weights.
+    `increase` maximises the signed increase, as published; `both` the absolute change, so that a logit that only falls counts
+    too (at twice the cost). Each pair of class and image has its own perturbation: `steps` steps of length `step_size` along the
+    normalised gradient, from zero, projected into the ball. A logit for which no such perturbation was found counts as
+    unchanged, as zero is in the ball. BatchNorm uses its running statistics and dropout is off.
+    The value equals that of the published algorithm up to float rounding, with less work: no weight gradients in the search; one
+    forward pass at zero for all classes; no graph for the last evaluation; passes of `chunk` images, which reuse memory and never
+    hold K n images; only the K maximisers are differentiated with respect to the weights.
     Cost: 1 + K steps forward passes over the batch and K steps to the images backward (the published: 1 + K (steps + 1) and
     K steps with weight gradients), then one forward and backward pass over 2 K images. Memory: a pass of `chunk` images.
     Source: Bietti et al., "A Kernel Perspective for Regularizing Deep Neural Networks", ICML 2019, section 3.
@@ -48,7 +48,7 @@ class AdversarialPerturbation(PenaltyNode):
     steps: int = Field(5, ge=1)
     """Gradient steps of the search."""
     step_size: Real | None = Field(None, gt=0)
-    """Length of a step, in pixels; 1.5 eps / steps where not given."""
+    """Length of a step, in pixels; default: 1.5 eps / steps."""
     box: Box = "none"
     """`none`: perturbed images may leave [0, 1], as published; `unit`: they may not."""
     direction: Literal["increase", "both"] = "increase"
@@ -67,12 +67,12 @@ class AdversarialPerturbation(PenaltyNode):
             classes = len(found.moved)
             logits = model(torch.cat([found.perturbed, found.clean])).float()
         changes = logits[:classes].diagonal() - logits[classes:].diagonal()
-        unmoved = found.moved <= 0  # where none was found, zero is the best: it moves nothing
+        unmoved = found.moved <= 0  # if none was found, the zero perturbation is the best
         squares = torch.where(unmoved, torch.zeros_like(changes), changes).square()
         return self.weight * world() * (squares * owned(found.moved)).sum()
 
     def _search(self, model: nn.Module, x: Tensor, found: Found | None) -> Found:
-        """The best of what was found and of these images."""
+        """The best of the previous images and these."""
         x = x.clone().requires_grad_()
         logits = model(x)
         clean, classes = logits.detach().float(), logits.shape[1]
@@ -111,7 +111,7 @@ class AdversarialPerturbation(PenaltyNode):
 
     @staticmethod
     def _logits(model: nn.Module, images: Tensor, group: Tensor, count: int) -> Float[Tensor, "group images"]:
-        """Logit k of class k's own copy of the images."""
+        """Logit k on class k's copy of the images."""
         logits = model(images).float().view(len(group), count, -1)
         result: Tensor = logits.gather(2, group[:, None, None].expand(-1, count, 1))[..., 0]
         return result

@@ -20,21 +20,21 @@ class PenaltyNode(Scheduled):
     """
 
     regression: ClassVar[bool] = False
-    """True: it reads no labels, or also takes those of a regression, float (batch, outputs)."""
+    """True: it reads no labels, or also takes labels of a regression, float (batch, outputs)."""
 
     weight: Real = Field(1.0, ge=0)
     """Multiplier of the penalty."""
 
     def prepare(self, model: nn.Module, split: Split, seed: int) -> "PenaltyNode":
-        """Called once before the training: the same penalty with what it must know of the model and the training images."""
+        """Called once before the training: returns the penalty, prepared for the model and the training images."""
         return self
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors it carries from step to step, so that a resumed training is the same one; none for most."""
+        """Tensors that it keeps between steps, so that a resumed training is the same; none for most penalties."""
         return {}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Go on from a stored `state`."""
+        """Restore a stored `state`."""
 
     def __call__(
         self,
@@ -47,5 +47,5 @@ class PenaltyNode(Scheduled):
 
 
 def keys_or_count(keys: Tensor | None, x: Tensor) -> Int[Tensor, " batch"]:
-    """The keys, or the images' positions where none are given."""
+    """The keys, or by default the images' positions."""
     return torch.arange(len(x)) if keys is None else keys

@@ -1,4 +1,4 @@
-"""Curvature penalty: how much the loss' gradient turns along one direction, by finite differences."""
+"""Curvature penalty: the change of the loss's gradient along one direction, by finite differences."""
 
 from typing import Literal
 
@@ -21,7 +21,7 @@ class Curvature(PenaltyNode):
     .. math:: \frac{\lambda}{n} \sum_i \frac{\lVert \nabla_x l(x_i + h z_i) - \nabla_x l(x_i) \rVert_2^2}{h^2}
               \approx \frac{\lambda}{n} \sum_i \lVert H_i z_i \rVert_2^2, \qquad \lVert z_i \rVert_2 = 1
 
-    l is the cross-entropy of one image; z its gradient, the gradient's sign or a random direction, at l2 length one and not
+    l is the cross-entropy of one image; z its gradient, the gradient's sign or a random direction, normalised in l2 and not
     differentiated (zero, and so no penalty, where the gradient is zero). x + h z may leave [0, 1]. BatchNorm uses its
     running statistics and dropout is off.
     The published form is not divided by h^2 and takes standardised pixels: gamma = 4 and h = 1.5 on CIFAR-10, whose pixels
@@ -37,9 +37,9 @@ class Curvature(PenaltyNode):
     h: Real = Field(0.3, gt=0)
     """Length of the step, l2 in pixels."""
     direction: Literal["gradient", "sign", "random"] = "sign"
-    """Where the gradient is compared: along itself, along its sign, or anywhere."""
+    """The direction z: the gradient, its sign, or random."""
     seed: Seed = 0
-    """Random directions are counted from here."""
+    """Seed of the random directions."""
 
     def __call__(
         self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Tensor, keys: Int[Tensor, " batch"] | None = None
@@ -57,7 +57,7 @@ class Curvature(PenaltyNode):
 
 
 def _slope(model: nn.Module, x: Float[Tensor, "batch *image"], y: Int[Tensor, " batch"]) -> Float[Tensor, "batch *image"]:
-    """The gradient of each image's own cross-entropy, with a graph over the weights."""
+    """The gradient of each image's cross-entropy, with a graph over the weights."""
     x = x.detach().requires_grad_()
     loss = functional.cross_entropy(model(x), y, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, x, create_graph=True)

@@ -1,4 +1,4 @@
-"""Deformation penalties: how much small deformations of an image move the logits, in full and to first order."""
+"""Deformation penalties: the change of the logits under small deformations of an image, exact and to first order."""
 
 from typing import Literal
 
@@ -17,17 +17,17 @@ from robustbench_rkhs.training.penalties.base import PenaltyNode, keys_or_count
 
 
 class _Deformed(PenaltyNode):
-    """What both share: the images they look at."""
+    """Base of both penalties: the choice of images."""
 
     weight: Real = Field(0.1, ge=0)
     """Multiplier lambda."""
     images: int = Field(32, ge=1)
-    """Images of a batch that are deformed, a counted choice; all where the batch has fewer."""
+    """Images of a batch that are deformed, chosen at random; all if the batch has fewer."""
     seed: Seed = 0
-    """Random deformations are counted from here."""
+    """Seed of the random deformations."""
 
     def prepare(self, model: nn.Module, split: Split, seed: int) -> "_Deformed":
-        """Refuses data that are not images before the training begins."""
+        """Raises UserError for data that are not images, before the training begins."""
         self._check(split.shape)
         return self
 
@@ -38,7 +38,7 @@ class _Deformed(PenaltyNode):
             raise UserError(f"penalty {getattr(self, 'name', '')!r}: {error}") from None
 
     def _chosen(self, x: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The images looked at here, their keys, and whether they count (a process always holds one, for its graph)."""
+        """The chosen images, their keys, and whether they count (each process always has one, for its graph)."""
         counted = keys_or_count(keys, x)
         lots = torch.tensor([mix(self.seed, key, -1) for key in counted.tolist()], dtype=torch.int64, device=x.device)
         drawn = smallest(lots, self.images)
@@ -56,7 +56,7 @@ class Stability(_Deformed):
     images stay in [0, 1], being averages of pixels. BatchNorm uses its running statistics and dropout is off.
     Units: squared logits. Cost: (count + 1) forward passes over `images` images to search, one forward and one backward over
     2 K images (K classes). Raises UserError where inputs are not (channel, height, width).
-    Source: Bietti et al., ICML 2019, section 3 (their published code compared with other images' logits).
+    Source: Bietti et al., ICML 2019, section 3 (their published code compares with the logits of other images).
     """
 
     name: Literal["deformation_stability"] = "deformation_stability"
@@ -95,7 +95,7 @@ class Tangent(_Deformed):
               f_k\Big(x_i + \sum_j \alpha_j t_{ij}\Big) \Big|_{\alpha = 0} \Big\rVert_2^2
               = \lambda \sum_k \max_i \sum_j \langle \nabla f_k(x_i), t_{ij} \rangle^2
 
-    t_ij = d/dt (x_i under t times deformation j) at t = 0, one of `deformations.count` an image. Images are ranked by the squared
+    t_ij = d/dt (x_i under t times deformation j) at t = 0, one of `deformations.count` per image. Images are ranked by the squared
     norm. The maximisers are found without a graph over the weights; only they are differentiated twice. BatchNorm uses its
     running statistics and dropout is off.
     Units: squared logits per squared unit of deformation. Cost: K backward passes over `images` images to search, two over K

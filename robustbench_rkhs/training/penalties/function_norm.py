@@ -1,4 +1,4 @@
-"""Function norm: the mean square of the logits on images drawn from a sampler."""
+"""Function-norm penalty: the mean square of the logits on images drawn from a sampler."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -19,7 +19,7 @@ MODES: dict[str, Callable[[nn.Module], AbstractContextManager[None]]] = {
     "split": on_its_own,
     "contaminated": without_dropout,
 }
-"""How the network runs in the norm's pass."""
+"""The BatchNorm mode in the pass of the norm."""
 
 
 class FunctionNorm(PenaltyNode):
@@ -28,9 +28,9 @@ class FunctionNorm(PenaltyNode):
     .. math:: \lambda \lVert f \rVert_{2,Q}^2 = \lambda\, E_{s \sim Q} \lVert f(s) \rVert_2^2
               \approx \frac{\lambda}{n m} \sum_{i=1}^{n} \sum_{j=1}^{m} \lVert f(s_{ij}) \rVert_2^2
 
-    f: logits; s_ij: sample j of training image i, counted by (seed, key, j), so that a resumed training and any split of the
-    batch over processes see the same samples. Samples are pixels of [0, 1] and pass the network's own normalisation, as the
-    training images do (the published code feeds them past it). They carry no gradient. Dropout is off.
+    f: logits; s_ij: sample j of training image i, seeded by (seed, key, j), so that a resumed training and any split of the
+    batch over processes use the same samples. Samples have pixels in [0, 1] and pass the network's normalisation, as the
+    training images do (the published code skips it). They carry no gradient. Dropout is off.
     Cost: m forward and backward passes over a batch, and the sampler's; `prepare` trains the sampler (a resumed training
     trains it again, to the same bits on the same kind of device). Raises UserError where it was not prepared.
     Source: Rannen Triki, Berman & Blaschko, arXiv 1710.06703; the exact norm is NP-hard beyond two layers.
@@ -42,13 +42,13 @@ class FunctionNorm(PenaltyNode):
     sampler: Sampler = VAESampler()
     """The distribution Q."""
     samples: int = Field(10, ge=1)
-    """Samples m for each image of the batch; the published 100 per step at batches of 10."""
+    """Samples m per image of the batch; published: 100 per step at batches of 10."""
     statistics: Literal["clean", "split", "contaminated"] = "clean"
-    """BatchNorm in the norm's pass. `clean`: at its running statistics, which do not move: the function that is evaluated. They
-    lag behind, so a norm that shrinks the weights meets no resistance from a loss that BatchNorm makes blind to scale, and
-    large learning rates diverge. `split`: normalised by the samples themselves, running statistics untouched. `contaminated`:
-    as `split`, but they move, and end up 53% generated (momentum 0.1): kept only to reproduce the published effect, and the
-    one exception to a penalty's promise to leave them alone."""
+    """BatchNorm in the pass of the norm. `clean`: with its running statistics, unchanged: the function that is evaluated. They
+    lag behind, and as BatchNorm makes the loss invariant to scale, nothing opposes a norm that shrinks the weights, so
+    large learning rates diverge. `split`: normalised by the samples, running statistics unchanged. `contaminated`:
+    as `split`, but they are updated, and end up 53% generated (momentum 0.1): kept only to reproduce the published effect, and
+    the one exception to the rule that penalties leave them unchanged."""
 
     _source: Source | None = PrivateAttr(None)
 
@@ -61,7 +61,7 @@ class FunctionNorm(PenaltyNode):
         self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Tensor, keys: Int[Tensor, " batch"] | None = None
     ) -> Float[Tensor, ""]:
         if self._source is None:
-            raise UserError("function_norm: its sampler knows no training images; call prepare(model, split, seed) first")
+            raise UserError("function_norm: its sampler has no training images; call prepare(model, split, seed) first")
         generated = self._source(keys_or_count(keys, x), self.samples).to(x)
         with MODES[self.statistics](model):
             logits = model(generated)

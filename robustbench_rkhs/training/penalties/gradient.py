@@ -18,8 +18,8 @@ class GradientPenalty(PenaltyNode):
 
     .. math:: \lambda \sum_k \max_i \lVert \nabla_x f_k(x_i) \rVert_2^2
 
-    The maximisers are found without a graph over the weights; only they are differentiated twice, so class k reads only its
-    own image k. BatchNorm uses its running statistics and dropout is off, so that each image has a gradient of its own.
+    The maximisers are found without a graph over the weights; only they are differentiated twice, so class k uses only its
+    image k. BatchNorm uses its running statistics and dropout is off, so that gradients are per image.
     Cost: K backward passes over the batch to search, two over K images to differentiate (K classes); two forward passes.
     Source: Bietti et al., "A Kernel Perspective for Regularizing Deep Neural Networks", ICML 2019, section 3.
     """

@@ -1,4 +1,4 @@
-"""Jacobian penalty: how far all logits (or probabilities) move with the pixels, averaged over the batch."""
+"""Jacobian penalty: the squared Frobenius norm of the logits' (or probabilities') Jacobian, averaged over the batch."""
 
 from typing import Literal
 
@@ -21,7 +21,7 @@ class Jacobian(PenaltyNode):
               \;\approx\; \frac{\lambda}{n} \sum_i \frac{K}{p} \sum_{s=1}^{p} \lVert v_{is}^\top J(x_i) \rVert_2^2,
               \qquad v_{is} \sim \text{uniform on the sphere of } \mathbb{R}^K
 
-    J: K outputs by pixels. The estimate is unbiased, E[v v^T] being I / K; its v are counted by (seed, key, s). BatchNorm
+    J: K outputs by pixels. The estimate is unbiased, E[v v^T] being I / K; its v are seeded by (seed, key, s). BatchNorm
     uses its running statistics and dropout is off. It averages over images and certifies nothing.
     Cost: one forward pass; K backward passes (p with projections), each differentiated again.
     Source: Hoffman, Roberts & Yaida, arXiv 1908.02729, whose lambda_JR / 2 is our weight.
@@ -31,11 +31,11 @@ class Jacobian(PenaltyNode):
     weight: Real = Field(0.005, ge=0)
     """Multiplier lambda, in squared pixels per squared logit."""
     projections: int | None = Field(None, ge=1)
-    """Random directions p per image; the exact norm, by all K outputs, where not given."""
+    """Random directions p per image; default: the exact norm, by all K outputs."""
     of: Literal["logits", "probabilities"] = "logits"
-    """Outputs that are differentiated. Probabilities of confident images hardly move, so they hide steep logits."""
+    """Outputs that are differentiated. Probabilities of confident images hardly change, which hides steep logits."""
     seed: Seed = 0
-    """Random directions are counted from here."""
+    """Seed of the random directions."""
 
     def __call__(
         self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Tensor, keys: Int[Tensor, " batch"] | None = None
@@ -52,7 +52,7 @@ class Jacobian(PenaltyNode):
         return self.weight * scale * squares.mean()
 
     def _directions(self, outputs: Float[Tensor, "batch classes"], keys: Int[Tensor, " batch"]) -> list[Tensor]:
-        """What the Jacobian is multiplied by from the left: unit vectors of all classes, or random ones."""
+        """The vectors that multiply the Jacobian from the left: unit vectors of all classes, or random ones."""
         if self.projections is None:
             return [one.expand_as(outputs) for one in torch.eye(outputs.shape[1]).to(outputs)]
         return [unit(draws(keys, self.seed, outputs, draw)) for draw in range(self.projections)]

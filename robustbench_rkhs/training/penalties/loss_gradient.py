@@ -20,7 +20,7 @@ class LossGradient(PenaltyNode):
               \quad \text{or} \quad \frac{\lambda}{n} \sum_i \lVert \nabla_x \ell(x_i, y_i) \rVert_1
 
     with the cross-entropy l: the first for small l2, the second for small linf perturbations. BatchNorm uses its running
-    statistics and dropout is off, so that each image has a gradient of its own. Units: squared nats per squared pixel (l2),
+    statistics and dropout is off, so that gradients are per image. Units: squared nats per squared pixel (l2),
     nats per pixel (l1).
     Cost: one forward pass, one backward pass to the images, and the backward pass of both.
     Source: Drucker & Le Cun, 1992; grad-l2 and grad-l1 of Bietti et al., ICML 2019.

@@ -1,4 +1,4 @@
-"""Spectral-norm penalty: the upper bound of the RKHS norm by the layers' spectral norms, softly."""
+"""Spectral-norm penalty: the sum of the layers' squared spectral norms, an upper bound related to the RKHS norm."""
 
 import math
 from collections.abc import Callable
@@ -25,13 +25,13 @@ class SpectralNorm(PenaltyNode):
 
     .. math:: \lambda \sum_l \sigma_1(W_l)^2 = \lambda \sum_l \lVert W_l v_l \rVert_2^2
 
-    v_l, the top right singular vector, is not differentiated; the gradient is 2 lambda sigma_1 u v^T all the same.
-    `power` approaches it by `iterations` power iterations per step, normalised each time, from where the last step left it
-    (`prepare` starts it with 20; without `prepare` every call does): a lower bound that is good enough to train with and is
+    v_l, the top right singular vector, is not differentiated; the gradient is still 2 lambda sigma_1 u v^T.
+    `power` approaches it by `iterations` normalised power iterations per step, starting from the last step's vector
+    (`prepare` starts with 20; without `prepare` every call does): a lower bound, good enough for training and
     never a certificate. `svd` decomposes exactly at each step.
-    `reshaped` takes the C_out x (C_in k k) matrix, as published, of which a 3x3 convolution's operator norm may be three times
-    the norm. `operator` takes the convolution itself at the layer's own input size: by power iteration through the
-    convolution and its adjoint, or (svd) the largest singular value over the frequencies of the smallest torus that holds
+    `reshaped` uses the C_out x (C_in k k) matrix, as published; the operator norm of a 3x3 convolution may be three times its
+    norm. `operator` uses the convolution itself at the layer's input size: by power iteration through the
+    convolution and its adjoint, or (svd) the largest singular value over the frequencies of the smallest torus that contains
     image and kernel (exact for circular padding that keeps the size at stride one; an upper bound for zero padding). Linear
     layers are the same in both.
     Cost of `power`: 2 iterations + 1 products per layer (`operator`: a convolution of one image each); of `svd`: a symmetric
@@ -46,7 +46,7 @@ class SpectralNorm(PenaltyNode):
     method: Literal["power", "svd"] = "power"
     """How the singular vector is found."""
     operator: Literal["reshaped", "operator"] = "reshaped"
-    """Whose norm: of the reshaped kernel (as published), or of the operator."""
+    """The norm: of the reshaped kernel (as published), or of the operator."""
     iterations: int = Field(2, ge=1)
     """Power iterations per step."""
 
@@ -102,7 +102,7 @@ class SpectralNorm(PenaltyNode):
         return lambda v: module._conv_forward(v[None], weight, None)[0], size  # type: ignore[operator]
 
     def _input_sizes(self, model: nn.Module, x: Tensor) -> dict[str, tuple[int, ...]]:
-        """Shape of what enters each convolution, without the batch, from one forward pass; nothing for `reshaped`."""
+        """Input shape of each convolution, without the batch, from one forward pass; nothing for `reshaped`."""
         if self.operator == "reshaped":
             return {}
         sizes: dict[str, tuple[int, ...]] = {}
@@ -124,7 +124,7 @@ class SpectralNorm(PenaltyNode):
 
 
 def layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Name and module of every free linear or convolutional weight (parametrised ones are left to their map)."""
+    """Name and module of every plain linear or convolutional weight (parametrised ones are excluded)."""
     return [(n, m) for n, m in model.named_modules() if isinstance(m, KINDS) and "weight" in m._parameters]
 
 
@@ -144,13 +144,13 @@ def iterate(apply: Apply, vector: Tensor, iterations: int) -> Tensor:
             if not outside.requires_grad:
                 return vector
             middle = normalised(outside.detach(), torch.zeros_like(outside))
-            (back,) = torch.autograd.grad(outside, inside, middle)  # the adjoint, whatever the padding
+            (back,) = torch.autograd.grad(outside, inside, middle)  # the adjoint, for any padding
         vector = normalised(back.detach(), vector)
     return vector.detach()
 
 
 def normalised(vector: Tensor, otherwise: Tensor) -> Tensor:
-    """The vector at length one, or another where it is zero."""
+    """The normalised vector, or `other` where it is zero."""
     peak = vector.abs().amax()
     scaled = vector / torch.where(peak > 0, peak, 1)  # no square under- or overflows
     return torch.where(peak > 0, scaled / torch.where(peak > 0, scaled.norm(), 1), otherwise)
@@ -168,7 +168,7 @@ def top_right(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, " columns"
 
 
 def torus_square(module: nn.Module, size: tuple[int, ...]) -> Float[Tensor, ""]:
-    """Squared norm of the stride-one circular convolution on the smallest torus that holds image and kernel.
+    """Squared norm of the stride-one circular convolution on the smallest torus that contains image and kernel.
 
     Only the top singular pair at the top frequency is differentiated.
     """

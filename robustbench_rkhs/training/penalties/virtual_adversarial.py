@@ -27,8 +27,8 @@ class VirtualAdversarial(PenaltyNode):
     `steps` times: power iteration on the Hessian of KL at zero by a finite difference xi. BatchNorm uses its running
     statistics and dropout is off.
     The published xi = 1e-6 cannot work in float32: spread over 3,072 pixels it is 2e-8 each, less than half the spacing of
-    float32 numbers near 0.5 (3e-8 to 6e-8), so that x + xi d is x itself for most pixels, and what is left of KL's gradient
-    is rounding. At 1e-2 rounding and curvature both stay under a percent or so on images.
+    float32 numbers near 0.5 (3e-8 to 6e-8), so that x + xi d equals x for most pixels, and the gradient of KL is mostly
+    rounding. At 1e-2 the errors of rounding and curvature both stay at about a percent or less on images.
     Cost: one forward pass, `steps` forward and image-only backward passes, one forward and backward pass with weights.
     Source: Miyato et al., "Virtual Adversarial Training", TPAMI 2018.
     """
@@ -43,7 +43,7 @@ class VirtualAdversarial(PenaltyNode):
     steps: int = Field(1, ge=1)
     """Power iterations."""
     seed: Seed = 0
-    """Random directions are counted from here."""
+    """Seed of the random directions."""
 
     def __call__(
         self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Tensor, keys: Int[Tensor, " batch"] | None = None
@@ -57,7 +57,7 @@ class VirtualAdversarial(PenaltyNode):
                 probe = (x + self.xi * direction).requires_grad_()
                 gradient = unit(slope(divergence(answer, model(probe)).sum(), probe))
                 flat = spread(gradient.flatten(1).abs().amax(1) == 0, x)
-                direction = torch.where(flat, direction, gradient)  # where nothing moves the answer, any direction does
+                direction = torch.where(flat, direction, gradient)  # where no direction changes the prediction, any will do
             moved = model(x + self.eps * direction.detach())
         return self.weight * divergence(answer, moved).clamp_min(0).mean()
 

@@ -1,4 +1,4 @@
-"""The base class of samplers: training images in, a source of images out."""
+"""The base class of samplers: from training images to a source of random images."""
 
 from collections.abc import Callable
 
@@ -11,21 +11,21 @@ from robustbench_rkhs.nodes.node import Node
 from robustbench_rkhs.runtime.counter_rng import draws, mix
 
 Source = Callable[[Tensor, int], Tensor]
-"""source(keys, count) -> (keys x count, *image): `count` images a key, those of one key in a row and always the same."""
+"""source(keys, count) -> (keys x count, *image): `count` images per key, consecutive, and always the same for a key."""
 STREAM = 0x5A4D
-"""Keeps samples apart from the draws that attacks count by the same seed and keys."""
+"""Separates samples from the random numbers of attacks with the same seed and keys."""
 
 
 class SamplerNode(Node):
-    """Common to all samplers. `prepare(split, seed)` fits it; the global random state stays as it was."""
+    """Base class of samplers. `prepare(split, seed)` fits it; the global random state is unchanged."""
 
     def prepare(self, split: Split, seed: int) -> Source:
-        """The distribution fitted to the training images, as a source. Raises UserError where it cannot be."""
+        """The distribution fitted to the training images, as a source. Raises UserError where that fails."""
         raise TypeError(f"{type(self).__name__} is not a sampler by itself")
 
 
 def normals(keys: Int[Tensor, " batch"], seed: int, count: int, shape: tuple[int, ...]) -> Float[Tensor, "samples *shape"]:
-    """Standard normal numbers for each key's samples, counted by (seed, key)."""
+    """Standard normal numbers for each key's samples, seeded by (seed, key)."""
     return draws(keys.cpu(), mix(seed, STREAM), torch.empty(len(keys), count, *shape)).flatten(0, 1)
 
 

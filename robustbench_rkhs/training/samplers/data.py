@@ -1,4 +1,4 @@
-"""The training images themselves."""
+"""Sampler of the training images."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ from robustbench_rkhs.training.samplers.base import SamplerNode, Source, uniform
 
 
 class DataSampler(SamplerNode):
-    """Training images, each as likely as any other, drawn with replacement; no augmentation."""
+    """Training images, drawn uniformly with replacement; no augmentation."""
 
     name: Literal["data"] = "data"
 

@@ -1,4 +1,4 @@
-"""Noise: images of independent pixels."""
+"""Noise samplers: images of independent pixels."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ from robustbench_rkhs.training.samplers.base import SamplerNode, Source, normals
 
 
 class UniformSampler(SamplerNode):
-    """Every pixel uniform between the smallest and the largest pixel of the training images (0 and 1 as a rule)."""
+    """Every pixel uniform between the smallest and the largest pixel of the training images (usually 0 and 1)."""
 
     name: Literal["uniform"] = "uniform"
 

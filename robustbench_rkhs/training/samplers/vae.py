@@ -16,11 +16,11 @@ from robustbench_rkhs.runtime.counter_rng import mix
 from robustbench_rkhs.training.samplers.base import SamplerNode, Source, normals
 
 INFLATION = 3.0
-"""Standard deviations are stretched by this in the published spread."""
+"""Factor of the standard deviations in the published spread."""
 
 
 class Fitted(NamedTuple):
-    """A trained autoencoder: what its latent numbers are drawn from, and the loss of every iteration."""
+    """A trained autoencoder: the distribution of its latent variables, and the loss of every iteration."""
 
     model: "Autoencoder"
     mean: Float[Tensor, " latent"]
@@ -50,9 +50,9 @@ class VAESampler(SamplerNode):
     hidden: int = Field(128, ge=1)
     """Width of the hidden layer."""
     latent: int = Field(100, ge=1)
-    """Latent numbers."""
+    """Number of latent variables."""
     spread: Literal["prior", "published"] = "published"
-    """What latent numbers are drawn from."""
+    """The distribution of the latent variables."""
     iterations: int = Field(10_000, ge=1)
     """Steps of Adam."""
     batch_size: int = Field(20, ge=1)
@@ -72,7 +72,7 @@ class VAESampler(SamplerNode):
         return source
 
     def fit(self, split: Split, seed: int) -> Fitted:
-        """Train the autoencoder; every draw is counted from the seed, the global random state is left as it was."""
+        """Train the autoencoder; all random numbers come from the seed, and the global random state is unchanged."""
         if split.box != "unit" or split.x.min() < 0 or split.x.max() > 1:
             raise UserError(
                 f"sampler 'vae' needs images in [0, 1], found {split.x.min():.3g} to {split.x.max():.3g} in {split.data!r}"
@@ -129,7 +129,7 @@ class Autoencoder(nn.Module):
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def encode(self, x: Float[Tensor, "batch *image"]) -> tuple[Float[Tensor, "batch latent"], Float[Tensor, "batch latent"]]:
-        """Means and log variances of the latent numbers."""
+        """Means and log variances of the latent variables."""
         features = self.trunk(x)
         return self.mean(features), self.log_variance(features)
 
@@ -143,7 +143,7 @@ class Autoencoder(nn.Module):
 
 
 def _batches(count: int, size: int, iterations: int, generator: torch.Generator) -> Iterator[Int[Tensor, " size"]]:
-    """Positions of each iteration's images: pass after pass over all, each in its own order."""
+    """Positions of each iteration's images: repeated passes over all images, each in a new order."""
     order = torch.empty(0, dtype=torch.int64)
     for _ in range(iterations):
         while len(order) < size:
