@@ -99,7 +99,7 @@ BAD = {
     "range": ({"x_train": np.full((30, 6), 2.0), "x_test": np.zeros((9, 6))}, r"in \[0, 1\], found 2 to 2"),
     "labels": ({"y_test": np.arange(9)}, "test label 8 is out of range, train labels end at 2"),
     "negative": ({"y_test": np.full(9, -1)}, "integer labels from 0"),
-    "count": ({"y_train": np.arange(29) % 3}, "one label an image"),
+    "count": ({"y_train": np.arange(29) % 3}, "one label per image"),
     "empty": ({"x_test": np.zeros((0, 6, 6, 3), np.uint8), "y_test": np.zeros(0, int)}, "no images"),
     "shape": ({"x_test": np.zeros((9, 5, 5, 3), np.uint8)}, "differ"),
     "type": ({"x_test": np.zeros((9, 6, 6, 3), np.int32)}, "expected uint8 images"),

@@ -175,7 +175,7 @@ REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "labels from 1": (NET, (X, Y + 1), {}, "expected labels 0 to 3, found"),
     "negative labels": (NET, (X, Y - 5), {}, "integer labels from 0"),
     "labels of a billion": (NET, (X, Y + 10**9), {}, "class ids below 100,000"),
-    "too few labels": (NET, (X, Y[:2]), {}, "one label an image"),
+    "too few labels": (NET, (X, Y[:2]), {}, "one label per image"),
     "nothing in it": (NET, (X[:0], Y[:0]), {}, "no images"),
     "an empty data set": (NET, Items([]), {}, "no images"),
     "items without labels": (NET, Items(list(X)), {}, "labels are missing"),

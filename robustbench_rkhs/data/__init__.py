@@ -1,4 +1,4 @@
-"""Data: a split is tensors, with its task and box; crop, flip and jitter are functions of a batch; digests are checked."""
+"""Data sets: splits of tensors with task, box and digest; crop, flip and jitter as functions of a batch."""
 
 from typing import Annotated
 

@@ -9,7 +9,7 @@ from robustbench_rkhs.nodes.node import UserError
 LETTERS = "ARNDCQEGHILKMFPSTWYV"
 """The twenty amino acids, in the order of the matrix."""
 Encoding = Literal["one_hot", "blosum62"]
-"""`one_hot`: a channel each; `blosum62`: its row of the matrix, at l2 length 1, so that alike residues lie close together."""
+"""`one_hot`: one channel per amino acid; `blosum62`: its row of the matrix, at l2 length 1, so that similar ones are close."""
 
 BLOSUM62 = np.array(
     [

@@ -11,18 +11,18 @@ from torch.nn import functional
 from robustbench_rkhs.runtime.hashed_rng import hashed_uniforms
 
 Padding = Literal["zeros", "reflect"]
-"""What a shifted image shows beyond its edge: black, or itself mirrored."""
+"""Padding of shifted images: black, or mirrored at the edge."""
 Images = Float[Tensor, "batch channel height width"]
 GREY = 0.2989, 0.587, 0.114
-"""Weights of red, green and blue in the brightness that is seen."""
+"""Weights of red, green and blue in the perceived brightness."""
 
 
 def augment(
     x: Images, crop: int, flip: bool, generator: torch.Generator, padding: Padding = "zeros", jitter: bool = False
 ) -> Images:
-    """Random mirror images, shifts of up to `crop` pixels and colours, drawn an image at a time.
+    """Random mirror images, shifts of up to `crop` pixels and colours, per image.
 
-    Draws come from a CPU generator, so that they are the same on every device.
+    Random numbers come from a CPU generator, so that they are the same on every device.
     """
     if flip:
         x = mirrored(x, torch.rand(len(x), generator=generator).to(x.device) < 0.5)
@@ -34,9 +34,9 @@ def augment(
 def augment_on_device(
     x: Images, crop: int, flip: bool, keys: Int[Tensor, " batch"], seed: int, padding: Padding = "zeros", jitter: bool = False
 ) -> Images:
-    """The same changes, drawn on the images' own device by hashes of (seed, key): nothing waits for the host.
+    """The same changes, drawn on the images' device by hashes of (seed, key), without waits for the host.
 
-    Other draws than those of `augment`; colours change in one fixed order.
+    Random numbers differ from those of `augment`; colours change in one fixed order.
     """
     draws = hashed_uniforms(keys, seed, 7)
     if flip:
@@ -47,12 +47,12 @@ def augment_on_device(
 
 
 def mirrored(x: Images, which: Bool[Tensor, " batch"]) -> Images:
-    """Left and right exchanged, of these images."""
+    """The images, mirrored where chosen."""
     return torch.where(which[:, None, None, None], x.flip(3), x)
 
 
 def shifted(x: Images, crop: int, shift: Int[Tensor, "2 batch"], padding: Padding) -> Images:
-    """Each image seen through a window that starts `shift` rows and columns into its padded self."""
+    """Each image cropped from its padded version, at an offset of `shift` rows and columns."""
     height, width = x.shape[2:]
     padded = functional.pad(x, (crop,) * 4, mode="constant" if padding == "zeros" else "reflect")
     rows = shift[0][:, None] + torch.arange(height, device=x.device)
@@ -62,7 +62,7 @@ def shifted(x: Images, crop: int, shift: Int[Tensor, "2 batch"], padding: Paddin
 
 
 def jittered(x: Images, generator: torch.Generator) -> Images:
-    r"""Each image at its own brightness, contrast, saturation and hue; stays in [0, 1].
+    r"""Random brightness, contrast, saturation and hue per image; stays in [0, 1].
 
     Brightness times U(0.9, 1.1), contrast U(0.5, 2), saturation U(0.3, 2), hue turned by U(-0.02, 0.02) of a full circle, one
     after the other in an order drawn for the batch. Grey images have neither saturation nor hue.
@@ -82,17 +82,17 @@ def recolored(x: Images, amounts: Float[Tensor, "4 batch"], order: Iterable[int]
 
 
 def grey(x: Images) -> Float[Tensor, "batch 1 height width"]:
-    """The brightness that is seen."""
+    """The perceived brightness."""
     return (x * x.new_tensor(GREY)[:, None, None]).sum(1, keepdim=True) if x.shape[1] == 3 else x
 
 
 def brightness(x: Images, factor: Float[Tensor, "batch 1 1 1"]) -> Images:
-    """The image mixed with black (factor 1: as it was)."""
+    """The image mixed with black (factor 1: unchanged)."""
     return (factor * x).clamp(0, 1)
 
 
 def contrast(x: Images, factor: Float[Tensor, "batch 1 1 1"]) -> Images:
-    """The image mixed with its own mean grey."""
+    """The image mixed with its mean grey."""
     mean = grey(x).mean((1, 2, 3), keepdim=True)
     return (mean + factor * (x - mean)).clamp(0, 1)
 
@@ -104,7 +104,7 @@ def saturation(x: Images, factor: Float[Tensor, "batch 1 1 1"]) -> Images:
 
 
 def hue(x: Images, turn: Float[Tensor, "batch 1 1 1"]) -> Images:
-    """Each colour's hue turned by a share of the circle; its largest and smallest channel keep their values."""
+    """Hue rotated by a share of the circle; each pixel's largest and smallest channel values stay."""
     high, low = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
     red, green, blue = x.split(1, 1)
     spread = torch.where(high > low, high - low, 1)
@@ -116,4 +116,4 @@ def hue(x: Images, turn: Float[Tensor, "batch 1 1 1"]) -> Images:
 
 
 CHANGES = [(brightness, 0.9, 1.1), (contrast, 0.5, 2.0), (saturation, 0.3, 2.0), (hue, -0.02, 0.02)]
-"""What `jittered` does, and the range of each amount."""
+"""The changes of `jittered`, with the range of each amount."""

@@ -8,13 +8,13 @@ from robustbench_rkhs.data.task import Task
 from robustbench_rkhs.nodes.node import UserError
 
 MOST_CLASSES = 100_000
-"""A label from here on is no class id: it would ask for as many logits."""
+"""Labels from here on are no class ids: they would need as many logits."""
 
 
 def check_arrays(
     name: str, task: Task, box: str, x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, y_test: np.ndarray
 ) -> None:
-    """Raises UserError, naming data set and part, at the first thing that is wrong."""
+    """Raises UserError, naming data set and part, at the first problem."""
     check_part(f"data set {name!r}, train", x_train, y_train, task, box)
     check_part(f"data set {name!r}, test", x_test, y_test, task, box)
     if x_train.shape[1:] != x_test.shape[1:]:
@@ -39,7 +39,7 @@ def check_labels(where: str, images: tuple[int, ...], y: np.ndarray, task: Task 
     """One integer class id per image (of a regression: floats). Raises UserError that begins with `where`."""
     if y.ndim != (2 if task == "regression" else 1) or images[0] != len(y):
         found = f"found images {images} and labels {y.shape}"
-        raise UserError(f"{where}: expected one label an image, {found}{_remedy(images, y)}")
+        raise UserError(f"{where}: expected one label per image, {found}{_remedy(images, y)}")
     if task == "regression":
         if not np.issubdtype(y.dtype, np.floating) or not np.isfinite(y).all():
             raise UserError(f"{where}: expected finite float labels, found {y.dtype}")
@@ -55,14 +55,14 @@ def check_labels(where: str, images: tuple[int, ...], y: np.ndarray, task: Task 
 
 
 def _remedy(images: tuple[int, ...], y: np.ndarray) -> str:
-    """What to do about labels of the wrong shape, where it can be guessed."""
+    """A hint for labels of the wrong shape, if there is one."""
     if y.ndim == 2 and len(y) == images[0]:
         return ": pass labels.squeeze(1)" if y.shape[1] == 1 else ", one-hot perhaps: pass labels.argmax(1)"
     return ""
 
 
 def check_images(where: str, x: np.ndarray, box: str = "unit") -> None:
-    """uint8, or finite floats, in [0, 1] where the box is. Raises UserError that begins with `where`."""
+    """Checks images: uint8, or finite floats, in [0, 1] for box `unit`. Raises UserError that begins with `where`."""
     if np.issubdtype(x.dtype, np.floating):
         if not np.isfinite(x).all():
             bad = int((~np.isfinite(x.reshape(len(x), -1)).all(1)).argmax())
@@ -79,7 +79,7 @@ def check_images(where: str, x: np.ndarray, box: str = "unit") -> None:
 
 
 def as_images(x: np.ndarray, box: str) -> Tensor:
-    """float32 inputs; images in [0, 1] get their channels first, before they grow to floats."""
+    """float32 inputs; images in [0, 1] get their channels first, before the conversion to floats."""
     images = channels_first(torch.from_numpy(np.ascontiguousarray(x)), box)
     return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
 

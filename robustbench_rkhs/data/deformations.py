@@ -1,4 +1,4 @@
-"""Small deformations of images: counted random displacement fields, bilinear interpolation, and its tangents."""
+"""Small deformations of images: random displacement fields, bilinear interpolation, and its tangents."""
 
 import math
 
@@ -21,17 +21,17 @@ class Deformations(Node):
               \max_u \lVert e(u) \rVert_2 \le a, \quad \lVert \nabla e \rVert_\infty \le \tfrac12
 
     theta, log s, kappa and t are uniform within their limits; e is Gaussian-filtered white noise, scaled to the amplitude a or,
-    where that would fold the image, to the steepest slope 1/2. det A > 0, so the map is invertible with positive Jacobian.
+    where that would fold the image, to the largest slope 1/2. det A > 0, so the map is invertible with positive Jacobian.
     Distances in pixels. Source of the use: Bietti et al., ICML 2019 (there with Infinite MNIST's deformations); elastic fields
     as in Simard et al., ICDAR 2003.
     """
 
     degrees: Real = Field(10.0, ge=0, le=180)
-    """Largest rotation either way."""
+    """Largest rotation in either direction."""
     scale: Real = Field(0.1, ge=0)
-    """Largest magnification s - 1; as far down as up: s in [1/(1 + scale), 1 + scale]."""
+    """Largest magnification s - 1, and the same for shrinking: s in [1/(1 + scale), 1 + scale]."""
     shear: Real = Field(0.1, ge=0)
-    """Largest horizontal shear: columns moved by a row."""
+    """Largest horizontal shear: columns per row."""
     translate: Real = Field(0.5, ge=0)
     """Largest shift along either axis, in pixels."""
     amplitude: Real = Field(1.0, ge=0)
@@ -62,9 +62,9 @@ def fields(
     amplitude: float = 1.0,
     smoothness: float = 2.0,
 ) -> Float[Tensor, "batch 2 height width"]:
-    """Displacements tau in pixels, (down, right), one field per image of `shape`; float32 on the CPU, counted by (seed, key, draw).
+    """Displacements tau in pixels, (down, right), one field per image of `shape`; float32 on the CPU, seeded by (seed, key, draw).
 
-    The deformed image at u is the image at u + tau(u). What each limit means: `Deformations`. Raises UserError where the
+    The deformed image at u is the image at u + tau(u). The limits are explained in `Deformations`. Raises UserError where the
     images are not (channel, height, width).
     """
     _, height, width = image_shape(shape)
@@ -95,14 +95,14 @@ def affine_fields(
 def elastic_fields(
     noise: Float[Tensor, "batch 2 height width"], amplitude: float, smoothness: float
 ) -> Float[Tensor, "batch 2 height width"]:
-    """Smoothed noise, scaled so that its longest vector is `amplitude` pixels, or shorter where it would be too steep."""
+    """Smoothed noise, scaled so that its longest vector is `amplitude` pixels, or shorter to limit the slope."""
     height, width = noise.shape[2:]
     smooth = _gaussian(height, smoothness).to(noise) @ noise @ _gaussian(width, smoothness).to(noise).T
     longest = smooth.norm(dim=1).flatten(1).amax(1)
     steepest = steepness(smooth)
     tiny = torch.finfo(noise.dtype).tiny
     factor = torch.minimum(amplitude / longest.clamp_min(tiny), STEEPEST / steepest.clamp_min(tiny))
-    return smooth * (factor * (1 - 1e-6))[:, None, None, None]  # a hair inside, so that float32 stays inside
+    return smooth * (factor * (1 - 1e-6))[:, None, None, None]  # slightly inside, so that float32 stays inside
 
 
 def steepness(field: Float[Tensor, "batch 2 height width"]) -> Float[Tensor, " batch"]:
@@ -124,9 +124,9 @@ def steepness(field: Float[Tensor, "batch 2 height width"]) -> Float[Tensor, " b
 def deform(
     images: Float[Tensor, "batch channel height width"], fields: Float[Tensor, "batch 2 height width"]
 ) -> Float[Tensor, "batch channel height width"]:
-    """The images at u + tau(u), interpolated bilinearly; beyond the border the nearest edge pixel goes on.
+    """The images at u + tau(u), interpolated bilinearly; edge pixels are repeated beyond the border.
 
-    Each value lies between those of its four neighbours, bit for bit: images in [0, 1] stay there. A zero field gives the image
+    Each value lies exactly between those of its four neighbours: images in [0, 1] stay there. A zero field gives the image
     itself. Differentiable in both arguments.
     """
     height, width = images.shape[2:]
@@ -162,7 +162,7 @@ def tangents(
 
 
 def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Channel, height and width. Raises UserError at anything else, which has no deformations."""
+    """Channel, height and width. Raises UserError for any other shape."""
     if len(shape) != 3 or min(shape) < 1:
         raise UserError(f"deformations need images of (channel, height, width), found inputs of shape {tuple(shape)}")
     return shape[0], shape[1], shape[2]

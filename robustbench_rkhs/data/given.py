@@ -1,4 +1,4 @@
-"""A split from images and labels as somebody passes them."""
+"""A split from images and labels that a user passes."""
 
 from typing import Any
 
@@ -13,15 +13,15 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import cause
 
 WHERE = "data set 'arrays', test"
-"""How messages begin."""
+"""Prefix of error messages."""
 Bounds = tuple[float, float]
-"""The least and the largest pixel."""
+"""The smallest and the largest pixel value."""
 
 
 def given_images(x: Any, bounds: Bounds = (0.0, 1.0), box: str = "unit") -> Tensor:
     """Images in [0, 1], checked: floats within `bounds` are rescaled, uint8 is divided by 255. A memory map becomes a Stream.
 
-    Anything numpy understands; tensors that require gradients, float16 and bfloat16 too. Raises UserError.
+    Takes anything that numpy understands, also tensors that require gradients, float16 and bfloat16. Raises UserError.
     """
     if isinstance(x, Stream):
         return x
@@ -49,7 +49,7 @@ def given_labels(y: Any, images: tuple[int, ...]) -> Tensor:
 
 
 def given_split(x: Tensor, y: Tensor, classes: int, data: str = "arrays") -> Split:
-    """The split of these images and labels, for a model that tells so many classes apart. Raises UserError."""
+    """The split of these images and labels, for a model with this number of classes. Raises UserError."""
     if not isinstance(x, Stream):
         check_part(WHERE, x.numpy(), y.numpy())
     elif not len(x):
@@ -60,7 +60,7 @@ def given_split(x: Tensor, y: Tensor, classes: int, data: str = "arrays") -> Spl
 
 
 def _tensor(given: Any, what: str) -> Tensor:
-    """On the CPU, without history, of a type numpy has."""
+    """The tensor on the CPU, detached, in a type that numpy has."""
     try:
         if isinstance(given, (list, tuple)) and given and all(isinstance(one, Tensor) for one in given):
             given = torch.stack([one.detach().cpu() for one in given])

@@ -1,4 +1,4 @@
-"""Pictures in folders, one folder a class, decoded block by block."""
+"""Image folders: pictures in one folder per class, decoded block by block."""
 
 import hashlib
 from pathlib import Path
@@ -17,17 +17,17 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import reason
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
-"""What is read as a picture."""
+"""File endings that are read as pictures."""
 LISTING = "classes.txt"
-"""In the folder: the names of all classes a model knows, one a line, where the folder has only some of them."""
+"""File in the folder with the names of all classes of the model, one per line, if the folder has only some of them."""
 
 
 class ImageFolder(DataSet):
     """Your own pictures: a folder with one subfolder per class, and in it png, jpg or other pictures.
 
-    Classes count in the order of the sorted names; subfolders whose names are numbers are those class ids. Where the folder holds
-    only some of the classes, a file `classes.txt` in it names all of them, one a line. The pictures of `test/` or `val/`, where
-    there is one, else of the folder itself. Each is resized (its shorter side, then the middle is cut out) to `size`.
+    Class ids follow the order of the sorted names; if all names are numbers, these are the class ids. If the folder has only
+    some of the classes, a file `classes.txt` in it names all of them, one per line. Reads the pictures of `test/` or `val/` if
+    there is one, else those of the folder itself. Each is resized to `size` (its shorter side; then the centre is cropped).
     """
 
     own: ClassVar[bool] = True
@@ -36,24 +36,24 @@ class ImageFolder(DataSet):
     path: str
     """The folder, here or in the data root."""
     size: int | None = Field(None, ge=1)
-    """Height and width in pixels; the model's where it is known, else that of the pictures, if all have the same."""
+    """Height and width in pixels; default: that of the model if known, else that of the pictures if all have the same."""
     channels: Literal[1, 3] | None = None
-    """1: grey, 3: colour; the model's where it is known, else what the first picture is."""
+    """1: grey, 3: colour; default: that of the model if known, else that of the first picture."""
 
     @property
     def title(self) -> str:
-        """The folder's own name."""
+        """The name of the folder."""
         return Path(self.path).resolve().name
 
     def for_shape(self, shape: tuple[int, ...] | None) -> "ImageFolder":
-        """With the size and channels of a model's images, where none were given."""
+        """Sets the size and channels of a model's images as defaults."""
         if shape is None or len(shape) != 3:
             return self
         known = {"channels": shape[0] if shape[0] in (1, 3) else None, "size": shape[1] if shape[1] == shape[2] else None}
         return self.model_copy(update={key: value for key, value in known.items() if getattr(self, key) is None})
 
     def test(self) -> Split:
-        """The pictures as a stream: none is decoded before it is asked for, beside the first."""
+        """The pictures as a stream: except for the first, they are decoded when they are read."""
         folder = self._folder(("test", "val"))
         return self._split(folder, "test")
 
@@ -89,7 +89,7 @@ class ImageFolder(DataSet):
         return Split(self.title, part, Stream.of(read, len(paths)), labels, torch.arange(len(paths)), classes, digest)
 
     def _classes(self, folder: Path) -> tuple[dict[str, int], int]:
-        """The class id of each subfolder, and how many classes there are at least."""
+        """The class id of each subfolder, and the least number of classes."""
         there = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         if not there:
             raise UserError(f"data set {self.title!r}: expected a subfolder per class in {folder}, found none")
@@ -105,13 +105,13 @@ class ImageFolder(DataSet):
 
     @property
     def counts_by_order(self) -> bool:
-        """Whether class ids are the order of the subfolders' names: then a model of more classes needs to be told which."""
+        """Whether class ids follow from the order of subfolder names: a model with more classes then needs `classes.txt`."""
         folder = self._folder(("test", "val"))
         listed = any((place / LISTING).is_file() for place in (folder, folder.parent))
         return not listed and not all(path.name.isdecimal() for path in folder.iterdir() if path.is_dir())
 
     def _shape(self, paths: list[Path]) -> tuple[int | tuple[int, int], int]:
-        """What each picture becomes: its side, or height and width where all have the same; and its channels."""
+        """The size of all pictures (a side, or height and width if all have the same) and their channels."""
         where = f"data set {self.title!r}"
         with opened(paths[0], where) as first:
             channels = self.channels or (1 if first.mode in ("1", "L", "I", "I;16") else 3)
@@ -129,7 +129,7 @@ class ImageFolder(DataSet):
 
 
 def opened(path: Path, where: str) -> Image.Image:
-    """The picture, undecoded. Raises UserError where it is none."""
+    """The picture, undecoded. Raises UserError where it is not a picture."""
     try:
         return Image.open(path)
     except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
@@ -157,7 +157,7 @@ def _picture(path: Path) -> bool:
 
 
 def _digest(folder: Path, pictures: list[tuple[Path, int]], made: str) -> str:
-    """sha256 of every picture's path, class and bytes, and of what they are made into."""
+    """sha256 of every picture's path, class and bytes, and of the size and channels."""
     sha = hashlib.sha256(made.encode())
     for path, label in pictures:
         sha.update(f"{path.relative_to(folder)} {label} ".encode())

@@ -1,4 +1,4 @@
-"""Arrays on the disk that are larger than memory: a pair of .npy files."""
+"""Memory-mapped arrays, which may be larger than memory: a pair of .npy files."""
 
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -28,7 +28,7 @@ class NPY(DataSet):
 
     @property
     def title(self) -> str:
-        """The folder's own name."""
+        """The name of the folder."""
         return self._folder().resolve().name
 
     def test(self) -> Split:

@@ -1,4 +1,4 @@
-"""Remote homology of proteins: find the few members of a family among many sequences."""
+"""SCOP remote homology of proteins: find the few members of a family among many sequences."""
 
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -17,13 +17,13 @@ class Protein(DataSet):
     """SCOP remote homology: find the few members of a group of proteins, of which training shows distant relatives.
 
     Read from protein/FAMILY.train.fasta and protein/FAMILY.test.fasta in the data root; the header `>1` or `>0` is the label.
-    Inputs are (20, length): a column an amino acid, cut at `length` or padded with zeros at the end; B is the mean of N and
+    Inputs are (20, length): one column per amino acid, cropped at `length` or padded with zeros at the end; B is the mean of N and
     D, Z of Q and E, X is zero, lower case counts as upper case. The test set has 6 to 120 members among about 1,200 others,
-    so that AUC is coarse: judged by auROC and auROC50, not by accuracy.
+    so the AUC is coarse: results are auROC and auROC50, not accuracy.
 
-    The test set is as published. Training sequences that also stand in the test set (4 in family 2.1, 2 in 3.33, none else)
-    are left out, and of training sequences that are the same one is kept (up to 1,188 fewer, in 2.1): a copy would stand in
-    training and validation at once.
+    The test set is as published. Training sequences that also occur in the test set (4 in family 2.1, 2 in 3.33, no others)
+    are left out, and duplicates among training sequences are dropped (up to 1,188, in 2.1), as copies could be in both
+    training and validation.
     Source: the FASTA files of FastSK (Blakely et al., Bioinformatics 2020); SCOP: Murzin et al., 1995.
     """
 
@@ -34,13 +34,13 @@ class Protein(DataSet):
     family: str = Field("1.1", pattern=r"^\d{1,3}\.\d{1,3}$")
     """SCOP number of the task: 1.1 1.34 2.1 2.8 2.19 2.31 2.34 2.41 3.19 3.25 3.33 3.50."""
     encoding: Encoding = "blosum62"
-    """The encoding of an amino acid: `one_hot`, or `blosum62`, its row of the matrix at length 1."""
+    """The encoding of an amino acid: `one_hot`, or `blosum62`, its row of the matrix, scaled to length 1."""
     length: int = Field(400, ge=1)
-    """Amino acids kept; about nine sequences in ten are shorter than 400, the longest has 905."""
+    """Length to which sequences are cropped; about nine in ten are shorter than 400, the longest has 905."""
 
     @property
     def title(self) -> str:
-        """Each family is a data set of its own."""
+        """Each family is a separate data set."""
         return f"{self.name}-{self.family}"
 
     def arrays(self) -> Arrays:

@@ -29,33 +29,33 @@ def data_root() -> Path:
 
 
 class DataSet(Node):
-    """Fields every data set has. Validation is cut from the training set, never from the test set."""
+    """Common fields of all data sets. Validation images come from the training set, never from the test set."""
 
     task: ClassVar[Task] = "classification"
-    """What is asked of a model: `classification`, `regression` (labels are numbers), `ranking` (two classes, one of them rare)."""
+    """The task: `classification`, `regression` (labels are numbers), or `ranking` (two classes, one of them rare)."""
     box: ClassVar[Box] = "unit"
-    """`unit`: images in [0, 1]; `none`: inputs of any size, and so are adversarial ones."""
+    """`unit`: images and adversarial images lie in [0, 1]; `none`: inputs may have any value."""
     not_shared: ClassVar[frozenset[str]] = frozenset({"digest"})
 
     own: ClassVar[bool] = False
-    """A user's own: a model may know more classes than the labels show."""
+    """True for users' own data sets: a model may have more classes than occur in the labels."""
 
     train: int | None = Field(None, ge=1)
-    """Training images (a seeded stratified subset); all that validation leaves where not given."""
+    """Number of training images (a seeded stratified subset); default: all that are not for validation."""
     validation: int = Field(0, ge=0)
-    """Images cut from the training set to choose by."""
+    """Number of validation images, taken from the training set, by which the best epoch is chosen."""
     seed: Seed = 0
-    """Which images the subsets hold."""
+    """Seed of the subsets."""
     crop: int = Field(0, ge=0)
     """Training images are shifted by up to this many pixels."""
     crop_padding: Padding = "zeros"
-    """What a shift brings in: `zeros`, or the image mirrored at its edge (`reflect`)."""
+    """Padding of shifted images: `zeros`, or the image mirrored at its edge (`reflect`)."""
     flip: bool = False
     """Training images are mirrored at random."""
     jitter: bool = False
     """Training images change brightness, contrast, saturation and hue at random."""
     digest: str | None = None
-    """sha256 the test arrays must have; any where not given."""
+    """Required sha256 of the test arrays; default: any."""
 
     def arrays(self) -> Arrays:
         """The raw arrays, or one clear line about what is missing or wrong."""
@@ -77,19 +77,19 @@ class DataSet(Node):
 
     @property
     def augments(self) -> bool:
-        """Whether training images are changed at random."""
+        """Whether training images are augmented."""
         return bool(self.crop or self.flip or self.jitter)
 
     def augmented(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """A batch of training images, changed as the fields say."""
+        """A batch of training images, augmented as the fields say."""
         return augment(x, self.crop, self.flip, generator, self.crop_padding, self.jitter)
 
     def augmented_on_device(self, x: Tensor, keys: Tensor, seed: int) -> Tensor:
-        """The same changes, drawn where the images are by hashes of (seed, key)."""
+        """The same augmentation, drawn on the images' device by hashes of (seed, key)."""
         return augment_on_device(x, self.crop, self.flip, keys, seed, self.crop_padding, self.jitter)
 
     def test(self) -> Split:
-        """The test images alone."""
+        """The test split alone."""
         _, y_train, x_test, y_test = self.checked()
         return self._part("test", x_test, y_test, np.arange(len(y_test)), y_train, arrays_digest(x_test, y_test))
 
@@ -172,7 +172,7 @@ class _Torchvision(DataSet):
         socket.setdefaulttimeout(30)
         try:
             self._download(root)
-        except Exception as error:  # torchvision raises whatever the network raised
+        except Exception as error:  # torchvision passes on any error of the network
             reason = reason_of(error)
             line = f"data set {name!r} is not in data root {str(root)!r}: {expected}; download failed: {reason}"
             raise UserError(line) from None
@@ -259,7 +259,7 @@ class NPZ(DataSet):
 
     @property
     def title(self) -> str:
-        """The file's own name."""
+        """The name of the file."""
         return Path(self.path).name
 
     def arrays(self) -> Arrays:

@@ -1,4 +1,4 @@
-"""Splits: tensors, their indices, and a digest that names them."""
+"""Splits: tensors with their indices and digest."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ class Split:
     index: Tensor
     """Position of each image in the original train or test arrays."""
     classes: int
-    """How many classes; of a regression, how many outputs."""
+    """Number of classes; for a regression, number of outputs."""
     digest: str
     """sha256 of the original arrays the images were taken from."""
     box: Box = "unit"
@@ -94,9 +94,9 @@ def arrays_digest(x: np.ndarray, y: np.ndarray) -> str:
 
 
 def order_by_class(y: np.ndarray, seed: int) -> np.ndarray:
-    """A seeded order of which the first n are stratified, for every n (so smaller subsets lie in larger ones).
+    """A seeded order whose first n images are stratified, for every n (so smaller subsets are part of larger ones).
 
-    Each class is shuffled; its r-th member of c stands at (r + 1/2) / c, ties in random order.
+    Each class is shuffled; its r-th of c members gets position (r + 1/2) / c, with ties in random order.
     """
     generator = np.random.default_rng(seed)
     place = np.empty(len(y))
@@ -107,5 +107,5 @@ def order_by_class(y: np.ndarray, seed: int) -> np.ndarray:
 
 
 def order_of(y: np.ndarray, task: Task, seed: int) -> np.ndarray:
-    """A seeded order to take subsets by: stratified where there are classes."""
+    """A seeded order for subsets, stratified if there are classes."""
     return np.random.default_rng(seed).permutation(len(y)) if task == "regression" else order_by_class(y, seed)

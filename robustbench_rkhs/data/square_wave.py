@@ -1,4 +1,4 @@
-"""The square wave: the smallest regression there is, on which a slope can be seen."""
+"""The square wave: a one-dimensional toy regression that makes a network's slope visible."""
 
 from typing import ClassVar, Literal
 
@@ -10,7 +10,7 @@ from robustbench_rkhs.nodes.threat_model import Box
 
 
 class SquareWave(DataSet):
-    r"""One number in, one number out: a function with three jumps, which no Lipschitz network can follow.
+    r"""A function of one number with three jumps, which no Lipschitz network can follow.
 
     .. math:: y = 1 \text{ for } x \le -1 \text{ or } 0 < x \le 1, \qquad \text{else } 0
 

@@ -1,4 +1,4 @@
-"""Images that are read when they are asked for, block by block, and never all at once."""
+"""Streamed images: read block by block when indexed, never all at once."""
 
 import mmap
 from collections.abc import Callable, Iterator
@@ -13,15 +13,15 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.memory import FREED
 
 BLOCK = 64
-"""Images read at once where all of them are gone through."""
+"""Images per block when all of them are read."""
 Read = Callable[[np.ndarray], Tensor]
 """The images at these positions."""
 
 
 class Stream(Tensor):
-    """Stands where a tensor of images does, with its shape, type and device, and reads a block of them when it is indexed.
+    """Replaces a tensor of images, with its shape, type and device, and reads a block of them when it is indexed.
 
-    What can be asked: rows by index, slice or positions, `split`, `len`, iteration, `to`. Anything else would need all images in
+    Supports rows by index, slice or positions, `split`, `len`, iteration and `to`. Anything else would need all images in
     memory, and raises UserError.
     """
 
@@ -62,28 +62,28 @@ class Stream(Tensor):
         return (image for block in self.split(BLOCK) for image in block)
 
     def split(self, split_size: int, dim: int = 0) -> Iterator[Tensor]:  # type: ignore[override]
-        """Blocks of so many images, each read when it is reached."""
+        """Blocks of this many images, each read when it is reached."""
         return (self[start : start + split_size] for start in range(0, len(self), split_size))
 
     def at(self, positions: Tensor) -> "Stream":
-        """These images alone, unread."""
+        """These images only, not read yet."""
         return self._like(self._positions[positions.cpu().numpy()], self.dtype, self.device)
 
     def to(self, *args: Any, **kwargs: Any) -> "Stream":
-        """For another device, or as another type of float."""
+        """The stream for another device or float type."""
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
         return self._like(self._positions, dtype or self.dtype, device or self.device)
 
     def cpu(self, *args: Any) -> "Stream":
-        """For the CPU."""
+        """The stream for the CPU."""
         return self._like(self._positions, self.dtype, torch.device("cpu"))
 
     def contiguous(self, *args: Any, **kwargs: Any) -> "Stream":
-        """Itself: what it reads is contiguous."""
+        """Itself: its blocks are contiguous."""
         return self
 
     def detach(self) -> "Stream":
-        """Itself: what it reads needs no gradient."""
+        """Itself: its blocks do not require gradients."""
         return self
 
     def _like(self, positions: np.ndarray, dtype: torch.dtype, device: torch.device) -> "Stream":
@@ -97,7 +97,7 @@ class Stream(Tensor):
 
 
 def _forget(array: np.ndarray) -> None:
-    """Pages of a read-only memory map that were read need not stay in this process: the system keeps them as long as it likes."""
+    """Release the pages of a read-only memory map that were read; the system may keep them in its cache."""
     mapped = getattr(array, "_mmap", None)
     if mapped is not None and getattr(array, "mode", "") == "r" and hasattr(mapped, "madvise"):
         mapped.madvise(mmap.MADV_DONTNEED)
@@ -109,7 +109,7 @@ def stream_of_array(array: np.ndarray, where: str, box: str = "unit", low: float
     def read(positions: np.ndarray) -> Tensor:
         if (np.diff(positions) >= 0).all():
             block = np.asarray(array[positions])
-        else:  # the disk is read forwards all the same
+        else:  # the disk is still read forwards
             order = np.argsort(positions, kind="stable")
             block = np.empty((len(positions), *array.shape[1:]), array.dtype)
             block[order] = array[positions[order]]

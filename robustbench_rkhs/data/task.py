@@ -1,6 +1,6 @@
-"""What is asked of a model."""
+"""The task of a model."""
 
 from typing import Literal
 
 Task = Literal["classification", "regression", "ranking"]
-"""What is asked of a model: a class, a number, or a score by which the rare class comes first."""
+"""The task of a model: predict a class, a number, or a score that ranks the rare class first."""

@@ -22,13 +22,13 @@ class TinyImageNet(DataSet):
 
     Read from the folder tiny-imagenet-200/ of the data root (train/WNID/images/, val/images/, val/val_annotations.txt,
     wnids.txt). The test set is val/: the labels of test/ were never published. Classes count in the order of their sorted
-    WNIDs. Decoded once (half a minute), then kept beside the folder as tiny_imagenet.npz (1.3 GB), where that can be written.
-    All of it takes 5.4 GB as float32: choose a part by `train`.
+    WNIDs. Decoded once (half a minute), then cached beside the folder as tiny_imagenet.npz (1.3 GB), if it can be written.
+    The whole set takes 5.4 GB as float32: choose a part by `train`.
     """
 
     name: Literal["tiny_imagenet"] = "tiny_imagenet"
     classes: int = Field(200, ge=2)
-    """Classes the folder must hold; the real one has 200."""
+    """Number of classes that the folder must have; the real one has 200."""
     per_class: tuple[int, int] = (500, 50)
     """Training and test images that each class must have."""
 
@@ -52,11 +52,11 @@ class TinyImageNet(DataSet):
         try:
             write_whole(kept, lambda path: _save(path, source=np.array(source), **named))
         except UserError:
-            pass  # a data root that cannot be written costs the decoding each time
+            pass  # if the data root is read-only, the pictures are decoded each time
         return decoded
 
     def _counted(self, arrays: Arrays, where: str) -> Arrays:
-        """The arrays, once every class is seen to have its images."""
+        """The arrays, after a check that every class has its images."""
         for part, labels, wanted in (("train", arrays[1], self.per_class[0]), ("val", arrays[3], self.per_class[1])):
             counts = np.bincount(labels)
             if len(counts) != self.classes:
@@ -132,11 +132,11 @@ def _save(path: Path, **arrays: np.ndarray) -> None:
 
 
 def _source_of(path: Path) -> str:
-    """Digest of the listing that the kept arrays were decoded from; empty where it cannot be read."""
+    """Digest of the listing from which the cached arrays were decoded; empty where it cannot be read."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             return str(stored["source"]) if "source" in stored else ""
-    except Exception:  # numpy raises many kinds for foreign bytes; the file is then made anew
+    except Exception:  # numpy raises many kinds of errors for foreign bytes; the file is then decoded again
         return ""
 
 

@@ -1,4 +1,4 @@
-"""Networks: pixels in [0, 1] to logits, normalisation inside; one family a file."""
+"""Networks: pixels in [0, 1] to logits, normalisation inside; one family per file."""
 
 from typing import Annotated
 
@@ -36,7 +36,7 @@ Network = Annotated[
     OneOf(NetworkNode, "networks", own_network),
 ]
 """Any network: ours by `name`, an instance of NetworkNode or nn.Module, or your own as package.module:Name."""
-SpectrallyNormalised.model_rebuild(_types_namespace={"Network": Network})  # it holds any network
+SpectrallyNormalised.model_rebuild(_types_namespace={"Network": Network})  # it contains any network
 
 __all__ = [
     "DNN",

@@ -1,4 +1,4 @@
-"""What a network node is: fields in, an nn.Sequential out."""
+"""The base class of network nodes: fields in, an nn.Sequential out."""
 
 import torch
 from torch import nn
@@ -11,16 +11,16 @@ class NetworkNode(Node):
     """Common fields of all networks. `build(shape, classes)` makes the module; the caller seeds torch."""
 
     mean: tuple[Real, ...] = ()
-    """Subtracted from each channel inside the network; no normalisation where empty."""
+    """Mean that is subtracted from each channel inside the network; empty: no normalisation."""
     std: tuple[Real, ...] = ()
-    """Each channel is divided by it inside the network."""
+    """Standard deviation by which each channel is divided inside the network."""
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Sequential:
         """The network for images of `shape` without the batch dimension. Raises UserError where it cannot take them."""
         raise TypeError(f"{type(self).__name__} is not a network by itself")
 
     def first(self, shape: tuple[int, ...]) -> list[nn.Module]:
-        """The normalisation, as the network's own first layer."""
+        """The normalisation, as the first layer of the network."""
         if not self.mean and not self.std:
             return []
         if len(shape) != 3 or not len(self.mean) == len(self.std) == shape[0]:

@@ -1,4 +1,4 @@
-"""The 1-Lipschitz layer families under one name each: what a network of a given plan is built from."""
+"""The 1-Lipschitz layer families by name: dense, convolutional and last layers of each."""
 
 from typing import Literal
 
@@ -31,15 +31,15 @@ from robustbench_rkhs.nodes.node import UserError
 Family = Literal["sandwich", "orthogonal", "aol", "sll", "cpl", "bro", "plain"]
 """Layers of one kind; `plain` are unconstrained, for comparison."""
 Activation = Literal["relu", "maxmin"]
-"""MaxMin keeps the norm of gradients; ReLU halves it on average. Sandwich, SLL and CPL hold their ReLU inside."""
+"""MaxMin keeps the norm of gradients; ReLU halves it on average. Sandwich, SLL and CPL contain their ReLU."""
 Padding = Literal["circular", "zeros"]
-"""How convolutions see past the border."""
+"""Padding of convolutions."""
 Head = Literal["bounded", "normalized"]
 """`bounded`: a last layer of norm at most one; `normalized`: rows of norm one, certified by pairs of classes only."""
 
 
 def dense(family: Family, inputs: int, outputs: int, activation: Activation = "relu") -> list[nn.Module]:
-    """A dense layer with its activation. The residual families keep their width: features are cut or padded before them."""
+    """A dense layer with its activation. Residual families keep their width: features are cropped or padded before them."""
     match family:
         case "sandwich":
             return [Sandwich(inputs, outputs)]
@@ -86,7 +86,7 @@ def convolution(
 
 
 def last(family: Family, features: int, classes: int, head: Head = "bounded") -> list[nn.Module]:
-    """The layer that makes the logits."""
+    """The last layer, which outputs the logits."""
     if head == "normalized":
         return [LinearNormalized(features, classes)]
     match family:
@@ -101,14 +101,14 @@ def last(family: Family, features: int, classes: int, head: Head = "bounded") ->
 
 
 def resized(inputs: int, outputs: int) -> list[nn.Module]:
-    """Features or channels cut or padded with zeros: norm one either way."""
+    """Features or channels cropped or padded with zeros, of norm one."""
     if inputs == outputs:
         return []
     return [PadChannels(outputs)] if inputs < outputs else [FirstFeatures(outputs)]
 
 
 def ends(lipschitz: float, learnable: bool) -> tuple[nn.Module, nn.Module]:
-    """sqrt(gamma) for the network's input and for its last layer; one shared number where it is learnt."""
+    """sqrt(gamma) for the network's input and for its last layer; one shared parameter if learnt."""
     if learnable:
         shared = LearnableScale(lipschitz**0.5)
         return shared, shared

@@ -1,4 +1,4 @@
-"""The convolutional plans of the directly parameterized networks: KWL (small, medium, large) and DNN."""
+"""Convolutional networks with directly parameterized Lipschitz layers: KWL (small, medium, large) and DNN."""
 
 import math
 from typing import Literal
@@ -15,15 +15,15 @@ class _BoundedConvolutional(NetworkNode):
     """Fields of convolutional networks of one layer family between two scales of sqrt(gamma)."""
 
     family: Family = "sandwich"
-    """Which layers; `plain` ones bound nothing."""
+    """The layer family; `plain` layers are unbounded."""
     lipschitz: Real = Field(1.0, gt=0)
-    """The bound gamma, in logits per unit l2 of pixels (before any normalisation); where it is learnt, what it starts from."""
+    """The bound gamma, in logits per unit l2 of pixels (before any normalisation); the initial value if learnt."""
     learnable: bool = False
-    """Learn gamma's logarithm with the weights."""
+    """Learn the logarithm of gamma with the weights."""
     padding: Padding = "circular"
-    """How convolutions see past the border."""
+    """Padding of convolutions."""
     activation: Activation = "relu"
-    """Between layers that have none inside."""
+    """Activation after layers that do not contain one."""
     head: Head = "bounded"
     """The last layer; `normalized` bounds differences of two logits only."""
 

@@ -14,8 +14,7 @@ from robustbench_rkhs.nodes.node import Real, Width
 class LipschitzBounded(NetworkNode):
     r"""Dense layers of one family between two scales of sqrt(gamma): ||f(x) - f(x')||_2 <= gamma ||x - x'||_2.
 
-    That holds whatever the weights. With `head: normalized` only differences of two logits are bounded, and with family `plain`
-    nothing is.
+    It holds for all weights. With `head: normalized` only differences of two logits are bounded; with family `plain` nothing is.
     Source: Wang & Manchester, ICML 2023 (Sandwich, Cayley-orthogonal, and their toy network of nine layers of 128).
     """
 
@@ -23,15 +22,15 @@ class LipschitzBounded(NetworkNode):
     hidden: tuple[Width, ...] = (128, 128)
     """Widths of the layers."""
     lipschitz: Real = Field(1.0, gt=0)
-    """The bound gamma, in logits per unit l2 of pixels (before any normalisation); where it is learnt, what it starts from."""
+    """The bound gamma, in logits per unit l2 of pixels (before any normalisation); the initial value if learnt."""
     family: Family = "sandwich"
-    """Which layers."""
+    """The layer family."""
     activation: Activation = "relu"
-    """Between layers that have none inside."""
+    """Activation after layers that do not contain one."""
     head: Head = "bounded"
     """The last layer."""
     learnable: bool = False
-    """Learn gamma's logarithm with the weights."""
+    """Learn the logarithm of gamma with the weights."""
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Sequential:
         first, before_last = ends(self.lipschitz, self.learnable)

@@ -24,7 +24,7 @@ from robustbench_rkhs.nodes.node import WIDEST, Real, UserError, Width
 
 
 class LipschitzResNet(NetworkNode):
-    """Padded to `channels`: `blocks` convolutional residual layers, 4x4 average pooling, dense ones, the first K features.
+    """Channels padded to `channels`, `blocks` convolutional residual layers, 4x4 average pooling, dense ones, the first K features.
 
     Small, as published: 20 blocks of 45 channels and 7 dense ones (41.4 million parameters at 32x32 pixels). Medium: 30, 60, 10.
     Large: 90, 60, 15. Published inner widths: 5 channels, 2048 features.
@@ -33,7 +33,7 @@ class LipschitzResNet(NetworkNode):
 
     name: Literal["lipschitz_resnet"] = "lipschitz_resnet"
     family: Literal["sll", "cpl"] = "sll"
-    """Which residual layers."""
+    """The family of residual layers."""
     blocks: Width = 20
     """Convolutional layers."""
     channels: Width = 45
@@ -41,13 +41,13 @@ class LipschitzResNet(NetworkNode):
     dense_blocks: int = Field(7, ge=0, le=WIDEST)
     """Dense layers after the pooling."""
     inner_channels: Width = 5
-    """Width inside a convolutional block, of its ReLU."""
+    """Inner width of a convolutional block, at its ReLU."""
     inner_features: Width = 2048
-    """Width inside a dense block."""
+    """Inner width of a dense block."""
     lipschitz: Real = Field(1.0, gt=0)
     """The bound gamma, in logits per unit l2 of pixels (before any normalisation)."""
     padding: Padding = "zeros"
-    """How convolutions see past the border."""
+    """Padding of convolutions."""
     head: Head = "bounded"
     """`bounded`: the first features are the logits; `normalized`: a layer with rows of norm one."""
 
@@ -72,8 +72,8 @@ class LipschitzResNet(NetworkNode):
 class LiResNet(NetworkNode):
     r"""A stem, `blocks` linear residual convolutions x + W*x each with MaxMin, a strided neck, a dense layer, a normalised head.
 
-    Nothing is 1-Lipschitz by construction: the proven bound is the product of the layers', and training must hold it down
-    (a loss of margins over the bound, or a projection). Each residual convolution is merged into one, exactly.
+    No layer but the head is 1-Lipschitz by construction: the proven bound is the product of the layers' bounds, and training must
+    keep it small (by a loss of margins over the bound, or a projection). Each residual convolution is merged into one convolution.
     Source: Hu et al., "Unlocking Deterministic Robustness Certification on ImageNet", NeurIPS 2023.
     """
 

@@ -1,4 +1,4 @@
-"""The small networks of the MNIST experiments."""
+"""The small network of the MNIST experiments."""
 
 import math
 from typing import Literal
@@ -12,7 +12,7 @@ from robustbench_rkhs.nodes.node import UserError, Width
 class MNISTStable(NetworkNode):
     """3x3 convolutions (padding 1) with ReLU to 64, 128, 256, 512 channels, each before a 2x2 average; linear logits; no bias.
 
-    Averages instead of maxima keep it closer to the stable kernel. Convolutions start from N(0, 2 / (9 C_out)).
+    Averages instead of max-pools keep it closer to the stable kernel. Convolutions start from N(0, 2 / (9 C_out)).
     1,553,984 parameters on MNIST.
     Source: the five-layer network of Bietti et al., ICML 2019.
     """

@@ -1,4 +1,4 @@
-"""A network of the user's own in a recipe: any class or function that returns an `nn.Module`, or a module itself."""
+"""The user's own network in a recipe: any class or function that returns an `nn.Module`, or a module itself."""
 
 import copy
 import inspect
@@ -15,10 +15,10 @@ from robustbench_rkhs.nodes.node import UserError
 
 
 class OwnNetwork(NetworkNode):
-    """An `nn.Module` of the user's own: `network: {name: mynets:Small, width: 8}`, or an instance in Python.
+    """The user's own `nn.Module`: `network: {name: mynets:Small, width: 8}`, or an instance in Python.
 
-    Fields beside `mean` and `std` are arguments of the class or function; one that takes `shape` or `classes` is given the
-    images' shape and the number of classes. An instance is trained from the weights that it has, as a copy. It maps images in
+    Fields other than `mean` and `std` are arguments of the class or function; one that takes `shape` or `classes` gets the
+    images' shape and the number of classes. An instance is copied and trained from its current weights. It maps images in
     [0, 1] (after `mean` and `std`) to logits. Its own layers are certified where their bounds are registered
     (`robustbench_rkhs.lipschitz.rule`).
     """
@@ -31,7 +31,7 @@ class OwnNetwork(NetworkNode):
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, given: Any) -> Any:
-        return given  # the other keys are arguments of the user's own code
+        return given  # the other keys are arguments of the user's code
 
     @property
     def code_name(self) -> str:
@@ -43,11 +43,11 @@ class OwnNetwork(NetworkNode):
         return self._name
 
     def written(self) -> dict[str, Any]:
-        """As a recipe names it."""
+        """As written in a recipe."""
         return {"name": self._name} | self.model_dump(mode="json")
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Sequential:
-        """The normalisation and the user's module, seen to make logits of every class. Raises UserError in one line."""
+        """The normalisation and the user's module, checked to output a logit per class. Raises UserError in one line."""
         module = self._made(shape, classes)
         if not isinstance(module, nn.Module):
             raise UserError(f"{self._name} returned {type(module).__name__}, expected an nn.Module")
@@ -56,7 +56,7 @@ class OwnNetwork(NetworkNode):
         try:
             with torch.no_grad():
                 found = tuple(network.eval()(torch.zeros(2, *shape)).shape)
-        except Exception as error:  # the user's code raises whatever it likes
+        except Exception as error:  # the user's code may raise anything
             raise UserError(f"{self._name} fails on images of shape {shape}: {cause(error)}") from None
         if found != (2, classes):
             raise UserError(f"{self._name} gives {found} for two images, expected logits of {classes} classes: (2, {classes})")
@@ -71,12 +71,12 @@ class OwnNetwork(NetworkNode):
             known = {"shape": shape, "classes": classes}
             arguments |= {key: value for key, value in known.items() if key in asked and key not in arguments}
             return self._source(**arguments)
-        except Exception as error:  # the user's code raises whatever it likes
+        except Exception as error:  # the user's code may raise anything
             raise UserError(f"{self._name} cannot be made: {cause(error)}") from None
 
 
 def own_network(found: Any, name: str, fields: dict[str, Any]) -> OwnNetwork | None:
-    """A module, or what makes one, as a network of a recipe; None for anything else."""
+    """A module, or a callable that makes one, as a network of a recipe; None for anything else."""
     if isinstance(found, nn.Module):
         extra = set(fields) - {"mean", "std"}
         if extra:

@@ -14,8 +14,8 @@ POOLS = {"max": nn.AdaptiveMaxPool1d, "average": nn.AdaptiveAvgPool1d}
 class SequenceConvolutional(NetworkNode):
     """Convolutions along a sequence with ReLU, one number per channel pooled over its length, hidden layers, logits.
 
-    Takes (channel, length). Convolutions are padded to keep the length (less one at an even kernel), before their stride.
-    Max-pooling finds a motif wherever it stands; averaging counts it, and divides the Lipschitz bound by sqrt(length).
+    Takes (channel, length). Convolutions are padded to keep the length (less one for an even kernel), before their stride.
+    Max-pooling detects a motif at any position; averaging counts it, and divides the Lipschitz bound by sqrt(length).
     PyTorch's default initialisation. Raises UserError for inputs of another form, or too short.
     """
 
@@ -23,11 +23,11 @@ class SequenceConvolutional(NetworkNode):
     channels: tuple[Width, ...] = Field((64,), min_length=1)
     """Output channels of each convolution."""
     kernel: Width = 9
-    """Positions that each convolution sees."""
+    """Kernel size of the convolutions."""
     stride: Width = 1
-    """Of each convolution after the first."""
+    """Stride of each convolution after the first."""
     pool: Literal["max", "average"] = "max"
-    """Over the whole length."""
+    """Pooling over the whole length."""
     hidden: tuple[Width, ...] = ()
     """Widths of the layers between the pool and the logits."""
 

@@ -1,4 +1,4 @@
-"""A network without numbers, made on the device `meta`: names, shapes and types of its state before memory is taken."""
+"""A network without numbers, built on the device `meta`: names, shapes and types of its state, without using memory."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,26 +13,26 @@ from robustbench_rkhs.nodes.code_names import cause
 from robustbench_rkhs.nodes.node import UserError
 
 SLACK = 4
-"""How often a tensor may be registered while a network is made: parametrisations register theirs again."""
+"""How often a tensor may be registered while a network is built: parametrisations register theirs again."""
 
 
 def skeleton(network: NetworkNode, shape: tuple[int, ...], classes: int, tensors: int, numbers: int) -> dict[str, Tensor]:
-    """The state of the network, whose tensors hold nothing. Raises UserError where it cannot be made.
+    """The state of the network, with empty tensors. Raises UserError where it cannot be built.
 
-    Making it stops where it asks for more than so many tensors or numbers. Cost: about 0.1 ms a layer, whatever its size.
+    Stops once the network has more than the given numbers of tensors or entries. Cost: about 0.1 ms per layer of any size.
     """
     try:
         with _counted(SLACK * tensors + 100, SLACK * numbers + 100_000), torch.device("meta"):
             return network.build(shape, classes).state_dict()
     except UserError:
         raise
-    except Exception as error:  # sizes that no tensor has
+    except Exception as error:  # sizes that are not possible
         raise UserError(f"network {network.label!r} cannot be made for images of shape {shape}: {cause(error)}") from None
 
 
 @contextmanager
 def _counted(tensors: int, numbers: int) -> Iterator[None]:
-    """Raises UserError inside, once modules have registered more than this."""
+    """Raises UserError inside this context, once modules have registered more than this."""
     seen = [0, 0, 0]
 
     def register(owner: nn.Module, name: str, tensor: Tensor | None) -> None:

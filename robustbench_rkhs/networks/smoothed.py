@@ -1,4 +1,4 @@
-"""Smoothed classifiers: the majority vote of a network over Gaussian noise, a model of its own."""
+"""Smoothed classifiers: the majority vote of a network over Gaussian noise."""
 
 from collections.abc import Iterator
 
@@ -13,15 +13,15 @@ from robustbench_rkhs.runtime.clock import ask
 from robustbench_rkhs.runtime.counter_rng import mix
 
 BLOCK = 100
-"""Draws of one random generator: draw number d is the (d mod 100)-th of generator d // 100."""
+"""Samples per random generator: sample number d is the (d mod 100)-th of generator d // 100."""
 PASSES = 4096
-"""Noisy images a forward pass takes at most (at least one draw of every image given)."""
+"""Most noisy images per forward pass (but at least one sample of every image)."""
 VOTE, COUNT, PROOF = 1, 2, 3
-"""Counters that keep the draws of the vote, of the recount and of the proof apart."""
+"""Counters that separate the samples of the vote, the recount and the proof."""
 
 
 def noise(shape: tuple[int, ...], begin: int, end: int, *counters: int) -> Float[Tensor, "draws *image"]:
-    """Standard normal draws number begin .. end-1, each a function of (counters, its number) alone. On the CPU."""
+    """Standard normal samples number begin .. end-1, each a function of (counters, its number) alone. On the CPU."""
     blocks = []
     for block in range(begin // BLOCK, -(-end // BLOCK)):
         generator = torch.Generator().manual_seed(mix(*counters, block))
@@ -31,15 +31,15 @@ def noise(shape: tuple[int, ...], begin: int, end: int, *counters: int) -> Float
 
 
 class Smoothed(nn.Module):
-    r"""g(x) = argmax_c P(f(x + sigma z) = c), z standard normal: the vote of `votes` draws, the same for every image.
+    r"""g(x) = argmax_c P(f(x + sigma z) = c), z standard normal: the vote of `votes` samples, the same for every image.
 
     .. math:: \text{answer}_c = \log \frac{n_c + 1}{\text{votes} + K}, \qquad
               \nabla\,\text{answer}_c = \nabla \log \frac{1}{\text{votes}} \sum_i \operatorname{softmax}_c f(x + \sigma z_i)
 
-    n_c: draws on which the base answers c, so that the argmax is the vote; backwards, its gradient is that of the soft vote.
-    Deterministic: a function of x and `seed`, whatever else is in the batch. NaN where the base's answer is not finite.
-    The vote estimates g; attacks adapt to its draws. What they find is therefore counted by `recounted`, and, where a
-    certificate denies it, believed only if `loses` proves it.
+    n_c: samples on which the base predicts c, so that the argmax is the vote; the backward pass uses the gradient of the soft vote.
+    Deterministic: a function of x and `seed`, independent of the batch. NaN where the base's logits are not finite.
+    The vote estimates g, and attacks adapt to its samples. Adversarial images are therefore re-tested by `recounted`, and, where
+    they contradict a certificate, count only if `loses` proves them.
     Cost: `votes` forward passes of the base (and as many backward). Its weights digest covers base and settings.
     Source: Cohen et al., ICML 2019; gradients as in Salman et al., NeurIPS 2019.
     """
@@ -74,15 +74,15 @@ class Smoothed(nn.Module):
         return answer + (slope - slope.detach())
 
     def recounted(self) -> "Smoothed":
-        """The same classifier, by `recount` draws that no attack on this one has seen."""
+        """The same classifier, by `recount` samples that no attack on this one has used."""
         fresh = Smoothed(self.base, self.sigma, self.recount, self.recount, self.seed, COUNT)
         return fresh.train(self.training)
 
     @torch.no_grad()
     def loses(self, x: Float[Tensor, "batch *image"], y: Int[Tensor, " batch"], alpha: float = 0.001) -> Bool[Tensor, " batch"]:
-        """Whether the label is proved, at confidence 1 - alpha per image, not to win the vote of infinitely many draws.
+        """Whether the label is proved, at confidence 1 - alpha per image, not to be the majority under infinitely many samples.
 
-        One-sided exact binomial test of each other class against the label on `recount` draws of their own, alpha divided
+        One-sided exact binomial test of each other class against the label on `recount` fresh samples, with alpha divided
         among the classes.
         """
         counts: Tensor = sum(votes_of(logits) for logits in self._answers(x, self.recount, PROOF))  # type: ignore[assignment]
@@ -93,7 +93,7 @@ class Smoothed(nn.Module):
         return torch.as_tensor(chance.min(1) <= alpha / max(others.shape[1] - 1, 1), device=x.device)
 
     def _answers(self, x: Tensor, draws: int, stream: int) -> Iterator[Float[Tensor, "batch draws classes"]]:
-        """The base's answers under the common draws, some draws at a time."""
+        """The base's logits under the common samples, some samples at a time."""
         step = max(1, PASSES // max(len(x), 1))
         for begin in range(0, draws, step):
             ask()
@@ -105,7 +105,7 @@ class Smoothed(nn.Module):
         return torch.tensor([self.sigma, self.votes, self.recount, self.seed], dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Raises UserError where the weights are those of another smoothing."""
+        """Raises UserError where the weights belong to another smoothing."""
         if not torch.equal(state.cpu(), self.get_extra_state()):
             raise UserError(f"weights of a classifier smoothed with {state.tolist()}, expected {self.get_extra_state().tolist()}")
 
@@ -114,6 +114,6 @@ class Smoothed(nn.Module):
 
 
 def votes_of(logits: Float[Tensor, "batch draws classes"]) -> Int[Tensor, "batch classes"]:
-    """How many draws go to each class (the first of those that tie); a draw whose answer is not finite goes to none."""
+    """The number of samples per class (ties go to the first); samples with logits that are not finite count for no class."""
     counted = nn.functional.one_hot(logits.argmax(2), logits.shape[2])
     return (counted * logits.isfinite().all(2, keepdim=True)).sum(1)

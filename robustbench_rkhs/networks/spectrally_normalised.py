@@ -1,4 +1,4 @@
-"""Any network with PyTorch's spectral normalisation on its weights."""
+"""Spectral normalisation (PyTorch's) on the weights of any network."""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 class SpectrallyNormalised(NetworkNode):
-    r"""The network inside, each linear and convolutional weight divided by an estimate of its largest singular value.
+    r"""A network with each linear and convolutional weight divided by an estimate of its largest singular value.
 
     .. math:: \bar W = W / (u^\top W v), \qquad v \leftarrow W^\top u / \lVert W^\top u \rVert, \quad
               u \leftarrow W v / \lVert W v \rVert
 
-    u and v move by `iterations` steps of the power method at each pass in train mode, stand still in eval mode (and while a
-    penalty looks on), and are saved with the weights. As u^T W v <= sigma(W), layers come out at or slightly above norm one;
+    u and v are updated by `iterations` steps of the power method per pass in train mode, are fixed in eval mode (and in the passes
+    of penalties), and are saved with the weights. As u^T W v <= sigma(W), layers come out at or slightly above norm one;
     and a convolution's W is its reshaped kernel (C_out x C_in k k), whose norm can be below the operator's by a factor of
-    up to k. So this proves nothing by itself: the Lipschitz bound is computed afterwards from the weights as they are.
-    A running mean of the weights (`ema`) takes u and v of the last step, which fit it only roughly.
+    up to k. So this proves nothing by itself: the Lipschitz bound is computed afterwards from the final weights.
+    A running mean of the weights (`ema`) uses u and v of the last step, which fit it only roughly.
     Cost: two products with each weight per pass. Raises UserError where the network inside has no such weight.
     Source: Miyato et al., ICLR 2018; `torch.nn.utils.parametrizations.spectral_norm`.
     """
