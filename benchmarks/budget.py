@@ -42,8 +42,8 @@ class Case(NamedTuple):
 
 CASES = {
     "mnist_conv": Case((1, 28, 28), 500, 0.5),
-    "resnet18_cifar": Case((3, 32, 32), 64, 0.05),
-    "vit_b16": Case((3, 224, 224), 8, 0.5),
+    "resnet18_cifar": Case((3, 32, 32), 64, 1.7),
+    "vit_b16": Case((3, 224, 224), 8, 1.5),
 }
 
 

@@ -246,8 +246,8 @@ class Engine:
 
 @torch.no_grad()
 def _pace(model: nn.Module, x: Tensor) -> float:
-    """Seconds of one forward pass of one image, measured if a clock runs: needed to split the first batch."""
-    if not len(x) or left() == math.inf:
+    """Seconds of one forward pass of one image, measured if a clock runs: needed to split a first batch of several."""
+    if len(x) < 2 or left() == math.inf:
         return 0.0
     ask()
     begun = time.monotonic()
