@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, TypeAdapter
 
 from robustbench_rkhs.certificates.alpha_crown import AlphaCrownCertificate
 from robustbench_rkhs.certificates.base import Certificate, Certified
@@ -47,6 +47,12 @@ def listed(given: Any) -> Any:
     return [{"name": one} if isinstance(one, str) else one for one in found]
 
 
+def portfolio() -> tuple[Certificate, ...]:
+    """The default certificates as nodes."""
+    found: tuple[Certificate, ...] = TypeAdapter(Portfolio).validate_python(("portfolio",))
+    return found
+
+
 def certificate_names() -> list[str]:
     """The names of all certificates."""
     return list(names_of(AnyCertificate))
@@ -69,4 +75,5 @@ __all__ = [
     "Portfolio",
     "SmoothingCertificate",
     "certificate_names",
+    "portfolio",
 ]

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -75,7 +75,7 @@ class AttackPhase:
         """The minimal-norm attacks, on every image that is open at some eps."""
         for label, attack in self.minimal.items():
             eps = schedule.next_eps(self.epsilons, self.known(np.full(len(self.index), -np.inf)))
-            places = schedule.order(eps, self.known(), self.margins)
+            places = schedule.order(eps, self.looked_at(), self.margins)
             self.side_by_side(attack, label, schedule.blocks(places, self.recipe.block, FIRST))
 
     def find_within(self) -> None:
@@ -163,6 +163,13 @@ class AttackPhase:
             held = [self.survived[label] for label in self.fixed] or [np.full(len(self.index), np.inf)]
             survived = np.minimum.reduce(held)
         return Known(self.right, self.proved, np.minimum(self.broken, self.failed), survived)
+
+    def looked_at(self) -> Known:
+        """The same, with what the first look found where the time is limited: the images nearest to falling come first."""
+        known = self.known()
+        if self.work.clock.budget is None:
+            return known
+        return replace(known, broken=np.minimum(known.broken, self.work.broken))
 
     def standing(self, eps: float) -> np.ndarray:
         """Which images survived at eps: neither proved nor broken there, and every attack of the protocol ran on them."""

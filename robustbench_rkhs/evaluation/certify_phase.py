@@ -1,19 +1,24 @@
 """The certification phase: certificates in turn, each on the images that those before it left open."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from robustbench_rkhs.certificates import Certificate
+from robustbench_rkhs.certificates import Certificate, portfolio
 from robustbench_rkhs.data import Stream
 from robustbench_rkhs.evaluation.admission import admitted
+from robustbench_rkhs.evaluation.cache_key import settings_of
 from robustbench_rkhs.evaluation.certifying import unproved
+from robustbench_rkhs.evaluation.plan import PILOT, Plan, Trial, pilot, planned
 from robustbench_rkhs.evaluation.scheduler import Chain
-from robustbench_rkhs.evaluation.work import Places, Work
+from robustbench_rkhs.evaluation.work import Block, Places, Work
 from robustbench_rkhs.runtime.clock import Clock, OutOfTime
-from robustbench_rkhs.verdicts import Part
+from robustbench_rkhs.verdicts import Noticed, Part
+
+SLOW = ("alpha_crown",)
+"""Certificates that effort quick leaves out."""
 
 
 @dataclass
@@ -25,64 +30,140 @@ class CertifyPhase:
     radius of an image is the largest of them. `state_reason` of a row: empty where a radius was proved (or the image is wrong),
     `unknown`: the method ran and proved nothing; `timeout`: it was not reached within `certify_seconds` or half the budget;
     `refused`: it has no proof for this model; `error`: it failed, or met numbers that are not finite.
+
+    Certificates that the user named all run, in the order given. Of the `portfolio`, those whose cost is each image's own are tried
+    on a pilot of open images first; then they run in the order of the least counted cost, and those that settle nothing there
+    beyond the others are left out, which a line says; effort quick leaves out alpha_crown. For these, an image whose open epsilons
+    the first look broke has left.
     """
 
     work: Work
+    clocks: dict[str, Clock] = field(default_factory=dict)
+    """Of each certificate: its own time limit."""
 
     def all(self) -> None:
-        """Every certificate of the recipe, in its order."""
-        recipe, budget = self.work.recipe, self.work.clock.budget
-        self.half = Clock(None if budget is None else self.work.clock.left() / 2)  # the attacks have the other half
-        methods = admitted(self.work, dict(zip(labels(recipe.certificates), recipe.certificates, strict=True)))
+        """Every certificate of the recipe."""
+        work, budget = self.work, self.work.clock.budget
+        self.half = Clock(None if budget is None else work.clock.left() / 2)  # the attacks have the other half
+        methods = admitted(work, dict(zip(labels(work.recipe.certificates), map(self.aimed, work.recipe.certificates), strict=True)))
+        learnt = {}
+        if work.recipe.certificates == portfolio():
+            learnt = {label: method for label, method in methods.items() if method.image_by_image}
+            if work.recipe.effort == "quick":
+                for label in [label for label in SLOW if learnt.pop(label, None)]:
+                    del methods[label]
+                    work.leave_out([label], "it takes longer than the attacks of effort quick")
         for number, (label, method) in enumerate(methods.items()):
-            certify = method.model_copy(update={"norm": recipe.norm}) if "norm" in type(method).model_fields else method
-            self.run(certify, label, self.open() if number else np.arange(len(self.work.index)))
+            if label not in learnt:
+                self.run(method, label, self.open() if number else np.arange(len(work.index)))
+        if learnt:
+            self.run_learnt(learnt)
+
+    def aimed(self, method: Certificate) -> Certificate:
+        """The certificate in the norm of the evaluation."""
+        return method.model_copy(update={"norm": self.work.recipe.norm}) if "norm" in type(method).model_fields else method
 
     def open(self) -> Places:
         """The images that are right and not yet proved robust at the largest asked-for eps."""
         return np.flatnonzero(self.work.right & (self.work.certified < max(self.work.epsilons)))
 
-    def run(self, certify: Certificate, label: str, places: Places) -> None:
-        """One certificate on these images, in blocks where its cost is each image's own."""
-        work, own = self.work, Clock(self.work.recipe.certify_seconds)
-        size = work.recipe.block if certify.image_by_image or isinstance(work.subject.split.x, Stream) else len(places)
-        blocks = [places[start : start + size] for start in range(0, len(places), max(size, 1))]
+    def unsettled(self) -> Places:
+        """The images that are right and of which some asked-for eps is neither proved nor broken."""
+        work, some = self.work, np.zeros(len(self.work.index), dtype=bool)
+        for eps in work.epsilons:
+            some |= (work.certified < eps) & (eps < work.broken)
+        return np.flatnonzero(work.right & some)
+
+    def run_learnt(self, methods: dict[str, Certificate]) -> None:
+        """Certificates for the asked-for epsilons alone, by a plan; all in order where there are no more images than in a pilot."""
+        places = self.unsettled()
+        if len(places) <= PILOT:
+            for label, method in methods.items():
+                self.run(method, label, self.unsettled())
+            return
+        tried = pilot(places, self.work.margins, self.work.index, self.work.recipe.seed)
+        plan = self.plan(methods, tried)
+        for label in plan.order:
+            places = self.unsettled()
+            self.run(methods[label], label, places[~np.isin(places, tried)])
+
+    def plan(self, methods: Mapping[str, Certificate], tried: Places) -> Plan:
+        """What the pilot says: decided once, and read by whoever goes on. Its rows count as any others."""
+        work, before = self.work, self.work.certified[tried].tolist()
+        parts = [self.run(method, label, tried, counted=True) for label, method in methods.items()]
+        settings = {label: settings_of(method) for label, method in methods.items()}
+        job = work.plan(tried, {"epsilons": work.epsilons, "before": before, "certificates": settings})
+        if work.scheduler.store.open(job) is not None:
+            if not all(parts):
+                return Plan(tuple(methods), ())  # no time for the pilot: what is reached decides
+            trials = [trial(label, part) for label, (part,) in zip(methods, parts, strict=True)]
+            work.scheduler.store.put(job, decision(work, planned(trials, work.epsilons, before)))
+        plan = Plan(**{name: tuple(labels) for name, labels in work.scheduler.store.take(job).noticed.decided.items()})
+        work.leave_out(plan.left_out, f"settled nothing beyond the others on {len(tried)} images of a pilot")
+        return plan
+
+    def run(self, certify: Certificate, label: str, places: Places, counted: bool = False) -> list[Part]:
+        """One certificate on these images, in blocks where its cost is each image's own; what was found of those reached in time.
+
+        `counted`: all at once, and what it cost is counted.
+        """
+        work, own = self.work, self.clocks.setdefault(label, Clock(self.work.recipe.certify_seconds))
+        apart = not counted and (certify.image_by_image or isinstance(work.subject.split.x, Stream))
+        size = max(work.recipe.block if apart else len(places), 1)
+        blocks = [places[start : start + size] for start in range(0, len(places), size)]
+        given = {"counted": True} if counted else {}
         found: dict[int, Part] = {}
 
         def block(number: int) -> Chain:
             left = min(own.left(), self.half.left())
             if left <= 0:
                 raise OutOfTime
-            found[number] = yield work.certify(certify, label, blocks[number], left if math.isfinite(left) else None)
+            found[number] = yield work.certify(certify, label, blocks[number], left if math.isfinite(left) else None, **given)
 
-        refused = False
+        refused, late = False, False
         try:
             for number in range(min(len(blocks), 1)):  # the first alone: a refusal is of the model, not of these images
-                list(work.scheduler.run([block(number)]))
+                work.scheduler.all([block(number)])
                 refused = _refused(found[number])
             if not refused:
-                list(work.scheduler.run(block(number) for number in range(1, len(blocks))))
+                work.scheduler.all(block(number) for number in range(1, len(blocks)))
         except OutOfTime:
-            pass  # which images were not reached, their rows say
-        for number, some in enumerate(blocks):
-            if number in found:
-                work.note(found[number])
-                self.note(found[number], some)
-                if _refused(found[number]):
-                    break
-            else:
-                work.tables.append(unproved(work.subject, work.certify(certify, label, some), "timeout"))
+            late = True  # which images were not reached, their rows say
+        finally:  # interrupted: what was found stays
+            self.note(found, blocks)
+            if late:
+                missing = [some for number, some in enumerate(blocks) if number not in found]
+                for some in missing:
+                    work.tables.append(unproved(work.subject, work.certify(certify, label, some), "timeout"))
+        return [found[number] for number in sorted(found)]
 
-    def note(self, part: Part, places: Places) -> None:
-        """Fold a part's radii into what is known; radius 0 claims nothing that could be broken."""
-        radius = part.table["radius"].to_numpy(dtype=np.float64)
-        self.work.certified[places] = np.maximum(self.work.certified[places], np.where(radius > 0, radius, -1.0))
+    def note(self, found: Mapping[int, Part], blocks: Sequence[Block]) -> None:
+        """Fold what was found into what is known, in the order of the blocks; radius 0 claims nothing that could be broken."""
+        certified = self.work.certified
+        for number in sorted(found):
+            self.work.note(found[number])
+            radius = found[number].table["radius"].to_numpy(dtype=np.float64)
+            certified[blocks[number]] = np.maximum(certified[blocks[number]], np.where(radius > 0, radius, -1.0))
+            if _refused(found[number]):
+                break
 
 
 def labels(certificates: Sequence[Certificate]) -> list[str]:
     """The certificates' names in tables; numbered where two share one."""
     names = [one.label for one in certificates]
     return [f"{name}#{i}" if names.count(name) > 1 else name for i, name in enumerate(names)]
+
+
+def trial(label: str, part: Part) -> Trial:
+    """What a certificate's part says of the pilot."""
+    cost = float(part.noticed.decided["multiply_adds"]) / len(part.table)
+    return Trial(label, cost, tuple(part.table["radius"].tolist()), _refused(part))
+
+
+def decision(work: Work, plan: Plan) -> Part:
+    """A plan as a job's result."""
+    nothing = work.subject.rows(work.subject.positions(()), ())
+    return Part(nothing, Noticed(decided={"order": list(plan.order), "left_out": list(plan.left_out)}))
 
 
 def _refused(part: Part) -> bool:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pandas as pd
@@ -10,6 +11,7 @@ import torch
 from robustbench_rkhs.certificates import Certificate, Certified
 from robustbench_rkhs.evaluation.halving import out_of_memory
 from robustbench_rkhs.evaluation.jobs import Job, divisible
+from robustbench_rkhs.evaluation.multiply_adds import MultiplyAdds
 from robustbench_rkhs.evaluation.own_method import checked_certified, fenced
 from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.lipschitz import Uncertifiable
@@ -19,11 +21,18 @@ from robustbench_rkhs.verdicts import Noticed, Part
 
 
 def certify_images(subject: Subject, job: Job) -> Part:
-    """A radius for each image of a job. A refusal and a failure are rows without one, with their reason noted."""
+    """A radius for each image of a job. A refusal and a failure are rows without one, with their reason noted.
+
+    Where the job asks for it (`given: counted`), the part says what it cost in multiply-adds.
+    """
     begun = time.perf_counter()
-    found, words = _attempt(subject, job)
+    with MultiplyAdds() if job.given.get("counted") else nullcontext() as cost:
+        found, words = _attempt(subject, job)
     took = (time.perf_counter() - begun) / max(len(job.index), 1)
-    return Part(_rows(subject, job, found, took), Noticed(refused=tuple(words)))
+    noticed = Noticed(refused=tuple(words))
+    if cost is not None:
+        noticed = noticed.model_copy(update={"decided": {"multiply_adds": cost.count}})
+    return Part(_rows(subject, job, found, took), noticed)
 
 
 def unproved(subject: Subject, job: Job, reason: str) -> pd.DataFrame:

@@ -84,8 +84,7 @@ class DiagnosisPhase:
                 still = [row for row, index in enumerate(work.index) if states[index] == "survived" and index not in withstood]
                 aimed = attack.aimed(norm=work.recipe.norm, eps=eps, seed=work.recipe.seed)
                 places, size = np.array(still, dtype=np.int64), work.recipe.block
-                for _ in work.scheduler.run(self.chain(aimed, label, places[i : i + size]) for i in range(0, len(places), size)):
-                    pass
+                work.scheduler.all(self.chain(aimed, label, places[i : i + size]) for i in range(0, len(places), size))
             states = verdicts.states(self.known(), eps)["state"]
             withstood |= set(states.index[states == "survived"])
 

@@ -53,7 +53,9 @@ def joined(parts: Sequence[Part], said: Sequence[str] = ()) -> Part:
     for one in noticed:
         for label, indices in one.outside.items():
             outside[label] = (*outside.get(label, ()), *indices)
+    costs = [one.decided["multiply_adds"] for one in noticed if "multiply_adds" in one.decided]
     both = Noticed(
+        decided={"multiply_adds": sum(costs)} if costs else {},
         breaches=tuple(breach for one in noticed for breach in one.breaches),
         outside=outside,
         refused=tuple(dict.fromkeys(line for one in noticed for line in one.refused)),

@@ -21,7 +21,8 @@ class EvalRecipe(EvalSettings):
     attacks: tuple[AnyAttack, ...] = ()
     """The protocol: minimal-norm attacks, then the others, each on the images still open. Empty: the attacks of `effort`."""
     certificates: Portfolio = Field(("portfolio",), validate_default=True)
-    """Certificates, cheapest first, each on the images that those before left open; `portfolio` is all of them, empty none."""
+    """Certificates, each on the images that those before left open; all that are named run, none where empty. `portfolio`: the
+    default ones, of which a pilot of 8 images leaves out those that settle nothing there beyond the others."""
 
     @model_validator(mode="after")
     def _effort_or_attacks(self) -> "EvalRecipe":

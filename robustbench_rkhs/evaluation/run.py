@@ -24,6 +24,7 @@ from robustbench_rkhs.evaluation.certify_phase import CertifyPhase
 from robustbench_rkhs.evaluation.diagnosis_phase import DiagnosisPhase
 from robustbench_rkhs.evaluation.diagnostics.transfer import Transfer
 from robustbench_rkhs.evaluation.engines import Engine, started
+from robustbench_rkhs.evaluation.first_look import FirstLook
 from robustbench_rkhs.evaluation.predictions import ask, classes_of
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.runner import Runner
@@ -220,11 +221,14 @@ class _Run:
         attacks: AttackPhase | None = None
         diagnosis: DiagnosisPhase | None = None
         work.predict()
+        first = FirstLook(work)
         try:
+            first.all()
             CertifyPhase(work).all()
+            first.hold_against_certificates()
             attacks = AttackPhase(work, self.protocol, self.labels)
             attacks.all()
-            diagnosis = DiagnosisPhase(work, self.about, self.protocol, self.transfer)
+            diagnosis = DiagnosisPhase(work, self.about, self.protocol, self.transfer, marks=self.about.marks)
             diagnosis.all()
             complete = True
         except KeyboardInterrupt:
@@ -234,12 +238,14 @@ class _Run:
             self.note(incomplete_because="budget")
             seconds = f"{self.recipe.budget:g} s"
             self.say(f"budget of {seconds} used up: the same command without it goes on from here, or with a larger one")
-        self.note(refused=tuple(work.refused), breaches=tuple(work.breaches), failed=tuple(work.errors))
+        self.note(refused=tuple(work.refused), left_out=tuple(work.left_out))
+        self.note(breaches=tuple(work.breaches), failed=tuple(work.errors))
         if attacks is not None:  # what was found before an interruption stays
             self.note(rechecked=attacks.rechecked)
         if diagnosis is not None:
             self.note(diagnostics=tuple(diagnosis.diagnostics), marks=tuple(diagnosis.marks))
-        return verdicts.merge(work.tables), complete
+        table = verdicts.merge(work.tables)
+        return (first.superseded(table) if complete else table), complete
 
 
 def protocol(recipe: EvalRecipe, split: Split) -> list[Attack]:

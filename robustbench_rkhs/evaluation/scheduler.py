@@ -53,6 +53,11 @@ class Scheduler:
         if self._stopping:
             raise OutOfTime
 
+    def all(self, chains: Iterable[Chain]) -> None:
+        """As `run`, to the end."""
+        for _ in self.run(chains):
+            pass
+
     def one(self, job: Job) -> Part:
         """The result of a single job."""
         results: list[Part] = []
@@ -60,8 +65,7 @@ class Scheduler:
         def alone() -> Chain:
             results.append((yield job))
 
-        for _ in self.run([alone()]):
-            pass
+        self.all([alone()])
         return results[0]
 
     def _receive(self) -> Chain | None:

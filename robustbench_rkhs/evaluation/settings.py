@@ -18,10 +18,11 @@ class EvalSettings(Node):
     attacks: tuple[Any, ...] = ()
     """The protocol: minimal-norm attacks, then the others, each on the images still open. Empty: the attacks of `effort`."""
     effort: Effort = "standard"
-    """The protocol where no attack is named. quick: the union of the minimal-norm attacks. standard: cheap minimal-norm attacks,
+    """The protocol where no attack is named. quick: the union of the minimal-norm attacks, no alpha_crown. standard: cheap minimal-norm attacks,
     then the full ensemble at the largest eps that is open. adaptive: the same with what still pays of the ensemble."""
     certificates: tuple[Any, ...] = ("portfolio",)
-    """Certificates, cheapest first, each on the images that those before left open; `portfolio` is all of them, empty none."""
+    """Certificates, each on the images that those before left open; all that are named run, none where empty. `portfolio`: the
+    default ones, of which a pilot of 8 images leaves out those that settle nothing there beyond the others."""
     certify_seconds: Annotated[Real, Field(gt=0)] | None = None
     """Time limit of each certificate, which stops where it is: the radii proved so far count, and images it does not settle are
     marked `timeout`. None: as long as it takes."""
@@ -36,9 +37,9 @@ class EvalSettings(Node):
     None: this process alone, on all threads of torch."""
     budget: Seconds | None = None
     """Seconds (or 90s, 10min, 2h) after which everything stops where it is, within a second where the model is not slower than
-    that: certificates at half of it, attacks and the diagnosis at its end. What was found counts; images not settled are untested.
-    Where there is no time to ask about each image once, fewer are taken. It changes nothing else, and the same evaluation without
-    it goes on from there."""
+    that: a first look after a tenth of it, certificates at half, attacks and the diagnosis at its end. What was found counts;
+    images not settled are untested. Where there is no time to ask about each image once, fewer are taken. It changes nothing else,
+    and the same evaluation without it goes on from there."""
     rechecked: int = Field(8, ge=0)
     """Of the survivals that are inferred from a larger eps, how many are attacked at their own eps after all; the share that falls
     is reported. Cost: at most so many runs of the fixed-budget attacks, each about 8,800 passes of the ensemble where the image

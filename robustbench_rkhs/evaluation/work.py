@@ -53,6 +53,8 @@ class Work:
     """What attacks ended in that failed."""
     refused: list[str] = field(default_factory=list)
     """Why certificates were refused, or failed."""
+    left_out: list[str] = field(default_factory=list)
+    """Which certificates were left out, and why."""
     of: Mapping[str, Any] = field(default_factory=dict)
     """What the results of all jobs depend on."""
 
@@ -66,6 +68,8 @@ class Work:
         """Of the clean logits."""
         self.certified = np.full(images, -1.0)
         """Each image's largest proved radius; -1 where nothing is claimed."""
+        self.broken = np.full(images, np.inf)
+        """The distance of an adversarial image that the first look found; infinite where none."""
 
     def predict(self) -> None:
         """What the model answers to every image. Asked anew each time: so an old result is never taken for one of changed code.
@@ -80,8 +84,7 @@ class Work:
 
         size = min(ASKED, BLOCK) if isinstance(self.subject.split.x, Stream) else ASKED
         starts = range(0, max(len(places), 1), size)
-        for _ in self.scheduler.run(block(start, places[start : start + size]) for start in starts):
-            pass
+        self.scheduler.all(block(start, places[start : start + size]) for start in starts)
         parts = [found[start] for start in starts]
         logits, labels = checked_values(torch.cat([part.logits for part in parts])), self.subject.split.y.cpu()
         for part in parts:
@@ -91,17 +94,22 @@ class Work:
         self.margins = margin(logits, labels).double().numpy()
         self.of = {**self.subject.identity(), "answers": weights_digest({"logits": logits})}
 
-    def attack(self, attack: Attack, label: str, places: Places, eps: Radii | None = None) -> Job:
+    def attack(self, attack: Attack, label: str, places: Places, eps: Radii | None = None, seconds: float | None = None) -> Job:
         """The job of an attack on these images, each within its own `eps` where given."""
         certified = tuple(self.certified[places].tolist())
         # what is believed of a vote depends on what is claimed of it
         given = {"certified": digest_of(certified)} if isinstance(self.subject.queried, Smoothed) else {}
         budgets = () if eps is None else tuple(eps.tolist())
-        return self._job("attack", label, places, method=attack, certified=certified, eps=budgets, given=given)
+        known: dict[str, Any] = {"method": attack, "certified": certified, "eps": budgets, "given": given}
+        return self._job("attack", label, places, **known, seconds=seconds)
 
-    def certify(self, certificate: Certificate, label: str, places: Places, seconds: float | None = None) -> Job:
+    def certify(self, certificate: Certificate, label: str, places: Places, seconds: float | None = None, **given: Any) -> Job:
         """The job of a certificate on these images. What it may stop at is part of what it finds."""
-        return self._job("certify", label, places, method=certificate, given={"epsilons": self.epsilons}, seconds=seconds)
+        return self._job("certify", label, places, method=certificate, given={"epsilons": self.epsilons, **given}, seconds=seconds)
+
+    def plan(self, places: Places, given: Mapping[str, Any]) -> Job:
+        """The job of a plan, learnt on these images."""
+        return self._job("plan", "plan", places, given=given)
 
     def diagnose(self, places: Places, given: Mapping[str, Any]) -> Job:
         """The job of a diagnosis."""
@@ -118,6 +126,10 @@ class Work:
         """Say why there are no certificates of some names, each line once."""
         self._new(lines, self.refused, "no certificate: ")
 
+    def leave_out(self, labels: Sequence[str], why: str) -> None:
+        """Note that these certificates do not run."""
+        self._new([f"{label}: {why}" for label in labels], self.left_out, "left out: ")
+
     def _new(self, lines: Sequence[str], known: list[str], before: str) -> None:
         for line in lines:
             if line not in known:
@@ -127,5 +139,6 @@ class Work:
     def _job(self, phase: Any, label: str, places: Places, **fields: Any) -> Job:
         index, predicted = tuple(self.index[places].tolist()), tuple(self.predicted[places].tolist())
         if self.clock.budget is not None:
-            fields["seconds"] = min(self.clock.left(), fields.get("seconds") or np.inf)
+            own = fields.get("seconds")
+            fields["seconds"] = min(self.clock.left(), np.inf if own is None else own)
         return Job(phase, label, self.recipe.norm, self.box, index, predicted=predicted, of=self.of, **fields)

@@ -97,6 +97,8 @@ class About(Node):
     """What ended it before that."""
     refused: tuple[str, ...] = ()
     """Why certificates were refused, or failed."""
+    left_out: tuple[str, ...] = ()
+    """Certificates that a pilot left out, and why."""
     failed: tuple[str, ...] = ()
     """Attacks that ended in an error, with the error."""
     breaches: tuple[Breach, ...] = ()

@@ -11,7 +11,7 @@ from robustbench_rkhs.verdicts.record import Record
 from robustbench_rkhs.verdicts.schema import ANSWERS
 
 STATES = ["wrong", "broken", "certified", "survived", "untested"]
-ASIDE = ("audit:", "check:", "transfer")
+ASIDE = ("audit:", "check:", "first:", "transfer")
 """How methods start that break images and test soundness, but are no part of the protocol."""
 
 

@@ -20,8 +20,8 @@ class Verdicts(pa.DataFrameModel):
     """One row for each image, method, settings and eps: a radius.
 
     Certificates bound the robust radius from below, attacks from above. Every image has one certificate row of method
-    `prediction` and radius 0, which carries its label and the model's prediction. Methods that start with `audit:` or
-    `check:`, and `transfer`, break images and test soundness, but are no part of the protocol.
+    `prediction` and radius 0, which carries its label and the model's prediction. Methods that start with `audit:`,
+    `check:` or `first:`, and `transfer`, break images and test soundness, but are no part of the protocol.
     """
 
     model: Series[str]

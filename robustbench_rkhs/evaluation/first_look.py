@@ -1,0 +1,93 @@
+"""The first look: an upper bound of every image within seconds, before certificates and attacks take their time."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from robustbench_rkhs.attacks import SuperDeepFool
+from robustbench_rkhs.evaluation.multiply_adds import of_one_pass
+from robustbench_rkhs.evaluation.scheduler import Chain
+from robustbench_rkhs.evaluation.work import Block, Work
+from robustbench_rkhs.networks.smoothed import Smoothed
+from robustbench_rkhs.runtime.clock import Clock, OutOfTime
+
+LARGE = 1e9
+"""Multiply-adds of one pass of all images from which an evaluation is no matter of seconds."""
+SHARE = 0.1
+"""Of a budget, what the first look may take."""
+
+
+@dataclass
+class FirstLook:
+    """Two steps of SuperDeepFool towards the likeliest other class on every image that is right: at most 10 passes each.
+
+    Where there is a budget, or one pass of all images takes 1e9 multiply-adds: else the protocol comes within seconds itself. Its
+    rows are under `first:superdeepfool`: they break images, but are no part of the protocol. Certificates for the asked-for
+    epsilons alone leave out what it broke. Once the evaluation is complete, only what nothing came nearer than stays in the table.
+    Not for a smoothed classifier: what is believed of its votes depends on its certificate.
+    """
+
+    work: Work
+
+    def __post_init__(self) -> None:
+        work = self.work
+        self.attack = SuperDeepFool(
+            norm=work.recipe.norm, box=work.box, seed=work.recipe.seed, steps=2, targets=1, candidates=1, line=2
+        )
+        self.label = f"first:{self.attack.label}"
+
+    def all(self) -> None:
+        """The look, where it is due. A part that fails is left to the protocol, which says so."""
+        budget = self.work.clock.budget
+        if not self.due():
+            return
+        clock = Clock(None if budget is None else SHARE * budget)
+        try:
+            self.work.scheduler.all(self.chain(block, clock) for block in self.blocks())
+        except OutOfTime:
+            pass
+
+    def due(self) -> bool:
+        """Whether there is something to look at, and reason to."""
+        work = self.work
+        if isinstance(work.subject.queried, Smoothed) or not work.right.any() or not max(work.epsilons) > 0:
+            return False
+        if work.clock.budget is not None:
+            return True
+        return of_one_pass(work.subject.queried, work.subject.split.x[:1]) * len(work.index) >= LARGE
+
+    def blocks(self) -> Iterator[Block]:
+        """The right images, those of the smallest margins first; small blocks first where there is a budget."""
+        places = np.flatnonzero(self.work.right)
+        places = places[np.lexsort([places, self.work.margins[places]])]
+        size, start = self.work.recipe.block if self.work.clock.budget is None else 1, 0
+        while start < len(places):
+            yield places[start : start + size]
+            start, size = start + size, min(2 * size, self.work.recipe.block)
+
+    def chain(self, places: Block, clock: Clock) -> Chain:
+        """One block."""
+        if clock.left() <= 0:
+            raise OutOfTime
+        done = yield self.work.attack(self.attack, self.label, places, seconds=clock.left())
+        rows = done.table[done.table["state_reason"].isin(["", "timeout"])]
+        self.work.tables.append(rows)
+        self.work.broken[places] = np.where(done.table["state_reason"].isin(["", "timeout"]), done.table["radius"], np.inf)
+
+    def hold_against_certificates(self) -> None:
+        """What was broken within a radius that was proved only afterwards is replayed: a breach."""
+        work = self.work
+        broken = np.flatnonzero((work.broken < np.inf) & (work.broken <= work.certified))
+        if len(broken):
+            work.breaches += work.scheduler.one(work.attack(self.attack, self.label, broken)).noticed.breaches
+
+    def superseded(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The table without those rows of the look that something else came nearer than, or that found nothing."""
+        own = (table["method"] == self.label).to_numpy()
+        others = table[~own & (table["kind"] == "attack")].groupby("index")["radius"].min()
+        nearest = table["index"].map(others).fillna(np.inf).to_numpy()
+        radius = table["radius"].to_numpy()
+        kept: pd.DataFrame = table[~own | (np.isfinite(radius) & (radius <= nearest))]
+        return kept.reset_index(drop=True)
