@@ -109,7 +109,7 @@ def nothing(images):
 
 
 def test_a_false_certificate_that_it_contradicts_is_a_breach(scene, monkeypatch):
-    model, x, y, truth = scene
+    model, x, y, _ = scene
     original = MarginCertificate.__call__
 
     def overstated(self, *args):

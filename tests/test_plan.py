@@ -104,7 +104,9 @@ def test_certificates_that_settle_nothing_run_on_the_pilot_alone_and_are_named(p
     lines = []
     done = evaluate(net, (x, y), eps=(10 * eps,), **SETTINGS, say=lines.append)
     named = [line.partition(":")[0] for line in done.about.left_out]
-    assert named == ["ibp", "crown", "alpha_crown"] and [f"left out: {line}" for line in done.about.left_out] == lines[:3]
+    assert named == ["ibp", "crown", "alpha_crown"]
+    why = "settled nothing beyond the others on 8 images of a pilot"
+    assert f"certificates left out: ibp, crown, alpha_crown: {why}" in lines
     assert {len(rows(done, name)) for name in named} == {PILOT}
     assert verdicts.Evaluation(done.table, done.about).about.left_out == done.about.left_out
 

@@ -17,7 +17,6 @@ def warnings_of(done: Any) -> list[str]:
         lines.append(
             f"budget used up with images untested: {untested or 'none'}; the same command without --budget goes on from here"
         )
-    lines += [f"certificate left out: {line}" for line in done.about.left_out]
     if (sampled := done.about.rechecked).pairs:
         lines.append(f"inferred survivals attacked at their own eps: {sampled.pairs}, of which {sampled.fell} fell")
     if twin := done.about.twin:

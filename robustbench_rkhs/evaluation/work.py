@@ -127,8 +127,10 @@ class Work:
         self._new(lines, self.refused, "no certificate: ")
 
     def leave_out(self, labels: Sequence[str], why: str) -> None:
-        """Note that these certificates do not run."""
-        self._new([f"{label}: {why}" for label in labels], self.left_out, "left out: ")
+        """Note that these certificates do not run, in one line."""
+        if labels:
+            self.left_out += [f"{label}: {why}" for label in labels]
+            self.say(f"certificates left out: {', '.join(labels)}: {why}")
 
     def _new(self, lines: Sequence[str], known: list[str], before: str) -> None:
         for line in lines:
