@@ -1,10 +1,10 @@
 """Workers: the same table at any number of them, nothing done twice, and clear words where they cannot be had."""
 
+import json
 import multiprocessing
 import os
 import signal
 import time
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,13 +16,18 @@ from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import DDN, Ensemble, FoolboxAttack, Square
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.data.given import given_split
+from robustbench_rkhs.evaluation.diagnostics.transfer import Transfer
 from robustbench_rkhs.evaluation.engines import Processes, started
 from robustbench_rkhs.evaluation.jobs import Job
+from robustbench_rkhs.evaluation.loaders import Held, Loader, RunnerMaker
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.evaluation.runner import Runner
 from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.digests import weights_digest
+from robustbench_rkhs.zoo import load_model
+from robustbench_rkhs.zoo.loaders import Typed
 
 PROTOCOL = (DDN(steps=8), Ensemble(version="custom", attacks=(Square(queries=20, restarts=2),)), FoolboxAttack(attack="deepfool"))
 
@@ -125,10 +130,7 @@ def test_the_users_error_in_a_worker_is_the_users_error_here():
 
 
 def test_workers_on_another_device_are_refused():
-    with (
-        pytest.raises(UserError, match="workers share the model in the memory of a CPU, found device 'cuda'"),
-        started(print, 2, "cuda"),
-    ):
+    with pytest.raises(UserError, match="on a CPU or on GPUs, found device 'mps'"), started(print, 2, "mps", print):
         pass
 
 
@@ -172,18 +174,44 @@ def test_workers_end_with_their_parent_however_it_ends(how, tmp_path):
 
 
 def test_workers_that_are_spawned_compute_the_same():
-    """As for devices, to which a forked process has no access."""
+    """As for devices, to which a forked process has no access: what is evaluated is sent along."""
     model, x, y = scene(5)
-    make = partial(runner_of, model, x, y)
-    engine = Processes([make], make(), "spawn")
+    runner = Runner(Subject(model, model, given_split(x, y, 3), "net", weights_digest(model.state_dict()), "cpu", 0))
+    engine = Processes([RunnerMaker.of(runner, None, "cpu")], runner, "spawn")
     try:
         job = Job("attack", "ddn", "l2", "unit", (0, 3), DDN(steps=4), predicted=(0, 0))
         engine.submit(job)
-        one, other = engine.result().found.table, make()(job).table
+        one, other = engine.result().found.table, runner(job).table
     finally:
         engine.stop()
     assert one.drop(columns="seconds").equals(other.drop(columns="seconds"))
 
 
-def runner_of(model, x, y):
-    return Runner(Subject(model, model, given_split(x, y, 3), "net", "w", "cpu", 0))
+def test_a_runner_is_made_of_the_very_model_and_images_or_not_at_all():
+    model, x, y = scene(5)
+    split = given_split(x, y, 3)
+    other = Held(scene(5)[0].double().float(), split.take(torch.tensor([1, 0, 4, 2])))
+    twin = Transfer.by(model, "w", "a")
+    runner = Runner(
+        Subject(model, model, split.take(torch.tensor([4, 1])), "net", weights_digest(model.state_dict()), "cpu", 0), twin
+    )
+    made = RunnerMaker.of(runner, other, "cpu")()
+    assert torch.equal(made.subject.split.x, x[[4, 1]]) and made.transfer.weights == "w"
+    torch.testing.assert_close(made.transfer.twin(x), model(x))
+    with pytest.raises(UserError, match="has no image 4"):
+        RunnerMaker.of(runner, Held(other.model, split.take(torch.tensor([0, 1]))), "cpu")()
+    with torch.no_grad():
+        other.model[1].weight += 1e-3
+    with pytest.raises(UserError, match="it changed meanwhile"):
+        RunnerMaker.of(runner, other, "cpu")()
+
+
+def test_a_model_by_name_is_a_loader_as_json():
+    loader = Typed("digits_mlp", smooth={"sigma": 0.25, "votes": 100})
+    again = Typed.read(json.loads(json.dumps(loader.plain())))
+    assert again == loader and isinstance(again, Loader) and again.load().model.sigma == 0.25
+    one, named = Typed("digits_mlp").load(), load_model("digits_mlp")
+    assert weights_digest(one.model.state_dict()) == weights_digest(named.model.state_dict())
+    assert one.split.digest == named.test.digest
+    with pytest.raises(UserError, match="loader: "):
+        Typed.read({"modell": "digits_mlp"})

@@ -66,6 +66,7 @@ def _evaluate(
     from robustbench_rkhs.cli.settings import eval_recipe
     from robustbench_rkhs.nodes.code_names import TYPED
     from robustbench_rkhs.zoo import load_model, load_twin, smoothed, smoothing_from
+    from robustbench_rkhs.zoo.loaders import Typed
 
     conditions = [Condition.read(text) for text in require]
     votes: dict[str, Any] = {}
@@ -80,8 +81,9 @@ def _evaluate(
     other = None if twin is None else load_twin(twin, data, subjects, allow_code)
     run = _Run(recipe, conditions, screen, where, out, other, save_certificates, save_adversarials)
     failed, results, reasons = False, list[dict[str, Any]](), list[str | None]()
-    for subject in [smoothed(one, **votes) for one in subjects] if votes else subjects:
-        found, broke, reason = run.of(subject)
+    loaders = [Typed(name, weights, data, tuple(allow_code), votes or None) for name in model]
+    for subject, loader in zip([smoothed(one, **votes) for one in subjects] if votes else subjects, loaders, strict=True):
+        found, broke, reason = run.of(subject, loader)
         failed |= broke
         results.append(found)
         reasons.append(reason)
@@ -117,7 +119,7 @@ class _Run:
     save_certificates: Path | None
     save_adversarials: Path | None
 
-    def of(self, subject: Any) -> tuple[dict[str, Any], bool, str | None]:
+    def of(self, subject: Any, loader: Any) -> tuple[dict[str, Any], bool, str | None]:
         """One model evaluated, its tables printed, its files written: as --json prints it, whether it fails the command, and why
         it is not complete."""
         from robustbench_rkhs.zoo import evaluate
@@ -135,6 +137,7 @@ class _Run:
             twin=self.twin,
             device=self.device,
             command=typed_command(),
+            loader=loader,
             say=lambda line: told(self.screen, line),
         )
         stopped = done.about.incomplete_because == "interrupted"

@@ -45,9 +45,11 @@ class CertifyPhase:
         """Every certificate of the recipe."""
         work, budget = self.work, self.work.clock.budget
         self.half = Clock(None if budget is None else work.clock.left() / 2)  # the attacks have the other half
-        methods = admitted(work, dict(zip(labels(work.recipe.certificates), map(self.aimed, work.recipe.certificates), strict=True)))
+        methods = admitted(
+            work, dict(zip(labels(work.recipe.certificates), map(self.aimed, work.recipe.certificates), strict=True))
+        )
         learnt = {}
-        if work.recipe.certificates == portfolio():
+        if named == portfolio():
             learnt = {label: method for label, method in methods.items() if method.image_by_image}
             if work.recipe.effort == "quick":
                 for label in [label for label in SLOW if learnt.pop(label, None)]:

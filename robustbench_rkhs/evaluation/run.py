@@ -5,6 +5,7 @@ import math
 import platform
 from collections.abc import Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from robustbench_rkhs.evaluation.diagnosis_phase import DiagnosisPhase
 from robustbench_rkhs.evaluation.diagnostics.transfer import Transfer
 from robustbench_rkhs.evaluation.engines import Engine, started
 from robustbench_rkhs.evaluation.first_look import FirstLook
+from robustbench_rkhs.evaluation.loaders import Loader, RunnerMaker
 from robustbench_rkhs.evaluation.predictions import ask, classes_of
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.runner import Runner
@@ -67,6 +69,7 @@ def evaluate(
     twin: nn.Module | None = None,
     device: str = "cpu",
     command: str = "",
+    loader: Loader | None = None,
     say: Say = lambda line: None,
     **settings: Any,
 ) -> Evaluation:
@@ -78,6 +81,7 @@ def evaluate(
     counted adversarial image of each image, over all attacks, for `Evaluation.adversarials()`; a .npz file gets them too; None
     keeps them where there is no folder and the images take at most 1 GiB. `twin`: a network of the same data and classes, trained
     without defence: what breaks it is tried on every survivor (rows of method `transfer`), and the diagnosis compares.
+    `loader`: where processes on other devices get the same model and images; without it they are sent along.
     Interrupted by the keyboard, or when `budget` seconds are used up, it returns (and writes) what there is: images that no
     protocol reached are untested; where there is no time to ask about each image once, fewer are taken, which a line says. The
     model, its mode and gradients are left as they were.
@@ -109,7 +113,9 @@ def evaluate(
             run.note(command=command, key=identity.key, logits=identity.logits)
             if isinstance(model, Smoothed):
                 run.note(smoothed=model.extra_repr())
-            with started(Runner(subject, run.transfer), recipe.workers, device) as engine:
+            runner = Runner(subject, run.transfer)
+            with started(runner, recipe.workers, device, partial(RunnerMaker.of, runner, loader)) as engine:
+                run.note(device=describe(device))
                 table, complete = run.all(engine, store, clock)
     if len(split) < whole and run.about.incomplete_because is None:
         run.note(incomplete_because="budget")

@@ -17,6 +17,7 @@ from robustbench_rkhs.attacks.targeted import attack_towards
 from robustbench_rkhs.data import DataSet, Split
 from robustbench_rkhs.data.given import Bounds, given_split
 from robustbench_rkhs.evaluation import run
+from robustbench_rkhs.evaluation.loaders import Loader
 from robustbench_rkhs.evaluation.predictions import ask, classes_of
 from robustbench_rkhs.evaluation.recipe import EvalRecipe, attack_from, certificate_from
 from robustbench_rkhs.lipschitz import Uncertifiable
@@ -66,6 +67,7 @@ def evaluate(
     adversarials: str | Path | bool | None = None,
     twin: nn.Module | None = None,
     command: str = "",
+    loader: Loader | None = None,
     say: Say = lambda line: None,
     **settings: Any,
 ) -> Evaluation:
@@ -83,13 +85,21 @@ def evaluate(
     ...); attacks and certificates by name too. With a `folder`, finished parts are kept under folder/name/parts and never done
     again, and the table is written to folder/name/. `adversarials`: True to keep the nearest adversarial image of each image, or a
     .npz file that gets them; where nothing is said they are kept if they are few and there is no folder. `twin`: a network of the
-    same data, trained without defence, whose adversarial images are tried too.
+    same data, trained without defence, whose adversarial images are tried too. `loader`: where processes on other devices get the
+    same model and images; without it they are sent along.
     Interrupted by the keyboard, or when `budget` seconds are used up, it returns what there is.
     Raises UserError, in one line, for anything it cannot take.
     """
     queried = recipe or recipe_of(eps, **settings)
     opened = enter(model, data, name=name, device=device, preprocessing=preprocessing, bounds=bounds)
-    given: dict[str, Any] = {"folder": folder, "adversarials": adversarials, "twin": twin, "command": command, "say": say}
+    given: dict[str, Any] = {
+        "folder": folder,
+        "adversarials": adversarials,
+        "twin": twin,
+        "command": command,
+        "loader": loader,
+        "say": say,
+    }
     return run.evaluate(opened.model, opened.split, queried, name=opened.name, device=opened.device, **given)
 
 

@@ -1,14 +1,8 @@
 """The engine on this machine: jobs in this process, in several processes, or in one process per device."""
 
-import ctypes
 import multiprocessing
 import os
 import pickle
-import signal
-import sys
-import threading
-import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,14 +12,12 @@ from typing import Any
 import torch
 
 from robustbench_rkhs.evaluation.engines.base import Engine, Outcome
+from robustbench_rkhs.evaluation.engines.worker import Work, serve
 from robustbench_rkhs.evaluation.jobs import Job
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.clock import OutOfTime
-from robustbench_rkhs.verdicts import Part
 
-Work = Callable[[Job], Part]
 LOST = "a worker was killed, out of memory perhaps; the same command goes on from here"
-NO_GRADIENTS = "workers cannot take gradients here: this process took some with an accelerator present; evaluate in a new process"
 
 
 class InProcess:
@@ -66,7 +58,7 @@ class Processes:
         for make in makes:
             ours, theirs = context.Pipe()
             others = [*self._idle, ours] if method == "fork" else []
-            process = context.Process(target=_serve, args=(make, theirs, os.getpid(), others), daemon=True)
+            process = context.Process(target=serve, args=(make, theirs, os.getpid(), others), daemon=True)
             process.start()
             theirs.close()
             self._processes.append(process)
@@ -117,79 +109,30 @@ class Processes:
 
 
 @contextmanager
-def started(work: Work, workers: int | None, device: str) -> Iterator[Engine]:
-    """The engine of an evaluation: this process where `workers` is None or 1, else so many that share the model in memory.
+def started(work: Work, workers: int | None, device: str, make: Callable[[str], Callable[[], Work]]) -> Iterator[Engine]:
+    """The engine of an evaluation: this process where `workers` is None or 1, else so many.
 
-    Where a number is given, every process computes on one thread, so that what is found depends on no number of workers. Raises
-    UserError where processes cannot share a model as it is in memory.
+    On a CPU they share what is in memory; on GPUs each has a device, in turn, and what `make(device)` makes there. Where a number
+    is given, every process computes on one thread, so that what is found depends on no number of workers. Raises UserError where
+    there can be none.
     """
     if workers is None:
         yield InProcess(work)
         return
-    cpu = torch.device(device).type == "cpu"
-    if workers > 1 and not (cpu and "fork" in multiprocessing.get_all_start_methods()):
-        line = f"workers share the model in the memory of a CPU, found device {device!r}: leave out workers, or use the CPU"
-        raise UserError(line)
-    threads = torch.get_num_threads()
+    kind, threads = torch.device(device).type, torch.get_num_threads()
+    if workers > 1 and kind not in ("cpu", "cuda"):
+        raise UserError(f"workers compute on a CPU or on GPUs, found device {device!r}: leave out workers")
     torch.set_num_threads(1)  # before they are made: they inherit no threads
-    engine: Engine | None = None
+    engine: Engine = InProcess(work)
     try:
-        engine = InProcess(work) if workers == 1 else Processes([lambda: work] * workers, work)
+        if workers > 1 and kind == "cuda":
+            devices = [device] if ":" in device else [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+            engine = Processes([make(devices[number % len(devices)]) for number in range(workers)], work, "spawn")
+        elif workers > 1 and "fork" in multiprocessing.get_all_start_methods():
+            engine = Processes([lambda: work] * workers, work)
+        elif workers > 1:
+            engine = Processes([make(device)] * workers, work, "spawn")
         yield engine
     finally:
-        if engine is not None:
-            engine.stop()
+        engine.stop()
         torch.set_num_threads(threads)
-
-
-def end_with(parent: int) -> None:
-    """End this process when its parent does, however that ends: asked of the kernel on Linux, and looked for once a second."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-def _serve(make: Callable[[], Work], pipe: Any, parent: int, others: Sequence[Any]) -> None:
-    """A worker's life: jobs from the pipe, results into it."""
-    end_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the keyboard interrupts the process that gives out the work
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    for other in others:
-        other.close()
-    torch.set_num_threads(1)
-    try:
-        work = make()
-        problem = "" if _can_differentiate() else NO_GRADIENTS
-    except UserError as error:
-        problem = str(error)
-    pipe.send_bytes(pickle.dumps(problem))
-    while not problem:
-        try:
-            job = pickle.loads(pipe.recv_bytes())  # from the process that started this one
-        except EOFError:
-            return
-        pipe.send_bytes(_answer(work, job))
-
-
-def _answer(work: Work, job: Job) -> bytes:
-    try:
-        return pickle.dumps(work(job))
-    except (UserError, OutOfTime) as error:
-        return pickle.dumps(error)
-    except Exception:
-        return pickle.dumps(RuntimeError(f"in a worker:\n{traceback.format_exc()}"))
-
-
-def _can_differentiate() -> bool:
-    x = torch.ones(1, requires_grad=True)
-    try:
-        (2 * x).sum().backward()
-    except RuntimeError:
-        return False
-    return True

@@ -1,0 +1,75 @@
+"""A worker: a process that computes the jobs it is sent, and ends with the process that started it."""
+
+import ctypes
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from robustbench_rkhs.evaluation.jobs import Job
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.clock import OutOfTime
+from robustbench_rkhs.verdicts import Part
+
+Work = Callable[[Job], Part]
+NO_GRADIENTS = "workers cannot take gradients here: this process took some with an accelerator present; evaluate in a new process"
+
+
+def serve(make: Callable[[], Work], pipe: Any, parent: int, others: Sequence[Any]) -> None:
+    """A worker's life: jobs from the pipe, results into it."""
+    end_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the keyboard interrupts the process that gives out the work
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for other in others:
+        other.close()
+    torch.set_num_threads(1)
+    try:
+        work = make()
+        problem = "" if _can_differentiate() else NO_GRADIENTS
+    except UserError as error:
+        problem = str(error)
+    pipe.send_bytes(pickle.dumps(problem))
+    while not problem:
+        try:
+            job = pickle.loads(pipe.recv_bytes())  # from the process that started this one
+        except EOFError:
+            return
+        pipe.send_bytes(_answer(work, job))
+
+
+def _answer(work: Work, job: Job) -> bytes:
+    try:
+        return pickle.dumps(work(job))
+    except (UserError, OutOfTime) as error:
+        return pickle.dumps(error)
+    except Exception:
+        return pickle.dumps(RuntimeError(f"in a worker:\n{traceback.format_exc()}"))
+
+
+def _can_differentiate() -> bool:
+    x = torch.ones(1, requires_grad=True)
+    try:
+        (2 * x).sum().backward()
+    except RuntimeError:
+        return False
+    return True
+
+
+def end_with(parent: int) -> None:
+    """End this process when its parent does, however that ends: asked of the kernel on Linux, and looked for once a second."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

@@ -1,0 +1,43 @@
+"""A model and its images by what a user typed: a value that another process, or another machine, loads them from."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from robustbench_rkhs.evaluation.loaders import Loaded
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.zoo.named import load_model, smoothed
+from robustbench_rkhs.zoo.verbs import enter
+
+
+@dataclass(frozen=True)
+class Typed:
+    """What was typed: `--model`, `--weights`, `--data`, `--allow-code`, and the votes of `--smooth`."""
+
+    model: str
+    weights: str | None = None
+    data: str | None = None
+    allow_code: tuple[str, ...] = ()
+    smooth: Mapping[str, float] | None = None
+    """sigma, n ...: of a smoothed classifier."""
+
+    def load(self) -> Loaded:
+        """The model and all its test images, as an evaluation takes them. Raises UserError."""
+        named = load_model(self.model, self.weights, self.data, allow_code=self.allow_code)
+        if self.smooth is not None:
+            votes = dict(self.smooth)
+            named = smoothed(named, float(votes.pop("sigma")), **{name: int(value) for name, value in votes.items()})
+        opened = enter(named, None)
+        return Loaded(opened.model, opened.split)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON takes it; `Typed.read` gives it back."""
+        return asdict(self)
+
+    @classmethod
+    def read(cls, stored: Mapping[str, Any]) -> "Typed":
+        """From `plain()`. Raises UserError in one line."""
+        try:
+            return cls(**{**stored, "allow_code": tuple(stored.get("allow_code", ()))})
+        except TypeError as error:
+            raise UserError(f"loader: {error}") from None
