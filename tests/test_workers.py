@@ -196,7 +196,7 @@ def test_a_runner_is_made_of_the_very_model_and_images_or_not_at_all():
         Subject(model, model, split.take(torch.tensor([4, 1])), "net", weights_digest(model.state_dict()), "cpu", 0), twin
     )
     made = RunnerMaker.of(runner, other, "cpu")()
-    assert torch.equal(made.subject.split.x, x[[4, 1]]) and made.transfer.weights == "w"
+    assert torch.equal(made.subject.split.x, x[[4, 1]]) and made.transfer.key == "w"
     torch.testing.assert_close(made.transfer.twin(x), model(x))
     with pytest.raises(UserError, match="has no image 4"):
         RunnerMaker.of(runner, Held(other.model, split.take(torch.tensor([0, 1]))), "cpu")()

@@ -45,9 +45,8 @@ class CertifyPhase:
         """Every certificate of the recipe."""
         work, budget = self.work, self.work.clock.budget
         self.half = Clock(None if budget is None else work.clock.left() / 2)  # the attacks have the other half
-        methods = admitted(
-            work, dict(zip(labels(work.recipe.certificates), map(self.aimed, work.recipe.certificates), strict=True))
-        )
+        named = work.recipe.certificates
+        methods = admitted(work, dict(zip(labels(named), map(self.aimed, named), strict=True)))
         learnt = {}
         if named == portfolio():
             learnt = {label: method for label, method in methods.items() if method.image_by_image}

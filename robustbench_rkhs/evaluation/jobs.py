@@ -50,11 +50,16 @@ class Job:
     """Each image's own budget, in place of the method's; none of them where empty."""
     seconds: float | None = field(default=None, compare=False)
     """Its clock: seconds from when it is begun; no part of the key."""
+    settings: str = ""
+    """Digest of the method's settings, as tables say it. Worked out once: it reads the source of a user's own method."""
 
     def __post_init__(self) -> None:
         for name in ("predicted", "certified", "eps"):
             if len(getattr(self, name)) not in (0, len(self.index)):
                 raise ValueError(f"expected {name} of each of {len(self.index)} images, found {len(getattr(self, name))}")
+        if self.method is not None and not self.settings:
+            without = frozenset({"eps", "seed", "norm"} if self.phase == "attack" else ())
+            object.__setattr__(self, "settings", settings_of(self.method, without))
 
     @property
     def by_image(self) -> bool:
@@ -71,13 +76,6 @@ class Job:
         """Each image's eps: its own, or the attack's; infinite where there is none."""
         whole = getattr(self.method, "eps", None)
         return self.eps or (float("inf") if whole is None else float(whole),) * len(self.index)
-
-    @property
-    def settings(self) -> str:
-        """Digest of the method's settings, as tables say it."""
-        if self.method is None:
-            return ""
-        return settings_of(self.method, frozenset({"eps", "seed", "norm"} if self.phase == "attack" else ()))
 
     def identity(self) -> dict[str, Any]:
         """What the result depends on, besides which images there are."""
