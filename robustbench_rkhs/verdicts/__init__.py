@@ -5,11 +5,11 @@ from robustbench_rkhs.verdicts.adversarials import Adversarials, read_adversaria
 from robustbench_rkhs.verdicts.evaluation import AdversarialImages, Evaluation
 from robustbench_rkhs.verdicts.image_radii import by_certificate, images
 from robustbench_rkhs.verdicts.image_states import STATES, states
+from robustbench_rkhs.verdicts.kinship import functions, same_function
 from robustbench_rkhs.verdicts.model_marks import UNDIAGNOSED, doubts, marks
 from robustbench_rkhs.verdicts.nearest import Kept, Nearest, holding
 from robustbench_rkhs.verdicts.parts import Noticed, Part
 from robustbench_rkhs.verdicts.record import Record
-from robustbench_rkhs.verdicts.same_function import functions, same_function
 from robustbench_rkhs.verdicts.schema import COLUMNS, KEY, Verdicts, validate
 from robustbench_rkhs.verdicts.soundness import breaches, pooled
 from robustbench_rkhs.verdicts.statistics import Proportion, clopper_pearson, holm, mcnemar

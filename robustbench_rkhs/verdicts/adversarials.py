@@ -2,6 +2,7 @@
 
 import json
 import re
+import tokenize
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ WORDS = ("model", "weights", "data", "split", "data_digest", "date", "command")
 """What the header says in words."""
 UNREADABLE = (
     *(ValueError, TypeError, OSError, KeyError, EOFError, SyntaxError, OverflowError, MemoryError),
-    *(RecursionError, NotImplementedError, RuntimeError, zipfile.BadZipFile),
+    *(RecursionError, NotImplementedError, tokenize.TokenError, RuntimeError, zipfile.BadZipFile),
 )
 """What NumPy and zipfile raise for foreign bytes."""
 

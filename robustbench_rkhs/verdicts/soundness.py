@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from robustbench_rkhs.verdicts.image_states import Evidence, counted, proved
+from robustbench_rkhs.verdicts.kinship import same_function
 from robustbench_rkhs.verdicts.record import Record
-from robustbench_rkhs.verdicts.same_function import same_function
 from robustbench_rkhs.verdicts.schema import COLUMNS
 
 Own = TypeVar("Own", bound=Record)

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import math
+import tokenize
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ LONGEST = 2**23
 """Bytes of proof.json beyond which it is not read: about 100,000 images."""
 UNREADABLE = (
     *(ValueError, TypeError, OSError, KeyError, EOFError, SyntaxError, OverflowError, MemoryError),
-    *(RecursionError, NotImplementedError, zipfile.BadZipFile),
+    *(RecursionError, NotImplementedError, tokenize.TokenError, zipfile.BadZipFile),
 )
 """What NumPy and zipfile raise for foreign bytes."""
 TYPES = ("<f2", "<f4", "<f8", "<i8")
