@@ -166,11 +166,11 @@ CONTRADICTIONS = {
     "eps of an attack": (["--attack", "pgd:eps=0.25"], "pgd is given eps 0.25, the evaluation eps 0.5"),
     "seed of an attack": (["--attack", "pgd:seed=3", "--seed", "4"], "pgd is given seed 3, the evaluation seed 4"),
     "effort and attack": (["--effort", "quick", "--attack", "pgd"], "leave out"),
-    "none and a certificate": (["--certify", "none", "margin"], "none stands alone"),
-    "a flag twice": (["--norm", "l2", "--norm", "linf"], "typed twice"),
-    "in two spellings": (["--attack", "pgd", "--attacks", "ddn"], "typed twice"),
-    "yes and no": (["--diagnostics", "--no-diagnostics"], "typed twice"),
-    "dash and underscore": (["--certify-seconds", "3", "--certify_seconds", "4"], "typed twice"),
+    "none and a certificate": (["--certify", "none", "margin"], "or only none"),
+    "a flag twice": (["--norm", "l2", "--norm", "linf"], "given twice"),
+    "in two spellings": (["--attack", "pgd", "--attacks", "ddn"], "given twice"),
+    "yes and no": (["--diagnostics", "--no-diagnostics"], "given twice"),
+    "dash and underscore": (["--certify-seconds", "3", "--certify_seconds", "4"], "given twice"),
 }
 
 

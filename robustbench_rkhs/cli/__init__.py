@@ -1,1 +1,1 @@
-"""The commands, one per file: `main` is what the console script runs. Heavy imports happen inside, so that --help is quick."""
+"""The commands, one per file: the console script runs `main`. Heavy imports are inside it, so that --help is quick."""

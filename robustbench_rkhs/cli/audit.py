@@ -1,4 +1,4 @@
-"""rkhs-audit: claimed accuracies against what is proved and broken."""
+"""rkhs-audit: compare claimed accuracies with certificates and attacks."""
 
 from pathlib import Path
 from typing import Any
@@ -21,22 +21,22 @@ def _audit(
     out: Folder = Path("reports"),
     as_json: AsJson = False,
 ) -> int:
-    """Hold claimed accuracies against what is proved and broken, and name the known mistakes that would explain the gap.
+    """Compare claimed accuracies with certificates and attacks, and name the known mistakes that would explain a gap.
 
     $ rkhs-audit --model mypackage.nets:build --weights theirs.pth --data cifar10 --claim certified@36/255=0.62 clean=0.81
 
-    Verdicts: upheld, not proved (open images leave room), refuted (above what attacks did not break: exit code 1).
+    Verdicts: upheld, not proved (open images might still be robust), refuted (more than attacks left unbroken: exit code 1).
     Exit code 3: the budget ended first; 130: interrupted, nothing is written.
-    Every field of the evaluation's recipe is a flag, but eps, which the claims name.
+    Every field of the evaluation's recipe is a flag, except eps, which the claims contain.
 
     Args:
         model: Name in checkpoints/, checkpoint folder, or package.module:builder.
         claim: certified@EPS=SHARE, robust@EPS=SHARE or clean=SHARE; shares from 0 to 1.
         weights: Weights (.safetensors, or .pth of a plain state dict) for a recipe or builder.
-        data: Data set or FILE.npz in place of the recipe's.
-        allow_code: Packages, modules, folders or .py files of your own whose code a checkpoint folder may name and have imported.
+        data: Data set or FILE.npz instead of the recipe's.
+        allow_code: Your own packages, modules, folders or .py files whose code a checkpoint folder may name and import.
         device: auto, cpu, cuda, cuda:1 ...
-        out: audits/MODEL.* goes here.
+        out: Folder for audits/MODEL.*.
         as_json: Print one JSON object on stdout, the tables on stderr.
     """
     from robustbench_rkhs.audit import Claim

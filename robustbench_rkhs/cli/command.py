@@ -25,35 +25,35 @@ from robustbench_rkhs.runtime.sinks import for_line
 
 _FORMAT = warnings.formatwarning
 Names = tuple[str, ...]
-"""A flag that takes several words."""
+"""A flag that takes several values."""
 Weights = Annotated[str | None, tyro.conf.arg(aliases=["--checkpoint"])]
-"""The flag that names weights; --checkpoint is its older spelling."""
+"""The flag for weights; --checkpoint is an older spelling."""
 AllowCode = Annotated[Names, tyro.conf.arg(metavar="PREFIX ...")]
-"""The flag that names whose code a checkpoint folder may have imported."""
+"""The flag for the code that a checkpoint folder may import."""
 AsJson = Annotated[bool, tyro.conf.arg(name="json")]
-"""The flag that asks for one JSON object on stdout."""
+"""The flag for one JSON object on stdout."""
 PASSED = ("fields", "typed")
-"""Parameters of commands that are no flags: fields of a recipe, as they were typed."""
+"""Parameters of commands that are not flags: fields of a recipe, as typed."""
 
 
 @dataclass(frozen=True)
 class Command:
     """A console script: flags from a function's signature, one line and exit code 2 for bad input.
 
-    With --json, stdout holds one JSON object whatever happens: what was found, or {"error": ...}.
+    With --json, stdout always gets exactly one JSON object: the result, or {"error": ...}.
     """
 
     main: Callable[..., int | None]
     overrides: bool = False
-    """Flags that the signature has not are passed on as fields, by name."""
+    """Flags that are not in the signature are passed on as fields, by name."""
     recipe: Mapping[str, str | None] | None = None
-    """Every field of EvalRecipe is a flag, and what was typed of them is passed on. Says of some another default than the recipe's,
-    or leaves them out (None)."""
+    """Every field of EvalRecipe is a flag, and the typed ones are passed on. Maps a field to another default than the recipe's,
+    or leaves it out (None)."""
     quick: bool = False
-    """It never imports PyTorch, and says nothing of loading it."""
+    """It never imports PyTorch, so it prints no message about loading it."""
 
     def read(self, words: Sequence[str]) -> Call:
-        """What these words ask for, to be called. Raises UserError, or SystemExit after --help."""
+        """Parses these words into a call. Raises UserError, or SystemExit after --help."""
         args = spelt(readable(words))
         if self.recipe is None:
             bound = _bound(self.main)
@@ -70,7 +70,7 @@ class Command:
         return self._begun(functools.partial(found, given(typed, EvalSettings)))
 
     def _begun(self, call: Call) -> Call:
-        """The call, once somebody who watches a terminal knows why the first seconds are silent."""
+        """Runs the call; on a terminal, first prints why nothing happens in the first seconds."""
         if not self.quick and sys.stderr.isatty() and "torch" not in sys.modules:
             print("loading PyTorch ...", file=sys.stderr, flush=True)
         return call
@@ -136,20 +136,20 @@ def usable_device(name: str) -> str:
 
 
 def _in_a_line(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> str:
-    """A warning as it is printed: those that are written for the user as a note, others as ever."""
+    """A warning as printed: UserWarnings of ours as a note, others as usual."""
     return f"note: {for_line(message)}\n" if issubclass(category, SetAside) else _FORMAT(message, category, *where, **more)
 
 
 def failure(line: str) -> None:
-    """What failed though the command went on, on stderr."""
+    """Prints a failure after which the command goes on, on stderr."""
     printed(f"failed: {line}", stderr=True)
 
 
 def note(line: str) -> None:
-    """A line beside what was asked for, on stderr."""
+    """Prints a note on stderr."""
     printed(f"note: {line}", stderr=True)
 
 
 def typed_command() -> str:
-    """The command as it was typed, for the files it writes."""
+    """The command as typed, for the files that it writes."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

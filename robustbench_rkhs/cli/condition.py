@@ -1,4 +1,4 @@
-"""What `--require` asks of an evaluation."""
+"""Conditions of `--require` on the results of an evaluation."""
 
 import re
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from robustbench_rkhs.nodes.node import UserError
 
 
 class Condition:
-    """`robust@1.0>=0.45`: what a summary must satisfy."""
+    """`robust@1.0>=0.45`: a condition on the summary."""
 
     FORM = re.compile(r"^\s*(clean|robust|certified)\s*(?:@\s*([0-9./e-]+))?\s*(>=|<=|>|<)\s*([0-9.e/-]+)\s*$")
 
@@ -18,7 +18,7 @@ class Condition:
 
     @classmethod
     def read(cls, text: str) -> "Condition":
-        """From the command line. Raises UserError where it is none."""
+        """Parses a condition from the command line. Raises UserError where it is not one."""
         found = cls.FORM.match(text)
         if not found or (found[2] is None and found[1] != "clean"):
             form = "clean, certified@EPS or robust@EPS and a share, such as 'robust@1.0>=0.45'"
@@ -28,12 +28,12 @@ class Condition:
         return cls(text, found[1], number(found[2] or "0"), found[3], bound)
 
     def answerable(self, epsilons: Iterable[float]) -> None:
-        """Raises UserError where an evaluation at these eps leaves it open: asked before the work, not after."""
+        """Raises UserError where an evaluation at these eps cannot decide it; checked before the evaluation."""
         if self.quantity == "robust" and self.eps not in (known := list(epsilons)):
             raise UserError(f"--require {self.text!r}: eps {self.eps:g} is not evaluated, only {known}; add it to --eps")
 
     def check(self, done: Any) -> tuple[bool | None, str]:
-        """Whether it holds of this evaluation (None: not decided), and the line that says so.
+        """Whether it holds for this evaluation (None: not decided), and the line to print.
 
         Robust accuracy that is withheld lies between what is certified and what is not broken: it is decided where both agree.
         Raises UserError for an eps that was not evaluated.

@@ -1,4 +1,4 @@
-"""Exit codes: how a command says what became of it."""
+"""Exit codes of the commands."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -1,4 +1,4 @@
-"""rkhs-eval: models certified and attacked, the table of verdicts."""
+"""rkhs-eval: certify and attack models."""
 
 import json
 from collections.abc import Mapping
@@ -41,22 +41,22 @@ def _evaluate(
     $ rkhs-eval --model mypackage.nets:build --weights net.safetensors --data mine.npz --eps 8/255 --norm linf
     $ rkhs-eval --model digits_smoothed --smooth sigma=0.25,n=10000 --eps 0.1 0.25 0.5
 
-    Without --attack: the certificates, cheap minimal-norm attacks, then the ensemble on what is open, each image at its largest
+    Without --attack: the certificates, cheap minimal-norm attacks, then the ensemble on the open images, each at its largest
     open eps. Ctrl-C, or the end of --budget, leaves a valid partial table; the same command goes on from there.
-    Every field of the evaluation's recipe is a flag. Exit code 0: all that was due ran; 1: a condition of --require does not hold,
-    a certified image was broken, or every attack of the protocol failed; 2: bad input, in one line; 3: the budget ended first, and
-    what it left undecided fails nothing; 130: interrupted, the table is written and nothing is drawn.
+    Every field of the evaluation's recipe is a flag. Exit code 0: the evaluation is complete; 1: a condition of --require does not
+    hold, a certified image was broken, or every attack of the protocol failed; 2: bad input, in one line; 3: the budget ended
+    first, and no condition is known to fail; 130: interrupted, the table is written and nothing is drawn.
 
     Args:
         model: Names in checkpoints/, checkpoint folders, or package.module:builder.
         weights: Weights (.safetensors, or .pth of a plain state dict) for a recipe or builder.
-        data: Data set or FILE.npz in place of the recipe's.
+        data: Data set or FILE.npz instead of the recipe's.
         smooth: sigma=0.25,n=10000,...: evaluate the vote under Gaussian noise, certified; see rkhs-list certificates smoothing.
-        twin: A model as for --model, of the same data and classes but trained without defence: what breaks it is tried on every
-            survivor. Cost: at most 330 passes an image and eps.
-        allow_code: Packages, modules, folders or .py files of your own whose code a checkpoint folder may name and have imported.
+        twin: A model as for --model, of the same data and classes but trained without defence: its adversarial images are tried
+            on every survivor (transfer attack). Cost: at most 330 passes per image and eps.
+        allow_code: Your own packages, modules, folders or .py files whose code a checkpoint folder may name and import.
         device: auto, cpu, cuda, cuda:1 ...
-        out: Where verdicts and reports go.
+        out: Folder for verdicts and reports.
         as_json: Print one JSON object on stdout, the tables on stderr.
         require: Conditions such as "robust@1.0>=0.45"; exit code 1 where one does not hold.
         save_certificates: Folder that gets NAME/proof.json and proof.npz, which rkhs-verify re-checks without this package.
@@ -97,7 +97,7 @@ def _evaluate(
 def _check_outputs(
     recipe: Any, conditions: list[Condition], models: int, certificates: Path | None, adversarials: Path | None
 ) -> None:
-    """What can be seen before any model is loaded: conditions at other eps, files that cannot be written. Raises UserError."""
+    """Checks before any model is loaded: conditions at other eps, files that cannot be written. Raises UserError."""
     for condition in conditions:
         condition.answerable(recipe.eps)
     if certificates is not None and not {"margin", "liplt", "eclipse"} & {one.label for one in recipe.certificates}:
@@ -108,7 +108,7 @@ def _check_outputs(
 
 @dataclass(frozen=True)
 class _Run:
-    """What is the same for every model of the command."""
+    """The options that are the same for every model of the command."""
 
     recipe: Any
     conditions: list[Condition]
@@ -120,7 +120,7 @@ class _Run:
     save_adversarials: Path | None
 
     def of(self, subject: Any, loader: Any) -> tuple[dict[str, Any], bool, str | None]:
-        """One model evaluated, its tables printed, its files written: as --json prints it, whether it fails the command, and why
+        """Evaluates one model, prints its tables and writes its files. Returns its JSON, whether it fails the command, and why
         it is not complete."""
         from robustbench_rkhs.zoo import evaluate
 
@@ -155,7 +155,7 @@ class _Run:
 
 
 def _shown(screen: Any, done: Any, out: Path, more: Mapping[str, list[Path]], drawn: bool) -> dict[str, list[Path]]:
-    """Print the tables and what must be said beside them, write the reports where they are to be `drawn`; the files by kind."""
+    """Print the tables and warnings, and write the reports if `drawn`; returns the files by kind."""
     from robustbench_rkhs.reports import report
     from robustbench_rkhs.reports.tables import console, console_attacks, console_certificates
 
@@ -172,9 +172,9 @@ def _shown(screen: Any, done: Any, out: Path, more: Mapping[str, list[Path]], dr
 
 
 def _failed(screen: Any, done: Any, conditions: list[Condition]) -> bool:
-    """Whether the exit code says so: conditions that do not hold, broken certificates, a protocol of failures alone.
+    """Whether the command fails: conditions that do not hold, broken certificates, or a protocol in which every attack failed.
 
-    A condition that is not decided fails where all ran that was due: no more time would decide it.
+    An undecided condition fails if the evaluation is complete: more time would not decide it.
     """
     from robustbench_rkhs.verdicts import protocol_failed
 
@@ -184,7 +184,7 @@ def _failed(screen: Any, done: Any, conditions: list[Condition]) -> bool:
     for line in done.about.failed:
         failure(line)
     if whole := protocol_failed(done):
-        failure(f"{done.about.model}: every attack of the protocol failed; nothing is known of its robustness")
+        failure(f"{done.about.model}: every attack of the protocol failed; nothing is known about its robustness")
     held = [done.about.complete is False if one is None else one for one, _ in checked]
     return whole or bool(done.about.breaches) or not all(held)
 

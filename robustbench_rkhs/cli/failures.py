@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, and one line on stderr where something went wrong, whatever was raised."""
+"""Error handling of the commands: an exit code, and one line on stderr for any exception."""
 
 import errno
 import os
@@ -20,20 +20,20 @@ from robustbench_rkhs.nodes.reasons import cause
 from robustbench_rkhs.runtime.sinks import for_line
 
 Call = Callable[[], int | None]
-"""A command with everything it was given."""
+"""A command with its arguments."""
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
-"""What a full disk, missing rights or a file in place of a folder raise."""
+"""Error numbers of a full disk, missing rights, or a file in place of a folder."""
 NO_MEMORY = re.compile(r"not enough memory|can't allocate memory|out of memory", re.IGNORECASE)
-"""How torch says that memory ran out."""
+"""Torch's messages when memory runs out."""
 LIBRARIES = tuple({str(Path(place).resolve()) for place in sysconfig.get_paths().values()} | {sys.prefix, sys.base_prefix})
-"""Where Python and what is installed lie: what is in neither of them nor ours is the user's own code."""
+"""Folders of Python and installed packages: code outside of these and of ours is the user's own."""
 
 
 def left(read: Callable[[], Call]) -> tuple[int, str]:
     """The exit code of the call that `read` makes, and what went wrong in a line, which is on stderr too.
 
-    0: done; 1 and 3: as the command says, 1 also a fault of ours; 2: bad input, the user's own code failed, no space, no memory;
-    130: interrupted. A failure that nobody foresaw has its traceback in a log file, which the line names.
+    0: done; 1 and 3: as the command says, 1 also for a bug of ours; 2: bad input, an error in the user's own code, no space, no
+    memory; 130: interrupted. The traceback of an unexpected error goes to a log file, which the line names.
     """
     try:
         call = read()
@@ -51,7 +51,7 @@ def left(read: Callable[[], Call]) -> tuple[int, str]:
 
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """Inside, a SIGTERM (that of `timeout`, or of a queue's time limit) ends the command as Ctrl-C does: what was found is kept."""
+    """Inside this context, a SIGTERM (of `timeout`, or of a queue's time limit) acts like Ctrl-C: results so far are kept."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -81,7 +81,7 @@ def _failed(error: BaseException) -> tuple[int, str]:
 
 
 def _own_code(error: BaseException) -> str:
-    """File and line in the user's own code that raised it, itself or by what it called of a library; empty where we did."""
+    """File and line in the user's own code that raised it, directly or in a library that it called; empty if our code did."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
         if path.is_relative_to(PACKAGE):
@@ -92,7 +92,7 @@ def _own_code(error: BaseException) -> str:
 
 
 def _logged(error: BaseException) -> str:
-    """Where the traceback is now, in words."""
+    """Writes the traceback to a log file and says where."""
     try:
         handle, name = tempfile.mkstemp(prefix=f"{Path(sys.argv[0]).name}-", suffix=".log")
         with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as log:
@@ -103,7 +103,7 @@ def _logged(error: BaseException) -> str:
 
 
 def _said(line: str, head: str = "error: ") -> str:
-    """The line on stderr, with what would steer a terminal made visible."""
+    """Prints the line on stderr, with terminal control characters made visible."""
     line = for_line(line)
     print(f"{head}{line}", file=sys.stderr)
     return line

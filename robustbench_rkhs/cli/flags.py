@@ -19,15 +19,15 @@ WORDS = {
     "attacks": "NAME, NAME:field=value,... or your own package.module:Name; see rkhs-list attacks.",
     "certificates": "NAME or NAME:field=value,...; see rkhs-list certificates.",
 }
-"""What a flag's help says beside the field's own words: how its values are typed."""
+"""Additions to a flag's help: how its values are typed."""
 METAVARS = {"budget": "TIME"}
-"""What stands for a value in --help, where the field's type does not say it."""
+"""Placeholders for values in --help, where the field's type is not clear enough."""
 
 
 def recipe_parameters(kind: type[BaseModel], changed: Mapping[str, str | None]) -> list[inspect.Parameter]:
     """A keyword parameter for each field of the recipe, which tyro turns into a flag.
 
-    A field that is not given is None, so that its default is the recipe's own. `changed`: fields whose help says another default
+    A field that is not given is None, so that the recipe's default applies. `changed`: fields whose help shows another default
     than the recipe's, or that are left out (None).
     """
     fields = [(name, field) for name, field in kind.model_fields.items() if changed.get(name, "") is not None]
@@ -40,7 +40,7 @@ def given(values: Mapping[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
 
 
 def _plain(kind: type[BaseModel], key: str) -> Any:
-    """The default of a field that is a switch; nothing of any other."""
+    """The default of a switch; nothing for any other field."""
     default = kind.model_fields[key].default
     return default if isinstance(default, bool) else ...
 
@@ -70,7 +70,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _metavar(annotation: Any) -> str:
-    """What stands for the value in --help."""
+    """The placeholder for the value in --help."""
     if get_origin(annotation) is Literal:
         return "{" + ",".join(map(str, get_args(annotation))) + "}"
     inner = [one for one in get_args(annotation) if one is not type(None)]
@@ -78,7 +78,7 @@ def _metavar(annotation: Any) -> str:
 
 
 def readable(words: Sequence[str]) -> Sequence[str]:
-    """The words as they are. Raises UserError for one that is no text: bytes that are not UTF-8."""
+    """The words unchanged. Raises UserError for one that is not text: bytes that are not UTF-8."""
     for word in words:
         try:
             word.encode()
@@ -90,7 +90,7 @@ def readable(words: Sequence[str]) -> Sequence[str]:
 
 
 def spelt(words: Sequence[str]) -> list[str]:
-    """The typed words, norms as this package writes them. Raises UserError where a flag is typed twice: the last would win."""
+    """The typed words, with norms in this package's spelling. Raises UserError for a repeated flag (the last would count)."""
     found: list[str] = []
     seen: dict[str, str] = {}
     for word in words:
@@ -100,7 +100,7 @@ def spelt(words: Sequence[str]) -> list[str]:
             name = ALIASES.get(name, name)
             plain = name.removeprefix("no-")
             if plain in seen:
-                raise UserError(f"{flag} and {seen[plain]}: one setting typed twice; type it once (several values follow one flag)")
+                raise UserError(f"{flag} and {seen[plain]}: given twice, give it once (several values follow one flag)")
             seen[plain] = flag
             word = f"{flag}={norm_named(value)}" if equals and name == "norm" else word
         elif found and found[-1] == "--norm":

@@ -1,4 +1,4 @@
-"""rkhs-list: what there is."""
+"""rkhs-list: list models and methods."""
 
 from typing import Annotated, Literal
 
@@ -15,7 +15,7 @@ def _listing(
     ] = "all",
     name: Annotated[str | None, tyro.conf.Positional] = None,
 ) -> None:
-    """What there is: models, attacks, certificates, losses ..., ours and what installed packages announce.
+    """List models, attacks, certificates, losses ..., ours and those of installed plugins.
 
     With a name: its card, or a model's whole recipe.
 

@@ -27,14 +27,14 @@ def _norms(
 
     Args:
         model: Name in checkpoints/, checkpoint folder, or package.module:builder.
-        samples: Test images, a seeded stratified subset; all where not given.
+        samples: Number of test images (a seeded stratified subset); default: all.
         eps: Radii of the perturbations, l2 in pixels of [0, 1].
-        training_samples: Training images whose margins are measured; fewer where there are fewer.
-        seed: Which images, and every random draw.
+        training_samples: Number of training images whose margins are measured, at most.
+        seed: Seed of the choice of images and of all random numbers.
         weights: Weights (.safetensors, or .pth of a plain state dict) for a recipe or builder.
-        data: Data set or FILE.npz in place of the recipe's.
-        allow_code: Packages, modules, folders or .py files of your own whose code a checkpoint folder may name and have imported.
-        out: norms/MODEL.* goes here.
+        data: Data set or FILE.npz instead of the recipe's.
+        allow_code: Your own packages, modules, folders or .py files whose code a checkpoint folder may name and import.
+        out: Folder for norms/MODEL.*.
         as_json: Print one JSON object on stdout, the table on stderr.
     """
     from robustbench_rkhs.reports.norms import console_norms, write_norms

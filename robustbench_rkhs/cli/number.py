@@ -1,4 +1,4 @@
-"""Numbers as people type them."""
+"""Typed numbers: decimals and fractions."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""rkhs-pictures: what the methods do and how runs learned, drawn."""
+"""rkhs-pictures: figures of methods and training runs."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,7 +25,7 @@ def _pictures(
     verdicts: Path = Path("reports/verdicts"),
     vae: str = "",
 ) -> None:
-    """Draw what the methods do and how runs learned: OUT/KIND-NAME.png, .pdf and .svg.
+    """Draw figures of methods and training runs: OUT/KIND-NAME.png, .pdf and .svg.
 
     $ rkhs-pictures deformations --data mnist
     $ rkhs-pictures learning --model digits_mlp 'plain=sweeps/mine/trials/0000/*'
@@ -33,20 +33,20 @@ def _pictures(
     $ rkhs-pictures square_wave --model 'reports/square_wave/runs/*'
     $ rkhs-pictures vae --data mnist --vae kind=convolutional,iterations=2000
 
-    Runs of one recipe that differ in the seed alone are drawn as one curve; LABEL=GLOB makes a group of its own.
+    Runs of one recipe that differ only in the seed are drawn as one curve; LABEL=GLOB makes a separate group.
 
     Args:
         kind: deformations: test images, deformed. learning: loss and validation by epoch. curves: accuracy by eps over seeds.
             square_wave: networks' fits. vae: samples beside data.
-        model: Names in checkpoints/, folders or globs, of curves names of models in VERDICTS; each as it is or as LABEL=GLOB.
+        model: Names in checkpoints/, folders or globs; for curves, names of models in VERDICTS. Each plain or as LABEL=GLOB.
         data: Data set or FILE.npz.
-        out: Where the pictures go.
-        name: End of the files' names; made of the labels where not given.
+        out: Folder for the pictures.
+        name: End of the file names; default: made of the labels.
         images: Rows of the sheet.
-        seed: Which images, and every random draw.
-        band: Of curves over seeds: smallest to largest, or the 95% interval of the mean.
-        norm: Of curves: distance of the verdicts.
-        verdicts: Of curves: where the verdicts are.
+        seed: Seed of the choice of images and of all random numbers.
+        band: For curves over seeds: smallest to largest, or the 95% interval of the mean.
+        norm: For curves: norm of the verdicts.
+        verdicts: For curves: folder of the verdicts.
         vae: Fields of the VAE sampler, field=value,...; see rkhs-list samplers vae.
     """
     from robustbench_rkhs import pictures as draw

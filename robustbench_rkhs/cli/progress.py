@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class TrainingBar:
-    """A context that `train` reports to."""
+    """A context to which `train` reports."""
 
     def __init__(self, epochs: int, quiet: bool = False) -> None:
         self.epochs, self.console = epochs, Console(soft_wrap=True, quiet=quiet)
@@ -26,7 +26,7 @@ class TrainingBar:
         self.bar.stop()
 
     def report(self, record: dict[str, Any]) -> None:
-        """A step moves the bar; an epoch prints its metrics (every tenth of the epochs where they are many)."""
+        """A step moves the bar; an epoch prints its metrics (if there are many epochs, ten times in total)."""
         if "step" in record:
             done = record["epoch"] * record["steps"] + record["step"]
             text = f"epoch {record['epoch'] + 1}/{self.epochs} loss {record['loss']:.4f}"

@@ -1,4 +1,4 @@
-"""rkhs-rank: how well models rank."""
+"""rkhs-rank: ranking quality of models."""
 
 from pathlib import Path
 
@@ -15,17 +15,17 @@ def _rank(
     out: Folder = Path("reports"),
     as_json: AsJson = False,
 ) -> None:
-    """auROC and auROC50 of models that rank (protein homology), on the test set; written to OUT/ranking/MODEL.json.
+    """Measure auROC and auROC50 of ranking models (protein homology) on the test set; write OUT/ranking/MODEL.json.
 
     $ rkhs-rank --model protein_1_34
 
     Args:
         model: Names in checkpoints/, checkpoint folders, or package.module:builder.
-        data: Data set in place of the recipe's.
-        allow_code: Packages, modules, folders or .py files of your own whose code a checkpoint folder may name and have imported.
+        data: Data set instead of the recipe's.
+        allow_code: Your own packages, modules, folders or .py files whose code a checkpoint folder may name and import.
         device: auto, cpu, cuda, cuda:1 ...
-        out: Where reports go.
-        as_json: Print one JSON object on stdout: what the files hold, and their paths.
+        out: Folder for reports.
+        as_json: Print one JSON object on stdout: the content of the files, and their paths.
     """
     from datetime import date
 

@@ -1,4 +1,4 @@
-"""What is wrong with typed flags, in one line: unknown ones, missing ones, and whatever else tyro refuses."""
+"""Errors in flags, each in one line: unknown flags, missing flags, and everything else that tyro refuses."""
 
 import inspect
 import io
@@ -16,9 +16,9 @@ from robustbench_rkhs.nodes.node import UserError, did_you_mean
 from robustbench_rkhs.nodes.parsing import explain
 
 CHECKS = (FieldInfo, AfterValidator)
-"""What an annotation holds where values have to be checked."""
+"""Parts of an annotation that check values."""
 FRAME = re.compile(r"[╭╮╰╯│─]+|-{4,}")
-"""What tyro draws around its messages."""
+"""Characters of the frame around tyro's messages."""
 
 
 def check_flags(parameters: Sequence[inspect.Parameter], words: Sequence[str], open_ended: bool) -> None:
@@ -38,7 +38,7 @@ def check_flags(parameters: Sequence[inspect.Parameter], words: Sequence[str], o
             raise UserError(f"{word} needs a value")
     for one in named:
         if one.default is inspect.Parameter.empty and not typed & set(_flags(one)):
-            raise UserError(f"expected --{_flags(one)[0]}, found none; --help says what it takes")
+            raise UserError(f"expected --{_flags(one)[0]}, found none; see --help")
 
 
 def checked(parameters: Mapping[str, inspect.Parameter], values: dict[str, Any]) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def _checked(one: inspect.Parameter, value: Any) -> Any:
 
 
 def _has_checks(annotation: Any) -> bool:
-    """Whether a type, or one that it is made of, holds checks of its values."""
+    """Whether a type, or one of its parts, has checks of its values."""
     own = any(isinstance(extra, CHECKS) for extra in getattr(annotation, "__metadata__", ()))
     return own or any(_has_checks(part) for part in get_args(annotation))
 
@@ -82,7 +82,7 @@ def _is_switch(one: inspect.Parameter) -> bool:
 
 
 def _flags(one: inspect.Parameter) -> list[str]:
-    """A parameter's flag and its other spellings, without dashes before."""
+    """A parameter's flag and its other spellings, without leading dashes."""
     name, others = one.name, []
     for extra in getattr(one.annotation, "__metadata__", ()):
         name = getattr(extra, "name", None) or name

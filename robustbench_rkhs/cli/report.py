@@ -1,4 +1,4 @@
-"""rkhs-report: everything drawn again from the verdicts alone."""
+"""rkhs-report: redraw all reports from the verdicts alone."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,11 +26,11 @@ def _report(
 
     Args:
         out: The folder that holds verdicts/, and where reports go.
-        model: Only these models; all where not given.
-        adversarials: Files that rkhs-eval --save-adversarials wrote, drawn as OUT/pictures/nearest-NAME.*; where not given, those
+        model: Only these models; default: all.
+        adversarials: Files written by rkhs-eval --save-adversarials, drawn as OUT/pictures/nearest-NAME.*; default: those
             in OUT/adversarials.
-        data: Data set or FILE.npz that the adversarial images are of, where their files do not name one.
-        images: Adversarial images in a picture.
+        data: Data set or FILE.npz of the adversarial images, if their files do not name one.
+        images: Adversarial images per picture.
         as_json: Print one JSON object on stdout, with the path of every file.
     """
     from robustbench_rkhs import verdicts
@@ -59,7 +59,7 @@ def _report(
 
 
 def _in_short(paths: Sequence[Path]) -> str:
-    """One file by its path; of several, how many lie in each folder."""
+    """One file by its path; for several, their number in each folder."""
     if len(paths) == 1:
         return str(paths[0])
     folders = [path.parent for path in paths]

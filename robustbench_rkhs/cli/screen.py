@@ -1,4 +1,4 @@
-"""Where tables, lines and JSON are printed."""
+"""Printing of tables, lines and JSON."""
 
 import json
 import math
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _output: ContextVar[TextIO | None] = ContextVar("_output", default=None)
-"""Where JSON goes while everything else that is printed goes to stderr."""
+"""The stream for JSON while everything else is printed to stderr."""
 
 
 def console_of_width(width: int, stderr: bool) -> "Console":
-    """A terminal as wide as it is; anything else of this width. Every text is shown as it is, and does nothing to the terminal."""
+    """A console with the terminal's width, or else this width. Text is printed literally, without terminal control codes."""
     from rich.console import Console
     from rich.text import Text
 
@@ -35,17 +35,17 @@ def console_of_width(width: int, stderr: bool) -> "Console":
 
 
 def told(screen: "Console", line: str) -> None:
-    """A line as it is, whatever it holds."""
+    """Prints a line literally."""
     screen.print(line, markup=False, highlight=False)
 
 
 def printed(text: str, stderr: bool = False) -> None:
-    """Lines as they are, where there are no tables."""
+    """Prints lines literally, without tables."""
     print(for_terminal(text), file=sys.stderr if stderr else sys.stdout, flush=True)
 
 
 def ending(screen: "Console", kind: str, found: Mapping[str, Any], written: Sequence[Path], as_json: bool) -> None:
-    """Which files were written; and, where asked for, everything found as one JSON object on stdout."""
+    """Prints the files that were written and, if wanted, all results as one JSON object on stdout."""
     files = [str(path) for path in written]
     told(screen, f"{kind}: {' '.join(files)}")
     if as_json:
@@ -53,13 +53,13 @@ def ending(screen: "Console", kind: str, found: Mapping[str, Any], written: Sequ
 
 
 def emit(found: Mapping[str, Any]) -> None:
-    """One JSON object on stdout, by the standard: what is no number there (NaN, infinity) is null."""
+    """Prints one standard JSON object on stdout: NaN and infinity become null."""
     where = _output.get() or sys.stdout
     print(json.dumps(strict(found), allow_nan=False), file=where, flush=True)
 
 
 def strict(value: Any) -> Any:
-    """As JSON takes it."""
+    """The value converted for JSON."""
     if isinstance(value, Mapping):
         return {str(key): strict(one) for key, one in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -73,16 +73,16 @@ def strict(value: Any) -> Any:
 
 @contextmanager
 def json_alone() -> Iterator[None]:
-    """Whatever prints meanwhile, a library or a user's own model, prints to stderr; only `emit` reaches stdout."""
+    """Inside this context, all prints (of libraries or the user's model) go to stderr; only `emit` reaches stdout."""
     output, number, kept = sys.stdout, None, None
     try:
         number = output.fileno()
         output.flush()
         kept = os.dup(number)
-        os.dup2(sys.stderr.fileno(), number)  # what is printed below Python too
+        os.dup2(sys.stderr.fileno(), number)  # also what is printed below Python
         output = os.fdopen(os.dup(kept), "w", encoding="utf-8")
     except (OSError, ValueError, AttributeError):
-        pass  # no file of the system's: a notebook, a test
+        pass  # stdout is not a system file: a notebook, a test
     token = _output.set(output)
     try:
         with redirect_stdout(sys.stderr):

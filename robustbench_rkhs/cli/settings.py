@@ -1,4 +1,4 @@
-"""An evaluation recipe from what was typed: names of methods, numbers, times."""
+"""The evaluation recipe of typed flags: names of methods, numbers, times."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from robustbench_rkhs.nodes.parsing import parse
 def eval_recipe(typed: dict[str, Any], command: str, code: Code = CLOSED, **defaults: Any) -> EvalRecipe:
     """The recipe of the typed fields, and of `defaults` where a field was not typed. Raises UserError in one line.
 
-    `code`: whose code the methods may name.
+    `code`: the code that the methods may name.
     """
     settings = defaults | typed
     if "eps" in typed:
@@ -22,6 +22,6 @@ def eval_recipe(typed: dict[str, Any], command: str, code: Code = CLOSED, **defa
     if "certificates" in typed:
         named = typed["certificates"]
         if "none" in named and len(named) > 1:
-            raise UserError(f"--certificates {' '.join(named)}: none stands alone; name certificates, or none")
+            raise UserError(f"--certificates {' '.join(named)}: expected certificates, or only none")
         settings["certificates"] = [certificate_from(text) for text in named if text != "none"]
     return parse(EvalRecipe, settings, command, code)

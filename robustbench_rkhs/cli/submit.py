@@ -1,4 +1,4 @@
-"""rkhs-submit: what a stranger sends, checked and put on the leaderboard."""
+"""rkhs-submit: check a submission and put it on the leaderboard."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal

@@ -1,4 +1,4 @@
-"""rkhs-sweep: one recipe at many settings, one of them picked."""
+"""rkhs-sweep: train one recipe at many settings and pick one."""
 
 import json
 from pathlib import Path
@@ -28,11 +28,11 @@ def _sweep(
     $ rkhs-sweep --sweep digits_gradient
     $ rkhs-sweep --sweep mine.yaml --epochs 20 --device cuda:1
 
-    The same command on another core or machine that sees OUT is a second worker; a sweep that was stopped or killed goes on.
+    The same command on another core or machine with access to OUT is a second worker; a sweep that was stopped or killed goes on.
 
     Args:
         sweep: Name in models/sweeps/, or path of a YAML sweep.
-        name: What it is called; the file's name where not given.
+        name: Name of the sweep; default: the name of the file.
         device: auto, cpu, cuda, cuda:1 ...
         out: Journal, trials, results.csv and best.yaml are in OUT/NAME.
         reports: The report is REPORTS/NAME.*.

@@ -1,4 +1,4 @@
-"""rkhs-tightness: where the certificate is lost, layer by layer."""
+"""rkhs-tightness: tightness of the certificate, layer by layer."""
 
 from pathlib import Path
 
@@ -18,18 +18,18 @@ def _tightness(
     out: Folder = Path("reports"),
     as_json: AsJson = False,
 ) -> None:
-    """Layer by layer, the proven bound over what is found from below: where the certificate is lost.
+    """Compare the proven bound of each layer with an empirical lower bound, to find where the certificate loses tightness.
 
     $ rkhs-tightness --model digits_conv --samples 32
 
     Args:
         model: Name in checkpoints/, checkpoint folder, or package.module:builder.
-        samples: Test images, a seeded stratified subset; all where there are fewer.
-        seed: Which images, and every random draw.
+        samples: Number of test images (a seeded stratified subset), at most.
+        seed: Seed of the choice of images and of all random numbers.
         weights: Weights (.safetensors, or .pth of a plain state dict) for a recipe or builder.
-        data: Data set or FILE.npz in place of the recipe's.
-        allow_code: Packages, modules, folders or .py files of your own whose code a checkpoint folder may name and have imported.
-        out: tightness/MODEL.* goes here; verdicts of the model are looked for in verdicts/.
+        data: Data set or FILE.npz instead of the recipe's.
+        allow_code: Your own packages, modules, folders or .py files whose code a checkpoint folder may name and import.
+        out: Folder for tightness/MODEL.*; the verdicts of the model are read from its verdicts/.
         as_json: Print one JSON object on stdout, the tables on stderr.
     """
     from robustbench_rkhs.audit import tightness as run

@@ -1,4 +1,4 @@
-"""rkhs-train: a named recipe, trained."""
+"""rkhs-train: train a model by its recipe."""
 
 import os
 
@@ -19,23 +19,23 @@ def _train(
     `rkhs-list models digits_mlp` shows a recipe with every field. A training that was stopped goes on from where it was; a
     finished one is lengthened by more --epochs where its schedule does not depend on how many there are.
 
-    A recipe as it stands in models/ is trained in checkpoints/MODEL. Any other training (fields changed by flags, or another
-    recipe than the one the folder holds) goes to checkpoints/MODEL@mine, the next one to checkpoints/MODEL@mine2 and so on; the
-    folder is printed. Git ignores them, and every command finds them by name: rkhs-eval --model robust_vgg@mine. What is finished
-    in checkpoints/MODEL is only overwritten where --out types its path.
+    An unchanged recipe of models/ is trained in checkpoints/MODEL. Any other training (fields changed by flags, or another
+    recipe than that of the folder) goes to checkpoints/MODEL@mine, the next one to checkpoints/MODEL@mine2 and so on; the
+    folder is printed. Git ignores them, and every command finds them by name: rkhs-eval --model robust_vgg@mine. A finished
+    training in checkpoints/MODEL is only overwritten if --out gives its path.
 
     Args:
         model: Name in models/, or path of a YAML recipe.
-        out: Checkpoint folder; where not given, checkpoints/MODEL or checkpoints/MODEL@mine (@mine2 ...), as above.
+        out: Checkpoint folder; default: checkpoints/MODEL or checkpoints/MODEL@mine (@mine2 ...), as above.
         device: auto, cpu, cuda, cuda:1 ...
-        fresh: Train anew over what the folder holds.
+        fresh: Train anew and overwrite the folder.
         half: Store the weights in half precision.
     """
     from robustbench_rkhs.cli.progress import TrainingBar
     from robustbench_rkhs.training.loop import train as run
     from robustbench_rkhs.training.named import prepared
 
-    leads = os.environ.get("RANK", "0") == "0"  # torchrun's other processes work silently
+    leads = os.environ.get("RANK", "0") == "0"  # the other processes of torchrun print nothing
     recipe, folder = prepared(model, out, fields, fresh, note if leads else lambda line: None)
     with TrainingBar(recipe.epochs, quiet=not leads) as bar:
         run(recipe, folder, device=usable_device(device), command=typed_command(), fresh=fresh, half=half, report=bar.report)

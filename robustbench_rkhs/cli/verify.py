@@ -1,4 +1,4 @@
-"""rkhs-verify: files of certificates and of adversarial images, checked again."""
+"""rkhs-verify: re-check files of certificates and of adversarial images."""
 
 import sys
 from pathlib import Path
@@ -22,17 +22,17 @@ def _verify_adversarials(
     data: str | None = None,
     device: str = "auto",
 ) -> int:
-    """Re-check files of adversarial images, each image against the data and the model asked again.
+    """Re-check files of adversarial images: each image is compared with the data and classified again by the model.
 
     $ rkhs-verify adversarials/digits_mlp-l2.npz
 
     Exit code 0: all images confirmed; 1: some refused, with the reason; 2: not such a file.
 
     Args:
-        files: FILE.npz as rkhs-eval --save-adversarials writes it.
-        model: Name in checkpoints/, checkpoint folder or package.module:builder; the checkpoint the file names where not given.
+        files: FILE.npz as written by rkhs-eval --save-adversarials.
+        model: Name in checkpoints/, checkpoint folder or package.module:builder; default: the checkpoint named in the file.
         weights: Weights (.safetensors, or .pth of a plain state dict) for a recipe or builder.
-        data: Data set or FILE.npz in place of the recipe's.
+        data: Data set or FILE.npz instead of the recipe's.
         device: auto, cpu, cuda, cuda:1 ...
     """
     from robustbench_rkhs.submission.adversarials import judge, named_by
@@ -54,9 +54,9 @@ def _verify_adversarials(
 
 
 def main() -> None:
-    """Re-check certificate files: NumPy alone, no torch; exit code 1 where one is not true, 2 where it is none.
+    """Re-check certificate files with NumPy alone, without torch; exit code 1 where one is false, 2 where it is not one.
 
-    A FILE.npz is of adversarial images: re-checked by asking the model.
+    A FILE.npz holds adversarial images: re-checked by classifying them with the model.
     """
     if any(word.endswith(".npz") for word in sys.argv[1:]):
         command(_verify_adversarials)()

@@ -1,10 +1,10 @@
-"""What an evaluation must say beside its tables: what is missing, doubtful, or false."""
+"""The warnings beside an evaluation's tables: missing, doubtful or unsound results."""
 
 from typing import Any
 
 
 def warnings_of(done: Any) -> list[str]:
-    """One line each; those that begin with DOUBTFUL or UNSOUND forbid to trust the tables as they stand."""
+    """One line each; with a line that begins with DOUBTFUL or UNSOUND, the tables must not be trusted."""
     from robustbench_rkhs import verdicts
 
     lines = []
@@ -18,20 +18,18 @@ def warnings_of(done: Any) -> list[str]:
             f"budget used up with images untested: {untested or 'none'}; the same command without --budget goes on from here"
         )
     if (sampled := done.about.rechecked).pairs:
-        lines.append(f"inferred survivals attacked at their own eps: {sampled.pairs}, of which {sampled.fell} fell")
+        lines.append(f"inferred survivals attacked at their own eps: {sampled.pairs}, of which {sampled.fell} were broken")
     if twin := done.about.twin:
         own = done.table[done.table["method"] == "transfer"]
         fell = own.loc[own["radius"] < float("inf"), "index"].nunique()
-        lines.append(
-            f"transfer from the twin {twin[:12]}: tried on {own['index'].nunique()} images that survived, of which {fell} fell"
-        )
+        lines.append(f"transfer from the twin {twin[:12]}: tried on {own['index'].nunique()} survivors, {fell} of which broke")
     unconfirmed = done.table[done.table["state_reason"] == "unconfirmed"]
     if len(unconfirmed):
         images = set(unconfirmed["index"])
         states = (verdicts.states(done, eps)["state"] for eps in done.about.epsilons)
         stay = images & {index for state in states for index in state.index[state == "untested"]}
-        rest = f"of which {len(stay)} stay untested" if stay else "each of which something else decides"
-        lines.append(f"falls that the model denied when asked again, after further runs too: on {len(images)} images, {rest}")
+        rest = f"{len(stay)} of which stay untested" if stay else "all decided otherwise"
+        lines.append(f"adversarial images not reproduced, even after more runs: for {len(images)} images, {rest}")
     claims = done.table[(done.table["kind"] == "certificate") & (done.table["radius"] > 0)]
     if chance := float(claims["failure_probability"].max() if len(claims) else 0):
         lines.append(f"certified by chance: each claim about an image is wrong with probability at most {chance:g}")

@@ -1,4 +1,4 @@
-"""Reports: verdicts in, files out. Every figure and table is rebuilt from the parquet alone, byte for byte."""
+"""Reports: tables and figures from verdicts alone, byte for byte reproducible from the parquet files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +24,8 @@ def report(
     """Curves, tables and trade-off plots under folder/curves, tables and tradeoff; the leaderboard in folder itself.
 
     One set for each evaluation, named after its model, data, norm (and `nobox`), with a row for each image (NAME-images.csv);
-    where several share data, norm and box, one more named `all`, with the trade-off at every eps that at least two of them asked
-    for. An evaluation alone has a trade-off plot of its own. On the leaderboard, adversarial images in folder/submitted count.
+    where several share data, norm and box, one more named `all`, with the trade-off at every eps that at least two of them
+    evaluated. A single evaluation has its own trade-off plot. On the leaderboard, adversarial images in folder/submitted count.
     `unread`: a line on each table that could not be read, which the leaderboard repeats; those of folder/submitted are added.
     Returns the paths by kind. Raises UserError where they cannot be written.
     """

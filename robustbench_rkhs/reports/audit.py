@@ -14,7 +14,7 @@ from robustbench_rkhs.verdicts.axes import in_words
 CLAIMS = ["claim", "claimed", "measured [95%]", "left by attacks [95%]", "difference", "verdict", "cause"]
 MISTAKES = ["mistake", "would certify [95%]", "off the claim", "broken at eps", "broken nearer", "reproduces the claim"]
 SHOWN = 6
-"""Mistakes of each claim on the terminal; all are in the files."""
+"""Mistakes listed per claim on the terminal; the files list all."""
 NOTE = (
     "measured: proved for certified claims, left standing by proofs and attacks for robust ones (no attack proves robustness), "
     "right for clean ones. Upheld: the claim is within the 95% limits of what is measured, or below. Refuted: above the limits of "
@@ -32,14 +32,14 @@ def _domain(about: dict[str, Any]) -> str:
 
 
 def write_audit(report: dict[str, Any], stem: str | Path) -> list[Path]:
-    """STEM.json (all of it, sealed), .csv (claims and mistakes, a row each) and .md. Raises UserError where not writable."""
+    """STEM.json (everything, sealed), .csv (one row per claim and mistake) and .md. Raises UserError where not writable."""
     texts = {"csv": _csv(report), "md": _markdown(report)}
     write_record(Path(f"{stem}.json"), report, indent=1)
     return [Path(f"{stem}.json"), *(write_bytes(Path(f"{stem}.{kind}"), text) for kind, text in texts.items())]
 
 
 def console_audit(report: dict[str, Any]) -> list[Table]:
-    """The claims, and the mistakes that come closest to each that is not upheld, for a terminal."""
+    """Tables for a terminal: the claims, and the mistakes that come closest to each claim that is not upheld."""
     about = report["about"]
     claims = Table(
         title=f"{about['model']}: claims, {_domain(about)}, {about['samples']} images",
@@ -65,7 +65,7 @@ def console_audit(report: dict[str, Any]) -> list[Table]:
 
 
 def findings(report: dict[str, Any]) -> list[str]:
-    """What else a reader must know, a line each."""
+    """Further remarks, one line each."""
     lines = [f"no certificate: {line}" for line in report["refused"]]
     lines += [f"stale cache: {path} gives its old answer after its weights have changed" for path in report["stale"]]
     lines += report["notes"]

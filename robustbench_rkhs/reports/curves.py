@@ -1,4 +1,4 @@
-"""Accuracy versus eps: certified, robust to the attacks, and the gap between them."""
+"""Accuracy-versus-eps curves: certified, empirical, and the gap between them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,15 +11,15 @@ from robustbench_rkhs.verdicts.axes import MARKERS, PALETTE, label
 from robustbench_rkhs.verdicts.plot import DENSE, asked, bars, draw_one, dress
 
 BANDS = 4
-"""With more models than this, certified curves go without bands: they would hide one another."""
+"""With more models than this, certified curves have no bands, which would hide one another."""
 
 
 def draw_curve(evaluations: Sequence[Record], stem: str | Path) -> list[Path]:
     """STEM.png, .pdf, .svg: certified and empirical accuracy over eps, with 95% Clopper-Pearson limits.
 
     One model: the gap between both curves is shaded `open`. Several: one colour each, solid empirical, dashed certified.
-    Empirical accuracy is known at tested eps only (markers); lines between them guide the eye, and are solid for one model where
-    its attacks answer nearly every eps. Raises UserError for no evaluation, several data sets, norms or boxes, or no space.
+    Empirical accuracy is known only at tested eps (markers); lines between them guide the eye, and are solid for one model if
+    its attacks cover nearly every eps. Raises UserError for no evaluation, several data sets, norms or boxes, or no space.
     """
     same_domain(evaluations)
     wide = len(evaluations) > 1

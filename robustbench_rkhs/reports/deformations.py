@@ -1,4 +1,4 @@
-"""A sheet of deformed images: the original, each kind of deformation, and the lines it bends."""
+"""Figure of deformed images: the original, each kind of deformation, and its displaced lattice."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +14,10 @@ from robustbench_rkhs.verdicts.axes import PALETTE
 def draw_deformations(
     images: np.ndarray, deformed: Sequence[tuple[str, np.ndarray, np.ndarray]], stem: str | Path, title: str = ""
 ) -> list[Path]:
-    """STEM.png, .pdf, .svg: a row for each image; the original, then each of `deformed` and its displaced pixel lattice.
+    """STEM.png, .pdf, .svg: one row per image; the original, then each of `deformed` and its displaced pixel lattice.
 
     images: (count, channel, height, width) in [0, 1]. deformed: name, images of the same shape, fields (count, 2, height, width)
-    in pixels, down then right; lines show where in the original a row or column of the result is read. Raises UserError at other
+    in pixels, down then right; lines show where the rows and columns of the result lie in the original. Raises UserError for other
     shapes.
     """
     if images.ndim != 4 or not len(images):

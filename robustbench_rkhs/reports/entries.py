@@ -1,4 +1,4 @@
-"""The entries of the leaderboard: one for each function, whatever names it was evaluated under, judged and in their order."""
+"""The entries of the leaderboard, ranked: one per model function, whatever the names it was evaluated under."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from robustbench_rkhs.reports.tables import records
 from robustbench_rkhs.verdicts import Evaluation, breaches, by_attack, functions, marks, pooled, summary
 
 ASIDE = {"incomplete": "Incomplete", "unsealed": "Unsealed", "refused": "Refused"}
-"""What is not ranked, and the titles under which it stands."""
+"""Statuses that are not ranked, with the titles of their tables."""
 Section = tuple[str, str, str, str, float]
-"""Data set, its digest, norm, box and eps: what the entries of a table have in common."""
+"""Data set, its digest, norm, box and eps: the same for all entries of a table."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One function at one eps, by the evaluation that stands for it."""
+    """One function at one eps, with the evaluation that represents it."""
 
     evaluation: Evaluation
     row: dict[str, Any]
@@ -26,16 +26,16 @@ class Entry:
     doubts: dict[str, str]
     """Diagnoses that tripped, and their sentences."""
     aliases: tuple[str, ...] = ()
-    """Other names that the same function was submitted under."""
+    """Other names under which the same function was submitted."""
 
     @property
     def key(self) -> str:
-        """Which function it is; of tables without a key, the digest of the weights."""
+        """The key of the function; for tables without a key, the digest of the weights."""
         return self.evaluation.about.key or self.evaluation.about.weights
 
     @property
     def public(self) -> dict[str, Any]:
-        """Everything that is said of it but its rank and its other names, as comparable text: a submission must not change it."""
+        """Everything shown about it except rank and other names, as comparable text: a submission must not change it."""
         about = self.evaluation.about
         said = [about.model, about.weights, about.date, about.device, about.command, about.seed, about.protocol]
         return {"said": repr(said), "row": repr(sorted(self.row.items())), "status": self.status, "reason": self.reason} | {
@@ -71,7 +71,7 @@ def board(evaluations: Sequence[Evaluation]) -> dict[Section, list[Entry]]:
 
 
 def _entry(members: list[Evaluation], eps: float, kin: list[Evaluation], unsound: int) -> Entry:
-    """One function's entry in a section, from its evaluations there and all that there are of it."""
+    """One function's entry in a section, from its evaluations there and all its evaluations."""
     names = list(dict.fromkeys(one.about.model for one in sorted(kin, key=_seniority) if one.about.epsilons))
     first = next(name for name in names if any(one.about.model == name for one in members))
     best = max((one for one in members if one.about.model == first), key=_worth)
@@ -85,13 +85,13 @@ def _seniority(one: Evaluation) -> tuple[str, str, str]:
 
 
 def _worth(one: Evaluation) -> tuple[Any, ...]:
-    """Of several evaluations the one on most images, then the latest, then with the most attacks; a sealed one before others."""
+    """The evaluation that represents a function: sealed ones first, then most images, then the latest, then most attacks."""
     about = one.about
     return one.sealed, one.table["index"].nunique(), about.date, len(about.protocol), sorted(about.protocol)
 
 
 def _judge(one: Evaluation, eps: float, unsound: int, doubts: dict[str, str]) -> tuple[dict[str, Any], str, str, str]:
-    """The figures, the status, its reason and the marks."""
+    """The numbers, the status, its reason and the marks."""
     (row,) = records(summary(one, [eps]))
     attacks = by_attack(one)
     masked = sorted(attacks.loc[attacks["masked"] & (attacks["eps"] == eps), "attack"])
@@ -118,7 +118,7 @@ def _judge(one: Evaluation, eps: float, unsound: int, doubts: dict[str, str]) ->
 
 
 def _order(entries: Sequence[Entry]) -> list[Entry]:
-    """Ranked first, by robust then certified accuracy; names settle what is left, so that the file is the same every time."""
+    """Ranked first, by robust then certified accuracy; ties by name, so that the file is reproducible."""
 
     def place(entry: Entry) -> tuple[Any, ...]:
         kind = ["ranked", *ASIDE].index(entry.status)

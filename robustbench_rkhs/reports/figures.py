@@ -1,4 +1,4 @@
-"""What every figure shares: one style, and bytes that do not depend on the day."""
+"""Common functions of all figures: one style, and reproducible bytes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ STYLE: Any = {
     "legend.fontsize": 8,
 }
 LONGEST = 1000
-"""Characters of a text in a figure: more would make it as wide as the text is long."""
+"""Most characters of a text in a figure; longer ones would widen the figure."""
 UNDATED: dict[str, dict[str, None]] = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
@@ -44,7 +44,7 @@ UNDATED: dict[str, dict[str, None]] = {
 
 @contextmanager
 def figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
-    """A figure in our style, whatever the user's matplotlibrc says."""
+    """A figure in our style, independent of the user's matplotlibrc."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
@@ -69,7 +69,7 @@ def save(drawn: Figure, stem: str | Path) -> list[Path]:
 
 
 def same_domain(evaluations: Sequence[Record]) -> None:
-    """Refuse to put into one figure what cannot be compared. Raises UserError."""
+    """Raises UserError for evaluations that cannot be compared in one figure."""
     if not evaluations:
         raise UserError("nothing to draw: expected at least one evaluation")
     found = sorted({domain(evaluation.about) for evaluation in evaluations})
@@ -78,7 +78,7 @@ def same_domain(evaluations: Sequence[Record]) -> None:
 
 
 def names(evaluations: Sequence[Record]) -> list[str]:
-    """Each model's name; with the first digits of its key, and a number, where that is not enough to tell them apart."""
+    """Distinct labels: each model's name, with the first digits of its key and a number where names repeat."""
     plain = [evaluation.about.model for evaluation in evaluations]
     full = [
         name if plain.count(name) == 1 else f"{name} ({(evaluation.about.key or evaluation.about.weights)[:6]})"

@@ -1,4 +1,4 @@
-"""Fits of scalar networks to the square wave."""
+"""Figure of scalar networks fitted to the square wave."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -21,13 +21,13 @@ class Fit:
     panel: str
     """Networks of one panel share axes."""
     values: np.ndarray
-    """One a grid point."""
+    """One value per grid point."""
     slope: float
     """Largest slope between neighbours of the grid: a lower bound of its Lipschitz constant."""
 
 
 def draw_fits(x: np.ndarray, wave: np.ndarray, fits: Sequence[Fit], stem: str | Path, note: str = "") -> list[Path]:
-    """STEM.png, .pdf, .svg: the wave in grey and every network's fit over it, a thin line a seed. Raises UserError without fits."""
+    """STEM.png, .pdf, .svg: the wave in grey and every fit over it, one thin line per seed. Raises UserError without fits."""
     if not fits:
         raise UserError("nothing to draw: expected at least one network")
     names = list(dict.fromkeys(fit.panel for fit in fits))
@@ -60,7 +60,7 @@ def _groups(fits: Sequence[Fit]) -> Mapping[str, list[Fit]]:
 
 
 def _pieces(x: np.ndarray, wave: np.ndarray) -> list[tuple[float, float, float]]:
-    """The stretches on which the wave is constant."""
+    """The intervals on which the wave is constant."""
     jumps = np.flatnonzero(np.diff(wave)) + 1
     edges = [0, *jumps.tolist(), len(x)]
     return [(float(x[a]), float(x[min(b, len(x) - 1)]), float(wave[a])) for a, b in itertools.pairwise(edges)]

@@ -1,4 +1,4 @@
-"""The leaderboard: models by robust accuracy, certified accuracy beside it, and the models that are not ranked."""
+"""The leaderboard: models ranked by robust accuracy, then certified accuracy; models that are not ranked follow."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -36,8 +36,8 @@ def write_leaderboard(evaluations: Sequence[Evaluation], folder: str | Path, unr
 
     `unread`: a line on each table that could not be read, for the end of the file.
 
-    A function has one entry, also where it was evaluated under several names: of its evaluations the one on most images stands on
-    the board (then the latest). A breach in any of them refuses the model. Raises UserError where the files cannot be written.
+    A function has one entry, even if it was evaluated under several names: the evaluation on most images (then the latest)
+    represents it. A breach in any of them refuses the model. Raises UserError where the files cannot be written.
     """
     text, rows = ["# Leaderboard", "", READ, ""], []
     for (data, _, norm, box, eps), entries in board(evaluations).items():
@@ -72,13 +72,13 @@ def _weights(one: Evaluation) -> str:
 
 
 def _ranks(entries: Sequence[Entry]) -> list[int]:
-    """1 for the first; equal figures share a rank."""
+    """1 for the first; equal numbers share a rank."""
     scores = [(entry.row["robust"], entry.row["certified"]) for entry in entries if entry.status == "ranked"]
     return [scores.index(score) + 1 for score in scores]
 
 
 def _neighbours(ranked: Sequence[Entry], eps: float) -> list[str]:
-    """A line for each pair of neighbours in the order: significant or not, on the images they share."""
+    """One line per pair of neighbours in the ranking: significant or not, on the images they share."""
     right = [robust_images(entry.evaluation, eps) for entry in ranked]
     pairs = list(combinations(range(len(ranked)), 2))
     shared = [right[a].index.intersection(right[b].index) for a, b in pairs]
@@ -96,7 +96,7 @@ def _neighbours(ranked: Sequence[Entry], eps: float) -> list[str]:
 
 
 def _doubts(ranked: Sequence[Entry]) -> list[str]:
-    """The sentences behind the marks of every ranked model that has any."""
+    """The explanations of the marks of every ranked model that has any."""
     lines = []
     for entry in ranked:
         why = "; ".join(f"{name}: {words}" if words else name for name, words in entry.doubts.items())
@@ -124,7 +124,7 @@ def _record(entry: Entry, rank: str, group: tuple[str, str, str]) -> dict[str, A
     record |= {"date": about.date, "device": about.device, "seed": str(about.seed), "command": about.command}
     record |= {"data_digest": about.data_digest[:12], "key": entry.key[:12]}
     figures = {column: entry.row[column] for column in entry.row if not column.startswith("count_")}
-    if entry.status == "refused":  # no figure of an unsound evaluation is published
+    if entry.status == "refused":  # no number of an unsound evaluation is published
         figures = {column: figures[column] if column in ("eps", "images") else np.nan for column in figures}
     return record | figures
 

@@ -1,4 +1,4 @@
-"""Learning curves: the loss and what validation measured, epoch by epoch, seeds of one recipe as one curve."""
+"""Learning curves: loss and validation metrics by epoch, with the seeds of one recipe as one curve."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,14 +21,14 @@ PANELS = {
     "validation_mse": "squared error, validation",
 }
 DASHES = ["-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5))]
-"""With more groups than colours the lines differ, too."""
+"""Line styles, for more groups than colours."""
 Records = Sequence[Mapping[str, Any]]
 
 
 def draw_learning(groups: Mapping[str, Sequence[Records]], stem: str | Path, band: Band = "range", note: str = "") -> list[Path]:
-    """STEM.png, .pdf, .svg: a panel for each number that any run has; a colour for each group, its mean and band over seeds.
+    """STEM.png, .pdf, .svg: one panel per metric that any run has; one colour per group, with mean and band over seeds.
 
-    A group is drawn as far as all its runs have come. Raises UserError where there is nothing to draw.
+    A group is drawn up to the last epoch that all its runs have. Raises UserError where there is nothing to draw.
     """
     if not groups:
         raise UserError("nothing to draw: expected at least one run")

@@ -15,7 +15,7 @@ from robustbench_rkhs.runtime.sinks import for_markdown
 from robustbench_rkhs.verdicts.axes import PALETTE
 
 COLUMNS = {"class": "largest class", "pair": "largest pair", "logits": "all logits"}
-"""Of the bounds: of f_k, of f_y - f_j, of f as a map to l2."""
+"""Columns of the bounds: for f_k, for f_y - f_j, for f as a map to l2."""
 NOTE = (
     "Logits per unit l2 of input. Lower bounds hold for the RKHS norm and for the Lipschitz constant alike; the proven bound is of "
     "the Lipschitz constant, caps every lower bound, and is not a bound of the RKHS norm. The reshaped product is the quantity the "
@@ -28,7 +28,7 @@ CAUTION = (
 
 
 def write_norms(report: dict[str, Any], stem: str | Path) -> list[Path]:
-    """STEM.json (all of it, sealed), .csv (the bounds, class by class), .md, and the figure. Raises UserError if not writable."""
+    """STEM.json (everything, sealed), .csv (the bounds by class), .md, and the figure. Raises UserError if not writable."""
     texts = {"csv": _csv(report), "md": _markdown(report)}
     write_record(Path(f"{stem}.json"), report, indent=1)
     written = [Path(f"{stem}.json"), *(write_bytes(Path(f"{stem}.{kind}"), text) for kind, text in texts.items())]
@@ -36,7 +36,7 @@ def write_norms(report: dict[str, Any], stem: str | Path) -> list[Path]:
 
 
 def draw_norms(report: dict[str, Any], stem: str | Path) -> list[Path]:
-    """STEM.png, .pdf, .svg: a bar for each bound on a log axis; full bars from below, hatched bars from above."""
+    """STEM.png, .pdf, .svg: one bar per bound on a log axis; full bars for lower bounds, hatched for upper ones."""
     rows = report["bounds"]
     with figure(7.8, 0.9 + 0.45 * len(rows)) as (drawn, axes):
         smallest = min((row[key] for row in rows for key in COLUMNS if row[key]), default=1.0)
@@ -104,7 +104,7 @@ def origin(about: dict[str, Any]) -> str:
 
 
 def refusals(report: dict[str, Any]) -> list[str]:
-    """What is missing from above, and why."""
+    """Bounds that are missing above, with the reasons."""
     return [f"{name}: {why}" for name, why in report["refusals"].items() if why]
 
 
@@ -119,7 +119,7 @@ def _cells(report: dict[str, Any]) -> list[list[str]]:
 
 
 def _exceeded(report: dict[str, Any]) -> list[str]:
-    """Says so where a measured lower bound lies above the reshaped product."""
+    """A remark if a measured lower bound lies above the reshaped product."""
     lower = max((row["logits"] for row in report["bounds"] if row["side"] == "lower"), default=0.0)
     found = [row["logits"] for row in report["bounds"] if row["bound"] == "reshaped product" and row["logits"] < lower]
     return [f"Here the reshaped product, {value:.4g}, lies below what was measured, {lower:.4g}." for value in found]

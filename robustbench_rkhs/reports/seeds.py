@@ -16,7 +16,7 @@ from robustbench_rkhs.verdicts.axes import MARKERS, PALETTE, domain, label, perc
 def seed_curves(evaluations: Sequence[Evaluation], band: Band, largest: float) -> pd.DataFrame:
     """A row per eps up to `largest`: certified and robust, each with _low and _high over the evaluations, and `asked`.
 
-    Robust accuracy is known where every evaluation knows it, NaN elsewhere; `asked`: every evaluation was asked for that eps.
+    Robust accuracy is known where every evaluation knows it, NaN elsewhere; `asked`: every evaluation was run at that eps.
     """
     asked = [set(one.about.epsilons) for one in evaluations]
     grid = sorted({*np.linspace(0, largest, 61).tolist(), *set().union(*asked)})
@@ -31,7 +31,7 @@ def seed_curves(evaluations: Sequence[Evaluation], band: Band, largest: float) -
 def draw_seed_curves(
     groups: Mapping[str, Sequence[Evaluation]], stem: str | Path, band: Band = "range", note: str = ""
 ) -> list[Path]:
-    """STEM.png, .pdf, .svg: solid robust with markers at asked eps, dashed certified, a colour a group, bands over seeds.
+    """STEM.png, .pdf, .svg: solid robust with markers at evaluated eps, dashed certified, one colour per group, bands over seeds.
 
     Raises UserError for no evaluation or several data sets, norms or boxes.
     """

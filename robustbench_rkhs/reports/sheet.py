@@ -16,8 +16,8 @@ def sheet(
 ) -> list[Path]:
     """The first rows x columns images as STEM.png, .pdf and .svg, row by row, with a label under each where given.
 
-    Images are (count, channel, height, width) or (count, height, width) in [0, 1], with 1 or 3 channels; what lies outside is
-    cut. Places without an image stay empty. Raises UserError at any other shape, at NaN, or where nothing can be written.
+    Images are (count, channel, height, width) or (count, height, width) in [0, 1], with 1 or 3 channels; other values are
+    clipped. Places without an image stay empty. Raises UserError for other shapes, for NaN, or where nothing can be written.
     """
     images = np.asarray(images)
     if images.ndim == 3:

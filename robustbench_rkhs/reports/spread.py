@@ -20,5 +20,5 @@ def spread(values: np.ndarray, band: Band) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def counted(name: str, seeds: int) -> str:
-    """A group's name with how many seeds it has."""
+    """A group's name with its number of seeds."""
     return f"{name} ({seeds} seeds)" if seeds > 1 else name

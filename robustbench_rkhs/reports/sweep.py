@@ -1,4 +1,4 @@
-"""A sweep's report: every setting by its mean over seeds, what cannot be improved in both ways at once, and the pick."""
+"""The report of a sweep: every setting with its mean over seeds, the Pareto front, and the picked setting."""
 
 import json
 import statistics
@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """For each point whether no other is at least as good in both numbers and better in one."""
+    """Which points are Pareto optimal: no other point is at least as good in both numbers and better in one."""
     best, front = -float("inf"), [False] * len(points)
     for place in sorted(range(len(points)), key=lambda place: points[place], reverse=True):
         same = [other for other in range(len(points)) if front[other] and points[other] == points[place]]
@@ -30,9 +30,9 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
 
 
 def summarised(rows: Sequence[Row], pick: str) -> list[Row]:
-    """The rows with their statistics over seeds; `front` and `picked` told among the complete ones that have a score.
+    """The rows with their statistics over seeds; `front` and `picked` are set among the complete rows with a score.
 
-    `pick`: the quantity a setting is picked by; ties go to the higher clean accuracy, then to the earlier trial.
+    `pick`: the quantity by which a setting is picked; ties go to the higher clean accuracy, then to the earlier trial.
     """
     found = []
     for row in rows:
@@ -54,13 +54,13 @@ def summarised(rows: Sequence[Row], pick: str) -> list[Row]:
 
 
 def write_sweep(report: dict[str, Any], stem: str | Path) -> list[Path]:
-    """STEM.csv (a row a setting), .md and the trade-off figure. Raises UserError where they cannot be written."""
+    """STEM.csv (one row per setting), .md and the trade-off figure. Raises UserError where they cannot be written."""
     texts = {"csv": settings_csv(report), "md": _markdown(report)}
     return [*(write_bytes(Path(f"{stem}.{kind}"), text) for kind, text in texts.items()), *draw_sweep(report, stem)]
 
 
 def settings_csv(report: dict[str, Any]) -> str:
-    """A row a setting."""
+    """One row per setting."""
     statistic = [f"{key}{end}" for key in QUANTITIES for end in ("", "_std", "_worst")]
     columns = ["state", "seeds", *statistic, "front", "picked", "reason"]
     rows = [
@@ -73,7 +73,7 @@ def settings_csv(report: dict[str, Any]) -> str:
 
 
 def runs_csv(report: dict[str, Any]) -> str:
-    """A row a trained network."""
+    """One row per trained network."""
     kept = ("seed", *QUANTITIES, "refused", "epoch", "weights", "folder", "device", "date")
     rows = [
         {"trial": row["trial"], "state": row["state"], **_cells(row["setting"])} | {key: run[key] for key in kept}
@@ -84,10 +84,10 @@ def runs_csv(report: dict[str, Any]) -> str:
 
 
 def draw_sweep(report: dict[str, Any], stem: str | Path) -> list[Path]:
-    """STEM.png, .pdf, .svg: clean versus robust (or certified, where that is picked by) accuracy on validation images.
+    """STEM.png, .pdf, .svg: clean versus robust (or certified, if picked by it) accuracy on validation images.
 
-    A faint dot per run, a marker with its standard deviation a setting; colour and shape tell the first two fields that were
-    varied over at most seven values. The line is the front, the ring the pick.
+    One faint dot per run, one marker with standard deviation per setting; colour and shape show the first two fields that were
+    varied over at most seven values. The line is the Pareto front, the ring the picked setting.
     """
     about = report["about"]
     upright = "certified" if about["pick"] == "validation_certified" else "robust"
@@ -121,7 +121,7 @@ def draw_sweep(report: dict[str, Any], stem: str | Path) -> list[Path]:
 
 
 def _legend(axes: Axes, shown: Sequence[tuple[str, list[str]]], seeds: bool) -> None:
-    """What colours and shapes mean."""
+    """The legend of colours and shapes."""
     for which, (key, values) in enumerate(shown):
         for place, value in enumerate(values):
             look: dict[str, Any] = (
@@ -134,7 +134,7 @@ def _legend(axes: Axes, shown: Sequence[tuple[str, list[str]]], seeds: bool) -> 
 
 
 def origin(about: dict[str, Any]) -> str:
-    """Where the numbers come from: command, device, date, seeds, digest of the data."""
+    """The origin of the numbers: command, device, date, seeds, digest of the data."""
     return (
         f"{about['command']}, {about['device']}, {about['date']}, seeds {_list(about['seeds'])}, "
         f"data {about['data']} {about['data_digest'][:12]}, torch {about['torch']}"

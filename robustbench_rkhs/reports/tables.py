@@ -15,9 +15,9 @@ from robustbench_rkhs.verdicts import About, Record, by_attack, by_certificate, 
 from robustbench_rkhs.verdicts.axes import domain
 
 WITHHELD = "withheld"
-"""Printed for a robust accuracy while images are untested."""
+"""Printed instead of robust accuracy while images are untested."""
 INTERVAL = f"{WITHHELD}: images are untested; it lies between the shares certified and not known to be broken"
-"""What is said of it."""
+"""Its explanation."""
 HEAD = ["model", "data", "norm", "box", "eps", "images", "clean [95%]", "robust [95%]", "certified [95%]", "open"]
 
 
@@ -87,7 +87,7 @@ def console(evaluation: Record) -> Table:
 
 
 def console_attacks(evaluation: Record) -> Table:
-    """Each attack of the protocol for a terminal: images, broken, the accuracy it alone would report, passes, masking."""
+    """Table for a terminal of each attack of the protocol: images, broken, accuracy under it alone, passes, masking."""
     table = Table(title=f"{evaluation.about.model}: attacks, each on the images left to it", title_justify="left")
     for column in ("attack", "eps", "images", "broken", "not broken", "missed", "passes"):
         table.add_column(column, justify="left" if column == "attack" else "right", no_wrap=column != "attack")
@@ -111,14 +111,14 @@ def console_attacks(evaluation: Record) -> Table:
 
 
 def outside(evaluation: Record) -> str:
-    """Which attacks returned images that had to be pulled in, and how many; empty where none did."""
+    """The attacks that returned images outside the ball or box, with counts; empty where none did."""
     found = evaluation.about.outside
     counts = ", ".join(f"{method} {count}" for method, count in sorted(found.items()) if count)
-    return f"images returned outside box or ball by more than 1e-6: {counts}; counted as pulled inside" if counts else ""
+    return f"images returned outside box or ball by more than 1e-6: {counts}; counted after projection" if counts else ""
 
 
 def console_certificates(evaluation: Record) -> Table:
-    """Each certificate for a terminal: images it was run on, proved at eps, proved farthest by it, and why it proved nothing."""
+    """Table for a terminal of each certificate: images, certified at eps, largest radius among all, reasons for no proof."""
     table = Table(title=f"{evaluation.about.model}: certificates, each on the images left open to it", title_justify="left")
     for column in ("certificate", "eps", "images", "certified", "largest", "nothing proved", "seconds"):
         table.add_column(column, justify="left" if column == "certificate" else "right", no_wrap=True)
@@ -131,24 +131,24 @@ def console_certificates(evaluation: Record) -> Table:
 
 
 def write_images(evaluation: Record, path: str | Path) -> Path:
-    """Image by image as csv: the radius each is proved robust up to, by which certificate, and the one it was broken at."""
+    """One csv row per image: its certified radius, the certificate that proved it, and the radius at which it was broken."""
     return write_bytes(Path(path), csv(images(evaluation)))
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows by column name, each value of its own type (a row as a Series would turn counts into floats)."""
+    """The rows by column name, with the type of each value kept (a Series would turn counts into floats)."""
     return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
 
 
 def limits(row: dict[str, Any], part: str) -> str:
-    """A share in percent with its limits, or the word that it is withheld."""
+    """A share in percent with its limits, or `withheld`."""
     if row[part] != row[part]:
         return WITHHELD
     return f"{100 * row[part]:.1f}% [{100 * row[f'{part}_low']:.1f}, {100 * row[f'{part}_high']:.1f}]"
 
 
 def interval(row: dict[str, Any]) -> str:
-    """Where robust accuracy lies on these images, between what is proved and what is not known to be broken, in percent."""
+    """The range of robust accuracy on these images, from certified to not known to be broken, in percent."""
     return f"{WITHHELD}: {100 * row['certified']:.1f} to {100 * row['not_broken']:.1f}%"
 
 
@@ -158,13 +158,15 @@ def _shares(row: dict[str, Any]) -> list[str]:
 
 
 def _sampled(about: About) -> str:
-    """A sentence on the sampled check of inferred survivals, where there was one."""
+    """A sentence on the sampled check of inferred survivals, if there was one."""
     pairs, fell = about.rechecked.pairs, about.rechecked.fell
-    return f"\n{for_markdown(about.model)}: of {pairs} inferred survivals attacked at their own eps, {fell} fell." if pairs else ""
+    return (
+        f"\n{for_markdown(about.model)}: of {pairs} inferred survivals attacked at their own eps, {fell} broken." if pairs else ""
+    )
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of plain text; what would be markup in a cell is written out."""
+    """A Markdown table of plain text; markup in cells is escaped."""
     cells = [[for_markdown_code(cell) if isinstance(cell, Code) else for_markdown(cell) for cell in row] for row in [head, *rows]]
     lines = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join([lines[0], "|" + " --- |" * len(head), *lines[1:]]) + "\n"
@@ -178,7 +180,7 @@ def latex(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def bullets(lines: Sequence[str]) -> list[str]:
-    """Lines of Markdown, a bullet each."""
+    """Lines of Markdown, one bullet each."""
     return [f"- {for_markdown(line)}" for line in lines]
 
 

@@ -31,7 +31,7 @@ def write_tightness(report: dict[str, Any], stem: str | Path) -> list[Path]:
 
 
 def draw_tightness(report: dict[str, Any], stem: str | Path) -> list[Path]:
-    """STEM.png, .pdf, .svg: a bar per layer up to its proven bound, a mark at what was found; the loosest stands out."""
+    """STEM.png, .pdf, .svg: a bar per layer up to its proven bound, a mark at the empirical value; the loosest is highlighted."""
     rows = [row for row in report["layers"] if not _idle(row)] or report["layers"]
     left = len(report["layers"]) - len(rows)
     values = [value for row in rows for value in (row["upper"], row["lower"]) if value]
@@ -87,7 +87,7 @@ def console_tightness(report: dict[str, Any]) -> list[Table]:
 
 
 def findings(report: dict[str, Any]) -> list[str]:
-    """What the tables come to, a line each."""
+    """The conclusions from the tables, one line each."""
     lines = []
     if report["waster"]:
         worst = next(row for row in report["layers"] if row["layer"] == report["waster"])

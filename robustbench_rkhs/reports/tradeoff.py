@@ -1,4 +1,4 @@
-"""The trade-off: what robustness costs in clean accuracy."""
+"""Trade-off plot: clean versus robust and certified accuracy."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from robustbench_rkhs.verdicts.axes import MARKERS, PALETTE, domain, label, perc
 def draw_tradeoff(evaluations: Sequence[Evaluation], eps: float, stem: str | Path) -> list[Path]:
     """STEM.png, .pdf, .svg: clean accuracy (x) versus robust (filled) and certified (hollow) accuracy at eps, 95% limits as bars.
 
-    A vertical thread joins the two points of a model; where images are untested the filled one is absent.
+    A vertical line joins the two points of a model; if images are untested, the filled one is absent.
     Raises UserError for no evaluation, several data sets, norms or boxes, a negative eps, or no space.
     """
     same_domain(evaluations)
