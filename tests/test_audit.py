@@ -1,4 +1,4 @@
-"""The claim auditor: honest claims stand, and each known mistake is re-enacted as it is defined and named where it was made."""
+"""The claim auditor: honest claims stand, and each known mistake is reproduced as it is defined and named where it was made."""
 
 import json
 import math

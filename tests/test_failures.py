@@ -86,7 +86,7 @@ FAULTS = {
     "NoState": "your own code failed: RuntimeError: no state",
     "Leaves": "your own code failed: SystemExit: 0|the model cannot take images",
     "quantised": "quantised module",
-    "meta": "'meta', which holds none",
+    "meta": "'meta', which has none",
     "base": "BaseException: from below",
 }
 OWN = ["--data", "mine.npz", "--eps", "0.1", "--no-diagnostics", "--certify", "none", "--attack", "pgd:steps=3"]

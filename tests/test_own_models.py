@@ -128,7 +128,7 @@ def test_a_model_of_timm_is_normalised_as_it_says(online: bool, monkeypatch: pyt
     torch.testing.assert_close(named.model(x), named.model[1]((x - mean) / std))
     assert named.shape == (3, 4, 4) and named.classes == 7
     assert said == (
-        [] if online else ["WARNING: the weights of timm:tiny.in1k are RANDOM, they could not be had: no route to the Hub"]
+        [] if online else ["WARNING: the weights of timm:tiny.in1k are RANDOM, they could not be downloaded: no route to the Hub"]
     )
     with pytest.raises(UserError, match=r"timm has no model 'tinny': RuntimeError: Unknown model .*did you mean 'tiny'"):
         load_model("timm:tinny")
@@ -155,7 +155,7 @@ def test_a_hub_repository_is_a_checkpoint_folder(monkeypatch: pytest.MonkeyPatch
     assert {file for _, file, _ in asked} == {"config.json", "recipe.yaml", "model.safetensors"}
     assert {(repository, revision) for repository, _, revision in asked} == {("owner/digits", "v1")}
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(hf_hub_download=lambda *a, **k: 1 / 0))
-    with pytest.raises(UserError, match="hf:owner/name could not be had: division by zero"):
+    with pytest.raises(UserError, match="hf:owner/name could not be downloaded: division by zero"):
         load_model("hf:owner/name")
     with pytest.raises(UserError, match="expected hf:owner/name"):
         load_model("hf:../x/y")

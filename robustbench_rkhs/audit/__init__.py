@@ -1,4 +1,4 @@
-"""Audits: a claimed accuracy against what is proved and broken, and where a certificate loses its tightness."""
+"""Audits: claimed accuracies compared with certificates and attacks, and the tightness of certificates."""
 
 from robustbench_rkhs.audit.claims import Claim
 from robustbench_rkhs.audit.factors import Part, parts

@@ -1,4 +1,4 @@
-"""A model as a chain of layers, with or without a rule, and the products of their factors."""
+"""A model as a chain of layers, with or without rules, and products of their Lipschitz factors."""
 
 import copy
 import math
@@ -24,25 +24,25 @@ class Part(NamedTuple):
     """Input shape without the batch dimension."""
     outputs: tuple[int, ...]
     proven: float | None
-    """Proven Lipschitz bound; None where no rule covers it."""
+    """Proven Lipschitz bound; None without a rule."""
     branches: tuple[list["Part"], ...] = ()
-    """The chains whose outputs it adds, where it is made of such."""
+    """The branches whose outputs it adds, if any."""
 
 
 Factor = Callable[[Part], float | None]
-"""What a mistake puts in the place of a layer's proven bound; None: it keeps it."""
+"""A mistake's replacement for the proven bound of a layer; None: keep the bound."""
 
 
 def copied(module: nn.Module) -> nn.Module:
-    """A deep copy, also of a module that keeps a tensor computed from others (old-style spectral_norm does)."""
+    """A deep copy, also of modules that store computed tensors (as old-style spectral_norm does)."""
     kept = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
     return copy.deepcopy(module, {id(value): value.detach().clone() for value in kept})
 
 
 def doubled(model: nn.Module) -> nn.Module:
-    """A float64 copy on the CPU in eval mode; tensors that are neither parameter nor buffer (constants, caches) go with it."""
+    """A float64 copy on the CPU in eval mode, including tensors that are neither parameter nor buffer (constants, caches)."""
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        raise UserError("a TorchScript module has no layers to take apart: expected the network that it was made from")
+        raise UserError("a TorchScript module has no separate layers: expected the original network")
     twin = copied(model).to("cpu", torch.float64).eval().requires_grad_(False)
     for module in twin.modules():
         for name, value in list(vars(module).items()):
@@ -52,10 +52,10 @@ def doubled(model: nn.Module) -> nn.Module:
 
 
 def parts(model: nn.Module, shape: tuple[int, ...]) -> tuple[list[Part], str]:
-    """The layers in the order they run, and why nothing is proved of the whole (empty where it is).
+    """The layers in the order they run, and why nothing is proved for the whole model (empty if it is).
 
-    Of a model that has a part without a rule, the layers that ran on an image of zeros: what the forward passes around them add
-    (sums, functional calls, parameters of their own) is not among them.
+    For a model with a part without a rule, the layers that ran on an image of zeros; other operations in forward passes
+    (sums, functional calls, further parameters) are not included.
     """
     twin = doubled(model)
     try:
@@ -90,7 +90,7 @@ def _seen(twin: nn.Module, shape: tuple[int, ...]) -> list[Part]:
 
 
 def leaves(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Layers that have a rule, or no children: what a model without a proof is taken apart into."""
+    """Layers that have a rule or no children: the parts of a model without a proof."""
     ruled = rule.dispatch(type(module)) is not rule.dispatch(object)
     if type(module) is not nn.Sequential and (ruled or not list(module.children())):
         yield path, module
@@ -107,12 +107,12 @@ def _proven(layer: nn.Module, shape: tuple[int, ...]) -> float | None:
 
 
 def weighted(part: Part) -> bool:
-    """An affine layer with a weight matrix or kernel: what norms are computed from, exactly or not."""
+    """Whether a layer is affine with a weight matrix or kernel."""
     return affine(part.module) and any(tensor.dim() >= 2 for tensor in part.module.parameters())
 
 
 def chained(chain: list[Part], factor: Factor) -> float:
-    """Product of the layers' factors, of chains that are added the sum; a layer without a bound counts as 1."""
+    """Product of the layers' factors, with sums over branches; a layer without a bound counts as 1."""
     total = 1.0
     for part in chain:
         own = factor(part)
@@ -123,7 +123,7 @@ def chained(chain: list[Part], factor: Factor) -> float:
 
 
 def head(chain: list[Part], classes: int) -> int:
-    """Where the last layer with weights starts, if all after it is affine and gives the logits; the length otherwise."""
+    """Index of the last layer with weights, if all layers after it are affine and give the logits; else the length."""
     if chain and chain[-1].outputs == (classes,):
         for place in range(len(chain) - 1, -1, -1):
             if not affine(chain[place].module):
@@ -188,7 +188,7 @@ class Linearised:
 
 
 def power(jacobian: Linearised, start: Float64[Tensor, "batch *inputs"], iterations: int) -> Float64[Tensor, " batch"]:
-    """||J v|| after so many steps v <- J^T J v / ||J^T J v||: from below, whatever the start."""
+    """||J v|| after this many steps v <- J^T J v / ||J^T J v||: a lower bound of the norm for any start."""
     v = _unit(start)
     for _ in range(iterations):
         v = _unit(jacobian.adjoint(jacobian.forward(v)))

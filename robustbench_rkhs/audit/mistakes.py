@@ -1,6 +1,6 @@
-"""Known mistakes of published certificates, each re-enacted: the "certified" radius of every image that it would give.
+"""Known mistakes of published certificates, reproduced: the "certified" radius that each would give every image.
 
-Nothing here is a certificate. Each function is None where the model has nothing it could act on, or where it changes nothing.
+Nothing here is a certificate. Each function returns None where the mistake does not apply to the model or changes nothing.
 """
 
 import math
@@ -17,7 +17,7 @@ from robustbench_rkhs.bounds import upper
 from robustbench_rkhs.runtime.counter_rng import draws
 
 SAME = 1e-9
-"""Relative change of a bound below which a mistake is said to change nothing."""
+"""Relative change of a bound below which a mistake counts as changing nothing."""
 
 
 def _with_bounds(scene: Scene, bounds: Tensor) -> Radii:
@@ -29,16 +29,16 @@ def _with_logits(scene: Scene, logits: Tensor) -> Radii:
 
 
 def _with_factor(scene: Scene, factor: Factor) -> Radii | None:
-    """Radii of the product in which the factor stands in; None where it changes no bound."""
+    """Radii by the product with the replaced factors; None if no bound changes."""
     changed, right = pairwise(scene.chain, scene.classes, factor), pairwise(scene.chain, scene.classes)
     return None if torch.allclose(changed, right, rtol=SAME, atol=0) else _with_bounds(scene, changed)
 
 
-# In place of a layer's proven bound.
+# Replacements for a layer's proven bound.
 
 
 def power_factor(part: Part, iterations: int, start: str) -> float | None:
-    """||A v|| after so many iterations, from all ones or from a random start, as GloRo, LiResNet and CPL certify."""
+    """||A v|| after this many iterations, from all ones or from a random start, as GloRo, LiResNet and CPL certify."""
     if not weighted(part) or math.prod(part.inputs) == 0:
         return None
     zeros = torch.zeros(1, *part.inputs, dtype=torch.float64)
@@ -54,7 +54,7 @@ def reshaped_factor(part: Part) -> float | None:
 
 
 def circular_factor(part: Part) -> float | None:
-    r"""Norm of the circular convolution at the image's own size, in place of the zero-padded one.
+    r"""Norm of the circular convolution at the image's size, instead of the zero-padded one.
 
     .. math:: \max_\theta \frac1s \lVert [\hat K(\theta + 2\pi a / s)]_{a \in \{0..s-1\}^2} \rVert_2
 
@@ -77,14 +77,14 @@ def circular_factor(part: Part) -> float | None:
 
 
 def pool_factor(part: Part) -> float | None:
-    """1 for a max-pool, whatever its windows share."""
+    """1 for a max-pool, even with overlapping windows."""
     return 1.0 if isinstance(part.module, (nn.MaxPool1d, nn.MaxPool2d)) else None
 
 
 def slopes(part: Part) -> Tensor | None:
-    r"""By arithmetic, what a normalisation multiplies each entry by: :math:`f(x) = a \odot x + b`; None for any other layer.
+    r"""The factors of a normalisation, measured: :math:`f(x) = a \odot x + b`; None for any other layer.
 
-    Whatever its class is called: f(0), f(1) and f of random numbers tell. A plain multiple of its input is none.
+    Independent of the class name: derived from f(0), f(1) and f of random numbers. A plain multiple of the input does not count.
     """
     if part.inputs != part.outputs or part.branches or weighted(part) or math.prod(part.inputs) == 0:
         return None
@@ -102,18 +102,18 @@ def slopes(part: Part) -> Tensor | None:
 
 
 def normalisation_factor(part: Part) -> float | None:
-    """1 for a normalisation, as if radii were in its units."""
+    """1 for a normalisation, as if radii were measured in its units."""
     return None if slopes(part) is None else 1.0
 
 
 def largest_deviation_factor(part: Part) -> float | None:
-    """1 / max std in place of 1 / min std."""
+    """1 / max std instead of 1 / min std."""
     found = slopes(part)
     return None if found is None else float(found.min())
 
 
 def groups_factor(part: Part) -> float | None:
-    """The product of the groups' norms in place of the largest."""
+    """The product of the groups' norms instead of the largest."""
     conv = part.module
     if not isinstance(conv, nn.Conv2d) or conv.groups == 1:
         return None
@@ -128,11 +128,11 @@ def groups_factor(part: Part) -> float | None:
     return total
 
 
-# The radii that follow.
+# The resulting radii.
 
 
 def power_iteration(scene: Scene, iterations: int, start: str) -> Radii | None:
-    """Power iteration in place of every layer's proven norm; the last layer's rows are exact."""
+    """Power iteration instead of every layer's proven norm; the last layer's rows are exact."""
     return _with_factor(scene, partial(power_factor, iterations=iterations, start=start))
 
 
@@ -142,13 +142,13 @@ def one_factor(scene: Scene, factor: Factor) -> Radii | None:
 
 
 def at_input(scene: Scene, factor: Factor) -> Radii | None:
-    """The wrong factor on layers that the image reaches before any weight: a normalisation there is the input's."""
+    """The wrong factor on layers before any weight: a normalisation there is that of the input."""
     first = _before_weights(scene)
     return _with_factor(scene, lambda part: factor(part) if part.path in first else None)
 
 
 def inside(scene: Scene, factor: Factor) -> Radii | None:
-    """The wrong factor on layers behind weights: a normalisation there is BatchNorm's, or its replacement."""
+    """The wrong factor on layers after weights: a normalisation there is BatchNorm or its replacement."""
     first = _before_weights(scene)
     return _with_factor(scene, lambda part: None if part.path in first else factor(part))
 
@@ -163,12 +163,12 @@ def _before_weights(scene: Scene) -> set[str]:
 
 
 def unknown_as_one(scene: Scene) -> Radii | None:
-    """What no rule covers counted as 1; also what a forward pass does outside its layers."""
+    """Layers without a rule counted as 1, and so are operations outside layers."""
     return _with_bounds(scene, pairwise(scene.chain, scene.classes)) if scene.refused else None
 
 
 def batch_statistics(scene: Scene) -> Radii | None:
-    """BatchNorm left in training mode: logits and bounds by the statistics of these very images."""
+    """BatchNorm left in training mode: logits and bounds use the statistics of these images."""
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
     twin = copied(scene.model)
     norms = [module for module in twin.modules() if isinstance(module, kinds) and module.running_mean is not None]
@@ -190,13 +190,13 @@ def batch_statistics(scene: Scene) -> Radii | None:
 
 
 def root_two(scene: Scene) -> Radii:
-    """margin / L with L the bound of all logits together, in place of the pairs' or of sqrt(2) L."""
+    """margin / L with L the bound of all logits together, instead of pair bounds or sqrt(2) L."""
     whole = torch.full_like(scene.bounds, chained(scene.chain, lambda part: None)).fill_diagonal_(0)
     return _with_bounds(scene, torch.minimum(whole, scene.bounds))
 
 
 def single_logits(scene: Scene) -> Radii | None:
-    """Each logit's own constant in place of the difference's, max(||w_y||, ||w_j||): last-layer normalisation taken as 1."""
+    """The constant of one logit, max(||w_y||, ||w_j||), instead of the difference: last-layer normalisation taken as 1."""
     place = head(scene.chain, scene.classes)
     if place == len(scene.chain):
         return None
@@ -206,19 +206,19 @@ def single_logits(scene: Scene) -> Radii | None:
 
 
 def ties(scene: Scene) -> Radii | None:
-    """Logits that tie with the label's dropped from the rivals, so that ties are right and certified."""
+    """Logits that tie with the label's are ignored, so that ties count as correct and certified."""
     shape = tuple(scene.x.shape[1:])
     found = radii(scene.given, scene.y, scene.bounds, shape, scene.norm, ties=True)
     return None if torch.equal(found, _with_logits(scene, scene.given)) else found
 
 
 def float32(scene: Scene) -> Radii:
-    """Margins of the network's own arithmetic, without its rounding."""
+    """Margins in the network's arithmetic, ignoring its rounding."""
     return _with_logits(scene, scene.given)
 
 
 def tf32(scene: Scene) -> Radii:
-    """Logits of a 10-bit mantissa, as TF32 products have."""
+    """Logits with a 10-bit mantissa, as from TF32 products."""
     return _with_logits(scene, ten_bits(scene.given))
 
 
@@ -234,7 +234,7 @@ def ten_bits(x: Tensor) -> Tensor:
 
 
 def stale_cache(scene: Scene) -> Radii | None:
-    """Answers of caches that old weights left behind, over bounds of the weights as they are."""
+    """Logits from caches of old weights, with bounds of the current weights."""
     return _with_logits(scene, scene.given) if scene.stale else None
 
 
@@ -261,4 +261,4 @@ MISTAKES: dict[str, Callable[[Scene], Radii | None]] = {
     "bfloat16 logits": bfloat16,
     "stale caches": stale_cache,
 }
-"""Every mistake by the words of the report."""
+"""Every mistake by its name in the report."""

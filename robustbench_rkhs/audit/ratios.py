@@ -25,13 +25,13 @@ from robustbench_rkhs.runtime.digests import weights_digest
 
 PairBounds = Callable[[nn.Module, tuple[int, ...], int], Tensor]
 KRYLOV = 60
-"""Largest dimension of the space in which an affine layer's norm is looked for."""
+"""Largest dimension of the Krylov space for an affine layer's norm."""
 ITERATIONS = 30
 """Power iterations on the Jacobian of a layer that is not affine, at each image."""
 EXACT = 1e-7
 """A layer whose ratio is within this of 1 loses nothing: rounding up alone costs 1e-9."""
 SLACK = 1e-9
-"""Relative room for float64 rounding when a lower bound is held against a proven one."""
+"""Relative tolerance for float64 rounding when a lower bound is compared with a proven one."""
 
 
 def layer_product(model: nn.Module, shape: tuple[int, ...], classes: int) -> Tensor:
@@ -41,7 +41,7 @@ def layer_product(model: nn.Module, shape: tuple[int, ...], classes: int) -> Ten
 
 
 def of_chain(bounds: Callable[..., Any]) -> PairBounds:
-    """The bounds of a certificate that works on the float64 chain."""
+    """The bounds of a certificate on the float64 chain."""
     return lambda model, shape, classes: bounds(steps(model, shape), shape, classes)
 
 
@@ -64,7 +64,7 @@ def tightness(
     folder: str | Path | None = None,
     command: str = "",
 ) -> dict[str, Any]:
-    r"""The tightness report as one JSON value: what report.tightness writes and draws.
+    r"""The tightness report as one JSON value, which report.tightness writes and draws.
 
     .. math:: \text{ratio}_k = U_k / l_k \ge 1, \qquad \text{share}_k = \log(U_k / l_k) / \sum_i \log(U_i / l_i)
 
@@ -115,14 +115,14 @@ def tightness(
 
 
 def _between(layers: list[dict[str, Any]], steepest: float, total: float) -> float | None:
-    """What the product loses beyond its factors: no image and direction is the worst for every layer at once."""
+    """The loss of the product beyond its factors: no image and direction is the worst for every layer at once."""
     bounds = [row["upper"] for row in layers]
     whole = math.prod(bound for bound in bounds if bound is not None)
     return math.log(whole / steepest) - total if None not in bounds and whole > 0 and steepest > 0 else None
 
 
 def _inputs(chain: list[Part], twin: nn.Module, x: Tensor, refused: str) -> Iterator[Tensor]:
-    """What each layer is given, image by image: of a proved chain layer after layer, else as the forward pass hands it on."""
+    """The input of each layer for the images: through the proved chain, else recorded in the forward pass."""
     with torch.no_grad():
         if not refused:
             for part in chain:
@@ -144,7 +144,7 @@ def _inputs(chain: list[Part], twin: nn.Module, x: Tensor, refused: str) -> Iter
 
 
 def _layer(part: Part, x: Tensor, seed: int) -> dict[str, Any]:
-    """One layer's row; what has no proof, or was flat wherever it was looked at, has no ratio."""
+    """One layer's row; a layer without a proof, or with a zero empirical value, has no ratio."""
     if affine(part.module):
         how, lower = "operator", krylov(part.module, part.inputs, seed)
     else:
@@ -167,7 +167,7 @@ def _layer(part: Part, x: Tensor, seed: int) -> dict[str, Any]:
 
 
 def krylov(module: nn.Module, shape: tuple[int, ...], seed: int = 0, dimension: int = KRYLOV) -> float:
-    r"""||A v|| / ||v|| for the steepest v in span{s, A^T A s, ..., (A^T A)^{m-1} s}: from below, whatever the start s.
+    r"""||A v|| / ||v|| for the steepest v in span{s, A^T A s, ..., (A^T A)^{m-1} s}: a lower bound for any start s.
 
     A: the affine module without its constant. Golub-Kahan with full reorthogonalisation; never less than power iteration gives.
     Cost: two products with A and its adjoint per dimension.
@@ -217,7 +217,7 @@ def _network(label: str, function: PairBounds, model: nn.Module, shape: tuple[in
 
 
 def _images(model: nn.Module, folder: str | Path | None, name: str) -> dict[str, Any] | None:
-    """Certified radius over the distance of the nearest adversarial image, of images that have both; None without verdicts."""
+    """Certified radius over the distance of the nearest adversarial image, for images with both; None without verdicts."""
     if folder is None or not Path(folder, name).is_dir():
         return None
     key, ratios = key_of(model), dict[int, float]()

@@ -1,4 +1,4 @@
-"""The audit: claimed accuracies against what is proved and what is broken, and which known mistake would explain the gap."""
+"""The audit: claimed accuracies compared with certificates and attacks, and the known mistakes that would explain a gap."""
 
 from collections.abc import Sequence
 from datetime import date
@@ -34,9 +34,9 @@ from robustbench_rkhs.verdicts import Evaluation, Proportion
 
 Shares = Float[np.ndarray, " images"]
 SLACK = 1e-9
-"""Relative room when an adversarial distance is held against a radius."""
+"""Relative tolerance when an adversarial distance is compared with a radius."""
 SEARCH: dict[Norm, tuple[type[EngineAttack], ...]] = {"l2": (SuperDeepFool, DDN, FMN), "linf": (SuperDeepFool, FMN)}
-"""Minimal-norm attacks that look for the nearest adversarial image; DDN knows l2 alone."""
+"""Minimal-norm attacks for the nearest adversarial image; DDN works in l2 only."""
 
 
 def audit(
@@ -52,14 +52,14 @@ def audit(
     say: Say = lambda line: None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """The audit as one JSON value: what report.audit writes and prints.
+    """The audit as one JSON value, which report.audit writes and prints.
 
-    Certificates and attacks run through `evaluate` (`recipe`, or its fields by name; PGD where no attack is given), at every eps
-    that is claimed. Where a certified claim lies above what is proved, each known mistake is re-enacted; images that some mistake
-    would certify further than is proved are attacked once more by minimal-norm attacks, so that its "certificates" are held
-    against the nearest adversarial images known.
-    Verdicts, within 95% limits of the images: `upheld`: what is measured reaches the claim; `refuted`: the claim lies above what
-    attacks did not break; `not proved`: it lies between. The model is left as it was. Raises UserError for bad input.
+    Certificates and attacks run through `evaluate` (`recipe`, or its fields by name; default attack: PGD), at every claimed eps.
+    If a certified claim exceeds the proved accuracy, each known mistake is reproduced; images that some mistake would certify at
+    a larger radius than proved are attacked again by minimal-norm attacks, so that its "certificates" are compared with the
+    nearest known adversarial images.
+    Verdicts, within 95% limits: `upheld`: the measured value reaches the claim; `refuted`: the claim exceeds the share that
+    attacks did not break; `not proved`: between the two. The model is restored afterwards. Raises UserError for bad input.
     """
     if not claims:
         raise UserError("expected at least one claim, found none")
@@ -80,7 +80,7 @@ def audit(
     radii: dict[str, Shares] = {}
     notes: list[str] = []
     if above:
-        say("a certified claim lies above what is proved: known mistakes are re-enacted")
+        say("a certified claim lies above what is proved: reproducing known mistakes")
         radii, stale, notes = reenact(model, split, norm)
         broken = np.minimum(broken, closer(model, split, radii, proved, norm, box, seed, device, recipe.block, notes))
     found = [_verdict(claim, done, proved, broken, right) for claim in claims]
@@ -108,20 +108,20 @@ def audit(
 
 
 def reenact(model: nn.Module, split: Split, norm: str = "l2") -> tuple[dict[str, Shares], list[str], list[str]]:
-    """Every mistake's radii, image by image; stale layers; and what could not be re-enacted, in words."""
+    """Every mistake's radii per image; stale layers; and notes on what could not be reproduced."""
     notes: list[str] = []
     try:
         scene = Scene.of(model, split.x, split.y, norm)
-    except (RuntimeError, ValueError) as error:  # a foreign model that runs in float32 alone, say
-        return {}, [], [f"no mistake re-enacted: the model cannot be taken apart in float64: {reason(error)}"]
+    except (RuntimeError, ValueError) as error:  # for example a foreign model that runs only in float32
+        return {}, [], [f"no mistake reproduced: the model's layers cannot be run in float64: {reason(error)}"]
     if scene.refused:
-        notes.append(f"nothing is proved of the whole ({scene.refused}); in every mistake below such parts count as 1")
+        notes.append(f"nothing is proved for the whole model ({scene.refused}); in every mistake below such parts count as 1")
     found: dict[str, Shares] = {}
     for name, mistake in MISTAKES.items():
         try:
             radii = mistake(scene)
-        except (RuntimeError, ValueError, UserError) as error:  # a foreign layer that cannot be taken apart
-            notes.append(f"not re-enacted: {name}: {reason(error)}")
+        except (RuntimeError, ValueError, UserError) as error:  # a foreign layer that cannot be analysed
+            notes.append(f"not reproduced: {name}: {reason(error)}")
             continue
         if radii is not None:
             found[name] = radii.numpy()
@@ -140,7 +140,7 @@ def closer(
     block: int,
     notes: list[str],
 ) -> Shares:
-    """Distances of what minimal-norm attacks find of the images that a mistake overstates; inf elsewhere. Failures are noted."""
+    """Distances that minimal-norm attacks find for images whose radius a mistake inflates; inf elsewhere. Failures are noted."""
     nearest = np.full(len(proved), np.inf)
     if not radii:
         return nearest
@@ -157,7 +157,7 @@ def closer(
                         found = attack(queried, x, y, split.index[part].to(device)).images
                     except UserError:
                         raise
-                    except Exception as error:  # a model's fault leaves images unbroken, and is said
+                    except Exception as error:  # an error of the model leaves images unbroken, and is noted
                         notes.append(f"attack {attack.label} failed on {len(x)} images: {type(error).__name__}")
                         continue
                     counted = count(counting(queried), x, found, norm=norm, box=box, eps=None)
@@ -167,7 +167,7 @@ def closer(
 
 
 def _verdict(claim: Claim, done: Evaluation, proved: Shares, broken: Shares, right: Any) -> dict[str, Any]:
-    """Claimed, measured and what attacks did not break, with limits; and the verdict."""
+    """Claimed and measured share, the share that attacks did not break, limits, and the verdict."""
     images = len(right)
     standing = int((right & (broken > claim.eps)).sum()) if claim.quantity != "clean" else int(right.sum())
     if claim.quantity == "clean":
@@ -198,7 +198,7 @@ def _verdict(claim: Claim, done: Evaluation, proved: Shares, broken: Shares, rig
 
 
 def _causes(claim: Claim, radii: dict[str, Shares], broken: Shares) -> list[dict[str, Any]]:
-    """What each mistake would certify at the claim's eps, the nearest to the claim first."""
+    """The share that each mistake would certify at the claim's eps, the nearest to the claim first."""
     rows = []
     for name, radius in radii.items():
         said = radius >= claim.eps

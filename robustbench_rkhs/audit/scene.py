@@ -1,4 +1,4 @@
-"""Inputs of the known mistakes, and the radii that bounds and logits give."""
+"""Inputs of the known mistakes, and radii from bounds and logits."""
 
 import math
 from typing import NamedTuple
@@ -16,20 +16,20 @@ Radii = Float64[Tensor, " images"]
 
 
 class Scene(NamedTuple):
-    """What a mistake looks at: the model taken apart, the images, and its logits."""
+    """The input of the mistakes: the model in layers, the images, and its logits."""
 
     model: nn.Module
     """A float64 copy on the CPU, in eval mode."""
     chain: list[Part]
     refused: str
-    """Why the whole is not proved; empty where it is."""
+    """Why the whole model is not proved; empty if it is."""
     x: Float64[Tensor, "images *image"]
     y: Int[Tensor, " images"]
     logits: Float64[Tensor, "images classes"]
     given: Float64[Tensor, "images classes"]
-    """Logits of the model as it was handed over, in its own arithmetic."""
+    """Logits of the given model, in its own arithmetic."""
     bounds: Float64[Tensor, "classes classes"]
-    """Of f_y - f_j: proved, or where that is refused the product of what is, a layer without a rule counting as 1."""
+    """Bounds of f_y - f_j: proved, or else the product of the proved factors, with layers without a rule counted as 1."""
     norm: str
     stale: list[str]
 
@@ -66,7 +66,7 @@ def radii(
     norm: str = "l2",
     ties: bool = False,
 ) -> Radii:
-    """min_j (f_y - f_j) / L_yj, over sqrt(d) in linf; -1 where the label's logit is not the largest alone.
+    """min_j (f_y - f_j) / L_yj, over sqrt(d) in linf; -1 where the label's logit is not the unique largest.
 
     `ties`: logits that equal the label's do not count as rivals.
     """

@@ -1,4 +1,4 @@
-"""Stale caches of old weights, found by changing the weights of a copy."""
+"""Detection of stale caches of old weights, by changing the weights of a copy."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +10,10 @@ from robustbench_rkhs.audit.factors import copied
 
 
 def stale_layers(model: nn.Module, x: Tensor) -> list[str]:
-    """Paths of the modules whose answer in eval mode stays the same when all their weights change after a forward pass.
+    """Paths of the modules whose output in eval mode stays the same when all their weights change after a forward pass.
 
-    A copy runs once, its weights are changed, and it runs again; a fresh copy, its plain tensors dropped, gets the same weights
-    before its first run. Stale: the two differ, or the answer did not move at all. The innermost are named.
+    A copy runs once, its weights are changed, and it runs again; a fresh copy without its plain tensors gets the same weights
+    before its first run. Stale: the two differ, or the output did not change at all. The innermost modules are named.
     """
     found: list[str] = []
     calls = _inputs(copied(model).eval(), x)
@@ -54,16 +54,16 @@ def _emptied(module: nn.Module) -> nn.Module:
 
 
 def _first(module: nn.Module, x: Tensor) -> Tensor | None:
-    """Its answer; None where it cannot do without what was dropped."""
+    """Its output; None where it cannot run without the dropped tensors."""
     try:
         answer: Tensor = module(x)
-    except Exception:  # foreign code, asked without its plain tensors
+    except Exception:  # foreign code, run without its plain tensors
         return None
     return answer
 
 
 def _inputs(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """What each module is given, by its path."""
+    """The input of each module, by its path."""
     found: dict[str, Tensor] = {}
 
     def watch(path: str) -> Callable[..., None]:

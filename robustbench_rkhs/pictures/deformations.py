@@ -1,4 +1,4 @@
-"""Pictures of what the methods do, made from the data sets alone."""
+"""Pictures of deformed images of the data sets."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ AFFINE = ("degrees", "scale", "shear", "translate")
 
 
 def deformations_picture(data: str, out: Path, images: int = 4, seed: int = 0) -> list[Path]:
-    """OUT/deformations-DATA.*: test images, their affine, elastic and whole deformations. Raises UserError where not images."""
+    """OUT/deformations-DATA.*: test images with affine, elastic and full deformations. Raises UserError for other data."""
     if images < 1:
         raise UserError(f"expected at least one image, found {images}")
     split = named_data(data).test().sample(images, seed)
@@ -34,6 +34,6 @@ def deformations_picture(data: str, out: Path, images: int = 4, seed: int = 0) -
 
 
 def suited(shape: tuple[int, ...]) -> Deformations:
-    """Limits that the eye can see, in proportion to the image's shorter side."""
+    """Deformations large enough to be visible, in proportion to the image's shorter side."""
     side = min(shape[1:]) if len(shape) == 3 else 8
     return Deformations(degrees=15, translate=side / 16, amplitude=side / 10, smoothness=side / 7)

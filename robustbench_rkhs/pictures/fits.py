@@ -13,14 +13,14 @@ from robustbench_rkhs.reports.fits import Fit, draw_fits
 from robustbench_rkhs.training.checkpoint import load
 
 POINTS = 8001
-"""Of the grid on [-2, 2]."""
+"""Points of the grid on [-2, 2]."""
 
 
 def square_wave_picture(models: Sequence[str], out: Path, name: str | None = None, note: str = "") -> list[Path]:
-    """OUT/square_wave-NAME.*: a panel for each Lipschitz bound the recipes ask for, a colour for each group of networks.
+    """OUT/square_wave-NAME.*: one panel per Lipschitz bound in the recipes, one colour per group of networks.
 
-    A label typed before a glob names the group; else its layers' family or the network's class does. Raises UserError where a
-    checkpoint is missing or takes anything but one number.
+    A label typed before a glob names the group; else the layer family or the network's class does. Raises UserError where a
+    checkpoint is missing or does not map one number to one number.
     """
     x = torch.linspace(-2, 2, POINTS, dtype=torch.float64)[:, None]
     fits = []

@@ -12,7 +12,7 @@ from robustbench_rkhs.nodes.paths import checkpoints_folder
 
 T = TypeVar("T")
 SEED = re.compile(r"[-_.]?seed[-_]?\d+$")
-"""The end of a name that tells the seed."""
+"""The end of a name that contains the seed."""
 
 
 def labelled(text: str) -> tuple[str | None, str]:
@@ -22,9 +22,9 @@ def labelled(text: str) -> tuple[str | None, str]:
 
 
 def folders(texts: Sequence[str], needed: str) -> list[tuple[str | None, Path]]:
-    """Checkpoint folders with the label typed for them, each once. Raises UserError where a pattern finds none.
+    """Checkpoint folders with their typed labels, each once. Raises UserError where a pattern finds none.
 
-    `needed`: the file a folder must hold.
+    `needed`: the file that a folder must have.
     """
     if not texts:
         raise UserError("no runs given: add --model with names in checkpoints/, folders or globs such as 'sweeps/mine/trials/*/*'")
@@ -47,7 +47,7 @@ def folders(texts: Sequence[str], needed: str) -> list[tuple[str | None, Path]]:
 
 
 def matching(texts: Sequence[str], known: Sequence[str], where: str) -> list[tuple[str | None, str]]:
-    """Names that patterns mean, with the label typed for them, each once. Raises UserError where a pattern finds none."""
+    """Names that match the patterns, with their typed labels, each once. Raises UserError where a pattern finds none."""
     if not texts:
         raise UserError(
             f"no models given: add --model with names or globs of what is in {where}; known: {', '.join(known) or 'none'}"
@@ -64,9 +64,9 @@ def matching(texts: Sequence[str], known: Sequence[str], where: str) -> list[tup
 
 
 def grouped(runs: Sequence[tuple[str | None, str, str, T]]) -> dict[str, list[T]]:
-    """(label or None, name, what all seeds share, run) as label -> runs: by the label typed, else by what is shared.
+    """(label or None, name, common recipe, run) as label -> runs: grouped by the typed label, else by the common recipe.
 
-    A group without a label is called by what its runs' names begin with; groups of one name are numbered.
+    A group without a label is named by the common prefix of its runs' names; groups of the same name are numbered.
     """
     groups: dict[tuple[str, str], list[T]] = {}
     called: dict[tuple[str, str], list[str]] = {}
@@ -89,7 +89,7 @@ def without_seed(name: str, parent: str = "") -> str:
 
 
 def stem(out: Path, kind: str, name: str | None, labels: Sequence[str]) -> Path:
-    """OUT/KIND-NAME; where no name was given, the labels in as much room as a file name has."""
+    """OUT/KIND-NAME; the default name is made of the labels, shortened for a file name."""
     words = name or "-".join(labels)
     return out / f"{kind}-{re.sub(r'[^A-Za-z0-9_.-]+', '_', words)[:60].strip('_')}"
 
@@ -100,7 +100,7 @@ def each_once(items: Sequence[T], key: Callable[[T], str]) -> list[str]:
 
 
 def _beginning(names: Sequence[str]) -> str:
-    """What all names begin with; the first of them where that is nothing."""
+    """The common prefix of all names, or the first name if there is none."""
     first, last = min(names), max(names)
     same = next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
     return first[:same].rstrip("-_.") or names[0]

@@ -14,14 +14,14 @@ from robustbench_rkhs.zoo import SETS, named_data
 
 
 def nearest_picture(file: Path, out: Path, data: str | None = None, count: int = 8) -> list[Path]:
-    """OUT/nearest-NAME.*: the images of FILE.npz with the smallest distances. Only claims of the file are shown, none is checked.
+    """OUT/nearest-NAME.*: the images of FILE.npz with the smallest distances. The claims of the file are shown unchecked.
 
-    Raises UserError where the file is none, or its clean images are not those of the data set.
+    Raises UserError where the file is invalid, or its clean images are not those of the data set.
     """
     stored = read_adversarials(file, STRANGERS.model_copy(update={"images": OWN.images}))
     name = data or stored.about["data"]
     if data is None and name not in SETS:
-        raise UserError(f"{file} speaks of data {name[:40]!r}, which are found by no name: add --data (a data set or FILE.npz)")
+        raise UserError(f"{file} names data {name[:40]!r}, which is not a known data set: add --data (a data set or FILE.npz)")
     split = named_data(name).test()
     places = nearest_first(stored, count)
     where = {index: place for place, index in enumerate(split.index.tolist())}

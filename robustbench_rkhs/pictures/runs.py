@@ -39,7 +39,7 @@ def curves_picture(
 ) -> list[Path]:
     """OUT/curves-NAME.*: accuracy over eps, empirical and certified, seeds together, from the verdict tables in `folder`.
 
-    Models whose names differ in a last `seed-N` alone are one group, as is what LABEL=GLOB names.
+    Models whose names differ only in a final `seed-N` are one group, and so are those of LABEL=GLOB.
     Raises UserError where there are no verdicts of a model.
     """
     stored = [one for one in verdicts.read_all(folder) if one.about.norm == norm] if folder.is_dir() else []
@@ -54,7 +54,7 @@ def curves_picture(
 
 
 def _recipe(folder: Path) -> str:
-    """The recipe without its seed, as text; the folder's own name where it has none."""
+    """The recipe without its seed, as text; the name of the folder if it has none."""
     path = folder / "recipe.yaml"
     stored = yaml_of(read_text(path), str(path)) if path.is_file() else str(folder)
     if isinstance(stored, dict):

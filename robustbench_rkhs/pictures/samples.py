@@ -14,7 +14,7 @@ from robustbench_rkhs.zoo import named_data
 
 
 def vae_picture(data: str, out: Path, images: int = 4, seed: int = 0, fields: str = "") -> list[Path]:
-    """OUT/vae-DATA.*: `images` rows of training images on the left, of samples on the right of an empty column.
+    """OUT/vae-DATA.*: `images` rows of training images on the left and of samples on the right.
 
     `fields`: `field=value,...` of the sampler, such as `kind=convolutional,iterations=2000`. Raises UserError where it has no
     such field, or the data are not images.

@@ -1,4 +1,4 @@
-"""Sweeps: grids and searches over recipe fields, shared by any number of workers, picked on validation images alone."""
+"""Sweeps: grids and searches over recipe fields, with any number of workers; the best setting is picked on validation images."""
 
 from robustbench_rkhs.sweep.description import Prune, Range, Sweep
 from robustbench_rkhs.sweep.plan import Plan

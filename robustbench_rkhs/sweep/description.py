@@ -14,7 +14,7 @@ from robustbench_rkhs.nodes.threat_model import Norm
 
 RESERVED = {
     "seed": "give `seeds` instead",
-    "validate_with": "it is what the sweep measures by: give `eps`, `norm` and `steps`",
+    "validate_with": "the sweep sets it: give `eps`, `norm` and `steps`",
     "validate_every": "trials would be compared at different epochs",
     "start_from": "give it once, in `settings`",
     **dict.fromkeys(("data.name", "data.seed", "data.validation", "data.path"), "trials would be compared on different images"),
@@ -25,16 +25,16 @@ Setting = dict[str, Any]
 
 
 class Range(Node):
-    """Numbers between two ends, both included."""
+    """A range of numbers, both ends included."""
 
     low: Real
     """Smallest value."""
     high: Real
     """Largest value."""
     log: bool = False
-    """Even in the logarithm, not in the number."""
+    """Uniform in the logarithm."""
     int: bool = False
-    """Whole numbers alone."""
+    """Whole numbers only."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "Range":
@@ -47,7 +47,7 @@ class Range(Node):
         return self
 
     def ends(self) -> list[Any]:
-        """Both ends, as what a recipe gets."""
+        """Both ends, as values for a recipe."""
         return [int(end) if self.int else float(end) for end in (self.low, self.high)]
 
 
@@ -64,33 +64,33 @@ class Sweep(Node):
     """Train a recipe at many settings and pick one on validation images; the test images play no part."""
 
     about: str = ""
-    """What is looked for, in a sentence."""
+    """One sentence on the purpose of the sweep."""
     recipe: str
-    """Named model or path of a recipe: what all trials share."""
+    """Named model or path of a recipe: the base of all trials."""
     settings: dict[str, Any] = {}
     """Dotted recipe fields set for all trials, such as `epochs`."""
     vary: dict[str, list[Any] | Range]
     """Dotted recipe field -> its values, or {low, high, log, int} where the sampler is random or tpe."""
     sampler: Literal["grid", "random", "tpe"] = "grid"
-    """`grid`: every combination once; `random`: independent draws; `tpe`: draws that follow what scored well."""
+    """`grid`: every combination once; `random`: independent draws; `tpe`: draws guided by earlier scores."""
     trials: int | None = Field(None, ge=1)
-    """Settings tried by random or tpe; a grid has as many as it has points."""
+    """Number of settings tried by random or tpe; a grid tries all its points."""
     startup: int = Field(10, ge=1)
-    """Random trials before tpe follows."""
+    """Random trials before tpe starts."""
     seed: Seed = 0
-    """Of the draws of random and tpe."""
+    """Seed of random and tpe."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     """Each setting is trained once for each of these recipe seeds; its score is their mean."""
     pick: Literal["validation_robust", "validation_certified", "validation_clean"] = "validation_robust"
-    """What the best setting has most of: accuracy under PGD at eps, proved by the margin certificate at eps, or clean."""
+    """The score that picks a setting: accuracy under PGD at eps, certified by the margin certificate at eps, or clean."""
     eps: Real = Field(gt=0)
     """Radius of robust and certified accuracy, in pixels of [0, 1]."""
     norm: Norm = "l2"
-    """Distance it is measured in."""
+    """Norm of the radius."""
     steps: int = Field(10, ge=1)
     """Steps of the PGD attack on validation images."""
     prune: Prune | None = None
-    """Stop poor trials early; all run to their end where not given."""
+    """Stop poor trials early; default: all run to their end."""
 
     @model_validator(mode="before")
     @classmethod

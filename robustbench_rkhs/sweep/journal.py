@@ -1,4 +1,4 @@
-"""The journal of trials that all workers share, a file, and locks that a killed process releases."""
+"""The file with the journal of trials, shared by all workers, and locks that a killed process releases."""
 
 import fcntl
 import json
@@ -27,18 +27,18 @@ from robustbench_rkhs.sweep.sealed_log import SealedLog
 
 STUDY = "sweep"
 PATIENCE = 60.0
-"""Seconds to wait for a lock that is only ever held for moments."""
+"""Seconds to wait for a lock that is only held for moments."""
 
 
 class FileLock:
-    """An exclusive lock on a file. The kernel frees it when its process ends, however it ends."""
+    """An exclusive lock on a file. The kernel releases it when its process ends in any way."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._held: int | None = None
 
     def take(self) -> bool:
-        """Take it, or say at once that another has it."""
+        """Take the lock, or return at once whether another process has it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         opened = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -50,7 +50,7 @@ class FileLock:
         return True
 
     def acquire(self) -> bool:
-        """Wait for it. Raises UserError after a minute."""
+        """Wait for the lock. Raises UserError after a minute."""
         until = time.monotonic() + PATIENCE
         while not self.take():
             if time.monotonic() > until:
@@ -80,7 +80,7 @@ class Journal:
     """The trials of one sweep, in FOLDER/journal.log. Any number of processes may hold one at the same time."""
 
     def __init__(self, folder: Path, plan: Plan, about: dict[str, Any]) -> None:
-        """Begin the sweep, or go on with it. Raises UserError where the folder's sweep is another one, naming what changed."""
+        """Begin or continue the sweep. Raises UserError where the folder has another sweep, naming the change."""
         self.folder, self.plan = folder, plan
         optuna.logging.set_verbosity(logging.ERROR)
         with locked(folder / "lock"):
@@ -109,22 +109,22 @@ class Journal:
                 self.study.enqueue_trial({key: _text(value) for key, value in plan.grid[point].items()})
 
     def _open(self, path: Path, pruner: optuna.pruners.BasePruner) -> optuna.Study:
-        """The study in a journal, or a new one. Raises Damaged where the journal is not what was written."""
+        """The study in a journal, or a new one. Raises Damaged where the journal was altered."""
         log = SealedLog(str(path), lock_obj=FileLock(self.folder / "journal.lock"))  # type: ignore[arg-type]
         named: dict[str, Any] = {"study_name": STUDY, "direction": "maximize", "pruner": pruner, "load_if_exists": True}
         return optuna.create_study(storage=JournalStorage(log), **named)
 
     def trials(self) -> list[FrozenTrial]:
-        """All trials as they stand in the journal."""
+        """All trials in the journal."""
         return self.study.get_trials(deepcopy=False)
 
     def claim(self) -> tuple[Trial, FileLock] | None:
-        """A trial for this worker and the lock by which it is its own: one that a dead worker left, else a new one."""
+        """A trial for this worker, with its lock: one left by a dead worker, else a new one."""
         with locked(self.folder / "lock"):
             for left in self.trials():
                 lock = FileLock(self.folder / "claims" / f"{left.number:04d}")
                 if left.state == TrialState.RUNNING and lock.take():
-                    if self.trials()[left.number].state == TrialState.RUNNING:  # else finished a moment ago
+                    if self.trials()[left.number].state == TrialState.RUNNING:  # else it was finished a moment ago
                         return self._filled(Trial(self.study, left._trial_id)), lock
                     lock.release()
             if sum(trial.state != TrialState.WAITING for trial in self.trials()) >= self.plan.trials:
@@ -136,10 +136,10 @@ class Journal:
             return trial, lock
 
     def _filled(self, trial: Trial) -> Trial:
-        """Every field has a value, named by its text where it is listed (it may be a mapping); one left half-drawn is completed."""
+        """Draws a value for every field (listed values go by their text, as they may be mappings); completes a half-drawn trial."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            for name, one in self.plan.sweep.vary.items():  # what has a value keeps it
+            for name, one in self.plan.sweep.vary.items():  # fields with a value keep it
                 if not isinstance(one, Range):
                     trial.suggest_categorical(name, [_text(value) for value in one])
                 elif one.int:
@@ -149,7 +149,7 @@ class Journal:
         return trial
 
     def _sampler(self, trial: int) -> BaseSampler:
-        """Draws counted by the trial, whichever worker asks."""
+        """Random numbers seeded by the trial, independent of the worker."""
         sweep = self.plan.sweep
         seed = mix(sweep.seed, trial) % 2**32
         if sweep.sampler != "tpe":
@@ -160,7 +160,7 @@ class Journal:
 
 
 def setting_of(plan: Plan, params: dict[str, Any]) -> Setting:
-    """The recipe fields a trial stands for, in the order of the file."""
+    """The recipe fields of a trial, in the order of the file."""
     vary = plan.sweep.vary
     return {key: params[key] if isinstance(vary[key], Range) else json.loads(params[key]) for key in vary if key in params}
 

@@ -1,4 +1,4 @@
-"""From a sweep's file to the recipe of every run, checked before anything is trained."""
+"""The recipes of all runs of a sweep, checked before anything is trained."""
 
 import itertools
 import json
@@ -28,10 +28,10 @@ class Plan:
         if not isinstance(self.base, dict):
             raise UserError(f"{path}: expected a mapping of recipe fields, found {type(self.base).__name__}")
         self.code = code_in([self.base if is_own(path) else None, *map(as_value, (overrides or {}).values())])
-        """Whose code the recipes may name: that of a recipe in models/, and of what was typed."""
+        """The code that the recipes may name: that of a recipe in models/, and what was typed."""
         settings = {key: yaml.safe_dump(value) for key, value in sweep.settings.items()}
         self.notes = override_all(self.base, settings, TrainRecipe) + override_all(self.base, overrides or {}, TrainRecipe)
-        """A line for each name in the settings that dropped fields of the recipe."""
+        """One line per name in the settings that dropped fields of the recipe."""
         for key in {"seed", "validate_with"} & {*sweep.settings, *(overrides or {})}:
             raise UserError(f"{key}: {RESERVED[key]}")
         plain = TrainRecipe.parse(json.loads(json.dumps(self.base)), sweep.recipe, self.code)
@@ -50,11 +50,11 @@ class Plan:
 
     @property
     def trials(self) -> int:
-        """How many settings are tried."""
+        """Number of settings that are tried."""
         return len(self.grid) if self.sweep.sampler == "grid" else self.sweep.trials or 0
 
     def recipe(self, setting: Setting, seed: int) -> TrainRecipe:
-        """The whole recipe of one run. Where robust accuracy picks the setting it picks the epoch, too."""
+        """The full recipe of one run. If robust accuracy picks the setting, it also picks the epoch."""
         stored = json.loads(json.dumps(self.base))
         try:
             override_all(stored, {key: yaml.safe_dump(value) for key, value in setting.items()}, TrainRecipe)
@@ -66,7 +66,7 @@ class Plan:
         return TrainRecipe.parse(stored, ", ".join(f"{key} {told(value)}" for key, value in setting.items()), self.code)
 
     def recipes(self) -> list[TrainRecipe]:
-        """Every recipe of a grid; of draws, every value and both ends of every range, the other fields at their first."""
+        """All recipes of a grid; for random or tpe, each value and both ends of each range, with other fields at their first value."""
         if self.sweep.sampler == "grid":
             settings = self.grid
         else:
@@ -76,7 +76,7 @@ class Plan:
         return [self.recipe(setting, self.sweep.seeds[0]) for setting in settings]
 
     def record(self) -> dict[str, Any]:
-        """What a sweep that goes on must share with the one that was begun."""
+        """The settings that must not change when a sweep continues."""
         stored = {"sweep": self.sweep.model_dump(mode="json", exclude={"about"}), "recipe": self.base}
         result: dict[str, Any] = json.loads(json.dumps(stored))
         return result

@@ -13,20 +13,20 @@ from robustbench_rkhs.runtime.seals import Damaged
 
 
 class SealedLog(JournalFileBackend):
-    """The journal's file, a JSON object a line. Entries from before they were sealed are read as they are.
+    """The journal's file, one JSON object per line. Older entries without seals are read unchanged.
 
-    A full disk is one line; half a line at its end is dropped by whoever opens it next.
+    A full disk raises one clear line; half a line at the end is dropped when the file is opened next.
     """
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Add entries, which are on the disk afterwards."""
+        """Append entries and sync them to the disk."""
         try:
             super().append_logs([{**log, "seal": _seal(log)} for log in logs])
         except OSError as error:
             raise Unwritable(f"cannot write {self._file_path}: {error.strerror}") from None
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        """The entries from this one on. Raises Damaged at one that is not what was written."""
+        """The entries from this one on. Raises Damaged at an altered one."""
         entries = super().read_logs(log_number_from)
         while True:
             try:

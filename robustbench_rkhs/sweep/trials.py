@@ -50,10 +50,10 @@ def certified_share(plan: Plan, model: nn.Module, images: Split) -> tuple[float 
 
 
 class Watch:
-    """Hears of every epoch, tells the journal, and stops the training where the pruner says so.
+    """Reports every epoch to the journal, and stops the training if the pruner says so.
 
-    Epochs of the second seed follow those of the first: at each step a trial is compared with what others had there. It stops
-    at the first step of the next epoch, when the last one is on disk.
+    Epochs of the second seed follow those of the first: at each step a trial is compared with the others at the same step. It
+    stops at the first step of the next epoch, when the last one is on disk.
     """
 
     def __init__(self, plan: Plan, trial: Trial, place: int, epochs: int) -> None:
@@ -98,7 +98,7 @@ def run_trial(
 
 
 def _stored(path: Path, recipe: TrainRecipe) -> dict[str, Any] | None:
-    """The scores of a finished run; None where there are none. A file that is damaged or another recipe's is set aside."""
+    """The scores of a finished run; None without any. A file that is damaged or of another recipe is set aside."""
     if not path.is_file():
         return None
     try:
@@ -116,7 +116,7 @@ def _key(recipe: TrainRecipe) -> str:
 
 
 def _trained(recipe: TrainRecipe, folder: Path, device: str, command: str, watch: Watch) -> None:
-    """Train, or go on with what was begun; a worker may have been killed between the training and its score."""
+    """Train, or resume; a worker may have been killed between the training and its score."""
     config, fresh = folder / "config.json", False
     if config.is_file():
         try:
@@ -133,7 +133,7 @@ def _trained(recipe: TrainRecipe, folder: Path, device: str, command: str, watch
 
 
 def _scored(plan: Plan, recipe: TrainRecipe, folder: Path, device: str) -> dict[str, Any]:
-    """The best epoch's model, as it is stored, on the validation images."""
+    """Score the stored model of the best epoch on the validation images."""
     loaded = checkpoint.load(folder, plan.code)
     with torch.random.fork_rng(devices=[]):
         found = score(plan, loaded.model.to(device), recipe.data.load().validation.to(device))

@@ -29,7 +29,7 @@ STATES = {
 
 
 def check(plan: Plan) -> Split:
-    """The validation images, after all that can be refused was tried: recipes, data, networks, certificates. Raises UserError."""
+    """The validation images, after checks of recipes, data, networks and certificates. Raises UserError."""
     recipes = plan.recipes()
     validation = recipes[0].data.load().validation
     refusals = []
@@ -45,10 +45,10 @@ def check(plan: Plan) -> Split:
 
 
 def work(plan: Plan, name: str, folder: Path, reports: Path, *, device: str, command: str, say: Say) -> dict[str, Any]:
-    """Try settings until none is left to take, then write FOLDER/results.csv, FOLDER/best.yaml and REPORTS/NAME.*.
+    """Run settings until none is left, then write FOLDER/results.csv, FOLDER/best.yaml and REPORTS/NAME.*.
 
     Returns the report; its `finished` is false where other workers still train. Raises UserError, before anything is trained,
-    for a sweep that its recipe refuses or that is not the one the folder holds.
+    for a sweep that its recipe refuses or that differs from that of the folder.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("a sweep does not run under torchrun: start the command itself several times, each is a worker")
@@ -78,7 +78,7 @@ def work(plan: Plan, name: str, folder: Path, reports: Path, *, device: str, com
 
 
 def _try(journal: Journal, trial: Trial, device: str, command: str, say: Say) -> None:
-    """One trial to its end: scored, pruned, or failed with the reason. Any other error leaves it to be taken up again."""
+    """Run one trial: scored, pruned, or failed with the reason. After any other error it can be taken up again."""
     plan, folder = journal.plan, journal.folder / "trials" / f"{trial.number:04d}"
     setting = setting_of(plan, trial.params)
     words = ", ".join(f"{key} {told(value)}" for key, value in setting.items())
@@ -111,7 +111,7 @@ def _tell(journal: Journal, trial: Trial, state: TrialState, runs: list[dict[str
 
 
 def gather(journal: Journal, name: str) -> dict[str, Any]:
-    """What the journal holds, as plain numbers: what it is about, every setting with its runs, front and pick."""
+    """The content of the journal as plain values: sweep, settings with runs, Pareto front and pick."""
     plan, sweep = journal.plan, journal.plan.sweep
     rows = [
         {

@@ -1,4 +1,4 @@
-"""The one door: from what a user types or passes to a model with its images, and the verbs on both."""
+"""From what a user types or passes to a model with its images, and the verbs on both."""
 
 from robustbench_rkhs.zoo.builders import load_builder
 from robustbench_rkhs.zoo.data_names import SETS, named_data

@@ -1,6 +1,6 @@
-"""One's own code: a function of a package or of a .py file that returns the model.
+"""Builders: functions of the user's own package or .py file that return a model.
 
-Importing it runs it, which is why it is only ever taken from what a user typed.
+Importing them runs code, so they are only ever taken from what a user typed.
 """
 
 from typing import Any
@@ -15,12 +15,12 @@ from robustbench_rkhs.runtime.digests import check_state
 
 
 def is_builder(name: str) -> bool:
-    """Whether a name means code: `nets.py:build`, `package.module:build`."""
+    """Whether a name refers to code: `nets.py:build`, `package.module:build`."""
     return ":" in name or name.endswith(".py")
 
 
 def load_builder(name: str) -> tuple[nn.Module, str]:
-    """What `FILE.py:build`, `package.module:build` or either with `:field=value,...` returns, and the builder's name.
+    """The model that `FILE.py:build`, `package.module:build` or either with `:field=value,...` returns, and the builder's name.
 
     Raises UserError in one line, also where the code raises.
     """
@@ -39,7 +39,7 @@ def load_builder(name: str) -> tuple[nn.Module, str]:
         model = builder(**keywords)
     except (UserError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # the user's code raises whatever it likes, and may want to leave
+    except BaseException as error:  # the user's code may raise anything, also SystemExit
         raise UserError(f"{name} failed: {cause(error)}") from None
     if not isinstance(model, nn.Module):
         raise UserError(f"{name} returned {type(model).__name__}, expected an nn.Module")

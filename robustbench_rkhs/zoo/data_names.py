@@ -1,4 +1,4 @@
-"""Data sets by what a user types: a name, a file or a folder."""
+"""Data sets from what a user types: a name, a file or a folder."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ SETS: dict[str, type[DataSet]] = {
     for name, kind in names_of(Data).items()
     if issubclass(kind, DataSet) and not any(field.is_required() for field in kind.model_fields.values())
 }
-"""Every data set that needs no more than its name."""
+"""The data sets that need only a name."""
 
 
 def named_data(name: str) -> DataSet:

@@ -1,4 +1,4 @@
-"""Checkpoint folders of the Hugging Face Hub: data alone is fetched, nothing there is imported or unpickled."""
+"""Checkpoint folders from the Hugging Face Hub: only data is fetched, nothing is imported or unpickled."""
 
 import importlib
 import re
@@ -9,7 +9,7 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import reason
 
 FILES = ("config.json", "recipe.yaml", "model.safetensors")
-"""What is fetched of a repository."""
+"""The files that are fetched from a repository."""
 
 
 def fetched(name: str) -> Path:
@@ -21,7 +21,7 @@ def fetched(name: str) -> Path:
     try:
         paths = [Path(library.hf_hub_download(repository, file, revision=revision or None)) for file in FILES]
     except Exception as error:  # no network, no such repository, a private one
-        raise UserError(f"hf:{name} could not be had: {reason(error)}") from None
+        raise UserError(f"hf:{name} could not be downloaded: {reason(error)}") from None
     return paths[0].parent
 
 

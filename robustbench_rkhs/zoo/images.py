@@ -1,4 +1,4 @@
-"""Images and labels in whatever form somebody has them: one split, one set of checks."""
+"""Images and labels in any form that a user passes, as one split, after one set of checks."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -16,16 +16,16 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import cause
 
 IN_MEMORY = 2**30
-"""Bytes of a data set up to which it is read once and kept."""
+"""Largest data set, in bytes, that is read once and kept in memory."""
 IMAGES = ("x", "image", "images", "img", "pixel_values", "inputs")
 LABELS = ("y", "label", "labels", "fine_label", "target", "targets")
-"""Names under which the items of a data set hold the two, where they are mappings."""
+"""Keys of image and label in items that are mappings."""
 
 
 def test_images(data: DataSet, shape: tuple[int, ...] | None, classes: Callable[[Split], int]) -> Split:
-    """The test split, for a model of images of this shape, where it is known.
+    """The test split, for a model with images of this shape, if known.
 
-    Of one's own data the class count is the model's, whose classes the labels need not all show. Raises UserError.
+    For users' own data the class count is that of the model, as the labels need not contain all classes. Raises UserError.
     """
     data = data.for_shape(shape) if isinstance(data, ImageFolder) else data
     found = data.test()
@@ -33,7 +33,7 @@ def test_images(data: DataSet, shape: tuple[int, ...] | None, classes: Callable[
 
 
 def of_classes(found: Split, data: DataSet, classes: int) -> Split:
-    """The split, for a model of so many classes. Raises UserError where it is not clear which of them a folder's are."""
+    """The split, for a model with this number of classes. Raises UserError if the class ids of a folder are ambiguous."""
     if found.classes >= classes:
         return found
     if isinstance(data, ImageFolder) and data.counts_by_order:
@@ -45,14 +45,14 @@ def of_classes(found: Split, data: DataSet, classes: int) -> Split:
 
 
 def classifiable(split: Split) -> Split:
-    """The split, where it has classes. Raises UserError."""
+    """The split, if it has classes. Raises UserError."""
     if split.task == "regression":
-        raise UserError(f"data set {split.data!r} is a regression: attacks and certificates need classes, which it has not")
+        raise UserError(f"data set {split.data!r} is a regression: attacks and certificates need classes")
     return split
 
 
 def as_split(data: Any, bounds: Bounds = (0.0, 1.0)) -> Split | tuple[Tensor, Tensor]:
-    """A Split as it is; images and labels of anything else, before any query of the model. Raises UserError."""
+    """A Split unchanged; anything else as images and labels, before any query of the model. Raises UserError."""
     if isinstance(data, Split):
         return classifiable(data)
     if isinstance(data, DataLoader):
@@ -71,7 +71,7 @@ def as_split(data: Any, bounds: Bounds = (0.0, 1.0)) -> Split | tuple[Tensor, Te
 
 
 def layouts(x: Tensor) -> list[Tensor]:
-    """The images as a model may want them: channels first, then as they are."""
+    """The layouts of the images to try on a model: channels first, then unchanged."""
     if isinstance(x, Stream):
         return [x]
     first = channels_first(x, "unit")
@@ -87,7 +87,7 @@ def _pairs(data: Any) -> bool:
 
 
 def _of_loader(loader: DataLoader[Any]) -> tuple[Any, Any]:
-    """Its images and labels in the order of its data set, if it shuffles; read block by block where they are many."""
+    """The images and labels of a DataLoader, in the order of its data set if it shuffles; large ones block by block."""
     dataset = loader.dataset
     if not isinstance(dataset, IterableDataset):
         shuffles = isinstance(loader.sampler, RandomSampler) and loader.sampler.num_samples == len(loader.sampler.data_source)
@@ -99,7 +99,7 @@ def _of_loader(loader: DataLoader[Any]) -> tuple[Any, Any]:
 
 
 def _of_dataset(dataset: Any) -> tuple[Any, Any]:
-    """Images and labels of its items; images block by block where they are many."""
+    """The images and labels of a data set's items; images block by block if there are many."""
     if not isinstance(dataset, IterableDataset) and _bytes(dataset) > IN_MEMORY:
         return _stream(dataset), _labels(dataset)
     items = dataset if isinstance(dataset, IterableDataset) else (dataset[place] for place in range(len(dataset)))
@@ -113,12 +113,12 @@ def _stream(dataset: Any) -> Stream:
 
     first = np.arange(1)
     if not torch.equal(read(first), read(first)):
-        raise UserError("the data set gives another image each time it is asked for the same: leave its random transforms out")
+        raise UserError("the data set returns different images for the same index: leave out its random transforms")
     return Stream.of(read, len(dataset))
 
 
 def _labels(dataset: Any) -> Any:
-    """Its `targets` or `labels`, where they are one per item; else what its items say."""
+    """Its `targets` or `labels`, if there is one per item; else the labels of its items."""
     for name in ("targets", "labels"):
         found = getattr(dataset, name, None)
         if found is not None and len(found) == len(dataset) and getattr(dataset, "target_transform", None) is None:
@@ -144,12 +144,12 @@ def _gathered(items: Iterable[Any], batched: bool) -> tuple[Any, Any]:
         return join(images), join(labels)
     except UserError:
         raise
-    except Exception as error:  # a data set of one's own raises whatever it likes
+    except Exception as error:  # a user's data set may raise anything
         raise UserError(f"the data cannot be gathered: {cause(error)}") from None
 
 
 def _pair(item: Any) -> tuple[Any, Any]:
-    """Image and label of an item: the first two of a sequence, or those named so of a mapping."""
+    """Image and label of an item: the first two of a sequence, or by key of a mapping."""
     if isinstance(item, (tuple, list)) and len(item) >= 2:
         return item[0], item[1]
     if isinstance(item, dict):
@@ -161,5 +161,5 @@ def _pair(item: Any) -> tuple[Any, Any]:
 
 
 def _pixels(image: Any) -> Tensor:
-    """A tensor; of a picture (PIL) or an array, its pixels."""
+    """The item as a tensor: the pixels of a picture (PIL) or an array."""
     return image.detach().cpu() if isinstance(image, Tensor) else torch.from_numpy(np.array(image))

@@ -1,4 +1,4 @@
-"""Models in whatever form somebody has them: a module that maps images in [0, 1] to logits."""
+"""Models in any form that a user passes, as a module that maps images in [0, 1] to logits."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,11 +14,11 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.modes import evaluating
 
 HALF = (torch.float16, torch.bfloat16)
-"""Types whose pixels are too coarse to attack: such a model is asked in its own, its images stay float32."""
+"""Types that are too coarse for attacked pixels: such a model runs in its own type, while its images stay float32."""
 
 
 class Function(nn.Module):
-    """A function of images as a module. What it holds (modes, devices, weights) is its own affair."""
+    """A function of images as a module. Modes, devices and weights are left to the function."""
 
     def __init__(self, function: Callable[[Tensor], Any]) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Function(nn.Module):
 
 
 class Adapted(nn.Module):
-    """A model asked in its own type of number, its logits picked out of what it returns, in the images' type."""
+    """Runs a model in its own float type and returns its logits, selected from its output, in the type of the images."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Adapted(nn.Module):
 
 
 def picked(out: Any) -> Any:
-    """The logits of an output that names them (`.logits`, `["logits"]`); any other as it is."""
+    """The logits of an output that has `.logits` or `["logits"]`; any other output unchanged."""
     named = out.get("logits") if isinstance(out, dict) else getattr(out, "logits", None)
     return named if isinstance(named, Tensor) and not isinstance(out, Tensor) else out
 
@@ -52,7 +52,7 @@ def as_module(model: Any) -> nn.Module:
         raise UserError(f"expected a model, found the class {model.__name__}: pass {model.__name__}(...)")
     if isinstance(model, nn.Module):
         if any(tensor.device.type == "meta" for tensor in [*model.parameters(), *model.buffers()]):
-            raise UserError("expected a model with its weights, found one on the device 'meta', which holds none")
+            raise UserError("expected a model with weights, found one on the device 'meta', which has none")
         return model
     if callable(model):
         return Function(model)
@@ -61,23 +61,23 @@ def as_module(model: Any) -> nn.Module:
 
 
 def home_of(model: nn.Module) -> torch.device | None:
-    """Where the model's weights are; None where it has none."""
+    """The device of the model's weights; None without weights."""
     first = next(iter([*model.parameters(), *model.buffers()]), None)
     return None if first is None else first.device
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:
-    """The type of its images: that of its first weights, float32 for half precision and where it has none."""
+    """The type of its images: that of its first weights; float32 for half precision or without weights."""
     kinds = [tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()]
     return torch.float64 if kinds and kinds[0] == torch.float64 else torch.float32
 
 
 @torch.no_grad()
 def adapted(model: nn.Module, image: Tensor, preprocessing: Any = None, bounds: Bounds = (0.0, 1.0)) -> nn.Module:
-    """The model for images in [0, 1], of which one is passed: normalised, in its own type, its logits picked out.
+    """The model for images in [0, 1], tried on one image: with normalisation, in its own type, returning logits.
 
     `preprocessing`: mean and standard deviation, each a number or one per channel, in the units of `bounds`. A module that needs
-    none of this is returned as it is, so that certificates see its layers. Raises UserError.
+    none of this is returned unchanged, so that certificates can use its layers. Raises UserError.
     """
     kinds = [tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()]
     half = kinds[0] if kinds and kinds[0] in HALF else None
@@ -94,7 +94,7 @@ def adapted(model: nn.Module, image: Tensor, preprocessing: Any = None, bounds: 
 
 
 def normalisation(shape: tuple[int, ...], preprocessing: Any, bounds: Bounds) -> list[nn.Module]:
-    r"""From [0, 1] to what the model was trained on; nothing where that is [0, 1] itself.
+    r"""The normalisation from [0, 1] to the model's training range; None if that is [0, 1] itself.
 
     .. math:: z = \frac{(l + (h - l) x) - \mu}{\sigma} = \frac{x - (\mu - l) / (h - l)}{\sigma / (h - l)}
     """
@@ -122,8 +122,8 @@ def _per_channel(value: Any, channels: int, word: str) -> list[float]:
     try:
         array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=float).reshape(-1)
     except (TypeError, ValueError):
-        raise UserError(f"preprocessing: expected a {word} as a number or one a channel, found {value!r}") from None
+        raise UserError(f"preprocessing: expected a {word} as a number or one per channel, found {value!r}") from None
     if len(array) not in (1, channels):
         wanted = "1 number" if channels == 1 else f"1 or {channels} numbers"
-        raise UserError(f"preprocessing: expected a {word} of {wanted}, one a channel, found {len(array)}")
+        raise UserError(f"preprocessing: expected a {word} of {wanted}, one per channel, found {len(array)}")
     return [float(one) for one in (np.repeat(array, channels) if len(array) == 1 else array)]

@@ -1,4 +1,4 @@
-"""From what a user types after --model to a model and its test images."""
+"""Models by name: from what a user types after --model to a model and its test images."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -31,23 +31,23 @@ from robustbench_rkhs.zoo.timm_models import load_timm
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A model, its name and the images it is tested on."""
+    """A model with its name and test images."""
 
     name: str
     model: nn.Module
     data: Split | DataSet | None
-    """Its test images, or where they are read from when they are asked for."""
+    """Its test images, or a function that reads them when needed."""
     seed: int | None = None
-    """Of its training, where that is known."""
+    """The data set of its training, if known."""
     shape: tuple[int, ...] | None = None
-    """Of the images it was made for, where that is known."""
+    """The shape of its images, if known."""
     classes: int | None = None
-    """How many it tells apart, where that is known."""
+    """Its number of classes, if known."""
     notes: tuple[str, ...] = ()
-    """What its user has to know: that its weights are random, say."""
+    """Warnings for the user, such as random weights."""
 
     def __post_init__(self) -> None:
-        plain_name(self.name)  # results are named after it
+        plain_name(self.name)  # names of result files contain it
 
     @cached_property
     def test(self) -> Split:
@@ -65,7 +65,7 @@ class NamedModel:
         return found
 
     def _classes(self, split: Split) -> int:
-        """How many classes the model tells apart, asked where it is not known."""
+        """The number of classes of the model; runs it once if unknown."""
         return self.classes or classes_of(adapted(self.model, split.x[:1]), split.x[:1])
 
 
@@ -77,14 +77,14 @@ def load_model(
     say: Say = lambda line: None,
     allow_code: Iterable[str] = (),
 ) -> NamedModel:
-    """A model by what one types: a checkpoint's name or folder, a recipe's with `weights`, one's own code, or a library's model.
+    """A model by name: a checkpoint's name or folder, a recipe with `weights`, your own code, or a model of a library.
 
     `nets.py:build`, `package.module:build`, either with arguments (`nets.py:build:width=8,depth=2`); `timm:resnet18.a1_in1k`;
     `hf:owner/name`, a Hub repository in the format of our checkpoint folders. `weights`: .safetensors or .pth of a plain state
-    dict. `data`: a data set's name, a file or a folder, in place of the recipe's; it is read when `.test` is asked for.
+    dict. `data`: a data set's name, a file or a folder, instead of the recipe's; it is read when `.test` is accessed.
     `allow_code`: packages, modules, folders or .py files whose code a checkpoint folder here may name, `["mynets"]`; a recipe in
-    it that names other code is refused, and nothing is imported. What the user has to know (random weights) is in `.notes` and
-    said through `say`. Raises UserError in one line.
+    it that names other code is refused, and nothing is imported. Warnings (such as random weights) are in `.notes` and are
+    reported through `say`. Raises UserError in one line.
     """
     images, code = named_data(data) if data else None, allowed(allow_code)
     if name.startswith("timm:"):
@@ -92,7 +92,7 @@ def load_model(
     elif name.startswith("hf:"):
         named = replace(_checkpoint(fetched(name.removeprefix("hf:")), images, limits=STRANGERS), name=name.rpartition("/")[2])
         if images is None and type(named.data) not in SETS.values():
-            raise UserError(f"model {name!r}: its recipe names data of its own; name them here by --data")
+            raise UserError(f"model {name!r}: its recipe names its own data; name them here by --data")
     elif name.endswith((".safetensors", ".pth", ".pt")):
         raise UserError(
             f"model {name!r} is a file of weights, not a network: --model NAME or FILE.py:BUILDER, with --weights {name}"
@@ -139,7 +139,7 @@ def _timm(name: str, weights: str | None, data: DataSet | None) -> NamedModel:
 
 def random_weights(name: str, model: nn.Module) -> str:
     """The warning about a builder without weights."""
-    return f"WARNING: model {name!r} has the weights its builder gave it, random ones unless it loads its own: --weights FILE"
+    return f"WARNING: model {name!r} has the weights from its builder, random ones unless it loads its own: --weights FILE"
 
 
 def _any(model: nn.Module) -> bool:
@@ -147,7 +147,7 @@ def _any(model: nn.Module) -> bool:
 
 
 def load_twin(name: str, data: str | None, models: Sequence[NamedModel], allow_code: Iterable[str] = ()) -> nn.Module:
-    """The undefended twin of these models, by name as for `load_model`. Raises UserError where its data or classes are others."""
+    """The undefended twin of these models, by name as for `load_model`. Raises UserError if its data or classes differ."""
     twin = load_model(name, None, data, allow_code=allow_code)
     for one in models:
         if twin.test.digest != one.test.digest:
@@ -167,13 +167,13 @@ def smoothing_from(text: str, seed: int = 0) -> tuple[dict[str, int], SmoothingC
 
 
 def smoothed(named: NamedModel, sigma: float, **votes: int) -> NamedModel:
-    """The model under Gaussian noise, as a model of its own: own name, own digest."""
+    """The model smoothed by Gaussian noise, as a separate model with its own name and digest."""
     model = Smoothed(named.model, sigma, **votes).eval()
     return replace(named, name=f"{named.name}~smoothed-{sigma:g}", model=model)
 
 
 def training_images(name: str, data: str | None = None, allow_code: Iterable[str] = ()) -> Split:
-    """The images a model was trained on: of `data` where given, else of its checkpoint's or its own recipe."""
+    """The training images of a model: of `data` if given, else of its checkpoint's or its own recipe."""
     if data:
         return named_data(data).load().train
     try:

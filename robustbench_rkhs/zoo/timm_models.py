@@ -1,4 +1,4 @@
-"""Models of the library timm, with their own normalisation in front."""
+"""Models of the library timm, with their normalisation in front."""
 
 import difflib
 import importlib
@@ -19,7 +19,7 @@ class TimmModel(NamedTuple):
     model: nn.Module
     """The normalisation and the network."""
     net: nn.Module
-    """The network alone."""
+    """The network without normalisation."""
     shape: tuple[int, ...]
     classes: int
     notes: tuple[str, ...]
@@ -28,8 +28,8 @@ class TimmModel(NamedTuple):
 def load_timm(name: str, pretrained: bool = True) -> TimmModel:
     """`resnet18.a1_in1k`: its network, pixels normalised as its `pretrained_cfg` says.
 
-    Where its weights cannot be had (no network), they are random, and `notes` say so. Raises UserError where timm is not
-    installed or knows no such model.
+    If its weights cannot be downloaded, they are random, and `notes` say so. Raises UserError where timm is not installed or has
+    no such model.
     """
     timm = _library()
     notes: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ def load_timm(name: str, pretrained: bool = True) -> TimmModel:
             close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
             meant = " or ".join(map(repr, close)) or "one of timm.list_models()"
             raise UserError(f"timm has no model {name!r}: {cause(error)}; did you mean {meant}?") from None
-        notes = (f"WARNING: the weights of timm:{name} are RANDOM, they could not be had: {reason(first)}",)
+        notes = (f"WARNING: the weights of timm:{name} are RANDOM, they could not be downloaded: {reason(first)}",)
     about: dict[str, Any] = getattr(net, "pretrained_cfg", {}) or {}
     shape = tuple(int(side) for side in about.get("input_size") or (3, 224, 224))
     mean, std = about.get("mean") or (0.0,) * shape[0], about.get("std") or (1.0,) * shape[0]

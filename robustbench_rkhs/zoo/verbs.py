@@ -1,4 +1,4 @@
-"""The verbs: what a user calls, and what the command line calls with what was typed."""
+"""The public verbs, called by users and by the command line."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,13 +38,13 @@ from robustbench_rkhs.zoo.models import adapted, as_module, dtype_of, home_of
 from robustbench_rkhs.zoo.named import NamedModel, load_model
 
 Eps = Any
-"""A radius, or several: numbers, or text such as `8/255`. (The door takes anything, and says in one line what it cannot.)"""
+"""One radius or several: numbers, or text such as `8/255`. (Other values are accepted or refused with one clear line.)"""
 RADII: tuple[Any, ...] = ("margin", "liplt", "eclipse", {"name": "crown"})
-"""Certificates that `certify` asks where none is named: those that search for the largest radius."""
+"""Default certificates of `certify`: those that search for the largest radius."""
 
 
 class Opened(NamedTuple):
-    """A model and its images, checked and ready."""
+    """A model and its images, after all checks."""
 
     model: nn.Module
     split: Split
@@ -71,24 +71,24 @@ def evaluate(
     say: Say = lambda line: None,
     **settings: Any,
 ) -> Evaluation:
-    """Certify and attack a model: the table of verdicts, image by image.
+    """Certify and attack a model: the table of verdicts per image.
 
-    `model`: an `nn.Module`, any function of images that returns logits (or an output with `.logits`), or what is typed after
-    --model. It is asked in eval mode and left as it was; half precision is asked in its own type, its images stay float32.
+    `model`: an `nn.Module`, any function of images that returns logits (or an output with `.logits`), or a name as after
+    --model. It runs in eval mode and is restored afterwards; half precision runs in its own type, with float32 images.
     `data`: (images, labels) as tensors or arrays, a Dataset, a DataLoader, the name of a data set ("mnist", "mine.npz", a folder of
-    pictures), or nothing where the model's name says it. Labels are integer class ids. Images are floats within `bounds`, or uint8
-    from 0 to 255; channels first or last. Memory maps and large data sets are read block by block.
+    pictures), or nothing if the named model has its own data. Labels are integer class ids. Images are floats within `bounds`, or
+    uint8 from 0 to 255; channels first or last. Memory maps and large data sets are read block by block.
     `eps`: a number, text ("8/255"), or several. **Always in units of pixels in [0, 1]**, also where `bounds` are (0, 255).
-    `bounds`: the least and the largest pixel the model and the images know. `preprocessing`: (mean, std), in the units of
-    `bounds`, which the model wants subtracted and divided by. `device`: where the model is, if not given; "auto": a GPU, if any.
+    `bounds`: the smallest and the largest pixel value of model and images. `preprocessing`: (mean, std), in the units of
+    `bounds`, by which images are normalised for the model. `device`: default: the device of the model; "auto": a GPU, if any.
     `recipe`, or its fields by name (`norm`, `attacks`, `effort`, `budget`, `certificates`, `samples`, `seed`, `block`, `workers`
-    ...); attacks and certificates by name too. With a `folder`, finished parts are kept under folder/name/parts and never done
-    again, and the table is written to folder/name/. `adversarials`: True to keep the nearest adversarial image of each image, or a
-    .npz file that gets them; where nothing is said they are kept if they are few and there is no folder. `twin`: a network of the
-    same data, trained without defence, whose adversarial images are tried too. `loader`: where processes on other devices get the
-    same model and images; without it they are sent along.
-    Interrupted by the keyboard, or when `budget` seconds are used up, it returns what there is.
-    Raises UserError, in one line, for anything it cannot take.
+    ...); attacks and certificates by name too. With a `folder`, finished parts are cached under folder/name/parts and never
+    computed again, and the table is written to folder/name/. `adversarials`: True to keep the nearest adversarial image of each
+    image, or a .npz file for them; by default they are kept if they are few and there is no folder. `twin`: a network of the
+    same data, trained without defence, whose adversarial images are tried too. `loader`: how processes on other devices load the
+    same model and images; by default these are sent to them.
+    If interrupted by the keyboard, or after `budget` seconds, it returns a partial table.
+    Raises UserError, in one line, for invalid arguments.
     """
     queried = recipe or recipe_of(eps, **settings)
     opened = enter(model, data, name=name, device=device, preprocessing=preprocessing, bounds=bounds)
@@ -105,9 +105,9 @@ def evaluate(
 
 @checked_arguments()
 def robust_accuracy(model: Any, x: Any, y: Any, *, eps: Eps, norm: str = "l2", **settings: Any) -> float:
-    """The share of images that are right and that nothing broke within `eps`: certified, or survived the whole protocol.
+    """The share of images that are classified correctly and not broken within `eps`: certified, or survived the whole protocol.
 
-    What `evaluate` takes can be given too. Raises UserError where an image is left untested (a `budget` ran out): the share is then
+    Also takes the arguments of `evaluate`. Raises UserError where an image is left untested (a `budget` ran out): the share is then
     not known.
     """
     if len(_several(eps)) != 1:
@@ -133,12 +133,12 @@ def attack(
     preprocessing: Any = None,
     bounds: Any = (0.0, 1.0),
 ) -> Tensor:
-    """Adversarial images: the nearest that were found, within `eps` where it is given; the image itself where none was.
+    """Adversarial images: the nearest that were found, within `eps` if given; the image itself where none was found.
 
-    `target`: the class, or each image's own, that the model is to answer; without it, any that is wrong. `attacks`: by name or as
-    instances; those of `effort` where none are named. `eps` is in units of pixels in [0, 1]; images come back within `bounds`, as
-    floats in the model's layout, on the model's device. An image that is misclassified as it is (or answered by its target) comes
-    back as it is. Raises UserError.
+    `target`: the class that the model should predict, one for all or one per image; default: any wrong class. `attacks`: by name or
+    as instances; default: those of `effort`. `eps` is in units of pixels in [0, 1]; images are returned within `bounds`, as floats
+    in the model's layout, on the model's device. An image that is misclassified already (or classified as its target) is returned
+    unchanged. Raises UserError.
     """
     if eps is not None and len(_several(eps)) != 1:
         raise UserError(f"attack is within one eps, found {len(_several(eps))}")
@@ -175,7 +175,7 @@ def certify(
     preprocessing: Any = None,
     bounds: Any = (0.0, 1.0),
 ) -> Tensor:
-    """The radius, in pixels of [0, 1], within which each image's label is proved to be the answer; float64, on the CPU.
+    """The certified radius of each image, with pixels in [0, 1], within which the label is the prediction; float64, on the CPU.
 
     The largest that any of the `certificates` proves; 0 where an image is misclassified or nothing is proved.
     Raises UserError where none of them has a proof for this model, with the reason of each.
@@ -212,7 +212,7 @@ def enter(
     preprocessing: Any = None,
     bounds: Any = (0.0, 1.0),
 ) -> Opened:
-    """The one door: any model and any data, checked. Raises UserError."""
+    """Any model and any data, checked. Raises UserError."""
     bounds = _bounds(bounds)
     if isinstance(model, str):
         model = load_model(model)
@@ -232,7 +232,7 @@ def enter(
 
 
 def recipe_of(eps: Eps, **settings: Any) -> EvalRecipe:
-    """The recipe of these settings: one eps or several, attacks and certificates by name or as they are. Raises UserError."""
+    """The recipe of these settings: one eps or several, attacks and certificates by name or as instances. Raises UserError."""
     for key, read in (("attacks", attack_from), ("certificates", certificate_from)):
         if key in settings:
             several = settings[key] if isinstance(settings[key], (list, tuple)) else (settings[key],)
@@ -264,7 +264,7 @@ def _first(data: Any) -> Any:
 
 
 def _joined(module: nn.Module, images: Any, preprocessing: Any, bounds: Bounds, device: str) -> tuple[Split, nn.Module]:
-    """The split in the type and layout that the model takes, and the model for images in [0, 1]."""
+    """The split in the type and layout of the model, and the model for images in [0, 1]."""
     dtype = dtype_of(module)
     if isinstance(images, Split):
         plain = preprocessing is None and bounds == (0.0, 1.0)
@@ -286,10 +286,10 @@ def _joined(module: nn.Module, images: Any, preprocessing: Any, bounds: Bounds, 
 
 
 def _targets(target: Any, split: Split) -> Tensor:
-    """Each image's own target. Raises UserError where it is no class, or the image's own label."""
+    """The target of each image. Raises UserError where it is not a class, or is the image's label."""
     aims = torch.as_tensor(target)
     if aims.is_floating_point() or aims.dtype == torch.bool or aims.dim() > 1 or (aims.dim() == 1 and len(aims) != len(split)):
-        raise UserError(f"target: expected a class id, or one an image, found {aims.dtype} of shape {tuple(aims.shape)}")
+        raise UserError(f"target: expected a class id, or one per image, found {aims.dtype} of shape {tuple(aims.shape)}")
     aims = aims.long().cpu().expand(len(split))
     if aims.min() < 0 or aims.max() >= split.classes:
         raise UserError(f"target: expected classes 0 to {split.classes - 1}, found {int(aims.min())} to {int(aims.max())}")
