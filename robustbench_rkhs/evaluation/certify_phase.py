@@ -28,7 +28,7 @@ class CertifyPhase:
     The first runs on every image. Those after it run on images that are right and whose radius is still below the largest
     asked-for eps: what a cheaper one has settled is not proved twice. Each row says what one method found on one image; the
     radius of an image is the largest of them. `state_reason` of a row: empty where a radius was proved (or the image is wrong),
-    `unknown`: the method ran and proved nothing; `timeout`: it was not reached within `certify_seconds` or half the budget;
+    `unknown`: the method ran and proved nothing; `timeout`: it was not settled within `certify_seconds` or a third of the budget;
     `refused`: it has no proof for this model; `error`: it failed, or met numbers that are not finite.
 
     Certificates that the user named all run, in the order given. Of the `portfolio`, those whose cost is each image's own are tried
@@ -44,7 +44,7 @@ class CertifyPhase:
     def all(self) -> None:
         """Every certificate of the recipe."""
         work, budget = self.work, self.work.clock.budget
-        self.half = Clock(None if budget is None else work.clock.left() / 2)  # the attacks have the other half
+        self.share = Clock(None if budget is None else work.clock.left() / 3)  # the attacks have the rest
         named = work.recipe.certificates
         methods = admitted(work, dict(zip(labels(named), map(self.aimed, named), strict=True)))
         learnt = {}
@@ -116,7 +116,7 @@ class CertifyPhase:
         found: dict[int, Part] = {}
 
         def block(number: int) -> Chain:
-            left = min(own.left(), self.half.left())
+            left = min(own.left(), self.share.left())
             if left <= 0:
                 raise OutOfTime
             found[number] = yield work.certify(certify, label, blocks[number], left if math.isfinite(left) else None, **given)

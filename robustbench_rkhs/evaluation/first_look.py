@@ -85,7 +85,7 @@ class FirstLook:
 
     def superseded(self, table: pd.DataFrame) -> pd.DataFrame:
         """The table without those rows of the look that something else came nearer than, or that found nothing."""
-        own = (table["method"] == self.label).to_numpy()
+        own = table["method"].str.startswith("first:").to_numpy()
         others = table[~own & (table["kind"] == "attack")].groupby("index")["radius"].min()
         nearest = table["index"].map(others).fillna(np.inf).to_numpy()
         radius = table["radius"].to_numpy()

@@ -31,6 +31,7 @@ from robustbench_rkhs.evaluation.predictions import ask, classes_of
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.runner import Runner
 from robustbench_rkhs.evaluation.scheduler import Scheduler
+from robustbench_rkhs.evaluation.second_look import SecondLook
 from robustbench_rkhs.evaluation.sizing import sized
 from robustbench_rkhs.evaluation.store import Store
 from robustbench_rkhs.evaluation.subject import Subject
@@ -232,6 +233,7 @@ class _Run:
             first.all()
             CertifyPhase(work).all()
             first.hold_against_certificates()
+            SecondLook(work).all()
             attacks = AttackPhase(work, self.protocol, self.labels)
             attacks.all()
             diagnosis = DiagnosisPhase(work, self.about, self.protocol, self.transfer, marks=self.about.marks)

@@ -38,9 +38,10 @@ class EvalSettings(Node):
     None: this process alone, on all threads of torch."""
     budget: Seconds | None = None
     """Seconds (or 90s, 10min, 2h) after which everything stops where it is, within a second where the model is not slower than
-    that: a first look after a tenth of it, certificates at half, attacks and the diagnosis at its end. What was found counts;
-    images not settled are untested. Where there is no time to ask about each image once, fewer are taken. It changes nothing else,
-    and the same evaluation without it goes on from there."""
+    that: a first look after a tenth of it, certificates after a third of the rest, a second look (20 gradient steps within the
+    largest open eps) after 0.6 of what is left then, attacks and the diagnosis at its end. What was found counts; images not
+    settled are untested. Where there is no time to ask about each image once, fewer are taken. It changes nothing else, and the
+    same evaluation without it goes on from there."""
     rechecked: int = Field(8, ge=0)
     """Of the survivals that are inferred from a larger eps, how many are attacked at their own eps after all; the share that falls
     is reported. Cost: at most so many runs of the fixed-budget attacks, each about 8,800 passes of the ensemble where the image
