@@ -66,7 +66,7 @@ class Plan:
         return TrainRecipe.parse(stored, ", ".join(f"{key} {told(value)}" for key, value in setting.items()), self.code)
 
     def recipes(self) -> list[TrainRecipe]:
-        """All recipes of a grid; for random or tpe, each value and both ends of each range, with other fields at their first value."""
+        """All recipes of a grid; for random or tpe, each value and range end, with the other fields at their first value."""
         if self.sweep.sampler == "grid":
             settings = self.grid
         else:
