@@ -74,9 +74,9 @@ def settings_csv(report: dict[str, Any]) -> str:
 
 def runs_csv(report: dict[str, Any]) -> str:
     """One row per trained network."""
-    kept = ("seed", *QUANTITIES, "refused", "epoch", "weights", "folder", "device", "date")
+    kept = ("seed", *QUANTITIES, "refused", "epoch", "weights", "folder", "device", "date", "key")
     rows = [
-        {"trial": row["trial"], "state": row["state"], **_cells(row["setting"])} | {key: run[key] for key in kept}
+        {"trial": row["trial"], "state": row["state"], **_cells(row["setting"])} | {key: run.get(key, "") for key in kept}
         for row in report["settings"]
         for run in row["runs"]
     ]

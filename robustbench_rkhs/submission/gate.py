@@ -131,12 +131,14 @@ def submit(
             yield f"the same function as {twin}, whose row stays: also submitted as {name}"
         target = folder_of(out / "verdicts", name)
         target.mkdir(parents=True, exist_ok=True)
-        published = verdicts.write(full, target / (full.path or staged).name)
+        published = target / (full.path or staged).name
+    if all(one.path != published for one in existing):  # else the very same evaluation stands there
+        verdicts.write(full, published)
         unread.clear()
         written = report(verdicts.read_all(out / "verdicts", unread.append), out, unread=unread)
         yield from (f"not read: {line}" for line in unread)
         shutil.rmtree(staged, ignore_errors=True)
-        yield f"accepted: {published or target}"
+        yield f"accepted: {published}"
         for kind, paths in written.items():
             if kind == "leaderboard":
                 yield f"{kind}: {' '.join(str(p) for p in paths)}"
