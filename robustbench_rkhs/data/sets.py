@@ -70,6 +70,11 @@ class DataSet(Node):
             raise UserError(f"data set {self.title!r}: expected test digest {self.digest}, found {found}")
         return x_train, y_train, x_test, y_test
 
+    def test_arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Raw images and labels of the test set, alone in memory where they lie in files of their own."""
+        _, _, x_test, y_test = self.checked()
+        return x_test, y_test
+
     @property
     def title(self) -> str:
         """The name in tables."""
@@ -189,7 +194,21 @@ class _Torchvision(DataSet):
         self._classes()(str(root), train=True, download=True)
         self._classes()(str(root), train=False, download=True)
 
+    def test_arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        root = data_root()
+        if not (root / self.folder).exists():
+            return super().test_arrays()
+        self._verify(root)
+        test = self._classes()(str(root), train=False, download=False)
+        return np.asarray(test.data), np.asarray(test.targets)
+
     def _folder(self, root: Path) -> Arrays:
+        self._verify(root)
+        train, test = (self._classes()(str(root), train=part, download=False) for part in (True, False))
+        return np.asarray(train.data), np.asarray(train.targets), np.asarray(test.data), np.asarray(test.targets)
+
+    def _verify(self, root: Path) -> None:
+        """Raises UserError where a file is missing or altered."""
         from torchvision.datasets.utils import check_md5
 
         kind = self._classes()
@@ -199,8 +218,6 @@ class _Torchvision(DataSet):
                 raise UserError(f"data set {self.folder}: {path} is missing")
             if not check_md5(str(path), md5):
                 raise UserError(f"data set {self.folder}: {path} is truncated or altered (its md5 is not {md5})")
-        train, test = (kind(str(root), train=part, download=False) for part in (True, False))
-        return train.data, np.array(train.targets), test.data, np.array(test.targets)
 
 
 class CIFAR10(_Torchvision):
@@ -231,7 +248,7 @@ class MNIST(_Torchvision):
     name: Literal["mnist"] = "mnist"
     folder: ClassVar[str] = "MNIST/raw"
 
-    def _folder(self, root: Path) -> Arrays:
+    def _verify(self, root: Path) -> None:
         from torchvision.datasets.utils import check_md5
 
         for file, md5 in MNIST_MD5.items():
@@ -240,8 +257,6 @@ class MNIST(_Torchvision):
                 raise UserError(f"data set mnist: {path} is missing")
             if not check_md5(str(path), md5):
                 raise UserError(f"data set mnist: {path} is truncated or altered (its md5 is not {md5})")
-        train, test = (self._classes()(str(root), train=part, download=False) for part in (True, False))
-        return train.data.numpy(), train.targets.numpy(), test.data.numpy(), test.targets.numpy()
 
 
 class NPZ(DataSet):

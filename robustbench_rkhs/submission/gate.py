@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from robustbench_rkhs import verdicts
-from robustbench_rkhs.data import DataSet
+from robustbench_rkhs.data import DataSet, arrays_digest
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.nodes.guard import guarded
@@ -105,14 +105,14 @@ def submit(
     unread: list[str] = []
     existing = [*verdicts.read_all(out / "verdicts", unread.append), *verdicts.read_all(out / "submitted", unread.append)]
     own = _check_name(name, path, existing)
-    test = known_data(said.recipe).test()
-    if test.digest != said.config.get("data_digest"):
+    x, y = known_data(said.recipe).test_arrays()
+    if (ours := arrays_digest(x, y)) != said.config.get("data_digest"):
         found = str(said.config.get("data_digest"))[:64]
-        raise UserError(f"{path}: trained for data of digest {found}, ours is {test.digest}")
+        raise UserError(f"{path}: trained for data of digest {found}, ours is {ours}")
     yield f"checked: {name}, {said.numbers:,} numbers, digest {said.weights[:12]}"
     staged = folder_of(out / "submissions", name)
     with alone(staged, "a submission"):
-        looks = [recipe.model_copy(update={"samples": min(sample, len(test))}), recipe]
+        looks = [recipe.model_copy(update={"samples": min(sample, len(y))}), recipe]
         done = evaluations(path, name, looks, device, staged, command, limits, say)
         first = next(done)
         if any(one.about.model == name and one.about.key != first.about.key and not own for one in existing):
