@@ -64,7 +64,7 @@ class Job:
     @property
     def by_image(self) -> bool:
         """Whether the result for an image depends on no other image of the job: it is then kept row by row."""
-        return self.phase == "attack" and isinstance(self.method, EngineAttack)
+        return self.phase == "attack" and divisible(self.method)
 
     @property
     def divisible(self) -> bool:
@@ -87,7 +87,7 @@ class Job:
             "box": self.box,
         }
         if self.phase == "attack" and not self.by_image:
-            own["eps"] = getattr(self.method, "eps", None)
+            own["eps"] = list(self.eps) or getattr(self.method, "eps", None)
         return {**own, **self.given, **self.of}
 
     @property
