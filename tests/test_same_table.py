@@ -9,6 +9,7 @@ from robustbench_rkhs.attacks import DDN, Ensemble, FoolboxAttack, Square, Super
 from robustbench_rkhs.evaluation import first_look
 from robustbench_rkhs.evaluation.engines import InProcess
 from robustbench_rkhs.evaluation.run import evaluate
+from robustbench_rkhs.evaluation.threads import on_one_thread
 
 PROTOCOL = (
     SuperDeepFool(),
@@ -62,6 +63,22 @@ def same(one, other):
 def test_the_table_is_the_same_at_any_number_of_workers(scene, whole, workers):
     model, data = scene
     assert same(evaluate(model, data, workers=workers, **SETTINGS), whole)
+
+
+def test_a_small_network_has_the_same_table_without_workers_whatever_the_threads(scene, whole):
+    model, data = scene
+    torch.set_num_threads(2)
+    settings = {**SETTINGS, "attacks": PROTOCOL[:1], "diagnostics": False}
+    one, other = evaluate(model, data, **settings), evaluate(model, data, workers=2, **settings)
+    assert torch.get_num_threads() == 2 and same(one, other) and one.about.device == "CPU, 1 threads"
+
+
+def test_a_network_is_small_by_its_multiply_adds():
+    net = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Flatten(), nn.Linear(64 * 30 * 30, 10))
+    assert on_one_thread(net, (3, 32, 32), None, "cpu")
+    large = nn.Conv2d(64, 256, 3)
+    assert not on_one_thread(large, (64, 32, 32), None, "cpu") and on_one_thread(large, (64, 32, 32), 1, "cpu")
+    assert not on_one_thread(net, (3, 32, 32), None, "cuda")
 
 
 class Killed(BaseException):

@@ -35,6 +35,7 @@ from robustbench_rkhs.evaluation.second_look import SecondLook
 from robustbench_rkhs.evaluation.sizing import sized
 from robustbench_rkhs.evaluation.store import Store
 from robustbench_rkhs.evaluation.subject import Subject
+from robustbench_rkhs.evaluation.threads import on_one_thread, one_thread
 from robustbench_rkhs.evaluation.work import Work
 from robustbench_rkhs.identity import identity_of, key_of
 from robustbench_rkhs.layers.frozen import freeze
@@ -99,7 +100,8 @@ def evaluate(
         raise UserError("adversarial images are kept beside all clean ones, which are too many here: choose fewer by samples")
     if adversarials and not exact:
         raise UserError(f"adversarial images are saved exactly as float32 or float64, found inputs of {split.x.dtype}")
-    with evaluating(model, device):
+    alone = on_one_thread(model, split.shape, recipe.workers, device)
+    with evaluating(model, device), one_thread(alone):
         own = folder_of(folder, name) if folder else None
         nearest = Nearest() if adversarials else None
         identity = identity_of(model, split.shape)

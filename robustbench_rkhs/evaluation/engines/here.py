@@ -110,29 +110,23 @@ class Processes:
 
 @contextmanager
 def started(work: Work, workers: int | None, device: str, make: Callable[[str], Callable[[], Work]]) -> Iterator[Engine]:
-    """The engine of an evaluation: this process where `workers` is None or 1, else so many.
+    """The engine of an evaluation: this process where `workers` is None or 1, else so many, on one thread each.
 
-    On a CPU they share what is in memory; on GPUs each has a device, in turn, and what `make(device)` makes there. Where a number
-    is given, every process computes on one thread, so that what is found depends on no number of workers. Raises UserError where
-    there can be none.
+    On a CPU they share what is in memory; on GPUs each has a device, in turn, and what `make(device)` makes there. Raises
+    UserError where there can be none.
     """
-    if workers is None:
-        yield InProcess(work)
-        return
-    kind, threads = torch.device(device).type, torch.get_num_threads()
-    if workers > 1 and kind not in ("cpu", "cuda"):
+    count, kind = workers or 1, torch.device(device).type
+    if count > 1 and kind not in ("cpu", "cuda"):
         raise UserError(f"workers compute on a CPU or on GPUs, found device {device!r}: leave out workers")
-    torch.set_num_threads(1)  # before they are made: they inherit no threads
     engine: Engine = InProcess(work)
     try:
-        if workers > 1 and kind == "cuda":
+        if count > 1 and kind == "cuda":
             devices = [device] if ":" in device else [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-            engine = Processes([make(devices[number % len(devices)]) for number in range(workers)], work, "spawn")
-        elif workers > 1 and "fork" in multiprocessing.get_all_start_methods():
-            engine = Processes([lambda: work] * workers, work)
-        elif workers > 1:
-            engine = Processes([make(device)] * workers, work, "spawn")
+            engine = Processes([make(devices[number % len(devices)]) for number in range(count)], work, "spawn")
+        elif count > 1 and "fork" in multiprocessing.get_all_start_methods():
+            engine = Processes([lambda: work] * count, work)
+        elif count > 1:
+            engine = Processes([make(device)] * count, work, "spawn")
         yield engine
     finally:
         engine.stop()
-        torch.set_num_threads(threads)

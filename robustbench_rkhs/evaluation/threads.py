@@ -1,0 +1,36 @@
+"""How many threads an evaluation computes on."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+FEW = 1e7
+"""Multiply-adds of one image, about, up to which more threads are not worth what they cost."""
+
+
+def on_one_thread(model: nn.Module, shape: tuple[int, ...], workers: int | None, device: str) -> bool:
+    """Whether each process computes on one thread: where a number of workers is given, and for a small network on a CPU.
+
+    Then what is found depends on no number of workers or cores. A network is small by its tensors: each weight of a convolution
+    counts once for every pixel, each other one once.
+    """
+    if workers is not None:
+        return True
+    pixels = math.prod(shape[1:]) if len(shape) > 1 else 1
+    tensors = [*model.parameters(), *model.buffers()]
+    return torch.device(device).type == "cpu" and sum(one.numel() * (pixels if one.dim() > 2 else 1) for one in tensors) < FEW
+
+
+@contextmanager
+def one_thread(wanted: bool = True) -> Iterator[None]:
+    """One thread of PyTorch, where wanted; then as many as before."""
+    threads = torch.get_num_threads()
+    if wanted:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
