@@ -17,7 +17,7 @@ from robustbench_rkhs.certificates import AlphaCrownCertificate, CrownCertificat
 from robustbench_rkhs.layers import Normalize, Residual
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.relaxations import ball, interval_margins, trace
-from robustbench_rkhs.relaxations.full import interval_proof, linear_proof, proved_trace
+from robustbench_rkhs.relaxations.full_crown import interval_proof, linear_proof, proved_trace
 
 KINDS = {"ibp": IBPCertificate, "crown": CrownCertificate, "alpha_crown": partial(AlphaCrownCertificate, steps=2, tolerance=0.05)}
 kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())

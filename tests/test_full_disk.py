@@ -17,7 +17,7 @@ from robustbench_rkhs import verdicts
 from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.reports import draw_curve, write_leaderboard, write_tables
-from robustbench_rkhs.reports.norms import write_norms
+from robustbench_rkhs.reports.rkhs_norm import write_norms
 from robustbench_rkhs.rkhs_norm import norm_report
 from robustbench_rkhs.runtime import seals
 from robustbench_rkhs.runtime.files import write_text

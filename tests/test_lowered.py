@@ -20,7 +20,7 @@ from robustbench_rkhs.lipschitz import Bound, affine, fan, rule
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.proofs import written
 from robustbench_rkhs.relaxations import ball, crown_margins, interval_margins, trace
-from robustbench_rkhs.relaxations.full import interval_proof, linear_proof, proved_trace
+from robustbench_rkhs.relaxations.full_crown import interval_proof, linear_proof, proved_trace
 from robustbench_rkhs.testing.layers import disturbed
 
 F64 = torch.float64

@@ -16,7 +16,7 @@ from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import PGD
 from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.reports.nearest import draw_nearest, nearest_first, readable
+from robustbench_rkhs.reports.adversarial_figure import draw_nearest, nearest_first, readable
 from robustbench_rkhs.verdicts import Adversarials, read_adversarials, write_adversarials
 
 ROOT = Path(__file__).parent.parent

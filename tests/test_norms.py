@@ -14,7 +14,7 @@ from robustbench_rkhs.data import Deformations, Split
 from robustbench_rkhs.data.deformations import deform
 from robustbench_rkhs.networks import MLP
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.reports.norms import console_norms, write_norms
+from robustbench_rkhs.reports.rkhs_norm import console_norms, write_norms
 from robustbench_rkhs.rkhs_norm import Unsound, margin_bound, margins_of, norm_report, norms
 from robustbench_rkhs.rkhs_norm.sides import check_sound, reshaped_product
 

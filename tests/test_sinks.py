@@ -19,7 +19,7 @@ from robustbench_rkhs.cli import screen
 from robustbench_rkhs.reports import report
 from robustbench_rkhs.reports.audit import console_audit, write_audit
 from robustbench_rkhs.reports.leaderboard import READ
-from robustbench_rkhs.reports.norms import console_norms, write_norms
+from robustbench_rkhs.reports.rkhs_norm import console_norms, write_norms
 from robustbench_rkhs.reports.sweep import write_sweep
 from robustbench_rkhs.reports.tables import console, console_attacks, console_certificates
 from robustbench_rkhs.reports.tightness import console_tightness, write_tightness

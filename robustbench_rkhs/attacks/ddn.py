@@ -9,7 +9,7 @@ from torch.nn import functional
 from robustbench_rkhs.attacks.ball import per_image, unit
 from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.passes import Value
-from robustbench_rkhs.attacks.radius import RadiusAttack
+from robustbench_rkhs.attacks.shrinking_ball import RadiusAttack
 from robustbench_rkhs.nodes.node import UserError
 
 

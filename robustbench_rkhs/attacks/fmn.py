@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustbench_rkhs.attacks.ball import into_ball
-from robustbench_rkhs.attacks.radius import RadiusAttack
+from robustbench_rkhs.attacks.shrinking_ball import RadiusAttack
 
 
 class FMN(RadiusAttack):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from robustbench_rkhs.certificates.relaxation import LinearCertificate
 from robustbench_rkhs.nodes.node import Real
-from robustbench_rkhs.relaxations.full import Found, linear_proof
+from robustbench_rkhs.relaxations.full_crown import Found, linear_proof
 from robustbench_rkhs.relaxations.interval import Trace
 
 

@@ -6,7 +6,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from robustbench_rkhs.certificates.relaxation import LinearCertificate
-from robustbench_rkhs.relaxations.full import Found, linear_proof
+from robustbench_rkhs.relaxations.full_crown import Found, linear_proof
 from robustbench_rkhs.relaxations.interval import Trace
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from robustbench_rkhs.certificates.relaxation import RelaxationCertificate
 from robustbench_rkhs.nodes.threat_model import Norm
-from robustbench_rkhs.relaxations.full import Found, interval_proof
+from robustbench_rkhs.relaxations.full_crown import Found, interval_proof
 from robustbench_rkhs.relaxations.interval import Trace
 
 

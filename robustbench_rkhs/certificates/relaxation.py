@@ -22,7 +22,7 @@ from robustbench_rkhs.nodes.node import Real, UserError
 from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.nodes.threat_model import Box, Norm
 from robustbench_rkhs.relaxations import ball
-from robustbench_rkhs.relaxations.full import BENDS, KINKS, NUMBERS, Found, affine, kinked, proved_trace, widest
+from robustbench_rkhs.relaxations.full_crown import BENDS, KINKS, NUMBERS, Found, affine, kinked, proved_trace, widest
 from robustbench_rkhs.relaxations.interval import Trace
 from robustbench_rkhs.relaxations.region import Region
 from robustbench_rkhs.relaxations.rounding import LEAST, UNIT

@@ -37,7 +37,7 @@ def _norms(
         out: Folder for norms/MODEL.*.
         as_json: Print one JSON object on stdout, the table on stderr.
     """
-    from robustbench_rkhs.reports.norms import console_norms, write_norms
+    from robustbench_rkhs.reports.rkhs_norm import console_norms, write_norms
     from robustbench_rkhs.rkhs_norm import norm_report
     from robustbench_rkhs.zoo import load_model, training_images
 

@@ -21,7 +21,7 @@ SOURCES = (
     "runtime/counter_rng.py",
     "runtime/modes.py",
     "runtime/precision.py",
-    "verdicts/nearest.py",
+    "verdicts/kept_adversarials.py",
     "verdicts/parts.py",
     "verdicts/schema.py",
     "verdicts/store.py",

@@ -2,9 +2,9 @@
 
 from robustbench_rkhs.pictures.deformations import deformations_picture, suited
 from robustbench_rkhs.pictures.fits import square_wave_picture
-from robustbench_rkhs.pictures.nearest import nearest_picture
 from robustbench_rkhs.pictures.runs import curves_picture, learning_picture
 from robustbench_rkhs.pictures.samples import vae_picture
+from robustbench_rkhs.pictures.saved_adversarials import nearest_picture
 
 __all__ = [
     "curves_picture",

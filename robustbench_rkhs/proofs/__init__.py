@@ -1,6 +1,6 @@
 """Certificate files: networks written as plain operations, with what is claimed of them, for `rkhs-verify` to re-check."""
 
-from robustbench_rkhs.proofs import images as images  # these add their export rules
+from robustbench_rkhs.proofs import image_operations as image_operations  # these add their export rules
 from robustbench_rkhs.proofs.export import write_proof
 from robustbench_rkhs.proofs.layers_written import Plain, written
 

@@ -5,9 +5,9 @@ from robustbench_rkhs.verdicts.adversarials import Adversarials, read_adversaria
 from robustbench_rkhs.verdicts.evaluation import AdversarialImages, Evaluation
 from robustbench_rkhs.verdicts.image_radii import by_certificate, images
 from robustbench_rkhs.verdicts.image_states import STATES, states
+from robustbench_rkhs.verdicts.kept_adversarials import Kept, Nearest, holding
 from robustbench_rkhs.verdicts.kinship import functions, same_function
 from robustbench_rkhs.verdicts.model_marks import UNDIAGNOSED, doubts, marks
-from robustbench_rkhs.verdicts.nearest import Kept, Nearest, holding
 from robustbench_rkhs.verdicts.parts import Noticed, Part
 from robustbench_rkhs.verdicts.record import Record
 from robustbench_rkhs.verdicts.schema import COLUMNS, KEY, Verdicts, validate

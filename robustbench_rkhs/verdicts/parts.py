@@ -10,7 +10,7 @@ from pydantic import Field
 from robustbench_rkhs.nodes.node import Node
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.verdicts.about import Breach, Diagnosis
-from robustbench_rkhs.verdicts.nearest import Kept
+from robustbench_rkhs.verdicts.kept_adversarials import Kept
 
 
 class Noticed(Node):

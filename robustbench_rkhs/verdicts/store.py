@@ -20,7 +20,7 @@ from robustbench_rkhs.runtime import seals
 from robustbench_rkhs.runtime.messages import Say
 from robustbench_rkhs.verdicts.about import About
 from robustbench_rkhs.verdicts.evaluation import Evaluation
-from robustbench_rkhs.verdicts.nearest import Kept, holding, read_kept, write_kept
+from robustbench_rkhs.verdicts.kept_adversarials import Kept, holding, read_kept, write_kept
 from robustbench_rkhs.verdicts.parts import Noticed, Part
 from robustbench_rkhs.verdicts.record import Record
 from robustbench_rkhs.verdicts.schema import COLUMNS, KEY, validate

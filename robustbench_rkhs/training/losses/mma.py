@@ -14,7 +14,7 @@ from robustbench_rkhs.nodes.node import Real
 from robustbench_rkhs.nodes.threat_model import Box, Norm
 from robustbench_rkhs.runtime.modes import per_image
 from robustbench_rkhs.training.losses.base import LossNode
-from robustbench_rkhs.training.losses.search import ascend
+from robustbench_rkhs.training.losses.inner_search import ascend
 
 
 class MMA(LossNode):

@@ -14,7 +14,7 @@ from robustbench_rkhs.relaxations import ball, interval_margins, trace
 from robustbench_rkhs.runtime.counter_rng import draws
 from robustbench_rkhs.runtime.modes import per_image
 from robustbench_rkhs.training.losses.base import LossNode
-from robustbench_rkhs.training.losses.search import ascend, keys_or_positions
+from robustbench_rkhs.training.losses.inner_search import ascend, keys_or_positions
 
 
 class MtlIbp(LossNode):

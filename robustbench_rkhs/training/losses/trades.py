@@ -13,7 +13,7 @@ from robustbench_rkhs.nodes.threat_model import Box, Norm
 from robustbench_rkhs.runtime.counter_rng import draws
 from robustbench_rkhs.runtime.modes import per_image
 from robustbench_rkhs.training.losses.base import LossNode
-from robustbench_rkhs.training.losses.search import ascend, divergence, keys_or_positions
+from robustbench_rkhs.training.losses.inner_search import ascend, divergence, keys_or_positions
 
 
 class Trades(LossNode):

@@ -8,7 +8,7 @@ import torch
 
 from robustbench_rkhs.nodes.limits import OWN, STRANGERS
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.reports.nearest import draw_nearest, nearest_first
+from robustbench_rkhs.reports.adversarial_figure import draw_nearest, nearest_first
 from robustbench_rkhs.verdicts import read_adversarials
 from robustbench_rkhs.zoo import SETS, named_data
 

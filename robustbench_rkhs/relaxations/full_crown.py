@@ -8,9 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustbench_rkhs.layers import GroupSort, MaxMin
-from robustbench_rkhs.relaxations.crown import AFFINE, DIAGONAL, MOVES, Lines, chain_back, margin_rows
 from robustbench_rkhs.relaxations.expansion import Exchange
 from robustbench_rkhs.relaxations.interval import Step, Trace, Walk, forked, trace
+from robustbench_rkhs.relaxations.linear_bounds import AFFINE, DIAGONAL, MOVES, Lines, chain_back, margin_rows
 from robustbench_rkhs.relaxations.region import Region
 from robustbench_rkhs.relaxations.rounding import LEAST, UNIT, most, rounded, widened
 from robustbench_rkhs.runtime.clock import OutOfTime, ask
