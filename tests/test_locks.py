@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from robustbench_rkhs import verdicts
 from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.locks import SILENT, alone
-from robustbench_rkhs.training.loop import train
+from robustbench_rkhs.training.loop import _check_folder, train
 
 TINY = {"data": {"name": "digits", "train": 40}, "network": {"name": "mlp", "hidden": [4]}, "epochs": 1}
 
@@ -92,3 +93,13 @@ def test_evaluations_that_write_the_same_parts_do_not_damage_each_other(tmp_path
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".") or path.suffix == ".part"]
     for eps, digest in found.items():  # and what they left is read as it stands
         assert verdicts.digest(evaluate(model, (x, y), eps=eps, folder=tmp_path, **given).table) == digest
+
+
+def test_a_training_takes_no_folder_that_is_something_else(tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "README.md").write_text("of something else")
+    with pytest.raises(UserError, match="choose a folder of its own"):
+        train(TINY, tmp_path / "work")
+    with pytest.raises(UserError, match="checkpoint folder ''"):
+        _check_folder(Path("/"))
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["README.md"]

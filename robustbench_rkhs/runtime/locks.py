@@ -45,7 +45,7 @@ def _taken(path: Path, folder: Path, what: str) -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise Unwritable(f"cannot write {path}: {error.strerror}") from None
+            raise Unwritable(f"cannot write {folder}, nor its lock {path}: {error.strerror}") from None
         held, known = False, True
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from robustbench_rkhs.attacks.pgd import PGD
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.nodes.code_names import TYPED, code_in
+from robustbench_rkhs.nodes.names import plain_name
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.paths import find_checkpoint
 from robustbench_rkhs.runtime.counter_rng import mix, noisy
@@ -63,8 +64,16 @@ def train(
     Under torchrun every step's batch is divided among the processes, and losses and gradients are averaged: the same training.
     One training at a time works in a folder: another one is refused before it begins.
     """
+    _check_folder(Path(folder))
     with alone(Path(folder), "a training") if os.environ.get("RANK", "0") == "0" else nullcontext():
         return _train(recipe, Path(folder), device, command, fresh, half, save_seconds, report)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises UserError for a folder that is not one of its own: the root, or one whose README.md would be lost."""
+    plain_name(Path(os.path.abspath(folder)).name, "checkpoint folder")
+    if (folder / "README.md").exists() and not (folder / "recipe.yaml").exists():
+        raise UserError(f"{folder} holds a README.md, which is no training's: choose a folder of its own")
 
 
 def _train(
