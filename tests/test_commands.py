@@ -16,6 +16,7 @@ import pytest
 import torch
 from test_evaluate import small_net
 
+import robustbench_rkhs
 from robustbench_rkhs import cli
 from robustbench_rkhs.attacks import Attack
 from robustbench_rkhs.cli.flags import recipe_parameters
@@ -254,6 +255,22 @@ def test_bad_input_is_json_too_where_it_was_asked_for(home, name, words, line):
     assert line in json.loads(out)["error"] and err
 
 
+@pytest.mark.parametrize("eps", ["eight", "0.1,0.2", "8/0", "-1", "nan", ""])
+def test_radii_are_refused_by_commands_and_calls_in_the_same_words(eps):
+    with pytest.raises(UserError) as typed:
+        eval_recipe({"eps": (eps,)}, "rkhs-eval")
+    with pytest.raises(UserError) as called:
+        robustbench_rkhs.evaluate(small_net(), (torch.rand(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64)), eps=(eps,))
+    assert str(typed.value).removeprefix("rkhs-eval") == str(called.value).removeprefix("evaluate")
+
+
+def test_every_command_says_its_version(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["rkhs-eval", "--version"])
+    with pytest.raises(SystemExit) as left:
+        importlib.import_module("robustbench_rkhs.cli.evaluate").main()
+    assert left.value.code == 0 and capsys.readouterr().out == f"robustbench_rkhs {robustbench_rkhs.__version__}\n"
+
+
 WRONG_FLAGS = [
     *[
         (name, ["--nonsense", "3"], "--")
@@ -262,6 +279,11 @@ WRONG_FLAGS = [
     ],
     ("rkhs-eval", ["--modle", "digits_mlp", "--eps", "1"], "unknown flag --modle; did you mean '--model'?"),
     ("rkhs-eval", ["--model", "digits_mlp", "--eps"], "--eps needs a value"),
+    ("rkhs-eval", ["digits_mlp", "--eps", "1"], "expected a flag, found 'digits_mlp'; did you mean --model digits_mlp?"),
+    ("rkhs-eval", [*OWN, "--eps", "1", "--save-adversarials", "found.pt"], "expected FILE.npz or a folder, found 'found.pt'"),
+    ("rkhs-submit", [], "expected {checkpoint,adversarials} PATH, found none"),
+    ("rkhs-submit", ["checkpoint"], "expected PATH, found none"),
+    ("rkhs-pictures", [], "expected {deformations,learning,curves,square_wave,vae}, found none"),
     ("rkhs-eval", ["--model", "--eps", "1"], "--model needs a value"),
     ("rkhs-train", ["--epochs", "1"], "expected --model, found none"),
     ("rkhs-norms", ["--model", "digits_mlp", "--samples", "many"], "many"),

@@ -4,16 +4,20 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torchvision.transforms import Normalize
 
 import robustbench_rkhs
 from robustbench_rkhs import UserError, attack, certify, evaluate, load_model, report, robust_accuracy, verdicts
+from robustbench_rkhs.certificates import Certificate
+from robustbench_rkhs.runtime import clock
 
 COUNT, CLASSES, SHAPE = 6, 4, (1, 4, 4)
 X = torch.rand(COUNT, *SHAPE, generator=torch.Generator().manual_seed(0))
@@ -77,6 +81,48 @@ class Flow(IterableDataset[Any]):
         return iter(zip(X, Y, strict=True))
 
 
+class Endless(Dataset[Any]):
+    """A data set that does not say how long it is."""
+
+    def __getitem__(self, place: int) -> Any:
+        return X[place % COUNT], 0
+
+
+class Endlessly(Certificate):
+    """A certificate that takes all the time there is."""
+
+    norms: ClassVar[frozenset[str]] = frozenset({"l2"})
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, keys: Tensor, epsilons: Any) -> Any:
+        while True:
+            clock.ask()
+
+
+class NoEval(Net):
+    """A model without an eval mode."""
+
+    def eval(self) -> "NoEval":
+        raise NotImplementedError("no eval")
+
+
+class NoBackward(torch.autograd.Function):
+    """The identity, whose backward pass fails."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Any:
+        raise ValueError("no backward")
+
+
+def blind(x: Tensor) -> Tensor:
+    """A model that lets no gradient pass."""
+    with torch.no_grad():
+        return NET(x)
+
+
 def raises(error: BaseException) -> Callable[[Tensor], Any]:
     def make(logits: Tensor) -> Any:
         raise error
@@ -85,6 +131,8 @@ def raises(error: BaseException) -> Callable[[Tensor], Any]:
 
 
 NET, CONV = Net(), Conv()
+with torch.inference_mode():
+    BLIND = Net()
 Y = NET(X).argmax(1)
 PAIRS = [(X[i], int(Y[i])) for i in range(COUNT)]
 LOADER = DataLoader(TensorDataset(X, Y), batch_size=4, shuffle=True)
@@ -149,6 +197,18 @@ TAKEN: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "a model and a data set by name": (Net(64, 10), "digits", {"samples": 3}),
 }
 
+TAKEN |= {
+    "a mapping": (NET, {"images": X, "labels": Y}, {}),
+    "batches of a DataLoader in a list": (NET, list(LOADER), {}),
+    "a DataLoader without batches": (NET, DataLoader(TensorDataset(X, Y), batch_size=None), {}),
+    "preprocessing as a mapping": (NET, (X, Y), {"preprocessing": {"mean": 0.5, "std": 0.25}}),
+    "preprocessing as torchvision's": (NET, (X, Y), {"preprocessing": Normalize((0.5,), (0.25,))}),
+    "a model spread over devices": (nn.DataParallel(NET), (X, Y), {}),
+    "a path of a model": (Path("checkpoints/digits_mlp"), None, {"samples": 3}),
+    "a data set in capitals": (Net(64, 10), "DIGITS", {"samples": 3}),
+    "a twin by name": ("digits_mlp", None, {"samples": 3, "twin": "digits_conv"}),
+}
+
 REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "no data": (NET, None, {}, "expected data as .* found nothing"),
     "images alone": (NET, X, {}, "images alone"),
@@ -206,6 +266,18 @@ REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "weights on meta": (Net().to("meta"), (X, Y), {}, "'meta'"),
     "a data set of other classes": (Net(64, 5), "digits", {"samples": 3}, "expected logits of 10 classes, the model returned 5"),
     "a regression": (NET, "square_wave", {}, "is a regression"),
+    "images and labels apart": (NET, X, {"recipe": Y}, r"found Tensor; images and labels go together: evaluate\(model, \("),
+    "a recipe and a setting": (NET, (X, Y), {"recipe": {"eps": 0.1}, "norm": "l2"}, "a recipe and eps, .*norm.* beside it"),
+    "a mapping of other keys": (NET, {"a": X, "b": Y}, {}, "under keys such as 'image' and 'label', found the keys a, b"),
+    "a table of pandas": (NET, pd.DataFrame({"a": [1]}), {}, "cannot be gathered: KeyError"),
+    "a data set without a length": (NET, Endless(), {}, "cannot be gathered: TypeError: .*no len"),
+    "one image and its label": (NET, (X[0], Y[0]), {}, r"of one image, pass images\[None\] and \[label\]"),
+    "one image and its label as a number": (NET, (X[0], 1), {}, r"pass images\[None\] and \[label\]"),
+    "a twin that is none": (NET, (X, Y), {"twin": 3}, "expected a model .* found int"),
+    "adversarial images in another file": (NET, (X, Y), {"adversarials": "a.pt"}, "ends in .npz, found 'a.pt'"),
+    "a model that has no eval mode": (NoEval(), (X, Y), {}, "cannot be switched to eval mode: NotImplementedError: no eval$"),
+    "weights of inference mode": (BLIND, (X, Y), {}, "made in torch.inference_mode"),
+    "eps in one text": (NET, (X, Y), {"eps": "0.1, 0.2"}, "expected a number or a fraction such as 36/255, found '0.1, 0.2'"),
     "too many samples": (NET, (X, Y), {"samples": 7}, "1 to 6 samples"),
 }
 
@@ -262,6 +334,20 @@ WRONG_CALLS = {
     "no eps": (robust_accuracy, (NET, X, Y), {}, "robust_accuracy: expected eps, found none"),
     "no model": (evaluate, (), {"eps": 0.1}, "evaluate: expected model, found none"),
     "a misspelt weights": (load_model, ("digits_mlp",), {"wieghts": "a"}, "did you mean 'weights'"),
+    "a block of none": (attack, (NET, X, Y), {"eps": 0.1, "block": 0}, "attack: block: .*found '0'"),
+    "a block in words": (certify, (NET, X, Y), {"block": "a"}, "certify: block: .*found 'a'"),
+    "an unknown effort": (attack, (NET, X, Y), {"eps": 0.1, "effort": "max"}, "attack: effort: .*'quick'.*found 'max'"),
+    "a target in words": (attack, (NET, X, Y), {"eps": 0.1, "target": "cat"}, "expected target as a tensor or an array"),
+    "no certificates": (certify, (NET, X, Y), {"certificates": ()}, "expected at least one certificate, found none"),
+    "a function's radii": (certify, (lambda x: NET(x), X, Y), {}, "margin, liplt, eclipse, crown: no proven"),
+    "a backward pass that fails": (
+        attack,
+        (lambda x: NoBackward.apply(NET(x)), X, Y),
+        {"eps": 1.0},
+        "attack 'superdeepfool' failed: ValueError: no backward",
+    ),
+    "no gradient": (attack, (blind, X, Y), {"eps": 1.0}, r"no gradient passes .*attacks=\['square'\]"),
+    "no name": (load_model, (None,), {}, "expected a name or a path, found nothing"),
     "no folder of reports": (report, ([],), {}, "report: expected folder, found none"),
 }
 
@@ -271,6 +357,30 @@ def test_wrong_arguments_are_one_line_too(verb: Any, args: Any, more: dict[str, 
     with pytest.raises(UserError, match=line) as refused:
         verb(*args, **more)
     assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_no_gradient_mode_around_a_call_makes_a_model_look_robust(mode: Any) -> None:
+    truth = evaluate(NET, (X, Y), eps=3.0, **FAST).robust_accuracy(3.0)
+    with mode():
+        images, labels = X.clone(), Y.clone()
+        found = evaluate(NET, (images, labels), eps=3.0, **FAST).robust_accuracy(3.0)
+        adversarial = attack(NET, images, labels, eps=3.0)
+    assert truth == found == 0
+    assert (NET(adversarial).argmax(1) != Y).all()
+
+
+def test_certify_keeps_what_is_proved_when_its_budget_ends() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES)).eval()
+    labels = model(X).argmax(1)
+    whole = certify(model, X, labels, certificates="margin")
+    assert torch.equal(certify(model, X, labels, certificates=("margin", Endlessly()), budget="1s"), whole)
+    assert (certify(model, X, labels, certificates=Endlessly(), budget=0.1) == 0).all()
+
+
+def test_a_robust_accuracy_that_cannot_be_believed_warns() -> None:
+    with pytest.warns(UserWarning, match="may be too high: zero_gradients: .*"):
+        assert robust_accuracy(blind, X, Y, eps=0.01, effort="quick", certificates=()) > 0
 
 
 def test_every_verb_checks_its_arguments() -> None:

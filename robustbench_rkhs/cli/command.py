@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import tyro
 
+import robustbench_rkhs
 from robustbench_rkhs.cli.endings import INTERRUPTED
 from robustbench_rkhs.cli.failures import Call, left, terminated_as_interrupted
 from robustbench_rkhs.cli.flags import given, readable, recipe_parameters, spelt
@@ -77,6 +78,9 @@ class Command:
 
     def __call__(self) -> None:
         words = sys.argv[1:]
+        if words == ["--version"]:
+            printed(f"robustbench_rkhs {robustbench_rkhs.__version__}")
+            raise SystemExit(0)
         as_json = "--json" in words and not {"-h", "--help"} & set(words)
         warnings.formatwarning = _in_a_line
         with json_alone() if as_json else nullcontext(), terminated_as_interrupted():

@@ -17,12 +17,18 @@ from robustbench_rkhs.nodes.parsing import explain
 
 CHECKS = (FieldInfo, AfterValidator)
 """Parts of an annotation that check values."""
+MISSING = re.compile(r"Missing from \S+: (.*)")
+"""Tyro's message about a missing positional argument, followed by its help."""
 FRAME = re.compile(r"[╭╮╰╯│─]+|-{4,}")
 """Characters of the frame around tyro's messages."""
 
 
 def check_flags(parameters: Sequence[inspect.Parameter], words: Sequence[str], open_ended: bool) -> None:
     """Raises UserError at a flag that no parameter has (unless `open_ended`), one without a value, and a required one missing."""
+    positional = [one for one in parameters if tyro.conf.Positional in get_args(one.annotation)]
+    if not positional and words and not words[0].startswith("-"):
+        first = next((flag for one in parameters if one.default is inspect.Parameter.empty for flag in _flags(one)[:1]), "help")
+        raise UserError(f"expected a flag, found {words[0]!r}; did you mean --{first} {words[0]}?")
     flags = [word for word in words if word.startswith("--") and len(word) > 2]
     typed = {_plain(word) for word in flags}
     if "help" in typed or "-h" in words:
@@ -94,4 +100,7 @@ def _line(text: str) -> str:
     """The message inside tyro's frame, without its title and the pointer to --help."""
     rows = [FRAME.sub(" ", row).strip() for row in text.splitlines()[1:]]
     said = " ".join(row for row in rows if row).partition("For full helptext")[0].strip()
+    if found := MISSING.match(said):
+        places = " ".join(re.findall(r"\{[\w,]+\}|(?<![\w.])[A-Z]{3,}(?![\w.])", found[1]))
+        return f"expected {places or found[1]}, found none; --help says what it takes"
     return said.rstrip(".") or "not such a command: see --help"

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from robustbench_rkhs.cli.number import number
 from robustbench_rkhs.evaluation.recipe import EvalRecipe, attack_from, certificate_from
 from robustbench_rkhs.nodes.code_names import CLOSED, Code
 from robustbench_rkhs.nodes.node import UserError
@@ -15,8 +14,6 @@ def eval_recipe(typed: dict[str, Any], command: str, code: Code = CLOSED, **defa
     `code`: the code that the methods may name.
     """
     settings = defaults | typed
-    if "eps" in typed:
-        settings["eps"] = [number(text) for text in typed["eps"]]
     if "attacks" in settings:
         settings["attacks"] = [attack_from(one) if isinstance(one, str) else one for one in settings["attacks"]]
     if "certificates" in typed:

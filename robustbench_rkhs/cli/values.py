@@ -5,6 +5,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+OTHER_FILES = {".npy", ".pt", ".pth", ".pkl", ".safetensors", ".zip", ".h5", ".csv", ".json", ".parquet", ".png"}
+"""Suffixes of files of other kinds."""
+
 
 def _folder(path: Path) -> Path:
     """A folder that exists, or could be made. Raises ValueError."""
@@ -15,7 +18,9 @@ def _folder(path: Path) -> Path:
 
 
 def _file(path: Path) -> Path:
-    """A file that exists, or could be written. Raises ValueError."""
+    """A .npz file or a folder that exists, or could be written. Raises ValueError."""
+    if path.suffix.lower() in OTHER_FILES and not path.is_dir():
+        raise ValueError(f"expected FILE.npz or a folder, found {str(path)!r}")
     _folder(path.parent)
     return path
 

@@ -56,6 +56,8 @@ def check_labels(where: str, images: tuple[int, ...], y: np.ndarray, task: Task 
 
 def _remedy(images: tuple[int, ...], y: np.ndarray) -> str:
     """A hint for labels of the wrong shape, if there is one."""
+    if y.ndim == 0:
+        return ": of one image, pass images[None] and [label]"
     if y.ndim == 2 and len(y) == images[0]:
         return ": pass labels.squeeze(1)" if y.shape[1] == 1 else ", one-hot perhaps: pass labels.argmax(1)"
     return ""
@@ -69,6 +71,7 @@ def check_images(where: str, x: np.ndarray, box: str = "unit") -> None:
             raise UserError(f"{where}: image {bad} holds NaN or infinity, expected finite pixels")
         if box == "unit" and (x.min() < 0 or x.max() > 1):
             hint = " (divide them by 255)" if 1 < x.max() <= 255 and x.min() >= 0 else ""
+            hint = " (normalised, perhaps: undo that, and let the model do it)" if x.min() < 0 else hint
             raise UserError(f"{where}: expected float images in [0, 1], found {x.min():.4g} to {x.max():.4g}{hint}")
     elif x.dtype != np.uint8:
         raise UserError(f"{where}: expected uint8 images or floats in [0, 1], found {x.dtype}")

@@ -27,7 +27,7 @@ def given_images(x: Any, bounds: Bounds = (0.0, 1.0), box: str = "unit") -> Tens
         return x
     if isinstance(x, np.memmap):
         return stream_of_array(x, WHERE, box, *bounds)
-    images = _tensor(x, "images")
+    images = given_tensor(x, "images")
     array = images.numpy()
     if array.ndim == 0 or len(array) == 0:
         raise UserError(f"{WHERE}: no images")
@@ -43,7 +43,7 @@ def given_images(x: Any, bounds: Bounds = (0.0, 1.0), box: str = "unit") -> Tens
 
 def given_labels(y: Any, images: tuple[int, ...]) -> Tensor:
     """Class ids as int64, checked. Raises UserError."""
-    labels = _tensor(y, "labels")
+    labels = given_tensor(y, "labels")
     check_labels(WHERE, images, labels.numpy())
     return labels.long()
 
@@ -59,8 +59,8 @@ def given_split(x: Tensor, y: Tensor, classes: int, data: str = "arrays") -> Spl
     return Split(data, "test", x, y, torch.arange(len(x)), classes, split_digest(x, y))
 
 
-def _tensor(given: Any, what: str) -> Tensor:
-    """The tensor on the CPU, detached, in a type that numpy has."""
+def given_tensor(given: Any, what: str) -> Tensor:
+    """The tensor on the CPU, detached, in a type that numpy has. Raises UserError for anything but an array of numbers."""
     try:
         if isinstance(given, (list, tuple)) and given and all(isinstance(one, Tensor) for one in given):
             given = torch.stack([one.detach().cpu() for one in given])
@@ -68,8 +68,8 @@ def _tensor(given: Any, what: str) -> Tensor:
             array = np.asarray(given)
             if array.dtype.kind not in "fiub":
                 raise TypeError(f"numpy makes {array.dtype} of it")
-            given = torch.from_numpy(np.ascontiguousarray(array))
-        tensor: Tensor = given.detach().cpu().contiguous()
+            given = torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape))
+        tensor: Tensor = (given.clone() if given.is_inference() else given).detach().cpu().contiguous()
         if tensor.is_complex() or tensor.layout != torch.strided:
             raise TypeError(f"it is {tensor.dtype} in layout {tensor.layout}")
     except (TypeError, ValueError, RuntimeError) as error:

@@ -334,5 +334,6 @@ def read_arrays(path: Path, keys: tuple[str, ...]) -> tuple[np.ndarray, ...]:
                 )
             return tuple(stored[key] for key in keys)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, AttributeError, MemoryError) as error:
-        reason = reason_of(error)
-        raise UserError(f"{path} is not a readable .npz file: {reason}") from None
+        pickled = "pickle" in str(error)  # so numpy calls whatever it does not know, and advises to run it
+        why = "it is no archive of plain arrays" if pickled else reason_of(error)
+        raise UserError(f"{path} is not a readable .npz file: {why}") from None

@@ -8,12 +8,17 @@ from robustbench_rkhs.nodes.node import Node, Real, Seconds, Seed
 from robustbench_rkhs.nodes.threat_model import Effort, Norm, norm_named
 
 
+def several(value: Any) -> Any:
+    """One value as a tuple of one; several as they are."""
+    return (value,) if isinstance(value, (int, float, str)) else value
+
+
 class EvalSettings(Node):
     """How a model is evaluated: norm, radii, attacks, certificates, images. What these are named is not looked at here."""
 
     norm: Annotated[Norm, BeforeValidator(norm_named)] = "l2"
     """Distance the radii are measured in."""
-    eps: tuple[Annotated[Real, Field(ge=0)], ...]
+    eps: Annotated[tuple[Annotated[Real, Field(ge=0)], ...], BeforeValidator(several)]
     """Asked-for radii, in pixels of [0, 1]."""
     attacks: tuple[Any, ...] = ()
     """The protocol: minimal-norm attacks, then the others, each on the images still open. Empty: the attacks of `effort`."""

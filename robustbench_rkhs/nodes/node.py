@@ -29,19 +29,27 @@ def did_you_mean(found: str, known: Iterable[str], before: str = "", listing: st
     `listing`: the command that lists all names; of more than a few, only those nearest to what was found are then printed.
     """
     names = sorted(known)
-    close = difflib.get_close_matches(found, names, n=1, cutoff=0.55)
+    close = _nearest(found, names, 1, 0.55)
     hint = f"did you mean {before + close[0]!r}? " if close else ""
     if listing and len(names) > FEW:
-        nearest = difflib.get_close_matches(found, names, n=NEAREST, cutoff=0.0)
+        nearest = _nearest(found, names, NEAREST, 0.0)
         return f"{hint}nearest: {', '.join(before + name for name in nearest)}; all {len(names)}: {listing}"
     return f"{hint}known: {', '.join(before + name for name in names) or 'none'}"
 
 
+def _nearest(found: str, names: list[str], count: int, cutoff: float) -> list[str]:
+    """The names most like it, nearest first; `MNIST` is most like `mnist`."""
+    if not found.isupper():
+        return difflib.get_close_matches(found, names, n=count, cutoff=cutoff)
+    small = {name.lower(): name for name in names}
+    return [small[word] for word in difflib.get_close_matches(found.lower(), small, n=count, cutoff=cutoff)]
+
+
 def real(value: Any) -> Any:
-    """A number, or a fraction such as `36/255`, as float; anything else unchanged for pydantic to refuse."""
-    if isinstance(value, str) and "/" in value:
+    """A number, or text that is one (`0.1`, `36/255`), as float; anything else unchanged for pydantic to refuse."""
+    if isinstance(value, str):
         try:
-            return float(Fraction(value.replace(" ", "")))
+            return float(Fraction(value.replace(" ", ""))) if "/" in value else float(value)
         except (ValueError, ZeroDivisionError):
             raise ValueError(f"expected a number or a fraction such as 36/255, found {value!r}") from None
     if isinstance(value, bool):

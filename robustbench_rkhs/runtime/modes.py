@@ -7,6 +7,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.reasons import cause
+
 DROPOUT = (nn.modules.dropout._DropoutNd,)
 """Layers that draw at random."""
 BATCH_BOUND = (nn.modules.batchnorm._BatchNorm, *DROPOUT, parametrizations._SpectralNorm)
@@ -15,11 +18,17 @@ BATCH_BOUND = (nn.modules.batchnorm._BatchNorm, *DROPOUT, parametrizations._Spec
 
 @contextmanager
 def evaluating(model: nn.Module, device: str | None = None) -> Iterator[None]:
-    """In eval mode, on this device where one is given; then every submodule in its own mode and all where it was."""
+    """In eval mode, on this device where one is given; then every submodule in its own mode and all where it was.
+
+    Raises UserError where the model cannot be switched to eval mode.
+    """
     modes = [(module, module.training) for module in model.modules()]
     home = next(iter([*model.parameters(), *model.buffers()]), torch.zeros(1)).device
     try:
-        model.eval()
+        try:
+            model.eval()
+        except Exception as error:  # a foreign model's eval() raises whatever it likes
+            raise UserError(f"the model cannot be switched to eval mode: {cause(error)}") from None
         if device is not None:
             model.to(device)
         yield
@@ -28,6 +37,16 @@ def evaluating(model: nn.Module, device: str | None = None) -> Iterator[None]:
             model.to(home)
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def with_gradients() -> Iterator[None]:
+    """Gradients can be taken inside, also where the caller is in `torch.no_grad()` or `torch.inference_mode()`.
+
+    In inference mode gradients are silently zero: every attack by gradients would fail, and the model look robust.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.overrides import override_all
 from robustbench_rkhs.runtime.devices import usable
 from robustbench_rkhs.runtime.messages import Say
+from robustbench_rkhs.runtime.modes import with_gradients
 from robustbench_rkhs.training import loop
 from robustbench_rkhs.training.destination import destination
 from robustbench_rkhs.training.loop import Report
@@ -18,6 +19,7 @@ from robustbench_rkhs.training.recipe import TrainRecipe
 
 
 @checked_arguments(name="recipe", model="recipe", out="folder")
+@with_gradients()
 def train(
     recipe: Any,
     folder: str | Path | None = None,

@@ -22,6 +22,7 @@ def named_data(name: str) -> DataSet:
     Raises UserError with a suggestion.
     """
     place, _, rest = name.partition(":")
+    place = place.lower() if place.lower() in SETS and not Path(place).is_dir() else place
     stored: dict[str, Any] = {"name": place}
     if place.endswith(".npz"):
         stored = {"name": NPZ.model_fields["name"].default, "path": place}

@@ -1,6 +1,7 @@
 """Images and labels in any form that a user passes, as one split, after one set of checks."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,9 +18,9 @@ from robustbench_rkhs.nodes.reasons import cause
 
 IN_MEMORY = 2**30
 """Largest data set, in bytes, that is read once and kept in memory."""
-IMAGES = ("x", "image", "images", "img", "pixel_values", "inputs")
-LABELS = ("y", "label", "labels", "fine_label", "target", "targets")
-"""Keys of image and label in items that are mappings."""
+IMAGES = ("x", "image", "images", "img", "pixel_values", "inputs", "x_test")
+LABELS = ("y", "label", "labels", "fine_label", "target", "targets", "y_test")
+"""Keys of images and labels in mappings: of a whole data set, or of one item."""
 
 
 def test_images(data: DataSet, shape: tuple[int, ...] | None, classes: Callable[[Split], int]) -> Split:
@@ -56,11 +57,17 @@ def as_split(data: Any, bounds: Bounds = (0.0, 1.0)) -> Split | tuple[Tensor, Te
     if isinstance(data, Split):
         return classifiable(data)
     if isinstance(data, DataLoader):
-        x, y = _of_loader(data)
+        with _gathering():
+            x, y = _of_loader(data)
+    elif isinstance(data, Mapping):
+        x, y = _pair(data)
+    elif _batches(data):
+        x, y = _gathered(data, batched=True)
     elif isinstance(data, (tuple, list)) and len(data) == 2:
         x, y = data
     elif isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__") and not _images(data)):
-        x, y = _of_dataset(data)
+        with _gathering():
+            x, y = _of_dataset(data)
     elif _images(data):
         raise UserError("expected images and labels as (images, labels), found images alone")
     else:
@@ -86,6 +93,30 @@ def _pairs(data: Any) -> bool:
     return bool(len(data)) and isinstance(data[0], (tuple, dict))
 
 
+def _batches(data: Any) -> bool:
+    """Whether this is a list of a DataLoader's batches: pairs of equally many images and labels."""
+    return isinstance(data, (list, tuple)) and all(
+        isinstance(one, (list, tuple))
+        and len(one) == 2
+        and all(isinstance(part, Tensor) for part in one)
+        and one[1].dim() == 1
+        and one[0].dim() > 2
+        and len(one[0]) == len(one[1])
+        for one in data
+    )
+
+
+@contextmanager
+def _gathering() -> Iterator[None]:
+    """Any exception of a user's data set becomes a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"the data cannot be gathered: {cause(error)}") from None
+
+
 def _of_loader(loader: DataLoader[Any]) -> tuple[Any, Any]:
     """The images and labels of a DataLoader, in the order of its data set if it shuffles; large ones block by block."""
     dataset = loader.dataset
@@ -95,7 +126,7 @@ def _of_loader(loader: DataLoader[Any]) -> tuple[Any, Any]:
             return _of_dataset(dataset)
         if shuffles and loader.batch_size is not None:
             loader = DataLoader(dataset, loader.batch_size, collate_fn=loader.collate_fn)
-    return _gathered(loader, batched=True)
+    return _gathered(loader, batched=loader.batch_sampler is not None)
 
 
 def _of_dataset(dataset: Any) -> tuple[Any, Any]:
@@ -133,7 +164,7 @@ def _bytes(dataset: Any) -> int:
 def _gathered(items: Iterable[Any], batched: bool) -> tuple[Any, Any]:
     images: list[Tensor] = []
     labels: list[Tensor] = []
-    try:
+    with _gathering():
         for item in items:
             x, y = _pair(item)
             images.append(_pixels(x))
@@ -142,21 +173,19 @@ def _gathered(items: Iterable[Any], batched: bool) -> tuple[Any, Any]:
             return torch.zeros(0, 1), torch.zeros(0, dtype=torch.int64)
         join = torch.cat if batched else torch.stack
         return join(images), join(labels)
-    except UserError:
-        raise
-    except Exception as error:  # a user's data set may raise anything
-        raise UserError(f"the data cannot be gathered: {cause(error)}") from None
 
 
 def _pair(item: Any) -> tuple[Any, Any]:
-    """Image and label of an item: the first two of a sequence, or by key of a mapping."""
+    """Image and label of an item, or all of them: the first two of a sequence, or by key of a mapping."""
     if isinstance(item, (tuple, list)) and len(item) >= 2:
         return item[0], item[1]
-    if isinstance(item, dict):
+    if isinstance(item, Mapping):
         x, y = (next((item[name] for name in names if name in item), None) for names in (IMAGES, LABELS))
         if x is not None and y is not None:
             return x, y
-        raise UserError(f"expected items with an image and a label, found the keys {', '.join(map(str, item))}")
+        raise UserError(
+            f"expected images and labels under keys such as 'image' and 'label', found the keys {', '.join(map(str, item))[:200]}"
+        )
     raise UserError(f"expected items of (image, label), found {type(item).__name__}: labels are missing")
 
 

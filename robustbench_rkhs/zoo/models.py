@@ -1,6 +1,6 @@
 """Models in any form that a user passes, as a module that maps images in [0, 1] to logits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,10 @@ from robustbench_rkhs.runtime.modes import evaluating
 
 HALF = (torch.float16, torch.bfloat16)
 """Types that are too coarse for attacked pixels: such a model runs in its own type, while its images stay float32."""
+
+
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+"""Wrappers that spread a model over devices and compute the same."""
 
 
 class Function(nn.Module):
@@ -50,7 +54,11 @@ def as_module(model: Any) -> nn.Module:
     """The model, or a function of images, as a module. Raises UserError for anything else."""
     if isinstance(model, type):
         raise UserError(f"expected a model, found the class {model.__name__}: pass {model.__name__}(...)")
+    if isinstance(model, WRAPPERS):
+        return as_module(model.module)  # the same function, whose layers certificates can see
     if isinstance(model, nn.Module):
+        if any(tensor.is_inference() for tensor in [*model.parameters(), *model.buffers()]):
+            raise UserError("the model's weights were made in torch.inference_mode(), so no gradient passes it: make it outside")
         if any(tensor.device.type == "meta" for tensor in [*model.parameters(), *model.buffers()]):
             raise UserError("expected a model with weights, found one on the device 'meta', which has none")
         return model
@@ -76,8 +84,8 @@ def dtype_of(model: nn.Module) -> torch.dtype:
 def adapted(model: nn.Module, image: Tensor, preprocessing: Any = None, bounds: Bounds = (0.0, 1.0)) -> nn.Module:
     """The model for images in [0, 1], tried on one image: with normalisation, in its own type, returning logits.
 
-    `preprocessing`: mean and standard deviation, each a number or one per channel, in the units of `bounds`. A module that needs
-    none of this is returned unchanged, so that certificates can use its layers. Raises UserError.
+    `preprocessing`: mean and standard deviation, each a number or one per channel, in the units of `bounds`; or torchvision's
+    Normalize. A module that needs none of this is returned unchanged, so that certificates can use its layers. Raises UserError.
     """
     kinds = [tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()]
     half = kinds[0] if kinds and kinds[0] in HALF else None
@@ -113,6 +121,10 @@ def normalisation(shape: tuple[int, ...], preprocessing: Any, bounds: Bounds) ->
 
 
 def _two(preprocessing: Any) -> tuple[Any, Any]:
+    if isinstance(preprocessing, Mapping) and set(preprocessing) == {"mean", "std"}:
+        return preprocessing["mean"], preprocessing["std"]
+    if hasattr(preprocessing, "mean") and hasattr(preprocessing, "std") and isinstance(preprocessing, nn.Module):
+        return preprocessing.mean, preprocessing.std
     if not isinstance(preprocessing, (tuple, list)) or len(preprocessing) != 2:
         raise UserError(f"preprocessing: expected (mean, std), found {preprocessing!r}")
     return preprocessing[0], preprocessing[1]

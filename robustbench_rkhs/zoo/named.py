@@ -4,8 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from robustbench_rkhs.certificates import SmoothingCertificate
 from robustbench_rkhs.data import DataSet, Split
@@ -64,6 +65,10 @@ class NamedModel:
             )
         return found
 
+    def __call__(self, images: Tensor) -> Any:
+        """What the model returns for these images."""
+        return self.model(images)
+
     def _classes(self, split: Split) -> int:
         """The number of classes of the model; runs it once if unknown."""
         return self.classes or classes_of(adapted(self.model, split.x[:1]), split.x[:1])
@@ -71,9 +76,9 @@ class NamedModel:
 
 @checked_arguments(checkpoint="weights", model="name")
 def load_model(
-    name: str,
-    weights: str | None = None,
-    data: str | None = None,
+    name: Any,
+    weights: Any = None,
+    data: Any = None,
     say: Say = lambda line: None,
     allow_code: Iterable[str] = (),
 ) -> NamedModel:
@@ -86,7 +91,8 @@ def load_model(
     it that names other code is refused, and nothing is imported. Warnings (such as random weights) are in `.notes` and are
     reported through `say`. Raises UserError in one line.
     """
-    images, code = named_data(data) if data else None, allowed(allow_code)
+    name, weights = _typed("name", name), None if weights is None else _typed("weights", weights)
+    images, code = named_data(_typed("data", data)) if data else None, allowed(allow_code)
     if name.startswith("timm:"):
         named = _timm(name, weights, images)
     elif name.startswith("hf:"):
@@ -106,6 +112,14 @@ def load_model(
     for line in named.notes:
         say(line)
     return named
+
+
+def _typed(argument: str, value: Any) -> str:
+    """What was typed, or would be. Raises UserError for what is neither text nor a path."""
+    if not isinstance(value, str | Path):
+        what = "nothing" if value is None else type(value).__name__
+        raise UserError(f"load_model: {argument}: expected a name or a path, found {what}")
+    return str(value)
 
 
 def _checkpoint(folder: Path, data: DataSet | None, code: Code = CLOSED, limits: Limits = OWN) -> NamedModel:

@@ -1,6 +1,8 @@
 """The public verbs, called by users and by the command line."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +17,10 @@ from robustbench_rkhs.attacks.efforts import protocol_of
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.targeted import attack_towards
 from robustbench_rkhs.data import DataSet, Split
-from robustbench_rkhs.data.given import Bounds, given_split
+from robustbench_rkhs.data.given import Bounds, given_split, given_tensor
 from robustbench_rkhs.evaluation import run
 from robustbench_rkhs.evaluation.loaders import Loader
+from robustbench_rkhs.evaluation.own_method import checked_attacked, checked_certified, fenced
 from robustbench_rkhs.evaluation.predictions import ask, classes_of
 from robustbench_rkhs.evaluation.recipe import EvalRecipe, attack_from, certificate_from
 from robustbench_rkhs.lipschitz import Uncertifiable
@@ -26,12 +29,13 @@ from robustbench_rkhs.nodes.arguments import checked_arguments
 from robustbench_rkhs.nodes.code_names import TYPED
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse
-from robustbench_rkhs.nodes.threat_model import Effort
+from robustbench_rkhs.nodes.reasons import cause
+from robustbench_rkhs.runtime.clock import Clock, OutOfTime, limited
 from robustbench_rkhs.runtime.devices import usable
 from robustbench_rkhs.runtime.messages import Say
-from robustbench_rkhs.runtime.modes import evaluating
+from robustbench_rkhs.runtime.modes import evaluating, with_gradients
 from robustbench_rkhs.runtime.precision import full_precision
-from robustbench_rkhs.verdicts import Evaluation
+from robustbench_rkhs.verdicts import Evaluation, doubts
 from robustbench_rkhs.zoo.data_names import named_data
 from robustbench_rkhs.zoo.images import as_split, layouts
 from robustbench_rkhs.zoo.models import adapted, as_module, dtype_of, home_of
@@ -53,10 +57,11 @@ class Opened(NamedTuple):
 
 
 @checked_arguments(x="data", images="data", net="model")
+@with_gradients()
 def evaluate(
     model: Any,
     data: Any = None,
-    recipe: EvalRecipe | None = None,
+    recipe: Any = None,
     *,
     eps: Eps = (),
     name: str | None = None,
@@ -65,7 +70,7 @@ def evaluate(
     bounds: Any = (0.0, 1.0),
     folder: str | Path | None = None,
     adversarials: str | Path | bool | None = None,
-    twin: nn.Module | None = None,
+    twin: Any = None,
     command: str = "",
     loader: Loader | None = None,
     say: Say = lambda line: None,
@@ -85,12 +90,16 @@ def evaluate(
     ...); attacks and certificates by name too. With a `folder`, finished parts are cached under folder/name/parts and never
     computed again, and the table is written to folder/name/. `adversarials`: True to keep the nearest adversarial image of each
     image, or a .npz file for them; by default they are kept if they are few and there is no folder. `twin`: a network of the
-    same data, trained without defence, whose adversarial images are tried too. `loader`: how processes on other devices load the
-    same model and images; by default these are sent to them.
+    same data (or its name), trained without defence, whose adversarial images are tried too. `loader`: how processes on other
+    devices load the same model and images; by default these are sent to them.
     If interrupted by the keyboard, or after `budget` seconds, it returns a partial table.
     Raises UserError, in one line, for invalid arguments.
     """
-    queried = recipe or recipe_of(eps, **settings)
+    queried = _queried(recipe, eps, settings)
+    if not isinstance(adversarials, bool | None) and Path(adversarials).suffix != ".npz":
+        raise UserError(f"adversarials: expected True, or a file that ends in .npz, found {str(adversarials)!r}")
+    if twin is not None:
+        twin = as_module(load_model(twin).model if isinstance(twin, str | Path) else getattr(twin, "model", twin))
     opened = enter(model, data, name=name, device=device, preprocessing=preprocessing, bounds=bounds)
     given: dict[str, Any] = {
         "folder": folder,
@@ -104,31 +113,36 @@ def evaluate(
 
 
 @checked_arguments()
-def robust_accuracy(model: Any, x: Any, y: Any, *, eps: Eps, norm: str = "l2", **settings: Any) -> float:
+def robust_accuracy(model: Any, x: Any, y: Any, *, eps: Eps, norm: Any = "l2", **settings: Any) -> float:
     """The share of images that are classified correctly and not broken within `eps`: certified, or survived the whole protocol.
 
     Also takes the arguments of `evaluate`. Raises UserError where an image is left untested (a `budget` ran out): the share is then
-    not known.
+    not known. Warns where attacks failed or a diagnostic tripped: the share may then be too high.
     """
     if len(_several(eps)) != 1:
         raise UserError(f"robust_accuracy is at one eps, found {len(_several(eps))}: evaluate(...).robust_accuracy(eps) takes each")
     done = evaluate(model, (x, y), eps=eps, norm=norm, **settings)
-    return done.robust_accuracy(float(done.summary()["eps"].iloc[0]))
+    share = done.robust_accuracy(done.about.epsilons[0])
+    lines = [*done.about.failed, *(doubts(done) if settings.get("diagnostics", True) else ())]
+    if lines and share > done.certified_accuracy(done.about.epsilons[0]):
+        warnings.warn(f"robust accuracy {share:.4g} may be too high: {'; '.join(lines)}", stacklevel=3)
+    return share
 
 
 @checked_arguments(method="attacks", methods="attacks", epsilon="eps", labels="y", images="x", targets="target")
+@with_gradients()
 def attack(
     model: Any,
     x: Any,
     y: Any,
     *,
     eps: Eps = None,
-    norm: str = "l2",
+    norm: Any = "l2",
     target: Any = None,
     attacks: Any = (),
-    effort: Effort = "quick",
-    seed: int = 0,
-    block: int = 100,
+    effort: Any = "quick",
+    seed: Any = 0,
+    block: Any = 100,
     device: str | torch.device | None = None,
     preprocessing: Any = None,
     bounds: Any = (0.0, 1.0),
@@ -138,15 +152,17 @@ def attack(
     `target`: the class that the model should predict, one for all or one per image; default: any wrong class. `attacks`: by name or
     as instances; default: those of `effort`. `eps` is in units of pixels in [0, 1]; images are returned within `bounds`, as floats
     in the model's layout, on the model's device. An image that is misclassified already (or classified as its target) is returned
-    unchanged. Raises UserError.
+    unchanged. Raises UserError, also if an attack fails, or none found
+    anything and no gradient passes through the model.
     """
     if eps is not None and len(_several(eps)) != 1:
         raise UserError(f"attack is within one eps, found {len(_several(eps))}")
-    recipe = recipe_of(1.0 if eps is None else eps, norm=norm, attacks=attacks, seed=seed)
+    effort_of = {} if attacks else {"effort": effort}
+    recipe = recipe_of(1.0 if eps is None else eps, "attack", norm=norm, attacks=attacks, seed=seed, block=block, **effort_of)
     opened = enter(model, (x, y), device=device, preprocessing=preprocessing, bounds=bounds)
     aims = None if target is None else _targets(target, opened.split)
     budget = None if eps is None else max(recipe.eps)
-    protocol = recipe.attacks or protocol_of(effort, recipe.norm)
+    protocol = recipe.attacks or protocol_of(recipe.effort, recipe.norm)
     if len({one.box for one in protocol} - {"unit"}):
         raise UserError("attack keeps images within bounds, found an attack with box 'none'")
     with evaluating(opened.model, opened.device), full_precision():
@@ -156,50 +172,63 @@ def attack(
         ask(opened.model, split.x, split.classes)
         found = [
             _attacked(opened.model, split.take(some), protocol, budget, recipe, None if aims is None else aims[some])
-            for some in positions.split(block)
+            for some in positions.split(recipe.block)
         ]
+        if all(torch.equal(some, split.x[at]) for some, at in zip(found, positions.split(recipe.block), strict=True)):
+            _refuse_without_gradient(opened.model, split.x[:1])
     low, high = _bounds(bounds)
     return torch.cat(found) * (high - low) + low
 
 
 @checked_arguments(method="certificates", methods="certificates", labels="y", images="x")
+@with_gradients()
 def certify(
     model: Any,
     x: Any,
     y: Any,
     *,
-    norm: str = "l2",
+    norm: Any = "l2",
     certificates: Any = RADII,
-    block: int = 100,
+    budget: Any = None,
+    block: Any = 100,
     device: str | torch.device | None = None,
     preprocessing: Any = None,
     bounds: Any = (0.0, 1.0),
 ) -> Tensor:
     """The certified radius of each image, with pixels in [0, 1], within which the label is the prediction; float64, on the CPU.
 
-    The largest that any of the `certificates` proves; 0 where an image is misclassified or nothing is proved.
+    The largest that any of the `certificates` proves; 0 where an image is misclassified or nothing is proved. `budget`: seconds (or
+    "5min") after which the radii proved so far are returned; without it, a deep network (a ResNet-18) can take many minutes.
     Raises UserError where none of them has a proof for this model, with the reason of each.
     """
-    recipe = recipe_of(0.0, norm=norm, certificates=certificates)
+    recipe = recipe_of(0.0, "certify", norm=norm, certificates=certificates, budget=budget, block=block)
+    if not recipe.certificates:
+        raise UserError("certify: expected at least one certificate, found none; all: rkhs-list certificates")
     opened = enter(model, (x, y), device=device, preprocessing=preprocessing, bounds=bounds)
-    radius, refused = torch.zeros(len(opened.split), dtype=torch.float64), []
+    radius, refused = torch.zeros(len(opened.split), dtype=torch.float64), dict[str, list[str]]()
+    clock = Clock(recipe.budget)
     with evaluating(opened.model, opened.device), full_precision():
         split = opened.split.to(opened.device)
         ask(opened.model, split.x, split.classes)
         for one in recipe.certificates:
             method = one.model_copy(update={"norm": recipe.norm}) if "norm" in type(one).model_fields else one
             if recipe.norm not in one.norms:
-                refused.append(f"{one.label}: it certifies {' and '.join(sorted(one.norms))} only")
+                refused.setdefault(f"it certifies {' and '.join(sorted(one.norms))} only", []).append(one.label)
                 continue
+            parts = [split.take(some) for some in torch.arange(len(split), device=split.y.device).split(recipe.block)]
             try:
-                parts = [split.take(some) for some in torch.arange(len(split), device=split.y.device).split(block)]
-                proved = [method(opened.model, part.x[:], part.y, part.index, ()).radius.cpu() for part in parts]
+                with _failing(f"certificate {one.label!r}"), fenced(one, opened.model), limited(clock):
+                    found = [method(opened.model, part.x[:], part.y, part.index, ()) for part in parts]
+                    proved = [checked_certified(one, len(part)).radius.cpu() for one, part in zip(found, parts, strict=True)]
             except Uncertifiable as refusal:
-                refused.append(f"{one.label}: {refusal}")
+                refused.setdefault(str(refusal), []).append(one.label)
                 continue
+            except OutOfTime:
+                break
             radius = torch.maximum(radius, torch.cat(proved))
-    if len(refused) == len(recipe.certificates):
-        raise UserError(f"nothing can be proved of this model; {'; '.join(dict.fromkeys(refused))}")
+    if sum(map(len, refused.values())) == len(recipe.certificates):
+        reasons = "; ".join(f"{', '.join(dict.fromkeys(labels))}: {why}" for why, labels in refused.items())
+        raise UserError(f"nothing can be proved of this model; {reasons}")
     return radius
 
 
@@ -214,7 +243,7 @@ def enter(
 ) -> Opened:
     """Any model and any data, checked. Raises UserError."""
     bounds = _bounds(bounds)
-    if isinstance(model, str):
+    if isinstance(model, str | Path):
         model = load_model(model)
     named = model if isinstance(model, NamedModel) else None
     module = as_module(model.model if isinstance(model, NamedModel) else model)
@@ -231,14 +260,30 @@ def enter(
     return Opened(module, split, name or (named.name if named else "model"), where)
 
 
-def recipe_of(eps: Eps, **settings: Any) -> EvalRecipe:
+def _queried(recipe: Any, eps: Eps, settings: dict[str, Any]) -> EvalRecipe:
+    """The recipe that was passed, or the one of these settings. Raises UserError where both say something, or it is none."""
+    given = [*(["eps"] if len(_several(eps)) else []), *settings]
+    if recipe is None:
+        return recipe_of(eps, **settings)
+    if not isinstance(recipe, EvalRecipe | Mapping):
+        labels = isinstance(recipe, (Tensor, np.ndarray, list))
+        hint = "; images and labels go together: evaluate(model, (images, labels), eps=...)" if labels else ""
+        what = f"found {type(recipe).__name__}{hint}"
+        raise UserError(f"evaluate: expected recipe as an EvalRecipe or a mapping of its fields, {what}")
+    if given:
+        raise UserError(f"evaluate: a recipe and {', '.join(given)} beside it: expected the recipe alone, or its fields alone")
+    fields = {} if isinstance(recipe, EvalRecipe) else {str(key): value for key, value in recipe.items()}
+    return recipe if isinstance(recipe, EvalRecipe) else recipe_of(fields.pop("eps", ()), **fields)
+
+
+def recipe_of(eps: Eps, verb: str = "evaluate", /, **settings: Any) -> EvalRecipe:
     """The recipe of these settings: one eps or several, attacks and certificates by name or as instances. Raises UserError."""
     for key, read in (("attacks", attack_from), ("certificates", certificate_from)):
         if key in settings:
             several = settings[key] if isinstance(settings[key], (list, tuple)) else (settings[key],)
             settings[key] = [read(one) if isinstance(one, str) and one != "portfolio" else one for one in several]
             settings[key] = [one for one in settings[key] if one not in (None, "none")]
-    found: EvalRecipe = parse(EvalRecipe, {"eps": _several(eps), **settings}, "evaluate", TYPED)
+    found: EvalRecipe = parse(EvalRecipe, {**settings, "eps": _several(eps)}, verb, TYPED)
     return found
 
 
@@ -285,12 +330,35 @@ def _joined(module: nn.Module, images: Any, preprocessing: Any, bounds: Bounds, 
     raise refused
 
 
+@contextmanager
+def _failing(what: str) -> Iterator[None]:
+    """Any exception of a method becomes a UserError that names it; a refusal (Uncertifiable) passes through."""
+    try:
+        yield
+    except (UserError, Uncertifiable):
+        raise
+    except Exception as error:  # a model's or a method's own code raises whatever it likes
+        raise UserError(f"{what} failed: {cause(error)}") from error
+
+
+def _refuse_without_gradient(model: nn.Module, image: Tensor) -> None:
+    """Raises UserError if the logits have no gradient with respect to the images: gradient attacks then try nothing."""
+    images = image.clone().requires_grad_()
+    answered = model(images)
+    slope = torch.autograd.grad(answered.sum(), images, allow_unused=True)[0] if answered.requires_grad else None
+    if slope is None:
+        raise UserError(
+            "nothing was found, and no gradient passes from the model's logits to its images (torch.no_grad, detach or numpy in "
+            "it?): leave that out, or name attacks that need none, attacks=['square']"
+        )
+
+
 def _targets(target: Any, split: Split) -> Tensor:
     """The target of each image. Raises UserError where it is not a class, or is the image's label."""
-    aims = torch.as_tensor(target)
+    aims = given_tensor(target, "target")
     if aims.is_floating_point() or aims.dtype == torch.bool or aims.dim() > 1 or (aims.dim() == 1 and len(aims) != len(split)):
         raise UserError(f"target: expected a class id, or one per image, found {aims.dtype} of shape {tuple(aims.shape)}")
-    aims = aims.long().cpu().expand(len(split))
+    aims = aims.long().expand(len(split))
     if aims.min() < 0 or aims.max() >= split.classes:
         raise UserError(f"target: expected classes 0 to {split.classes - 1}, found {int(aims.min())} to {int(aims.max())}")
     if own := int((aims == split.y.cpu()).sum()):
@@ -315,10 +383,12 @@ def _attacked(
             break
         budgets = torch.full((len(rows),), torch.inf if eps is None else eps, dtype=torch.float64, device=x.device)
         part = (x[rows], y[rows], keys[rows])
-        if target is not None:
-            found = attack_towards(aimed, model, part[0], target[rows], part[2], budgets)
-        else:
-            found = aimed(model, *part, budgets) if isinstance(aimed, EngineAttack) else aimed(model, *part)
+        with _failing(f"attack {one.label!r}"), fenced(one, model):
+            if target is not None:
+                found = attack_towards(aimed, model, part[0], target[rows], part[2], budgets)
+            else:
+                found = aimed(model, *part, budgets) if isinstance(aimed, EngineAttack) else aimed(model, *part)
+            found = checked_attacked(found, part[0])
         inside, said, away = count(model, part[0], found.images, norm=recipe.norm, box="unit", eps=eps)
         better = ((said != part[1]) if target is None else (said == target[rows])) & (away < distance[rows])
         images[rows[better]], distance[rows[better]] = inside[better], away[better]
