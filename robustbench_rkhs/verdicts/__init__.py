@@ -1,4 +1,4 @@
-"""The table of verdicts: one radius per image and method; all published numbers are group-bys of it."""
+"""The table of verdicts: one radius per image and method; all published numbers are computed from it."""
 
 from robustbench_rkhs.verdicts.about import About, Breach, Diagnosis, Rechecked
 from robustbench_rkhs.verdicts.adversarials import Adversarials, read_adversarials, write_adversarials

@@ -1,4 +1,4 @@
-"""What an evaluation is about: model, data, threat model, protocol, and what was noticed on the way. Typed and frozen."""
+"""The metadata of an evaluation: model, data, threat model, protocol, and notes from the run. Typed and frozen."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Breach:
     attack: str
     distance: float
     certified: float
-    """The radius that was claimed."""
+    """The certified radius."""
     cause: str
     """`proof error`: the float64 network errs too, so the certificate is false; `arithmetic`: only the evaluated one errs."""
 
@@ -30,44 +30,44 @@ class Breach:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """One check of whether attacks can be believed: what was measured, from where on it counts as a fault, and both in words."""
+    """One check for gradient masking: the measured value, the threshold, and a sentence on both."""
 
     name: str
     tripped: bool
     value: float
-    """What was measured."""
+    """The measured value."""
     threshold: float
-    """It trips above this (and at no fewer than two images)."""
+    """The check fails above this (and for at least two images)."""
     words: str
     """One sentence with the numbers."""
     cost: float
-    """Forward and backward passes, the mean over the images of the sample."""
+    """Forward and backward passes, averaged over the images of the sample."""
     eps: float | None = None
-    """The radius it was made at."""
+    """The radius of the check."""
     twin: str | None = None
-    """Key of the undefended network, where the check compares with one."""
+    """Key of the undefended network, if the check compares with one."""
 
 
 @dataclass(frozen=True)
 class Rechecked:
-    """Survivals inferred from a larger eps that were attacked at their own eps after all."""
+    """Survivals inferred from a larger eps that were also attacked at their own eps."""
 
     pairs: int = 0
-    """Of an image and an eps."""
+    """Number of pairs of an image and an eps."""
     fell: int = 0
 
 
 class About(Node):
-    """What one table of verdicts is about."""
+    """The metadata of one table of verdicts."""
 
     model: str
     weights: str
-    """Digest of the weights. For information: the same weights in another network are another model."""
+    """Digest of the weights, for information: the same weights in another network are another model."""
     data: str
     norm: Norm
     box: Box
     epsilons: tuple[float, ...]
-    """Asked-for radii, ascending."""
+    """Requested radii, ascending."""
     protocol: tuple[str, ...]
     """Labels of the attacks that an image must withstand."""
     certificates: tuple[str, ...] = ()
@@ -80,44 +80,44 @@ class About(Node):
     versions: dict[str, str] = Field({})
     data_digest: str = ""
     key: str = ""
-    """Which function the model is: digest of its structure, tensors, normalisation and smoothing."""
+    """Key of the model's function: digest of its structure, tensors, normalisation and smoothing."""
     logits: tuple[tuple[float, ...], ...] = ()
-    """Its float64 logits on eight fixed images; empty where it takes none."""
+    """Its float64 logits on eight fixed images; empty if it does not take them."""
     job: str = ""
-    """Digest of all that the evaluation depends on: the table's file is named after it."""
+    """Digest of everything that the evaluation depends on; part of the file name."""
     submitted: str = ""
-    """When it came through the gate (UTC); empty of one's own."""
+    """Time of its acceptance as a submission (UTC); empty for own evaluations."""
     pixels: int | None = None
-    """Numbers of an image."""
+    """Pixels per image, over all channels."""
     settings: dict[str, Any] = Field({})
     """The recipe, as JSON."""
     complete: bool = True
-    """Whether everything that was due ran."""
+    """Whether the evaluation is complete."""
     incomplete_because: Literal["budget", "interrupted"] | None = None
-    """What ended it before that."""
+    """The reason if it is not complete."""
     refused: tuple[str, ...] = ()
-    """Why certificates were refused, or failed."""
+    """The reasons why certificates were refused or failed."""
     left_out: tuple[str, ...] = ()
-    """Certificates that a pilot left out, and why."""
+    """Certificates that were left out after a pilot, with reasons."""
     failed: tuple[str, ...] = ()
     """Attacks that ended in an error, with the error."""
     breaches: tuple[Breach, ...] = ()
     rechecked: Rechecked = Rechecked()
     budget: float | None = None
-    """Seconds the evaluation was given."""
+    """The time budget in seconds."""
     marks: tuple[str, ...] = ()
-    """Names of the diagnoses that tripped; `undiagnosed` where none was run."""
+    """Names of the failed diagnoses; `undiagnosed` if none was run."""
     diagnostics: tuple[Diagnosis, ...] = ()
     outside: dict[str, int] = Field({})
-    """Of each attack, how many images it returned outside box or ball."""
+    """Number of images that each attack returned outside box or ball."""
     twin: str | None = None
     """Key of the undefended network whose adversarial images were tried."""
     smoothed: str | None = None
-    """Settings of the vote, of a smoothed classifier."""
+    """Settings of a smoothed classifier's vote."""
     file_sha256: str | None = None
-    """Of submitted adversarial images: digest of the file they came in."""
+    """For submitted adversarial images: digest of their file."""
     header: dict[str, Any] | None = None
-    """Of submitted adversarial images: what their file says of itself."""
+    """For submitted adversarial images: the header of their file."""
 
     @classmethod
     def read(cls, stored: Mapping[str, Any], source: str) -> "About":
@@ -135,7 +135,7 @@ class About(Node):
         return about
 
     def plain(self) -> dict[str, Any]:
-        """As JSON takes it: the fields that were given, by name."""
+        """As a JSON value: the fields that were given, by name."""
         said = self.model_dump(exclude_unset=True)
         if "diagnostics" in said:
             said["diagnostics"] = [{key: value for key, value in one.items() if value is not None} for one in said["diagnostics"]]

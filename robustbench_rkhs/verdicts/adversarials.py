@@ -1,4 +1,4 @@
-"""A file of adversarial images: one .npz of plain arrays, which evaluations save and anybody may submit; read without trust."""
+"""Files of adversarial images: one .npz of plain arrays, saved by evaluations or submitted by anyone; read without trust."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from robustbench_rkhs.runtime.seals import Damaged, seal_of, write_archive
 
 FORMAT, VERSION = "robustbench_rkhs adversarials", 1
 PIECE = 1 << 22
-"""Bytes that are looked at at once."""
+"""Bytes per read."""
 TYPES = {
     "index": ("<i8",),
     "images": ("<f4", "<f8"),
@@ -33,37 +33,37 @@ TYPES = {
     "input_sha256": ("<U",),
     "header": ("|u1",),
 }
-"""The arrays of a file; each but `header` has an entry for each image."""
+"""The arrays of a file with their types; all but `header` have one entry per image."""
 WORDS = ("model", "weights", "data", "split", "data_digest", "date", "command")
 """What the header says in words."""
 UNREADABLE = (
     *(ValueError, TypeError, OSError, KeyError, EOFError, SyntaxError, OverflowError, MemoryError),
     *(RecursionError, NotImplementedError, tokenize.TokenError, RuntimeError, zipfile.BadZipFile),
 )
-"""What NumPy and zipfile raise for foreign bytes."""
+"""Exceptions of NumPy and zipfile for foreign bytes."""
 
 
 @dataclass(frozen=True)
 class Adversarials:
-    """One adversarial image for each of some images of a data set, and what is claimed of it. Made by `checked`."""
+    """One adversarial image for each of some images of a data set, with claims about it. Made by `checked`."""
 
     about: dict[str, Any]
     """The header: model, weights and data_digest (digests), data, split, norm, box, date, command, versions."""
     index: np.ndarray
     """Position of the clean image in the original arrays."""
     images: np.ndarray
-    """(count, *shape), exactly what the model was asked: float32, or float64 where the data were."""
+    """(count, *shape), exactly as queried: float32, or float64 for float64 data."""
     label: np.ndarray
     predicted: np.ndarray
-    """Answer to the clean image."""
+    """Predicted class of the clean image."""
     predicted_adversarial: np.ndarray
-    """Answer to the adversarial image; -1 where it is not finite."""
+    """Predicted class of the adversarial image; -1 where the logits are not finite."""
     distance_l2: np.ndarray
     distance_linf: np.ndarray
     method: np.ndarray
-    """The attack that found it; `clean` where the image is wrong as it is, at distance 0."""
+    """The attack that found it; `clean` for an image that is misclassified without attack, at distance 0."""
     input_sha256: np.ndarray
-    """Of the clean image's bytes."""
+    """sha256 of the clean image's bytes."""
 
     @classmethod
     def checked(cls, about: dict[str, Any], arrays: dict[str, np.ndarray], where: str = "these arrays") -> "Adversarials":
@@ -75,7 +75,7 @@ class Adversarials:
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays by name, header left out."""
+        """The arrays by name, without the header."""
         return {name: getattr(self, name) for name in TYPES if name != "header"}
 
     @property
@@ -85,7 +85,7 @@ class Adversarials:
 
 
 def write_adversarials(stored: Adversarials, path: str | Path) -> Path:
-    """The file, sealed, whole or absent, the same bytes for the same images. Raises UserError where it cannot be written."""
+    """Writes the file, sealed and atomically; the same images give the same bytes. Raises UserError where not writable."""
     about = {"format": FORMAT, "version": VERSION} | stored.about
     header = np.frombuffer(json.dumps(about, sort_keys=True).encode(), dtype=np.uint8)
     write_arrays(Path(path), {**stored.arrays, "header": header})
@@ -93,9 +93,9 @@ def write_adversarials(stored: Adversarials, path: str | Path) -> Path:
 
 
 def read_adversarials(path: str | Path, limits: Limits = STRANGERS) -> Adversarials:
-    """The images in a file; nothing is unpickled. Raises UserError, in one line, where it is no such file, or beyond the limits.
+    """The images in a file; nothing is unpickled. Raises UserError, in one line, for another kind of file or beyond the limits.
 
-    Names, types and shapes are checked before the images are read, and these are seen to be finite before they are kept.
+    Names, types and shapes are checked before the images are read, and images are checked to be finite before they are kept.
     """
     path = Path(path)
     arrays = read_arrays(path, TYPES, "a file of adversarial images", limits, _shapes_fault)
@@ -107,7 +107,7 @@ def read_adversarials(path: str | Path, limits: Limits = STRANGERS) -> Adversari
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray], durable: bool = True) -> str:
-    """Plain arrays as an uncompressed .npz, sealed, whole or absent. Returns its seal."""
+    """Writes plain arrays as an uncompressed .npz, sealed and atomically. Returns its seal."""
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as handle:
@@ -123,9 +123,9 @@ def read_arrays(
     limits: Limits = OWN,
     fault: Callable[[Mapping[str, tuple[int, ...]]], str | None] = lambda shapes: None,
 ) -> dict[str, np.ndarray]:
-    """Exactly these arrays of an uncompressed .npz, each of one of its types, looked at before a byte of it is loaded.
+    """Exactly these arrays of an uncompressed .npz, each of one of its types, with headers checked before the data are loaded.
 
-    `fault`: what is wrong with the shapes that the headers tell, None where nothing is. Raises UserError where the file is missing,
+    `fault`: returns a problem with the shapes in the headers, or None. Raises UserError where the file is missing,
     truncated, compressed, pickled, or lacks an array, or where an array is not finite.
     """
     try:
@@ -156,7 +156,7 @@ def read_arrays(
 
 @dataclass(frozen=True)
 class _Told:
-    """What an array's own header says, which its size bears out; nothing of it is read yet."""
+    """The header of an array, consistent with its size; the data are not read yet."""
 
     member: zipfile.ZipInfo
     begin: int
@@ -202,7 +202,7 @@ def _told(archive: zipfile.ZipFile, member: zipfile.ZipInfo, types: tuple[str, .
 
 
 def _shapes_fault(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """What is wrong with the shapes of a file's arrays."""
+    """The first problem with the shapes of a file's arrays, or None."""
     for name, shape in {"index": shapes["index"], **shapes}.items():
         sides = (2, 3, 4) if name == "images" else (1,)
         if len(shape) not in sides:
@@ -225,7 +225,7 @@ def _header_fault(about: dict[str, Any]) -> str | None:
 
 
 def _arrays_fault(arrays: dict[str, np.ndarray]) -> str | None:
-    """The first fault, or None. Comparisons are written so that NaN fails them."""
+    """The first problem, or None. Comparisons are written so that NaN fails them."""
     if set(arrays) != set(TYPES) - {"header"}:
         return f"expected the arrays {', '.join(TYPES)}"
     count = len(arrays["index"]) if arrays["index"].ndim == 1 else -1

@@ -1,4 +1,4 @@
-"""Words and colours of every figure of verdicts: a colour-blind safe palette, the legend, the axes."""
+"""Common style of the verdict figures: a colour-blind safe palette, the legend, the axes."""
 
 import re
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from matplotlib.ticker import PercentFormatter
 from robustbench_rkhs.verdicts.about import About
 
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-"""Okabe and Ito's colours, yellow left out: it is lost on white."""
+"""The colours of Okabe and Ito, without yellow, which is hard to see on white."""
 MARKERS = ["o", "s", "D", "^", "v", "P", "X"]
 
 
 def label(axes: Axes, first: Sequence[str], note: str) -> None:
-    """The legend, right of the axes where it hides nothing: labels called `first` in that order, the others, a note."""
+    """The legend, to the right of the axes: labels in `first` in that order, then the others and a note."""
     axes.plot([], [], " ", label=note)
     handles, labels = axes.get_legend_handles_labels()
 
@@ -34,7 +34,7 @@ def percent(axes: Axes, axis: str = "y") -> None:
 
 
 def radius_axis(norm: str) -> str:
-    """The words of an eps axis, with its unit."""
+    """The label of an eps axis, with its unit."""
     return f"{_norm(norm)} radius eps (pixels in [0, 1])"
 
 
@@ -43,7 +43,7 @@ def _norm(norm: str) -> str:
 
 
 def domain(about: About) -> str:
-    """Data, norm and box in words: what figures of one group have in common."""
+    """Data, norm and box in words, which are the same for all evaluations in a figure."""
     return in_words(about.data, about.norm, about.box)
 
 

@@ -1,4 +1,4 @@
-"""Evaluation: what an evaluation found. A table and what it is about, with the questions that are asked most as methods."""
+"""Evaluation: the result of an evaluation, a table with metadata, with the common queries as methods."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,54 +20,54 @@ if TYPE_CHECKING:
 
 
 class AdversarialImages(NamedTuple):
-    """The nearest adversarial image of each image that has one, by index: tensors where `evaluate` returned them."""
+    """The nearest adversarial image of each image that has one, by index; tensors if returned by `evaluate`."""
 
     images: Any
-    """(count, *shape), exactly what the model was asked."""
+    """(count, *shape), exactly as queried."""
     labels: Any
-    """Their right classes."""
+    """Their true classes."""
     predictions: Any
-    """The model's answer to each; -1 where it is not finite."""
+    """The predicted class of each; -1 where the logits are not finite."""
     distances: Any
-    """To the clean image, in the norm of the evaluation; 0 where the clean image is misclassified."""
+    """Distance to the clean image, in the norm of the evaluation; 0 where the clean image is misclassified."""
     index: Any
     """Position of the clean image in the data that was passed."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation(Record):
-    """One model's table of verdicts, and what it is about.
+    """One model's table of verdicts with its metadata.
 
-    `robust_accuracy(eps)`, `certified_accuracy(eps)`, `summary()`, `plot()` and `adversarials()` answer what is asked most;
-    `table` holds every verdict, a row each, and `about` the model, data, threat model and protocol.
+    The common queries are `robust_accuracy(eps)`, `certified_accuracy(eps)`, `summary()`, `plot()` and `adversarials()`;
+    `table` has one row per verdict, and `about` has the model, data, threat model and protocol.
     """
 
     nearest: Adversarials | None = None
-    """The nearest adversarial image of each image, where they were kept. Not stored with the table."""
+    """The nearest adversarial image of each image, if they were kept. Not stored with the table."""
     path: Path | None = None
     """The file it is in."""
     tensor: Callable[[np.ndarray], Any] = np.asarray
-    """What `adversarials` passes arrays through: verdicts know no torch, `evaluate` passes its `from_numpy`."""
+    """Converts the arrays of `adversarials`: verdicts do not import torch, so `evaluate` passes its `from_numpy`."""
     sealed: bool = True
-    """Whether its file carries the digest of its content; one from before files did is not ranked."""
+    """Whether its file carries the digest of its content; older files without it are not ranked."""
 
     def summary(self, eps: Iterable[float | str] | float | str | None = None) -> pd.DataFrame:
-        """One row per eps (the evaluated ones where not given): shares with 95% limits, counts."""
+        """One row per eps (default: the evaluated ones): shares with 95% limits, counts."""
         return summary(self, eps)
 
     def robust_accuracy(self, eps: float | str) -> float:
-        """The share of images that are right and that no attack broke within eps.
+        """The share of images that are classified correctly and that no attack broke within eps.
 
-        Raises UserError while images are untested at eps: it is then known only to lie in `robust_range(eps)`.
+        Raises UserError while images are untested at eps: then only its range is known, `robust_range(eps)`.
         """
         return accuracy_at(self, eps).share
 
     def robust_range(self, eps: float | str) -> tuple[float, float]:
-        """The shares proved and not known to be broken at eps: robust accuracy lies between them, whatever is untested."""
+        """The shares certified and not known to be broken at eps: robust accuracy lies between them, even with untested images."""
         return robust_range(self, eps)
 
     def certified_accuracy(self, eps: float | str) -> float:
-        """The share of images that are right and proved robust within eps: a lower bound of robust accuracy under any attack."""
+        """The share of images classified correctly and proved robust within eps: a lower bound of robust accuracy."""
         return certified_at(self, eps).share
 
     def adversarials(self) -> AdversarialImages:
@@ -82,8 +82,8 @@ class Evaluation(Record):
         return AdversarialImages(*(self.tensor(array) for array in arrays))
 
     def plot(self, axes: "Axes | None" = None) -> "Axes":
-        """Accuracy over eps, certified and robust with 95% limits, on these matplotlib axes or new ones, which are returned."""
-        from robustbench_rkhs.verdicts.plot import accuracy_axes  # matplotlib takes longer to import than all else here
+        """Plots certified and robust accuracy over eps with 95% limits on these matplotlib axes or new ones; returns the axes."""
+        from robustbench_rkhs.verdicts.plot import accuracy_axes  # matplotlib takes longer to import than everything else here
 
         return accuracy_axes(self, axes)
 

@@ -1,4 +1,4 @@
-"""Per image: the best certificate, the nearest attack, and the reason where nothing is proved."""
+"""Per image: the largest certified radius, the nearest adversarial image, and the reason if nothing is proved."""
 
 import numpy as np
 import pandas as pd
@@ -7,7 +7,7 @@ from robustbench_rkhs.verdicts.image_states import Evidence, counted, proved
 from robustbench_rkhs.verdicts.record import Record
 
 REASONS = ["timeout", "error", "unknown", "refused"]
-"""Why an image has no proof, the one that most invites another try first."""
+"""Reasons why an image has no proof, the one most worth another try first."""
 IMAGES = [
     "index",
     "label",
@@ -25,14 +25,14 @@ IMAGES = [
 
 
 def images(evaluation: Record) -> pd.DataFrame:
-    r"""One row an image: the radius it is proved robust up to and the one it was broken at, in the evaluation's norm.
+    r"""One row per image: its certified radius and the radius at which it was broken, in the evaluation's norm.
 
     Columns: index, label, predicted; certified: the largest proved radius, 0 where nothing is proved; certified_l1, certified_l2,
     certified_linf: the radius of the largest ball of that norm inside the proved one (`implied`); certificate: the method
-    that proved it, the earliest in the evaluation's order where several did; reason: why nothing is proved of an image that is
-    right (timeout, error, unknown or refused, the first of these that any method gave; `none`: no certificate ran), empty
-    elsewhere; failure_probability of the claim; broken: distance of the nearest counted adversarial image, inf where none is
-    known; attack: the method that found it, `clean` where the image is wrong as it is (broken at 0).
+    that proved it, the first in the evaluation's order if several did; reason: why nothing is proved for a correctly classified
+    image (timeout, error, unknown or refused, the first of these that any method gave; `none`: no certificate ran), else empty;
+    failure_probability of the claim; broken: distance of the nearest counted adversarial image, inf where none is
+    known; attack: the method that found it, `clean` for an image that is misclassified without attack (broken at 0).
     """
     evidence, table, about = Evidence.of(evaluation), evaluation.table, evaluation.about
     norm, box = about.norm, about.box
@@ -64,8 +64,8 @@ def implied(radius: np.ndarray, norm: str, other: str, pixels: int | None) -> np
     .. math:: \lVert v \rVert_\infty \le \lVert v \rVert_2 \le \lVert v \rVert_1, \qquad
               \lVert v \rVert_2 \le \sqrt d \, \lVert v \rVert_\infty
 
-    So a proof for l2 holds for l1 at the same radius and for linf at radius / sqrt(d); one for linf holds for l1 and l2 as it is.
-    Each is attained: no larger ball of that norm lies inside.
+    So a proof for l2 holds for l1 at the same radius and for linf at radius / sqrt(d); one for linf holds for l1 and l2 at the same
+    radius. Each is tight: no larger ball of that norm lies inside.
     """
     if other == "linf" and norm == "l2":
         return np.nextafter(radius / np.sqrt(pixels), 0) * (1 - 2.0**-50) if pixels else np.full(len(radius), np.nan)
@@ -73,11 +73,11 @@ def implied(radius: np.ndarray, norm: str, other: str, pixels: int | None) -> np
 
 
 def by_certificate(evaluation: Record) -> pd.DataFrame:
-    """One row a certificate and eps: what it settled of the images that those before it had left open.
+    """One row per certificate and eps: its results on the images that the earlier ones left open.
 
-    Columns: certificate, eps; ran: right images it was run on; certified: those it proved at eps; won: images whose largest
-    radius is its own and reaches eps; unknown, timeout, refused, error: right images by why it proved nothing at all; seconds:
-    spent in all.
+    Columns: certificate, eps; ran: correctly classified images that it was run on; certified: those that it proved at eps; won:
+    images whose largest radius comes from it and reaches eps; unknown, timeout, refused, error: counts of correctly classified
+    images without any proof, by reason; seconds: total time.
     """
     evidence, table, about = Evidence.of(evaluation), evaluation.table, evaluation.about
     best = images(evaluation)
@@ -97,7 +97,7 @@ def by_certificate(evaluation: Record) -> pd.DataFrame:
 
 
 def _reasons(evaluation: Record, evidence: Evidence) -> np.ndarray:
-    """For each image the first of REASONS that any certificate gave."""
+    """The first of REASONS that any certificate gave, per image."""
     table = evaluation.table
     rows = table[(table["kind"] == "certificate") & (table["method"] != "prediction")]
     reasons = np.full(len(evidence.index), "none", dtype=object)

@@ -1,4 +1,4 @@
-"""What the table says about each image at an epsilon: wrong, broken, certified, survived or untested."""
+"""The state of each image at an eps: wrong, broken, certified, survived or untested."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,12 @@ from robustbench_rkhs.verdicts.schema import ANSWERS
 
 STATES = ["wrong", "broken", "certified", "survived", "untested"]
 ASIDE = ("audit:", "check:", "first:", "transfer")
-"""How methods start that break images and test soundness, but are no part of the protocol."""
+"""Prefixes of methods that break images and test soundness, but are not part of the protocol."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """The table folded to one entry an image, in one norm: everything the states at any eps follow from."""
+    """The table reduced to one entry per image, in one norm: enough to compute the states at any eps."""
 
     index: Int[np.ndarray, " images"]
     correct: Bool[np.ndarray, " images"]
@@ -29,11 +29,11 @@ class Evidence:
     """Attacks of the protocol that ran to their end: position, method, eps, radius, broken (distance in the norm)."""
     protocol: tuple[str, ...]
     unconfirmed: pd.DataFrame
-    """Attacks, of the protocol or not, whose adversarial example was not confirmed: position, eps. No survival there."""
+    """Attacks, of the protocol or not, whose adversarial example was not confirmed: position, eps. Not counted as survived."""
 
     @classmethod
     def of(cls, evaluation: Record, norm: str | None = None) -> "Evidence":
-        """Fold the table. Raises UserError where it mixes models or data, or an image has no prediction."""
+        """Reduce the table. Raises UserError where it mixes models or data, or an image has no prediction."""
         table, about = evaluation.table, evaluation.about
         norm, box = norm or about.norm, about.box
         for column in ("model", "weights", "data", "split"):
@@ -73,9 +73,9 @@ class Evidence:
         withstood, itself = np.full(count, bool(self.protocol)), np.zeros(count, dtype=bool)
         for method in self.protocol:
             own = (runs["method"] == method).to_numpy()
-            found = np.full(count, np.inf)  # what the method itself found
+            found = np.full(count, np.inf)  # the method's own adversarial images
             np.minimum.at(found, position[own], radius[own])
-            # a budget above eps says nothing about eps where it was used up (an attack in the larger ball need not stay in the
+            # a larger budget says nothing about eps where it found something (an attack in the larger ball need not stay in the
             # smaller), nor where the method took it back by what it found within that budget when it ran at another
             larger = (budget > eps) & np.isinf(radius) & (budget < found[position])
             this = own & (radius > eps) & (np.isnan(budget) | (budget == eps) | larger)
@@ -93,12 +93,12 @@ class Evidence:
 
 
 def states(evaluation: Record, eps: float | str, norm: str | None = None) -> pd.DataFrame:
-    """The state of every image at eps, in the evaluation's norm or the one asked for.
+    """The state of every image at eps, in the evaluation's norm or the given one.
 
-    `state`: `wrong`: misclassified as it is; else `broken`: any attack holds an admissible adversarial image at distance <= eps;
-    else `certified`: a certificate's radius is >= eps; else `survived`: every method of the protocol ran to its end with budget eps
-    (or none, or a larger one within which it found nothing, then or when it ran at another) and found nothing within eps; else
-    `untested`, also where an adversarial example at eps was not confirmed by a second query. `inferred`: survived, but no
+    `state`: `wrong`: misclassified without attack; else `broken`: any attack has an admissible adversarial image at distance
+    <= eps; else `certified`: a certificate's radius is >= eps; else `survived`: every method of the protocol ran to its end with
+    budget eps (or none, or a larger one within which it found nothing, then or when it ran at another) and found nothing within
+    eps; else `untested`, also where an adversarial example at eps was not confirmed by a second query. `inferred`: survived, but no
     method, or not every method that has budgets, ran at eps itself. Raises UserError for a negative eps or a table without
     predictions.
     """
@@ -106,7 +106,7 @@ def states(evaluation: Record, eps: float | str, norm: str | None = None) -> pd.
 
 
 def counted(table: pd.DataFrame, norm: str, box: str) -> Bool[np.ndarray, " rows"]:
-    """Rows that hold an adversarial image admissible in `box`, whatever norm it was looked for in."""
+    """Rows with an adversarial image that is admissible in `box`, from attacks in any norm."""
     found = (table["kind"] == "attack") & table[f"distance_{norm}"].notna()
     return (found & ((table["box"] == "unit") | (box == "none"))).to_numpy()
 

@@ -1,4 +1,4 @@
-"""From the counted rows of attacks to the nearest adversarial image of each image."""
+"""Adversarial images kept beside the rows of attacks, and the nearest one of each image."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,28 +15,28 @@ SIDECAR = {"index": ("<i8",), "images": ("<f4", "<f8"), "predicted": ("<i8",), "
 
 
 class Kept(NamedTuple):
-    """Adversarial images of the rows of a table that hold one, in their order."""
+    """Adversarial images of the rows of a table that have one, in their order."""
 
     images: np.ndarray
     predicted: np.ndarray
-    """The model's answer to each; -1 where it is not finite."""
+    """The predicted class of each; -1 where the logits are not finite."""
 
 
 def holding(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows that hold a counted adversarial image."""
+    """The rows with a counted adversarial image."""
     result: pd.DataFrame = table[(table["kind"] == "attack") & np.isfinite(table["radius"])]
     return result
 
 
 def write_kept(kept: Kept, table: pd.DataFrame, path: Path, durable: bool = True) -> str:
-    """The images beside a part, with what ties them to its rows; returns their seal. Raises UserError where not writable."""
+    """Writes the images beside a part, with the indices of its rows; returns their seal. Raises UserError if not writable."""
     rows = holding(table)
     ties = {"index": rows["index"].to_numpy(np.int64), "radius": rows["radius"].to_numpy(np.float64)}
     return write_arrays(path, {**ties, "images": kept.images, "predicted": kept.predicted}, durable)
 
 
 def read_kept(table: pd.DataFrame, path: Path, seal: str) -> Kept:
-    """The images of a part, whose seal it names. Raises UserError where the file is missing, damaged, or not of these rows."""
+    """The images of a part, checked against its seal. Raises UserError if the file is missing, damaged, or of other rows."""
     rows = holding(table)
     if not path.is_file() or seal_of(path, required=True) != seal:
         raise Damaged(path, "expected the images of the part beside it")
@@ -48,13 +48,13 @@ def read_kept(table: pd.DataFrame, path: Path, seal: str) -> Kept:
 
 
 class Nearest:
-    """The nearest counted adversarial image of each image, over all attacks that it is shown. Holds one image each."""
+    """Collects the nearest counted adversarial image of each image, over all attacks. Keeps one image each."""
 
     def __init__(self) -> None:
         self._rows: dict[int, dict[str, Any]] = {}
 
     def see(self, table: pd.DataFrame, kept: Kept) -> None:
-        """The rows of a part that hold an adversarial image, and those images."""
+        """Takes the rows of a part that have an adversarial image, and those images."""
         rows = holding(table).to_dict("records")
         for row, image, said in zip(rows, kept.images, kept.predicted.tolist(), strict=True):
             index = int(row["index"])
@@ -62,7 +62,7 @@ class Nearest:
                 self._rows[index] = {str(key): value for key, value in row.items()} | {"image": image.copy(), "said": said}
 
     def adversarials(self, about: dict[str, Any], table: pd.DataFrame, clean: np.ndarray, index: np.ndarray) -> Adversarials:
-        """The adversarial images found, by index; misclassified images count as their own, at distance 0.
+        """The adversarial images found, by index; misclassified clean images count as theirs, at distance 0.
 
         table: the evaluation's; clean: its images, at these positions of the original arrays.
         """

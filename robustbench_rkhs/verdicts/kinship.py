@@ -1,4 +1,4 @@
-"""Whether tables are about one function: equal keys, and logits on the fixed images that agree."""
+"""Whether tables are about the same function: equal keys, and agreeing logits on the fixed images."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from robustbench_rkhs.verifier.probes import agree
 
 
 def same_function(one: About, other: About) -> bool:
-    """Whether both are about one function. Tables that say no key (none that was evaluated) are told apart by their weights."""
+    """Whether both are about the same function. Tables without a key are compared by their weights."""
     if not one.key or not other.key:
         return one.key == other.key and one.weights == other.weights
     return one.key == other.key and (not one.logits or not other.logits or agree(one.logits, other.logits))
 
 
 def functions(evaluations: Sequence[Record]) -> list[int]:
-    """A number for each evaluation: equal for those of one function."""
+    """One number per evaluation, equal for those of the same function."""
     firsts: list[Record] = []
     numbers = []
     for evaluation in evaluations:

@@ -1,4 +1,4 @@
-"""Marks of a model: diagnoses that tripped, which say that its survivors may only be hard to attack."""
+"""Marks of a model: failed diagnoses, after which its survivors may only be hard to attack."""
 
 from robustbench_rkhs.verdicts.record import Record
 
@@ -8,9 +8,9 @@ UNKNOWN = "no diagnosis was run, so nothing says whether its attacks can be beli
 
 
 def marks(*evaluations: Record) -> dict[str, str]:
-    """Name of each diagnosis that tripped in any of these, and its sentence; empty where none did, or none ran.
+    """Name and sentence of each diagnosis that failed in any of these; empty where none did, or none ran.
 
-    Diagnoses are about a function: pass every evaluation of the same one, so that no choice of evaluation hides one. Where none of
+    Diagnoses are about a function: pass every evaluation of it, so that no choice of evaluation hides one. If none of
     them was diagnosed though it should have been, that is a mark too.
     """
     found: dict[str, str] = {}

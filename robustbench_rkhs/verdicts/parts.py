@@ -1,4 +1,4 @@
-"""A finished part of an evaluation under way: rows of the table, and what was noticed beside them."""
+"""A finished part of a running evaluation: rows of the table, with notes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,22 +14,22 @@ from robustbench_rkhs.verdicts.kept_adversarials import Kept
 
 
 class Noticed(Node):
-    """What a part noticed besides its rows."""
+    """The notes of a part, beside its rows."""
 
     breaches: tuple[Breach, ...] = ()
     outside: dict[str, tuple[int, ...]] = Field({})
-    """Of each attack, the indices of the images it returned outside box or ball."""
+    """Per attack, the indices of the images that it returned outside box or ball."""
     refused: tuple[str, ...] = ()
-    """Why a certificate was refused, or failed."""
+    """The reasons why a certificate was refused or failed."""
     failed: tuple[str, ...] = ()
-    """Errors that an attack ended in."""
+    """Errors of attacks."""
     diagnostics: tuple[Diagnosis, ...] = ()
     said: tuple[str, ...] = ()
     """Lines for the user."""
     decided: dict[str, Any] = Field({})
-    """What a plan decided."""
+    """The decision of a plan."""
     part: dict[str, Any] = Field({})
-    """What the rows depend on: the part's identity."""
+    """Everything that the rows depend on: the part's identity."""
 
     @classmethod
     def read(cls, stored: Mapping[str, Any], source: str) -> "Noticed":
@@ -40,15 +40,15 @@ class Noticed(Node):
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Rows of a table and what was noticed beside them."""
+    """Rows of a table, with notes."""
 
     table: pd.DataFrame
     noticed: Noticed = field(default_factory=Noticed)
     kept: Kept | None = None
-    """The adversarial images of its rows, where they are asked for."""
+    """The adversarial images of its rows, if wanted."""
     logits: Any = None
-    """Of predictions: what the model returned. Not stored."""
+    """For predictions: the logits. Not stored."""
 
     def of(self, identity: dict[str, Any]) -> "Part":
-        """The same, which says what its rows depend on."""
+        """The same part, with the identity of its rows."""
         return replace(self, noticed=self.noticed.model_copy(update={"part": identity}))

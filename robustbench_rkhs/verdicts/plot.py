@@ -1,4 +1,4 @@
-"""Accuracy over eps of one evaluation, on matplotlib axes: what is proved, what withstood the attacks, the gap between them."""
+"""Plot of accuracy over eps of one evaluation: certified, robust to the attacks, and the gap between them."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,13 @@ from robustbench_rkhs.verdicts.record import Record
 from robustbench_rkhs.verdicts.summaries import curve
 
 DENSE = 0.9
-"""From this share of grid points tested on, the empirical curve is a curve; below, markers joined by a guide to the eye."""
+"""From this share of tested grid points on, the empirical results are drawn as a curve; below, as markers joined by lines."""
 
 
 def accuracy_axes(evaluation: Record, axes: Axes | None = None) -> Axes:
-    """The curve on these axes, or on those of a new figure of pyplot's, which notebooks show."""
+    """The curve on these axes, or on those of a new pyplot figure, which notebooks show."""
     if axes is None:
-        import matplotlib.pyplot as plt  # it chooses a screen when it is imported
+        import matplotlib.pyplot as plt  # importing it chooses a display backend
 
         axes = plt.figure(figsize=(7.8, 3.9), layout="constrained").subplots()
     draw_one(axes, evaluation)
@@ -64,9 +64,9 @@ def draw_one(axes: Axes, evaluation: Record) -> None:
 
 
 def asked(points: pd.DataFrame, evaluation: Record) -> pd.DataFrame:
-    """Points whose robust accuracy is known: all, where that is most of the curve, else eps 0 and those asked for.
+    """Points with known robust accuracy: all, if that is most of the curve, else eps 0 and the requested eps.
 
-    Below the smallest certified radius everything is known; markers there would say nothing.
+    Below the smallest certified radius everything is known; markers there would add nothing.
     """
     tested = points[points["tested"]]
     if len(tested) >= DENSE * len(points):

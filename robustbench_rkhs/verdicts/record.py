@@ -1,4 +1,4 @@
-"""A record: one model's table of verdicts, and what it is about."""
+"""A record: one model's table of verdicts, with its metadata."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from robustbench_rkhs.verdicts.about import About
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """One model's table, and what it is about."""
+    """One model's table, with its metadata."""
 
     table: pd.DataFrame
     about: About

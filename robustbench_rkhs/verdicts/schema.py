@@ -1,4 +1,4 @@
-"""The table's columns, and what must hold of every row."""
+"""The table's columns, and the constraints on every row."""
 
 import re
 
@@ -10,7 +10,7 @@ from pandera.typing.pandas import Series
 from robustbench_rkhs.nodes.node import UserError
 
 KEY = ["model", "weights", "data", "split", "norm", "box", "kind", "method", "settings", "eps", "index"]
-"""What makes a row the only one of its kind, and the canonical order."""
+"""The columns that identify a row, which also give the canonical order."""
 ANSWERS = ["", "unknown"]
 """`state_reason` of a method that ran to its end; after `timeout`, `refused` and `error` it did not. Nor after `unconfirmed`: the
 attack stopped at an adversarial example that further queries of the model did not confirm, in further runs too."""
@@ -21,7 +21,7 @@ class Verdicts(pa.DataFrameModel):
 
     Certificates bound the robust radius from below, attacks from above. Every image has one certificate row of method
     `prediction` and radius 0, which carries its label and the model's prediction. Methods that start with `audit:`,
-    `check:` or `first:`, and `transfer`, break images and test soundness, but are no part of the protocol.
+    `check:` or `first:`, and `transfer`, break images and test soundness, but are not part of the protocol.
     """
 
     model: Series[str]
@@ -30,9 +30,9 @@ class Verdicts(pa.DataFrameModel):
     data: Series[str]
     split: Series[str]
     norm: Series[str] = pa.Field(isin=["l2", "linf"])
-    """Distance of `eps` and `radius`, in pixels of [0, 1]."""
+    """Norm of `eps` and `radius`, with pixels in [0, 1]."""
     box: Series[str] = pa.Field(isin=["unit", "none"])
-    """Where an attack looked, or a certificate's domain: [0, 1], or anywhere."""
+    """Search domain of an attack, or domain of a certificate: [0, 1], or anywhere."""
     kind: Series[str] = pa.Field(isin=["attack", "certificate"])
     method: Series[str] = pa.Field(str_length={"min_value": 1})
     settings: Series[str]
@@ -53,7 +53,7 @@ class Verdicts(pa.DataFrameModel):
     backwards: Series[int] = pa.Field(ge=0)
     seconds: Series[float] = pa.Field(ge=0)
     arithmetic: Series[str]
-    """What a certificate holds for: real, float32 on CPU ..."""
+    """The arithmetic for which a certificate holds: real, float32 on CPU ..."""
     failure_probability: Series[float] = pa.Field(ge=0, le=1)
 
     class Config:
@@ -86,7 +86,7 @@ WORDS = (
     (r"str_length\(.*\)", "a name"),
     (r"not_nullable", "a value"),
 )
-"""The names of pandera's rules, in words."""
+"""Descriptions of pandera's rules."""
 COLUMNS = list(Verdicts.to_schema().columns)
 """The columns, in the table's order."""
 
@@ -110,7 +110,7 @@ def validate(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _reason(error: pandera.errors.SchemaError) -> str:
-    """What a rule expected, of which column, and what was found instead, in one line whatever the number of rows."""
+    """One line for any number of rows: the column, the rule's expectation, and the value found."""
     rule = " ".join(str(getattr(error.check, "error", None) or error.check).split())
     for name, words in WORDS:
         rule = re.sub(f"^{name}$", words, rule)

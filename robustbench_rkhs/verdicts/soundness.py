@@ -1,4 +1,4 @@
-"""The invariant: on an image that is right, every certificate ends before every known adversarial image."""
+"""The soundness invariant: every certified radius is below the distance of every known adversarial image."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +18,7 @@ BREACH = ["index", "norm", "certificate", "radius", "attack", "distance"]
 
 
 def breaches(evaluation: Record) -> pd.DataFrame:
-    """Pairs of a certificate and an adversarial image it denies: radius >= distance, same norm, initially correct image.
+    """Pairs of a certificate and an adversarial image that contradict: radius >= distance, same norm, initially correct image.
 
     Columns: index, norm, certificate (method), radius (certified), attack (method), distance. Certificates are claims
     about closed balls, so equality is a breach. Both norms are searched, and an attack counts only inside the
@@ -29,14 +29,14 @@ def breaches(evaluation: Record) -> pd.DataFrame:
     found = []
     for norm in ("l2", "linf"):
         for box in ("unit", "none"):
-            # a certificate of domain 'none' (everywhere) answers to attacks in either box, one of 'unit' only to those in [0, 1]
+            # a certificate of domain 'none' (everywhere) is tested by attacks in either box, one of 'unit' only by those in [0, 1]
             claims = right & proved(table, norm, box) & (table["box"] == box).to_numpy() & (table["radius"] > 0).to_numpy()
             falls = right & counted(table, norm, box)
             claimed = table.loc[claims, ["index", "method", "radius"]].rename(columns={"method": "certificate"})
             attacked = table.loc[falls, ["index", "method", f"distance_{norm}"]]
             attacked = attacked.rename(columns={"method": "attack", f"distance_{norm}": "distance"})
             best = claimed.groupby("index")["radius"].max()
-            attacked = attacked[attacked["distance"] <= attacked["index"].map(best)]  # few, before every pair is formed
+            attacked = attacked[attacked["distance"] <= attacked["index"].map(best)]  # fewer rows before forming pairs
             pairs = claimed.merge(attacked, on="index").query("radius >= distance")
             found.append(pairs.assign(norm=norm)[BREACH])
     found = [pairs for pairs in found if len(pairs)]
@@ -47,10 +47,10 @@ def breaches(evaluation: Record) -> pd.DataFrame:
 
 
 def pooled(evaluation: Own, others: Sequence[Record]) -> Own:
-    """The evaluation, with the adversarial images that others found for the same function on the same images.
+    """The evaluation, with the adversarial images of other evaluations of the same function on the same images.
 
-    They count as breaks and for soundness, in both norms, under the method `check:` + theirs; the protocol stays the
-    evaluation's own.
+    They count as breaks and for soundness, in both norms, under the method name `check:` + name; the protocol stays that of the
+    evaluation.
     """
     table = evaluation.table
     if not len(table):

@@ -40,11 +40,11 @@ def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> tuple[f
 
 
 def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
-    """Two-sided p-value that two models are right equally often, from the images on which just one of them is.
+    """Exact McNemar test: two-sided p-value that two models are equally accurate, from the images on which they differ.
 
-    a, b: whether each model is right, image by image.
+    a, b: whether each model is right, per image.
     Under the null hypothesis each discordant image is a fair coin (exact binomial test); 1 where none is discordant.
-    Raises UserError unless both answer the same images.
+    Raises UserError unless both are for the same images.
     """
     first, second = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
     if first.shape != second.shape or first.ndim != 1:

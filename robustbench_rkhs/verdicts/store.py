@@ -1,4 +1,4 @@
-"""One parquet file an evaluation: the table, and in its schema's metadata what it is about."""
+"""Storage: one parquet file per evaluation, with the table and, in the schema's metadata, its description."""
 
 import hashlib
 import json
@@ -27,17 +27,17 @@ from robustbench_rkhs.verdicts.schema import COLUMNS, KEY, validate
 
 METADATA, SEAL = b"robustbench_rkhs", b"robustbench_rkhs seal"
 FORMAT = 2
-"""Of a file's metadata; since 2 the file is sealed."""
+"""Version of a file's metadata; since 2 the file is sealed."""
 LASTING = 1.0
-"""Seconds of work from which a part must survive a power cut: the others are done again as fast as they are made safe."""
+"""Seconds of work from which a part is synced to disk: shorter parts are recomputed as fast as they are synced."""
 MOST = 20_000_000
-"""Rows of a table beyond which it is not read: a small file may tell of any number."""
+"""Most rows of a table that is read: a small file may claim any number."""
 ROWS = 2000
-"""Rows that are text at once: as text a table is larger."""
+"""Rows per block of text: as text, a table is larger."""
 
 
 class WithoutImages(UserError):
-    """A part is whole, but was made when its adversarial images were not asked for."""
+    """Raised for a part that is intact, but was computed without keeping its adversarial images."""
 
 
 def write(evaluation: Record, path: str | Path) -> Path:
@@ -64,9 +64,9 @@ def read(path: str | Path) -> Evaluation:
 
 
 def write_part(part: Part, path: Path) -> None:
-    """A part of an evaluation under way; its adversarial images, where it has any, first, in a file beside it. Both are sealed.
+    """Writes a part of a running evaluation, after its adversarial images, if any, in a file beside it. Both are sealed.
 
-    Its rows are checked when they are merged: a check takes longer than many attacks.
+    Its rows are checked when they are merged, as a check takes longer than many attacks.
     """
     said, lasting = part.noticed.model_dump(exclude_unset=True), float(part.table["seconds"].sum()) >= LASTING
     if part.kept is not None and len(part.kept.images):
@@ -75,7 +75,7 @@ def write_part(part: Part, path: Path) -> None:
 
 
 def read_part(path: Path, images: bool) -> Part:
-    """A part; with its adversarial `images` where they are asked for. Raises UserError where it is damaged, or they are."""
+    """Reads a part, with its adversarial `images` if wanted. Raises UserError where either is damaged."""
     table, said, sealed = _read(path)
     if not sealed:
         raise seals.Damaged(path, seals.NO_SEAL)
@@ -90,7 +90,7 @@ def read_part(path: Path, images: bool) -> Part:
 
 
 def set_part_aside(path: Path, why: UserError) -> None:
-    """Make room for a part that cannot be served: a damaged one is renamed, with the images beside it, and a line says so."""
+    """Make room for a new part: a damaged one is renamed, with the images beside it, and reported in one line."""
     if isinstance(why, WithoutImages):
         path.unlink(missing_ok=True)
     else:
@@ -100,7 +100,7 @@ def set_part_aside(path: Path, why: UserError) -> None:
 def read_all(folder: str | Path, unread: Say | None = None) -> list[Evaluation]:
     """Every evaluation under a folder, by path; unfinished parts (in folders named `parts`) and hidden files are left out.
 
-    `unread` is told of each file that cannot be read, which is left out; without it such a file raises UserError.
+    `unread` is called for each file that cannot be read, which is left out; without it, such a file raises UserError.
     """
     folder, found = Path(folder), []
     for path in sorted(folder.rglob("*.parquet")):
@@ -133,7 +133,7 @@ def merge(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def digest(table: pd.DataFrame) -> str:
-    """sha256 of the table in hex; row order and `seconds` play no part."""
+    """sha256 of the table in hex, independent of row order and `seconds`."""
     kept, sha = _sorted(table[COLUMNS]).drop(columns="seconds"), hashlib.sha256()
     for start in range(0, max(len(kept), 1), ROWS):
         sha.update(kept.iloc[start : start + ROWS].to_csv(index=False, header=start == 0, lineterminator="\n").encode())
@@ -166,7 +166,7 @@ def _read(path: Path) -> tuple[pd.DataFrame, dict[str, Any], bool]:
         raise UserError(f"cannot read verdicts {damaged}") from None
     except UserError:
         raise
-    except Exception as error:  # pyarrow and pandas raise many kinds for foreign bytes
+    except Exception as error:  # pyarrow and pandas raise many kinds of errors for foreign bytes
         raise UserError(f"cannot read verdicts {path}: {reason(error)}") from None
     if not isinstance(said, dict):
         raise UserError(f"{path}: expected metadata of named fields, found {type(said).__name__}")

@@ -1,4 +1,4 @@
-"""Group-bys of the table: the summary at each epsilon, each attack alone, accuracy versus epsilon."""
+"""Summaries of the table: accuracies at each eps, each attack alone, accuracy versus eps."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +13,7 @@ from robustbench_rkhs.verdicts.schema import ANSWERS
 from robustbench_rkhs.verdicts.statistics import Proportion
 
 MASKED = 0.05
-"""An attack that overstates robustness on more than this share of the images it ran on is called masked."""
+"""An attack is called masked if it missed more than this share of its images that others broke."""
 
 
 def accuracy_at(evaluation: Record, eps: float | str) -> Proportion:
@@ -31,18 +31,18 @@ def certified_at(evaluation: Record, eps: float | str) -> Proportion:
 
 
 def robust_range(evaluation: Record, eps: float | str) -> tuple[float, float]:
-    """The shares proved and not known to be broken at eps; robust accuracy lies between them."""
+    """The shares certified and not known to be broken at eps; robust accuracy lies between them."""
     (row,) = summary(evaluation, [eps]).to_dict("records")
     return float(row["certified"]), float(row["not_broken"])
 
 
 def summary(evaluation: Record, epsilons: Iterable[float | str] | float | str | None = None) -> pd.DataFrame:
-    """One row an eps (the evaluation's own where not given): shares of images with 95% limits (`_low`, `_high`), and counts.
+    """One row per eps (default: those of the evaluation): shares of images with 95% limits (`_low`, `_high`), and counts.
 
     Columns: eps; images; clean, robust, certified, open with limits; not_broken: the share that is right and not known to be
     broken, the upper end of what robust accuracy can be; count_wrong, count_broken, count_certified, count_survived,
     count_untested, count_inferred (survived at no budget of eps itself) and count_audited (certified images that an attack ran on).
-    `open` = survived + untested: nothing is proved of them. `robust` is NaN while any image is untested. At eps 0, robust and
+    `open` = survived + untested: nothing is proved for them. `robust` is NaN while any image is untested. At eps 0, robust and
     certified are clean accuracy: the closed ball is the image itself.
     """
     evidence = Evidence.of(evaluation)
@@ -71,13 +71,13 @@ def summary(evaluation: Record, epsilons: Iterable[float | str] | float | str | 
 
 
 def by_attack(evaluation: Record) -> pd.DataFrame:
-    """One row an attack of the protocol and eps: what it would have reported alone, and whether it was fooled.
+    """One row per attack of the protocol and eps: the accuracy that it would report alone, and whether it was masked.
 
-    attacked: initially correct images it ran on (to its end; budget eps, none, or a larger one that settles eps). broken: those
-    with its adversarial image within eps. alone: 1 - broken / attacked, NaN where it ran on none; images left to the others
-    (already certified or broken) play no part. overstated: the share of `attacked` that it did not break and any other row of
-    the table broke within eps, so alone - overstated is what those images are really worth. masked: overstated > 0.05.
-    forwards, backwards: passes spent at that budget (a minimal-norm attack's whole run, at every eps).
+    attacked: initially correct images that it ran on (to its end; with budget eps, none, or a larger one that decides eps). broken:
+    those with its adversarial image within eps. alone: 1 - broken / attacked, NaN where it ran on none; images decided by others
+    (already certified or broken) do not count. overstated: the share of `attacked` that it did not break, but any other row of
+    the table broke within eps, so alone - overstated is the accuracy on those images. masked: overstated > 0.05.
+    forwards, backwards: passes spent at that budget (the whole run of a minimal-norm attack, at every eps).
     """
     evidence = Evidence.of(evaluation)
     runs, columns = (
