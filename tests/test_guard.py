@@ -27,7 +27,7 @@ from robustbench_rkhs.nodes.limits import STRANGERS, Limits
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.one_of import names_of
 from robustbench_rkhs.nodes.parsing import parse
-from robustbench_rkhs.runtime.children import messages
+from robustbench_rkhs.runtime.children import BEGIN, messages
 from robustbench_rkhs.runtime.digests import weights_digest
 from robustbench_rkhs.runtime.weights_file import weights_file
 from robustbench_rkhs.submission.gate import submit
@@ -505,3 +505,16 @@ def test_mutated_bundles_are_loaded_or_refused_in_one_line(sound, tmp_path, seed
             checkpoint.load(folder, limits=STRANGERS)
         except UserError as error:
             assert "\n" not in str(error)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asked of the kernel on Linux")
+def test_it_ends_with_its_parent_also_while_it_still_imports(tmp_path):
+    (tmp_path / "slow_to_import.py").write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)\n")
+    script = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {BEGIN!r}, 'slow_to_import'])"
+    words = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(tmp_path)}, "stdout": subprocess.PIPE, "text": True}
+    parent = subprocess.Popen([sys.executable, "-c", script], **words)
+    pid = int(parent.stdout.readline())
+    assert alive(pid)
+    parent.kill()
+    parent.wait()
+    assert gone(pid)

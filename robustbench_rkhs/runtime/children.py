@@ -20,6 +20,12 @@ from robustbench_rkhs.nodes.paths import PACKAGE
 from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.runtime.sinks import for_line
 
+BEGIN = (
+    "import sys\n"
+    "if sys.platform == 'linux': import ctypes; ctypes.CDLL(None).prctl(1, 9)\n"
+    "import runpy; runpy.run_module(sys.argv[1], run_name='__main__', alter_sys=True)"
+)
+"""What the child runs first: it ends with its parent also while it still imports (PR_SET_PDEATHSIG, SIGKILL)."""
 LONGEST = 1 << 20
 """Bytes of a message of the child's."""
 
@@ -52,7 +58,7 @@ def messages(module: str, job: Mapping[str, Any], limits: Limits) -> Iterator[di
     with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as given:
         given.write(json.dumps({**job, "parent": os.getpid()}).encode())
         given.seek(0)
-        words = [sys.executable, "-P", "-m", module]
+        words = [sys.executable, "-P", "-c", BEGIN, module]
         child = subprocess.Popen(words, stdin=given, stdout=subprocess.PIPE, stderr=errors, env=environment)
         overtime = threading.Event()
 
