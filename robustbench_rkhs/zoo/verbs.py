@@ -16,6 +16,7 @@ from robustbench_rkhs.attacks.counted import answered, count
 from robustbench_rkhs.attacks.efforts import protocol_of
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.targeted import attack_towards
+from robustbench_rkhs.certificates.refusals import refusals
 from robustbench_rkhs.data import DataSet, Split
 from robustbench_rkhs.data.given import Bounds, given_split, given_tensor
 from robustbench_rkhs.evaluation import run
@@ -210,10 +211,12 @@ def certify(
     with evaluating(opened.model, opened.device), full_precision():
         split = opened.split.to(opened.device)
         ask(opened.model, split.x, split.classes)
-        for one in recipe.certificates:
+        named = {str(number): one for number, one in enumerate(recipe.certificates)}
+        early = refusals(named, opened.model, tuple(split.shape), recipe.norm)
+        for number, one in named.items():
             method = one.model_copy(update={"norm": recipe.norm}) if "norm" in type(one).model_fields else one
-            if recipe.norm not in one.norms:
-                refused.setdefault(f"it certifies {' and '.join(sorted(one.norms))} only", []).append(one.label)
+            if number in early:
+                refused.setdefault(early[number], []).append(one.label)
                 continue
             parts = [split.take(some) for some in torch.arange(len(split), device=split.y.device).split(recipe.block)]
             try:
