@@ -1,4 +1,4 @@
-"""Which certificates are let in: those that do not refuse the model by its graph alone, before anything is computed."""
+"""Selection of certificates: those that do not refuse the model by its graph alone, before anything is computed."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from robustbench_rkhs.evaluation.work import Work
 
 
 def admitted(work: Work, certificates: Mapping[str, Certificate]) -> dict[str, Certificate]:
-    """Those that may have a proof, by label. Of the others every image gets a row `refused`, and each reason is said once."""
+    """The certificates that may have a proof, by label. The others give `refused` rows; each reason is reported once."""
     split = work.subject.split
     refused = refusals(certificates, work.subject.model, tuple(split.shape), work.recipe.norm)
     for label in refused:

@@ -16,24 +16,24 @@ from robustbench_rkhs.runtime.clock import OutOfTime
 from robustbench_rkhs.verdicts import Rechecked
 
 TOLD = 10.0
-"""The remaining time is reported where it is more than these seconds."""
+"""The remaining time is reported if it exceeds this many seconds."""
 LEARNING = 512
-"""Images of a block, at least, of an attack that learns from some what pays on the others."""
+"""Least size of a block for an attack that learns on a pilot."""
 PILOTS = 64
-"""The same where a budget cuts blocks."""
+"""The same with a time budget, which cuts blocks."""
 SHARE = 0.8
-"""Share of the time left that a part is cut to: images that are farther from falling take longer than those before them."""
+"""Share of the remaining time to which a part is cut, as later images are harder to break and take longer."""
 
 
 @dataclass
 class AttackPhase:
-    """Runs the protocol on what is open, by `attacks/schedule.py`.
+    """Runs the protocol on the open images, by `attacks/schedule.py`.
 
     Minimal-norm attacks first, in the protocol's order, each on every image still open at some eps. Then rounds of the fixed-budget
     attacks, each image at its largest open eps, until nothing is open. Then the sampled check of inferred survivals, the masking
     check where no attack of the protocol is scale-invariant, and the audit of the certified images that no minimal-norm attack saw.
-    An attack of our engine takes each image's own eps in one call, and its rows are kept image by image; others are called once an
-    eps, and keep their blocks. A block bounds the memory; blocks are worked on side by side. What is asked next follows from the
+    An attack of our engine takes one eps per image in one call, and its rows are cached per image; others are called once per
+    eps, and are cached by block. A block bounds the memory; blocks run in parallel. The next step follows from the
     results alone, so a run resumes wherever it stopped.
     """
 
@@ -41,7 +41,7 @@ class AttackPhase:
     protocol: list[Attack]
     labels: list[str]
     rechecked: Rechecked = field(default_factory=Rechecked)
-    """Inferred survivals that were attacked at their own eps after all, and how many of them were broken."""
+    """Inferred survivals that were also attacked at their own eps, and how many of them were broken."""
 
     def __post_init__(self) -> None:
         recipe, images = self.work.recipe, len(self.work.index)
@@ -55,16 +55,16 @@ class AttackPhase:
         self.fixed = {label: attack for label, attack in named if not attack.minimal_norm}
         self.broken = np.full(images, np.inf)
         self.failed = np.full(images, np.inf)
-        """Smallest eps at which a fixed-budget attack ended in an error or an unconfirmed result: nothing more is tried there."""
+        """Smallest eps at which a fixed-budget attack ended in an error or an unconfirmed result: no further tries there."""
         self.ran: dict[str, dict[int, dict[float, float]]] = {label: {} for label in self.labels}
-        """Of each attack, image and budget (inf where there is none): the radius."""
+        """The radius by attack, image and budget (inf without one)."""
         self.survived = {label: np.full(images, -np.inf) for label in self.labels}
-        """Of each attack, the largest budget that an image survived, and inf where a minimal-norm attack ran."""
+        """By attack, the largest budget that each image survived; inf where a minimal-norm attack ran."""
         self.pace: dict[str, float] = {}
-        """Seconds per image, of each attack's latest part."""
+        """Seconds per image of each attack's latest part."""
 
     def all(self) -> None:
-        """Everything, in order. Raises OutOfTime where the budget is used up before."""
+        """Run all steps in order. Raises OutOfTime if the time runs out."""
         self.find_minimal()
         self.find_within()
         self.recheck()
@@ -81,7 +81,7 @@ class AttackPhase:
     def find_within(self) -> None:
         """Rounds of the fixed-budget attacks: every open image at its largest open eps, until none is open."""
         by_eps = not all(isinstance(attack, EngineAttack) for attack in self.fixed.values())
-        learning = any(map(learns, self.fixed.values()))  # its pilot is the dearer the smaller the block
+        learning = any(map(learns, self.fixed.values()))  # the smaller the block, the larger the share of its pilot
         size = max(self.recipe.block, LEARNING) if learning else self.recipe.block
         while self.fixed:
             known = self.known()
@@ -93,13 +93,13 @@ class AttackPhase:
             self.told((self.within(block, eps[block]) for block in blocks), blocks, "+".join(self.fixed))
 
     def within(self, places: Places, eps: Radii) -> Chain:
-        """The fixed-budget attacks in turn on a block, each on what those before it left."""
+        """The fixed-budget attacks in turn on a block, each on the images that the earlier ones left open."""
         for label, attack in self.fixed.items():
             open_ = (self.broken[places] > eps) & (self.survived[label][places] < eps)
             yield from self.attack(attack, label, places[open_], eps[open_])
 
     def recheck(self) -> None:
-        """The sampled check of the heuristic: inferred survivals get the fixed-budget attacks at their own eps."""
+        """The sampled check of the heuristic: run the fixed-budget attacks on inferred survivals at their own eps."""
         pairs = [
             (int(place), eps)
             for eps in self.epsilons
@@ -115,10 +115,10 @@ class AttackPhase:
         fell = sum(bool(self.broken[place] <= eps) for place, eps in chosen)
         self.rechecked = Rechecked(len(chosen), fell)
         if fell:
-            self.find_within()  # what they survived above says nothing of the eps below any more
+            self.find_within()  # their survival at larger eps no longer implies anything below
 
     def check_masking(self) -> None:
-        """20 steps on the margin against all that survived, where no attack of the protocol is scale-invariant."""
+        """20 steps on the margin for all survivors, if no attack of the protocol is scale-invariant."""
         if any(attack.scale_invariant for attack in self.protocol):
             return
         check = PGD(box=self.box, steps=20).aimed(norm=self.recipe.norm, eps=None, seed=self.recipe.seed)
@@ -127,7 +127,7 @@ class AttackPhase:
             self.side_by_side(check, "check:pgd", blocks, eps)
 
     def audit(self) -> None:
-        """The cheapest sound minimal-norm attack on the certified images that none of the protocol ran on."""
+        """The cheapest sound minimal-norm attack on the certified images that the protocol did not attack."""
         queried = [eps for eps in self.epsilons if eps > 0]
         if not queried:
             return
@@ -146,7 +146,7 @@ class AttackPhase:
         self.told((self.attack(attack, label, *given) for given in zip(several, budgets, strict=True)), several, label)
 
     def told(self, chains: Iterable[Chain], blocks: Sequence[Block], what: str) -> None:
-        """Run the chains of these blocks; after the first, say how long the others will take about."""
+        """Run the chains of these blocks; after the first, report the estimated time for the others."""
         begun, images = time.monotonic(), sum(map(len, blocks))
         for number, _ in enumerate(self.work.scheduler.run(chains)):
             done = len(blocks[0])
@@ -158,28 +158,28 @@ class AttackPhase:
                     self.work.say(f"{what}: {line}")
 
     def known(self, survived: Radii | None = None) -> Known:
-        """What is known of every image; where an attack failed, nothing is open."""
+        """The knowledge about every image; where an attack failed, nothing is open."""
         if survived is None:
             held = [self.survived[label] for label in self.fixed] or [np.full(len(self.index), np.inf)]
             survived = np.minimum.reduce(held)
         return Known(self.right, self.proved, np.minimum(self.broken, self.failed), survived)
 
     def looked_at(self) -> Known:
-        """The same, with what the first look found where the time is limited: the images nearest to falling come first."""
+        """The same, plus the distances of the first look if the time is limited: the images closest to being broken come first."""
         known = self.known()
         if self.work.clock.budget is None:
             return known
         return replace(known, broken=np.minimum(known.broken, self.work.broken))
 
     def standing(self, eps: float) -> np.ndarray:
-        """Which images survived at eps: neither proved nor broken there, and every attack of the protocol ran on them."""
+        """Which images survived at eps: neither certified nor broken there, and every attack of the protocol ran on them."""
         open_here = self.known(np.full(len(self.index), -np.inf)).open(eps)
         for label in self.labels:
             open_here &= self.survived[label] >= eps
         return open_here
 
     def attack(self, attack: Attack, label: str, places: Places, eps: Radii | None = None) -> Chain:
-        """One attack on a block: one call with each image's own eps, or a call per eps; as many as the budget has time for."""
+        """One attack on a block: one call with one eps per image, or one call per eps; as many images as the time allows."""
         if eps is not None and not isinstance(attack, EngineAttack):
             for value in sorted(set(eps.tolist()), reverse=True):
                 aimed = attack.model_copy(update={"eps": value})
@@ -189,7 +189,7 @@ class AttackPhase:
         while start < len(places):
             size = len(places) - start
             if isinstance(attack, EngineAttack) and self.work.clock.budget is not None:
-                # what the time left is enough for at the pace so far, which is slower than that of more images at once
+                # the images that fit in the remaining time at the pace so far (larger batches would be faster)
                 pace = self.pace.get(label, 0.0)
                 least = PILOTS if learns(attack) else 1
                 size = min(size, max(least, int(SHARE * self.work.clock.left() / pace)) if pace > 0 else least)
@@ -198,7 +198,7 @@ class AttackPhase:
             start += size
 
     def part(self, attack: Attack, label: str, places: Places, eps: Radii | None) -> Chain:
-        """One job, and what it says of its images."""
+        """Run one job and record its results."""
         if not len(places):
             return
         if self.work.clock.left() <= 0:
@@ -206,12 +206,12 @@ class AttackPhase:
         started = time.monotonic()
         done = yield self.work.attack(attack, label, places, eps)
         took = (time.monotonic() - started) / len(places)
-        self.pace[label] = max(took, float(done.table["seconds"].mean()))  # what is read from a file says what it took then
+        self.pace[label] = max(took, float(done.table["seconds"].mean()))  # a cached part contains the time that it took originally
         self.work.note(done)
         self.note(done.table, label)
 
     def note(self, table: pd.DataFrame, label: str) -> None:
-        """Fold a part's rows into what is known."""
+        """Merge a part's rows into the knowledge about images."""
         radii, budgets = table["radius"].to_numpy(), table["eps"].fillna(np.inf).to_numpy()
         for index, eps, radius, reason in zip(table["index"], budgets, radii, table["state_reason"], strict=True):
             place = self.place[index]
@@ -223,12 +223,12 @@ class AttackPhase:
                 continue
             ran = self.ran[label].setdefault(place, {})
             ran[eps] = radius
-            # what it found takes back what it survived at a larger budget; where there is no budget, it answers every eps
+            # an adversarial image revokes survival at a larger budget; without a budget, the attack decides every eps
             found = min(ran.values())
             held = [budget for budget, nearest in ran.items() if np.isinf(budget) or (np.isinf(nearest) and budget < found)]
             self.survived[label][place] = max(held, default=-np.inf)
 
 
 def learns(attack: Attack) -> bool:
-    """Whether what the attack does to an image depends on what it found of the others in its block."""
+    """Whether the attack's result for an image depends on the other images in its block."""
     return getattr(attack, "effort", "full") == "adaptive"

@@ -1,4 +1,4 @@
-"""Broken certificates: which count for a smoothed model, and the replay of each in float64."""
+"""Breaches: re-tests for smoothed models, and the replay of each breach in float64."""
 
 import copy
 
@@ -24,11 +24,11 @@ def believed(
     broken: Tensor,
     budgets: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The images and which are broken, once certificates were tried at the edge of their claims.
+    """Adversarial examples of a smoothed model, re-tested on the boundary of the certified ball.
 
-    Attacks stop near where the vote turns, and there a vote of finitely many draws proves nothing. A certificate speaks of its
-    whole ball: the label is tried at its edge, in the direction the attack found, and the claim is broken where the label is
-    proved to lose there. A vote inside the ball without that proof is not counted.
+    Attacks stop near the decision boundary, where a vote of finitely many samples proves nothing. A certificate covers its
+    whole ball: the label is tested on its boundary, in the direction of the attack, and the claim is broken if the label is
+    proved to lose the vote there. A vote inside the ball without that proof does not count.
     """
     away = distances(x, inside, attack.norm)
     claimed = (broken & (certified.to(away) > 0)).nonzero().flatten()
@@ -48,7 +48,7 @@ def believed(
 def replay(
     subject: Subject, positions: Tensor, inside: Tensor, y: Tensor, radius: Tensor, certified: Tensor, label: str
 ) -> list[Breach]:
-    """Breaches among these images, each asked again in float64.
+    """Breaches among these images, each replayed in float64.
 
     `proof error`: the float64 network errs too, so the certificate is false; `arithmetic`: only the evaluated one errs.
     """

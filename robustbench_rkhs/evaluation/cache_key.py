@@ -26,7 +26,7 @@ SOURCES = (
     "verdicts/schema.py",
     "verdicts/store.py",
 )
-"""What a part's contents depend on, in this package."""
+"""The source files on which the contents of a part depend."""
 ELSEWHERE = {
     "identity": "the model's key is in the key",
     "data": "the digest of the images is in the key",
@@ -36,7 +36,7 @@ ELSEWHERE = {
     "verifier": "eight fixed images, whose logits are beside the key",
     "verdicts": "summaries of rows; which images are asked for is in the key",
 }
-"""What else is imported on the way, and why a finished part stays what it is when that changes."""
+"""Other imported rooms, and why finished parts stay valid when they change."""
 
 
 @cache
@@ -56,6 +56,6 @@ def digest_of(value: Any, length: int = 16) -> str:
 
 
 def settings_of(method: Node, without: frozenset[str] = frozenset()) -> str:
-    """The digest of a method's fields, but for some; of the user's own, of its source too."""
+    """The digest of a method's fields, except some; for users' own methods, also of their source."""
     stored, own = method.model_dump(mode="json", exclude=set(without)), own_code_digest(method)
     return digest_of(stored | {"source of its own": own} if own else stored)

@@ -18,33 +18,33 @@ from robustbench_rkhs.runtime.clock import Clock, OutOfTime
 from robustbench_rkhs.verdicts import Noticed, Part
 
 SLOW = ("alpha_crown",)
-"""Certificates that effort quick leaves out."""
+"""Certificates that effort `quick` skips."""
 
 
 @dataclass
 class CertifyPhase:
     """Runs the certificates of a recipe.
 
-    The first runs on every image. Those after it run on images that are right and whose radius is still below the largest
-    asked-for eps: what a cheaper one has settled is not proved twice. Each row says what one method found on one image; the
-    radius of an image is the largest of them. `state_reason` of a row: empty where a radius was proved (or the image is wrong),
-    `unknown`: the method ran and proved nothing; `timeout`: it was not settled within `certify_seconds` or a third of the budget;
+    The first runs on every image. The later ones run on correctly classified images whose radius is still below the largest
+    requested eps, so that nothing is proved twice. Each row is the result of one method on one image; the radius of an image is
+    the largest of them. `state_reason` of a row: empty where a radius was proved (or the image is misclassified),
+    `unknown`: the method ran and proved nothing; `timeout`: not decided within `certify_seconds` or a third of the budget;
     `refused`: it has no proof for this model; `error`: it failed, or met numbers that are not finite.
 
-    Certificates that the user named all run, in the order given. Of the `portfolio`, those whose cost is each image's own are tried
-    on a pilot of open images first; then they run in the order of the least counted cost, and those that settle nothing there
-    beyond the others are left out, which a line says; effort quick leaves out alpha_crown. For these, an image whose open epsilons
-    the first look broke has left.
+    Certificates named by the user all run, in the given order. Those of the `portfolio` with a cost per image are first tried
+    on a pilot of open images; then they run in the order of least counted cost, and those that decide nothing there beyond the
+    others are skipped, with a message; effort `quick` skips alpha_crown. They do not run on images whose open epsilons were
+    all broken by the first look.
     """
 
     work: Work
     clocks: dict[str, Clock] = field(default_factory=dict)
-    """Of each certificate: its own time limit."""
+    """Time limit of each certificate."""
 
     def all(self) -> None:
         """Every certificate of the recipe."""
         work, budget = self.work, self.work.clock.budget
-        self.share = Clock(None if budget is None else work.clock.left() / 3)  # the attacks have the rest
+        self.share = Clock(None if budget is None else work.clock.left() / 3)  # the attacks get the rest
         named = work.recipe.certificates
         methods = admitted(work, dict(zip(labels(named), map(self.aimed, named), strict=True)))
         learnt = {}
@@ -65,18 +65,18 @@ class CertifyPhase:
         return method.model_copy(update={"norm": self.work.recipe.norm}) if "norm" in type(method).model_fields else method
 
     def open(self) -> Places:
-        """The images that are right and not yet proved robust at the largest asked-for eps."""
+        """The correctly classified images that are not yet proved robust at the largest requested eps."""
         return np.flatnonzero(self.work.right & (self.work.certified < max(self.work.epsilons)))
 
     def unsettled(self) -> Places:
-        """The images that are right and of which some asked-for eps is neither proved nor broken."""
+        """The correctly classified images with a requested eps that is neither certified nor broken."""
         work, some = self.work, np.zeros(len(self.work.index), dtype=bool)
         for eps in work.epsilons:
             some |= (work.certified < eps) & (eps < work.broken)
         return np.flatnonzero(work.right & some)
 
     def run_learnt(self, methods: dict[str, Certificate]) -> None:
-        """Certificates for the asked-for epsilons alone, by a plan; all in order where there are no more images than in a pilot."""
+        """Certificates for the requested epsilons only, by a plan; all in order if there are no more images than in a pilot."""
         places = self.unsettled()
         if len(places) <= PILOT:
             for label, method in methods.items():
@@ -89,14 +89,14 @@ class CertifyPhase:
             self.run(methods[label], label, places[~np.isin(places, tried)])
 
     def plan(self, methods: Mapping[str, Certificate], tried: Places) -> Plan:
-        """What the pilot says: decided once, and read by whoever goes on. Its rows count as any others."""
+        """The plan from the pilot: decided once, and read again after a resumption. The pilot's rows count like any others."""
         work, before = self.work, self.work.certified[tried].tolist()
         parts = [self.run(method, label, tried, counted=True) for label, method in methods.items()]
         settings = {label: settings_of(method) for label, method in methods.items()}
         job = work.plan(tried, {"epsilons": work.epsilons, "before": before, "certificates": settings})
         if work.scheduler.store.open(job) is not None:
             if not all(parts):
-                return Plan(tuple(methods), ())  # no time for the pilot: what is reached decides
+                return Plan(tuple(methods), ())  # no time for the pilot: run as many as possible
             trials = [trial(label, part) for label, (part,) in zip(methods, parts, strict=True)]
             work.scheduler.store.put(job, decision(work, planned(trials, work.epsilons, before)))
         plan = Plan(**{name: tuple(labels) for name, labels in work.scheduler.store.take(job).noticed.decided.items()})
@@ -104,9 +104,9 @@ class CertifyPhase:
         return plan
 
     def run(self, certify: Certificate, label: str, places: Places, counted: bool = False) -> list[Part]:
-        """One certificate on these images, in blocks where its cost is each image's own; what was found of those reached in time.
+        """One certificate on these images, in blocks if its cost is per image; the results of those reached in time.
 
-        `counted`: all at once, and what it cost is counted.
+        `counted`: all in one job, with the cost counted.
         """
         work, own = self.work, self.clocks.setdefault(label, Clock(self.work.recipe.certify_seconds))
         apart = not counted and (certify.image_by_image or isinstance(work.subject.split.x, Stream))
@@ -123,14 +123,14 @@ class CertifyPhase:
 
         refused, late = False, False
         try:
-            for number in range(min(len(blocks), 1)):  # the first alone: a refusal is of the model, not of these images
+            for number in range(min(len(blocks), 1)):  # the first block alone: a refusal concerns the model, not these images
                 work.scheduler.all([block(number)])
                 refused = _refused(found[number])
             if not refused:
                 work.scheduler.all(block(number) for number in range(1, len(blocks)))
         except OutOfTime:
-            late = True  # which images were not reached, their rows say
-        finally:  # interrupted: what was found stays
+            late = True  # images that were not reached have rows that say so
+        finally:  # interrupted: keep the results so far
             self.note(found, blocks)
             if late:
                 missing = [some for number, some in enumerate(blocks) if number not in found]
@@ -139,7 +139,7 @@ class CertifyPhase:
         return [found[number] for number in sorted(found)]
 
     def note(self, found: Mapping[int, Part], blocks: Sequence[Block]) -> None:
-        """Fold what was found into what is known, in the order of the blocks; radius 0 claims nothing that could be broken."""
+        """Merge the results into the knowledge about images, in the order of the blocks; radius 0 claims nothing."""
         certified = self.work.certified
         for number in sorted(found):
             self.work.note(found[number])
@@ -156,7 +156,7 @@ def labels(certificates: Sequence[Certificate]) -> list[str]:
 
 
 def trial(label: str, part: Part) -> Trial:
-    """What a certificate's part says of the pilot."""
+    """The pilot's result of a certificate, from its part."""
     cost = float(part.noticed.decided["multiply_adds"]) / len(part.table)
     return Trial(label, cost, tuple(part.table["radius"].tolist()), _refused(part))
 

@@ -1,4 +1,4 @@
-"""Certifying the images of a job: what a certificate proves, or why it proves nothing, as rows of the table."""
+"""Certifying the images of a job: radii, or reasons for no proof, as rows of the table."""
 
 import time
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ from robustbench_rkhs.verdicts import Noticed, Part
 
 
 def certify_images(subject: Subject, job: Job) -> Part:
-    """A radius for each image of a job. A refusal and a failure are rows without one, with their reason noted.
+    """A radius for each image of a job. Refusals and failures give rows without a radius, with their reason noted.
 
-    Where the job asks for it (`given: counted`), the part says what it cost in multiply-adds.
+    With `given: counted`, the part contains the cost in multiply-adds.
     """
     begun = time.perf_counter()
     with MultiplyAdds() if job.given.get("counted") else nullcontext() as cost:
@@ -54,7 +54,7 @@ def _attempt(subject: Subject, job: Job) -> tuple[Certified, Sequence[str]]:
         return _nothing(len(positions), "refused"), [f"{job.label}: {refusal}"]
     except UserError:
         raise
-    except Exception as error:  # a method's fault is a row, not the end of the evaluation
+    except Exception as error:  # an error of a method becomes a row and does not end the evaluation
         if out_of_memory(error) and len(positions) > 1 and divisible(certify):
             raise  # fewer at once are tried
         return _nothing(len(positions), "error"), [f"{job.label} failed: {cause(error)}"]

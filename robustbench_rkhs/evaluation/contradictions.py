@@ -1,13 +1,13 @@
-"""Settings of a method that contradict those of the evaluation around it: refused, where the evaluation would override them."""
+"""Checks for settings of a method that contradict the evaluation, which would override them."""
 
 from collections.abc import Sequence
 from typing import Any
 
 
 def refuse_contradiction(method: Any, norm: str, eps: Sequence[float], seed: int | None = None) -> None:
-    """The fields that were given to an attack or certificate against the evaluation's own. Raises ValueError in one line.
+    """Raises ValueError, in one line, for fields of an attack or certificate that contradict those of the evaluation.
 
-    `seed`: the evaluation's, where the method's draws follow it.
+    `seed`: that of the evaluation, if it determines the method's random numbers.
     """
     given = getattr(method, "model_fields_set", ())
     name = getattr(method, "label", type(method).__name__)

@@ -26,15 +26,15 @@ from robustbench_rkhs.runtime import clock
 from robustbench_rkhs.verdicts import Kept, Noticed, Part
 
 AGAIN = 2
-"""How often an image is attacked again where a second query did not confirm the adversarial example."""
+"""How often an image is attacked again if a second query did not confirm its adversarial example."""
 
 
 def attack_images(subject: Subject, job: Job) -> Part:
-    """Attack the images of a job and count the broken ones: projected into ball and box, measured in float64, asked a second time.
+    """Attack the images of a job and count the broken ones: project into ball and box, measure in float64, and query again.
 
-    One broken within its certified radius is a breach, replayed in float64 and noted. An attack that fails with an error leaves
-    rows that say so; they count neither as broken nor as survived. Nor do rows that say `unconfirmed`: the attack spared the image
-    what was left of it, as it saw it fall, and the model denied that, AGAIN times more. `timeout`: a clock cut it.
+    An image broken within its certified radius is a breach, replayed in float64 and noted. An attack that fails with an error
+    leaves rows with the error; they count neither as broken nor as survived. The same holds for `unconfirmed` rows: the attack
+    stopped early at an adversarial example that further queries did not confirm, in AGAIN more runs. `timeout`: the time ran out.
     """
     found = counted(subject, job)
     rows = subject.rows(subject.positions(job.index), job.predicted, settings=job.settings, **found.columns)
@@ -42,33 +42,33 @@ def attack_images(subject: Subject, job: Job) -> Part:
 
 
 class Count(NamedTuple):
-    """Columns of an attack's rows, and what was noticed beside them."""
+    """Columns of an attack's rows, with notes."""
 
     columns: dict[str, Any]
     noticed: Noticed
     kept: Kept | None
-    """The adversarial images, where they are asked for."""
+    """The adversarial images, if wanted."""
 
 
 class Attempt(NamedTuple):
-    """One run of an attack: what it returned, pulled inside, and what the model says to that."""
+    """One run of an attack: the images it returned, projected into ball and box, with the model's predictions."""
 
     inside: Tensor
     said: Tensor
     unconfirmed: Tensor
-    """Images that the attack saw fall, and that the model gets right when it is asked again."""
+    """Images that the attack broke, but that the model classifies correctly when queried again."""
     left: Tensor
-    """Images for which it returned one outside box or ball."""
+    """Images for which it returned a point outside box or ball."""
     forwards: Tensor
     backwards: Tensor
     error: str
-    """What it ended in, where it failed."""
+    """The error, if it failed."""
     finished: bool
-    """False where a clock cut it."""
+    """False if the time ran out."""
 
 
 def counted(subject: Subject, job: Job) -> Count:
-    """What an attack found on these images, each within its own budget.
+    """The results of an attack on these images, each within its own budget.
 
     Images whose adversarial example is not confirmed are attacked again, by `attack.again`, up to AGAIN times.
     """
@@ -100,7 +100,7 @@ def counted(subject: Subject, job: Job) -> Count:
     found = {norm: torch.where(broken, distances(x, inside, norm), torch.nan) for norm in ("l2", "linf")}
     radius = torch.where(broken, found[attack.norm], torch.inf)
     reasons = ["error" if error else "unconfirmed" if one else "" for one in unconfirmed.tolist()]
-    if not finished:  # what is nearest, or what survived, is not known yet
+    if not finished:  # the nearest example, or the survival, is not known yet
         final = torch.zeros_like(broken) if attack.minimal_norm else broken
         reasons = [why or ("" if sure else "timeout") for why, sure in zip(reasons, final.tolist(), strict=True)]
     columns = {
@@ -129,9 +129,9 @@ def counted(subject: Subject, job: Job) -> Count:
 
 
 def attempted(subject: Subject, attack: Attack, positions: Tensor, predicted: Tensor, budgets: Tensor) -> Attempt:
-    """One run of the attack on these images; an error of its own is kept as words, and leaves the images as they are.
+    """One run of the attack on these images; an error of the attack is recorded as text and leaves the images unchanged.
 
-    Where a clock runs, what the attack found is asked about again even past its end, and what it did not move is not.
+    If a clock runs, the images that the attack changed are still queried again after its end; unchanged images are not.
     """
     x, y = subject.split.x[positions], subject.split.y[positions]
     keys, failed = subject.split.index[positions], ""
@@ -141,7 +141,7 @@ def attempted(subject: Subject, attack: Attack, positions: Tensor, predicted: Te
             attacked = checked_attacked(attack(subject.queried, x, y, keys, *given), x)
     except UserError:
         raise
-    except Exception as error:  # a library's fault is a row, not the end of the evaluation
+    except Exception as error:  # an error of a library becomes a row and does not end the evaluation
         if out_of_memory(error) and len(x) > 1 and divisible(attack):
             raise  # fewer at once are tried
         nothing = torch.zeros(len(x), dtype=torch.int64)
@@ -158,7 +158,7 @@ def attempted(subject: Subject, attack: Attack, positions: Tensor, predicted: Te
 
 
 def outside(x: Tensor, images: Tensor, attack: Attack, budgets: Tensor, slack: float = 1e-6) -> Tensor:
-    """Which images that an attack returned are not finite, or outside its box or their balls by more than the slack."""
+    """Which returned images are not finite, or lie outside the box or their ball by more than the tolerance."""
     flat = images.flatten(1)
     left = ~flat.isfinite().all(1)
     if attack.box == "unit" and flat.shape[1]:

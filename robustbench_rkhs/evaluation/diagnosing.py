@@ -1,4 +1,4 @@
-"""Diagnosing on the images of a job."""
+"""Diagnosing the images of a job."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The diagnosis phase: checks for gradient masking; where one trips, more attacks run on the survivors."""
+"""The diagnosis phase: checks for gradient masking; if one fails, more attacks run on the survivors."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,17 +19,17 @@ from robustbench_rkhs.verdicts import About, Diagnosis, Record
 from robustbench_rkhs.verdicts.image_states import counted
 
 IMAGES = {"quick": 16}
-"""Images of the diagnosis by effort, where not 64: more would cost as much as the attacks of a quick evaluation."""
+"""Images of the diagnosis by effort, if not 64: more would cost as much as the attacks of a quick evaluation."""
 
 
 @dataclass
 class DiagnosisPhase:
-    """May the attacks be believed? Diagnoses the model at the eps that says most; where one trips, attacks the survivors further.
+    """Diagnoses the model at the most informative eps; if a check fails, attacks the survivors further.
 
-    Largest eps first; an image that withstands the escalation there is not asked again below. No diagnosis of a smoothed classifier
-    (it draws by design, and its claims are those of its certificate), and where the recipe switches it off. `transfer`: of an
-    undefended twin, diagnosed with the rest and then tried on every survivor, in the same order. Rows of the escalated attacks are
-    under `check:` and their label: they break images, but are no part of the protocol.
+    Largest eps first; an image that survives the escalation there is not attacked again below. Smoothed classifiers are not
+    diagnosed (they are random by design, and make no claims beyond their certificate), nor if the recipe switches it off.
+    `transfer`: from an undefended twin, diagnosed with the rest and then tried on every survivor, in the same order. Rows of the
+    escalated attacks are named `check:` + label: they break images, but are not part of the protocol.
     """
 
     work: Work
@@ -38,10 +38,10 @@ class DiagnosisPhase:
     transfer: Transfer | None = None
     diagnostics: Sequence[Diagnosis] = ()
     marks: Sequence[str] = (verdicts.UNDIAGNOSED,)
-    """Names of the diagnoses that tripped; `undiagnosed` where they are switched off, and until they are made."""
+    """Names of the failed diagnoses; `undiagnosed` if they are switched off, and until they are made."""
 
     def all(self) -> None:
-        """The diagnoses, then what they ask for. Raises OutOfTime where the budget is used up before."""
+        """Run the diagnoses, then the attacks that they require. Raises OutOfTime if the time runs out."""
         work = self.work
         if not len(work.subject.split):
             self.marks = ()
@@ -65,7 +65,7 @@ class DiagnosisPhase:
         return Record(pd.concat(self.work.tables, ignore_index=True), self.about)
 
     def diagnosed(self) -> Sequence[Diagnosis]:
-        """Every diagnosis at the eps that says most, on a sample of the images."""
+        """Every diagnosis at the most informative eps, on a sample of the images."""
         work, known = self.work, self.known()
         eps = most_informative_eps(known)
         places = np.array(sampled(work.index.tolist(), IMAGES.get(work.recipe.effort, 64), work.recipe.seed))
@@ -76,7 +76,7 @@ class DiagnosisPhase:
         return work.scheduler.one(work.diagnose(places, given)).noticed.diagnostics
 
     def escalate(self, attacks: Mapping[str, Attack]) -> None:
-        """These attacks in turn on what survived at each eps, the largest first; what withstands them all is left alone below."""
+        """These attacks in turn on the survivors at each eps, largest first; images that survive them all are skipped below."""
         work, withstood = self.work, set[int]()
         for eps in sorted({eps for eps in self.about.epsilons if eps > 0 and attacks}, reverse=True):
             for label, attack in attacks.items():
@@ -100,9 +100,9 @@ def _plain(distance: float) -> float | str:
 
 
 def most_informative_eps(known: Record) -> float:
-    """The eps at which robust accuracy is nearest to half of clean accuracy: there most could still be wrong either way.
+    """The most informative eps: where robust accuracy is closest to half of clean accuracy.
 
-    The largest of several (where attacks fail altogether, every eps is as far away).
+    The largest of several (if all attacks fail, every eps is equally far).
     """
     gaps = {}
     for eps in known.about.epsilons:
@@ -113,7 +113,7 @@ def most_informative_eps(known: Record) -> float:
 
 
 def _found(known: Record, work: Work) -> dict[str, np.ndarray]:
-    """By method, each image's distance to the nearest image it broke, inf where none."""
+    """By method, the distance of each image's adversarial example; inf where none."""
     norm, table = known.about.norm, known.table
     falls = table[counted(table, norm, known.about.box)]
     where = {int(index): row for row, index in enumerate(work.index)}

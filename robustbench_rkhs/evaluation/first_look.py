@@ -1,4 +1,4 @@
-"""The first look: an upper bound of every image within seconds, before certificates and attacks take their time."""
+"""The first look: a quick upper bound of every image's radius, before certificates and the full attacks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.runtime.clock import Clock, OutOfTime
 
 LARGE = 1e9
-"""Multiply-adds of one pass of all images from which an evaluation is no matter of seconds."""
+"""Multiply-adds of one pass of all images from which an evaluation takes more than seconds."""
 SHARE = 0.1
-"""Of a budget, what the first look may take."""
+"""Share of the time budget for the first look."""
 
 
 @dataclass
 class FirstLook:
-    """Two steps of SuperDeepFool towards the likeliest other class on every image that is right: at most 10 passes each.
+    """Two steps of SuperDeepFool towards the likeliest other class on every correctly classified image: at most 10 passes each.
 
-    Where there is a budget, or one pass of all images takes 1e9 multiply-adds: else the protocol comes within seconds itself. Its
-    rows are under `first:superdeepfool`: they break images, but are no part of the protocol. Certificates for the asked-for
-    epsilons alone leave out what it broke. Once the evaluation is complete, only what nothing came nearer than stays in the table.
-    Not for a smoothed classifier: what is believed of its votes depends on its certificate.
+    Only with a time budget, or if one pass of all images takes 1e9 multiply-adds: else the protocol itself takes seconds. Its
+    rows are named `first:superdeepfool`: they break images, but are not part of the protocol. Certificates for only the requested
+    epsilons skip the images that it broke. In a complete evaluation, only rows with the nearest example stay in the table.
+    Not for a smoothed classifier, whose votes are judged together with its certificate.
     """
 
     work: Work
@@ -39,7 +39,7 @@ class FirstLook:
         self.label = f"first:{self.attack.label}"
 
     def all(self) -> None:
-        """The look, where it is due. A part that fails is left to the protocol, which says so."""
+        """Run the first look, if it is due. A part that fails is left to the protocol, which reports it."""
         budget = self.work.clock.budget
         if not self.due():
             return
@@ -50,7 +50,7 @@ class FirstLook:
             pass
 
     def due(self) -> bool:
-        """Whether there is something to look at, and reason to."""
+        """Whether there are images, and a reason for a first look."""
         work = self.work
         if isinstance(work.subject.queried, Smoothed) or not work.right.any() or not max(work.epsilons) > 0:
             return False
@@ -59,7 +59,7 @@ class FirstLook:
         return of_one_pass(work.subject.queried, work.subject.split.x[:1]) * len(work.index) >= LARGE
 
     def blocks(self) -> Iterator[Block]:
-        """The right images, those of the smallest margins first; small blocks first where there is a budget."""
+        """The correctly classified images, smallest margins first; small blocks first with a time budget."""
         places = np.flatnonzero(self.work.right)
         places = places[np.lexsort([places, self.work.margins[places]])]
         size, start = self.work.recipe.block if self.work.clock.budget is None else 1, 0
@@ -77,14 +77,14 @@ class FirstLook:
         self.work.broken[places] = np.where(done.table["state_reason"].isin(["", "timeout"]), done.table["radius"], np.inf)
 
     def hold_against_certificates(self) -> None:
-        """What was broken within a radius that was proved only afterwards is replayed: a breach."""
+        """Replay images that were broken within a radius that was proved only afterwards: breaches."""
         work = self.work
         broken = np.flatnonzero((work.broken < np.inf) & (work.broken <= work.certified))
         if len(broken):
             work.breaches += work.scheduler.one(work.attack(self.attack, self.label, broken)).noticed.breaches
 
     def superseded(self, table: pd.DataFrame) -> pd.DataFrame:
-        """The table without those rows of the look that something else came nearer than, or that found nothing."""
+        """The table without the first-look rows that found nothing, or for which another method found a nearer example."""
         own = table["method"].str.startswith("first:").to_numpy()
         others = table[~own & (table["kind"] == "attack")].groupby("index")["radius"].min()
         nearest = table["index"].map(others).fillna(np.inf).to_numpy()

@@ -1,4 +1,4 @@
-"""Fewer images at once where the memory does not hold them all."""
+"""Smaller batches when memory runs out."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,21 +10,21 @@ from robustbench_rkhs.verdicts import Kept, Noticed, Part
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is used up, of a device or of this machine."""
+    """Whether an error reports that memory ran out, of a device or of this machine."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator: can't allocate" in str(error)
 
 
 class Halving:
-    """How many images are computed at once: all of a job, until memory is used up; then half as many, from then on."""
+    """Batch size of jobs: all images, until memory runs out; from then on half as many."""
 
     def __init__(self) -> None:
         self.most: dict[str, int] = {}
-        """Of each method, how many at once were not too many."""
+        """By method, the batch size that fits."""
 
     def __call__(self, label: str, images: int, compute: Callable[[Sequence[int]], Part]) -> Part:
-        """The result of `compute` for all places, computed in as many pieces as the memory asks for, which the part says.
+        """The result of `compute` for all places, in as many pieces as the memory requires, which is noted in the part.
 
-        Raises what says that memory is used up where one image is too many.
+        Raises the memory error if even one image is too many.
         """
         parts: list[Part] = []
         start, said = 0, []
@@ -37,7 +37,7 @@ class Halving:
             except Exception as error:
                 if not out_of_memory(error) or size <= 1:
                     raise
-            self.most[label] = size // 2  # outside of `except`: what the error holds is given back first
+            self.most[label] = size // 2  # outside of `except`, so that memory held by the error is released first
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             said = [f"{label}: out of memory with {size} images at once; going on with {size // 2}"]

@@ -1,4 +1,4 @@
-"""Where a process gets the model and the images of its jobs: a value that can be sent."""
+"""Loaders: values that can be sent to a process, which then loads the model and the images of its jobs."""
 
 import copy
 import io
@@ -21,7 +21,7 @@ from robustbench_rkhs.runtime.precision import full_precision
 
 
 class Loaded(NamedTuple):
-    """A model and the images it is evaluated on."""
+    """A model and its images."""
 
     model: nn.Module
     split: Split
@@ -29,18 +29,18 @@ class Loaded(NamedTuple):
 
 @runtime_checkable
 class Loader(Protocol):
-    """Loads a model and its images, wherever it is called."""
+    """Loads a model and its images in any process."""
 
     def load(self) -> Loaded:
         """The model and all images of its split. Raises UserError."""
 
     def plain(self) -> dict[str, Any] | None:
-        """As JSON takes it; None where they exist in memory alone."""
+        """As a JSON value; None if they exist only in memory."""
 
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """A model and images that are in memory. Pickled, their tensors go along, by way of the CPU."""
+    """A model and images in memory. Pickling includes their tensors, via the CPU."""
 
     model: nn.Module
     split: Split
@@ -63,7 +63,7 @@ def _held(stored: bytes) -> Held:
 
 @dataclass(frozen=True, eq=False)
 class RunnerMaker:
-    """Makes a runner in a process of its own, on a device of its own: what a started process is given."""
+    """Makes a runner in a separate process, on its own device."""
 
     loader: Loader
     index: tuple[int, ...]
@@ -74,11 +74,11 @@ class RunnerMaker:
     device: str
     seed: int
     key: str
-    """Which function it must turn out to be."""
+    """The key that its function must have."""
     images: bool
     transfer: Transfer | None = None
     twin: Held | None = None
-    """The undefended network of `transfer`, where there is one."""
+    """The undefended network of `transfer`, if any."""
 
     @classmethod
     def of(cls, runner: Runner, loader: Loader | None, device: str) -> "RunnerMaker":

@@ -1,4 +1,4 @@
-"""Multiply-adds that something costs, counted: the same on any machine, however busy."""
+"""Counting of multiply-adds: a cost that does not depend on the machine or its load."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,9 +9,9 @@ from torch.utils.flop_counter import flop_registry
 
 
 class MultiplyAdds(TorchDispatchMode):
-    """Counts the multiply-adds of matrix products and convolutions while it is entered, of their gradients too.
+    """Counts the multiply-adds of matrix products and convolutions inside this context, including gradients.
 
-    What else there is (sums, comparisons) costs little beside them. Slows small operations down by some microseconds each.
+    Other operations (sums, comparisons) cost little in comparison. Slows small operations down by some microseconds each.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""A method of the user's own, fenced in: it leaves the model as it was, and what it returns has the form that is counted."""
+"""Guards for users' own methods: the model must stay unchanged, and results must have the expected form."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +19,9 @@ REASONS = ("", "unknown", "timeout", "refused", "error")
 
 @contextmanager
 def fenced(method: Node, model: nn.Module) -> Iterator[None]:
-    """Runs a method of the user's own with frozen weights; raises ValueError where it changed them, once they are put back.
+    """Runs a user's own method with frozen weights; raises ValueError if it changed them, after restoring them.
 
-    Its attacks ask the clock whenever they ask the model: OutOfTime passes through them.
+    Its attacks check the clock whenever they query the model: OutOfTime passes through them.
     """
     if is_ours(type(method)) and not isinstance(method, ForeignAttack):
         yield
@@ -50,7 +50,7 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
 
 
 def checked_attacked(found: object, x: Tensor) -> Attacked:
-    """What an attack returned. Raises ValueError where that is no `Attacked` for these images."""
+    """The result of an attack, checked. Raises ValueError where it is not an `Attacked` for these images."""
     if not isinstance(found, Attacked):
         raise ValueError(f"expected Attacked(images, forwards, backwards), found {type(found).__name__}")
     if found.images.shape != x.shape:
@@ -65,7 +65,7 @@ def checked_attacked(found: object, x: Tensor) -> Attacked:
 
 
 def checked_certified(found: object, images: int) -> Certified:
-    """What a certificate returned. Raises ValueError where that is no `Certified` for so many images."""
+    """The result of a certificate, checked. Raises ValueError where it is not a `Certified` for this number of images."""
     if not isinstance(found, Certified):
         raise ValueError(f"expected Certified(radius, reason, failure_probability), found {type(found).__name__}")
     if found.radius.shape != (images,) or len(found.reason) != images or found.failure_probability.shape != (images,):

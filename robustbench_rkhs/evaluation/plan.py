@@ -1,4 +1,4 @@
-"""The plan: which certificates run and in which order, learnt in counted cost from a pilot of a few images."""
+"""The plan: which certificates run, in which order, decided by their counted cost on a pilot of a few images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,21 +12,21 @@ from robustbench_rkhs.runtime.counter_rng import mix
 PILOT = 8
 """Images of the pilot."""
 SURE = 5
-"""Of them, those of the largest margin, which are proved first if any is; the others are drawn."""
+"""Pilot images with the largest margins, the easiest to prove; the others are drawn at random."""
 MANY = 6
-"""More certificates than these are not tried in every order: all run in theirs."""
+"""With more certificates than this, orders are not enumerated: all run in their given order."""
 Settled = Bool[np.ndarray, "pilot eps"]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a certificate did on the pilot."""
+    """The result of a certificate on the pilot."""
 
     label: str
     cost: float
     """Multiply-adds per image."""
     radius: tuple[float, ...]
-    """What it proved of each image of the pilot."""
+    """The proved radius of each image of the pilot."""
     refused: bool = False
     """It has no proof for this model."""
 
@@ -50,10 +50,10 @@ def pilot(
 
 
 def planned(trials: Sequence[Trial], epsilons: Sequence[float], certified: Sequence[float]) -> Plan:
-    """Of all orders of the certificates that settle as much on the pilot as all together do, the one of the least counted cost.
+    """The order of certificates with the least counted cost that decides as much on the pilot as all certificates together.
 
-    Each runs on the images that those before it left open at some eps. A certificate that settles nothing beyond the others is in
-    no such order. Ties go to the fewer, then to the order given. `certified`: what was proved of each image before.
+    Each runs on the images that the earlier ones left open at some eps. A certificate that decides nothing beyond the others is
+    left out. Ties go to fewer certificates, then to the given order. `certified`: the radii proved before.
     """
     able = {trial.label: trial for trial in trials if not trial.refused}
     asked = np.array(sorted(epsilons))

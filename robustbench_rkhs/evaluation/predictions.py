@@ -15,7 +15,7 @@ from robustbench_rkhs.runtime.modes import evaluating
 
 @torch.no_grad()
 def classes_of(model: nn.Module, x: Tensor) -> int:
-    """How many logits the model gives for one image; its mode stays as it was. Raises UserError where it gives none."""
+    """The number of logits for one image; the model's mode is restored. Raises UserError where it returns none."""
     home = next(iter([*model.parameters(), *model.buffers()]), x).device
     with evaluating(model):
         out = checked_logits(answer(model, x.to(home)), len(x))
@@ -23,18 +23,18 @@ def classes_of(model: nn.Module, x: Tensor) -> int:
 
 
 def answer(model: nn.Module, images: Tensor) -> Any:
-    """What the model returns. Raises UserError with its reason where it fails."""
+    """The model's output. Raises UserError with the reason where it fails."""
     try:
         return model(images)
     except UserError:
         raise
-    except Exception as error:  # a foreign model raises whatever it likes
+    except Exception as error:  # a foreign model may raise anything
         kind = "" if isinstance(error, (RuntimeError, ValueError)) and str(error) else f"{type(error).__name__}: "
         raise UserError(f"the model cannot take images of shape {tuple(images.shape[1:])}: {kind}{reason(error)}") from None
 
 
 def checked_logits(out: Any, images: int, classes: int | None = None) -> Tensor:
-    """The logits, where these are. Raises UserError at another type or shape."""
+    """The output, checked to be logits. Raises UserError for another type or shape."""
     expected = "(images, classes)" if classes is None else f"({images}, {classes})"
     if not isinstance(out, Tensor):
         raise UserError(f"expected logits of shape {expected}, the model returned {described(out)}")
@@ -51,7 +51,7 @@ def checked_logits(out: Any, images: int, classes: int | None = None) -> Tensor:
 
 
 def described(out: Any) -> str:
-    """An output that is no tensor, in words, with what to do about it."""
+    """A description of an output that is not a tensor, with a hint."""
     if isinstance(out, (tuple, list)):
         return f"a {type(out).__name__} of {len(out)}: pass lambda x: model(x)[0], or whichever are its logits"
     if isinstance(out, dict):
@@ -61,7 +61,7 @@ def described(out: Any) -> str:
 
 @torch.no_grad()
 def raw_logits(model: nn.Module, x: Tensor, classes: int, batch: int = 256) -> Tensor:
-    """Logits of the right shape, whatever their values. Raises UserError."""
+    """Logits of the right shape, with any values. Raises UserError."""
     logits = []
     for some in portions(len(x), min(batch, BLOCK) if isinstance(x, Stream) else batch):
         images = x[some]
@@ -73,7 +73,7 @@ def raw_logits(model: nn.Module, x: Tensor, classes: int, batch: int = 256) -> T
 
 
 def checked_values(found: Tensor) -> Tensor:
-    """Logits of clean images. Raises UserError at NaN, or probabilities in place of logits."""
+    """Logits of clean images. Raises UserError for NaN, or probabilities instead of logits."""
     if bad := int((~found.isfinite().all(1)).sum()):
         raise UserError(f"the model returned NaN or infinity on {bad} of {len(found)} clean images")
     if line := no_logits(found):
@@ -82,7 +82,7 @@ def checked_values(found: Tensor) -> Tensor:
 
 
 def ask(model: nn.Module, x: Tensor, classes: int, batch: int = 256) -> Tensor:
-    """Logits, checked. Raises UserError at a wrong shape, NaN, or probabilities in place of logits."""
+    """Logits, checked. Raises UserError for a wrong shape, NaN, or probabilities instead of logits."""
     return checked_values(raw_logits(model, x, classes, batch))
 
 
@@ -98,5 +98,5 @@ def no_logits(outputs: Tensor) -> str:
 
 
 def counting(model: nn.Module) -> nn.Module:
-    """What adversarial images are counted by: the model, or a smoothed one's vote by draws that no attack has seen."""
+    """The model that counts adversarial images: itself, or for a smoothed one the vote by fresh samples."""
     return model.recounted() if isinstance(model, Smoothed) else model

@@ -1,4 +1,4 @@
-"""EvalRecipe: everything that decides how a model is evaluated."""
+"""EvalRecipe: every setting of an evaluation."""
 
 from typing import Any, get_args
 

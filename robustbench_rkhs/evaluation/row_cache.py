@@ -16,13 +16,13 @@ from robustbench_rkhs.runtime.seals import Damaged
 from robustbench_rkhs.verdicts import Kept, Noticed, Part
 
 Pair = tuple[int, float]
-"""An image's index and the eps it was attacked at; -1 where there was no budget."""
+"""An image's index and the eps of the attack; -1 without a budget."""
 
 
 class RowCache:
-    """The parts of one job, and in which of them each (image, eps) lies.
+    """The parts of one job, with the part of each (image, eps).
 
-    So another block size, another set of epsilons or a stop in the middle of a block make no row be computed again. Each part is
+    So no row is computed again after a change of block size or epsilons, or a stop in the middle of a block. Each part is
     a file named after the pairs it holds, whole or absent. Rows of an attack that failed are not written: it is tried again next
     time. Nothing is written where there is no folder.
     """

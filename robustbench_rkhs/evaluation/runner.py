@@ -1,4 +1,4 @@
-"""The runner: computes jobs on the model and the images that it holds."""
+"""The runner: computes jobs on its model and images."""
 
 from dataclasses import replace
 
@@ -15,13 +15,13 @@ from robustbench_rkhs.verdicts import Part
 
 
 class Runner:
-    """Jobs in, their results out. What a job asks for more memory than there is, is computed in smaller pieces."""
+    """Computes jobs; a job that needs too much memory is computed in smaller pieces."""
 
     def __init__(self, subject: Subject, transfer: Transfer | None = None) -> None:
         self.subject, self.transfer, self.halving = subject, transfer, Halving()
 
     def __call__(self, job: Job) -> Part:
-        """The result, under the job's own clock. Raises UserError, and OutOfTime where nothing came of it in time."""
+        """The result, within the time limit of the job. Raises UserError, and OutOfTime if there is no result in time."""
         if isinstance(job.method, Transfer) and self.transfer is not None:
             job = replace(job, method=job.method.on(self.transfer.twin))
         with limited(None if job.seconds is None else Clock(job.seconds)):

@@ -1,4 +1,4 @@
-"""The scheduler: hands jobs to an engine as results come back."""
+"""The scheduler: submits jobs to an engine as results come back."""
 
 from collections.abc import Generator, Iterable, Iterator
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from robustbench_rkhs.runtime.messages import Say
 from robustbench_rkhs.verdicts import Part
 
 Chain = Generator[Job, Part, None]
-"""Jobs one after another: each is made when the result of the one before is known, so that images which it settled have left."""
+"""Successive jobs: each is made once the result of the previous one is known, without the images that it decided."""
 
 
 class _UnderWay(NamedTuple):
@@ -23,7 +23,7 @@ class _UnderWay(NamedTuple):
 
 
 class Scheduler:
-    """Runs chains of jobs side by side, as many as the engine takes. What is stored is read, the rest is computed and stored."""
+    """Runs chains of jobs in parallel, as many as the engine takes. Stored results are read, the rest is computed and stored."""
 
     def __init__(self, engine: Engine, store: Store, say: Say = lambda line: None) -> None:
         self.engine, self.store, self.say = engine, store, say
@@ -31,10 +31,10 @@ class Scheduler:
         self._stopping = False
 
     def run(self, chains: Iterable[Chain]) -> Iterator[Chain]:
-        """All chains to their end, the first ones first; yields each when it has ended.
+        """Run all chains, in order of priority; yields each when it has ended.
 
-        In which order results come back decides nothing but the order of work. Raises what a job raised; OutOfTime once all that
-        was under way has come back.
+        The order in which results come back affects only the order of work. Raises the exception of a job; OutOfTime once all
+        running jobs have come back.
         """
         waiting, self._stopping = iter(chains), False
         while True:

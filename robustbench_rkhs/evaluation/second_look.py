@@ -1,4 +1,4 @@
-"""The second look: if time is limited, what a few gradient steps break within the asked-for epsilons, before the protocol."""
+"""The second look: with a time budget, a few gradient steps within the requested epsilons before the protocol."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.runtime.clock import Clock, OutOfTime
 
 SHARE = 0.6
-"""Of the time left, what the second look may take."""
+"""Share of the remaining time for the second look."""
 
 
 @dataclass
 class SecondLook:
-    """20 steps of APGD on the margin, on each image that is neither proved nor broken, at its largest open eps; then the next.
+    """20 steps of APGD on the margin, on each image that is neither certified nor broken, at its largest open eps; then the next.
 
-    Only where there is a budget: a minimal-norm attack of the protocol takes some hundred passes of an image before the next one is
-    asked about, which on a large network leaves most of them untested; here most that fall do so in the first of 60. Rows are
-    under `first:apgd:margin`: they break images, but are no part of the protocol. Not for a smoothed classifier.
+    Only with a time budget: a minimal-norm attack of the protocol takes some hundred passes per image before it turns to the next,
+    which on a large network leaves most images untested; here most images that break do so in the first of 60 passes. Rows are
+    named `first:apgd:margin`: they break images, but are not part of the protocol. Not for a smoothed classifier.
     """
 
     work: Work
@@ -31,10 +31,10 @@ class SecondLook:
         self.attack = APGD(loss="margin", steps=20, norm=self.work.recipe.norm, box=self.work.box, seed=self.work.recipe.seed)
         self.label = f"first:{self.attack.label}"
         self.stood = np.full(len(self.work.index), -np.inf)
-        """Each image's largest eps at which it stood."""
+        """The largest eps that each image survived."""
 
     def all(self) -> None:
-        """Until nothing is open, or its share of the time is used up."""
+        """Run until nothing is open, or its share of the time is used up."""
         work = self.work
         if work.clock.budget is None or isinstance(work.subject.queried, Smoothed):
             return
@@ -53,7 +53,7 @@ class SecondLook:
         return next_eps(self.work.epsilons, self.known())
 
     def blocks(self, places: Block) -> Iterator[Block]:
-        """Small ones first: how long an image takes is not known yet."""
+        """Small blocks first, as the time per image is not known yet."""
         start, size = 0, 1
         while start < len(places):
             yield places[start : start + size]

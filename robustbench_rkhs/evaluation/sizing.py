@@ -1,4 +1,4 @@
-"""How many images a budget of time has room for: each must be asked about once before anything else."""
+"""The number of images that a time budget allows: each must be classified once before anything else."""
 
 import time
 
@@ -10,13 +10,13 @@ from robustbench_rkhs.runtime.clock import Clock
 from robustbench_rkhs.runtime.messages import Say
 
 SHARE, ROOM = 0.25, 3.0
-"""Predictions may take this share of the time left, and so many seconds more."""
+"""Predictions may take this share of the remaining time, plus this many seconds."""
 TRIES = (1, 8, 64)
-"""Images that the pace is tried on, one number after the other while they are cheap."""
+"""Batch sizes for measuring the speed, tried in turn while they are cheap."""
 
 
 def sized(model: nn.Module, split: Split, clock: Clock, seed: int, say: Say) -> Split:
-    """The images that a budget has the time to ask about once, a seeded stratified subset; all of them where there is none."""
+    """The images that a time budget allows to classify once, a seeded stratified subset; all without a budget."""
     if clock.budget is None or not len(split):
         return split
     allowed = SHARE * max(clock.left(), 0.0) + ROOM
@@ -30,13 +30,13 @@ def sized(model: nn.Module, split: Split, clock: Clock, seed: int, say: Say) -> 
 
 @torch.no_grad()
 def _pace(model: nn.Module, split: Split, allowed: float) -> float:
-    """Seconds that the model takes for an image, among as many as are tried in little of the time."""
+    """Seconds per image, measured on as many images as take little of the time."""
     pace = 0.0
     for images in TRIES:
         begun = time.monotonic()
         try:
             model(split.x[:images])
-        except Exception:  # what is wrong with the model its predictions say
+        except Exception:  # errors of the model are reported by its predictions
             return 0.0
         took = time.monotonic() - begun
         pace = took / min(images, len(split))

@@ -1,4 +1,4 @@
-"""Finished jobs: their results are read, never computed twice."""
+"""The store of finished jobs: their results are read, never computed twice."""
 
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,18 @@ UNFINISHED = ("error", "timeout")
 
 
 class Store:
-    """Results by the key of their job: those by image row by row, the others whole. In memory alone where there is no folder."""
+    """Results by the key of their job: per-image ones by row, the others whole. Only in memory without a folder."""
 
     def __init__(self, folder: Path | None = None, nearest: Nearest | None = None) -> None:
-        """`nearest` gathers the nearest adversarial images, where they are asked for; every part then keeps its own beside it."""
+        """`nearest` collects the nearest adversarial images, if wanted; every part then keeps its own beside it."""
         self.folder, self.nearest = folder, nearest
         self.outside: dict[str, set[int]] = {}
-        """Of each attack, the images for which it returned one outside box or ball."""
+        """By attack, the images for which it returned a point outside box or ball."""
         self._rows: dict[str, RowCache] = {}
         self._whole: dict[str, Part] = {}
 
     def open(self, job: Job) -> Job | None:
-        """What of a job is still to be computed; None where all of it is stored."""
+        """The part of a job that is still to be computed; None if all of it is stored."""
         if job.by_image:
             rows = self._cache(job)
             missing = [place for place, pair in enumerate(_pairs(job)) if pair not in rows]
@@ -45,7 +45,7 @@ class Store:
         return self.gathered(part)
 
     def put(self, job: Job, part: Part) -> None:
-        """Keep the result of a job. One with rows that did not come to their end is kept for this evaluation only."""
+        """Store the result of a job. One with unfinished rows is kept for this evaluation only."""
         finished = not part.table["state_reason"].isin(UNFINISHED).any()
         if job.by_image:
             self._cache(job).put(part, job.identity(), finished)

@@ -1,4 +1,4 @@
-"""What is evaluated: a model and its images, and the rows of the table about them."""
+"""The subject of an evaluation: a model and its images, and their rows in the table."""
 
 import hashlib
 from collections.abc import Sequence
@@ -20,20 +20,20 @@ class Subject:
     """The subject of an evaluation: a model in eval mode on a device, its images, and the names of both in the table."""
 
     model: nn.Module
-    """What certificates look at."""
+    """The model for certificates."""
     queried: nn.Module
-    """What is asked and attacked: the same function, its constants worked out."""
+    """The queried and attacked model: the same function, with constants precomputed."""
     split: Split
     name: str
     weights: str
     device: str
     seed: int
     key: str = ""
-    """Which function the model is (`identity.py`)."""
+    """The key of the model's function (`identity.py`)."""
     answers: str = ""
-    """sha256 of its clean logits: code that changed while the weights did not must not be served old results."""
+    """sha256 of its clean logits, so that changed code with unchanged weights does not get old results."""
     images: bool = False
-    """Whether the adversarial images of every row are kept beside it."""
+    """Whether adversarial images are kept beside the rows."""
 
     @cached_property
     def input_digests(self) -> list[str]:
@@ -42,15 +42,15 @@ class Subject:
 
     @cached_property
     def places(self) -> dict[int, int]:
-        """Where each image lies in the split, by its position in the original arrays."""
+        """Position in the split of each image, by its position in the original arrays."""
         return {index: place for place, index in enumerate(self.split.index.tolist())}
 
     def positions(self, index: Sequence[int]) -> Tensor:
-        """Where these images lie in the split."""
+        """Positions of these images in the split."""
         return torch.tensor([self.places[one] for one in index], dtype=torch.int64, device=self.device)
 
     def rows(self, positions: Tensor, predicted: Sequence[int], **columns: Any) -> pd.DataFrame:
-        """Rows of the table for these images and the answers to them; every column not given has its neutral value."""
+        """Rows of the table for these images and predictions; every column not given has its default."""
         split, where = self.split, positions.tolist()
         neutral: dict[str, Any] = {
             "model": self.name,
@@ -80,7 +80,7 @@ class Subject:
         return pd.DataFrame(neutral | columns, index=range(len(where)))
 
     def identity(self) -> dict[str, Any]:
-        """What the results of all jobs depend on."""
+        """Everything that the results of all jobs depend on."""
         return {
             "weights": self.weights,
             "key": self.key,

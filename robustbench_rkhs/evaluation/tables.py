@@ -1,9 +1,9 @@
-"""Tables of finished blocks, kept as few large ones: many small ones would take more memory than their rows."""
+"""Tables of finished blocks, joined to a few large ones: many small ones would take more memory than their rows."""
 
 import pandas as pd
 
 SMALL = 64
-"""Tables that are kept apart, at most. One costs 30 kB whatever it holds, a row 300 bytes."""
+"""Most tables that are kept separately. Each costs 30 kB, plus 300 bytes per row."""
 
 
 class Tables(list[pd.DataFrame]):

@@ -1,4 +1,4 @@
-"""What the phases of one evaluation share: what is evaluated and how, what is known of each image, and who computes the jobs."""
+"""The shared state of an evaluation's phases: subject, recipe, knowledge about each image, and the scheduler."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ from robustbench_rkhs.runtime.messages import Say
 from robustbench_rkhs.verdicts import Breach, Part
 
 Places = Int[np.ndarray, " some"]
-"""Where images lie in the split."""
+"""Positions of images in the split."""
 Block = Int[np.ndarray, "_"]
 """The same, of one of several blocks."""
 Radii = Float[np.ndarray, " some"]
@@ -38,7 +38,7 @@ ASKED = 256
 
 @dataclass
 class Work:
-    """One evaluation under way."""
+    """A running evaluation."""
 
     subject: Subject
     recipe: EvalRecipe
@@ -47,16 +47,16 @@ class Work:
     clock: Clock
     say: Say
     tables: list[pd.DataFrame] = field(default_factory=Tables)
-    """Of every finished job."""
+    """The part of every finished job."""
     breaches: list[Breach] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
-    """What attacks ended in that failed."""
+    """Errors of failed attacks."""
     refused: list[str] = field(default_factory=list)
-    """Why certificates were refused, or failed."""
+    """The reasons why certificates were refused or failed."""
     left_out: list[str] = field(default_factory=list)
-    """Which certificates were left out, and why."""
+    """Certificates that were left out, with reasons."""
     of: Mapping[str, Any] = field(default_factory=dict)
-    """What the results of all jobs depend on."""
+    """Everything that the results of all jobs depend on."""
 
     def __post_init__(self) -> None:
         images = len(self.subject.split)
@@ -65,16 +65,16 @@ class Work:
         self.predicted = np.zeros(images, dtype=np.int64)
         self.right = np.zeros(images, dtype=bool)
         self.margins = np.zeros(images)
-        """Of the clean logits."""
+        """The margins of the clean logits."""
         self.certified = np.full(images, -1.0)
-        """Each image's largest proved radius; -1 where nothing is claimed."""
+        """Each image's largest proved radius; -1 without a claim."""
         self.broken = np.full(images, np.inf)
-        """The distance of an adversarial image that the first look found; infinite where none."""
+        """The distance of the adversarial image found by the first look; infinite if none."""
 
     def predict(self) -> None:
-        """What the model answers to every image. Asked anew each time: so an old result is never taken for one of changed code.
+        """The model's predictions. Computed anew each time, so that changed code never gets old results.
 
-        Raises UserError at NaN, or probabilities in place of logits.
+        Raises UserError for NaN, or probabilities instead of logits.
         """
         places, found = np.arange(len(self.index)), dict[int, Part]()
 
@@ -95,16 +95,16 @@ class Work:
         self.of = {**self.subject.identity(), "answers": weights_digest({"logits": logits})}
 
     def attack(self, attack: Attack, label: str, places: Places, eps: Radii | None = None, seconds: float | None = None) -> Job:
-        """The job of an attack on these images, each within its own `eps` where given."""
+        """The job of an attack on these images, each within its own `eps` if given."""
         certified = tuple(self.certified[places].tolist())
-        # what is believed of a vote depends on what is claimed of it
+        # whether a vote counts depends on the certificate's claim
         given = {"certified": digest_of(certified)} if isinstance(self.subject.queried, Smoothed) else {}
         budgets = () if eps is None else tuple(eps.tolist())
         known: dict[str, Any] = {"method": attack, "certified": certified, "eps": budgets, "given": given}
         return self._job("attack", label, places, **known, seconds=seconds)
 
     def certify(self, certificate: Certificate, label: str, places: Places, seconds: float | None = None, **given: Any) -> Job:
-        """The job of a certificate on these images. What it may stop at is part of what it finds."""
+        """The job of a certificate on these images. The epsilons at which it may stop are part of its key."""
         return self._job("certify", label, places, method=certificate, given={"epsilons": self.epsilons, **given}, seconds=seconds)
 
     def plan(self, places: Places, given: Mapping[str, Any]) -> Job:
@@ -116,14 +116,14 @@ class Work:
         return self._job("diagnose", "diagnosis", places, given=given)
 
     def note(self, part: Part) -> None:
-        """Keep what a job found."""
+        """Store the result of a job."""
         self.tables.append(part.table)
         self.breaches += part.noticed.breaches
         self._new(part.noticed.failed, self.errors, "")
         self.refuse(part.noticed.refused)
 
     def refuse(self, lines: Sequence[str]) -> None:
-        """Say why there are no certificates of some names, each line once."""
+        """Report why some certificates do not run, each line once."""
         self._new(lines, self.refused, "no certificate: ")
 
     def leave_out(self, labels: Sequence[str], why: str) -> None:

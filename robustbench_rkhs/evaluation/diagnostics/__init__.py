@@ -1,4 +1,4 @@
-"""Diagnostics beside every result: is a model robust, or is it only hard to attack?"""
+"""Diagnostics for gradient masking: is a model robust, or only hard to attack?"""
 
 from robustbench_rkhs.evaluation.diagnostics.base import FEWEST, SHARE
 from robustbench_rkhs.evaluation.diagnostics.diagnosis import CHECKS, diagnose, sampled

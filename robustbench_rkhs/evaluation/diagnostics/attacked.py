@@ -12,19 +12,19 @@ from robustbench_rkhs.runtime.counter_rng import draws
 from robustbench_rkhs.verdicts import Diagnosis
 
 BLACK_BOX = ("square", "hop_skip_jump")
-"""Words in the label of an attack that asks for no gradient."""
+"""Words in the labels of attacks without gradients."""
 STANDING = 0.1
-"""With the whole box allowed every right image has an adversarial one (a picture of another class); honest networks left
-none standing, chance among ten classes is 10%."""
+"""With the whole box allowed, every correctly classified image has an adversarial one (a picture of another class); on honest
+networks none survived; chance among ten classes is 10%."""
 RANDOM = 0.25
-"""Random directions lower the margin by about 1 / sqrt(pixels) of what the gradient does; honest networks: on no image."""
+"""Random directions lower the margin by about 1 / sqrt(pixels) as much as the gradient; on honest networks: no image."""
 
 
 def logit_scale(scene: Scene) -> Diagnosis:
-    """Images that 10 steps down raw cross-entropy leave and the same on rescaled logits break, where the rescaling shrinks them.
+    """Images that 10 steps on raw cross-entropy do not break but the same on rescaled logits do, if rescaling shrinks them.
 
-    Large logits make cross-entropy's gradient vanish (float32: from a margin of about 100). Small ones, as 1-Lipschitz networks
-    have, only blur which class it heads for: told, but no fault of the model. Threshold: 5% of the right images.
+    Large logits make cross-entropy's gradient vanish (float32: from a margin of about 100). Small ones, as in 1-Lipschitz networks,
+    only blur the class that it moves towards: reported, but not a failure. Threshold: 5% of the right images.
     Cost: at most 44 passes.
     """
     rows = scene.left.nonzero().flatten()
@@ -37,15 +37,15 @@ def logit_scale(scene: Scene) -> Diagnosis:
         descend(engine, engine.open(), engine.x[engine.open()], lowered, 10)
     more = scaled.broken & ~raw.broken
     shrunk = int((more & (scaled.gain < 1)).sum())
-    words = f"cross-entropy on rescaled logits breaks {int(more.sum())} of {len(scene.x)} right images that raw logits leave"
+    words = f"cross-entropy on rescaled logits breaks {int(more.sum())} of {len(scene.x)} right images that raw logits do not"
     words += f", {shrunk} of them with logits too large"
     return scene.broken_more("logit_scale", shrunk, words, scene.passes(raw, scaled))
 
 
 def huge_eps(scene: Scene) -> Diagnosis:
-    """Right images that still stand when the budget is the whole box: 10 steps in a quarter of it, then 15 in all of it.
+    """Correct images that survive when the budget is the whole box: 10 steps in a quarter of it, then 15 in all of it.
 
-    Grey, and a picture of every other class, are inside that ball: any survivor shows that the steps lead nowhere.
+    Grey, and a picture of every other class, are inside that ball: any survivor shows that the gradient steps fail.
     Without a box: ten times the range of the pixels. Threshold: 10% of the right images. Cost: at most 54 passes.
     """
     far = scene.diameter if scene.box == "unit" else 10 * scene.diameter
@@ -58,7 +58,7 @@ def huge_eps(scene: Scene) -> Diagnosis:
         rows = rows[~engine.broken]
     standing = torch.zeros(len(scene.x), dtype=torch.bool, device=scene.x.device)
     standing[rows] = True
-    words = f"{len(rows)} of {len(scene.x)} right images stand at eps {far:.3g}, a ball that holds every image"
+    words = f"{len(rows)} of {len(scene.x)} right images survive at eps {far:.3g}, a ball that contains every image"
     return scene.share("huge_eps", standing, STANDING, words, scene.passes(*engines))
 
 
@@ -84,7 +84,7 @@ def random_direction(scene: Scene) -> Diagnosis:
 
 
 def single_step(scene: Scene) -> Diagnosis:
-    """Images that one gradient step breaks (eps / 4, / 2 and all of it) and 40 steps leave: the steps walk into nothing.
+    """Images that one gradient step breaks (of eps / 4, / 2 and eps) but 40 steps do not: the later gradients are useless.
 
     Threshold: 5% of the right images. Cost: at most 4 passes, and 325 of the steps, which later checks share.
     """
@@ -95,12 +95,12 @@ def single_step(scene: Scene) -> Diagnosis:
         if len(at):
             engine.logits(at, step(engine, at, engine.x[at], slopes[at], share))
     more = int((engine.broken & ~scene.walked.broken).sum())
-    words = f"a single step breaks {more} of {len(scene.x)} right images that 40 steps leave"
+    words = f"a single step breaks {more} of {len(scene.x)} right images that 40 steps do not"
     return scene.broken_more("single_step", more, words, scene.passes(engine, scene.walked))
 
 
 def transfer(scene: Scene) -> Diagnosis:
-    """Images broken by what 40 steps down the margin of an undefended twin, and to three classes, found, and by no direct attack.
+    """Images broken by transfer from an undefended twin (40 steps on its margin, and to three classes), but by no direct attack.
 
     Threshold: 5% of the right images. Cost: at most 325 passes of the twin and 4 of the model.
     """
@@ -110,12 +110,12 @@ def transfer(scene: Scene) -> Diagnosis:
         return scene.broken_more("transfer", 0, "direct attacks left nothing that a twin could break", 0.0)
     transferred(engine, scene.twin)
     more = int(engine.broken.sum())
-    words = f"images made on the undefended twin break {more} of {len(scene.x)} right images that direct attacks leave"
+    words = f"images made on the undefended twin break {more} of {len(scene.x)} right images that direct attacks do not"
     return scene.broken_more("transfer", more, words, scene.passes(engine))
 
 
 def black_box(scene: Scene) -> Diagnosis:
-    """Images that queries break and gradients leave: by the protocol's own black-box attacks, and by 300 of Square.
+    """Images that queries break but gradients do not: by the protocol's black-box attacks, and by 300 queries of Square.
 
     Threshold: 5% of the right images. Cost: at most 301 passes.
     """
@@ -128,17 +128,17 @@ def black_box(scene: Scene) -> Diagnosis:
     engine = scene.engine(scene.standing)
     Square(norm=scene.norm, box=scene.box, queries=300).search(engine)
     more = int((known & ~by_gradient).sum()) + int(engine.broken.sum())
-    words = f"queries without gradients (Square) break {more} of {len(scene.x)} right images that gradient attacks leave"
+    words = f"queries without gradients (Square) break {more} of {len(scene.x)} right images that gradient attacks do not"
     return scene.broken_more("black_box", more, words, scene.passes(engine))
 
 
 def convergence(scene: Scene) -> Diagnosis:
-    """Images that twice the steps, a random start and three target classes break, and 40 steps leave.
+    """Images that twice the steps, a random start and three target classes break, but 40 steps do not.
 
     Threshold: 5% of the right images. Cost: at most 807 passes.
     """
     engine = scene.engine(scene.standing)
     restarts(engine, steps=80, count=2, targets=3, first=1)
     more = int(engine.broken.sum())
-    words = f"twice the steps and four more starts break {more} of {len(scene.x)} right images that the attacks before leave"
+    words = f"twice the steps and four more starts break {more} of {len(scene.x)} right images that the earlier attacks do not"
     return scene.broken_more("convergence", more, words, scene.passes(engine))

@@ -19,12 +19,12 @@ SHARE = 0.05
 which `verdicts.by_attack` calls an attack masked. Honest digits networks (38 pairs of one and an eps)
 showed at most 1 image of 64."""
 FEWEST = 2
-"""Fewer images than this trip nothing: one near its boundary can fall either way."""
+"""A check needs at least this many images to fail: one near its boundary can go either way."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The right images of the sample, and what the evaluation already knows of them. The model is frozen and in eval mode."""
+    """The correctly classified images of the sample, and earlier results on them. The model is frozen and in eval mode."""
 
     model: nn.Module
     x: Float[Tensor, "right *image"]
@@ -37,15 +37,15 @@ class Scene:
     eps: float
     seed: int
     found: Mapping[str, Float[Tensor, " right"]]
-    """By method the distance of the nearest adversarial image, inf where none."""
+    """By method, the distance of the nearest adversarial image; inf where none."""
     closed: Bool[Tensor, " right"]
-    """Certified at eps: no attack is worth a pass."""
+    """Certified at eps: not attacked."""
     sampled: int
-    """Images of the sample, right or wrong: what costs are shared over."""
+    """Number of images in the sample, right or wrong: costs are averaged over these."""
     twin: nn.Module | None = None
 
     def engine(self, rows: Int[Tensor, " some"] | None = None, eps: float | None = None, model: nn.Module | None = None) -> Engine:
-        """An engine on these of the images (all where not given). Cost: a forward pass."""
+        """An engine on these images (default: all). Cost: a forward pass."""
         rows = self.every if rows is None else rows
         budget = torch.full((len(rows),), self.eps if eps is None else eps, dtype=torch.float64, device=self.x.device)
         x, y, keys = self.x[rows], self.y[rows], self.keys[rows]
@@ -71,14 +71,14 @@ class Scene:
 
     @cached_property
     def walked(self) -> Engine:
-        """The gradient attack that others are compared with, on what is left: 40 steps down the margin, then to three classes."""
+        """The reference gradient attack on the images left: 40 steps on the margin, then to three classes."""
         engine = self.engine(self.left.nonzero().flatten())
         restarts(engine, steps=40, count=1, targets=3)
         return engine
 
     @property
     def standing(self) -> Int[Tensor, " some"]:
-        """What that attack left too."""
+        """The images that this attack did not break either."""
         return self.left.nonzero().flatten()[~self.walked.broken]
 
     @cached_property
@@ -87,25 +87,25 @@ class Scene:
         return gradients(self.model, self.x, self.y)
 
     def passes(self, *engines: Engine) -> float:
-        """What these engines spent, over the images of the sample."""
+        """The passes of these engines, averaged over the images of the sample."""
         spent = sum(int(engine.forwards.sum() + engine.backwards.sum()) for engine in engines)
         return spent / max(self.sampled, 1)
 
     def broken_more(self, name: str, count: int, words: str, cost: float) -> Diagnosis:
-        """A diagnosis by how many images were broken that should not have been left."""
+        """A diagnosis by the number of images that the reference attack missed."""
         share = count / max(len(self.x), 1)
         tripped = share > SHARE and count >= FEWEST
         return Diagnosis(name, tripped, share, SHARE, words, cost)
 
     def share(self, name: str, which: Bool[Tensor, " right"], threshold: float, words: str, cost: float) -> Diagnosis:
-        """A diagnosis by the share of right images a fault shows on."""
+        """A diagnosis by the share of correct images that show a problem."""
         count, value = int(which.sum()), float(which.double().mean()) if len(which) else 0.0
         return Diagnosis(name, value > threshold and count >= FEWEST, value, threshold, words, cost)
 
 
 @torch.no_grad()
 def logits_of(model: nn.Module, x: Float[Tensor, "some *image"], batch: int = 256) -> Float[Tensor, "some classes"]:
-    """The model's answers, as many images at once as the clock allows."""
+    """The model's logits, in batches that the clock allows."""
     return torch.cat([model(x[some]) for some in portions(len(x), batch)] or [model(x)])
 
 

@@ -1,4 +1,4 @@
-"""Every check on a sample of images, the cheap ones first."""
+"""The diagnosis: every check on a sample of images, cheap ones first."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -27,7 +27,7 @@ CHECKS: dict[str, Callable[[Scene], Diagnosis]] = {
     "black_box": attacked.black_box,
     "convergence": attacked.convergence,
 }
-"""By name, the cheap ones first."""
+"""The checks by name, cheap ones first."""
 NEED_EPS = ("random_direction", "logit_scale", "single_step", "transfer", "black_box", "convergence")
 """Checks that compare attacks within eps: at eps 0 there is nothing to compare."""
 
@@ -48,16 +48,16 @@ def diagnose(
     seed: int = 0,
     checks: Sequence[str] = tuple(CHECKS),
 ) -> tuple[Diagnosis, ...]:
-    """Whether attacks can be believed on this model: every check, on a sample of `images` of these.
+    """Checks for gradient masking: every check, on a sample of `images` of these.
 
-    `found`: by method, each image's nearest adversarial distance (inf where none): checks ask what it left. `closed`: images that
+    `found`: by method, each image's nearest adversarial distance (inf where none): checks run on the rest. `closed`: images that
     need no attack, as they are certified at eps. `twin`: an undefended network of the same task; without one, no transfer.
     `checks`: only these, in the order of CHECKS.
-    The sample is counted by (seed, key): the same images whatever else is there. The model, its mode, buffers and gradients and the
-    global random state are left as they were. A check that fails with an error says so and does not trip.
+    The sample is drawn by (seed, key), independent of other images. The model, its mode, buffers and gradients and the
+    global random state are restored afterwards. A check that raises an error reports it and does not count as failed.
     Cost: at most 1,550 passes per image of the sample, and 330 with a twin. Measured on digits, nothing known beforehand: plain
-    networks 370 to 1,130, adversarially trained ones 130 to 920, Lipschitz ones 72 to 640; an image that fell or is certified is
-    not asked further.
+    networks 370 to 1,130, adversarially trained ones 130 to 920, Lipschitz ones 72 to 640; a broken or certified image is
+    not queried further.
     Raises UserError for a negative eps and an unknown check.
     """
     for name in checks:
@@ -76,7 +76,7 @@ def diagnose(
 
 
 def sampled(keys: Sequence[int], images: int, seed: int) -> list[int]:
-    """Rows of a sample of `images` of these, by their keys: the same whatever else is there."""
+    """Rows of a sample of `images` of these, chosen by their keys, independent of other images."""
     order = sorted(range(len(keys)), key=lambda row: mix(seed, int(keys[row]), 7))
     return sorted(order[:images], key=lambda row: int(keys[row]))
 

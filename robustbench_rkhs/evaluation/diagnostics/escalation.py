@@ -1,4 +1,4 @@
-"""The attacks that run automatically on the survivors of a model that tripped a diagnosis."""
+"""The attacks that run automatically on the survivors of a model that failed a diagnosis."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,16 +9,16 @@ from robustbench_rkhs.attacks.ensemble import Ensemble
 from robustbench_rkhs.attacks.square.attack import Square
 
 DRAWN = 16
-"""Passes an answer of a model that draws is the mean of."""
+"""Passes over which the output of a randomized model is averaged."""
 
 
 def escalated(protocol: Sequence[Attack], marks: Iterable[str]) -> tuple[Attack, ...]:
-    """The attacks that tripped diagnoses call for beyond the protocol, in its box and with its layers passed straight through.
+    """The further attacks for failed diagnoses, in the box of the protocol and with its straight-through layers.
 
     Any mark: APGD on the margin from 5 starts, the ensemble's battery `plus` (5 restarts, every loss and target), and Square with
-    10,000 queries. A model that draws: APGD on the margin and at three classes, and Square with 1,000 queries, every answer the
-    mean of 16 passes. Nothing tripped: none. `softmaxed`
-    needs nothing of its own: the margin of probabilities or log-probabilities orders images as that of logits does.
+    10,000 queries. A randomized model: APGD on the margin and at three classes, and Square with 1,000 queries, every output the
+    mean of 16 passes. No failed diagnosis: none. `softmaxed`
+    needs no extra attack: the margin of probabilities or log-probabilities orders images as that of logits does.
     """
     marked = set(marks)
     if not marked:

@@ -1,4 +1,4 @@
-"""Signs of masking in the model itself: useless gradients, random outputs, outputs that are no logits."""
+"""Signs of masking in the model: useless gradients, random outputs, outputs that are not logits."""
 
 import copy
 

@@ -13,14 +13,15 @@ from robustbench_rkhs.attacks.library_model import frozen
 from robustbench_rkhs.evaluation.diagnostics.walk import restarts
 
 STEPS, TARGETS = 40, 3
-"""Down the twin's margin, and towards as many of its likeliest classes where that was not enough."""
+"""Steps on the twin's margin, and number of its likeliest classes that are targeted afterwards."""
 
 
 @torch.no_grad()
 def transferred(engine: Engine, twin: nn.Module) -> None:
-    """The model asked about what the steps found on the twin for what is open; as it is, and as far out as the budget goes.
+    """Queries the model with the twin's adversarial images for open images, unchanged and scaled to the full budget.
 
-    What only just fools the twin need not fool the model. Cost: at most 325 passes of the twin and 4 of the model, all counted.
+    An image that barely fools the twin need not fool the model. Cost: at most 325 passes of the twin and 4 of the model, all
+    counted.
     """
     at = engine.open()
     if not len(at):
@@ -44,32 +45,32 @@ def transferred(engine: Engine, twin: nn.Module) -> None:
 
 
 class Transfer(EngineAttack):
-    """Images made on an undefended twin of the model, tried on it: the twin has no defence that could hide its gradients.
+    """Transfer attack: images made on an undefended twin, whose gradients no defence can mask, tried on the model.
 
-    Cost: at most 325 forward and backward passes of the twin and 4 forward passes of the model an image and eps, all counted.
+    Cost: at most 325 forward and backward passes of the twin and 4 forward passes of the model per image and eps, all counted.
     Source: Athalye, Carlini & Wagner, ICML 2018 (transfer that beats white-box attacks is a sign of masked gradients).
     """
 
     name: Literal["transfer"] = "transfer"
     key: str
-    """The twin's key: which function it is."""
+    """The key of the twin's function."""
     answers: str
     """sha256 of its clean logits."""
     _twin: nn.Module = PrivateAttr()
 
     @classmethod
     def by(cls, twin: nn.Module, key: str, answers: str) -> "Transfer":
-        """The attack of this twin, which these digests name."""
+        """The attack with this twin, identified by its digests."""
         return cls(key=key, answers=answers).on(twin)
 
     def on(self, twin: nn.Module) -> "Transfer":
-        """The same, which holds the twin itself."""
+        """The same attack, with the twin."""
         attack = self.model_copy()
         attack._twin = twin
         return attack
 
     def __getstate__(self) -> dict[Any, Any]:
-        """Without the twin: whoever runs it holds its own."""
+        """Without the twin: each process has its own."""
         return {**super().__getstate__(), "__pydantic_private__": {}}
 
     @property

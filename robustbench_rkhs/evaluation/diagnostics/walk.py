@@ -1,4 +1,4 @@
-"""Plain gradient descent in the engine, which the diagnoses compare with."""
+"""Plain gradient descent in the engine, the reference for diagnoses."""
 
 from collections.abc import Callable
 
@@ -11,16 +11,16 @@ from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.objective import gap, likeliest_classes, margin
 
 Lowered = Callable[[Tensor, Tensor], Tensor]
-"""(logits, positions of the images they are of) -> one number per row, to be lowered."""
+"""(logits, positions of their images) -> one number per row, to be minimised."""
 
 
 def margins(logits: Float[Tensor, "some classes"], y: Int[Tensor, " some"]) -> Float[Tensor, " some"]:
-    """The margin; of one class alone its logit, as there is nothing to be told apart from."""
+    """The margin; for a single class its logit."""
     return margin(logits, y) if logits.shape[1] > 1 else logits[:, 0]
 
 
 def reach(engine: Engine) -> Float[Tensor, " batch"]:
-    """Each image's eps, at most the diameter of [0, 1]: the length that steps are a share of."""
+    """Each image's eps, at most the diameter of [0, 1]: the unit of the step length."""
     size = engine.x[0].numel() if len(engine.x) else 1
     return engine.eps.clamp_max(1.0 if engine.norm == "linf" else size**0.5).to(engine.x.dtype)
 
@@ -34,8 +34,8 @@ def step(engine: Engine, at: Tensor, images: Tensor, gradient: Tensor, share: fl
 def descend(engine: Engine, at: Int[Tensor, " some"], images: Tensor, lowered: Lowered, steps: int) -> None:
     """Steepest descent from `images`; the step falls linearly from a quarter of eps to an eightieth.
 
-    Cost: `steps` forward and backward passes and a last forward pass; a broken image leaves, and one without a gradient, which
-    would be asked about the same point again.
+    Cost: `steps` forward and backward passes and a last forward pass; a broken image leaves, and so does one with a zero
+    gradient, which would stay at the same point.
     """
     for number in range(steps):
         keep = engine.standing(at)
@@ -60,7 +60,7 @@ def random_start(engine: Engine, at: Int[Tensor, " some"], draw: int) -> Tensor:
 
 
 def restarts(engine: Engine, steps: int, count: int, targets: int = 0, first: int = 0) -> None:
-    """Runs down the margin, from the image itself (number 0) and from random points; then towards the runner-up classes."""
+    """Runs on the margin, from the image itself (number 0) and from random points; then towards the runner-up classes."""
     for number in range(first, first + count):
         at = engine.open()
         if not len(at):

@@ -7,7 +7,7 @@ from robustbench_rkhs.verdicts import Part
 
 
 class Outcome(NamedTuple):
-    """A job that ended: with a result, or with what it raised."""
+    """A job that ended, with a result or an exception."""
 
     job: Job
     found: Part | BaseException
@@ -15,16 +15,16 @@ class Outcome(NamedTuple):
 
 @runtime_checkable
 class Engine(Protocol):
-    """Computes jobs somewhere. What a result is does not depend on which engine computes it."""
+    """Computes jobs. Results do not depend on the engine."""
 
     width: int
-    """Jobs it works on at once: more need not be submitted."""
+    """Number of jobs that it works on at once: more need not be submitted."""
 
     def submit(self, job: Job) -> None:
         """Take a job. Returns at once."""
 
     def result(self) -> Outcome:
-        """The next job that ended; waits for it. Raises UserError where a worker was lost."""
+        """Waits for the next job that ends and returns it. Raises UserError if a worker was lost."""
 
     def stop(self) -> None:
-        """Give up what is under way and leave nothing behind."""
+        """Cancel running jobs and clean up."""

@@ -1,4 +1,4 @@
-"""A worker: a process that computes the jobs it is sent, and ends with the process that started it."""
+"""A worker: a process that computes jobs, and ends with the process that started it."""
 
 import ctypes
 import os
@@ -23,7 +23,7 @@ NO_GRADIENTS = "workers cannot take gradients here: this process took some with 
 
 
 def serve(make: Callable[[], Work], pipe: Any, parent: int, others: Sequence[Any]) -> None:
-    """A worker's life: jobs from the pipe, results into it."""
+    """The main loop of a worker: jobs from the pipe, results into it."""
     end_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the keyboard interrupts the process that gives out the work
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -63,7 +63,7 @@ def _can_differentiate() -> bool:
 
 
 def end_with(parent: int) -> None:
-    """End this process when its parent does, however that ends: asked of the kernel on Linux, and looked for once a second."""
+    """End this process when its parent ends in any way: by the kernel on Linux, and by a check once per second."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
