@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,9 @@ def test_a_table_from_before_is_read_but_not_ranked(tmp_path):
     write_leaderboard([found], tmp_path)
     text = (tmp_path / "leaderboard.md").read_text()
     assert "### Unsealed" in text and "from before tables were sealed" in text and "| 1" not in text
+    write_leaderboard([replace(found, about=found.about.but(key="", logits=())), done], tmp_path)
+    text = (tmp_path / "leaderboard.md").read_text()
+    assert "### Unsealed" not in text and "| 1" in text  # it was evaluated again
 
 
 def unsealed(path: Path) -> None:

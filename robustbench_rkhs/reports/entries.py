@@ -48,7 +48,8 @@ def board(evaluations: Sequence[Evaluation]) -> dict[Section, list[Entry]]:
 
     Adversarial images found in any evaluation of a function count against all of it, and a breach in any refuses it. What stands
     on the board is an evaluation under its first name: one's own before what was submitted, then the earliest. An evaluation
-    under another name adds its adversarial images and that name, nothing else.
+    under another name adds its adversarial images and that name, nothing else. An unsealed table of a model that was evaluated
+    again is left out.
     """
     numbers = functions(evaluations)
     kin: dict[int, list[Evaluation]] = {}
@@ -64,10 +65,17 @@ def board(evaluations: Sequence[Evaluation]) -> dict[Section, list[Entry]]:
         for eps in sorted(set(about.epsilons)):
             place = (about.data, about.data_digest, about.norm, about.box, eps)
             sections.setdefault(place, {}).setdefault(number, []).append(one)
-    return {
-        place: _order([_entry(members, place[4], kin[number], unsound.get(number, 0)) for number, members in groups.items()])
-        for place, groups in sorted(sections.items())
-    }
+    whole: dict[Section, list[Entry]] = {}
+    for section, groups in sorted(sections.items()):
+        entries = [_entry(members, section[4], kin[number], unsound.get(number, 0)) for number, members in groups.items()]
+        again = {_named(entry) for entry in entries if entry.evaluation.sealed}
+        whole[section] = _order([entry for entry in entries if entry.evaluation.sealed or _named(entry) not in again])
+    return whole
+
+
+def _named(entry: Entry) -> tuple[str, str]:
+    """What an unsealed entry and the same model evaluated again have in common."""
+    return entry.evaluation.about.model, entry.evaluation.about.weights
 
 
 def _entry(members: list[Evaluation], eps: float, kin: list[Evaluation], unsound: int) -> Entry:
