@@ -55,7 +55,7 @@ def judged(stored):
 
 
 def changed(stored, **arrays):
-    return Adversarials.checked(stored.about, {**stored.arrays, **arrays})
+    return Adversarials.checked(stored.about.plain(), {**stored.arrays, **arrays})
 
 
 def test_the_file_holds_the_nearest_image_that_was_counted(plain, stored):
@@ -81,7 +81,7 @@ def test_l_infinity_and_float64_are_kept_exactly(tmp_path):
     evaluate(model, (x, LABELS), adversarials=tmp_path / "a.npz", **settings)
     stored = read_adversarials(tmp_path / "a.npz")
     assert stored.images.dtype == np.float64 and stored.distance is stored.distance_linf and stored.distance.max() <= 0.1
-    split = replace(SPLIT, x=x, digest=stored.about["data_digest"])
+    split = replace(SPLIT, x=x, digest=stored.about.data_digest)
     assert judge(stored, NamedModel("model", model, split)).confirmed.all()
     with pytest.raises(UserError, match="float64, the data are"):
         judged(stored)
@@ -196,7 +196,7 @@ def path_for_hypothesis(plain):
 
 @pytest.mark.parametrize("key, value", [("weights", "0" * 64), ("data_digest", "0" * 64), ("split", "train")])
 def test_a_file_of_another_model_or_data_is_refused_whole(stored, key, value):
-    found = judged(Adversarials.checked(stored.about | {key: value}, stored.arrays))
+    found = judged(Adversarials.checked(stored.about.plain() | {key: value}, stored.arrays))
     assert not found.confirmed.any() and all(key.split("_")[0] in reason for reason in found.reasons)
 
 
@@ -258,9 +258,9 @@ def test_what_is_no_such_file_is_one_line(plain, tmp_path, name, change, words):
 @pytest.mark.parametrize("key", ["model", "weights", "norm", "versions"])
 def test_a_header_must_say_everything(stored, key):
     with pytest.raises(UserError, match=f"does not say its {key}"):
-        Adversarials.checked({name: value for name, value in stored.about.items() if name != key}, stored.arrays)
+        Adversarials.checked({name: value for name, value in stored.about.plain().items() if name != key}, stored.arrays)
     with pytest.raises(UserError):
-        Adversarials.checked(stored.about | {key: ["of", "another", "type"]}, stored.arrays)
+        Adversarials.checked(stored.about.plain() | {key: ["of", "another", "type"]}, stored.arrays)
 
 
 class Bomb:
@@ -343,7 +343,7 @@ def test_a_smoothed_model_is_asked_as_it_was_counted(tmp_path):
     settings = {"eps": (2 * EPS,), "attacks": (PGD(steps=5),), "certificates": (), "samples": 10}
     evaluate(model, SPLIT, adversarials=tmp_path / "a.npz", **settings)
     stored = read_adversarials(tmp_path / "a.npz")
-    assert stored.about["smoothed"] == "sigma=0.05, votes=20, recount=40, seed=0"
+    assert stored.about.others["smoothed"] == "sigma=0.05, votes=20, recount=40, seed=0"
     assert len(stored.index) > 5 and judge(stored, NamedModel("model", model, SPLIT)).confirmed.all()
 
 
@@ -377,12 +377,12 @@ def test_answers_outside_box_or_ball_are_counted_and_told(tmp_path, plain):
 @pytest.mark.parametrize("name", ["os:getcwd", "../digits_mlp", "/tmp", "", "a b"])
 def test_a_header_names_no_code_and_no_path(stored, name):
     with pytest.raises(UserError, match="--model"):
-        named_by(Adversarials.checked(stored.about | {"model": name}, stored.arrays))
+        named_by(Adversarials.checked(stored.about.plain() | {"model": name}, stored.arrays))
 
 
 def test_the_file_is_made_by_hand_as_well(stored, tmp_path):
     """What a stranger writes with NumPy alone is the same format."""
-    header = json.dumps({"format": "robustbench_rkhs adversarials", "version": 1, **stored.about}).encode()
+    header = json.dumps({"format": "robustbench_rkhs adversarials", "version": 1, **stored.about.plain()}).encode()
     np.savez(tmp_path / "mine.npz", **stored.arrays, header=np.frombuffer(header, np.uint8))
     mine = read_adversarials(tmp_path / "mine.npz")
     assert judged(mine).confirmed.all()

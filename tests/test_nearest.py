@@ -34,7 +34,7 @@ def stored(tmp_path_factory):
 
 
 def changed(stored, **arrays):
-    return Adversarials.checked(stored.about, {**stored.arrays, **arrays})
+    return Adversarials.checked(stored.about.plain(), {**stored.arrays, **arrays})
 
 
 def test_the_picture_shows_the_nearest_and_how_they_differ(stored, tmp_path, monkeypatch):
@@ -117,7 +117,7 @@ def test_verify_says_confirmed_refused_or_no_such_file(home):
     (home / "cut.npz").write_bytes((home / "forged.npz").read_bytes()[:-40])
     out, err = rkhs("verify", "forged.npz", "cut.npz", folder=home, code=2)
     assert "1 refused" in out and err.startswith("error: cut.npz: not a file") and err.count("\n") == 1
-    write_adversarials(Adversarials.checked(stored.about | {"model": "os:getcwd"}, stored.arrays), home / "code.npz")
+    write_adversarials(Adversarials.checked(stored.about.plain() | {"model": "os:getcwd"}, stored.arrays), home / "code.npz")
     _, err = rkhs("verify", "code.npz", folder=home, code=2)
     assert "--model" in err
     out, _ = rkhs("verify", "code.npz", "--model", "checkpoints/digits_mlp", folder=home)
@@ -160,7 +160,7 @@ def test_reports_draw_saved_files(home):
     write_adversarials(changed(stored, input_sha256=np.array(["0" * 64] * 16)), home / "pics/adversarials/other.npz")
     _, err = rkhs("report", "--adversarials", "pics/adversarials/other.npz", "--out", "pics", folder=home, code=2)
     assert "not those of digits" in err
-    write_adversarials(Adversarials.checked(stored.about | {"data": "/etc/x.npz"}, stored.arrays), home / "path.npz")
+    write_adversarials(Adversarials.checked(stored.about.plain() | {"data": "/etc/x.npz"}, stored.arrays), home / "path.npz")
     _, err = rkhs("report", "--adversarials", "path.npz", "--out", "pics", folder=home, code=2)
     assert "add --data" in err
 

@@ -19,7 +19,7 @@ def nearest_picture(file: Path, out: Path, data: str | None = None, count: int =
     Raises UserError where the file is invalid, or its clean images are not those of the data set.
     """
     stored = read_adversarials(file, STRANGERS.model_copy(update={"images": OWN.images}))
-    name = data or stored.about["data"]
+    name = data or stored.about.data
     if data is None and name not in SETS:
         raise UserError(f"{file} names data {name[:40]!r}, which is not a known data set: add --data (a data set or FILE.npz)")
     split = named_data(name).test()

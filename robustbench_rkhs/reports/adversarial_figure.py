@@ -33,7 +33,7 @@ def draw_nearest(stored: Adversarials, clean: np.ndarray, places: np.ndarray, st
     if images.shape != clean.shape or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise UserError(f"expected images of (1 or 3 channels, height, width) and their clean ones, found {images.shape[1:]}")
     delta = images.astype(np.float64) - clean.astype(np.float64)
-    norm = {"linf": "l-infinity"}.get(about["norm"], about["norm"])
+    norm = {"linf": "l-infinity"}.get(about.norm, about.norm)
     columns = max(len(places), LEAST)
     with figure(1.05 * columns + 0.4, 4.8) as (drawn, _):
         drawn.clear()
@@ -54,7 +54,7 @@ def draw_nearest(stored: Adversarials, clean: np.ndarray, places: np.ndarray, st
         for row, name in enumerate(ROWS):
             grid[row, 0].set_ylabel(name, fontsize=9)
         found = int((stored.method != "clean").sum())
-        title = f"{about['model']} on {about['data']}: the {len(places)} nearest of {found} adversarial images, {norm}"
+        title = f"{about.model} on {about.data}: the {len(places)} nearest of {found} adversarial images, {norm}"
         key = "red brighter, blue darker" if images.shape[1] == 1 else "around grey"
         drawn.suptitle(f"{title}\ndifference: {key}, stretched by the factor under it", fontsize=9, x=0.01, ha="left")
         return save(drawn, stem)

@@ -46,8 +46,8 @@ class Judged:
     def lines(self, shown: int = 10) -> list[str]:
         """What was found, in a few lines."""
         about, fine = self.stored.about, self.confirmed
-        away = (self.distance_l2 if about["norm"] == "l2" else self.distance_linf)[fine]
-        lines = [f"{self.named.name} on {self.named.test.data} {self.named.test.split}, {about['norm']}, box {about['box']}"]
+        away = (self.distance_l2 if about.norm == "l2" else self.distance_linf)[fine]
+        lines = [f"{self.named.name} on {self.named.test.data} {self.named.test.split}, {about.norm}, box {about.box}"]
         lines.append(f"  images     {len(fine)}: {fine.sum()} confirmed, {(~fine).sum()} refused")
         if len(away):
             lines.append(f"  distances  {away.min():.6g} to {away.max():.6g}, median {np.median(away):.6g}, as computed here")
@@ -69,13 +69,13 @@ def named_by(
 
     A header is a stranger's: it may name a checkpoint here and a known data set, never a path or code.
     """
-    name, _, _ = stored.about["model"].partition("~")
+    name, _, _ = stored.about.model.partition("~")
     if model is None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
         raise UserError(f"the file speaks of model {name[:40]!r}, which is no name of a checkpoint: name one with --model")
     named = load_model(model or name, weights, data)
-    if data is None and stored.about["data"] != named.test.data and stored.about["data"] in SETS:
-        named = load_model(model or name, weights, stored.about["data"])
-    settings = stored.about.get("smoothed")
+    if data is None and stored.about.data != named.test.data and stored.about.data in SETS:
+        named = load_model(model or name, weights, stored.about.data)
+    settings = stored.about.others.get("smoothed")
     if settings is None:
         return named
     found = re.fullmatch(r"sigma=(\d[0-9.]*(?:e[+-]?\d+)?), votes=(\d+), recount=(\d+), seed=(\d+)", str(settings))
@@ -119,10 +119,10 @@ def judge(stored: Adversarials, named: NamedModel, device: str = "cpu") -> Judge
 
     identity = identity_of(named.model, split.shape)
     for what, said, found in (
-        ("weights", about["weights"], identity.weights),
-        ("model", about.get("key", identity.key), identity.key),
-        ("data", about["data_digest"], split.digest),
-        ("split", about["split"], split.split),
+        ("weights", about.weights, identity.weights),
+        ("model", about.others.get("key", identity.key), identity.key),
+        ("data", about.data_digest, split.digest),
+        ("split", about.split, split.split),
     ):
         fault(said != found, lambda _, what=what, said=said, found=found: _says(f"{what} {found[:12]}", str(said)[:12]))  # type: ignore[misc]
     expected = np.array([hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in clean.x.contiguous()], dtype=np.str_)
@@ -130,9 +130,9 @@ def judge(stored: Adversarials, named: NamedModel, device: str = "cpu") -> Judge
     fault(stored.input_sha256 != expected, lambda i: _says(f"clean image {expected[i][:12]}", stored.input_sha256[i][:12]))
     fault(stored.label != labels, lambda i: _says(f"label {labels[i]}", stored.label[i]))
     flat = stored.images.reshape(len(expected), prod(split.shape))
-    if split.box == "none" and about["box"] == "unit":
+    if split.box == "none" and about.box == "unit":
         fault(True, lambda _: _says("box none", "unit"))
-    if about["box"] == "unit":
+    if about.box == "unit":
         fault(~((flat >= 0) & (flat <= 1)).all(1), lambda i: f"pixels from {flat[i].min():.6g} to {flat[i].max():.6g} leave [0, 1]")
     lengths = _lengths(flat, clean.x.numpy().reshape(flat.shape))
     for name, length in lengths.items():

@@ -168,7 +168,7 @@ def submit_adversarials(
     done = as_evaluation(judged, path, device, command)
     existing = [*verdicts.read_all(out / "verdicts", lambda line: None), *verdicts.read_all(out / "submitted", lambda line: None)]
     _check_effect(existing, done, f"{path} is held for a person", path)
-    stem = f"{stored.about['norm']}-{str(done.about.file_sha256)[:12]}"
+    stem = f"{stored.about.norm}-{str(done.about.file_sha256)[:12]}"
     written = verdicts.write(done, folder_of(out / "submitted", judged.named.name) / f"{stem}.parquet")
     unread: list[str] = []
     boards = report(verdicts.read_all(out / "verdicts", unread.append), out, unread=unread)["leaderboard"]
@@ -188,15 +188,15 @@ def as_evaluation(judged: Judged, path: Path, device: str, command: str = "") ->
     identity = judged.identity
     subject = Subject(named.model, named.model, part, named.name, identity.weights, device, 0, identity.key)
     positions, predicted = torch.arange(len(part)), stored.predicted[fine].tolist()
-    both = {"norm": about["norm"], "box": about["box"]}
+    both = {"norm": about.norm, "box": about.box}
     said = subject.rows(positions, predicted, **both)
     lengths = {"distance_l2": judged.distance_l2[fine], "distance_linf": judged.distance_linf[fine]}
-    own = {"radius": lengths[f"distance_{about['norm']}"], "settings": sha[:16], "forwards": 1} | lengths | both
+    own = {"radius": lengths[f"distance_{about.norm}"], "settings": sha[:16], "forwards": 1} | lengths | both
     found = subject.rows(positions, predicted, kind="attack", method="submitted", **own)
-    words: dict[str, Any] = {key: about[key] for key in ("data", "data_digest", "norm", "box")} | identity._asdict()
+    words: dict[str, Any] = {key: getattr(about, key) for key in ("data", "data_digest", "norm", "box")} | identity._asdict()
     words |= {"model": named.name, "epsilons": [], "protocol": [], "certificates": [], "samples": len(part), "seed": 0}
     words |= {"date": date.today().isoformat(), "device": device, "command": command, "versions": {"torch": torch.__version__}}
-    words |= {"complete": True, "refused": [], "breaches": [], "file_sha256": sha, "header": about}
+    words |= {"complete": True, "refused": [], "breaches": [], "file_sha256": sha, "header": about.plain()}
     return Evaluation(verdicts.merge([said, found]), About.read(words, str(path)))
 
 

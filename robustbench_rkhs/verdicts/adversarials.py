@@ -44,11 +44,44 @@ UNREADABLE = (
 
 
 @dataclass(frozen=True)
+class Header:
+    """The header of a file of adversarial images: the model, data and threat model that it names."""
+
+    model: str
+    weights: str
+    """Digest of the weights."""
+    data: str
+    split: str
+    data_digest: str
+    norm: str
+    """`l2` or `linf`."""
+    box: str
+    """`unit` or `none`."""
+    date: str
+    command: str
+    versions: Mapping[str, Any]
+    others: Mapping[str, Any]
+    """Fields that a file need not have: `key` of the model's function, `smoothed`, `samples`, and those of other versions."""
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> "Header":
+        """The header in a mapping. Raises ValueError naming the first fault."""
+        if fault := _header_fault(fields):
+            raise ValueError(fault)
+        known = (*WORDS, "norm", "box", "versions")
+        others = {name: value for name, value in fields.items() if name not in known}
+        return cls(**{name: fields[name] for name in known}, others=others)
+
+    def plain(self) -> dict[str, Any]:
+        """As a JSON value: the fields as they were read."""
+        return {name: getattr(self, name) for name in (*WORDS, "norm", "box", "versions")} | dict(self.others)
+
+
+@dataclass(frozen=True)
 class Adversarials:
     """One adversarial image for each of some images of a data set, with claims about it. Made by `checked`."""
 
-    about: dict[str, Any]
-    """The header: model, weights and data_digest (digests), data, split, norm, box, date, command, versions."""
+    about: Header
     index: np.ndarray
     """Position of the clean image in the original arrays."""
     images: np.ndarray
@@ -66,12 +99,15 @@ class Adversarials:
     """sha256 of the clean image's bytes."""
 
     @classmethod
-    def checked(cls, about: dict[str, Any], arrays: dict[str, np.ndarray], where: str = "these arrays") -> "Adversarials":
+    def checked(cls, about: Mapping[str, Any], arrays: dict[str, np.ndarray], where: str = "these arrays") -> "Adversarials":
         """The images, after every check that needs neither data nor model. Raises UserError naming the first fault."""
-        fault = _header_fault(about) or _arrays_fault(arrays)
-        if fault:
-            raise UserError(f"{where}: not a file of adversarial images: {fault}")
-        return cls(about, **arrays)
+        try:
+            header = Header.read(about)
+        except ValueError as fault:
+            raise UserError(f"{where}: not a file of adversarial images: {fault}") from None
+        if found := _arrays_fault(arrays):
+            raise UserError(f"{where}: not a file of adversarial images: {found}")
+        return cls(header, **arrays)
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
@@ -81,12 +117,12 @@ class Adversarials:
     @property
     def distance(self) -> np.ndarray:
         """Claimed distances in the norm of the header."""
-        return self.distance_l2 if self.about["norm"] == "l2" else self.distance_linf
+        return self.distance_l2 if self.about.norm == "l2" else self.distance_linf
 
 
 def write_adversarials(stored: Adversarials, path: str | Path) -> Path:
     """Writes the file, sealed and atomically; the same images give the same bytes. Raises UserError where not writable."""
-    about = {"format": FORMAT, "version": VERSION} | stored.about
+    about = {"format": FORMAT, "version": VERSION} | stored.about.plain()
     header = np.frombuffer(json.dumps(about, sort_keys=True).encode(), dtype=np.uint8)
     write_arrays(Path(path), {**stored.arrays, "header": header})
     return Path(path)
@@ -212,7 +248,7 @@ def _shapes_fault(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     return None
 
 
-def _header_fault(about: dict[str, Any]) -> str | None:
+def _header_fault(about: Mapping[str, Any]) -> str | None:
     lacking = [key for key in (*WORDS, "norm", "box", "versions") if key not in about]
     if lacking:
         return f"the header does not say its {', '.join(lacking)}"

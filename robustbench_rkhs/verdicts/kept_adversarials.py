@@ -1,5 +1,6 @@
 """Adversarial images kept beside the rows of attacks, and the nearest one of each image."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,7 +62,7 @@ class Nearest:
             if index not in self._rows or row["radius"] < self._rows[index]["radius"]:
                 self._rows[index] = {str(key): value for key, value in row.items()} | {"image": image.copy(), "said": said}
 
-    def adversarials(self, about: dict[str, Any], table: pd.DataFrame, clean: np.ndarray, index: np.ndarray) -> Adversarials:
+    def adversarials(self, about: Mapping[str, Any], table: pd.DataFrame, clean: np.ndarray, index: np.ndarray) -> Adversarials:
         """The adversarial images found, by index; misclassified clean images count as theirs, at distance 0.
 
         table: the evaluation's; clean: its images, at these positions of the original arrays.
