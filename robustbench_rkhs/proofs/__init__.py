@@ -1,4 +1,4 @@
-"""Certificate files: networks written as plain operations, with what is claimed of them, for `rkhs-verify` to re-check."""
+"""Certificate files: networks as plain operations, with their claims, for `rkhs-verify` to re-check."""
 
 from robustbench_rkhs.proofs import image_operations as image_operations  # these add their export rules
 from robustbench_rkhs.proofs.export import write_proof

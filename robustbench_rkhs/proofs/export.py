@@ -38,7 +38,7 @@ REASONS = {
     "alpha_crown": "its proof is a linear relaxation at each image, which is not re-checked",
     "ibp": "its proof is a box around each image, which is not re-checked",
 }
-"""Why others are listed only."""
+"""Reasons why other certificates are only listed."""
 
 
 def write_proof(model: nn.Module, split: Split, evaluation: Evaluation, folder: Path) -> Verdict:
@@ -126,7 +126,7 @@ def write(proof: dict[str, Any], arrays: dict[str, np.ndarray], tensors: dict[tu
 
 
 def narrow(array: np.ndarray) -> np.ndarray:
-    """The narrowest type that loses nothing."""
+    """The smallest type that represents the values exactly."""
     if array.dtype.kind != "f":
         return array
     with np.errstate(over="ignore"):

@@ -13,7 +13,7 @@ from robustbench_rkhs.data.deformations import deform
 from robustbench_rkhs.runtime.counter_rng import draws
 
 NEAREST = 1e-3
-"""Pairs of points closer than this are not counted: rounding of the logits would show in their quotient."""
+"""Pairs of points closer than this are not counted, as rounding of the logits would affect their quotient."""
 ROWS = 512
 """Rows of a forward pass of the searches."""
 
@@ -24,9 +24,9 @@ class Bounds(NamedTuple):
     classes: Float64[Tensor, " classes"]
     """Of f_k."""
     pairs: Float64[Tensor, "classes classes"]
-    """Of f_y - f_j, symmetric, zero on the diagonal."""
+    """Bounds for f_y - f_j, symmetric, zero on the diagonal."""
     logits: float
-    """Of f as a map to l2."""
+    """Bound for f as a map to l2."""
 
     def largest(self, other: "Bounds") -> "Bounds":
         """The larger of both, entry by entry."""
@@ -36,7 +36,7 @@ class Bounds(NamedTuple):
 
 
 class Combinations(NamedTuple):
-    """Starts of a search: an image, what is raised there, and a first direction."""
+    """Starts of a search: an image, the quantity to maximise, and a first direction."""
 
     x: Float64[Tensor, "rows *image"]
     rows: Float64[Tensor, "rows classes"]
@@ -93,7 +93,7 @@ def gradient_bounds(
 
 
 def _increase(change: Tensor, rows: Tensor) -> Tensor:
-    """What a search raises: a combination of the logits' changes, or their l2 norm where the row is zero."""
+    """The quantity that a search maximises: a combination of the logits' changes, or their l2 norm where the row is zero."""
     return torch.where(rows.any(1), (change * rows).sum(1), change.square().sum(1).clamp_min(1e-300).sqrt())
 
 

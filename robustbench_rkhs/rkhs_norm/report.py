@@ -1,4 +1,4 @@
-"""The report as one JSON value: what report.norms writes and draws."""
+"""The RKHS-norm report as one JSON value."""
 
 import math
 from collections.abc import Sequence

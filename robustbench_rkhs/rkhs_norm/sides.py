@@ -21,7 +21,7 @@ from robustbench_rkhs.rkhs_norm.lower import (
 )
 
 SLACK = 1e-9
-"""Relative room for float64 rounding when a lower bound is held against a proven one."""
+"""Relative tolerance for float64 rounding when a lower bound is compared with a proven one."""
 
 
 class Unsound(UserError):
@@ -41,7 +41,7 @@ def proven(model: nn.Module, shape: tuple[int, ...], classes: int) -> Bounds:
 
 
 def reshaped_product(model: nn.Module) -> float | str:
-    """Product of the spectral norms of the reshaped weights, as published; or, in words, why there is none."""
+    """Product of the spectral norms of the reshaped weights, as published; or the reason why there is none."""
     known = weighted(model)
     foreign = {type(part).__name__ for part in model.modules() if part not in known and part._parameters}
     if foreign:
@@ -62,14 +62,14 @@ def check_sound(lower: dict[str, Bounds], bound: Bounds) -> None:
 
 
 class Norms(NamedTuple):
-    """All that was found about one model."""
+    """The bounds of one model."""
 
     lower: dict[str, Bounds]
     changes: Bounds | None
     """Largest change of logits under a deformation: how stable the model is; not per unit of input."""
     upper: Bounds | None
     refusal: str
-    """Why nothing is proved, where that is so."""
+    """The reason if nothing is proved."""
     reshaped: float | str
 
 
