@@ -10,10 +10,12 @@ from test_certificates import CERTIFICATES, SEARCHED
 from torch import nn
 
 from robustbench_rkhs.attacks.ball import distances
+from robustbench_rkhs.attacks.base import Attack
 from robustbench_rkhs.certificates import SmoothingCertificate
 from robustbench_rkhs.certificates.bisection import largest
+from robustbench_rkhs.evaluation.own_method import fenced
 from robustbench_rkhs.networks.smoothed import Smoothed
-from robustbench_rkhs.runtime.clock import Clock, limited
+from robustbench_rkhs.runtime.clock import Clock, OutOfTime, limited
 
 
 class Questions(Clock):
@@ -168,3 +170,23 @@ def test_a_clock_that_is_used_up_lets_no_search_begin():
     with limited(Clock(0)):
         found = largest(lambda which, radii: radii, torch.zeros(2, dtype=torch.float64), (0.1,), False, 0.1)
     assert found.cut.all() and not found.radius.any()
+
+
+class Endless(Attack):
+    """An attack of the user's own that never ends, and takes every exception for one of the model's."""
+
+    def __call__(self, model, x, y, keys):
+        while True:
+            try:
+                model(x)
+            except Exception:
+                pass
+
+
+def test_an_attack_of_one_s_own_ends_when_it_asks_the_model():
+    oracle = affine(3, (1, 4, 4), images=2)
+    clock = Questions(5)
+    watched = Watched(oracle.model, clock)
+    with pytest.raises(OutOfTime), limited(clock), fenced(Endless(), watched):
+        Endless()(watched, oracle.x, oracle.y, torch.arange(2))
+    assert clock.asked == 5 and not watched.late and not watched._forward_pre_hooks
