@@ -112,7 +112,7 @@ def test_a_data_set_of_size_is_read_block_by_block_with_the_same_verdicts(monkey
     large.reads = 0
     evaluate(model, large, samples=2, **FAST)
     large.__class__.__getitem__ = lambda self, place: (torch.rand(3, 6, 6), 0)  # type: ignore[method-assign]
-    with pytest.raises(UserError, match="another image each time"):
+    with pytest.raises(UserError, match="different images for the same index"):
         evaluate(model, large, **FAST)
 
 

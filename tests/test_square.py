@@ -337,7 +337,7 @@ def test_what_it_refuses_and_what_there_is_nothing_to_do_for():
     oracle = affine(3, images=3)
     with pytest.raises(UserError, match="needs an eps"):
         run(Square(), oracle.model, oracle.x, oracle.y)
-    with pytest.raises(UserError, match="found an infinite eps"):
+    with pytest.raises(UserError, match="expects a finite eps"):
         run(Square(), oracle.model, oracle.x, oracle.y, torch.inf)
     one = nn.Sequential(nn.Flatten(), nn.Linear(16, 1))
     attacked = run(Square(eps=1.0), one, oracle.x, torch.zeros(3, dtype=torch.int64))
