@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from robustbench_rkhs import verdicts
 from robustbench_rkhs.evaluation.row_cache import RowCache
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.digests import weights_digest
+from robustbench_rkhs.runtime.seals import SetAside
 from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.verifier.check import verify
 from robustbench_rkhs.verifier.operations import Malformed
@@ -47,7 +49,7 @@ def table(folder: Path) -> str:
 def parts(folder: Path) -> str:
     """The rows that a second run of the evaluation would find in the cache; damaged ones are made again."""
     said = []
-    for job in sorted({path.parent for path in folder.rglob("*.parquet")}):
+    for job in sorted({path.parent for path in folder.glob("*/*.parquet")}):
         cache = RowCache(job)
         said += [row for part in cache.parts for row in part.table.drop(columns="seconds").to_csv(header=False).splitlines()]
     return "\n".join(sorted(said)) or ABSENT
@@ -88,6 +90,7 @@ KINDS = [
 def flips(stage: Path, scratch: Path, count: int, seed: int, only: str | None = None) -> Counts:
     """`count` flips, shared among the kinds by turns."""
     draw, counts = random.Random(seed), Counts()
+    warnings.simplefilter("ignore", SetAside)
     chosen = [kind for kind in KINDS if only in (None, kind.name)]
     for turn in range(count):
         kind = chosen[turn % len(chosen)]
