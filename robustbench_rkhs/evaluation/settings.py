@@ -37,7 +37,7 @@ class EvalSettings(Node):
     seed: Seed = 0
     """Which images, and every random draw of the attacks."""
     block: int = Field(64, ge=1)
-    """Images a block, the unit of resuming: bounds the memory. Random draws of library attacks depend on it."""
+    """Images per block, the unit of resuming: bounds the memory. Random draws of library attacks depend on it."""
     workers: int | None = Field(None, ge=1, le=1024)
     """Processes that take a block each, on a CPU, one thread each: the table is the same to the last digit at any number of them.
     None: this process alone; of a network under 1e7 multiply-adds on one thread too, else on all threads of PyTorch."""
@@ -48,9 +48,9 @@ class EvalSettings(Node):
     settled are untested. Where there is no time to ask about each image once, fewer are taken. It changes nothing else, and the
     same evaluation without it goes on from there."""
     rechecked: int = Field(8, ge=0)
-    """Of the survivals that are inferred from a larger eps, how many are attacked at their own eps after all; the share that falls
-    is reported. Cost: at most so many runs of the fixed-budget attacks, each about 8,800 passes of the ensemble where the image
-    stands."""
+    """How many of the survivals that are inferred from a larger eps are attacked at their own eps after all; the share that is
+    broken is reported. Cost: at most so many runs of the fixed-budget attacks, each about 8,800 passes of the ensemble where the
+    image is not broken."""
     diagnostics: bool = True
     """Check on 64 images (16 where the effort is quick) whether the attacks can be believed, mark the model where not, and attack
-    its survivors further. Cost: at most 1,550 passes an image of the sample. Without: the result is marked undiagnosed."""
+    its survivors further. Cost: at most 1,550 passes per image of these. Without: the result is marked undiagnosed."""

@@ -16,7 +16,7 @@ MISTAKES = ["mistake", "would certify [95%]", "off the claim", "broken at eps", 
 SHOWN = 6
 """Mistakes listed per claim on the terminal; the files list all."""
 NOTE = (
-    "measured: proved for certified claims, left standing by proofs and attacks for robust ones (no attack proves robustness), "
+    "measured: proved for certified claims, neither disproved nor broken for robust ones (no attack proves robustness), "
     "right for clean ones. Upheld: the claim is within the 95% limits of what is measured, or below. Refuted: above the limits of "
     "what attacks left. Not proved: between. A cause is a known mistake that raises the certified share to the claim, within its "
     "95% limits; that it would is no proof that it was made."

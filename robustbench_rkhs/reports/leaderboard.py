@@ -25,8 +25,8 @@ McNemar test on the images they share, Holm-corrected over all pairs of the tabl
 does not show that two models are equally robust.
 
 A model with a breach (a certificate that an attack contradicts) is refused, one with untested images is incomplete, and one whose
-table is from before tables carried the digest of their content is unsealed; none of these is ranked. *masked*: the attack left
-standing more than 5% of the images it ran on that others broke. *doubtful*: the diagnoses named tripped on this function, in this
+table is from before tables carried the digest of their content is unsealed; none of these is ranked. *masked*: the attack
+failed on more than 5% of the images it ran on that others broke. *doubtful*: the diagnoses named tripped on this function, in this
 evaluation or another: its survivors may only be hard to attack; lines under the table say why.
 *undiagnosed*: no diagnosis was run on it. *also submitted as*: other names of the same function, which is one entry."""
 
