@@ -254,3 +254,8 @@ def test_nothing_in_a_file_of_strangers_is_imported(mine, place):
 def test_the_examples_of_a_loop_of_ones_own_run(module):
     found = doctest.testmod(module)
     assert found.attempted >= 7 and found.failed == 0
+
+
+def test_one_penalty_is_typed_without_brackets():
+    stored = {"network": "mlp", "data": "digits", "epochs": 1}
+    assert TrainRecipe.parse(stored | {"penalties": "gradient:weight=0.5"}, "train").penalties[0].weight == 0.5

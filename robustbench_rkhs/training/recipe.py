@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from robustbench_rkhs.attacks.pgd import PGD
 from robustbench_rkhs.attacks.unrolled import unrollable
@@ -22,6 +22,11 @@ from robustbench_rkhs.training.losses import CrossEntropy, Loss, LossNode
 from robustbench_rkhs.training.optimizers import SGD, Constant, Optimizer, Schedule
 from robustbench_rkhs.training.penalties import Penalty, PenaltyNode
 from robustbench_rkhs.training.projections import SpectralProjection
+
+
+def several(value: Any) -> Any:
+    """One method, as text, a mapping or an instance, as a tuple of one; several as they are."""
+    return (value,) if isinstance(value, (str, dict, Node)) else value
 
 
 class TrainRecipe(Node):
@@ -42,7 +47,7 @@ class TrainRecipe(Node):
     images get the same. For smoothed classifiers. Penalties get the images without it."""
     attack_warmup: Real = Field(0.0, ge=0, le=1)
     """Share of the training in which the attack's eps and step size rise linearly from 0."""
-    penalties: tuple[Penalty, ...] = ()
+    penalties: Annotated[tuple[Penalty, ...], BeforeValidator(several)] = ()
     """Added to the loss, on the clean batch."""
     adaptive: tuple[Adaptive, ...] = ()
     """Penalty weights that follow a number measured on validation."""
