@@ -8,7 +8,7 @@ from torch import nn
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.certificates import CrownCertificate, IBPCertificate, MarginCertificate
 from robustbench_rkhs.evaluation import certifying
-from robustbench_rkhs.evaluation.multiply_adds import MultiplyAdds, of_one_pass
+from robustbench_rkhs.evaluation.multiply_adds import MultiplyAdds, estimated
 from robustbench_rkhs.evaluation.plan import PILOT, SURE, Plan, Trial, pilot, planned
 from robustbench_rkhs.evaluation.run import evaluate
 
@@ -53,14 +53,15 @@ def test_the_pilot_holds_the_largest_margins_and_some_drawn_whatever_the_order()
 
 
 def test_multiply_adds_are_those_of_the_formula_and_of_gradients_too():
-    net = nn.Sequential(nn.Conv2d(1, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(27, 5))
+    net = nn.Sequential(nn.Conv2d(1, 3, 3, padding="same"), nn.ReLU(), nn.Flatten(), nn.Linear(48, 5))
     x = torch.rand(4, 1, 4, 4)
-    one = 3 * 9 * 4 + 27 * 5
-    assert of_one_pass(net, x) == 4 * one
-    with MultiplyAdds() as counted:
+    one = 3 * 16 * 9 + 48 * 5
+    with MultiplyAdds() as forward:
+        net(x)
+    with MultiplyAdds() as both:
         net(x.requires_grad_()).sum().backward()
-    assert counted.count > 4 * one * 2
-    assert of_one_pass(nn.Flatten(), x) == 4
+    assert forward.count == 4 * one and both.count > 2 * forward.count
+    assert estimated(net, (1, 4, 4)) == one + 3 + 5  # and the biases
 
 
 def deep(first=1.0, seed=0):

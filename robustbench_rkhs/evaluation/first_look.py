@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from robustbench_rkhs.attacks import SuperDeepFool
-from robustbench_rkhs.evaluation.multiply_adds import of_one_pass
+from robustbench_rkhs.evaluation.multiply_adds import estimated
 from robustbench_rkhs.evaluation.scheduler import Chain
 from robustbench_rkhs.evaluation.work import Block, Work
 from robustbench_rkhs.networks.smoothed import Smoothed
@@ -56,7 +56,7 @@ class FirstLook:
             return False
         if work.clock.budget is not None:
             return True
-        return of_one_pass(work.subject.queried, work.subject.split.x[:1]) * len(work.index) >= LARGE
+        return estimated(work.subject.model, work.subject.split.shape) * len(work.index) >= LARGE
 
     def blocks(self) -> Iterator[Block]:
         """The correctly classified images, smallest margins first; small blocks first with a time budget."""

@@ -1,9 +1,11 @@
 """Counting of multiply-adds: a cost that does not depend on the machine or its load."""
 
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -24,12 +26,13 @@ class MultiplyAdds(TorchDispatchMode):
         found = func(*args, **(kwargs or {}))
         formula = flop_registry.get(getattr(func, "overloadpacket", None))
         if formula is not None:
-            self.count += int(formula(*args, **(kwargs or {}), out_val=found)) // 2
+            with suppress(Exception):  # an operation in a form that PyTorch's formula does not know is not counted
+                self.count += int(formula(*args, **(kwargs or {}), out_val=found)) // 2
         return found
 
 
-def of_one_pass(model: torch.nn.Module, x: torch.Tensor) -> int:
-    """Multiply-adds of one forward pass of these images; at least one each, for a model without products."""
-    with torch.no_grad(), MultiplyAdds() as counted:
-        model(x)
-    return max(int(counted.count), len(x))
+def estimated(model: nn.Module, shape: tuple[int, ...]) -> int:
+    """Multiply-adds of one pass of one image, about, without asking the model: each weight of a convolution counts once for every
+    pixel, each other one once."""
+    pixels = math.prod(shape[1:]) if len(shape) > 1 else 1
+    return sum(one.numel() * (pixels if one.dim() > 2 else 1) for one in [*model.parameters(), *model.buffers()])

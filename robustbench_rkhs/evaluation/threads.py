@@ -1,11 +1,12 @@
 """How many threads an evaluation computes on."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+from robustbench_rkhs.evaluation.multiply_adds import estimated
 
 FEW = 1e7
 """Multiply-adds of one image, about, up to which more threads are not worth what they cost."""
@@ -14,14 +15,11 @@ FEW = 1e7
 def on_one_thread(model: nn.Module, shape: tuple[int, ...], workers: int | None, device: str) -> bool:
     """Whether each process computes on one thread: where a number of workers is given, and for a small network on a CPU.
 
-    Then what is found depends on no number of workers or cores. A network is small by its tensors: each weight of a convolution
-    counts once for every pixel, each other one once.
+    Then what is found depends on no number of workers or cores.
     """
     if workers is not None:
         return True
-    pixels = math.prod(shape[1:]) if len(shape) > 1 else 1
-    tensors = [*model.parameters(), *model.buffers()]
-    return torch.device(device).type == "cpu" and sum(one.numel() * (pixels if one.dim() > 2 else 1) for one in tensors) < FEW
+    return torch.device(device).type == "cpu" and estimated(model, shape) < FEW
 
 
 @contextmanager
