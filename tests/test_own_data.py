@@ -17,6 +17,7 @@ from robustbench_rkhs.data import ImageFolder, Split, Stream, arrays_digest
 from robustbench_rkhs.data.splits import split_digest
 from robustbench_rkhs.data.stream import stream_of_array
 from robustbench_rkhs.evaluation.tables import SMALL, Tables
+from robustbench_rkhs.nodes.code_names import TYPED
 from robustbench_rkhs.zoo import NamedModel, images, named_data
 
 COUNT = 12
@@ -229,3 +230,17 @@ def test_many_small_tables_are_kept_as_few() -> None:
     for number in range(1000):
         tables.append(pd.DataFrame({"index": [number]}))
     assert len(tables) < SMALL and pd.concat(tables)["index"].tolist() == list(range(1000))
+
+
+STRIPES = str(Path(__file__).parent.parent / "examples" / "own" / "own_data.py") + ":Stripes"
+
+
+def test_a_data_set_of_ones_own_is_typed_with_its_fields_and_imported_only_where_it_was_typed() -> None:
+    found: Any = named_data(f"{STRIPES}:noise=0.1", TYPED)
+    assert (type(found).__name__, found.noise, len(found.test())) == ("Stripes", 0.1, 100)
+    with pytest.raises(UserError, match="--allow-code"):
+        named_data(STRIPES)
+    with pytest.raises(UserError, match="noise"):
+        named_data(f"{STRIPES}:nose=0.1", TYPED)
+    done = evaluate(net(2, 64), f"{STRIPES}:noise=0.1", samples=4, **FAST)
+    assert done.about.data and len(verdicts.states(done, 0.05)) == 4

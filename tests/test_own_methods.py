@@ -1,5 +1,6 @@
 """The user's own attacks and certificates, and those of other libraries: taken as they are, fenced in and counted by us."""
 
+import ast
 import sys
 from pathlib import Path
 from typing import ClassVar
@@ -303,3 +304,11 @@ def test_recipes_of_own_methods_are_written_and_read_again():
     assert [one["name"] for one in stored["attacks"]] == [f"{__name__}:Newton", f"{__name__}:newton", f"{__name__}:Newton"]
     again = parse(EvalRecipe, stored, "there", TYPED)
     assert again.model_dump(mode="json") == stored and again.certificates == recipe.certificates
+
+
+@pytest.mark.parametrize("other", ["own_penalty", "own_loss", "own_layer"])
+def test_a_class_that_is_called_for_something_else_is_no_attack(other):
+    file = Path(__file__).parent.parent / "examples" / "own" / f"{other}.py"
+    names = [node.name for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef)]
+    with pytest.raises(UserError, match="expected one of the attacks"):
+        parse(EvalRecipe, {"eps": (0.1,), "attacks": (f"{file}:{names[-1]}",)}, "test", TYPED)

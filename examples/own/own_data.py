@@ -1,4 +1,4 @@
-"""A data set of your own: `data: {name: "examples/own/own_data.py:Stripes"}` in a recipe of models/, or `--data` with the same."""
+"""A data set of your own: `data: {name: "examples/own/own_data.py:Stripes"}` in a recipe of models/, or after `--data`."""
 
 import numpy as np
 

@@ -105,7 +105,8 @@ class ForeignMinimalAttack(ForeignAttack):
 
 def foreign_attack(found: Any, name: str, fields: dict[str, Any]) -> Node | None:
     """The node for a third-party attack: an object, or what a name of code with fields refers to. None if it is not an attack."""
-    if isinstance(found, (nn.Module, Tensor, Node, str)) or not callable(found):
+    other = (nn.Module, Tensor, Node, str)  # called for something else than an attack: networks, losses, penalties ...
+    if isinstance(found, other) or (isinstance(found, type) and issubclass(found, other)) or not callable(found):
         return None
     fields = {key: real(value) for key, value in fields.items()}
     held = found

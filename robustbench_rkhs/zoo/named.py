@@ -13,7 +13,7 @@ from robustbench_rkhs.data import DataSet, Split
 from robustbench_rkhs.evaluation.predictions import classes_of
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.nodes.arguments import checked_arguments
-from robustbench_rkhs.nodes.code_names import CLOSED, Code, allowed
+from robustbench_rkhs.nodes.code_names import CLOSED, TYPED, Code, allowed
 from robustbench_rkhs.nodes.limits import OWN, STRANGERS, Limits
 from robustbench_rkhs.nodes.names import plain_name
 from robustbench_rkhs.nodes.node import UserError
@@ -92,7 +92,7 @@ def load_model(
     reported through `say`. Raises UserError in one line.
     """
     name, weights = _typed("name", name), None if weights is None else _typed("weights", weights)
-    images, code = named_data(_typed("data", data)) if data else None, allowed(allow_code)
+    images, code = named_data(_typed("data", data), TYPED) if data else None, allowed(allow_code)
     if name.startswith("timm:"):
         named = _timm(name, weights, images)
     elif name.startswith("hf:"):
@@ -189,7 +189,7 @@ def smoothed(named: NamedModel, sigma: float, **votes: int) -> NamedModel:
 def training_images(name: str, data: str | None = None, allow_code: Iterable[str] = ()) -> Split:
     """The training images of a model: of `data` if given, else of its checkpoint's or its own recipe."""
     if data:
-        return named_data(data).load().train
+        return named_data(data, TYPED).load().train
     try:
         return checkpoint.load(find_checkpoint(name), allowed(allow_code)).recipe.data.load().train
     except UserError:

@@ -251,7 +251,7 @@ def enter(
     named = model if isinstance(model, NamedModel) else None
     module = as_module(model.model if isinstance(model, NamedModel) else model)
     if isinstance(data, (str, Path)):
-        data = named_data(str(data))
+        data = named_data(str(data), TYPED)
     if isinstance(data, DataSet):
         data = replace(named or NamedModel("model", module, None), data=data).test
     elif data is None and named is not None:
