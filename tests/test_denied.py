@@ -81,7 +81,7 @@ def test_what_is_denied_every_time_is_untested_and_said():
         assert (verdicts.states(done, one)["state"] == "untested").all()
     summary = verdicts.summary(done)
     assert summary["robust"].isna().all() and not summary["count_survived"].any()
-    assert any(f"on {COUNT} images, of which {COUNT} stay untested" in line for line in warnings_of(done))
+    assert any(f"for {COUNT} images, {COUNT} of which stay untested" in line for line in warnings_of(done))
     honest, *_ = moody(lambda x: everyone(x, False))
     once = evaluated(honest, x, y, eps[:1], Twice()).table
     assert rows["forwards"].min() > 2 * once[once["kind"] == "attack"]["forwards"].max()  # further runs are counted

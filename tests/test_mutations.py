@@ -18,7 +18,7 @@ from robustbench_rkhs.bounds import combined
 from robustbench_rkhs.certificates import CrownCertificate, MarginCertificate, pairwise
 from robustbench_rkhs.layers import Concatenate, Normalize
 from robustbench_rkhs.lipschitz import Bound, convolution, rule, verified_norm
-from robustbench_rkhs.relaxations import crown
+from robustbench_rkhs.relaxations import linear_bounds
 
 Patch = Callable[[pytest.MonkeyPatch], Any]
 
@@ -133,7 +133,7 @@ MUTATIONS: dict[str, tuple[Patch, list[Callable[[], Any]]]] = {
         ],
     ),
     "upper lines of ReLUs without their height": (
-        with_rule(crown.back, nn.ReLU, flat_lines(crown.back.dispatch(nn.ReLU))),
+        with_rule(linear_bounds.back, nn.ReLU, flat_lines(linear_bounds.back.dispatch(nn.ReLU))),
         [lambda: test_crown.test_the_radius_is_below_the_nearest_error_on_a_line(CrownCertificate, 0)],
     ),
     "logits without their rounding": (

@@ -1,5 +1,6 @@
 """Proven norms against dense singular values; differentiable ones above them, falling, with the right slopes."""
 
+import json
 import math
 from itertools import pairwise
 from unittest import mock
@@ -417,7 +418,7 @@ def test_what_the_log_says_is_certified_is_what_the_checkpoint_certifies(tmp_pat
     recipe = TrainRecipe.parse(GLORO)
     train(recipe, tmp_path / "m")
     loaded, split = checkpoint.load(tmp_path / "m"), recipe.data.load().validation
-    records = [checkpoint.json.loads(line) for line in (tmp_path / "m" / "metrics.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (tmp_path / "m" / "metrics.jsonl").read_text().splitlines()]
     best = max(records, key=lambda r: (r["validation_certified"], r["validation_clean"], r["epoch"]))
     assert loaded.config["epoch"] == best["epoch"] and best["validation_certified"] > 0
     found = MarginCertificate()(loaded.model, split.x, split.y, split.index, (0.05,)).radius
