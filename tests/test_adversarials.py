@@ -146,11 +146,11 @@ def flipped(stored, i):
         "image is the clean one": ({"images": nearer}, "distance l2"),
         "clean image, honest distance": (
             {"images": nearer, **zero, **at("predicted_adversarial", label)},
-            "the model answers its label",
+            "the model predicts its label",
         ),
         "clean image, prediction invented": (
             {"images": nearer, **zero, **at("predicted_adversarial", (label + 1) % 4)},
-            "the model answers its label",
+            "the model predicts its label",
         ),
         "out of the box": ({"images": above}, "leave [0, 1]"),
         "nearer in l2": (at("distance_l2", stored.distance_l2[i] * (1 - 1e-6)), "distance l2"),
@@ -158,9 +158,9 @@ def flipped(stored, i):
         "nearer in linf": (at("distance_linf", stored.distance_linf[i] * (1 - 1e-6)), "distance linf"),
         "label": (at("label", (label + 1) % 4), "label"),
         "label out of range": (at("label", 99), "label"),
-        "prediction": (at("predicted", (stored.predicted[i] + 1) % 4), "to the clean image"),
-        "adversarial prediction": (at("predicted_adversarial", 3 - stored.predicted_adversarial[i]), "the model answers"),
-        "not finite": (at("predicted_adversarial", -1), "the model answers"),
+        "prediction": (at("predicted", (stored.predicted[i] + 1) % 4), "on the clean image"),
+        "adversarial prediction": (at("predicted_adversarial", 3 - stored.predicted_adversarial[i]), "the model predicts"),
+        "not finite": (at("predicted_adversarial", -1), "the model predicts"),
         "clean image's sha": (at("input_sha256", "0" * 64), "clean image"),
         "index": (at("index", 19 - stored.index[i] if 19 - stored.index[i] not in stored.index else 0), ""),
     }
@@ -209,7 +209,7 @@ def test_indices_shapes_and_types_must_be_those_of_the_data(stored):
     index = stored.index.copy()
     index[0] = 20
     for arrays, words in (
-        ({"index": index}, "no image of index 20"),
+        ({"index": index}, "no image with index 20"),
         ({"images": stored.images[..., :3]}, r"shape \(1, 4, 3\)"),
         ({"images": stored.images.reshape(-1, 16)}, r"shape \(16,\)"),
         ({"images": stored.images.astype(np.float64)}, "float64"),

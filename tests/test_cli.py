@@ -112,7 +112,7 @@ def test_submit_accepts_and_refuses(home):
     weights = theirs / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
     _, err = rkhs("submit", "checkpoint", theirs, *flags, folder=home, code=2)
-    assert "its header tells of" in err
+    assert "its header describes" in err
     weights.unlink()
     weights.symlink_to("/etc/passwd")
     _, err = rkhs("submit", "checkpoint", theirs, *flags, folder=home, code=2)

@@ -131,12 +131,14 @@ def test_whatever_else_changes_a_row_is_held_for_a_person(home, monkeypatch):
     moved = home / "elsewhere"
     moved.mkdir()
     shutil.copytree(home / "first", moved / "first")
-    with pytest.raises(UserError, match=r"first is held for a person: the row of first would change: .*, then"):
+    with pytest.raises(UserError, match=r"first is held for manual review: the row of first would change: .*, then"):
         submit(home, moved / "first", samples=60)  # its own name again, by more images
     steep = sent(home, "steep", {"lipschitz": 10.0})
     monkeypatch.setattr("robustbench_rkhs.verdicts.soundness.same_function", lambda one, other: one.weights == other.weights)
     monkeypatch.setattr("robustbench_rkhs.reports.entries.functions", lambda evaluations: [0] * len(evaluations))
-    with pytest.raises(UserError, match="steep is held for a person: the row of first, which is another function, would change"):
+    with pytest.raises(
+        UserError, match="steep is held for manual review: the row of first, which is another function, would change"
+    ):
         submit(home, steep)
     assert not (home / "out/verdicts/steep").exists()
     pd.testing.assert_frame_equal(public(home, "first"), before)

@@ -380,13 +380,13 @@ STEPPED = {
     "an earlier end": (_changed_witness(1, None, end=3), Malformed, "a witness passes over a layer that is not affine"),
     "a later step": (_witness_at(0, 2), Malformed, "a witness passes over a layer that is not affine"),
     "an earlier step": (_witness_at(0, 0), Malformed, "not at an activation"),
-    "behind the end": (_witness_at(-1, 99), Malformed, "behind the last layer"),
+    "behind the end": (_witness_at(-1, 99), Malformed, "after the last layer"),
     "no witness": (_without_witness, Malformed, "expected a list as witness"),
     "smaller pairs of eclipse": (_smaller_pairs("eclipse"), Rejected, "eclipse, classes 0 and 2: claimed bound"),
     "smaller pairs of liplt": (_smaller_pairs("liplt"), Rejected, "liplt, classes 0 and 2: claimed bound"),
     "larger radii of eclipse": (_larger_radii("eclipse"), Rejected, "image 10: eclipse claims radius"),
     "larger radii of liplt": (_larger_radii("liplt"), Rejected, "image 10: liplt claims radius"),
-    "places that are none": (_strangest_places, Malformed, "expected a list of places"),
+    "places that are none": (_strangest_places, Malformed, "expected a list of positions"),
     "another best": (_another_best, Rejected, "its largest radius is not by certificate -1"),
 }
 
@@ -435,12 +435,12 @@ def test_the_same_tensors_in_another_network_are_not_what_was_proved(tmp_path, m
         other = TrainRecipe.read("digits_sandwich", {"network.hidden": "[4]", **line})
         checkpoint.save(tmp_path / name, other, test, model.state_dict(), "# card\n")
         places[name] = tmp_path / name / "model.safetensors"
-    assert "the network answers as the checkpoint does" in " ".join(verify(tmp_path / "p", checkpoint=places["same"]).notes)
-    with pytest.raises(Rejected, match="the checkpoint is of function"):
+    assert "the network has the checkpoint's logits" in " ".join(verify(tmp_path / "p", checkpoint=places["same"]).notes)
+    with pytest.raises(Rejected, match="the checkpoint has function"):
         verify(tmp_path / "p", checkpoint=places["other"])
     config = json.loads((tmp_path / "other/config.json").read_text())
     (tmp_path / "other/config.json").write_text(json.dumps(config | {"key": identity.key}))
-    with pytest.raises(Rejected, match="answers the fixed images otherwise than the checkpoint"):
+    with pytest.raises(Rejected, match="has other logits on the fixed images than the checkpoint"):
         verify(tmp_path / "p", checkpoint=places["other"])
 
 
@@ -532,7 +532,7 @@ FORGERIES = {
     _larger_radius: "image 10: margin claims radius .*, re-checked",
     _smaller_bound: r"layer 0 Conv2d \(convolution\): claimed bound",
     _smaller_pair: "margin, classes 1 and 2: claimed bound",
-    _swapped_label: "image 10: margin claims radius .* but the network says class",
+    _swapped_label: "image 10: margin claims radius .* but the network predicts class",
     _changed_weight: "layer 5 Linear|classes|claimed logits are not the network's",
     _changed_bias: "image 10: its claimed logits are not the network's",
     _nan_logits: "image 10: its claimed logits are not the network's",
@@ -564,7 +564,7 @@ MALFORMED = {
     "unexpected keys": lambda proof, arrays: proof["layers"][1].update(slope=0.1),
     "unexpected arrays": lambda proof, arrays: proof["layers"][1].update(arrays={"weight": "pairs_0"}),
     "lacks one of": lambda proof, arrays: proof["layers"][1].pop("bound"),
-    "the one before makes": lambda proof, arrays: proof["layers"].pop(0),
+    "the one before outputs": lambda proof, arrays: proof["layers"].pop(0),
     "expected 3 logits": lambda proof, arrays: proof["layers"].pop(),
     "is empty or not finite": lambda proof, arrays: arrays[proof["layers"][0]["arrays"]["weight"]].__setitem__(0, np.inf),
     "no array": lambda proof, arrays: arrays.pop("logits"),

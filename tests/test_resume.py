@@ -297,7 +297,7 @@ def test_shipped_models_are_found_from_a_folder_that_has_models_and_checkpoints_
         paths.find_checkpoint("smal")
     os.makedirs("checkpoints/small@mine")
     Path("checkpoints/small@mine/resume.pt").write_bytes(b"")
-    with pytest.raises(UserError, match="'small@mine' is not trained to its end"):
+    with pytest.raises(UserError, match="'small@mine' has unfinished training"):
         paths.find_checkpoint("small@mine")
 
 

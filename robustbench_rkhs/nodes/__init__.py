@@ -1,1 +1,1 @@
-"""Recipe nodes: one frozen pydantic class for each method; YAML in, one clear line out."""
+"""Recipe nodes: one frozen pydantic class per method, parsed from YAML, with one-line error messages."""

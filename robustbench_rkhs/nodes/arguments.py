@@ -1,4 +1,4 @@
-"""Wrong arguments of a public function, in one line instead of a TypeError."""
+"""Argument checks of public functions: a one-line UserError instead of a TypeError."""
 
 import functools
 import inspect
@@ -12,9 +12,9 @@ Found = TypeVar("Found")
 
 
 def checked_arguments(**meant: str) -> Callable[[Callable[Given, Found]], Callable[Given, Found]]:
-    """Decorator: arguments that the function does not take, and missing ones, raise UserError with what was perhaps meant.
+    """Decorator: unknown and missing arguments raise UserError with a suggestion.
 
-    `meant`: of names that are often typed and not taken, the argument they stand for.
+    `meant`: maps common wrong names to the argument they stand for.
     """
 
     def checked(function: Callable[Given, Found]) -> Callable[Given, Found]:
@@ -34,10 +34,10 @@ def checked_arguments(**meant: str) -> Callable[[Callable[Given, Found]], Callab
 
 
 def wrong_arguments(function: Callable[..., object], keywords: dict[str, object]) -> str:
-    """What is wrong with these arguments of a function; empty where they fit, or where it does not say what it takes."""
+    """What is wrong with these arguments of a function; empty if they fit, or if it has no readable signature."""
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # of a compiled function
+    except (TypeError, ValueError):  # a compiled function without a signature
         return ""
     try:
         signature.bind(**keywords)
@@ -51,7 +51,7 @@ def _wrong(signature: inspect.Signature, args: tuple[object, ...], kwargs: dict[
     parameters = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
     names = [one.name for one in parameters]
     placed = [one.name for one in parameters if one.kind is not one.KEYWORD_ONLY]
-    if len(parameters) == len(signature.parameters):  # it takes no others
+    if len(parameters) == len(signature.parameters):  # no **kwargs
         for name in kwargs:
             if name not in names:
                 hint = f"did you mean {meant[name]!r}? known: {', '.join(names)}" if name in meant else did_you_mean(name, names)
@@ -62,7 +62,7 @@ def _wrong(signature: inspect.Signature, args: tuple[object, ...], kwargs: dict[
         return f"argument {twice[0]!r} is given twice, by position and by name"
     needed = [one.name for one in parameters if one.default is one.empty]
     missing = [name for name in needed if name not in placed[: len(args)] and name not in kwargs]
-    for name in kwargs:  # where any name is taken, a misspelt one shows by what is missing
+    for name in kwargs:  # with **kwargs, a misspelt name shows up as a missing one
         if name in meant and meant[name] in missing:
             return f"expected {meant[name]!r}, found {name!r}"
     return f"expected {', '.join(missing)}, found none"

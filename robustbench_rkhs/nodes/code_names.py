@@ -1,4 +1,4 @@
-"""Names of code, `package.module:Name` or `file.py:Name`: whose may be imported, and the object that one stands for."""
+"""Code names, `package.module:Name` or `file.py:Name`: which ones may be imported, and loading the object."""
 
 import importlib
 import importlib.util
@@ -18,12 +18,12 @@ from robustbench_rkhs.nodes.node import UserError, did_you_mean
 PACKAGE = __name__.partition(".")[0]
 HERE = Path(__file__).parent.parent
 CODE_NAME = re.compile(r"((?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*|[^:]+\.py):([A-Za-z_][\w.]*)(?::(.*))?", re.DOTALL)
-"""Module or file, name, and the fields that may follow."""
+"""Module or file, name, and optional fields."""
 
 
 @dataclass(frozen=True)
 class Code:
-    """Whose code a recipe may have imported. None by default: what is read from a file of anybody's imports nothing."""
+    """Permission to import the code that a recipe names. Default: none, so untrusted files import nothing."""
 
     prefixes: tuple[str, ...] = ()
     """Packages, modules, folders and .py files that the user named after --allow-code."""
@@ -39,7 +39,7 @@ class Code:
         return any(f"{module}.".startswith(f"{one}.") for one in self.prefixes if not _is_path(one))
 
     def refuse(self, name: str) -> None:
-        """Raises UserError where the code of this name may not be imported."""
+        """Raises UserError if the code of this name may not be imported."""
         module = split(name)[0]
         if not self.allows(module):
             prefix = module if module.endswith(".py") else module.partition(".")[0]
@@ -50,13 +50,13 @@ class Code:
 
 
 CLOSED = Code()
-"""A checkpoint folder, a bundle, a Hub repository, a header, a proof, a table: nothing is imported."""
+"""For a checkpoint folder, bundle, Hub repository, header, proof or table: nothing is imported."""
 TYPED = Code(anything=True)
-"""The command line, Python, the user's own models/."""
+"""For the command line, Python and the user's own models/: anything may be imported."""
 
 
 def allowed(prefixes: Iterable[str]) -> Code:
-    """The code that --allow-code PREFIX ... opens. Raises UserError for a prefix that opens everything."""
+    """The permission given by --allow-code PREFIX ... Raises UserError for a prefix that would allow everything."""
     for one in (found := tuple(prefixes)):
         if not (re.fullmatch(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*", one) or (_is_path(one) and Path(one).exists())):
             raise UserError(f"--allow-code: expected a package, a module, or a folder or .py file that is here, found {one!r}")
@@ -64,7 +64,7 @@ def allowed(prefixes: Iterable[str]) -> Code:
 
 
 def code_in(value: Any) -> Code:
-    """Leave for the modules that names of code in a mapping, at any depth, come from: those a user typed, or holds already."""
+    """Permission for the modules of all code names in a mapping, at any depth; only for trusted mappings."""
     return Code(tuple(dict.fromkeys(split(text)[0] for text in _texts(value) if is_code_name(text))))
 
 
@@ -94,14 +94,14 @@ def code_name(kind: Any) -> str:
 
 
 def is_ours(kind: type) -> bool:
-    """Whether a class is of this package."""
+    """Whether a class belongs to this package."""
     return kind.__module__.partition(".")[0] == PACKAGE
 
 
 def announced(kind: str) -> dict[str, str]:
-    """Names that installed packages announce by the entry point `robustbench_rkhs.KIND`, and the code each stands for.
+    """Names that installed packages register at the entry point `robustbench_rkhs.KIND`, with the code name of each.
 
-    Nothing is imported. Raises UserError where two packages announce one name.
+    Nothing is imported. Raises UserError if two packages register the same name.
     """
     found: dict[str, str] = {}
     for point in entry_points(group=f"{PACKAGE}.{kind}"):
@@ -111,10 +111,9 @@ def announced(kind: str) -> dict[str, str]:
 
 
 def load(name: str, code: Code) -> Any:
-    """The object that a name of code stands for; importing it runs it.
+    """The object that a code name refers to; imports its module, which runs it.
 
-    Raises UserError in one line: where it may not be imported, where its import fails (with the cause and its place), or where the
-    module has nothing of that name.
+    Raises UserError if it may not be imported, if the import fails (with cause and line), or if the module has no such name.
     """
     code.refuse(name)
     module_name, path, _ = split(name)
@@ -133,12 +132,12 @@ def _module(name: str) -> ModuleType:
         sys.path.insert(0, str(Path.cwd()))
     try:
         return _from_file(name) if name.endswith(".py") else importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # it is the user's code: anything may happen
+    except (Exception, SystemExit) as error:  # user code may raise anything
         raise UserError(f"cannot import {name!r}: {cause(error)}") from None
 
 
 def _from_file(name: str) -> ModuleType:
-    """The module of a .py file, known under its path, so that what it defines bears a name that can be loaded again."""
+    """The module of a .py file, registered under its path, so that the names of its classes can be loaded again."""
     path = Path(name)
     if name in sys.modules:
         return sys.modules[name]
@@ -149,7 +148,7 @@ def _from_file(name: str) -> ModuleType:
         raise ImportError("not a Python file")
     module = importlib.util.module_from_spec(spec)
     if (folder := str(path.resolve().parent)) not in sys.path:
-        sys.path.append(folder)  # it may import its neighbours, as when Python runs it
+        sys.path.append(folder)  # lets it import its neighbours, as when run as a script
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
@@ -160,10 +159,10 @@ def _from_file(name: str) -> ModuleType:
 
 
 def cause(error: BaseException) -> str:
-    """An error of the user's code in one line: its kind, its first line, and the file and line it came from."""
+    """An error in user code as one line: its type, its first line, and the file and line where it was raised."""
     words = reasons.cause(error)
     frames = [one for one in traceback.extract_tb(error.__traceback__) if "importlib" not in one.filename]
-    frames = [one for one in frames if not Path(one.filename).is_relative_to(HERE)]  # the place is in the user's code, if any
+    frames = [one for one in frames if not Path(one.filename).is_relative_to(HERE)]  # prefer the line in the user's code
     if isinstance(error, SyntaxError) and error.filename:
         words = f"{type(error).__name__}: {error.msg}"
         return f"{words} ({Path(error.filename).name}, line {error.lineno})"

@@ -1,4 +1,4 @@
-"""YAML and JSON from anybody: size, depth and number of values are counted before a document is made of them."""
+"""Readers of untrusted YAML and JSON, with limits on size, depth and number of values."""
 
 import json
 from collections.abc import Iterator
@@ -13,22 +13,22 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import reason
 
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""The faster one, where libyaml is there; neither makes anything but plain values."""
+"""The libyaml loader if available, as it is faster; both are safe loaders that build only plain values."""
 LONGEST = 10_000
-"""Signs of a value that is no text: of a number written with more, the value would take seconds to work out."""
+"""Most characters of an unquoted value: parsing a longer number would take seconds."""
 
 TEXT = (None, "!", "tag:yaml.org,2002:str")
 """Tags of quoted text."""
 
 
 def read_text(path: Path, limits: Limits = STRANGERS) -> str:
-    """A file of text. Raises UserError where it cannot be read, is too large or no UTF-8."""
+    """The text of a file. Raises UserError if it cannot be read, is too large or is not UTF-8."""
     try:
         size = path.stat().st_size
         if size > limits.text:
             raise UserError(f"{path} has {size:,} bytes, expected at most {limits.text:,}")
         with path.open("rb") as handle:
-            stored = handle.read(limits.text + 1)  # a pipe or a device says nothing of its size
+            stored = handle.read(limits.text + 1)  # a pipe or a device does not report its size
         if len(stored) > limits.text:
             raise UserError(f"{path} has more than {limits.text:,} bytes")
         return stored.decode("utf-8")
@@ -40,15 +40,15 @@ def yaml_of(text: str, source: str, limits: Limits = STRANGERS) -> Any:
     """The values of a YAML document. Raises UserError in one line; cost: at most about a second and 100 MB for a megabyte."""
     try:
         _count(yaml.parse(text, LOADER), limits)
-        return yaml.load(text, LOADER)  # a safe loader: plain values alone
+        return yaml.load(text, LOADER)  # a safe loader: plain values only
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
-    except Exception as error:  # PyYAML raises many kinds for foreign text
+    except Exception as error:  # PyYAML raises many types of exceptions on malformed text
         raise UserError(f"{source} is not readable YAML: {reason(error)}") from None
 
 
 def json_of(text: str, source: str, limits: Limits = STRANGERS) -> Any:
-    """The values of a JSON document; NaN and infinity are none. Raises UserError in one line."""
+    """The values of a JSON document; NaN and infinity are rejected. Raises UserError in one line."""
     if len(text) > limits.text:
         raise UserError(f"{source} has more than {limits.text:,} characters")
     try:
@@ -62,7 +62,7 @@ def json_of(text: str, source: str, limits: Limits = STRANGERS) -> Any:
 
 
 def _count(events: Iterator[Any], limits: Limits) -> None:
-    """Raises UserError where the document is too deep or too large, each alias counted as all that it repeats."""
+    """Raises UserError if the document is too deep or too large; each alias counts as all the values it repeats."""
     counts: list[int] = [0]
     anchors: dict[str, int] = {}
     open_anchors: list[str | None] = []
@@ -71,7 +71,7 @@ def _count(events: Iterator[Any], limits: Limits) -> None:
             continue
         if isinstance(event, AliasEvent):
             if event.anchor not in anchors:
-                raise UserError(f"alias {str(event.anchor)[:40]!r} names nothing before it, or what it lies in")
+                raise UserError(f"alias {str(event.anchor)[:40]!r} has no earlier anchor, or refers to its own container")
             counts[-1] += anchors[event.anchor]
         elif isinstance(event, CollectionStartEvent):
             counts.append(1)
@@ -94,7 +94,7 @@ def _count(events: Iterator[Any], limits: Limits) -> None:
 
 
 def _measure(value: Any, limits: Limits) -> None:
-    """Raises UserError where values are too many or too deep, and where text holds half a character."""
+    """Raises UserError for too many or too deeply nested values, and for text with a lone surrogate."""
     waiting, seen = [(value, 0)], 0
     while waiting:
         one, depth = waiting.pop()
@@ -108,8 +108,8 @@ def _measure(value: Any, limits: Limits) -> None:
         elif isinstance(one, list):
             waiting += [(part, depth + 1) for part in one]
         elif isinstance(one, str) and any("\ud800" <= sign <= "\udfff" for sign in one):
-            raise UserError("a text in it holds half a character (a lone surrogate)")
+            raise UserError("it holds text with a lone surrogate (half a character)")
 
 
 def _refused(word: str) -> Any:
-    raise ValueError(f"{word} is no JSON number")
+    raise ValueError(f"{word} is not a JSON number")

@@ -1,4 +1,4 @@
-"""The guard at the door: whatever is raised while something foreign is read is one line."""
+"""Guard around reading untrusted input: every exception becomes a one-line UserError."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +9,9 @@ from robustbench_rkhs.nodes.reasons import cause
 
 @contextmanager
 def guarded(source: object) -> Iterator[None]:
-    """Inside, `source` is read, which anybody may have written. Raises UserError for any exception that is raised there.
+    """Context manager for reading the untrusted `source`. Raises UserError for any exception inside, chained as its cause.
 
-    What is read is bounded by `Limits` before; this is for what nobody foresaw, which a stranger's bytes must not turn into a
-    traceback. The exception is kept as its cause.
+    `Limits` bound what is read beforehand; this catches unforeseen malformed input, which must not end in a traceback.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a file from anybody may cost: sizes that are checked before anything of that size is read or made."""
+"""Resource limits for untrusted files, checked before anything of that size is read or allocated."""
 
 import re
 from typing import Annotated, Any
@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field
 from robustbench_rkhs.nodes.node import Node, Seconds
 
 UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
-"""Powers of two."""
+"""Exponents of two."""
 
 
 def bytes_of(value: Any) -> Any:
@@ -22,37 +22,37 @@ def bytes_of(value: Any) -> Any:
 Bytes = Annotated[int, BeforeValidator(bytes_of), Field(ge=1, lt=2**63)]
 """A size in bytes; `300MB` and `4GiB` are accepted (powers of two)."""
 Most = Annotated[int, Field(ge=1, lt=2**63)]
-"""A largest number."""
+"""An upper limit on a number."""
 
 
 class Limits(Node):
-    """The most that a stranger's file may ask for, and the most that evaluating it may use."""
+    """Limits on what an untrusted file may ask for, and on what its evaluation may use."""
 
     text: Bytes = 1 << 20
-    """Of a recipe, a configuration or a header of adversarial images (YAML or JSON)."""
+    """Bytes of a recipe, a configuration or a header of adversarial images (YAML or JSON)."""
     depth: Most = 64
-    """Of lists and mappings in one another."""
+    """Nesting depth of lists and mappings."""
     entries: Most = 50_000
-    """Values in a document, what YAML's aliases repeat counted each time."""
+    """Values in a document, with YAML aliases expanded."""
     tensors: Most = 20_000
-    """In a file of weights, and parameters of a network."""
+    """Tensors in a weights file, and parameters of a network."""
     header: Bytes = 8 << 20
-    """Of a file of weights."""
+    """Bytes of the header of a weights file."""
     weights: Bytes = 1 << 30
-    """Of a file of weights."""
+    """Bytes of a weights file."""
     images: Bytes = 2 << 30
-    """Of a file of adversarial images."""
+    """Bytes of a file of adversarial images."""
     votes: Most = 1_000_000_000
-    """Of a smoothed model over all adversarial images of a file."""
+    """Noise samples of a smoothed model, over all adversarial images of a file."""
     memory: Bytes = 32 << 30
-    """Of the process that evaluates a bundle: its address space, about 4 GiB of which are PyTorch's own."""
+    """Address space of the process that evaluates a bundle; PyTorch itself takes about 4 GiB of it."""
     seconds: Seconds = 86400.0
-    """Of one evaluation, on the clock; as much on each thread's."""
+    """Wall-clock seconds of one evaluation; also CPU seconds per thread."""
     threads: Annotated[int, Field(ge=1, le=1024)] = 8
-    """Of the process that evaluates a bundle; fewer where there are fewer cores."""
+    """Threads of the process that evaluates a bundle; fewer on machines with fewer cores."""
 
 
 STRANGERS = Limits()
-"""For what strangers send."""
+"""Defaults for untrusted files."""
 OWN = Limits(text=1 << 28, entries=10_000_000, tensors=1_000_000, header=1 << 28, weights=1 << 42, images=1 << 33, votes=1 << 62)
-"""For what the user names: as much as there is room for."""
+"""Limits for the user's own files: practically none."""

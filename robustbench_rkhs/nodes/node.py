@@ -1,4 +1,4 @@
-"""The recipe node: what YAML names is the object that runs. And the one error a user sees."""
+"""Base class of recipe nodes, numeric field types, and the error class for bad input."""
 
 import difflib
 import math
@@ -11,22 +11,22 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 
 class UserError(Exception):
-    """Bad input, reported in one line: what was found, what was expected and, where it can be guessed, what was meant.
+    """Bad input, reported in one line: what was found, what was expected and, if it can be guessed, what was meant.
 
-    The command line prints it and leaves with exit code 2.
+    The command line prints it and exits with code 2.
     """
 
 
 FEW = 10
-"""A list of at most so many names is printed whole."""
+"""Longest list of names that is printed in full."""
 NEAREST = 5
-"""How many names are printed of a longer list that a command prints whole."""
+"""Number of nearest names printed from a longer list that a command can print in full."""
 
 
 def did_you_mean(found: str, known: Iterable[str], before: str = "", listing: str = "") -> str:
-    """A suggestion and what is known, as the tail of an error line. `before`: what names are written with, `--`.
+    """A suggestion and the known names, as the end of an error line. `before`: prefix of each name, such as `--`.
 
-    `listing`: the command that lists all names; of more than a few, only those nearest to what was found are then printed.
+    `listing`: the command that lists all names; from a long list only the nearest names are then printed.
     """
     names = sorted(known)
     close = _nearest(found, names, 1, 0.55)
@@ -38,7 +38,7 @@ def did_you_mean(found: str, known: Iterable[str], before: str = "", listing: st
 
 
 def _nearest(found: str, names: list[str], count: int, cutoff: float) -> list[str]:
-    """The names most like it, nearest first; `MNIST` is most like `mnist`."""
+    """The most similar names, nearest first; upper-case input is compared without case (`MNIST`, `mnist`)."""
     if not found.isupper():
         return difflib.get_close_matches(found, names, n=count, cutoff=cutoff)
     small = {name.lower(): name for name in names}
@@ -73,15 +73,15 @@ def _finite(value: Any) -> Any:
 
 
 Real = Annotated[float, BeforeValidator(_finite)]
-"""A finite float; `36/255` is accepted wherever one is."""
+"""A finite float; fractions such as `36/255` are accepted."""
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-"""What random draws are counted by: a whole number from 0, of 63 bits."""
+"""Seed of the counter-based random numbers: an integer from 0, below 2^63."""
 WIDEST = 1_000_000
-"""A layer wider, or a network deeper, than any that fits into memory."""
+"""Upper limit of widths and depths, beyond anything that fits into memory."""
 Width = Annotated[int, Field(ge=1, le=WIDEST)]
-"""How many: channels, features or blocks of a network."""
+"""Number of channels, features or blocks of a network."""
 
 
 def seconds(value: Any) -> Any:
@@ -100,11 +100,11 @@ Seconds = Annotated[Real, BeforeValidator(seconds), Field(gt=0)]
 
 
 class Node(BaseModel):
-    """A step of a recipe. Frozen (it can be a key), strict (a misspelt field is an error), documented field by field."""
+    """Base class of recipe nodes: frozen (hashable), strict (an unknown field is an error), one docstring per field."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     not_shared: ClassVar[frozenset[str]] = frozenset()
-    """Fields that another method of the union may have, too, but whose value says nothing to it."""
+    """Fields whose value is not carried over when another method of the union is chosen."""
 
     @model_validator(mode="before")
     @classmethod
@@ -117,7 +117,7 @@ class Node(BaseModel):
 
     @model_validator(mode="after")
     def _whole_numbers_fit(self) -> "Node":
-        """A whole number beyond 63 bits is none that any method can use."""
+        """Rejects integers of more than 63 bits."""
         for name, value in self:
             for one in value if isinstance(value, tuple) else (value,):
                 if isinstance(one, int) and abs(one) >= 2**63:
@@ -126,7 +126,7 @@ class Node(BaseModel):
 
     @property
     def label(self) -> str:
-        """What it is called in tables and messages: its name, or the place of its class."""
+        """Its name in tables and messages, or module and class if it has none."""
         kind = type(self)
         return str(getattr(self, "name", f"{kind.__module__}:{kind.__qualname__}"))
 

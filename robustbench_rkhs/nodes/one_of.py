@@ -1,4 +1,4 @@
-"""How a recipe takes a method: one of ours by `name`, an instance of the public base class, or the user's own by name of code."""
+"""Union field of a recipe: a built-in method by `name`, an instance of the public base class, or a user's class by code name."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,33 +14,33 @@ from robustbench_rkhs.nodes.parsing import explain, with_fields
 LISTED = ("attacks", "certificates", "data", "losses", "networks", "penalties", "samplers")
 """Kinds that `rkhs-list KIND` lists."""
 Adapt = Callable[[Any, str, dict[str, Any]], Node | None]
-"""From something that is no node (with its name of code and fields, where it was named) to a node that holds it, or None."""
+"""Wraps an object that is not a node (with its code name and fields, if given by name) in a node, or returns None."""
 
 
 def nothing(found: Any, name: str, fields: dict[str, Any]) -> None:
-    """Takes nothing but nodes."""
+    """The default adapter: accepts only nodes."""
 
 
 @dataclass(frozen=True)
 class OneOf:
-    """Annotation of a union of nodes, `Annotated[Ours | Another | Base, OneOf(Base, "attacks")]`: ours, and the user's own.
+    """Annotation of a union of nodes, `Annotated[Ours | Another | Base, OneOf(Base, "attacks")]`: built-in and user-defined.
 
-    Taken are: a mapping or the text `name:field=value,...` of one of ours; an instance of the base class; and, where code may be
-    imported, a mapping whose `name` is `package.module:Name` or `file.py:Name`, the text of it with `:field=value,...`, or a name
-    that an installed package announces by the entry point `robustbench_rkhs.KIND`. A node of the user's own is written out under
-    its name of code. What may be imported is the context `{"code": Code}` of the validation; nothing where there is none.
+    Accepts a mapping or the text `name:field=value,...` of a built-in method; an instance of the base class; and, if code may be
+    imported, a mapping whose `name` is `package.module:Name` or `file.py:Name`, the same as text with `:field=value,...`, or a
+    name that an installed package registers at the entry point `robustbench_rkhs.KIND`. A user-defined node is serialised under
+    its code name. The validation context `{"code": Code}` says what may be imported; without it, nothing.
     """
 
     base: type[Node]
     """The public base class, a member of the union itself."""
     kind: str
-    """What it is called in the plural: the last word of the entry point's group."""
+    """Plural name of the kind: the last part of the entry point's group."""
     adapt: Adapt = nothing
-    """What to make of something that is not of the base class: a function, another library's object."""
+    """Adapter for objects that are not of the base class: a function, another library's object."""
 
     @property
     def listing(self) -> str:
-        """The command that lists them all; empty where there is none."""
+        """The command that lists all names of this kind; empty if there is none."""
         return f"rkhs-list {self.kind}" if self.kind in LISTED else ""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -62,7 +62,7 @@ class OneOf:
         return core_schema.with_info_wrap_validator_function(validate, ours, serialization=written_so)
 
     def _own(self, value: Any, members: Mapping[str, type[Node]], code: Code) -> Node | None:
-        """The node where it is the user's own, or there already; None where it is one of ours by name. Raises UserError."""
+        """The node if it is user-defined or already an instance; None if it is a built-in given by name. Raises UserError."""
         if isinstance(value, type):
             raise UserError(f"expected an instance, found the class {value.__name__}: write {value.__name__}(...)")
         if isinstance(value, self.base):
@@ -128,7 +128,7 @@ def _mapping(value: Any, members: Mapping[str, type[Node]]) -> Any:
 
 
 def written(node: Any, info: Any) -> dict[str, Any]:
-    """A node of the user's own as a mapping, under its name of code; one that holds something else says itself how."""
+    """A user-defined node as a mapping under its code name; a node with a `written` method defines its own mapping."""
     if hasattr(node, "written"):
         return dict(node.written())
     left_out = {"exclude_unset": info.exclude_unset, "exclude_defaults": info.exclude_defaults, "exclude_none": info.exclude_none}
@@ -137,7 +137,7 @@ def written(node: Any, info: Any) -> dict[str, Any]:
 
 
 def names_of(union: Any) -> dict[str, type[Node]]:
-    """Of an annotated union: our own members by name, in their order."""
+    """The built-in members of an annotated union by name, in order."""
     return {_name(one): one for one in get_args(get_args(union)[0]) if "name" in one.model_fields}
 
 

@@ -1,4 +1,4 @@
-"""Overrides: dotted fields set in a mapping; another `name` keeps the fields that both methods have."""
+"""Overrides of dotted fields in a mapping; a new `name` keeps the fields that both methods share."""
 
 from collections.abc import Iterator
 from types import UnionType
@@ -13,7 +13,7 @@ from robustbench_rkhs.nodes.node import Node, UserError
 def override_all(stored: dict[str, Any], overrides: dict[str, Any], kind: type[Node]) -> list[str]:
     """Set every override in the mapping of a node of this kind. Returns a line for each `name` that dropped or kept fields.
 
-    A method's `name` is set before its fields, in whatever order they were typed.
+    A method's `name` is set before its fields, whatever the order given.
     """
     lines, waiting = [], dict(overrides)
     while waiting:
@@ -27,8 +27,8 @@ def override_all(stored: dict[str, Any], overrides: dict[str, Any], kind: type[N
 def override(stored: dict[str, Any], key: str, text: Any, kind: type[Node] | None = None) -> list[str]:
     """Set a dotted field (`attack.eps`, `penalties.0.weight`) of a mapping to a YAML value.
 
-    A new `name` keeps the fields that the new method has too and takes the values of, where `kind` says whose mapping it is; it
-    clears the others, and all of them where it does not. Returns a line that says what was dropped and kept, if anything was.
+    A new `name` keeps the fields that the new method also has and whose values it accepts, and drops the others; without `kind`,
+    the node class of the mapping, it drops all. Returns a line that says what was dropped and kept, if anything.
     """
     value = as_value(text)
     at: Any = stored
@@ -58,19 +58,19 @@ def override(stored: dict[str, Any], key: str, text: Any, kind: type[Node] | Non
 
 
 def as_value(text: Any) -> Any:
-    """Typed text as a YAML value, or as it is where it is none; what is no text as it is."""
+    """Text parsed as a YAML value; text that is not valid YAML, and anything else, is returned unchanged."""
     if not isinstance(text, str):
         return text
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError):  # a date that is none, a number of 5,000 digits
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):  # an invalid date, a number of 5,000 digits
         return text
 
 
 def _renamed(at: dict[str, Any], name: Any, kinds: list[type[Node]], key: str) -> str | None:
-    """Drop the fields that belong to the old method alone; none where no method has this name, which validation says.
+    """Drop the fields that only the old method has; nothing if no method has this name, which validation reports.
 
-    Of the user's own, by name of code, no more is known here than its base class.
+    For a user-defined method, given by code name, only its base class is known here.
     """
     found = _named(kinds, name)
     unknown = kinds and (not found or ("name" not in found[0].model_fields and ":" not in str(name)))
@@ -85,7 +85,7 @@ def _renamed(at: dict[str, Any], name: Any, kinds: list[type[Node]], key: str) -
 
 
 def _takes(kind: type[Node], field: str, value: Any) -> bool:
-    """Whether a method has this field, and it means to it what it means to others, and takes the value."""
+    """Whether a method shares this field with the others and accepts the value."""
     if field not in kind.model_fields or field in kind.not_shared:
         return False
     try:
@@ -96,7 +96,7 @@ def _takes(kind: type[Node], field: str, value: Any) -> bool:
 
 
 def _named(kinds: list[type[Node]], name: Any) -> list[type[Node]]:
-    """The methods of this name; those without a name, which are base classes, where there is none."""
+    """The methods of this name; if there are none, those without a name, which are base classes."""
     found = [kind for kind in kinds if "name" in kind.model_fields and kind.model_fields["name"].default == name]
     return found or [kind for kind in kinds if "name" not in kind.model_fields]
 

@@ -1,4 +1,4 @@
-"""What a recipe holds of the user's own: its classes, the code they came from, and a digest of that code."""
+"""User-defined code in a recipe: its classes, the modules they come from, and a digest of their source."""
 
 import functools
 import hashlib
@@ -19,15 +19,15 @@ def own_classes(value: Any) -> list[type]:
 
 
 def code_of(recipe: Node) -> Code:
-    """The code that a recipe at hand holds already: what else names it needs no leave."""
+    """Permission for the modules that a recipe object already uses."""
     return Code(tuple(dict.fromkeys(kind.__module__ for kind in own_classes(recipe))))
 
 
 def own_code_digest(value: Any) -> str:
-    """sha256 over the source of the user's own methods in a recipe; empty where all are ours.
+    """sha256 over the source of the user's own methods in a recipe; empty if all are built in.
 
-    Read are the files of their classes and of the modules beside them that are loaded. What has no source, as typed at a prompt,
-    has another digest in each process: nothing found by it is taken for what it finds now.
+    Reads the files of their classes and of loaded modules next to them. Code without source, such as typed at a prompt, gets a
+    new digest in each process, so that its results are never reused.
     """
     kinds = own_classes(value)
     return hashlib.sha256("".join(map(source_digest, kinds)).encode()).hexdigest() if kinds else ""
@@ -45,7 +45,7 @@ def _nodes(value: Any) -> Iterator[Node]:
 
 
 def source_digest(thing: Any) -> str:
-    """sha256 over the source of a class (and of those it is made from) or function, and of what is loaded from beside it."""
+    """sha256 over the source of a class (with its base classes) or function, and of loaded modules next to it."""
     sha = hashlib.sha256()
     for one in thing.__mro__ if isinstance(thing, type) else (thing,):
         name = getattr(one, "__module__", None) or "builtins"
@@ -64,12 +64,12 @@ def source_digest(thing: Any) -> str:
 
 
 def unknown() -> str:
-    """In place of a digest that cannot be had: another each time, so that nothing is taken for the same."""
+    """Stands in for a digest that cannot be computed: unique each time, so that nothing compares equal."""
     return uuid.uuid4().hex
 
 
 def described(value: Any, depth: int = 5) -> Any:
-    """Any object as JSON: what it is and what it holds. What cannot be told is told apart from everything, by `unknown`."""
+    """Any object as JSON: its type and its contents. What cannot be described becomes a unique value, by `unknown`."""
     if isinstance(value, (str, int, float, bool)) or value is None:
         return value
     if depth == 0:

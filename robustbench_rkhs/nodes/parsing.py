@@ -1,4 +1,4 @@
-"""From a mapping or typed text to a validated node; what is wrong becomes one line."""
+"""Parsing of mappings and text into validated nodes, with one-line errors."""
 
 import re
 from typing import Any, TypeVar
@@ -13,9 +13,9 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def parse(kind: type[Model], stored: dict[str, Any], source: str, code: Code = CLOSED) -> Model:
-    """A validated node; what pydantic finds becomes one line that names the place.
+    """A validated node. Raises UserError with the first error and its field in one line.
 
-    `code`: whose code it may name. `TYPED` for what was typed or lies in the user's own models/; nobody's where not given.
+    `code`: which code it may name. `TYPED` for input that was typed or lies in the user's own models/; default: none.
     """
     try:
         return kind.model_validate(stored, context={"code": code})
@@ -24,7 +24,7 @@ def parse(kind: type[Model], stored: dict[str, Any], source: str, code: Code = C
 
 
 def explain(error: ValidationError) -> str:
-    """The first thing pydantic found, in one line with its place."""
+    """The first error that pydantic found, in one line with its field."""
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"]) or "recipe"
     message = first["msg"].removeprefix("Value error, ")

@@ -1,4 +1,4 @@
-"""Where named things lie: models/ and checkpoints/ of the working directory, beside the package, or inside an installed one."""
+"""Search paths of recipes and checkpoints: the working directory, then the source tree or the installed package."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from robustbench_rkhs.nodes.node import UserError, did_you_mean
 
 PACKAGE = Path(__file__).resolve().parent.parent
 SHIPPED = PACKAGE / "_shipped"
-"""The recipes and small checkpoints inside an installed package; a source tree has them beside the package."""
+"""The recipes and small checkpoints inside an installed package; in a source tree they are next to the package."""
 BESIDE = SHIPPED if SHIPPED.is_dir() else PACKAGE.parent
 
 
@@ -21,12 +21,12 @@ def checkpoints_folder() -> Path:
 
 
 def models_folders() -> list[Path]:
-    """Where recipes are looked for: `models/` of the working directory first, then the one beside the package."""
+    """Search path of recipes: `models/` of the working directory first, then the one next to the package."""
     return _both("models")
 
 
 def checkpoints_folders() -> list[Path]:
-    """Where checkpoints are looked for: `checkpoints/` of the working directory first, then the one beside the package."""
+    """Search path of checkpoints: `checkpoints/` of the working directory first, then the one next to the package."""
     return _both("checkpoints")
 
 
@@ -40,7 +40,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def find_recipe(name: str) -> Path:
-    """The YAML file a model's name or a path means. Raises UserError with a suggestion."""
+    """The recipe file for a model name or path. Raises UserError with a suggestion."""
     return _find(name, models_folders(), "recipe", "model", "rkhs-list models")
 
 
@@ -50,7 +50,7 @@ def is_own(path: Path) -> bool:
 
 
 def find_sweep(name: str) -> Path:
-    """The YAML file a sweep's name (models/sweeps/NAME.yaml) or a path means. Raises UserError with a suggestion."""
+    """The sweep file for a name (models/sweeps/NAME.yaml) or path. Raises UserError with a suggestion."""
     return _find(name, [folder / "sweeps" for folder in models_folders()], "sweep", "sweep")
 
 
@@ -68,9 +68,9 @@ def _find(name: str, folders: list[Path], file: str, named: str, listing: str = 
 
 
 def find_checkpoint(name: str) -> Path:
-    """The folder a name or path means. Raises UserError that says whether it is unknown, untrained or without its weights.
+    """The checkpoint folder for a name or path. Raises UserError that says if it is unknown, untrained or without weights.
 
-    A name may be that of a training of one's own: `robust_vgg@mine` is `checkpoints/robust_vgg@mine`.
+    The name may be that of a changed recipe: `robust_vgg@mine` is `checkpoints/robust_vgg@mine`.
     """
     for folder in (Path(name), *(folder / name for folder in checkpoints_folders())):
         if (folder / "config.json").is_file() or ("/" in name and folder.is_dir()):
@@ -84,6 +84,6 @@ def find_checkpoint(name: str) -> Path:
     if name in recipes:
         raise UserError(f"model {name!r} has a recipe but no finished checkpoint: rkhs-train --model {name}")
     if any((folder / name / "resume.pt").is_file() for folder in checkpoints_folders()):
-        raise UserError(f"model {name!r} is not trained to its end: the rkhs-train command that began it goes on with it")
+        raise UserError(f"model {name!r} has unfinished training: repeat the rkhs-train command that started it to resume")
     trained = {path.parent.name for folder in checkpoints_folders() for path in folder.glob("*/config.json")}
     raise UserError(f"unknown model {name!r}; {did_you_mean(name, recipes | trained, listing='rkhs-list models')}")

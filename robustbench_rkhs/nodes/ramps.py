@@ -1,4 +1,4 @@
-"""Ramps: any number of a penalty or loss may rise or fall over the training."""
+"""Ramps: schedules for the numeric fields of penalties and losses over the training."""
 
 import math
 from typing import Literal, TypeVar
@@ -16,7 +16,7 @@ class Ramp(Node):
     .. math:: v(p) = v_0 + s\Big(\frac{p - p_0}{p_1 - p_0}\Big) (v_1 - v_0), \qquad s(t) = t, \;
               \tfrac12 (1 - \cos \pi t) \text{ or } [t \ge 1]
 
-    p is the share of the training behind us; s is clamped to [0, 1].
+    p is the completed share of the training; s is clamped to [0, 1].
     """
 
     start: Real = 0.0
@@ -26,7 +26,7 @@ class Ramp(Node):
     end: Real = Field(1.0, ge=0, le=1)
     """Share of the training p_1 from which the field's own value v_1 is in force."""
     shape: Literal["linear", "cosine", "jump"] = "linear"
-    """How it gets there."""
+    """Interpolation between the two values."""
 
     @model_validator(mode="after")
     def _forwards(self) -> "Ramp":
@@ -61,7 +61,7 @@ class Scheduled(Node):
         return self
 
     def at(self: Which, progress: float) -> Which:
-        """The same node with the numbers in force at `progress`, the share of the training behind us."""
+        """The same node with the numbers in force at `progress`, the completed share of the training."""
         if not self.schedule:
             return self
         return self.model_copy(update={name: ramp(getattr(self, name), progress) for name, ramp in self.schedule.items()})

@@ -1,15 +1,15 @@
-"""Other people's error messages, quoted in one line."""
+"""Error messages of other libraries, quoted in one line."""
 
 import re
 
 ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])")
-"""What colours a terminal and moves its cursor: CSI, OSC and the short sequences."""
+"""Terminal escape sequences: CSI, OSC and the short ones."""
 
 
 def reason(error: BaseException | str) -> str:
-    """The first line of a message that says anything, whole, without escape codes; the error's kind where no line does.
+    """The first non-empty line of a message, without escape codes; the error's type if all lines are empty.
 
-    YAML's messages begin with what the parser was doing: of them, the problem and its line.
+    YAML messages start with what the parser was doing, so for them: the problem and its line.
     """
     problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
     text = f"line {mark.line + 1}: {problem}" if problem and mark else str(error)
@@ -19,6 +19,6 @@ def reason(error: BaseException | str) -> str:
 
 
 def cause(error: BaseException) -> str:
-    """`Kind: reason`, of an error in code that is not ours, where the kind says as much as the words."""
+    """`Type: reason` of an error in foreign code, where the type is as informative as the message."""
     kind, words = type(error).__name__, reason(error)
     return words if words == kind else f"{kind}: {words}"

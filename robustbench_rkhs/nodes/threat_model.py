@@ -1,5 +1,4 @@
-"""The threat model: in which norm an adversarial image may be how far away, and in which box it must lie.
-And how hard is tried to find one."""
+"""Threat model types: the norm of the perturbation, the box of valid pixels, and the effort of an evaluation."""
 
 import re
 from typing import Any, Literal
@@ -16,6 +15,6 @@ Effort = Literal["quick", "adaptive", "standard"]
 
 
 def norm_named(value: Any) -> Any:
-    """`Linf`, `L2`, `l_inf`, 2, infinity and the like as this package writes them; anything else unchanged, to be refused."""
+    """The canonical name of a norm given as `Linf`, `L2`, `l_inf`, 2 or infinity; anything else unchanged, to be refused."""
     word = str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
     return SPELLINGS.get(re.sub(r"[\s_-]", "", word).lower(), value) if isinstance(word, str) else value

@@ -1,4 +1,4 @@
-"""Export of certificate files: the folded network, its claims and the images, written completely or not at all."""
+"""Export of certificate files: the folded network, its claims and the images, written atomically."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ from robustbench_rkhs.verifier.proof import FORMAT, VERSION, Rejected, array_dig
 
 BATCH = 64
 KINDS = ("margin", "liplt", "eclipse")
-"""Certificates whose proofs are bounds of differences of logits, which are re-checked."""
+"""Certificates that rest on bounds of logit differences, which the verifier can re-check."""
 REASONS = {
     "smoothing": "its proof is a count of random draws",
     "crown": "its proof is a linear relaxation at each image, which is not re-checked",
@@ -44,13 +44,13 @@ REASONS = {
 def write_proof(model: nn.Module, split: Split, evaluation: Evaluation, folder: Path) -> Verdict:
     """Write `folder`/proof.json and proof.npz for the evaluated images, once the verifier has accepted them.
 
-    Raises UserError in one line, with nothing written, where a layer has no export rule or no proven bound, where the evaluation is
-    not of these images, or where the verifier rejects what would be written.
+    Raises UserError, with nothing written, if a layer has no export rule or no proven bound, if the evaluation is not of these
+    images, or if the verifier rejects the files.
     """
     arrays: dict[str, np.ndarray] = {}
     certificates = _claims(split, evaluation, arrays)
     with torch.inference_mode(False), torch.no_grad():
-        chain = MarginCertificate().chain_and_bounds(model, split.shape)[0]  # at hand since the evaluation
+        chain = MarginCertificate().chain_and_bounds(model, split.shape)[0]  # cached since the evaluation
         rows = _rows(chain, arrays)
         _prove(model, chain, split, certificates, arrays)
         parts = [logits_and_error(chain, part) for part in split.x.detach().cpu().double().split(BATCH)]
@@ -83,7 +83,7 @@ def write_proof(model: nn.Module, split: Split, evaluation: Evaluation, folder: 
 
 
 def publish(proof: dict[str, Any], arrays: dict[str, np.ndarray], tensors: dict[tuple[int, str], str], folder: Path) -> Verdict:
-    """Write both files aside, let the verifier read them, and rename them. Raises UserError where it rejects them."""
+    """Write both files to a temporary folder, verify them, then rename. Raises UserError if the verifier rejects them."""
     aside: Path | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -141,7 +141,7 @@ def _whole(values: Tensor) -> np.ndarray:
 
 
 def _claims(split: Split, evaluation: Evaluation, arrays: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Each certificate's radii as an array (0 where it was not asked), and a row on it."""
+    """Store each certificate's radii as an array (0 where it was not run); one row per certificate."""
     table, rows = evaluation.table, []
     indices = split.index.tolist()
     images = split.x.detach().cpu().contiguous().numpy()
@@ -165,12 +165,12 @@ def _claims(split: Split, evaluation: Evaluation, arrays: dict[str, np.ndarray])
 
 
 def kind_of(method: str) -> str:
-    """A certificate's name, from its label in tables (`margin#0` where two share one)."""
+    """A certificate's name, from its label in tables (`margin#0` if several share a name)."""
     return method.partition("#")[0]
 
 
 def _unchecked(method: str, arithmetic: set[str]) -> str:
-    """Why a certificate's radii cannot be re-checked; empty where they can."""
+    """The reason why a certificate's radii cannot be re-checked; empty if they can."""
     if kind_of(method) not in KINDS:
         return REASONS.get(kind_of(method), "its proof is more than bounds of layers, which is all that is re-checked")
     if arithmetic != {"real"}:
@@ -181,7 +181,7 @@ def _unchecked(method: str, arithmetic: set[str]) -> str:
 def _prove(
     model: nn.Module, chain: list[Step], split: Split, certificates: list[dict[str, Any]], arrays: dict[str, np.ndarray]
 ) -> None:
-    """Pair bounds and witness of every certificate that can be re-checked; one that has no proof for this model is listed only."""
+    """Pair bounds and witness of every certificate that can be re-checked; one without a proof for this model is only listed."""
     for number, row in enumerate(certificates):
         if not row["checkable"]:
             continue
@@ -204,7 +204,7 @@ def _prove(
 
 
 def best(certificates: list[dict[str, Any]], arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """Which certificate gives each image its largest radius among those that are re-checked, the first of equal ones; -1: none."""
+    """Per image, the index of the re-checked certificate with the largest radius (the first of equal ones); -1 if none."""
     kept = [number for number, row in enumerate(certificates) if row["checkable"]]
     if not kept:
         raise UserError(f"no certificate file: {certificates[0]['method']}: {certificates[0]['reason']}")
@@ -213,13 +213,13 @@ def best(certificates: list[dict[str, Any]], arrays: dict[str, np.ndarray]) -> n
 
 
 def _places(chain: list[Step]) -> list[int]:
-    """Where the rows of each step begin, and after the last one where all end."""
+    """Index of the first row of each step, and the total number of rows."""
     counts = [len(written(step.module, step)) for step in chain]
     return [sum(counts[:number]) for number in range(len(counts) + 1)]
 
 
 def _entry(one: Advanced | Restarted, chain: list[Step]) -> dict[str, Any]:
-    """A step of an ECLipsE proof as it is written: numbers that are not finite as null."""
+    """A step of an ECLipsE proof as stored: numbers that are not finite become null."""
     places = _places(chain)
     at = places[one.position]
     if isinstance(one, Restarted):
@@ -228,7 +228,7 @@ def _entry(one: Advanced | Restarted, chain: list[Step]) -> dict[str, Any]:
 
 
 def anew(chain: list[Step]) -> list[list[int]]:
-    """Places of the activations that LipLT's linear path does not follow: those inside of layers, and of kinds unknown to it."""
+    """Positions of the activations that LipLT's linear path does not follow: inside layers, or of unknown kinds."""
     found, places = [], _places(chain)
     for at, step in zip(places, chain, strict=False):
         if step.branches:

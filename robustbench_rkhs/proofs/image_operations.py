@@ -1,4 +1,4 @@
-"""Export of operations on images: convolutions, maps by frequency, pools."""
+"""Export of image operations: convolutions, Fourier-domain maps and pools."""
 
 import math
 from typing import Any
@@ -53,7 +53,7 @@ def _(module: nn.Conv2d, step: Step) -> list[Plain]:
 
 @written.register
 def _(module: nn.Conv1d, step: Step) -> list[Plain]:
-    """An image of height one."""
+    """Exported as a convolution of images of height one."""
     circular = module.padding_mode == "circular"
     if circular or module.padding == "same":
         before, after = module._reversed_padding_repeated_twice
@@ -73,7 +73,7 @@ def _(module: Convolution, step: Step) -> list[Plain]:
 
 
 def _divisible(shape: Shape, by: int) -> list[Plain]:
-    """Zeros at the image's end, up to the next multiples."""
+    """Zero padding at the image's end, up to the next multiples of `by`."""
     channels, *sides = shape
     wide = (channels, *(-(-side // by) * by for side in sides))
     return [] if wide == tuple(shape) else [Plain("fit", wide, bound=1.0)]
@@ -121,7 +121,7 @@ def _(module: Reflected, step: Step) -> list[Plain]:
 def _(
     module: nn.AvgPool2d | nn.AvgPool1d | ScaledAveragePool | nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool1d, step: Step
 ) -> list[Plain]:
-    """Windows over a divisor; an adaptive pool to one pixel is one window, whatever its stride."""
+    """Average pools; an adaptive pool to one pixel has a single window."""
     padding, before = (0, 0), list[Plain]()
     if isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool1d):
         kernel = stride = tuple(step.inputs[1:]) if len(step.inputs) == 3 else (1, step.inputs[1])
@@ -142,7 +142,7 @@ def _(
 
 @written.register
 def _(module: nn.MaxPool2d | nn.MaxPool1d | nn.AdaptiveMaxPool2d | nn.AdaptiveMaxPool1d, step: Step) -> list[Plain]:
-    """ceil_mode shows in how many places there are."""
+    """Maximum pools; ceil_mode is covered by the number of output places."""
     if isinstance(module, nn.AdaptiveMaxPool2d | nn.AdaptiveMaxPool1d):
         kernel = stride = (1, *step.inputs[1:])[-2:]
         before, dilation = (0, 0), (1, 1)
@@ -174,7 +174,7 @@ def _(module: nn.ConstantPad2d, step: Step) -> list[Plain]:
 
 @written.register
 def _(module: nn.PixelUnshuffle | nn.PixelShuffle, step: Step) -> list[Plain]:
-    """Both order a block's pixels row by row within each channel."""
+    """Pixel shuffles; both order a block's pixels row by row within each channel."""
     if isinstance(module, nn.PixelShuffle):
         return [Plain("shuffle", step.bound.shape, {"block": module.upscale_factor})]
     return [Plain("unshuffle", step.bound.shape, {"block": module.downscale_factor})]

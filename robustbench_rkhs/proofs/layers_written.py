@@ -1,4 +1,4 @@
-"""Export: each plain operation with its float64 arrays, as the verifier knows it; other layers by their `lowered` form."""
+"""Export: each layer as plain float64 operations of the verifier; composite layers by their `lowered` form."""
 
 from functools import singledispatch
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ Shape = tuple[int, ...]
 
 
 class Plain(NamedTuple):
-    """One plain operation, as the verifier knows it by name."""
+    """One plain operation, under the verifier's name for it."""
 
     operation: str
     outputs: Shape
@@ -34,15 +34,15 @@ class Plain(NamedTuple):
     settings: dict[str, Any] = {}
     arrays: dict[str, Tensor] = {}
     bound: float | None = None
-    """Claimed; the step's own where None."""
+    """Claimed bound; None stands for the bound of the step."""
 
 
 @singledispatch
 def written(module: nn.Module, step: Step) -> list[Plain]:
-    """The layer as plain operations, in float64 with the weights as they are now. Raises UserError where there is no rule.
+    """The layer as plain operations, in float64 with its current weights. Raises UserError if there is no export rule.
 
-    A layer built on plain ones is written as its `lowered` form: the bound of the whole is that of its first operation, those that
-    follow are activations, of bound one.
+    A composite layer is written as its `lowered` form: its bound goes to the first operation, and those that follow are
+    activations with bound 1.
     """
     form = plain(module)
     if form is module:
@@ -56,7 +56,7 @@ def written(module: nn.Module, step: Step) -> list[Plain]:
 
 
 def biased(bias: Tensor | None, **arrays: Tensor) -> dict[str, Tensor]:
-    """The arrays, and the bias where there is one."""
+    """The arrays, plus the bias unless it is None."""
     return arrays if bias is None else {**arrays, "bias": bias}
 
 
@@ -99,7 +99,7 @@ def _(module: Scale | LearnableScale, step: Step) -> list[Plain]:
 
 @written.register
 def _(module: nn.BatchNorm1d | nn.BatchNorm2d, step: Step) -> list[Plain]:
-    """At its running statistics."""
+    """BatchNorm with its running statistics."""
     mean, variance = module.running_mean, module.running_var
     assert mean is not None and variance is not None  # its bound is proved, so it has statistics
     scale = (variance + module.eps).rsqrt() * (module.weight if module.affine else 1)
@@ -136,7 +136,7 @@ def _(module: nn.Hardtanh, step: Step) -> list[Plain]:
 
 @written.register
 def _(module: nn.Softplus, step: Step) -> list[Plain]:
-    """Without the jump at its threshold, which counts as rounding."""
+    """Softplus without the jump at its threshold, which counts as rounding."""
     return [Plain("softplus", step.bound.shape, {"beta": float(module.beta)})]
 
 
@@ -165,7 +165,7 @@ def _(module: nn.Module, step: Step) -> list[Plain]:
 
 @written.register
 def _(module: Residual, step: Step) -> list[Plain]:
-    """Its branches are written by the chain."""
+    """The sum; the chain writes the branches."""
     return [Plain("sum", step.bound.shape)]
 
 

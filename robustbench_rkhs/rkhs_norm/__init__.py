@@ -1,4 +1,4 @@
-"""The RKHS-norm report: lower and upper bounds, and the margin bound on adversarial error that they would give."""
+"""The RKHS-norm report: lower and upper bounds, and the resulting margin bound on adversarial error."""
 
 from robustbench_rkhs.rkhs_norm.lower import Bounds
 from robustbench_rkhs.rkhs_norm.margins import MarginBound, margin_bound, margins_of

@@ -1,4 +1,4 @@
-"""Lower bounds of the RKHS norm: gradients, perturbations, deformations, quotients, all of the form |g(a) - g(b)| / ||a - b||."""
+"""Lower bounds of the RKHS norm from gradients, perturbations, deformations and quotients |g(a) - g(b)| / ||a - b||."""
 
 import copy
 from typing import NamedTuple
@@ -13,30 +13,30 @@ from robustbench_rkhs.data.deformations import deform
 from robustbench_rkhs.runtime.counter_rng import draws
 
 NEAREST = 1e-3
-"""Pairs of points closer than this are not counted, as rounding of the logits would affect their quotient."""
+"""Least distance of a pair of points: for closer pairs, rounding of the logits would affect the quotient."""
 ROWS = 512
-"""Rows of a forward pass of the searches."""
+"""Batch size of the searches."""
 
 
 class Bounds(NamedTuple):
-    """One bound of each class's logit, each difference of two logits, and of all logits together, per unit l2 of input."""
+    """Bounds for each logit, each difference of two logits and the whole logit vector, per unit of l2 input distance."""
 
     classes: Float64[Tensor, " classes"]
-    """Of f_k."""
+    """Bounds for f_k."""
     pairs: Float64[Tensor, "classes classes"]
     """Bounds for f_y - f_j, symmetric, zero on the diagonal."""
     logits: float
     """Bound for f as a map to l2."""
 
     def largest(self, other: "Bounds") -> "Bounds":
-        """The larger of both, entry by entry."""
+        """Elementwise maximum of both."""
         return Bounds(
             torch.maximum(self.classes, other.classes), torch.maximum(self.pairs, other.pairs), max(self.logits, other.logits)
         )
 
 
 class Combinations(NamedTuple):
-    """Starts of a search: an image, the quantity to maximise, and a first direction."""
+    """Starting points of a search: image, quantity to maximise, and first direction."""
 
     x: Float64[Tensor, "rows *image"]
     rows: Float64[Tensor, "rows classes"]
@@ -61,7 +61,8 @@ def gradient_bounds(
 ) -> tuple[Bounds, Combinations]:
     r"""sup over the images of :math:`\lVert \nabla f_k \rVert_2, \lVert \nabla (f_y - f_j) \rVert_2, \lVert J \rVert_2`.
 
-    Also where the searches begin: the `starts` steepest images of each class, of the `most_pairs` steepest pairs and of all logits.
+    Also returns starting points for the searches: the `starts` steepest images of each class, of the `most_pairs` steepest pairs
+    and of all logits.
     """
     every = []
     for images in x.split(32):
@@ -93,7 +94,7 @@ def gradient_bounds(
 
 
 def _increase(change: Tensor, rows: Tensor) -> Tensor:
-    """The quantity that a search maximises: a combination of the logits' changes, or their l2 norm where the row is zero."""
+    """The quantity that a search maximises: a combination of the logits' changes, or their l2 norm if the row is zero."""
     return torch.where(rows.any(1), (change * rows).sum(1), change.square().sum(1).clamp_min(1e-300).sqrt())
 
 

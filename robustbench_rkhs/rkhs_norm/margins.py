@@ -1,4 +1,4 @@
-"""The margin bound on adversarial error, for each estimate of the norm."""
+"""Margin bound on the adversarial error for a given estimate of the RKHS norm."""
 
 import math
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from robustbench_rkhs.attacks.objective import margin
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-"""Of the normalised margins."""
+"""Reported quantiles of the normalised margins."""
 GAMMAS = 7
-"""Points of the grid: the largest margin, and halves of it."""
+"""Grid points: the largest margin, halved repeatedly."""
 
 
 class MarginBound(NamedTuple):
@@ -22,12 +22,12 @@ class MarginBound(NamedTuple):
     norm: float
     eps: float
     normalised: list[float]
-    """Quantiles of margin / norm: a radius if the norm were a proven bound."""
+    """Quantiles of margin / norm; these would be radii if the norm were a proven bound."""
     gammas: list[float]
     first: list[float]
-    """Share of the training images of margin below gamma + 2 eps norm."""
+    """Share of the training images with margin below gamma + 2 eps norm."""
     complexity: list[float]
-    """norm B / (gamma sqrt(n)), constants and logarithms left out."""
+    """norm B / (gamma sqrt(n)), without constants and logarithms."""
 
 
 @torch.no_grad()
@@ -49,12 +49,12 @@ def margin_bound(
               + \tilde O\Big(\frac{N B}{\gamma \sqrt n}\Big), \qquad N \ge \max_{y \ne j} \lVert f_y - f_j \rVert_H
 
     A margin falls by at most eps N within the ball, which shifts the threshold of the ordinary margin bound by eps N; N is not
-    fixed beforehand, so the bound is taken on a geometric grid of norms with factor 2: hence 2 eps N. B^2 = mean ||x_i||^2 bounds
+    fixed beforehand, so the bound is taken over a geometric grid of norms with factor 2: hence 2 eps N. B^2 = mean ||x_i||^2 bounds
     the mean of ||Phi(x_i)||^2 (Phi expands no distance and maps 0 to 0). The soft O hides constants, the logarithms of N, gamma
     and 1/delta, and the number of classes. `margins`: of all `images` training images or a subset, which then estimates the share.
 
-    With N from below (any entry of the report) neither term bounds anything: it shows what the bound would say if the estimate were
-    the norm. With N a proven Lipschitz bound, m(x) > eps N does certify x, but the second term is not of the RKHS norm.
+    With a lower bound as N (any entry of the report) neither term is a bound: they show its value if the estimate were the
+    norm. With N a proven Lipschitz bound, m(x) > eps N does certify x, but the second term is not of the RKHS norm.
     Source: Bietti et al., ICML 2019, section 4 (binary there; here the margin over all other classes).
     """
     if gammas is None:

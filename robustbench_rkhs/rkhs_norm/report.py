@@ -1,4 +1,4 @@
-"""The RKHS-norm report as one JSON value."""
+"""The RKHS-norm report as a JSON object."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from robustbench_rkhs.rkhs_norm.sides import norms
 from robustbench_rkhs.runtime.digests import weights_digest
 
 STEPS, RESTARTS = 20, 3
-"""Of the search for perturbations."""
+"""Steps and restarts of the perturbation search."""
 
 
 def norm_report(
@@ -103,5 +103,5 @@ def _row(name: str, side: str, bound: Bounds) -> dict[str, Any]:
 
 
 def _finite(value: float) -> float:
-    """JSON has no infinity; a bound that overflowed is the largest number there is."""
+    """The value, or the largest float if it overflowed, as JSON has no infinity."""
     return value if math.isfinite(value) else 1.7976931348623157e308

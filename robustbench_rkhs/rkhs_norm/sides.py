@@ -25,11 +25,11 @@ SLACK = 1e-9
 
 
 class Unsound(UserError):
-    """A lower bound lies above a proven upper bound: one of them is wrong, and nothing is published."""
+    """A lower bound exceeds a proven upper bound: one of them is wrong, so nothing is published."""
 
 
 def proven(model: nn.Module, shape: tuple[int, ...], classes: int) -> Bounds:
-    """The proven Lipschitz bounds: of each f_k (against a logit that is always 0), of each pair, of all. Raises Uncertifiable."""
+    """Proven Lipschitz bounds of each f_k (as a pair with a zero logit), of each pair and of f. Raises Uncertifiable."""
     whole = upper(model, shape).value
     extended = nn.Linear(classes, classes + 1, bias=False, dtype=torch.float64)
     with torch.no_grad():
@@ -41,7 +41,7 @@ def proven(model: nn.Module, shape: tuple[int, ...], classes: int) -> Bounds:
 
 
 def reshaped_product(model: nn.Module) -> float | str:
-    """Product of the spectral norms of the reshaped weights, as published; or the reason why there is none."""
+    """Product of the spectral norms of the reshaped weights, as in the paper; or the reason why it is undefined."""
     known = weighted(model)
     foreign = {type(part).__name__ for part in model.modules() if part not in known and part._parameters}
     if foreign:
@@ -54,7 +54,7 @@ def reshaped_product(model: nn.Module) -> float | str:
 
 
 def check_sound(lower: dict[str, Bounds], bound: Bounds) -> None:
-    """Every lower bound lies below the proven one, class by class and pair by pair. Raises Unsound."""
+    """Raises Unsound unless every lower bound is at most the proven one, per class and per pair."""
     for name, found in lower.items():
         over = (found.classes > bound.classes * (1 + SLACK)).any() or (found.pairs > bound.pairs * (1 + SLACK)).any()
         if over or found.logits > bound.logits * (1 + SLACK):
@@ -66,10 +66,10 @@ class Norms(NamedTuple):
 
     lower: dict[str, Bounds]
     changes: Bounds | None
-    """Largest change of logits under a deformation: how stable the model is; not per unit of input."""
+    """Largest change of logits under a deformation: a measure of stability, not per unit of input."""
     upper: Bounds | None
     refusal: str
-    """The reason if nothing is proved."""
+    """The reason if there is no proven bound."""
     reshaped: float | str
 
 
@@ -85,7 +85,7 @@ def norms(
     most_pairs: int = 45,
     seed: int = 0,
 ) -> Norms:
-    r"""Lower bounds of ||f||_H on the images of `split`, with the upper side.
+    r"""Lower bounds of ||f||_H on the images of `split`, and upper bounds of the Lipschitz constant.
 
     .. math:: \lVert f \rVert_H \ge \frac{|f(a) - f(b)|}{\lVert \Phi(a) - \Phi(b) \rVert_H}
               \ge \frac{|f(a) - f(b)|}{\lVert a - b \rVert_2}

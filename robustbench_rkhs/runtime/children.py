@@ -1,4 +1,4 @@
-"""A process of its own for work that may not harm this one: bounded in memory and time, and ended with this one."""
+"""Child processes for untrusted work: limited in memory and time, and ended with their parent."""
 
 import ctypes
 import json
@@ -25,21 +25,21 @@ BEGIN = (
     "if sys.platform == 'linux': import ctypes; ctypes.CDLL(None).prctl(1, 9)\n"
     "import runpy; runpy.run_module(sys.argv[1], run_name='__main__', alter_sys=True)"
 )
-"""What the child runs first: it ends with its parent also while it still imports (PR_SET_PDEATHSIG, SIGKILL)."""
+"""Start-up code of the child: it dies with its parent even during imports (PR_SET_PDEATHSIG, SIGKILL)."""
 LONGEST = 1 << 20
-"""Bytes of a message of the child's."""
+"""Most bytes of a message from the child."""
 
 
 def end_with(parent: int) -> None:
-    """End this process when its parent does, however that ends: asked of the kernel on Linux, and looked for once a second."""
+    """End this process when its parent ends, for whatever reason: by the kernel on Linux, and by a check once per second."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 
 
 def confine(limits: Limits, memory: bool = True) -> None:
-    """Set this process's limits of memory and of time on its threads; what is beyond them fails. `memory` False leaves that out,
-    for accelerators, whose drivers reserve far more addresses than memory."""
+    """Set this process's limits on memory and CPU time. `memory` False sets no memory limit, for accelerators, whose drivers
+    reserve far more address space than memory."""
     seconds = int(limits.seconds * limits.threads) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -48,10 +48,10 @@ def confine(limits: Limits, memory: bool = True) -> None:
 
 
 def messages(module: str, job: Mapping[str, Any], limits: Limits) -> Iterator[dict[str, Any]]:
-    """Run `python -m module` on this job and yield the JSON objects that it prints, one a line.
+    """Run `python -m module` on this job and yield the JSON objects that it prints, one per line.
 
-    The job reaches it on its standard input, with `parent`, this process. It is killed where this generator is left, or where it
-    takes longer than `limits.seconds`. Raises UserError where it ended otherwise than by itself.
+    The job is passed on standard input, with `parent`, the id of this process. The child is killed when the generator is closed
+    or after `limits.seconds`. Raises UserError if it was killed or failed.
     """
     threads = str(min(limits.threads, os.cpu_count() or 1))
     environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONPATH": _search_path()}
@@ -87,13 +87,13 @@ def _message(line: bytes) -> dict[str, Any]:
     try:
         found = json.loads(line)
     except ValueError as error:
-        raise UserError(f"the evaluating process said what is no message: {reason(error)}") from None
+        raise UserError(f"the evaluating process sent an invalid message: {reason(error)}") from None
     return dict(found) if isinstance(found, dict) else {}
 
 
 def _ending(code: int, overtime: bool, errors: str, limits: Limits) -> str:
-    """Why a child ended, in a line."""
-    last = for_line(next((line for line in reversed(errors.splitlines()) if line.strip()), "it said nothing"))[:300]
+    """A line that says why a child ended."""
+    last = for_line(next((line for line in reversed(errors.splitlines()) if line.strip()), "no output"))[:300]
     if overtime or code == -signal.SIGXCPU:
         return f"it took longer than {limits.seconds:g} s on {limits.threads} threads (--limits seconds=..., threads=...)"
     if "memory" in last.lower() or code == -signal.SIGKILL or "bad_alloc" in last:
@@ -102,7 +102,7 @@ def _ending(code: int, overtime: bool, errors: str, limits: Limits) -> str:
 
 
 def _search_path() -> str:
-    """Where this process finds modules, but not by accident of the working directory."""
+    """The module search path of this process, without relative entries such as the working directory."""
     return os.pathsep.join(dict.fromkeys([str(Path(PACKAGE).parent), *(place for place in sys.path if Path(place).is_absolute())]))
 
 

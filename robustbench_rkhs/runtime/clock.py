@@ -1,4 +1,4 @@
-"""A clock that inner loops ask: it raises OutOfTime once the time somebody gave is used up."""
+"""Time budgets: clocks that inner loops check, and that raise OutOfTime once the budget is used up."""
 
 import math
 import sys
@@ -11,31 +11,31 @@ from functools import lru_cache
 import torch
 
 GRAIN = 1.0
-"""Seconds that pass between two questions at most, where the work can be cut; a hundredth of what is left where that is more."""
+"""Longest time in seconds between two checks of divisible work; 1% of the remaining time if that is more."""
 
 
 UNKNOWN = 0.125
-"""Seconds that something is taken for at first, where its pace is not known."""
+"""Assumed seconds per item before a pace was measured."""
 ORDER = 512
-"""Of the matrices whose product shows the machine's pace."""
+"""Order of the matrices whose product measures the machine's speed."""
 
 
 class OutOfTime(BaseException):
-    """The time given is used up.
+    """The time budget is used up.
 
-    Like KeyboardInterrupt it is not an Exception, so that no library's `except Exception` takes it for a failure of its own.
-    Whoever gave the time catches it; a loop that holds something worth keeping catches it too and returns what it has.
+    Like KeyboardInterrupt it is not an Exception, so that no library's `except Exception` swallows it. The caller that set the
+    budget catches it; a loop with partial results catches it too and returns them.
     """
 
 
 class Clock:
-    """`budget` seconds from when it was made; None never ends. Pickled, it takes along what is left of them."""
+    """A budget of seconds from construction on; None never ends. Pickling keeps only the remaining seconds."""
 
     def __init__(self, budget: float | None = None) -> None:
         self.budget, self.started = budget, time.monotonic()
 
     def passed(self) -> float:
-        """Seconds since it was made."""
+        """Seconds since construction."""
         return time.monotonic() - self.started
 
     def left(self) -> float:
@@ -56,9 +56,9 @@ _clocks: ContextVar[tuple[Clock, ...]] = ContextVar("clocks", default=())
 
 @contextmanager
 def limited(clock: Clock | None) -> Iterator[None]:
-    """What runs inside asks this clock too, beside those already set: the nearest end counts. None sets nothing.
+    """Context manager: code inside is limited by this clock too, besides those already set. None sets no limit.
 
-    OutOfTime passes through: the caller catches it. Another thread starts without a clock.
+    OutOfTime propagates to the caller. New threads start without a clock.
     """
     if clock is None:
         yield
@@ -71,15 +71,15 @@ def limited(clock: Clock | None) -> Iterator[None]:
 
 
 def ask() -> None:
-    """Raises OutOfTime where a clock set by `limited` is used up. For every inner loop. Cost: 0.1 microseconds without a clock."""
+    """Raises OutOfTime if a clock set by `limited` is used up. For every inner loop. Cost: 0.1 microseconds without a clock."""
     for clock in _clocks.get():
         clock.ask()
 
 
 def fitting(each: float) -> int:
-    """How many images, of `each` seconds at the pace so far, to take at once so that the clock is asked often enough.
+    """Batch size at `each` seconds per image so that the clock is checked often enough; at least one.
 
-    At least one. Without a clock, or a pace, any number: a batch is cut only where time could run out over it.
+    Unlimited without a clock or a measured pace: a batch is cut only if time could run out during it.
     """
     until = left()
     if until == math.inf or each <= 0:
@@ -88,9 +88,9 @@ def fitting(each: float) -> int:
 
 
 def portions(count: int, most: int, each: float = UNKNOWN) -> Iterator[slice]:
-    """So many things in slices of `most` at most, the clock asked before each; smaller where one runs, by the pace of the last.
+    """Slices of at most `most` out of `count` items, with a clock check before each; under a clock, sized by the last pace.
 
-    `each`: seconds that one is taken for before there is a pace.
+    `each`: assumed seconds per item before a pace was measured.
     """
     start = 0
     while start < count:
@@ -103,7 +103,7 @@ def portions(count: int, most: int, each: float = UNKNOWN) -> Iterator[slice]:
 
 @contextmanager
 def unlimited() -> Iterator[None]:
-    """What runs inside asks no clock: for the short end of something that must not be lost."""
+    """Context manager without any clock, for a short final step whose result must not be lost."""
     token = _clocks.set(())
     try:
         yield
@@ -112,10 +112,10 @@ def unlimited() -> Iterator[None]:
 
 
 def afford(operations: float) -> None:
-    """Before one operation that can't ask: raises OutOfTime where it would take longer than is left.
+    """Raises OutOfTime if an operation that cannot be interrupted would take longer than the remaining time.
 
-    `operations`: multiply-adds in float64, at the pace that a product of matrices has on this machine, tried once a process (in
-    about 50 ms). Nothing is tried where no clock runs.
+    `operations`: multiply-adds in float64, timed by a matrix product on this machine, once per process (about 50 ms). Without a
+    clock nothing is timed.
     """
     until = left()
     if until <= 0 or (until < math.inf and operations > 1e7 and operations * seconds_each(torch.get_num_threads()) > until):
@@ -124,9 +124,9 @@ def afford(operations: float) -> None:
 
 @lru_cache
 def seconds_each(threads: int) -> float:
-    """Seconds of a multiply-add in float64 on so many threads, in a product of matrices of order 512."""
+    """Seconds per float64 multiply-add on `threads` threads, measured on a matrix product of order 512."""
     matrix = torch.ones(ORDER, ORDER, dtype=torch.float64)
-    matrix @ matrix  # the first one is slower
+    matrix @ matrix  # warm-up: the first product is slower
     begun = time.monotonic()
     matrix @ matrix
     return (time.monotonic() - begun) / ORDER**3

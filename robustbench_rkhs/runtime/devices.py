@@ -1,4 +1,4 @@
-"""Devices: which one a name means, and what it is called."""
+"""Devices: resolving a device name, and describing a device."""
 
 import torch
 
@@ -7,7 +7,7 @@ from robustbench_rkhs.nodes.reasons import reason
 
 
 def usable(name: str | torch.device) -> str:
-    """The device of this name; `auto` is the first GPU (cuda, else mps), else the CPU. Raises UserError where there is none."""
+    """The device of this name; `auto` is the first GPU (cuda, else mps), else the CPU. Raises UserError if it is not available."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -23,7 +23,7 @@ def usable(name: str | torch.device) -> str:
 
 
 def describe(device: str) -> str:
-    """The device in words."""
+    """A human-readable name of the device."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     if torch.device(device).type == "mps":

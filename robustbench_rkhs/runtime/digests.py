@@ -11,11 +11,11 @@ from robustbench_rkhs.nodes.node import UserError
 
 
 def check_state(state: Mapping[str, Any]) -> None:
-    """Raises UserError for a state that is not dense tensors of plain numbers alone: what else it holds is part of the function."""
+    """Raises UserError unless a state holds only dense numeric tensors: anything else would escape the digest."""
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise UserError(
-                f"the model's state is not tensors alone: {name!r} is a {type(value).__name__} "
+                f"the model's state is not only tensors: {name!r} is a {type(value).__name__} "
                 "(get_extra_state, or a quantised module); expected a float network whose state_dict() holds tensors"
             )
         if value.layout != torch.strided or value.is_quantized:

@@ -1,4 +1,4 @@
-"""Training in several processes: averages, and maxima over all of them."""
+"""Distributed training: averages and maxima over all processes."""
 
 import atexit
 import os
@@ -11,9 +11,10 @@ from torch import distributed as dist
 
 
 def join(device: str) -> str:
-    """Join the processes that torchrun started (gloo on CPUs, nccl on GPUs); this process's device. Alone: nothing happens.
+    """Join the processes that torchrun started (gloo on CPUs, nccl on GPUs); this process's device.
 
-    They stay joined until the interpreter ends: a group made anew would meet the addresses of the last one.
+    Does nothing for a single process. The group lives until the interpreter exits: a new one would collide with the addresses
+    of the last one.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device
@@ -28,13 +29,13 @@ def join(device: str) -> str:
 
 
 def wait_for_all() -> None:
-    """Until every process is here."""
+    """Barrier: block until every process arrives."""
     if world() > 1:
         dist.barrier()
 
 
 def average(tensors: Iterable[Tensor]) -> None:
-    """Mean over the processes, in place: one message for all tensors of a type."""
+    """Mean over the processes, in place, with one message per dtype."""
     if world() == 1:
         return
     kinds: dict[torch.dtype, list[Tensor]] = {}
@@ -49,17 +50,17 @@ def average(tensors: Iterable[Tensor]) -> None:
 
 
 def world() -> int:
-    """Processes that share the training; 1 alone."""
+    """Number of processes in the training; 1 without distribution."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this one is."""
+    """Rank of this process."""
     return dist.get_rank() if world() > 1 else 0
 
 
 def owned(values: Float[Tensor, " entries"]) -> Bool[Tensor, " entries"]:
-    """True where this process holds the largest value of all processes (the lowest rank at ties); all True alone.
+    """True where this process holds the largest value of all processes (ties: the lowest rank); all True in a single process.
 
     A supremum over the whole batch: each process searches its own images, and only the owner differentiates the winner.
     Its terms count `world()` times, since losses and gradients are averaged over the processes.

@@ -13,18 +13,18 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import reason as reason_of
 
 ENDING = ".part"
-"""What the names of temporary files end with."""
+"""Suffix of temporary files."""
 
 
 class Unwritable(UserError):
-    """A file could not be written: the disk or its permissions, not what was asked for."""
+    """A file could not be written because of the disk or its permissions."""
 
 
 def write_whole(path: Path, write: Callable[[Path], object], durable: bool = False) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it: no reader ever sees half a file.
+    """Let `write` fill a temporary file next to `path`, then rename it: no reader ever sees half a file.
 
     `durable`: file and folder are on the disk before and after the rename, so that it survives a power cut (about 20 ms).
-    Raises Unwritable where the disk is full or writing is not permitted; then nothing is left behind.
+    Raises Unwritable if the disk is full or writing is not permitted, and leaves nothing behind.
     """
     temporary, handle = None, -1
     try:
@@ -38,7 +38,7 @@ def write_whole(path: Path, write: Callable[[Path], object], durable: bool = Fal
         os.replace(temporary, path)
         if durable:
             flush(path.parent)
-    except (OSError, RuntimeError, SafetensorError) as error:  # of a full disk torch.save says RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError on a full disk
         if isinstance(error, OSError):
             reason = error.strerror or reason_of(error)
         else:
@@ -52,18 +52,18 @@ def write_whole(path: Path, write: Callable[[Path], object], durable: bool = Fal
 
 
 def _begun(path: Path) -> tuple[int, Path]:
-    """A temporary file beside `path`, locked for as long as its handle is open: others see that somebody is writing it."""
+    """A temporary file next to `path`, locked while its handle is open so that other processes see it is in use."""
     while True:
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix + ENDING, dir=path.parent)
         _lock(handle, fcntl.LOCK_EX)
         if os.fstat(handle).st_nlink:
             return handle, Path(name)
-        os.close(handle)  # another process took it for an abandoned one before it was locked
+        os.close(handle)  # another process removed it as abandoned before it was locked
 
 
 @cache
 def remove_abandoned(folder: Path) -> None:
-    """Remove temporary files whose writer was killed: nobody holds their lock. Once for each folder in a process."""
+    """Remove temporary files whose writer was killed, as nobody holds their lock. Once per folder and process."""
     for path in folder.glob(f".*{ENDING}"):
         try:
             handle = os.open(path, os.O_RDWR)
@@ -77,7 +77,7 @@ def remove_abandoned(folder: Path) -> None:
 
 
 def _lock(handle: int, how: int) -> bool:
-    """Whether the lock was taken; False where another holds it, or the file system has no locks."""
+    """Whether the lock was acquired; False if another process holds it, or the file system has no locks."""
     try:
         fcntl.flock(handle, how)
     except OSError:
@@ -95,5 +95,5 @@ def flush(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text file, whole or absent."""
+    """Write a text file atomically."""
     write_whole(path, lambda temporary: temporary.write_text(text))

@@ -1,4 +1,4 @@
-"""Random numbers hashed on the device from (key, counters): no generator, no wait for the host, the same on every device."""
+"""Random numbers hashed from (key, counters) on the device: no generator state, no host synchronisation, same on all devices."""
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +13,7 @@ SECOND = 0x94D049BB133111EB - 2**64
 def hashed_uniforms(keys: Int[Tensor, " batch"], seed: int, count: int) -> Float[Tensor, "batch count"]:
     """`count` numbers in (0, 1) for each key: odd multiples of 2^-24, hashed from (seed, key, position), the same bits everywhere.
 
-    64-bit integer arithmetic that wraps around, as splitmix64 has it; float32 at the very end.
+    splitmix64 in wrapping 64-bit integer arithmetic, converted to float32 at the end.
     """
     seed = (seed + 2**63) % 2**64 - 2**63  # signed
     start = _mixed(_mixed(keys.long() * GOLDEN + seed))

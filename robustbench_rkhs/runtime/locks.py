@@ -1,4 +1,4 @@
-"""A folder that one process works in: a lock file beside it says which, and one that its process left behind is taken over."""
+"""Exclusive use of a folder: a lock file next to it names its process; stale locks are taken over."""
 
 import contextlib
 import fcntl
@@ -16,15 +16,15 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.files import Unwritable
 
 SILENT = 600.0
-"""Seconds after which a lock of another machine, which is refreshed every minute, is taken for left behind."""
+"""Seconds without a refresh (one per minute) after which a lock of another machine counts as stale."""
 
 
 @contextlib.contextmanager
 def alone(folder: Path, what: str) -> Iterator[None]:
-    """This process alone works in the folder: `what` says at what. Raises UserError, naming who else does.
+    """Context manager: exclusive use of the folder for the task `what`. Raises UserError naming the process that holds it.
 
-    The lock is `.NAME.lock` beside the folder, with pid, machine and start time. On one machine the kernel frees it with the
-    process, however that ends; of another machine it is known by its age.
+    The lock is `.NAME.lock` next to the folder, with pid, machine and start time. On the same machine the kernel releases it
+    when the process ends; a lock of another machine is judged by its age.
     """
     path = folder.parent / f".{folder.name}.lock"
     handle = _taken(path, folder, what)
@@ -39,7 +39,7 @@ def alone(folder: Path, what: str) -> Iterator[None]:
 
 
 def _taken(path: Path, folder: Path, what: str) -> int:
-    """The open lock file, which is ours now. Raises UserError."""
+    """Acquire the lock; its open file. Raises UserError."""
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,18 +57,16 @@ def _taken(path: Path, folder: Path, what: str) -> int:
         if held or _works(owner, path, known):
             os.close(handle)
             who = f"process {owner.get('pid', '?')} on {owner.get('host', '?')} since {owner.get('since', '?')}"
-            line = (
-                f"{folder} is being worked in by {who} ({owner.get('what', what)}): wait for it, end it, or choose another folder"
-            )
+            line = f"{folder} is in use by {who} ({owner.get('what', what)}): wait for it, end it, or choose another folder"
             raise UserError(line)
         if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
             _sign(handle, what)
             return handle
-        os.close(handle)  # its owner removed it a moment ago
+        os.close(handle)  # its owner has just removed it
 
 
 def _works(owner: dict[str, Any], path: Path, known: bool) -> bool:
-    """Whether the process that a free lock names may still be at work. `known`: the kernel knows the locks of this machine."""
+    """Whether the owner of an unlocked lock file may still be running. `known`: the file system supports locks."""
     if not owner:
         return False
     if owner.get("host") == socket.gethostname():
@@ -79,7 +77,7 @@ def _works(owner: dict[str, Any], path: Path, known: bool) -> bool:
 
 
 def _owner(handle: int) -> dict[str, Any]:
-    """What the lock says; nothing where it is new or torn."""
+    """The contents of the lock file; empty if it is new or incomplete."""
     try:
         found = json.loads(os.pread(handle, 10_000, 0) or b"{}")
     except ValueError:
@@ -89,13 +87,13 @@ def _owner(handle: int) -> dict[str, Any]:
 
 def _sign(handle: int, what: str) -> None:
     owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now().isoformat(" ", "seconds"), "what": what}
-    with contextlib.suppress(OSError):  # a full disk: the kernel's lock holds all the same
+    with contextlib.suppress(OSError):  # on a full disk the kernel's lock still holds
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(owner).encode(), 0)
 
 
 def _refresh(path: Path, stop: threading.Event) -> None:
-    """Show other machines that this process lives."""
+    """Refresh the lock every minute, so that other machines see this process is alive."""
     while not stop.wait(60):
         try:
             os.utime(path)

@@ -1,35 +1,35 @@
-"""Memory that was freed, given back to the system."""
+"""Returns freed heap memory to the operating system."""
 
 import ctypes
 import sys
 
 EVERY = 2**25
-"""Bytes that are read, used and freed between two times."""
+"""Bytes read between two calls of `give_back`."""
 
 
 class Freed:
-    """Gives freed pages of the C library's heap back to the system now and then, while large blocks are read one after another.
+    """Returns freed heap pages to the system at intervals while large blocks are read one after another.
 
-    Each block leaves a hole beside whatever small was allocated meanwhile, into which the next block does not fit: without this
-    the heap grows with every block. Does nothing where the C library has no such call (glibc has). Cost: milliseconds each time.
+    Without this the heap grows with every block, as small allocations in between fragment it. Uses glibc's malloc_trim; does
+    nothing with other C libraries. Cost: milliseconds per call.
     """
 
     def __init__(self) -> None:
         self.bytes = 0
 
     def read(self, size: int) -> None:
-        """A block of so many bytes was read."""
+        """Record that a block of `size` bytes was read."""
         self.bytes += size
         if self.bytes >= EVERY:
             self.bytes = 0
             self.give_back()
 
     def give_back(self) -> None:
-        """Now."""
+        """Return freed pages to the system now."""
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
         if trim is not None:
             trim(0)
 
 
 FREED = Freed()
-"""The heap is one for the process, and so is this."""
+"""One instance per process, as there is one heap."""

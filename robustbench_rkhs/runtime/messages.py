@@ -1,6 +1,6 @@
-"""Messages of a running job to whoever started it."""
+"""Progress messages of a running job to its caller."""
 
 from collections.abc import Callable
 
 Say = Callable[[str], None]
-"""Takes one line of text. The library never prints: the command line passes what prints it."""
+"""Callback for one line of text. The library never prints; the command line passes a callback that does."""

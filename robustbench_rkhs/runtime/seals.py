@@ -1,8 +1,8 @@
-"""Seals: a file carries the sha256 of its own content, which is checked whenever it is read.
+"""Seals: each file contains the sha256 of its own content, which is checked on every read.
 
-The seal is text: `rkhs-seal-sha256:` and 64 digits, of the whole file with zeros in place of these digits. Each format has a place
-for it: the metadata of a parquet or safetensors file, the comment of a zip archive (.npz, .pt), a field of JSON, a comment of YAML.
-It tells damage, not forgery: whoever can write a file can seal it.
+A seal is the text `rkhs-seal-sha256:` and 64 digits, the sha256 of the file with zeros in place of the digits. It is stored in the
+metadata of parquet and safetensors files, the comment of zip archives (.npz, .pt), a JSON field or a YAML comment. It detects
+damage, not forgery: anyone who can write a file can seal it.
 """
 
 import hashlib
@@ -22,12 +22,12 @@ from robustbench_rkhs.runtime.files import write_whole
 MARK = "rkhs-seal-sha256:"
 ZEROS = "0" * 64
 BLANK = MARK + ZEROS
-"""What a format's place for the seal holds until the file is sealed."""
+"""Placeholder for the seal until the file is sealed."""
 CHUNK = 1 << 20
 
 
 class Damaged(UserError):
-    """A file is not what was written: its seal is broken, missing or of another key."""
+    """A file is damaged: its seal is broken or missing, or belongs to another key."""
 
     def __init__(self, path: Path, fault: str) -> None:
         super().__init__(f"{path}: damaged: {fault}")
@@ -38,13 +38,13 @@ NO_SEAL = "expected its seal, found none"
 
 
 class SetAside(UserWarning):
-    """A damaged file of ours was renamed, and what it held is done again."""
+    """Warning: a damaged file was renamed, and its contents will be recomputed."""
 
 
 def write_sealed(path: Path, write: Callable[[Path], object], durable: bool = True) -> str:
-    """Let `write` make a file that holds BLANK once, seal it and put it in its place, whole or absent. Returns the seal.
+    """Let `write` create a file that contains BLANK once, seal it and move it into place atomically. Returns the seal.
 
-    Raises Unwritable as `write_whole` does. Cost: a reading of the file (0.5 GB: about 2 s).
+    Raises Unwritable as `write_whole` does. Cost: one read of the file (0.5 GB: about 2 s).
     """
     seals = []
 
@@ -57,9 +57,9 @@ def write_sealed(path: Path, write: Callable[[Path], object], durable: bool = Tr
 
 
 def seal_of(path: Path, required: bool = False) -> str:
-    """The seal of a file, which was checked; empty where it has none. Raises Damaged where it is broken, or missing but `required`.
+    """Check the seal of a file and return it; empty if it has none. Raises Damaged if it is broken, or missing but `required`.
 
-    Raises OSError where the file cannot be read.
+    Raises OSError if the file cannot be read.
     """
     with path.open("rb") as handle:
         at = _place(handle)
@@ -75,7 +75,7 @@ def seal_of(path: Path, required: bool = False) -> str:
 
 
 def write_archive(path: Path, write: Callable[[Path], object], durable: bool = True) -> str:
-    """A zip archive (.npz, .pt) that `write` makes, with the seal as its comment."""
+    """Write a zip archive (.npz, .pt) by `write`, with the seal as its comment."""
 
     def commented(temporary: Path) -> None:
         write(temporary)
@@ -86,13 +86,13 @@ def write_archive(path: Path, write: Callable[[Path], object], durable: bool = T
 
 
 def write_record(path: Path, record: Mapping[str, Any], indent: int | None = 2) -> str:
-    """A JSON object with its seal as the last field."""
+    """Write a JSON object with the seal as its last field."""
     text = json.dumps({**record, "seal": BLANK}, indent=indent) + "\n"
     return write_sealed(path, lambda temporary: temporary.write_text(text))
 
 
 def read_record(path: Path, required: bool = False) -> dict[str, Any]:
-    """The JSON object of a record, without its seal. Raises Damaged, or UserError where it is no JSON object."""
+    """The JSON object of a record, without its seal. Raises Damaged, or UserError if it is not a JSON object."""
     try:
         seal_of(path, required)
         record = json.loads(path.read_text())
@@ -107,12 +107,12 @@ def read_record(path: Path, required: bool = False) -> dict[str, Any]:
 
 
 def write_commented(path: Path, text: str) -> str:
-    """A text file of a format with `#` comments (YAML), its seal as the last line."""
+    """Write a text file of a format with `#` comments (YAML), the seal as its last line."""
     return write_sealed(path, lambda temporary: temporary.write_text(f"{text.rstrip()}\n# {BLANK}\n"))
 
 
 def check_named(path: Path, record: Path) -> None:
-    """Raises Damaged where the record's `seals` name another sha256 for a file that has no place for a seal (JSON lines)."""
+    """Raises Damaged if the record's `seals` state another sha256 for a file that cannot contain a seal (JSON lines)."""
     said = read_record(record).get("seals") if record.is_file() else None
     if isinstance(said, dict) and said.get(path.name, digest := sha256_of(path)) != digest:
         raise Damaged(path, f"it is not the file that {record.name} names")
@@ -125,14 +125,14 @@ def sha256_of(path: Path) -> str:
 
 
 def unmarked(text: str) -> str:
-    """The same JSON, in which no text reads like a seal."""
+    """The same JSON text, escaped so that nothing in it looks like a seal."""
     return text.replace(MARK, MARK[:-1] + "\\u003a")
 
 
 def set_aside(path: Path, why: UserError | str, *beside: Path) -> None:
-    """Rename a damaged file to `.damaged-NAME-NUMBER`, and what lies `beside` it, and say so in a line (a warning, SetAside).
+    """Rename a damaged file, and the files `beside` it, to `.damaged-NAME-NUMBER`, with a SetAside warning.
 
-    What it held is then done again: only for files that can be made again.
+    Only for files whose contents can be recomputed.
     """
     for one in (path, *beside):
         number = 1
@@ -158,7 +158,7 @@ def _sealed(path: Path) -> str:
 
 
 def _place(handle: BinaryIO) -> int | None:
-    """Where the digits of the seal begin: of the last one at the end of a file, else at its beginning, else anywhere."""
+    """Offset of the digits of the seal: the last one near the end of the file, else near its beginning, else anywhere."""
     mark, size = MARK.encode(), handle.seek(0, os.SEEK_END)
     for begin in (max(0, size - CHUNK), 0):
         handle.seek(begin)

@@ -1,7 +1,7 @@
-"""What foreign text becomes before it is written: one function for each place it is written to.
+"""Escaping of untrusted text, with one function per output format.
 
-A name, a command or a reason may come from a stranger. Each writer passes every text through the function of its sink, so that
-text stays text: no markup, no formula, nothing that steers a terminal or turns the direction of reading.
+Names, commands and reasons may be untrusted. Each writer passes every text through the function of its format, so that it stays
+plain text: no markup, formulas, terminal control or changes of the reading direction.
 """
 
 import html
@@ -11,55 +11,55 @@ from typing import Any
 from robustbench_rkhs.nodes.reasons import ESCAPES
 
 UNSEEN = {0x00AD, 0x034F, 0x061C, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x180E, 0x2028, 0x2029, 0x3164, 0xFEFF, 0xFFA0}
-"""Characters that show nothing, beside those of the ranges below."""
+"""Invisible characters outside the ranges below."""
 HIDDEN = ((0x00, 0x1F), (0x7F, 0x9F), (0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x206F), (0xD800, 0xDFFF), (0xFFF9, 0xFFFB))
-"""Control characters, marks and overrides of direction, half characters."""
+"""Ranges of control characters, direction marks and overrides, and surrogates."""
 STARTS = re.compile(r"^([#+=-](?=\s|[#=-]|$)|\d+(?=[.)](?:\s|$)))")
-"""What at the start of a line would begin a heading, a list or a rule."""
+"""Line starts that Markdown reads as a heading, a list or a rule."""
 TAGS = ((0xFE00, 0xFE0F), (0xE0000, 0xE0FFF))
-"""Selectors and tags, which show nothing either."""
+"""Ranges of variation selectors and tags, also invisible."""
 
 
 def for_line(text: Any) -> str:
-    """Plain text of one line: blanks and line breaks become one blank, what is not seen is written out (`\\u202e`)."""
+    """Plain text on one line: whitespace collapses to one blank, invisible characters become escapes (`\\u202e`)."""
     found = ESCAPES.sub("", str(text))
     return " ".join("".join(one if _seen(one) else _written(one) for one in found).split())
 
 
 def for_terminal(text: Any) -> str:
-    """The same with its line breaks and blanks as they are: a terminal shows it and does nothing else."""
+    """Plain text for a terminal: as `for_line`, but line breaks and blanks are kept."""
     found = ESCAPES.sub("", str(text)).replace("\r\n", "\n")
     return "".join(one if one == "\n" or _seen(one) else " " if one == "\t" else _written(one) for one in found)
 
 
 def for_markdown(text: Any) -> str:
-    """One line inside a paragraph, a heading or a cell: no markup, no HTML, no link, no end of the cell."""
+    """One line in a Markdown paragraph, heading or cell: markup, HTML, links and cell separators are escaped."""
     found = re.sub(r"[\\`*|>~$]", lambda sign: f"\\{sign[0]}", for_line(text).replace("&", "&amp;"))
     found = found.replace("<", "&lt;").replace("](", "]\\(").replace("][", "]\\[").replace("]:", "]\\:")
-    found = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", found)  # inside a word it is no emphasis
+    found = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", found)  # inside a word an underscore is not emphasis
     return found if found == "-" else STARTS.sub(lambda start: _at_start(start[0]), found)
 
 
 def for_markdown_code(text: Any) -> str:
-    """One line between backticks, in a cell or outside of one."""
+    """One line between backticks, also valid in a table cell."""
     found = for_line(text).replace("`", "'").replace("|", "\\|")
     return f"`{found}`" if found else ""
 
 
 def for_html(text: Any) -> str:
-    """Text of an element or an attribute."""
+    """Text for an HTML element or attribute."""
     return html.escape(for_line(text))
 
 
 def for_latex(text: Any) -> str:
-    """One line of text: the ten special characters, and a leading bracket, which a line break before it would take for its own."""
+    """One line of LaTeX text: escapes the ten special characters and a leading bracket, which could follow a line break."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     found = re.sub(r"[\\~^&%$#_{}]", lambda sign: special.get(sign[0], f"\\{sign[0]}"), for_line(text))
     return f"{{}}{found}" if found.startswith(("[", "*")) else found
 
 
 def for_csv(value: Any) -> Any:
-    """A cell: text that a spreadsheet would take for a formula gets an apostrophe before it; numbers stay numbers."""
+    """A CSV cell: text that a spreadsheet would read as a formula gets a leading apostrophe; numbers stay numbers."""
     if not isinstance(value, str):
         return value
     text = for_line(value)
@@ -67,18 +67,18 @@ def for_csv(value: Any) -> Any:
 
 
 def _seen(one: str) -> bool:
-    """Whether a character shows, is a blank, or joins others that show."""
+    """Whether a character is visible, a blank, or joins visible ones."""
     code = ord(one)
     return code not in UNSEEN and not any(low <= code <= high for low, high in (*HIDDEN, *TAGS))
 
 
 def _written(one: str) -> str:
-    """A character that does not show, as its number; blanks and line breaks as a blank."""
+    """An invisible character as its escape; blanks and line breaks as a blank."""
     return " " if one in "\t\n\v\f\r\x85\u2028\u2029" else f"\\u{ord(one):04x}"
 
 
 def _at_start(sign: str) -> str:
-    """What would begin a heading, a list or a rule."""
+    """Escape a line start that Markdown reads as a heading, a list or a rule."""
     return f"{sign}\\" if sign.isdigit() else f"\\{sign}"
 
 

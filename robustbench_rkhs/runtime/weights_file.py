@@ -1,4 +1,4 @@
-"""A safetensors file from anybody: its header is read and checked first, its tensors a piece at a time."""
+"""Reader of untrusted safetensors files: the header is checked first, tensors are read in pieces."""
 
 import hashlib
 import math
@@ -27,36 +27,36 @@ TYPES = {
     "BOOL": torch.bool,
 }
 PIECE = 1 << 22
-"""Bytes that are read at once."""
+"""Bytes per read."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What a header says of a tensor."""
+    """A tensor's entry in the header."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     begin: int
-    """Where its bytes begin in the file."""
+    """Offset of its bytes in the file."""
     size: int
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A file whose header was read: every tensor lies where it says, and none is read yet."""
+    """A file with a checked header; no tensor is read yet."""
 
     path: Path
     tensors: Mapping[str, Stored]
 
     @property
     def numbers(self) -> int:
-        """How many numbers all tensors have."""
+        """Total number of values in all tensors."""
         return sum(count(one.shape) for one in self.tensors.values())
 
     def digest(self) -> str:
-        """`weights_digest` of the tensors, which are seen to be finite. Raises UserError where one is not.
+        """`weights_digest` of the tensors. Raises UserError if one is not finite.
 
-        Cost: one reading of the file, about 2 s a GiB, and a few MB.
+        Cost: one read of the file, about 2 s per GiB, and a few MB of memory.
         """
         sha = hashlib.sha256()
         with self.path.open("rb") as handle:
@@ -70,7 +70,7 @@ class WeightsFile:
         return sha.hexdigest()
 
     def must_fit(self, expected: Mapping[str, Tensor]) -> None:
-        """Raises UserError where names, shapes or types are not those of a network's state; its tensors may hold no numbers."""
+        """Raises UserError if names, shapes or types differ from a network's state, whose tensors may be on `meta`."""
         for name in self.tensors:
             if name not in expected:
                 raise UserError(f"{self.path}: unexpected tensor {name[:80]!r}; {did_you_mean(name[:80], expected)[:200]}")
@@ -85,7 +85,7 @@ class WeightsFile:
 
 
 def weights_file(path: Path, limits: Limits = STRANGERS) -> WeightsFile:
-    """The header of a safetensors file, checked. Raises UserError where it is none, or asks for more than the limits."""
+    """Read and check the header of a safetensors file. Raises UserError if it is invalid or exceeds the limits."""
     try:
         with path.open("rb") as handle:
             size = handle.seek(0, 2)
@@ -114,16 +114,16 @@ def weights_file(path: Path, limits: Limits = STRANGERS) -> WeightsFile:
             raise UserError(f"{path}: tensor {name[:80]!r} does not begin where the one before it ends")
         end += one.size
     if end != size:
-        raise UserError(f"{path} is not a readable safetensors file: it has {size:,} bytes, its header tells of {end:,}")
+        raise UserError(f"{path} is not a readable safetensors file: it has {size:,} bytes, its header describes {end:,}")
     return WeightsFile(path, tensors)
 
 
 def _stored(path: Path, name: str, said: Any, start: int) -> Stored:
-    """A tensor's row of the header. Raises UserError."""
+    """Parse a tensor's entry in the header. Raises UserError."""
     shape, ends = (_whole(said.get(key) if isinstance(said, dict) else None) for key in ("shape", "data_offsets"))
     kind = str(said.get("dtype")) if isinstance(said, dict) else ""
     if shape is None or ends is None or len(shape) > 16 or len(ends) != 2 or kind not in TYPES:
-        raise UserError(f"{path}: its header says nothing sound of tensor {name[:80]!r}: {str(said)[:80]}")
+        raise UserError(f"{path}: its header has no valid entry for tensor {name[:80]!r}: {str(said)[:80]}")
     dtype, size = TYPES[kind], ends[1] - ends[0]
     if count(shape) * dtype.itemsize != size:
         raise UserError(f"{path}: tensor {name[:80]!r} of shape {shape} has {size:,} bytes")
@@ -131,18 +131,18 @@ def _stored(path: Path, name: str, said: Any, start: int) -> Stored:
 
 
 def count(shape: tuple[int, ...]) -> int:
-    """How many numbers a tensor of this shape has."""
+    """Number of values in a tensor of this shape."""
     return math.prod(shape)
 
 
 def _whole(value: Any) -> tuple[int, ...] | None:
-    """A list of whole numbers from 0, of a size that a file may have; None for anything else."""
+    """A list of integers from 0 to 2^48 as a tuple; None for anything else."""
     fine = isinstance(value, list) and all(type(one) is int and 0 <= one < 2**48 for one in value)
     return tuple(value) if fine else None
 
 
 def _pieces(handle: BinaryIO, one: Stored) -> Any:
-    """A tensor's bytes, some at a time."""
+    """A tensor's bytes, in pieces."""
     handle.seek(one.begin)
     left = one.size
     while left:

@@ -1,1 +1,1 @@
-"""What strangers send: checked, evaluated, gated."""
+"""Submissions from third parties: checking, evaluation and the leaderboard gate."""

@@ -1,4 +1,4 @@
-"""Adversarial images from anybody: every claim of a file checked against data and model, image by image; one check for all."""
+"""Checks of a submitted file of adversarial images: every claim is verified per image against the data and the model."""
 
 import hashlib
 import re
@@ -23,20 +23,20 @@ from robustbench_rkhs.verdicts import Adversarials
 from robustbench_rkhs.zoo import SETS, NamedModel, load_model, smoothed
 
 CLOSE = 1e-9
-"""Relative difference of two sums in float64 over the same numbers in another order, and far more than that."""
+"""Relative tolerance for claimed distances: well above the error of summing the same float64 numbers in another order."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A file of adversarial images after the check: for each image why it is refused, empty where it is confirmed."""
+    """The result of checking a file of adversarial images: per image the reason for refusal, empty if it is confirmed."""
 
     stored: Adversarials
     named: NamedModel
     identity: Identity
-    """Of the model that was asked."""
+    """Identity of the model that was queried."""
     reasons: list[str]
     distance_l2: np.ndarray
-    """As computed here; these count, not the file's."""
+    """Computed here; used in place of the file's."""
     distance_linf: np.ndarray
 
     @property
@@ -44,7 +44,7 @@ class Judged:
         return np.array([reason == "" for reason in self.reasons], dtype=bool)
 
     def lines(self, shown: int = 10) -> list[str]:
-        """What was found, in a few lines."""
+        """A summary in a few lines, with at most `shown` refused images."""
         about, fine = self.stored.about, self.confirmed
         away = (self.distance_l2 if about.norm == "l2" else self.distance_linf)[fine]
         lines = [f"{self.named.name} on {self.named.test.data} {self.named.test.split}, {about.norm}, box {about.box}"]
@@ -65,13 +65,13 @@ def named_by(
     data: str | None = None,
     limits: Limits = STRANGERS,
 ) -> NamedModel:
-    """The model and data a file speaks of, or those given. Raises UserError where they cannot be found.
+    """The model and data that a file names, or those given. Raises UserError if they cannot be found.
 
-    A header is a stranger's: it may name a checkpoint here and a known data set, never a path or code.
+    The header is untrusted: it may name a local checkpoint and a known data set, but never a path or code.
     """
     name, _, _ = stored.about.model.partition("~")
     if model is None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
-        raise UserError(f"the file speaks of model {name[:40]!r}, which is no name of a checkpoint: name one with --model")
+        raise UserError(f"the file names the model {name[:40]!r}, which is not a checkpoint name: give one with --model")
     named = load_model(model or name, weights, data)
     if data is None and stored.about.data != named.test.data and stored.about.data in SETS:
         named = load_model(model or name, weights, stored.about.data)
@@ -80,11 +80,11 @@ def named_by(
         return named
     found = re.fullmatch(r"sigma=(\d[0-9.]*(?:e[+-]?\d+)?), votes=(\d+), recount=(\d+), seed=(\d+)", str(settings))
     if not found:
-        raise UserError(f"the file speaks of a model smoothed with {str(settings)[:60]!r}: expected sigma, votes, recount and seed")
+        raise UserError(f"the file gives smoothing settings {str(settings)[:60]!r}: expected sigma, votes, recount and seed")
     try:
         sigma, votes, recount, seed = float(found[1]), *map(int, found.groups()[1:])
     except ValueError:
-        raise UserError(f"the file speaks of noise of sigma {found[1][:20]!r}, which is no number") from None
+        raise UserError(f"the file gives the noise sigma {found[1][:20]!r}, which is not a number") from None
     if not 0 < votes <= 100_000 or not 0 < recount <= 100_000 or not seed < 2**63:
         raise UserError(
             f"the file asks for {str(votes)[:20]} and {str(recount)[:20]} votes: expected 1 to 100000, and a seed of 63 bits"
@@ -92,21 +92,21 @@ def named_by(
     if (total := len(stored.index) * (votes + 2 * recount)) > limits.votes:
         raise UserError(f"the file asks for {total:,} votes on its images, expected at most {limits.votes:,} (--limits votes=...)")
     if not 0 < sigma < 100:
-        raise UserError(f"the file speaks of noise of sigma {sigma:g}: expected one above 0 and below 100")
+        raise UserError(f"the file gives the noise sigma {sigma:g}: expected a value above 0 and below 100")
     return smoothed(named, sigma, votes=votes, recount=recount, seed=seed)
 
 
 def judge(stored: Adversarials, named: NamedModel, device: str = "cpu") -> Judged:
-    """Each image against the data and the model asked again: confirmed, or refused with the first claim that is not true.
+    """Check each image against the data and the model's predictions: confirmed, or refused with the first false claim.
 
-    An image is misclassified where the model errs on it in a batch or alone: the two differ in the last bits, and images lie
-    near the boundary. Raises UserError where shapes, types or indices are not those of the data.
+    An image counts as misclassified if the model errs on it in a batch or alone: the two differ in the last bits, and such
+    images lie near the decision boundary. Raises UserError if shapes, types or indices do not match the data.
     """
     about, split = stored.about, named.test
     place = {index: number for number, index in enumerate(split.index.tolist())}
     beyond = [index for index in stored.index.tolist() if index not in place]
     if beyond:
-        raise UserError(f"not adversarial images of {split.data} {split.split}: it has no image of index {beyond[0]}")
+        raise UserError(f"not adversarial images of {split.data} {split.split}: it has no image with index {beyond[0]}")
     if stored.images.shape[1:] != split.shape:
         raise UserError(f"not adversarial images of {split.data}: shape {stored.images.shape[1:]}, expected {split.shape}")
     clean = split.take(torch.tensor([place[index] for index in stored.index.tolist()], dtype=torch.int64))
@@ -143,10 +143,10 @@ def judge(stored: Adversarials, named: NamedModel, device: str = "cpu") -> Judge
     model = freeze(named.model.eval().to(device))
     before = _asked(model, clean.x, torch.from_numpy(stored.predicted.copy()), device)
     after = _asked(counting(model), moved, torch.from_numpy(stored.predicted_adversarial.copy()), device)
-    fault(before != stored.predicted, lambda i: _says(f"the model answers {before[i]} to the clean image", stored.predicted[i]))
+    fault(before != stored.predicted, lambda i: _says(f"the model predicts {before[i]} on the clean image", stored.predicted[i]))
     wrong = (after != labels) | _lost(model, moved, clean.y, device)
-    fault(~wrong, lambda i: f"the model answers its label {labels[i]}")
-    fault(after != stored.predicted_adversarial, lambda i: _says(f"the model answers {after[i]}", stored.predicted_adversarial[i]))
+    fault(~wrong, lambda i: f"the model predicts its label {labels[i]}")
+    fault(after != stored.predicted_adversarial, lambda i: _says(f"the model predicts {after[i]}", stored.predicted_adversarial[i]))
     reasons = [next((reason(i) for where, reason in faults if where[i]), "") for i in range(len(expected))]
     return Judged(stored, named, identity, reasons, lengths["distance_l2"], lengths["distance_linf"])
 
@@ -156,7 +156,7 @@ def _says(found: str, claimed: Any) -> str:
 
 
 def _lengths(images: np.ndarray, clean: np.ndarray) -> dict[str, np.ndarray]:
-    """Both distances of each pair, in float64, some at a time."""
+    """l2 and linf distance of each pair in float64, computed in blocks of 500."""
     found = {"distance_l2": np.zeros(len(clean)), "distance_linf": np.zeros(len(clean))}
     for begin in range(0, len(clean), 500):
         part = slice(begin, begin + 500)
@@ -166,7 +166,7 @@ def _lengths(images: np.ndarray, clean: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _asked(model: nn.Module, x: Tensor, claimed: Tensor, device: str) -> np.ndarray:
-    """The model's answer to each image in a batch; where that is not the answer claimed, alone."""
+    """The predicted class of each image in a batch; an image whose prediction differs from the claim is retried alone."""
     with full_precision():
         said = answered(model, x.to(device)).cpu()
         for place in (said != claimed).nonzero().flatten().tolist():
@@ -176,7 +176,7 @@ def _asked(model: nn.Module, x: Tensor, claimed: Tensor, device: str) -> np.ndar
 
 
 def _lost(model: nn.Module, x: Tensor, y: Tensor, device: str) -> np.ndarray:
-    """Of a smoothed model, where its label is proved not to win the vote; of another one nowhere."""
+    """For a smoothed model, True where the label provably loses the vote; for any other model, False everywhere."""
     if not isinstance(model, Smoothed) or not len(x):
         return np.zeros(len(x), dtype=bool)
     with full_precision():

@@ -1,6 +1,6 @@
-"""A stranger's bundle evaluated in a process of its own: `python -m robustbench_rkhs.submission.confined`, a job on standard input.
+"""Evaluates a submitted bundle in a separate process: `python -m robustbench_rkhs.submission.confined`, the job on standard input.
 
-Its result is the table that it writes; on standard output it says where that is, a JSON object a line.
+The result is the table that it writes; standard output carries its path and messages, one JSON object per line.
 """
 
 import json
@@ -24,9 +24,9 @@ from robustbench_rkhs.verdicts import Evaluation
 def evaluations(
     path: Path, name: str, recipes: list[EvalRecipe], device: str, folder: Path, command: str, limits: Limits, say: Say
 ) -> Generator[Evaluation]:
-    """The bundle evaluated by one recipe after the other, each when it is asked for; its tables are under folder/name.
+    """Evaluate the bundle with one recipe after another, lazily; the tables are written under folder/name.
 
-    Raises UserError where the bundle is refused, or needs more memory or time than the limits allow.
+    Raises UserError if the bundle is refused, or needs more memory or time than the limits allow.
     """
     job = {
         "path": str(path),
@@ -51,7 +51,7 @@ def _tell(**message: Any) -> None:
 
 
 def _work(job: dict[str, Any]) -> None:
-    """Load the bundle, evaluate it, say where each table is."""
+    """Load the bundle, evaluate it, and send the path of each table."""
     import torch
 
     from robustbench_rkhs.evaluation.run import evaluate
@@ -71,7 +71,7 @@ def _work(job: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     OUTPUT = os.dup(1)
-    os.dup2(2, 1)  # what a library prints is no message
+    os.dup2(2, 1)  # keep what libraries print out of the messages
     given = json.loads(sys.stdin.buffer.read())
     end_with(int(given["parent"]))
     try:

@@ -1,4 +1,4 @@
-"""What a submission would change on the leaderboard: nothing but its own row, and rows that its adversarial images break."""
+"""The effect of a submission on the leaderboard: only its own row, and rows of models its adversarial images break, may change."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,14 +7,14 @@ from robustbench_rkhs.reports.entries import Entry, Section, board
 from robustbench_rkhs.verdicts import Evaluation, same_function
 
 Place = tuple[Section, str, str]
-"""A row: its section, its model's name and its function."""
+"""Key of a row: section, model name and function key."""
 
 
 def refused_change(existing: Sequence[Evaluation], new: Evaluation, own: str = "") -> str:
-    """Why the board must not become what it would be with this evaluation; empty where it may.
+    """The reason why this evaluation must not be published; empty if it may.
 
-    Another entry may change by confirmed adversarial images of that very function alone; `own`: the name of an entry that may be
-    replaced, of a model of this place. Cost: the board three times.
+    Another entry may change only through confirmed adversarial images of the same function. `own`: name of an entry that may
+    be replaced, for a model that belongs to this repository. Cost: computes the leaderboard three times.
     """
     before, broken, after = (_rows([*existing, *more]) for more in ([], [_images_alone(new)], [new]))
     for place, entry in before.items():
@@ -34,13 +34,13 @@ def refused_change(existing: Sequence[Evaluation], new: Evaluation, own: str = "
 
 
 def twin_on_board(existing: Sequence[Evaluation], new: Evaluation) -> str:
-    """The name under which the same function stands already; empty where it does not, or under the same name."""
+    """The name under which the same function is already listed; empty if it is not listed, or listed under its own name."""
     names = [one.about.model for one in existing if one.about.epsilons and same_function(one.about, new.about)]
     return "" if new.about.model in names else next(iter(sorted(names)), "")
 
 
 def _images_alone(new: Evaluation) -> Evaluation:
-    """The evaluation with its adversarial images only: it has no eps at which it would stand on the board."""
+    """The evaluation reduced to its adversarial images: without an eps it has no row of its own on the leaderboard."""
     return replace(new, about=new.about.but(epsilons=()))
 
 
@@ -53,7 +53,7 @@ def _rows(evaluations: Sequence[Evaluation]) -> dict[Place, Entry]:
 
 
 def _differs(one: Entry, other: Entry) -> str:
-    """The first thing that two rows say otherwise."""
+    """The first difference between two rows."""
     if one.status != other.status:
         return f"{one.status}, then {other.status}{f' ({other.reason})' if other.reason else ''}"
     for column in ("clean", "robust", "certified", "images"):

@@ -1,4 +1,4 @@
-"""A stranger's checkpoint or adversarial images: checked, evaluated, and put on the leaderboard or refused."""
+"""The submission gate: checks and evaluates a checkpoint or adversarial images, then updates the leaderboard or refuses."""
 
 import hashlib
 import re
@@ -38,7 +38,7 @@ ALLOWED = {"config.json", "model.safetensors", "recipe.yaml", "metrics.jsonl", "
 
 
 def check(path: Path, limits: Limits = STRANGERS) -> str:
-    """The folder's name, which holds weights and a recipe, nothing else: no code, no links, no giants. Raises UserError."""
+    """Check that a folder holds only weights and a recipe (no code, links or oversized files); its name. Raises UserError."""
     if not path.is_dir():
         raise UserError(f"no checkpoint folder {str(path)!r}")
     if path.is_symlink():
@@ -58,16 +58,14 @@ def check(path: Path, limits: Limits = STRANGERS) -> str:
 
 
 def known_data(recipe: TrainRecipe) -> DataSet:
-    """The data set of a stranger's recipe, one of those that are known by name. Raises UserError for a file, a folder or code."""
+    """The data set of a submitted recipe, which must be known by name. Raises UserError for a file, a folder or code."""
     if type(recipe.data) not in SETS.values():
-        raise UserError(
-            f"its recipe names data of its own ({recipe.data.label}); expected one of the known sets: {', '.join(SETS)}"
-        )
+        raise UserError(f"its recipe names its own data ({recipe.data.label}); expected one of the known sets: {', '.join(SETS)}")
     return recipe.data
 
 
 def refusal(done: Evaluation) -> str | None:
-    """Why this evaluation cannot be published; None where it can."""
+    """The reason why this evaluation cannot be published; None if it can."""
     breaches = verdicts.breaches(done)
     if len(breaches):
         first = breaches.iloc[0].to_dict()
@@ -93,12 +91,13 @@ def submit(
     limits: Limits = STRANGERS,
     say: Say = lambda line: None,
 ) -> Iterator[str]:
-    """Yield what happened, step by step. Raises UserError with the reason of a refusal; then the board is as it was.
+    """Check, evaluate and publish a checkpoint; yields a progress line per step.
 
-    A name that reads like another one is refused. The board is computed as it would be: where another row would change otherwise
-    than by adversarial images of its very function, the submission is held for a person, its verdicts in OUT/submissions. A
-    function that stands on the board under another name keeps its row, which then names both.
-    `limits`: the most that its files may ask for, and that its evaluation may use, which runs in a process of its own.
+    Raises UserError with the reason for a refusal; the leaderboard is then unchanged. A name that looks like another one is
+    refused. The new leaderboard is computed first: if another row would change for any reason but adversarial images of its own
+    function, the submission is held for manual review, its verdicts in OUT/submissions. A function already listed under another
+    name keeps its row, which then shows both names.
+    `limits`: resource limits for its files and for its evaluation, which runs in a separate process.
     """
     name = check(path, limits)
     said = checkpoint.described(path, limits=limits)
@@ -126,13 +125,13 @@ def submit(
         _gate(full, name, staged)
         if not own:
             full = replace(full, about=full.about.but(submitted=datetime.now(UTC).isoformat(timespec="seconds")))
-        _check_effect(existing, full, f"{name} is held for a person", staged, own)
+        _check_effect(existing, full, f"{name} is held for manual review", staged, own)
         if twin := twin_on_board(existing, full):
             yield f"the same function as {twin}, whose row stays: also submitted as {name}"
         target = folder_of(out / "verdicts", name)
         target.mkdir(parents=True, exist_ok=True)
         published = target / (full.path or staged).name
-    if all(one.path != published for one in existing):  # else the very same evaluation stands there
+    if all(one.path != published for one in existing):  # else the same evaluation is already published
         verdicts.write(full, published)
         unread.clear()
         written = report(verdicts.read_all(out / "verdicts", unread.append), out, unread=unread)
@@ -155,9 +154,9 @@ def submit_adversarials(
     command: str = "",
     limits: Limits = STRANGERS,
 ) -> Iterator[str]:
-    """Yield what happened; confirmed images count on the leaderboard against every evaluation of the same function.
+    """Check submitted adversarial images; confirmed ones count against every evaluation of the same function.
 
-    Raises UserError where the file is none, or no image is confirmed; then the board is as it was.
+    Yields progress lines. Raises UserError if the file is not valid or no image is confirmed; the leaderboard is then unchanged.
     """
     with guarded(path):
         stored = verdicts.read_adversarials(path, limits)
@@ -167,7 +166,7 @@ def submit_adversarials(
         raise UserError(f"{path} is refused: none of its {len(judged.reasons)} images is confirmed")
     done = as_evaluation(judged, path, device, command)
     existing = [*verdicts.read_all(out / "verdicts", lambda line: None), *verdicts.read_all(out / "submitted", lambda line: None)]
-    _check_effect(existing, done, f"{path} is held for a person", path)
+    _check_effect(existing, done, f"{path} is held for manual review", path)
     stem = f"{stored.about.norm}-{str(done.about.file_sha256)[:12]}"
     written = verdicts.write(done, folder_of(out / "submitted", judged.named.name) / f"{stem}.parquet")
     unread: list[str] = []
@@ -178,7 +177,7 @@ def submit_adversarials(
 
 
 def as_evaluation(judged: Judged, path: Path, device: str, command: str = "") -> Evaluation:
-    """The confirmed images as rows of a table: no protocol and no eps of its own, radii as computed here."""
+    """The confirmed images as an evaluation table, without protocol or eps; radii are those computed here."""
     stored, named, fine = judged.stored, judged.named, np.flatnonzero(judged.confirmed)
     with path.open("rb") as handle:
         sha = hashlib.file_digest(handle, "sha256").hexdigest()
@@ -201,7 +200,7 @@ def as_evaluation(judged: Judged, path: Path, device: str, command: str = "") ->
 
 
 def _check_name(name: str, path: Path, existing: list[Evaluation]) -> str:
-    """The name, if that of a model of this place; else nothing. Raises UserError where it is, or reads like, another's."""
+    """The name if it is a model of this repository, else empty. Raises UserError if it equals, or looks like, another model's."""
     listed = {found.stem for found in models_folder().glob("*.yaml")}
     mine = models_folder().resolve().parent / "checkpoints" / name
     if name in listed and mine.resolve() != path.resolve():
@@ -212,7 +211,7 @@ def _check_name(name: str, path: Path, existing: list[Evaluation]) -> str:
 
 
 def _check_effect(existing: list[Evaluation], new: Evaluation, held: str, kept: Path, own: str = "") -> None:
-    """Raises UserError where the board would change otherwise than a submission may change it."""
+    """Raises UserError if the leaderboard would change in a way that no submission may cause."""
     if reason := refused_change(existing, new, own):
         raise UserError(f"{held}: {reason} (kept in {kept})")
 

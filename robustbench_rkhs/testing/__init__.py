@@ -1,6 +1,6 @@
-"""Checks that a method keeps its contract: ours in tests/, and yours in one line, `check_attack(MyAttack())`.
+"""Conformance checks for methods, built-in or your own: `check_attack(MyAttack())`.
 
-Each raises AssertionError with what should hold and does not. They are the very functions that our own tests call.
+Each raises AssertionError that states the violated requirement. The package's own tests call the same functions.
 """
 
 from robustbench_rkhs.testing.attacks import check_attack

@@ -1,4 +1,4 @@
-"""Checks of an attack: near the optimum of affine models, inside ball and box, and nothing left disturbed."""
+"""Conformance checks of an attack: near-optimal on affine models, inside ball and box, model and images left unchanged."""
 
 import copy
 from typing import Any
@@ -17,7 +17,7 @@ SHAPES = ((1, 4, 4), (3, 8, 8), (20,))
 
 
 def check_attack(attack: Attack, norm: Norm = "l2", factor: float = 1.05) -> None:
-    """All checks of an attack in this norm. `factor`: it reaches so many times the exact distance of an affine model."""
+    """All checks of an attack in this norm. `factor`: allowed ratio of its distance to the exact one on an affine model."""
     for seed, shape in enumerate(SHAPES):
         near_the_optimum(attack, norm, factor, affine(3, shape, seed=seed, images=8))
     if attack.scale_invariant:
@@ -33,12 +33,12 @@ def check_attack(attack: Attack, norm: Norm = "l2", factor: float = 1.05) -> Non
 
 
 def run(attack: Attack, oracle: Affine, model: nn.Module | None = None) -> Attacked:
-    """The attack on the images of an oracle, or on those with another model."""
+    """Run the attack on an oracle's images, against its model or `model`."""
     return attack(model or oracle.model, oracle.x, oracle.y, torch.arange(len(oracle.x)))
 
 
 def broken(oracle: Affine, attacked: Attacked, attack: Attack, model: nn.Module | None = None) -> Tensor:
-    """Which images count as broken: pulled inside as an evaluation does, then asked again."""
+    """Which images are misclassified after projection into ball and box, as in an evaluation."""
     inside = pull_inside(oracle.x, attacked.images, attack.norm, attack.eps, attack.box)
     with torch.no_grad():
         logits: Tensor = (model or oracle.model)(inside)
@@ -46,7 +46,7 @@ def broken(oracle: Affine, attacked: Attacked, attack: Attack, model: nn.Module 
 
 
 def near_the_optimum(attack: Attack, norm: Norm, factor: float, oracle: Affine) -> None:
-    """Within its factor of the exact distance and never under it, inside ball and box, `x` untouched, passes counted."""
+    """Distances between the exact one and `factor` times it, inside ball and box, `x` unchanged, passes counted."""
     exact, x = oracle.distance(norm), oracle.x.clone()
     eps = factor * exact.median().item()
     attack = attack.aimed(norm=norm, eps=eps, seed=0)
@@ -59,27 +59,27 @@ def near_the_optimum(attack: Attack, norm: Norm, factor: float, oracle: Affine) 
     if attack.minimal_norm:
         must(fell.all(), f"a minimal-norm attack must break every image here, missed {int((~fell).sum())} of {len(fell)}")
         must((found / exact).max() <= factor, f"expected at most {factor:g} of the exact distance everywhere")
-        must((found / exact).min() >= 1 - 1e-4, "nothing can be broken below the exact distance: the images are no float images")
+        must((found / exact).min() >= 1 - 1e-4, "nothing can be broken below the exact distance: check the dtype of the images")
     else:
         must(found.max() <= eps + 1e-6, f"images must stay in the ball of radius {eps:.4g}, found one at {found.max():.4g}")
         near = exact <= eps / factor
         must(fell[near].all(), f"expected every image nearer than eps / {factor:g} broken, missed {int((~fell[near]).sum())}")
         must(not fell[exact > eps * (1 + 1e-4)].any(), "nothing can be broken below the exact distance")
-    must((attacked.forwards > 0).all(), "every image costs a forward pass at least: count them")
+    must((attacked.forwards > 0).all(), "every image costs at least one forward pass: count them")
 
 
 def finite_without_a_gradient(attack: Attack, norm: Norm, attached: bool = True) -> None:
-    """On a model whose gradient is zero (or, not `attached`, that has none) images are finite and nothing is broken."""
+    """On a model with zero gradient (or, if not `attached`, none) the images are finite and nothing is broken."""
     x = torch.rand(3, 1, 5, 5, generator=torch.Generator().manual_seed(0))
     oracle = Affine(constant_model(4, answer=1, attached=attached), x, torch.ones(3, dtype=torch.int64), x, x)
     aimed = attack.aimed(norm=norm, eps=0.5, seed=0)
     attacked = run(aimed, oracle)
     must(attacked.images.isfinite().all(), "images must be finite where the gradient is zero")
-    must(not broken(oracle, attacked, aimed).any(), "a model that answers always the same cannot be broken")
+    must(not broken(oracle, attacked, aimed).any(), "a model with constant predictions cannot be broken")
 
 
 class Sick(nn.Module):
-    """Right on the clean images, NaN once they are left."""
+    """A model that is right on the clean images and NaN elsewhere."""
 
     def forward(self, x: Tensor) -> Tensor:
         good = torch.stack([x.flatten(1).sum(1) * 0 + 1, -x.flatten(1).sum(1)], 1)
@@ -87,14 +87,14 @@ class Sick(nn.Module):
 
 
 def finite_where_the_model_is_not(attack: Attack, norm: Norm) -> None:
-    """On a model that turns NaN away from the images, images are finite."""
+    """The images are finite on a model that returns NaN away from the clean images."""
     x = torch.full((2, 1, 5, 5), 0.5)
     attacked = attack.aimed(norm=norm, eps=0.5, seed=0)(Sick(), x, torch.zeros(2, dtype=torch.int64), torch.arange(2))
-    must(attacked.images.isfinite().all(), "images must be finite where the model's answers are not")
+    must(attacked.images.isfinite().all(), "images must be finite where the model's logits are not")
 
 
 def leaves_the_model(attack: Attack, norm: Norm, in_eval_mode: bool = True) -> None:
-    """Modes, weights, buffers, `requires_grad` and gradients are as before, also where they are odd."""
+    """Modes, weights, buffers, `requires_grad` and gradients are unchanged, also in unusual states."""
     model: Any = bent(classes=3).train()
     model[1].eval()
     model[0].bias.requires_grad_(False)
@@ -109,7 +109,7 @@ def leaves_the_model(attack: Attack, norm: Norm, in_eval_mode: bool = True) -> N
 
 
 def takes_no_image_and_wrong_ones(attack: Attack, norm: Norm, wrong_stay: bool = True) -> None:
-    """A block without images gives none back; images that are wrong already come back as they are (where `wrong_stay`)."""
+    """An empty batch returns an empty batch; misclassified images are returned unchanged (if `wrong_stay`)."""
     oracle, aimed = affine(3, (1, 4, 4), images=4), attack.aimed(norm=norm, eps=0.01, seed=0)
     nothing = aimed(oracle.model, oracle.x[:0], oracle.y[:0], torch.arange(0))
     must(nothing.images.shape == (0, 1, 4, 4), f"expected no image of a block without any, found {tuple(nothing.images.shape)}")
@@ -119,7 +119,7 @@ def takes_no_image_and_wrong_ones(attack: Attack, norm: Norm, wrong_stay: bool =
 
 
 def keeps_its_budget(attack: Attack, norm: Norm) -> None:
-    """eps 0 leaves images as they are; no eps and a negative one are refused (`Attack.budget` does that)."""
+    """eps 0 leaves images unchanged; a missing or negative eps is refused (`Attack.budget` does that)."""
     oracle = affine(3, (1, 4, 4), images=4)
     must(torch.equal(run(attack.aimed(norm=norm, eps=0.0, seed=0), oracle).images, oracle.x), "eps 0 must leave images as they are")
     for eps, said in ((None, "needs an eps"), (-1.0, "must not be negative")):

@@ -1,4 +1,4 @@
-"""Checks of a certificate: never above the true radius, nothing for what is wrong, and the model left as it was."""
+"""Conformance checks of a certificate: never above the true radius, 0 for misclassified images, model left unchanged."""
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ SHAPES = ((1, 4, 4), (2, 3, 3), (5,))
 
 
 def check_certificate(certificate: Certificate, norm: Norm = "l2", factor: float = 0.0) -> None:
-    """All checks of a certificate in this norm. `factor`: it proves so much of the exact radius of an affine model, at least."""
+    """All checks of a certificate in this norm. `factor`: least share of the exact radius that it proves on an affine model."""
     must(norm in certificate.norms, f"it must say that it certifies {norm}: norms = frozenset({{{norm!r}}})")
     if "norm" in type(certificate).model_fields:
         certificate = certificate.model_copy(update={"norm": norm})
@@ -27,7 +27,7 @@ def check_certificate(certificate: Certificate, norm: Norm = "l2", factor: float
 
 
 def asked(certificate: Certificate, model: nn.Module, x: torch.Tensor, y: torch.Tensor, eps: float = 0.1) -> Certified | None:
-    """What it says of these images, after the checks of an evaluation; None where it refuses the model (`Uncertifiable`)."""
+    """Its checked result on these images; None if it refuses the model (`Uncertifiable`)."""
     try:
         return checked_certified(certificate(model, x, y, torch.arange(len(x)), (eps,)), len(x))
     except Uncertifiable:
@@ -37,7 +37,7 @@ def asked(certificate: Certificate, model: nn.Module, x: torch.Tensor, y: torch.
 def below_the_closed_form(
     certificate: Certificate, norm: Norm, factor: float, seed: int, shape: tuple[int, ...], scale: float
 ) -> bool:
-    """On an affine model: at most the exact distance to the nearest boundary, at least `factor` of it. False where refused."""
+    """On an affine model: between `factor` times the exact distance to the boundary and that distance. False if refused."""
     oracle = affine(4, shape, scale=scale, seed=seed, images=16)
     truth = oracle.distance(norm)
     found = asked(certificate, oracle.model, oracle.x, oracle.y, truth.median().item())
@@ -66,7 +66,7 @@ def below_a_grid(certificate: Certificate, norm: Norm, seeds: int = 3) -> None:
             return
         apart = torch.cdist(x, grid, p=2 if norm == "l2" else torch.inf)
         nearest = torch.where(model(grid).argmax(1)[None] != y[:, None], apart, torch.inf).amin(1)
-        must((found.radius < nearest).all(), "a radius reaches a point that the network takes for another class")
+        must((found.radius < nearest).all(), "a radius reaches a point that the network assigns to another class")
 
 
 def nothing_for_what_is_wrong(certificate: Certificate) -> None:
@@ -85,7 +85,7 @@ def nothing_for_what_is_wrong(certificate: Certificate) -> None:
 
 
 def leaves_the_model(certificate: Certificate) -> None:
-    """Weights, buffers, modes and gradients are as before."""
+    """Weights, buffers, modes and gradients are unchanged."""
     oracle = affine(3, (1, 4, 4), images=4)
     with left_as_it_was(oracle.model, "a certificate"):
         asked(certificate, oracle.model, oracle.x, oracle.y)

@@ -1,4 +1,4 @@
-"""Checks of a data set: splits that do not overlap, images in their box, the same each time."""
+"""Conformance checks of a data set: disjoint splits, images in their box, reproducible loading."""
 
 import torch
 
@@ -6,11 +6,11 @@ from robustbench_rkhs.data import DataSet, Split, Stream
 from robustbench_rkhs.testing.must import must
 
 BLOCK = 64
-"""Images looked at together: a data set of size is read block by block."""
+"""Images read at once, so that large data sets are read block by block."""
 
 
 def check_data(data: DataSet, validation: int = 10) -> None:
-    """All checks of a data set, with so many validation images cut from its training set."""
+    """All checks of a data set, with `validation` images split off its training set."""
     splits = data.model_copy(update={"validation": validation}).load()
     for split in (splits.train, splits.validation, splits.test):
         well_formed(split)

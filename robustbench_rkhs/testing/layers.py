@@ -12,9 +12,9 @@ from robustbench_rkhs.testing.must import must
 
 
 def check_layer(build: Callable[[], nn.Module], shape: tuple[int, ...], close: float = 0.0) -> None:
-    """All checks of the layer that `build()` makes, on inputs of `shape` without the batch dimension.
+    """All checks of the layer that `build()` returns, on inputs of `shape` without the batch dimension.
 
-    `close`: how far its outputs in train and in eval mode may be apart.
+    `close`: tolerance between its outputs in train mode and in eval mode.
     """
     for seed in range(3):
         jacobian_is_under_the_bound(build, shape, seed)
@@ -24,7 +24,7 @@ def check_layer(build: Callable[[], nn.Module], shape: tuple[int, ...], close: f
 
 
 def disturbed(build: Callable[[], nn.Module], seed: int, size: float = 1.0) -> nn.Module:
-    """The layer with every parameter far from its start."""
+    """The layer with every parameter moved far from its initial value."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layer = build()
@@ -35,7 +35,7 @@ def disturbed(build: Callable[[], nn.Module], seed: int, size: float = 1.0) -> n
 
 
 def steepest(layer: nn.Module, shape: tuple[int, ...], images: int = 6, scale: float = 1.0) -> float:
-    """Largest singular value of the dense Jacobian over random inputs, in float64. The layer becomes a float64 one."""
+    """Largest singular value of the dense Jacobian over random inputs, in float64. Converts the layer to float64."""
     layer = layer.double()
     norms: list[float] = []
     for x in torch.randn(images, 1, *shape, dtype=torch.float64) * scale:
@@ -45,18 +45,18 @@ def steepest(layer: nn.Module, shape: tuple[int, ...], images: int = 6, scale: f
 
 
 def jacobian_is_under_the_bound(build: Callable[[], nn.Module], shape: tuple[int, ...], seed: int = 0) -> None:
-    """Its Jacobian's norm is at most its proven bound at disturbed parameters; the bound knows the shape of its outputs."""
+    """At disturbed parameters the Jacobian's norm is at most the proven bound, whose output shape is right."""
     layer = disturbed(build, seed)
     bound, found = upper(layer, shape), steepest(layer, shape)
     must(found <= bound.value * (1 + 1e-13), f"the Jacobian has norm {found:.9g}, above the bound {bound.value:.9g}")
     shaped = layer(torch.zeros(1, *shape, dtype=torch.float64)).shape[1:]
-    must(shaped == bound.shape, f"the bound speaks of outputs {bound.shape}, found {tuple(shaped)}")
+    must(shaped == bound.shape, f"the bound states output shape {bound.shape}, found {tuple(shaped)}")
     alone = steps(layer, shape)[0].bound  # the rule, not the dense matrix that `upper` takes for small affine layers
     must(bound.value <= alone.value * (1 + 1e-9), f"the layer's own rule says {alone.value:.9g}, below the exact {bound.value:.9g}")
 
 
 def state_goes_round(build: Callable[[], nn.Module], shape: tuple[int, ...], close: float = 0.0) -> None:
-    """Parameters exist once it is built; its state makes another one of the kind the same function, in train as in eval mode."""
+    """All parameters exist after construction; loading its state into another instance gives the same function in both modes."""
     layer, x = disturbed(build, 0), torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
     names, y = set(layer.state_dict()), layer(x)
     must(set(layer.state_dict()) == names, "parameters and buffers must exist after __init__, found others after a forward pass")
@@ -68,7 +68,7 @@ def state_goes_round(build: Callable[[], nn.Module], shape: tuple[int, ...], clo
 
 
 def frozen_is_the_same_function(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
-    """What evaluation asks, with constants worked out once, is the same function to a millionth."""
+    """The frozen layer (weights computed once for evaluation) is the same function up to 1e-6."""
     layer, x = nn.Sequential(disturbed(build, 0)).eval(), torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(freeze(layer)(x), layer(x), rtol=1e-6, atol=1e-6)
 

@@ -1,4 +1,4 @@
-"""What all checks are made from: a sentence that holds, or an AssertionError that says it; and a model that is left as it was."""
+"""Building blocks of the conformance checks: an assertion with a message, and a guard that a model is left unchanged."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 
 def must(holds: bool | Tensor, sentence: str) -> None:
-    """Raises AssertionError with the sentence where it does not hold."""
+    """Raises AssertionError with the sentence if the condition is false."""
     if not bool(holds):
         raise AssertionError(sentence)
 
 
 @contextmanager
 def left_as_it_was(model: nn.Module, what: str) -> Iterator[None]:
-    """Weights, buffers, modes, `requires_grad` and gradients after the block are those before it."""
+    """Asserts that the block leaves weights, buffers, modes, `requires_grad` and gradients unchanged."""
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     modes, wanted = [part.training for part in model.modules()], [one.requires_grad for one in model.parameters()]
     held = [one.grad for one in model.parameters()]

@@ -1,4 +1,4 @@
-"""Checks of a network node: what it builds maps images to logits, and is the same for the same seed."""
+"""Conformance checks of a network node: it builds models that map images to logits, reproducibly for a given seed."""
 
 import torch
 from torch import nn
@@ -8,7 +8,7 @@ from robustbench_rkhs.testing.must import must
 
 
 def check_network(network: NetworkNode, shape: tuple[int, ...] = (1, 8, 8), classes: int = 4) -> nn.Module:
-    """All checks of a network for images of `shape`; gives back what it built."""
+    """All checks of a network node on images of `shape`; returns the model it built."""
     model = _built(network, shape, classes)
     x = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
     logits = model.eval()(x)

@@ -1,4 +1,4 @@
-"""Checks of what training lowers, losses and penalties: finite, differentiable, and the model left as it was."""
+"""Conformance checks of losses and penalties: finite, differentiable, model left unchanged."""
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ def check_penalty(penalty: PenaltyNode, model: nn.Module | None = None) -> None:
 
 
 def check_loss(loss: LossNode, model: nn.Module | None = None) -> None:
-    """All checks of a loss, on a small network of images (1, 4, 4) and four classes or on `model`; a model that errs has more."""
+    """All checks of a loss, on a small network of images (1, 4, 4) and four classes or on `model`; errors must raise it."""
     model = model or small_network()
     scalar_of(loss, model, "a loss")
     x, y = images()
@@ -26,9 +26,9 @@ def check_loss(loss: LossNode, model: nn.Module | None = None) -> None:
 
 
 def scalar_of(objective: LossNode | PenaltyNode, model: nn.Module, what: str) -> Tensor:
-    """Its value on some images: a finite scalar that reaches the weights and leaves model and images as they were.
+    """Its value on some images: a finite scalar with a gradient for the weights; model and images are left unchanged.
 
-    A penalty does so in both modes; the pass of a loss is that of the training step, which BatchNorm may learn from.
+    Penalties are checked in both modes; the forward pass of a loss is that of the training step, which updates BatchNorm.
     """
     for training in (True, False) if isinstance(objective, PenaltyNode) else (False,):
         model.train(training)
@@ -59,7 +59,7 @@ def images() -> tuple[Tensor, Tensor]:
 
 
 def reader(shift: int = 0) -> nn.Sequential:
-    """A linear model that reads its logits off the last four pixels; those of another class where shifted."""
+    """A linear model whose logits are the last four pixels, cyclically shifted by `shift` classes."""
     linear = nn.Linear(16, 4)
     model = nn.Sequential(nn.Flatten(), linear)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Models whose answers are known in closed form: what the checks compare with."""
+"""Models with closed-form distances and logits, as ground truth for the checks."""
 
 from math import prod
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Affine(NamedTuple):
-    """A linear classifier, images it gets right, and their exact distances to the nearest boundary."""
+    """A linear classifier, correctly classified images, and their exact distances to the nearest decision boundary."""
 
     model: nn.Module
     x: Tensor
@@ -32,9 +32,9 @@ def affine(
 
     .. math:: r = \min_{j \ne y} \frac{f_y - f_j}{\lVert w_y - w_j \rVert_*}, \qquad * = 2 \text{ (l2)}, 1 \text{ (linf)}
 
-    Of twelve times as many images as asked for, the first whose distance is between a third of the median and three times it:
-    nearer ones would test the rounding alone. `margin_scale` moves the images away from grey (or, below 1, towards it), and
-    with them their margins. Distances in float64.
+    Draws twelve times `images` candidates and keeps the first whose distance is between a third of the median and three times
+    it: nearer ones would test only the rounding. `margin_scale` moves the images away from grey (below 1: towards it), which
+    scales their margins. Distances in float64.
     """
     generator = torch.Generator().manual_seed(seed)
     size = prod(shape)
@@ -69,7 +69,7 @@ def masking_model(classes: int = 10, margin: float = 30.0, distance: float = 0.7
         model[1].weight.copy_(torch.where(torch.arange(classes)[:, None] == 0, 0.5, -0.5) * direction * margin / distance)
         model[1].bias.copy_(torch.where(torch.arange(classes) == 0, margin / 2, -margin / 2))
         model[1].bias.sub_(model[1].weight @ torch.full((size,), 0.5))
-        # the other classes are told apart a little, so that there is one runner-up
+        # separate the other classes slightly, so that the runner-up is unique
         model[1].bias[2:] -= 0.01 * torch.arange(classes - 2)
     flip = torch.full((images,), distance, dtype=torch.float64)
     linf = flip * 1 / direction.abs().sum().item()
@@ -77,7 +77,7 @@ def masking_model(classes: int = 10, margin: float = 30.0, distance: float = 0.7
 
 
 def constant_model(classes: int = 10, answer: int = 0, attached: bool = True) -> nn.Module:
-    """The same logits for every image: gradient exactly zero, or none at all where not `attached` to its input."""
+    """The same logits for every image: its gradient is exactly zero, or absent if not `attached` to the input."""
     return _Constant(classes, answer, attached).eval()
 
 
@@ -94,7 +94,7 @@ class _Constant(nn.Module):
 
 
 def bent(classes: int = 10, shape: tuple[int, ...] = (1, 8, 8), seed: int = 0) -> nn.Sequential:
-    """A small convolution-BatchNorm-dropout network with random weights: everything whose state an attack could disturb."""
+    """A small convolution-BatchNorm-dropout network with random weights: it has all the state that an attack could disturb."""
     torch.manual_seed(seed)
     layers = [nn.Conv2d(shape[0], 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Flatten()]
     return nn.Sequential(*layers, nn.Linear(4 * prod(shape[1:]), classes))
@@ -102,7 +102,7 @@ def bent(classes: int = 10, shape: tuple[int, ...] = (1, 8, 8), seed: int = 0) -
 
 @torch.no_grad()
 def dense(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    """The matrix (outputs, inputs) of a linear module on inputs of `shape`: its answers to the identity basis, bias removed."""
+    """The matrix (outputs, inputs) of a linear module on inputs of `shape`: its outputs on the identity basis, without the bias."""
     like = next(module.parameters(), torch.zeros(1))
     basis = torch.eye(prod(shape), dtype=like.dtype, device=like.device).view(-1, *shape)
     zero = module(torch.zeros(1, *shape, dtype=like.dtype, device=like.device))

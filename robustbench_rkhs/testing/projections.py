@@ -1,4 +1,4 @@
-"""Checks of a projection: it lands, stays, and leaves alone what lies in its set."""
+"""Conformance checks of a projection: it maps into its set, is idempotent, and is the identity on the set."""
 
 import copy
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def check_projection(projection: Projection, within: Callable[[nn.Module], bool]
             parameter.mul_(20)
     must(not within(model), "the check is empty: its model lies in the set from the start")
     projection(model, 0)
-    must(within(model), "a projection must land in its set")
+    must(within(model), "a projection must map into its set")
     once = copy.deepcopy(model.state_dict())
     projection(model, 0)
     for name, tensor in model.state_dict().items():
@@ -32,4 +32,4 @@ def check_projection(projection: Projection, within: Callable[[nn.Module], bool]
     inside = copy.deepcopy(model.state_dict())
     projection(model, 0)
     for name, tensor in model.state_dict().items():
-        must(torch.equal(tensor, inside[name]), f"a projection must leave {name!r} alone, which lies in the set")
+        must(torch.equal(tensor, inside[name]), f"a projection must leave {name!r} unchanged, which already lies in the set")

@@ -1,4 +1,4 @@
-"""Elementwise activations: what they compute, the interval of their slopes, and how they round."""
+"""Elementwise activations: values, slope intervals and rounding errors."""
 
 import math
 from collections.abc import Callable
@@ -11,28 +11,28 @@ from .operations import Operation, Shape, expected, size
 
 SELU_SCALE, SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
 EXACT = ("relu", "hardtanh")
-"""They compare and choose, so nothing rounds."""
+"""Activations that only compare and select, so they add no rounding error."""
 UNITS = 32
-"""Rounding of the others, in units of their output and of `constant`."""
+"""Rounding error of the other activations, in units of roundoff of their output and of `constant`."""
 erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 class Activation(Operation):
-    """An elementwise function with its numbers (`settings`, or `weight` a channel); slopes in an interval."""
+    """An elementwise function with its parameters (`settings`, or one `weight` per channel) and slope interval."""
 
     def __init__(self, inputs: Shape, kind: str, settings: tuple[float, ...] = (), weight: np.ndarray | None = None) -> None:
         expected(all(map(math.isfinite, settings)), f"expected finite settings of {kind}, found {settings}")
         expected(kind not in ("softplus", "celu") or settings[0] > 0, f"expected a positive setting of {kind}, found {settings}")
         expected(kind != "hardtanh" or settings[0] <= settings[1], f"expected limits in order, found {settings}")
         fits = weight is None or (weight.ndim == 1 and bool(inputs) and len(weight) in (1, inputs[0]))
-        expected(fits, "a slope a channel does not fit its channels")
+        expected(fits, "expected one slope, or one per channel")
         super().__init__(inputs, inputs)
         self.kind, self.settings = kind, settings
         self.weight = None if weight is None else weight.reshape(-1, *(1,) * (len(inputs) - 1))
         self.constant = self._largest() * math.sqrt(size(inputs))
 
     def _largest(self) -> float:
-        """At least its value at zero, and what is added and taken off again inside."""
+        """Upper bound of its value at zero and of constants that are added and subtracted inside."""
         if self.kind in ("elu", "celu"):
             return abs(self.settings[0])
         if self.kind == "hardtanh":

@@ -1,4 +1,4 @@
-"""Affine operations: products, diagonals, and moves of numbers."""
+"""Affine operations: matrix products, diagonal maps, and operations that only move values."""
 
 import math
 from functools import cached_property
@@ -79,7 +79,7 @@ class Diagonal(Affine):
 
 
 class Move(Affine):
-    """Numbers moved, appended as zeros or left out: nothing is computed, so nothing rounds."""
+    """Base of operations that move values, append zeros or drop values: no arithmetic, hence no rounding."""
 
     def moved(self, length: float, back: bool) -> float:
         return 0.0
@@ -89,7 +89,7 @@ class Move(Affine):
 
 
 class Reshape(Move):
-    """The same numbers in the same order."""
+    """Reshape: the same values in the same order."""
 
     def __init__(self, inputs: Shape, outputs: Shape) -> None:
         expected(size(inputs) == size(outputs) and min(outputs, default=1) >= 1, f"{inputs} does not reshape to {outputs}")
@@ -105,7 +105,7 @@ class Reshape(Move):
 
 
 class Fit(Move):
-    """Zeros appended at the end of each dimension, or its end left out."""
+    """Pads each dimension with zeros at its end, or crops its end."""
 
     def __init__(self, inputs: Shape, outputs: Shape) -> None:
         expected(len(inputs) == len(outputs) and min(outputs, default=1) >= 1, f"{inputs} does not fit into {outputs}")
@@ -175,7 +175,7 @@ class Pad(Move):
         channels, *sizes = inputs
         outputs = (channels, *(sizes[i] + sum(ends[i]) for i in (0, 1)))
         kept = [(max(-ends[i][0], 0), min(sizes[i], sizes[i] + ends[i][1])) for i in (0, 1)]
-        expected(min(outputs) >= 1 and all(low < high for low, high in kept), "nothing of an image is left")
+        expected(min(outputs) >= 1 and all(low < high for low, high in kept), "the padding crops the whole image")
         super().__init__(inputs, outputs)
         rows, columns = (slice(low, high) for low, high in kept)
         down, across = (slice(kept[i][0] + ends[i][0], kept[i][1] + ends[i][0]) for i in (0, 1))

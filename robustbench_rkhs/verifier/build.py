@@ -1,4 +1,4 @@
-"""Builds operations from the rows of a proof: every key must be known, every size is checked."""
+"""Builds operations from the rows of a proof; unknown keys and sizes that do not match are rejected."""
 
 import math
 from collections.abc import Callable
@@ -17,16 +17,16 @@ from .proof import Proof, number, shape_of, whole
 
 COMMON = {"operation", "layer", "inputs", "outputs", "bound", "arrays"}
 DEEPEST = 32
-"""Branches within branches."""
+"""Greatest nesting depth of branches."""
 
 
 class Row:
-    """One row of the proof's list, its keys read one by one."""
+    """One row of the proof's list of layers; records which keys and arrays were read."""
 
     def __init__(self, proof: Proof, row: Any, depth: int) -> None:
         expected(isinstance(row, dict) and COMMON <= set(row), f"a layer lacks one of {sorted(COMMON)}")
         expected(isinstance(row["arrays"], dict) and isinstance(row["layer"], str), "a layer's arrays or name are malformed")
-        expected(depth < DEEPEST, f"branches lie more than {DEEPEST} deep")
+        expected(depth < DEEPEST, f"branches are nested more than {DEEPEST} deep")
         self.proof, self.row, self.depth, self.used = proof, row, depth, set(COMMON)
         self.inputs, self.taken = shape_of(row["inputs"]), set[str]()
 
@@ -71,7 +71,7 @@ class Row:
         return array
 
     def bias(self) -> np.ndarray | None:
-        """The bias where there is one."""
+        """The bias, or None."""
         return self.weight("bias", 1) if "bias" in self.row["arrays"] else None
 
     def spectrum(self, name: str) -> np.ndarray:
@@ -81,7 +81,7 @@ class Row:
         return real + 1j * imaginary
 
     def convolution(self, weight: np.ndarray, bias: np.ndarray | None) -> Convolution:
-        """The convolution these settings describe."""
+        """The convolution that the settings describe."""
         settings = self.pair("stride"), self.ends(), self.pair("dilation"), whole(self.get("groups"), "groups", 1)
         return Convolution(self.inputs, weight, bias, *settings, self.flag("circular"))
 
@@ -92,7 +92,7 @@ def chain(proof: Proof, rows: Any, inputs: Shape, depth: int = 0) -> list[Operat
     found: list[Operation] = []
     for entry in rows:
         row = Row(proof, entry, depth)
-        expected(row.inputs == inputs, f"layer {entry['layer']!r} takes {row.inputs}, the one before makes {inputs}")
+        expected(row.inputs == inputs, f"layer {entry['layer']!r} takes {row.inputs}, the one before outputs {inputs}")
         build = OPERATIONS.get(entry["operation"]) if isinstance(entry["operation"], str) else None
         if build is None:
             raise Malformed(f"unknown operation {entry['operation']!r}")
@@ -174,7 +174,7 @@ OPERATIONS: dict[str, Callable[[Row], Operation]] = {
     "sum": lambda row: _branches(row, True),
     "concatenate": lambda row: _branches(row, False),
 }
-"""Every operation a proof may hold, by name; and the activations, with their settings:"""
+"""Every operation that a proof may contain, by name; the activations and their settings follow."""
 ACTIVATIONS = {
     **dict.fromkeys(("relu", "tanh", "sigmoid", "selu", "hardswish", "softsign", "silu", "gelu"), ()),
     **dict.fromkeys(("leaky_relu", "elu"), ("slope",)),
@@ -184,5 +184,5 @@ ACTIVATIONS = {
     "prelu": (),
 }
 for _kind, _keys in ACTIVATIONS.items():
-    if _kind != "prelu":  # it has a slope a channel
+    if _kind != "prelu":  # it has one slope per channel
         OPERATIONS[_kind] = _activation(_kind, _keys)

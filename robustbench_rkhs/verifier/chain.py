@@ -1,4 +1,4 @@
-"""Operations in a row: their product of norms, runs of affine ones as one matrix, pairs of classes, logits with their error."""
+"""Chains of operations: Lipschitz bounds (norm products, dense affine runs, class pairs) and logits with error bounds."""
 
 import math
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ from .operations import Operation, Shape, expected, lengths, size
 DENSE_SIDE, DENSE_SIZE = 1024, 2**22
 """A run of affine operations is computed as a matrix where its smaller side and its size are at most these."""
 BATCH = 256
-"""Rows or columns of a matrix at once."""
+"""Rows or columns of a matrix that are computed at once."""
 FREE = 1 + 4 * UNIT
-"""One rounding up."""
+"""Factor that rounds a float64 result up."""
 
 Chain = Sequence[Operation]
 
 
 class Branches(Operation):
-    """Several chains of one image, added or one after the other in the channels: norms add up, or their squares do."""
+    """Parallel chains on one input, summed (norms add) or concatenated along the channels (squared norms add)."""
 
     def __init__(self, inputs: Shape, chains: Sequence[Chain], added: bool) -> None:
         shapes = [chain[-1].outputs if chain else inputs for chain in chains]
@@ -106,7 +106,7 @@ def _through(chain: Chain, x: np.ndarray) -> np.ndarray:
 
 
 def _back(chain: Chain, v: np.ndarray) -> np.ndarray:
-    """Its transpose."""
+    """The transpose of the linear part of an affine chain."""
     for operation in reversed(chain):
         v = operation.adjoint(v)
     return v
@@ -122,7 +122,7 @@ def forward(chain: Chain, x: np.ndarray, error: np.ndarray | None = None) -> tup
 
 
 def runs(chain: Chain) -> list[list[Operation]]:
-    """The chain cut into single operations and runs of affine ones."""
+    """The chain split into runs of affine operations and single other operations."""
     parts: list[list[Operation]] = []
     for operation in chain:
         if parts and operation.affine and parts[-1][-1].affine:
@@ -133,7 +133,7 @@ def runs(chain: Chain) -> list[list[Operation]]:
 
 
 def product(chain: Chain) -> float:
-    """Own proven upper bound of a chain: each run's product of norms, or its matrix' norm where that is small and smaller."""
+    """Proven Lipschitz bound of a chain: per run the product of norms, or the norm of its matrix if small enough and lower."""
     total = 1.0
     for run in runs(chain):
         total = times(total, run_norm(run))
@@ -146,7 +146,7 @@ def times(one: float, other: float) -> float:
 
 
 def run_norm(run: Sequence[Operation]) -> float:
-    """Bound of affine operations in a row, or of one of any kind: of their matrix where it is small, else of parts that are."""
+    """Norm bound of a run of affine operations, or of one operation: from its matrix if small enough, else from its parts."""
     total = 1.0
     for operation in run:
         total = times(total, operation.bound)
@@ -170,7 +170,7 @@ def _small(inputs: int, outputs: int) -> bool:
 
 
 def dense(run: Sequence[Operation]) -> tuple[np.ndarray, float]:
-    """The matrix (outputs, inputs) of affine operations in a row, and a bound of its rounding error in the Frobenius norm."""
+    """The matrix (outputs, inputs) of a run of affine operations, and a bound of its rounding error in the Frobenius norm."""
     inputs, outputs = size(run[0].inputs), size(run[-1].outputs)
     by_rows, parts, square = outputs <= inputs, [], 0.0
     identity = np.eye(outputs if by_rows else inputs)
@@ -189,7 +189,7 @@ def dense(run: Sequence[Operation]) -> tuple[np.ndarray, float]:
 
 
 def pairs(chain: Chain, classes: int) -> np.ndarray:
-    """L[y, j]: own proven upper bound of how fast logits y and j part, zero on the diagonal."""
+    """L[y, j]: proven Lipschitz bound of the logit difference f_y - f_j, zero on the diagonal."""
     expected(bool(chain), "it has no layers")
     expected(chain[-1].outputs == (classes,), f"expected {classes} logits, found outputs of shape {chain[-1].outputs}")
     parts = runs(chain)
@@ -201,7 +201,7 @@ def pairs(chain: Chain, classes: int) -> np.ndarray:
     rows, error = _rows(tail)
     last = next((operation for operation in reversed(tail) if not isinstance(operation, Reshape)), None)
     found = differences(rows, error)
-    if isinstance(last, Linear) and last.inputs[:-1] == ():  # rows that are the same bit by bit part nowhere
+    if isinstance(last, Linear) and last.inputs[:-1] == ():  # bitwise equal rows have difference zero
         found = np.where([(last.weight == row).all(axis=1) for row in last.weight], 0.0, found)
     return np.where((apart > 0) & (found > 0) & (prefix > 0), np.maximum(found * prefix * FREE, TINY), 0)
 
@@ -219,7 +219,7 @@ def differences(rows: np.ndarray, error: float) -> np.ndarray:
 
 
 def _rows(tail: list[Operation]) -> tuple[np.ndarray, float]:
-    """The matrix of the last affine run, row by row; a lone linear layer's is read off."""
+    """The matrix of the last affine run, row by row; for a single linear layer, its weight."""
     working = [operation for operation in tail if not isinstance(operation, Reshape)]
     if len(working) == 1 and isinstance(working[0], Linear) and len(working[0].outputs) == 1:
         return working[0].weight, 0.0

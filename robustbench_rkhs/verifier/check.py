@@ -1,4 +1,4 @@
-"""The check of a proof: bounds, logits and radii are computed anew and compared."""
+"""Check of a proof: bounds, logits and radii are recomputed and compared with the claims."""
 
 import hashlib
 import math
@@ -16,7 +16,7 @@ from .operations import Operation, expected, size
 from .proof import Proof, Rejected, number, read
 
 SLACK = 1e-6
-"""Relative: a claim is accepted up to this much beyond what is proved here. What is reported never exceeds what is proved here."""
+"""Relative tolerance of claims against the bounds proved here. Reported radii never exceed what is proved here."""
 BATCH = 64
 METHODS = ("margin", "liplt", "eclipse")
 """Certificates that are re-checked."""
@@ -25,19 +25,19 @@ KEYS = {"method", "checkable", "reason", "radii", "pairs", "witness"}
 
 @dataclass(frozen=True)
 class Verdict:
-    """A proof that held."""
+    """Result of a successful check."""
 
     proof: Proof
     index: np.ndarray
     radius: np.ndarray
-    """The radius proved here, at most the claimed one, for each image looked at."""
+    """The radius proved here, at most the claimed one, per checked image."""
     layers: list[tuple[str, float | None, float]]
-    """Operation, claimed bound and own bound."""
+    """Operation, claimed bound and recomputed bound."""
     notes: list[str] = field(default_factory=list)
 
 
 def verify(folder: str | Path, samples: int | None = None, checkpoint: str | Path | None = None) -> Verdict:
-    """Re-checks the proof in a folder. Raises Rejected with the first reason, Malformed where it is no proof."""
+    """Re-checks the proof in a folder. Raises Rejected with the first reason, Malformed if it is not a proof."""
     proof = read(Path(folder))
     about = proof.about
     notes = [] if checkpoint is None else [weights.check(proof, Path(checkpoint))]
@@ -49,12 +49,12 @@ def verify(folder: str | Path, samples: int | None = None, checkpoint: str | Pat
         expected(proof.array(name, count).dtype.kind == "i", f"{name} does not hold whole numbers")
     expected(0 <= int(label.min()) <= int(label.max()) < proof.classes, "labels do not fit the classes")
     digests = about["images"]
-    expected(isinstance(digests, list) and len(digests) == count, "expected a sha256 of each image")
+    expected(isinstance(digests, list) and len(digests) == count, "expected one sha256 per image")
     for image, digest, index in zip(x, digests, proof.array("index"), strict=True):
         if hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest() != digest:
             raise Rejected(f"image {index}: its sha256 does not fit")
     claims = _claims(proof, count, notes)
-    expected(about["adversarial"] == [], "adversarial images are not part of this version")  # theirs will be checked here
+    expected(about["adversarial"] == [], "adversarial images are not part of this version")  # a later version checks them here
     chain = build.chain(proof, about["layers"], proof.shape)
     notes += [] if checkpoint is None else [weights.check_function(proof, chain, Path(checkpoint))]
     layers = bounds(chain, about["layers"])
@@ -81,10 +81,10 @@ class Claim:
     """Name of the array of its pair bounds."""
     witness: Any
     slopes: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    """Own pair bounds, once proved."""
+    """Recomputed pair bounds, once proved."""
 
     def prove(self, proof: Proof, chain: Sequence[Operation], simple: np.ndarray) -> None:
-        """Own pair bounds, never above `simple`, those of the layers. Raises Rejected where a claimed one is smaller."""
+        """Recompute the pair bounds, at most `simple` (norm products). Raises Rejected if a claimed one is smaller."""
         kind, classes = self.method.partition("#")[0], proof.classes
         claimed = proof.numbers(self.pairs, classes, classes)
         self.slopes = simple
@@ -99,7 +99,7 @@ class Claim:
 
 
 def _claims(proof: Proof, count: int, notes: list[str]) -> list[Claim]:
-    """Certificates that can be re-checked; a note on each other."""
+    """The certificates that can be re-checked; adds a note for each other one."""
     rows = proof.about["certificates"]
     expected(isinstance(rows, list) and all(isinstance(row, dict) for row in rows), "expected a list of certificates")
     claims = []
@@ -117,7 +117,7 @@ def _claims(proof: Proof, count: int, notes: list[str]) -> list[Claim]:
 
 
 def _best(proof: Proof, claims: list[Claim], count: int) -> np.ndarray:
-    """Which certificate gives each image's largest radius. Raises Rejected where the proof names another one."""
+    """The certificate with the largest radius per image. Raises Rejected if the proof names another one."""
     radii, numbers = np.stack([claim.radii for claim in claims]), np.array([claim.number for claim in claims])
     found = np.where(radii.max(0) > 0, numbers[radii.argmax(0)], -1)
     for at in np.nonzero(found != proof.array("best", count))[0]:
@@ -126,7 +126,7 @@ def _best(proof: Proof, claims: list[Claim], count: int) -> np.ndarray:
 
 
 def bounds(chain: Sequence[Operation], rows: list[dict[str, Any]]) -> list[tuple[str, float | None, float]]:
-    """Each layer's claimed and own bound, branches included. Raises Rejected where a claim is too small."""
+    """Claimed and recomputed bound per layer, branches included. Raises Rejected if a claim is too small."""
     found = []
     for operation, row in zip(chain, rows, strict=True):
         if isinstance(operation, Branches):
@@ -145,7 +145,7 @@ def bounds(chain: Sequence[Operation], rows: list[dict[str, Any]]) -> list[tuple
 
 
 def _radii(proof: Proof, chain: Sequence[Operation], claims: list[Claim], looked: int) -> np.ndarray:
-    """Own radii, at most those claimed. Raises Rejected at the first image whose claim is larger."""
+    """Recomputed radii, at most those claimed. Raises Rejected at the first image whose claim is larger."""
     x, label, index = (proof.array(name)[:looked] for name in ("images", "label", "index"))
     count = len(proof.array("images"))
     claimed_logits, claimed_error = proof.numbers("logits", count, proof.classes), proof.numbers("error", count)
@@ -178,7 +178,7 @@ def _radii(proof: Proof, chain: Sequence[Operation], claims: list[Claim], looked
 def radii(
     logits: np.ndarray, error: np.ndarray, label: np.ndarray, slopes: np.ndarray, pixels: int, norm: str
 ) -> tuple[np.ndarray, list[str]]:
-    """min_j (f_y - f_j - 2 e) / L_yj, rounded down, and why it is 0."""
+    """min_j (f_y - f_j - 2 e) / L_yj, rounded down, and per image the reason if it is 0."""
     rows = np.arange(len(label))
     gaps = logits[rows, label][:, None] - logits
     gaps = gaps - 2 * error[:, None] - 4 * 2.0**-53 * np.abs(gaps)
@@ -189,7 +189,7 @@ def radii(
         found = found / (math.sqrt(pixels) * (1 + 1e-12))
     wrong = logits.argmax(1) != label
     why = [
-        f"but the network says class {logits[i].argmax()} and the label is {label[i]}"
+        f"but the network predicts class {logits[i].argmax()} and the label is {label[i]}"
         if wrong[i]
         else "but it is tied"
         if not found[i] > 0

@@ -16,12 +16,12 @@ from .proof import Rejected, number
 
 
 def table(verdict: Verdict, epsilons: Sequence[float], seconds: float, radii: bool = False) -> list[str]:
-    """What was re-checked, in a few lines."""
+    """The lines that summarise a successful check."""
     about, count = verdict.proof.about, len(verdict.radius)
     data = about["data"] if isinstance(about["data"], dict) else {}
     lines = [f"{about['model']} on {data.get('name')} {data.get('split')}, {about['norm']}"]
     product = max((own for _, _, own in verdict.layers), default=1.0)
-    lines.append(f"  layers     {len(verdict.layers)}, the steepest bound {product:.6g}")
+    lines.append(f"  layers     {len(verdict.layers)}, largest bound {product:.6g}")
     lines.append(
         f"  images     {count} of {len(verdict.proof.array('images'))}, median radius {rounded(float(np.median(verdict.radius)))}"
     )
@@ -38,12 +38,12 @@ def table(verdict: Verdict, epsilons: Sequence[float], seconds: float, radii: bo
 
 
 def main(arguments: Sequence[str], more: str = "") -> int:
-    """Exit code 0: verified; 1: not true; 2: not a proof. `more`: the last line of --help."""
-    parser = Parser(prog="rkhs-verify", description="Re-check certificate files, in NumPy alone.", epilog=more)
+    """Run the command. Exit code 0: verified; 1: rejected; 2: not a proof. `more`: last line of --help."""
+    parser = Parser(prog="rkhs-verify", description="Re-check certificate files, using only NumPy.", epilog=more)
     parser.add_argument("proof", nargs="+", type=Path, help="folder with proof.json and proof.npz")
-    parser.add_argument("--eps", nargs="*", type=_fraction, help="radii to count at; the proof's own where not given")
-    parser.add_argument("--samples", type=int, help="only the first images")
-    parser.add_argument("--weights", type=Path, help="model.safetensors that the proof must be of")
+    parser.add_argument("--eps", nargs="*", type=_fraction, help="radii to count certified images at (default: the proof's)")
+    parser.add_argument("--samples", type=int, help="check only the first SAMPLES images")
+    parser.add_argument("--weights", type=Path, help="model.safetensors that the proof must belong to")
     parser.add_argument("--radii", action="store_true", help="print each image's radius")
     asked, code = parser.parse_args(arguments), 0
     if asked.samples is not None and asked.samples < 1:
@@ -62,21 +62,21 @@ def main(arguments: Sequence[str], more: str = "") -> int:
         except (Malformed, Unproved, MemoryError, OverflowError) as reason:
             print(shown(f"not a proof: {folder}: {reason}"), file=sys.stderr)
             code = 2
-        except Exception as error:  # a stranger's bytes that nobody foresaw: no traceback, and never verified
+        except Exception as error:  # unforeseen malformed input: no traceback, never verified
             print(shown(f"not a proof: {folder}: {type(error).__name__}: {error}"), file=sys.stderr)
             code = 2
     return code
 
 
 class Parser(argparse.ArgumentParser):
-    """Wrong arguments are one line."""
+    """Argument parser that reports wrong arguments in one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {shown(message)}\n")
 
 
 def shown(line: str) -> str:
-    """A line as a terminal shows it and does nothing else: what steers it, or does not show, is written out."""
+    """A line that is safe to print: control and invisible characters are written as escapes."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line)
 
 

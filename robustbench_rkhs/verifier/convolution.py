@@ -1,4 +1,4 @@
-"""Convolutions and averages, tap by tap."""
+"""Convolutions and average pools, computed tap by tap."""
 
 import math
 from functools import cached_property
@@ -15,7 +15,7 @@ Ends = tuple[tuple[int, int], tuple[int, int]]
 
 
 class Convolution(Affine):
-    """A convolution: kernel (outputs, inputs / groups, height, width), zeros or the other end of the image beyond the border."""
+    """A convolution with kernel (outputs, inputs / groups, height, width) and zero or circular padding."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class Convolution(Affine):
 
 
 class Average(Affine):
-    """Sums of windows in each channel, over a divisor; zeros beyond the border count."""
+    """Average pool: sums over windows per channel, divided by a divisor; zero padding is included."""
 
     def __init__(self, inputs: Shape, kernel: tuple[int, int], stride: tuple[int, int], padding: Ends, divisor: float) -> None:
         expected(min(kernel) >= 1 and math.isfinite(divisor) and divisor != 0, "a pool's sizes are not positive")

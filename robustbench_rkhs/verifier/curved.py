@@ -9,7 +9,7 @@ from .operations import Operation, Shape, expected, images, like
 
 
 class MaxMin(Operation):
-    """Larger and smaller of channel i and i + c / 2: sorting contracts."""
+    """Maximum and minimum of channels i and i + c / 2; 1-Lipschitz, as sorting is."""
 
     def __init__(self, inputs: Shape) -> None:
         expected(bool(inputs) and inputs[0] % 2 == 0, f"expected an even number of channels, found {inputs}")
@@ -24,7 +24,7 @@ class MaxMin(Operation):
 
 
 class GroupSort(Operation):
-    """Each group of neighbouring channels in descending order: sorting contracts."""
+    """Each group of neighbouring channels in descending order; 1-Lipschitz, as sorting is."""
 
     def __init__(self, inputs: Shape, group: int) -> None:
         expected(bool(inputs) and group >= 1 and inputs[0] % group == 0, f"expected channels in groups of {group}, found {inputs}")
@@ -40,7 +40,7 @@ class GroupSort(Operation):
 
 
 class Maximum(Operation):
-    """Largest of each window in each channel; |max a - max b| <= max |a - b|, so at most sqrt(windows that hold one pixel)."""
+    """Maximum pool. As |max a - max b| <= max |a - b|, its bound is sqrt(largest number of windows that share a pixel)."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Maximum(Operation):
         for axis in (0, 1):
             reads = np.arange(places[axis])[:, None] * stride[axis] - before[axis] + np.arange(kernel[axis]) * dilation[axis]
             inside = (reads >= 0) & (reads < self.sizes[axis])
-            expected(bool(inside.any(axis=1).all()), "a window holds no pixel")
+            expected(bool(inside.any(axis=1).all()), "a window contains no pixel")
             windows.append(int(np.bincount(reads[inside], minlength=1).max()))
             self.taps.append(np.where(inside, reads, self.sizes[axis]))
         super().__init__(inputs, like(inputs, channels, *places))

@@ -1,4 +1,4 @@
-"""Re-proves ECLipsE bounds: the numbers of a witness, and for each step a Cholesky factor of matrices computed here."""
+"""Re-check of ECLipsE bounds: reads the witness and proves each step by a Cholesky factorisation of recomputed matrices."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from .operations import Operation, expected, size
 from .proof import Rejected, number, whole
 
 WIDEST = 4096
-"""Most features of an activation or of the image, for which dense matrices are formed."""
+"""Most features of an activation or image for which dense matrices are formed."""
 TRIES = 4
 
 
@@ -29,7 +29,7 @@ class Form:
 
 
 def pairs(chain: Chain, witness: Any, classes: int) -> np.ndarray:
-    r"""Own bounds of differences of logits. Raises Rejected where a number of the witness does not do, Malformed where it is none.
+    r"""Recomputed bounds of logit differences. Raises Rejected if the witness does not prove them, Malformed if it is invalid.
 
     With u the difference of an activation's outputs, slopes in [a, b], W the affine map before it over the witness' `scale`, and
     u'^T N' u' <= l'^2 |d|^2 known of what it reads: u^T N u <= (scale l')^2 |d|^2 holds for any N with
@@ -43,12 +43,12 @@ def pairs(chain: Chain, witness: Any, classes: int) -> np.ndarray:
     before, form, start, position = 1.0, Form(), 0, 0
     for entry in witness:
         at = whole(entry.get("at"), "at", position)
-        expected(at <= len(chain), "a witness lies behind the last layer")
+        expected(at <= len(chain), "a witness is placed after the last layer")
         run = chain[position:at]
         expected(all(operation.affine for operation in run), "a witness passes over a layer that is not affine")
         if set(entry) == {"at", "end", "factor"}:
             end = whole(entry["end"], "end", at)
-            expected(end <= len(chain), "a witness ends behind the last layer")
+            expected(end <= len(chain), "a witness ends after the last layer")
             through = times(form.size, _factor(form, run, entry["factor"], chain[at:end]))
             before = times(before, min(times(through, product(chain[at:end])), product(chain[start:end])))
             form, start, position = Form(), end, end
@@ -80,9 +80,9 @@ def _divided(weight: np.ndarray, error: float, by: float) -> tuple[np.ndarray, f
 
 
 def _advanced(form: Form, run: Sequence[Operation], turn: Activation, entry: dict[str, Any]) -> Form:
-    """The form behind an activation. Raises Rejected where the step is not proved."""
+    """The form after an activation. Raises Rejected if the step is not proved."""
     low, high = turn.slopes
-    expected(0 <= low < high, f"there is no step over {turn.kind}")
+    expected(0 <= low < high, f"ECLipsE has no step over {turn.kind}")
     if form.size == 0 or (run and run_norm(run) == 0):
         return Form(size=0.0)
     if entry["scale"] is None or math.isinf(form.size):
@@ -108,7 +108,7 @@ def _advanced(form: Form, run: Sequence[Operation], turn: Activation, entry: dic
 
 
 def _factor(form: Form, run: Sequence[Operation], claimed: Any, rest: Chain) -> float:
-    """kappa with W^T W <= kappa^2 N. Raises Rejected where the claimed one is not proved."""
+    """kappa with W^T W <= kappa^2 N. Raises Rejected if the claimed one is not proved."""
     if form.matrix is None:
         return product(run)
     if not run:

@@ -1,4 +1,4 @@
-"""Operations computed frequency by frequency on a torus."""
+"""Operations in the Fourier domain: one matrix per frequency of a torus."""
 
 import math
 from functools import cached_property
@@ -16,9 +16,9 @@ Torus = tuple[int, int]
 class Fourier(Affine):
     r"""y = crop(F^-1 M_theta F pad(x)) + b: a matrix for each frequency (a, b) of the torus with b <= n / 2, in rows.
 
-    The image stands on zeros on the torus, the result is cut to `places`: neither lengthens. Its norm is at most the largest of
-    the matrices': by Parseval the half plane's parts are orthogonal, and taking the real part (which is what the inverse
-    transform of real images does where b = 0 or n / 2) shortens.
+    The image is zero-padded to the torus and the result cropped to `places`: neither increases the norm. Its norm is at most
+    the largest of the matrices' norms: by Parseval the half plane's parts are orthogonal, and taking the real part (which is
+    what the inverse transform of real images does at b = 0 and n / 2) does not increase the norm.
     """
 
     def __init__(self, inputs: Shape, torus: Torus, places: Torus, matrices: np.ndarray, bias: np.ndarray | None) -> None:
@@ -59,7 +59,7 @@ class Fourier(Affine):
 
     @property
     def factor(self) -> float:
-        """Of the product, and of two transforms: each as bad as the plain sums, of which any fast one is better."""
+        """Rounding of the product and of two transforms, each bounded by direct summation (an FFT rounds less)."""
         transforms = sum(points * math.sqrt(points) for points in self.torus)
         return (4 * (self.fan + 16) + 32 * (transforms + 16)) * UNIT
 

@@ -1,4 +1,4 @@
-"""Proven upper bounds of a convolution's norm: of its kernel, its matrix, its torus or its Gram matrix, the cheapest first."""
+"""Proven upper bounds of a convolution's norm, from its kernel, matrix, spectrum or Gram matrix; the cheapest is tried first."""
 
 import math
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from .norms import TINY, UNIT, met
 Two = tuple[int, int]
 
 CHUNK = 2**20
-"""Complex numbers of a convolution's spectrum held at once."""
+"""Complex numbers of a convolution's spectrum that are kept in memory at once."""
 DENSE_SIDE, DENSE_SIZE = 1024, 2**22
 """A convolution is written out as a matrix where its smaller side and its size are at most these."""
 GRAM_SIDE = 8192
@@ -19,7 +19,7 @@ GRAM_SIDE = 8192
 
 
 class Window(NamedTuple):
-    """Where a convolution reads: along height and width."""
+    """Geometry of a convolution along height and width."""
 
     sizes: Two
     outputs: Two
@@ -40,7 +40,7 @@ class Window(NamedTuple):
 def bound(weight: np.ndarray, window: Window, claim: float | None = None) -> float:
     """Upper bound of the norm of a convolution with kernel (groups, outputs, inputs, height, width).
 
-    Groups act on channels of their own, so the largest of them counts. Where a claim is confirmed, what is costlier is not tried.
+    Groups act on disjoint channels, so their largest norm counts. Costlier methods are skipped once a claim is confirmed.
     """
     if not weight.any():
         return 0.0
@@ -139,7 +139,7 @@ def torus(size: int, reach: int, stride: int, before: int, outputs: int, circula
         places = (np.arange(outputs) * (stride // phases)) % points
         return points, phases, int(np.bincount(places).max())
     if outputs == 1:
-        stride = reach  # there is but one output: any stride is its own
+        stride = reach  # with one output every stride is equivalent
     first, last, blocks = before // stride, (before + size - 1) // stride, -(-reach // stride)
     a, b = max(0, first - blocks + 1), min(outputs - 1, last)
     return max(b - a + 1, last - first + 1, last - a + 1, b + blocks - first, 1), stride, 1

@@ -1,4 +1,4 @@
-"""Recomputes LipLT bounds: the linear path through the activations, with norms of products computed here."""
+"""Re-check of LipLT bounds: the linear path through the activations, with recomputed norms of products."""
 
 import math
 from collections.abc import Sequence
@@ -13,18 +13,18 @@ from .norms import UNIT
 from .operations import Operation, Shape, expected
 
 Path = tuple[int, ...]
-"""Where an operation stands: its number, and within branches the branch's number and so on."""
+"""Position of an operation: its index, then inside branches the branch's index and so on."""
 
 
 class Times(Diagonal):
-    """An activation's linear part: the middle of its slopes."""
+    """The linear part of an activation: multiplication by the midpoint of its slope interval."""
 
     def __init__(self, inputs: Shape, middle: float) -> None:
         super().__init__(inputs, np.zeros(1), np.array([middle]), np.zeros(1))
 
 
 class Term(NamedTuple):
-    """What one source adds to a signal: it changes by at most `size` per unit of input, and comes by linear operations."""
+    """Contribution of one source: it changes by at most `size` per unit of input, then passes through linear operations."""
 
     size: float
     route: list[Operation]
@@ -32,7 +32,7 @@ class Term(NamedTuple):
 
 
 class Signal(NamedTuple):
-    """A sum of terms; besides, `since` applied to something that changes by at most `least` per unit of input."""
+    """A sum of terms; also equal to `since` applied to a quantity that changes by at most `least` per unit of input."""
 
     terms: list[Term]
     least: float
@@ -40,7 +40,7 @@ class Signal(NamedTuple):
 
 
 def pairs(chain: Chain, witness: Any, classes: int) -> np.ndarray:
-    r"""Own bounds of differences of logits.
+    r"""Recomputed bounds of logit differences.
 
     An activation with slopes in [a, b] is c z plus a rest that is r-Lipschitz, c = (a + b) / 2 and r = (b - a) / 2, entry by entry.
     So what reaches an activation is a sum of linear maps of the image and of the rests before it, and changes by at most the sum of
@@ -48,7 +48,7 @@ def pairs(chain: Chain, witness: Any, classes: int) -> np.ndarray:
     activations that the witness names, which changes how tight this is and nothing else.
     """
     fine = isinstance(witness, list) and all(isinstance(path, list) and all(type(at) is int for at in path) for path in witness)
-    expected(fine, "expected a list of places as witness")
+    expected(fine, "expected a list of positions as witness")
     walk = _Walk({tuple(path) for path in witness})
     last = walk.along(chain, Signal([Term(1.0, [], object())], 1.0, []), ())
     total = np.zeros((classes, classes))
@@ -67,13 +67,13 @@ def _apart(size: float, route: Sequence[Operation], classes: int) -> np.ndarray:
 
 
 class _Walk:
-    """Follows a signal; norms of routes are kept, by the operations they are made of."""
+    """Propagates a signal through a chain; caches the norms of routes by the operations they consist of."""
 
     def __init__(self, starts: set[Path]) -> None:
         self.starts = starts
         self.norms: dict[Path, float] = {}
         self.kept: list[list[Operation]] = []
-        """Routes whose norms are kept, so that no other operation takes the identity of theirs."""
+        """Keeps cached routes alive, so that `id` of their operations is not reused."""
 
     def along(self, chain: Chain, signal: Signal, path: Path) -> Signal:
         for at, operation in enumerate(chain):
@@ -96,7 +96,7 @@ class _Walk:
         return signal
 
     def added(self, operation: Branches, signal: Signal, path: Path, least: float) -> Signal:
-        """Linear parts of the branches that the signal's own terms pass through add up, term by term."""
+        """The signal after summed branches: the linear parts that its terms pass through add up, term by term."""
         ends = [self.along(branch, signal, (*path, number)) for number, branch in enumerate(operation.chains)]
         outer, passed = {id(term.source) for term in signal.terms}, len(signal.terms[0].route)
         through, fresh = list[list[Operation]](), list[Term]()
@@ -113,12 +113,12 @@ class _Walk:
         return Signal(terms, min(summed, least), [])
 
     def bound(self, signal: Signal) -> float:
-        """How much the signal changes per unit of input, at most."""
+        """Upper bound of the signal's change per unit of input."""
         total = math.fsum(times(term.size, self.norm(term.route)) for term in signal.terms) * (1 + 4 * UNIT)
         return min(total, times(signal.least, self.norm(signal.since)))
 
     def norm(self, route: list[Operation]) -> float:
-        """Of a linear route: of its matrix where that is small, else the product of parts' norms."""
+        """Norm bound of a linear route: of its matrix if small enough, else the product of its parts' norms."""
         if not route:
             return 1.0
         key = tuple(map(id, route))

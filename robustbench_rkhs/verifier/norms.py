@@ -1,4 +1,4 @@
-"""Proven upper bounds of operator norms in float64: an eigenvalue solver guesses, a Cholesky factor proves."""
+"""Proven upper bounds of operator norms in float64: an eigenvalue solver estimates, a Cholesky factorisation proves."""
 
 import math
 
@@ -7,9 +7,9 @@ import numpy as np
 UNIT = 2.0**-53
 """Unit roundoff of float64."""
 TINY = 1e-290
-"""No bound of anything but an exact zero is smaller."""
+"""Least bound of anything that is not exactly zero."""
 CLOSE = 1e-8
-"""A claim is a witness: where it is proved to hold but for this much, relatively, nothing tighter is looked for."""
+"""Relative tolerance: a claim proved up to this is accepted, and no tighter bound is computed."""
 
 
 class Unproved(Exception):
@@ -17,7 +17,7 @@ class Unproved(Exception):
 
 
 def met(value: float, claim: float | None) -> bool:
-    """Whether an own bound confirms a claim."""
+    """Whether a recomputed bound confirms a claim."""
     return claim is not None and value <= claim * (1 + CLOSE)
 
 
@@ -46,7 +46,7 @@ def norm(matrices: np.ndarray, claim: float | None = None) -> float:
 
 
 def below(matrices: np.ndarray, claim: float) -> bool:
-    """Whether one factor proves every norm of a batch to be at most a claim (but for CLOSE)."""
+    """Whether one Cholesky factorisation proves every norm of a batch to be at most a claim (up to CLOSE)."""
     gram, scale, added = _gram(matrices)
     return scaled_down(claim, scale) and proved(gram, admitted(claim * (1 + CLOSE) * scale, gram.shape[-1], added))
 
@@ -67,12 +67,12 @@ def _gram(matrices: np.ndarray) -> tuple[np.ndarray, float, float]:
 
 
 def scaled_down(claim: float, scale: float) -> bool:
-    """Whether a claim times the scale is a number whose square is one."""
+    """Whether the square of the scaled claim neither over- nor underflows."""
     return 1e-100 < claim * scale < 1e100
 
 
 def inflation(order: int) -> float:
-    """What a factor of t I - G leaves open of t, the diagonal's own rounding included."""
+    """Factor on t that covers the rounding of a Cholesky factor of t I - G, including that of the diagonal."""
     return 1 + (8 * order * (order + 4) + 8) * UNIT
 
 

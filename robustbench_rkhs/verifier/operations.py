@@ -1,4 +1,4 @@
-"""The base class of operations: a map of images with its own proven bound and a bound of its float64 rounding."""
+"""Base class of operations: a map of images with a proven Lipschitz bound and a bound of its float64 rounding."""
 
 import math
 from functools import cached_property
@@ -11,11 +11,11 @@ Shape = tuple[int, ...]
 
 
 class Malformed(Exception):
-    """This is not a proof: what was found, and what was expected."""
+    """The file is not a valid proof; says what was found and what was expected."""
 
 
 def reason(error: Exception) -> str:
-    """The first line of a library's message that says anything, without control codes."""
+    """The first non-empty line of a library's error message, without control characters."""
     lines = ("".join(sign for sign in line if sign.isprintable()).strip() for line in str(error).splitlines())
     return next((line for line in lines if line), type(error).__name__)
 
@@ -25,14 +25,14 @@ class Operation:
 
     affine = False
     fan = 1
-    """How many numbers an output is summed from, at most."""
+    """Most terms that are summed into one output."""
     constant = 0.0
-    """l2 length of what it adds, negative parts that an activation hides included."""
+    """l2 norm bound of its constant part, including negative parts that an activation hides."""
 
     def __init__(self, inputs: Shape, outputs: Shape) -> None:
         self.inputs, self.outputs = inputs, outputs
         self.claim: float | None = None
-        """What a proof claims of its bound: a witness, which own proofs may start from."""
+        """The bound that a proof claims; a starting point for the proof here, never trusted."""
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         raise NotImplementedError
@@ -50,38 +50,38 @@ class Operation:
 
     @cached_property
     def bound(self) -> float:
-        """Own proven upper bound of its Lipschitz constant."""
+        """Proven upper bound of its Lipschitz constant, computed here."""
         return self._bound()
 
     @cached_property
     def absolute(self) -> float:
-        """Upper bound of || |A| ||, A its matrix with all entries positive; 1 for what only moves numbers."""
+        """Upper bound of || |A| ||, A the matrix of absolute entries; 1 if it only moves values."""
         return 1.0
 
     @property
     def factor(self) -> float:
-        """Sums of n terms err by at most n units, in any order, of the sum of absolute values; a few more for the terms."""
+        """Relative rounding: a sum of n terms errs by at most n units of the sum of absolute values; a few more for the terms."""
         return 2 * (self.fan + 8) * UNIT
 
     def moved(self, length: float, back: bool) -> float:
-        """How far rounding moves its linear part (or the transpose) of vectors whose Frobenius norm is `length`."""
+        """Rounding error of its linear part (or the transpose) on vectors of Frobenius norm `length`."""
         return self.factor * self.absolute * length + TINY
 
     def local(self, size: np.ndarray | float) -> np.ndarray | float:
-        """How far rounding moves what it computes from an input of this l2 length."""
+        """Rounding error of its output for an input of this l2 norm."""
         return self.factor * (self.absolute * size + self.constant) + TINY
 
     def grown(self, size: np.ndarray | float) -> np.ndarray | float:
-        """Upper bound of the l2 length of what it makes of an input of this length."""
+        """Upper bound of the l2 norm of its output for an input of this l2 norm."""
         return self.bound * size + self.constant + TINY
 
     def error(self, x: np.ndarray, before: np.ndarray) -> np.ndarray:
-        """Distance of its output to that in real arithmetic, image by image, where the input is off by `before`."""
+        """Bound per image of the distance from its output in real arithmetic, if the input is off by `before`."""
         return self.bound * before * (1 + 8 * UNIT) + self.local(lengths(x))
 
 
 def lengths(x: np.ndarray) -> np.ndarray:
-    """l2 length of each image, rounded up."""
+    """l2 norm of each image, rounded up."""
     flat = x.reshape(len(x), -1)
     peak = np.abs(flat).max(axis=1, initial=TINY)  # no square over- or underflows
     result: np.ndarray = np.sqrt(((flat / peak[:, None]) ** 2).sum(1)) * peak * (1 + 1e-9)
@@ -95,7 +95,7 @@ def expected(condition: bool, words: str) -> None:
 
 
 def size(shape: Shape) -> int:
-    """How many numbers an image of this shape has."""
+    """Number of values in an image of this shape."""
     return math.prod(shape)
 
 

@@ -1,4 +1,4 @@
-"""Eight fixed images of a shape, the same everywhere: what two networks answer to them tells whether they are one function."""
+"""Eight fixed, reproducible images: comparing logits on them tells whether two networks are the same function."""
 
 import math
 from collections.abc import Sequence
@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 RANGES = ((0.0, 1.0), (0.0, 1.0), (0.0, 1.0), (0.0, 1.0), (0.0, 0.5), (0.5, 1.0), (0.25, 0.75), (0.0, 0.1))
-"""Between which two values the pixels of each image are spread."""
+"""Range of the pixel values of each image."""
 CLOSE = 1e-4
-"""Two networks whose logits differ by more than this, relative to the largest of an image, are two functions."""
+"""Relative tolerance: logits that differ by more, relative to the image's largest, come from different functions."""
 
 
 def fixed_images(shape: Sequence[int]) -> np.ndarray:
@@ -27,10 +27,10 @@ def fixed_images(shape: Sequence[int]) -> np.ndarray:
 
 
 def agree(one: Any, other: Any) -> bool:
-    """Whether two tables of logits are those of one function: each image's differ by at most CLOSE times the largest of them."""
+    """Whether two tables of logits agree: per image they differ by at most CLOSE times the largest absolute logit."""
     try:
         left, right = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
-    except (TypeError, ValueError):  # a stranger's
+    except (TypeError, ValueError):  # untrusted input
         return False
     if left.shape != right.shape or left.ndim != 2:
         return False

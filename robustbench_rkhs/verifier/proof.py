@@ -1,4 +1,4 @@
-"""A proof's two files: what they hold, and reading them without trusting a byte.
+"""Reader of a proof's two files, proof.json and proof.npz, which are untrusted input.
 
 proof.json: text whose `digest` is the sha256 of the file itself with 64 zeros in the digest's place; `npz` names the size and
 sha256 of proof.npz, `arrays` those of each array in it. proof.npz: plain arrays, stored and not compressed, never pickled.
@@ -21,14 +21,14 @@ from .operations import Malformed, Shape, expected, reason
 
 FORMAT, VERSION = "robustbench_rkhs proof", 2
 LARGEST = 2**33
-"""Bytes of a file beyond which it is not read."""
+"""Largest file in bytes that is read."""
 LONGEST = 2**23
-"""Bytes of proof.json beyond which it is not read: about 100,000 images."""
+"""Largest proof.json in bytes that is read: about 100,000 images."""
 UNREADABLE = (
     *(ValueError, TypeError, OSError, KeyError, EOFError, SyntaxError, OverflowError, MemoryError),
     *(RecursionError, NotImplementedError, tokenize.TokenError, zipfile.BadZipFile),
 )
-"""What NumPy and zipfile raise for foreign bytes."""
+"""Exceptions that NumPy and zipfile raise on malformed input."""
 TYPES = ("<f2", "<f4", "<f8", "<i8")
 KEYS = {
     *("digest", "format", "version", "model", "weights", "data", "preprocessing", "norm", "epsilons", "shape", "classes"),
@@ -37,16 +37,16 @@ KEYS = {
 
 
 OPTIONAL = {"function"}
-"""Which function the network is: its key, and its logits on eight fixed images."""
+"""Identity of the network's function: its key, and its logits on eight fixed images."""
 
 
 class Rejected(Exception):
-    """A well-formed proof that is not true, or not as it was written."""
+    """A well-formed proof that is false, or was changed after it was written."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What was read, digests checked."""
+    """The contents of a proof, after all digests were checked."""
 
     about: dict[str, Any]
     arrays: dict[str, np.ndarray]
@@ -69,7 +69,7 @@ class Proof:
 
 
 def read(folder: Path) -> Proof:
-    """The proof in a folder. Raises Malformed where it is none, Rejected where a digest does not fit."""
+    """The proof in a folder. Raises Malformed if it is not a proof, Rejected if a digest does not match."""
     text = _bytes(folder / "proof.json", LONGEST)
     try:
         about = json.loads(text.decode("utf-8"), parse_constant=_refused)
@@ -121,11 +121,11 @@ def number(value: Any, name: str) -> float:
 
 
 def _refused(word: str) -> Any:
-    raise ValueError(f"{word} is no JSON number")
+    raise ValueError(f"{word} is not a JSON number")
 
 
 def _bytes(path: Path, most: int, said: int | None = None) -> bytes:
-    """A file. Raises Malformed beyond `most` bytes, Rejected where it has not the size that was said of it."""
+    """The bytes of a file. Raises Malformed beyond `most` bytes, Rejected if its size is not the stated one."""
     try:
         size = path.stat().st_size
         expected(size <= most, f"{path.name} is larger than {most} bytes")

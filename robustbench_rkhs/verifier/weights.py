@@ -1,4 +1,4 @@
-"""A checkpoint read in NumPy: its digest, its tensors against a proof's arrays, and its function against the proof's network."""
+"""Comparison of a checkpoint with a proof, in NumPy: digest, tensors against arrays, and function against network."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ TYPES = {
 }
 
 Stored = tuple[str, np.ndarray]
-"""Type by PyTorch's name, and the values (bfloat16 as its bits)."""
+"""PyTorch's name of the type, and the values (bfloat16 as its bits)."""
 
 
 def read(path: Path) -> dict[str, Stored]:
@@ -50,7 +50,7 @@ def read(path: Path) -> dict[str, Stored]:
 
 
 def widened(stored: Stored) -> Stored:
-    """Half precision as float32, as it is loaded."""
+    """Half precision converted to float32, as when it is loaded."""
     kind, values = stored
     if kind == "torch.bfloat16":
         return "torch.float32", (values.astype("<u4") << 16).view("<f4")
@@ -68,11 +68,11 @@ def digest(tensors: dict[str, Stored]) -> str:
 
 
 def check(proof: Proof, path: Path) -> str:
-    """What the checkpoint has to do with the proof, in words. Raises Rejected where it is another one."""
+    """A line on how the checkpoint matches the proof. Raises Rejected if the proof is for another checkpoint."""
     stored = read(path)
     loaded = {name: widened(tensor) for name, tensor in stored.items()}
     if proof.about["weights"] not in (digest(stored), digest(loaded)):
-        raise Rejected(f"{path.name} has digest {digest(loaded)[:12]}, the proof is of {str(proof.about['weights'])[:12]}")
+        raise Rejected(f"{path.name} has digest {digest(loaded)[:12]}, the proof is for {str(proof.about['weights'])[:12]}")
     same = 0
     for name, row in proof.about["arrays"].items():
         if row["tensor"] is None:
@@ -83,13 +83,13 @@ def check(proof: Proof, path: Path) -> str:
             raise Rejected(f"array {name!r} is not the checkpoint's {row['tensor']!r}")
         same += 1
     layers = sum(name.startswith("layer_") for name in proof.arrays)
-    return f"weights: the checkpoint's digest; {same} of {layers} arrays are its tensors, the others are worked out from them"
+    return f"weights: the checkpoint's digest; {same} of {layers} arrays are its tensors, the others are computed from them"
 
 
 def check_function(proof: Proof, chain: Sequence[Operation], path: Path) -> str:
-    """Whether the config.json beside the weights is of the network in the proof, in words. Raises Rejected where it is not.
+    """A line on whether config.json, next to the weights, describes the proof's network. Raises Rejected if it does not.
 
-    The same tensors in another network are another model: the network in the proof is asked about the fixed images.
+    The same tensors in another network are another model, so the logits on the fixed images are compared.
     """
     beside = path.parent / "config.json"
     try:
@@ -100,10 +100,10 @@ def check_function(proof: Proof, chain: Sequence[Operation], path: Path) -> str:
     own = proof.about.get("function", {})
     expected(isinstance(own, dict), "function is not a mapping")
     if own.get("key") and config.get("key") and own["key"] != config["key"]:
-        raise Rejected(f"the checkpoint is of function {str(config['key'])[:12]}, the proof of {str(own['key'])[:12]}")
+        raise Rejected(f"the checkpoint has function {str(config['key'])[:12]}, the proof of {str(own['key'])[:12]}")
     answers = forward(chain, fixed_images(proof.shape))[0]
     for said, whose in ((own.get("logits"), "the proof says"), (config.get("logits"), "the checkpoint's config.json says")):
         if said and not agree(answers, said):
-            raise Rejected(f"the proof's network answers the fixed images otherwise than {whose}")
+            raise Rejected(f"the proof's network has other logits on the fixed images than {whose}")
     named = bool(config.get("logits"))
-    return "function: the network answers as the checkpoint does" if named else "function: not named by the checkpoint"
+    return "function: the network has the checkpoint's logits" if named else "function: the checkpoint does not state its logits"
