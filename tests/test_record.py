@@ -21,7 +21,7 @@ from robustbench_rkhs.verdicts import About, Breach, Diagnosis, Evaluation, Rech
 from robustbench_rkhs.verdicts.store import METADATA, SEAL
 
 mpl.use("Agg")
-BEFORE = sorted((Path(__file__).parent.parent / "reports" / "verdicts").rglob("*.parquet"))
+BEFORE = sorted((Path(__file__).parent.parent / "reports" / "verdicts").glob("*/*.parquet"))
 """Tables that the repository holds, some of them written before the record was typed."""
 ORACLE = affine(4, (1, 3, 3), images=10)
 EPS = float(ORACLE.l2.sort().values[4:6].mean())
