@@ -70,7 +70,7 @@ def test_projections(operator):
 
 
 def test_a_projection_that_does_nothing_fails():
-    with pytest.raises(AssertionError, match="must land"):
+    with pytest.raises(AssertionError, match="must map into its set"):
         check_projection(lambda model, epoch: None, lambda model: bool((norms(model, True) <= 0.8).all()))
 
 
