@@ -167,7 +167,7 @@ def test_one_changed_line_of_a_recipe_is_another_network_and_refused(bounded):
     with pytest.raises(UserError, match=r"name different networks \(lipschitz: 1 in config.json, 10 in recipe.yaml\)"):
         checkpoint.load(bounded)
     forged(bounded, {}, network=config["network"] | {"lipschitz": 10.0})
-    with pytest.raises(UserError, match="answers the fixed images otherwise"):
+    with pytest.raises(UserError, match="logits on the fixed images differ"):
         checkpoint.load(bounded)
     forged(bounded, {}, logits=None)  # nothing is left that says what the function was: it is a model of its own
     assert identity_of(checkpoint.load(bounded).model, (1, 8, 8)).key != config["key"]

@@ -249,7 +249,7 @@ def _check_function(folder: Path, config: dict[str, Any], recipe: TrainRecipe, m
     said = config.get("logits")
     found = fixed_logits(model, tuple(config["shape"])) if said else ()
     if found and not (isinstance(said, list) and agree(said, found)):
-        raise UserError(f"checkpoint {str(folder)!r}: the network answers the fixed images otherwise than config.json says")
+        raise UserError(f"checkpoint {str(folder)!r}: the network's logits on the fixed images differ from those in config.json")
 
 
 def _same_network(recipe: TrainRecipe, stored: Any, code: Code) -> bool:
