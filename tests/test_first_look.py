@@ -8,7 +8,7 @@ from oracles import affine
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import PGD, SuperDeepFool
 from robustbench_rkhs.certificates import MarginCertificate
-from robustbench_rkhs.evaluation import certifying, counting, first_look
+from robustbench_rkhs.evaluation import certificate_job, counting, first_look
 from robustbench_rkhs.evaluation.run import evaluate
 
 LABEL = "first:superdeepfool"
@@ -39,7 +39,7 @@ def stopped(monkeypatch, module, name, when):
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_interrupted_before_any_certificate_the_table_holds_an_upper_bound_of_every_image(norm, monkeypatch):
     oracle = affine(4, (1, 3, 4), images=12)
-    stopped(monkeypatch, certifying, "_attempt", lambda job: True)
+    stopped(monkeypatch, certificate_job, "_attempt", lambda job: True)
     truth = oracle.distance(norm).numpy()
     eps = float(np.median(truth))
     done = evaluate(oracle.model, (oracle.x, oracle.y), eps=(eps,), norm=norm, budget=3600.0)

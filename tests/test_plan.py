@@ -7,7 +7,7 @@ from torch import nn
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.certificates import CrownCertificate, IBPCertificate, MarginCertificate
-from robustbench_rkhs.evaluation import certifying
+from robustbench_rkhs.evaluation import certificate_job
 from robustbench_rkhs.evaluation.multiply_adds import MultiplyAdds, estimated
 from robustbench_rkhs.evaluation.plan import PILOT, SURE, Plan, Trial, pilot, planned
 from robustbench_rkhs.evaluation.run import evaluate
@@ -124,14 +124,14 @@ def test_the_plan_is_kept_and_read_again_whatever_the_number_of_workers(proved, 
     two = evaluate(net, (x, y), eps=(eps,), workers=2, block=5, folder=tmp_path, **SETTINGS)
     assert verdicts.digest(one.table) == verdicts.digest(two.table) and one.about.left_out == two.about.left_out
     monkeypatch.setattr("robustbench_rkhs.evaluation.certify_phase.planned", lambda *_: pytest.fail("planned again"))
-    monkeypatch.setattr(certifying, "_attempt", lambda *_: pytest.fail("certified again"))
+    monkeypatch.setattr(certificate_job, "_attempt", lambda *_: pytest.fail("certified again"))
     again = evaluate(net, (x, y), eps=(eps,), workers=1, block=5, folder=tmp_path, **SETTINGS)
     assert verdicts.digest(again.table) == verdicts.digest(one.table) and again.about.left_out == one.about.left_out
 
 
 def test_what_an_interrupted_certificate_found_is_in_the_table(proved, monkeypatch):
     net, x, y, eps = proved
-    original, calls = certifying._attempt, []
+    original, calls = certificate_job._attempt, []
 
     def stopped(subject, job):
         calls.append(job.label)
@@ -139,7 +139,7 @@ def test_what_an_interrupted_certificate_found_is_in_the_table(proved, monkeypat
             raise KeyboardInterrupt
         return original(subject, job)
 
-    monkeypatch.setattr(certifying, "_attempt", stopped)
+    monkeypatch.setattr(certificate_job, "_attempt", stopped)
     done = evaluate(net, (x, y), eps=(eps,), certificates=(MarginCertificate(), IBPCertificate()), block=4, **SETTINGS)
     assert not done.about.complete and len(rows(done, "ibp")) == 8 and len(rows(done, "margin")) == 30
 

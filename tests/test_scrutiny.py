@@ -13,7 +13,7 @@ from torch import nn
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import PGD
 from robustbench_rkhs.cli.warnings import warnings_of
-from robustbench_rkhs.evaluation import counting, diagnosing, diagnosis_phase
+from robustbench_rkhs.evaluation import counting, diagnosis_job, diagnosis_phase
 from robustbench_rkhs.evaluation.diagnostics import diagnose
 from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.networks.smoothed import Smoothed
@@ -75,7 +75,7 @@ def test_a_budget_that_ends_with_the_diagnosis_leaves_the_escalation_to_the_next
     y, seconds = model(oracle.x).argmax(1), [1e9]
     with monkeypatch.context() as patch:
         patch.setattr(Clock, "left", lambda self: seconds[0])
-        patch.setattr(diagnosing, "diagnose", lambda *given, **named: (diagnose(*given, **named), seconds.__setitem__(0, 0.0))[0])
+        patch.setattr(diagnosis_job, "diagnose", lambda *given, **named: (diagnose(*given, **named), seconds.__setitem__(0, 0.0))[0])
         cut = evaluate(model, (oracle.x, y), budget=60, **settings)
     assert not cut.about.complete and "zero_gradients" in cut.about.marks
     assert (known(cut, eps) == "survived").all() and not cut.table["method"].str.startswith("check:").any()
@@ -89,7 +89,7 @@ def test_an_honest_model_is_not_marked_and_a_finished_diagnosis_is_read(tmp_path
     first = evaluate(oracle.model, (oracle.x, oracle.y), **settings)
     assert first.about.marks == () and len(first.about.diagnostics) == 9 and not doubts(first)
     assert not [line for line in warnings_of(first) if "DOUBTFUL" in line]
-    monkeypatch.setattr(diagnosing, "diagnose", lambda *_, **__: pytest.fail("diagnosed again"))
+    monkeypatch.setattr(diagnosis_job, "diagnose", lambda *_, **__: pytest.fail("diagnosed again"))
     assert evaluate(oracle.model, (oracle.x, oracle.y), **settings).about.diagnostics == first.about.diagnostics
 
 

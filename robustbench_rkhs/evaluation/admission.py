@@ -6,8 +6,8 @@ import numpy as np
 
 from robustbench_rkhs.certificates import Certificate
 from robustbench_rkhs.certificates.refusals import in_lines, refusals
-from robustbench_rkhs.evaluation.certifying import unproved
-from robustbench_rkhs.evaluation.work import Work
+from robustbench_rkhs.evaluation.certificate_job import unproved
+from robustbench_rkhs.evaluation.phase_state import Work
 
 
 def admitted(work: Work, certificates: Mapping[str, Certificate]) -> dict[str, Certificate]:

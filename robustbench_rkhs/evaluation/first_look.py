@@ -9,7 +9,7 @@ import pandas as pd
 from robustbench_rkhs.attacks import SuperDeepFool
 from robustbench_rkhs.evaluation.multiply_adds import estimated
 from robustbench_rkhs.evaluation.scheduler import Chain
-from robustbench_rkhs.evaluation.work import Block, Work
+from robustbench_rkhs.evaluation.phase_state import Block, Work
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.runtime.clock import Clock, OutOfTime
 

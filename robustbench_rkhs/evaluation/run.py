@@ -36,7 +36,7 @@ from robustbench_rkhs.evaluation.sizing import sized
 from robustbench_rkhs.evaluation.store import Store
 from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.evaluation.threads import on_one_thread, one_thread
-from robustbench_rkhs.evaluation.work import Work
+from robustbench_rkhs.evaluation.phase_state import Work
 from robustbench_rkhs.identity import identity_of, key_of
 from robustbench_rkhs.layers.frozen import freeze
 from robustbench_rkhs.networks.smoothed import Smoothed

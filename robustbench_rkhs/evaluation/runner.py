@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from robustbench_rkhs.evaluation.certifying import certify_images
+from robustbench_rkhs.evaluation.certificate_job import certify_images
 from robustbench_rkhs.evaluation.counting import attack_images
-from robustbench_rkhs.evaluation.diagnosing import diagnose_images
+from robustbench_rkhs.evaluation.diagnosis_job import diagnose_images
 from robustbench_rkhs.evaluation.diagnostics.transfer import Transfer
 from robustbench_rkhs.evaluation.halving import Halving
 from robustbench_rkhs.evaluation.jobs import Job
