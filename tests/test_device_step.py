@@ -192,3 +192,16 @@ def test_gram_bounds_know_the_layers_of_a_liresnet_and_lie_just_above_the_proven
 
 def test_counters_of_seeds_fit_the_hash():
     assert hashed_uniforms(torch.tensor([1]), mix(3, 2), 1).shape == (1, 1)
+
+
+def test_gradients_lie_as_their_parameters():
+    """Fused optimisers on CUDA refuse other strides; gradients through a layer's bound are transposed otherwise."""
+    network = {"name": "liresnet", "blocks": 1, "channels": 8, "features": 16}
+    optimizer = {"name": "adam", "lr": 0.001}
+    recipe = fast(network=network, loss={"name": "radius"}, optimizer=optimizer, attack=None, channels_last=True, ema=0.9)
+    splits = recipe.data.load()
+    run = Run(recipe, splits.test, "cpu")
+    run.prepare(splits.train)
+    next(run.stepped(splits.train, DeviceStep(run, splits.train)))
+    for name, parameter in run.model.named_parameters():
+        assert parameter.grad.stride() == parameter.stride(), name

@@ -129,7 +129,7 @@ class DeviceStep:
         if recipe.clip is not None:
             torch._foreach_mul_([g for g in gradients if g is not None], (recipe.clip / (length + 1e-12)).clamp_max(1))
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
+            parameter.grad = None if gradient is None else _laid_out_as(parameter, gradient)
         run.optimizer.step()
         if run.average is not None:
             with torch.no_grad():
@@ -203,6 +203,13 @@ class DeviceStep:
         for parameter, state in run.optimizer.state.items():
             found |= {f"{parameters[id(parameter)]} {k}": v for k, v in state.items() if isinstance(v, Tensor)}
         return found | {"losses": run.losses, "first": run.watch.first, "norms": run.watch.norms}
+
+
+def _laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient with the strides of its parameter, which fused optimisers on CUDA demand."""
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 def _sharing(model: nn.Module, frozen: bool) -> nn.Module:
