@@ -8,9 +8,10 @@ from torch import nn
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.certificates import CrownCertificate, IBPCertificate, MarginCertificate
 from robustbench_rkhs.evaluation import certificate_job
-from robustbench_rkhs.evaluation.multiply_adds import MultiplyAdds, estimated
+from robustbench_rkhs.evaluation.multiply_adds import MultiplyAdds
 from robustbench_rkhs.evaluation.plan import PILOT, SURE, Plan, Trial, pilot, planned
 from robustbench_rkhs.evaluation.run import evaluate
+from robustbench_rkhs.runtime.cost import estimated
 
 
 def trial(label, cost, *proved, refused=False):

@@ -75,7 +75,9 @@ def test_a_budget_that_ends_with_the_diagnosis_leaves_the_escalation_to_the_next
     y, seconds = model(oracle.x).argmax(1), [1e9]
     with monkeypatch.context() as patch:
         patch.setattr(Clock, "left", lambda self: seconds[0])
-        patch.setattr(diagnosis_job, "diagnose", lambda *given, **named: (diagnose(*given, **named), seconds.__setitem__(0, 0.0))[0])
+        patch.setattr(
+            diagnosis_job, "diagnose", lambda *given, **named: (diagnose(*given, **named), seconds.__setitem__(0, 0.0))[0]
+        )
         cut = evaluate(model, (oracle.x, y), budget=60, **settings)
     assert not cut.about.complete and "zero_gradients" in cut.about.marks
     assert (known(cut, eps) == "survived").all() and not cut.table["method"].str.startswith("check:").any()

@@ -8,7 +8,14 @@ from robustbench_rkhs.cli.values import Folder
 
 
 def _train(
-    fields: dict[str, str], /, model: str, out: Folder | None = None, device: str = "auto", fresh: bool = False, half: bool = False
+    fields: dict[str, str],
+    /,
+    model: str,
+    out: Folder | None = None,
+    device: str = "auto",
+    fresh: bool = False,
+    half: bool = False,
+    threads: int | None = None,
 ) -> None:
     """Train a named model. Every field of its recipe is a flag: --epochs 3 --attack.eps 1.0 --data.train 1000.
 
@@ -30,6 +37,7 @@ def _train(
         device: auto, cpu, cuda, cuda:1 ...
         fresh: Train anew and overwrite the folder.
         half: Store the weights in half precision.
+        threads: Threads of PyTorch on a CPU; default: one or all, whichever a few steps at the start show to be faster.
     """
     from robustbench_rkhs.cli.progress import TrainingBar
     from robustbench_rkhs.training.loop import train as run
@@ -38,7 +46,16 @@ def _train(
     leads = os.environ.get("RANK", "0") == "0"  # the other processes of torchrun print nothing
     recipe, folder = prepared(model, out, fields, fresh, note if leads else lambda line: None)
     with TrainingBar(recipe.epochs, quiet=not leads) as bar:
-        run(recipe, folder, device=usable_device(device), command=typed_command(), fresh=fresh, half=half, report=bar.report)
+        run(
+            recipe,
+            folder,
+            device=usable_device(device),
+            command=typed_command(),
+            fresh=fresh,
+            half=half,
+            threads=threads,
+            report=bar.report,
+        )
     if leads:
         printed(f"checkpoint: {folder}")
 

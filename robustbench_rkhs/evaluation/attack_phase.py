@@ -10,8 +10,8 @@ import pandas as pd
 from robustbench_rkhs.attacks import PGD, Attack, SuperDeepFool, schedule
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.schedule import FIRST, Known
-from robustbench_rkhs.evaluation.scheduler import Chain
 from robustbench_rkhs.evaluation.phase_state import Block, Places, Radii, Work
+from robustbench_rkhs.evaluation.scheduler import Chain
 from robustbench_rkhs.runtime.clock import OutOfTime
 from robustbench_rkhs.verdicts import Rechecked
 

@@ -11,9 +11,9 @@ from robustbench_rkhs.data import Stream
 from robustbench_rkhs.evaluation.admission import admitted
 from robustbench_rkhs.evaluation.cache_key import settings_of
 from robustbench_rkhs.evaluation.certificate_job import unproved
+from robustbench_rkhs.evaluation.phase_state import Block, Places, Work
 from robustbench_rkhs.evaluation.plan import PILOT, Plan, Trial, pilot, planned
 from robustbench_rkhs.evaluation.scheduler import Chain
-from robustbench_rkhs.evaluation.phase_state import Block, Places, Work
 from robustbench_rkhs.runtime.clock import Clock, OutOfTime
 from robustbench_rkhs.verdicts import Noticed, Part
 

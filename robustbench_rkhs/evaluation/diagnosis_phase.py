@@ -11,8 +11,8 @@ from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import Attack
 from robustbench_rkhs.evaluation.diagnostics import escalated, sampled
 from robustbench_rkhs.evaluation.diagnostics.transfer import Transfer
-from robustbench_rkhs.evaluation.scheduler import Chain
 from robustbench_rkhs.evaluation.phase_state import Places, Work
+from robustbench_rkhs.evaluation.scheduler import Chain
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.runtime.clock import OutOfTime
 from robustbench_rkhs.verdicts import About, Diagnosis, Record

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 
 from robustbench_rkhs.attacks import SuperDeepFool
-from robustbench_rkhs.evaluation.multiply_adds import estimated
-from robustbench_rkhs.evaluation.scheduler import Chain
 from robustbench_rkhs.evaluation.phase_state import Block, Work
+from robustbench_rkhs.evaluation.scheduler import Chain
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.runtime.clock import Clock, OutOfTime
+from robustbench_rkhs.runtime.cost import estimated
 
 LARGE = 1e9
 """Multiply-adds of one pass of all images from which an evaluation takes more than seconds."""

@@ -1,11 +1,9 @@
 """Counting of multiply-adds: a cost that does not depend on the machine or its load."""
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -29,10 +27,3 @@ class MultiplyAdds(TorchDispatchMode):
             with suppress(Exception):  # an operation in a form that PyTorch's formula does not know is not counted
                 self.count += int(formula(*args, **(kwargs or {}), out_val=found)) // 2
         return found
-
-
-def estimated(model: nn.Module, shape: tuple[int, ...]) -> int:
-    """Multiply-adds of one pass of one image, about, without asking the model: each weight of a convolution counts once for every
-    pixel, each other one once."""
-    pixels = math.prod(shape[1:]) if len(shape) > 1 else 1
-    return sum(one.numel() * (pixels if one.dim() > 2 else 1) for one in [*model.parameters(), *model.buffers()])

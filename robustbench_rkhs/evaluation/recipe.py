@@ -31,6 +31,12 @@ class EvalRecipe(EvalSettings):
         return self
 
     @model_validator(mode="after")
+    def _workers_or_threads(self) -> "EvalRecipe":
+        if self.workers is not None and self.threads not in (None, 1):
+            raise ValueError(f"workers compute on one thread each: leave out threads {self.threads}, or workers")
+        return self
+
+    @model_validator(mode="after")
     def _agree(self) -> "EvalRecipe":
         for attack in self.attacks:
             refuse_contradiction(attack, self.norm, self.eps, self.seed)

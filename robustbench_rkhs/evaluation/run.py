@@ -4,6 +4,7 @@ import copy
 import math
 import platform
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from robustbench_rkhs.evaluation.diagnostics.transfer import Transfer
 from robustbench_rkhs.evaluation.engines import Engine, started
 from robustbench_rkhs.evaluation.first_look import FirstLook
 from robustbench_rkhs.evaluation.loaders import Loader, RunnerMaker
+from robustbench_rkhs.evaluation.phase_state import Work
 from robustbench_rkhs.evaluation.predictions import ask, classes_of
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.runner import Runner
@@ -35,8 +37,7 @@ from robustbench_rkhs.evaluation.second_look import SecondLook
 from robustbench_rkhs.evaluation.sizing import sized
 from robustbench_rkhs.evaluation.store import Store
 from robustbench_rkhs.evaluation.subject import Subject
-from robustbench_rkhs.evaluation.threads import on_one_thread, one_thread
-from robustbench_rkhs.evaluation.phase_state import Work
+from robustbench_rkhs.evaluation.threads import chosen
 from robustbench_rkhs.identity import identity_of, key_of
 from robustbench_rkhs.layers.frozen import freeze
 from robustbench_rkhs.networks.smoothed import Smoothed
@@ -51,6 +52,7 @@ from robustbench_rkhs.runtime.digests import weights_digest
 from robustbench_rkhs.runtime.messages import Say
 from robustbench_rkhs.runtime.modes import evaluating
 from robustbench_rkhs.runtime.precision import full_precision
+from robustbench_rkhs.runtime.threads import threads
 from robustbench_rkhs.verdicts import About, Evaluation, Nearest
 
 SAID = ("model", "weights", "key", "data", "data_digest", "norm", "box", "samples", "date", "command", "versions", "smoothed")
@@ -78,7 +80,7 @@ def evaluate(
     """The table of verdicts of any `nn.Module` that maps images in [0, 1] to logits.
 
     `data`: a Split, or images and labels. `recipe`, or its fields by name (`eps`, `norm`, `attacks`, `effort`, `budget`,
-    `certificates`, `samples`, `seed`, `block`, `workers`, `rechecked`). With a `folder`, finished parts are kept under
+    `certificates`, `samples`, `seed`, `block`, `workers`, `threads`, `rechecked`). With a `folder`, finished parts are kept under
     folder/name/parts and never done again, and the table is written to folder/name/. `adversarials`: True keeps the nearest
     counted adversarial image of each image, over all attacks, for `Evaluation.adversarials()`; a .npz file gets them too; None
     keeps them where there is no folder and the images take at most 1 GiB. `twin`: a network of the same data and classes, trained
@@ -100,20 +102,21 @@ def evaluate(
         raise UserError("adversarial images are kept beside all clean ones, which are too many here: choose fewer by samples")
     if adversarials and not exact:
         raise UserError(f"adversarial images are saved exactly as float32 or float64, found inputs of {split.x.dtype}")
-    alone = on_one_thread(model, split.shape, recipe.workers, device)
-    with evaluating(model, device), one_thread(alone):
-        own = folder_of(folder, name) if folder else None
+    own = folder_of(folder, name) if folder else None
+    with evaluating(model, device), ExitStack() as stack:
         nearest = Nearest() if adversarials else None
         identity = identity_of(model, split.shape)
         queried, whole = freeze(model), len(split)
         with full_precision():
+            taken = chosen(queried, split.x, recipe, device, identity.key, own and own / "parts")
+            stack.enter_context(threads(taken.count))
             split = sized(queried, split.to(device), clock, recipe.seed, say)
         named = (name, identity.weights, device, recipe.seed, identity.key)
         subject = Subject(model, queried, split, *named, images=nearest is not None)
         store = Store(own / "parts" if own else None, nearest)
         with full_precision():
             run = _Run(subject, recipe, say, None if twin is None else _transfer(twin, subject))
-            run.note(command=command, key=identity.key, logits=identity.logits)
+            run.note(command=command, key=identity.key, logits=identity.logits, threads=str(taken))
             if isinstance(model, Smoothed):
                 run.note(smoothed=model.extra_repr())
             runner = Runner(subject, run.transfer)
@@ -188,7 +191,7 @@ class _Run:
         if len(set(labels)) < len(labels):
             labels = [f"{label}#{i}" if labels.count(label) > 1 else label for i, label in enumerate(labels)]
         self.labels = labels
-        settings = recipe.model_dump(mode="json", exclude={"budget", "workers"})  # which change no verdict
+        settings = recipe.model_dump(mode="json", exclude={"budget", "workers", "threads"})  # which change no verdict
         others = [*([] if transfer is None else [transfer.key]), *filter(None, [own_code_digest(recipe)])]
         self.digest = digest_of([settings, subject.key, split.digest, sources_digest(), *others], 12)
         known: dict[str, Any] = {

@@ -7,8 +7,8 @@ import numpy as np
 
 from robustbench_rkhs.attacks import APGD
 from robustbench_rkhs.attacks.schedule import Known, next_eps, order
-from robustbench_rkhs.evaluation.scheduler import Chain
 from robustbench_rkhs.evaluation.phase_state import Block, Radii, Work
+from robustbench_rkhs.evaluation.scheduler import Chain
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.runtime.clock import Clock, OutOfTime
 

@@ -40,7 +40,10 @@ class EvalSettings(Node):
     """Images per block, the unit of resuming: bounds the memory. Random draws of library attacks depend on it."""
     workers: int | None = Field(None, ge=1, le=1024)
     """Processes that take a block each, on a CPU, one thread each: the table is the same to the last digit at any number of them.
-    None: this process alone; of a network under 1e7 multiply-adds on one thread too, else on all threads of PyTorch."""
+    None: this process alone."""
+    threads: int | None = Field(None, ge=1, le=1024)
+    """Threads of PyTorch on a CPU. None: one for a network under 1e7 multiply-adds, else one or all, whichever a few gradients at
+    the start show to be faster; the same model in the same folder keeps that number."""
     budget: Seconds | None = None
     """Seconds (or 90s, 10min, 2h) after which everything stops where it is, within a second where the model is not slower than
     that: a first look after a tenth of it, certificates after a third of the rest, a second look (20 gradient steps within the

@@ -39,7 +39,7 @@ def training_card(
         f"projections: {', '.join(f'{p.name} ({p.operator}, tau {p.tau})' for p in recipe.projections) or 'none'}",
         f"- Optimizer: {named[0]}; schedule: {named[1]}; running mean of the weights: {recipe.ema or 'none'}",
         f"- {recipe.epochs} epochs, batches of {recipe.batch_size}, {recipe.precision}, seed {recipe.seed}",
-        f"- {trained['device']}, {trained['seconds']} s of training, {trained['date']}, torch {trained['torch']}",
+        f"- {_place(trained)}, {trained['seconds']} s of training, {trained['date']}, torch {trained['torch']}",
         f"- Epoch {best_epoch + 1} was the best on validation ({', '.join(validation)})"
         if validation
         else f"- Epoch {best_epoch + 1}, the last: no image was held out for validation",
@@ -66,6 +66,11 @@ def training_card(
     chosen = "Validation numbers chose the epoch; they are not results. " if validation else ""
     lines += ["", f"{chosen}`recipe.yaml` holds every setting."]
     return "\n".join(lines) + "\n"
+
+
+def _place(trained: dict[str, Any]) -> str:
+    """The device; of a CPU the number of threads and why so many."""
+    return f"CPU, {trained['threads']}" if "threads" in trained else str(trained["device"])
 
 
 def _described(node: Node) -> str:

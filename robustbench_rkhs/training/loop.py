@@ -27,6 +27,7 @@ from robustbench_rkhs.runtime.distributed import average, join, rank, wait_for_a
 from robustbench_rkhs.runtime.files import write_text
 from robustbench_rkhs.runtime.locks import alone
 from robustbench_rkhs.runtime.seals import write_archive, write_commented
+from robustbench_rkhs.runtime.threads import Threads
 from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.training.card import training_card
 from robustbench_rkhs.training.device_step import DeviceStep
@@ -34,6 +35,7 @@ from robustbench_rkhs.training.finite import FiniteWatch
 from robustbench_rkhs.training.penalties.base import PenaltyNode
 from robustbench_rkhs.training.recipe import TrainRecipe
 from robustbench_rkhs.training.resume import stored_state
+from robustbench_rkhs.training.threads import chosen
 from robustbench_rkhs.training.validation import score, validate
 
 Report = Callable[[dict[str, Any]], None]
@@ -49,6 +51,7 @@ def train(
     command: str = "",
     fresh: bool = False,
     half: bool = False,
+    threads: int | None = None,
     save_seconds: float = 300,
     report: Report = lambda record: None,
 ) -> dict[str, Any]:
@@ -57,7 +60,8 @@ def train(
     `recipe`: a TrainRecipe or its fields, where methods may be instances or your own as package.module:Name.
 
     All random numbers are seeded by (seed, epoch, step), so a run that was killed and resumed ends bit for bit like an
-    uninterrupted one (on the same device with the same number of threads; not with `seconds`, which follows the clock).
+    uninterrupted one on the same device (not with `seconds`, which follows the clock). On a CPU it computes on one thread or on
+    all, whichever a few steps at the start show to be faster; resumed, it keeps that number. `threads` overrides it.
     Raises UserError at a loss or gradient that is not finite, naming the step (on an accelerator up to 50 steps later, before
     anything is written); at a folder that holds another recipe's training (training/resume.py says what goes on and what can be
     lengthened); where nothing can be written.
@@ -65,8 +69,10 @@ def train(
     One training at a time works in a folder: another one is refused before it begins.
     """
     _check_folder(Path(folder))
+    if threads is not None and not 1 <= threads <= 1024:
+        raise UserError(f"threads: expected 1 to 1024, found {threads}")
     with alone(Path(folder), "a training") if os.environ.get("RANK", "0") == "0" else nullcontext():
-        return _train(recipe, Path(folder), device, command, fresh, half, save_seconds, report)
+        return _train(recipe, Path(folder), device, command, fresh, half, threads, save_seconds, report)
 
 
 def _check_folder(folder: Path) -> None:
@@ -83,6 +89,7 @@ def _train(
     command: str,
     fresh: bool,
     half: bool,
+    threads: int | None,
     save_seconds: float,
     report: Report,
 ) -> dict[str, Any]:
@@ -105,7 +112,9 @@ def _train(
     elif rank() == 0:
         checkpoint.reopen(folder)
     before = torch.random.get_rng_state()
+    run.threads = chosen(run, train_split, threads)
     try:
+        torch.set_num_threads(run.threads.count)
         stepper = DeviceStep(run, train_split) if recipe.on_device else None
         run.start_clock(entered)
         saved = time.monotonic()
@@ -134,6 +143,7 @@ def _train(
                 break
     finally:
         torch.random.set_rng_state(before)
+        torch.set_num_threads(run.threads.available)
     if rank() == 0:
         run.save(folder)  # from which it can be lengthened
         _write_checkpoint(run, splits.test, train_split, folder, command, half)
@@ -146,6 +156,7 @@ def _write_checkpoint(run: "Run", test: Split, train_split: Split, folder: Path,
     recipe, records = run.recipe, run.records
     trained = {
         "device": describe(run.device),
+        **({"threads": str(run.threads)} if run.threads and torch.device(run.device).type == "cpu" else {}),
         "seconds": round(sum(record["seconds"] for record in records)),
         "date": date.today().isoformat(),
         "torch": torch.__version__,
@@ -188,6 +199,8 @@ class Run:
         """With a time limit: when the first step began, less the time of earlier calls; and when the training ends."""
         self.losses: Tensor = torch.zeros((), dtype=torch.float64, device=device)
         self.records: list[dict[str, Any]] = []
+        self.threads: Threads | None = None
+        """How many threads compute, once that is chosen."""
         self.best: dict[str, Tensor] = {}
         self.best_score, self.best_epoch = (-math.inf, -math.inf), -1
 
@@ -361,6 +374,7 @@ class Run:
             "losses": self.losses,
             "where": [self.epoch, self.position, self.seconds, self.best_epoch, *self.best_score],
             "taken": self.taken,
+            "threads": self.threads.plain() if self.threads is not None else {},
             "factors": self.factors,
             "penalties": [penalty.state() for penalty in self.penalties],
             "records": json.dumps(self.records),
@@ -377,6 +391,7 @@ class Run:
         self.factors = state["factors"]
         for penalty, carried in zip(self.penalties, state["penalties"], strict=True):
             penalty.restore(carried)
+        self.threads = Threads(**state["threads"]) if state.get("threads") else None
         self.epoch, self.position, self.seconds, self.best_epoch, *best = state["where"]
         self.best_score, self.taken = (best[0], best[1]), state.get("taken", 0)
         self.records = json.loads(state["records"])

@@ -27,6 +27,7 @@ def train(
     device: str = "auto",
     fresh: bool = False,
     half: bool = False,
+    threads: int | None = None,
     command: str = "",
     save_seconds: float = 300,
     report: Report = lambda record: None,
@@ -43,13 +44,14 @@ def train(
     reason.
 
     All random numbers are seeded by (seed, epoch, step), so a run that was killed and resumed ends bit for bit like an
-    uninterrupted one (on the same device with the same number of threads; not with `seconds`, which follows the clock).
+    uninterrupted one on the same device (not with `seconds`, which follows the clock). `threads`: of PyTorch, on a CPU; by default
+    one or all, whichever a few steps at the start show to be faster, and that number again when it is resumed.
     Raises UserError in one line: for an invalid recipe; at a loss or gradient that is not finite; for a folder that holds
     another recipe's training; where nothing can be written.
     """
     found, place = prepared(recipe, folder, fields, fresh, say)
     settings: dict[str, Any] = {"command": command, "fresh": fresh, "half": half, "save_seconds": save_seconds, "report": report}
-    return loop.train(found, place, device=usable(device), **settings) | {"folder": str(place)}
+    return loop.train(found, place, device=usable(device), threads=threads, **settings) | {"folder": str(place)}
 
 
 def prepared(

@@ -75,6 +75,8 @@ class About(Node):
     samples: int = 0
     seed: int = 0
     device: str = ""
+    threads: str = ""
+    """How many threads computed on a CPU, and why so many."""
     date: str = ""
     command: str = ""
     versions: dict[str, str] = Field({})
