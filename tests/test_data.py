@@ -163,3 +163,9 @@ def test_mnist_from_its_standard_folder(data_root):
     splits = MNIST(train=300, validation=300).load()
     assert splits.test.y.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert splits.train.x.shape == (300, 1, 28, 28)
+
+
+def test_the_first_samples_are_the_first_of_the_set():
+    test = Digits().test()
+    first = test.sample(7, order="first")
+    assert first.index.tolist() == list(range(7)) and torch.equal(first.x, test.x[:7]) and first.digest == test.digest

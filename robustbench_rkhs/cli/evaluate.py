@@ -150,7 +150,7 @@ class _Run:
     def _write_proof(self, subject: Any, done: Any, folder: Path) -> None:
         from robustbench_rkhs.proofs import write_proof
 
-        write_proof(subject.model, subject.test.sample(self.recipe.samples, self.recipe.seed), done, folder)
+        write_proof(subject.model, subject.test.sample(self.recipe.samples, self.recipe.seed, self.recipe.order), done, folder)
         told(self.screen, f"certificate: {folder} (verified)")
 
 

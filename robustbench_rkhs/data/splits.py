@@ -10,7 +10,7 @@ from torch import Tensor
 from robustbench_rkhs.data.stream import BLOCK, Stream
 from robustbench_rkhs.data.task import Task
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.nodes.threat_model import Box
+from robustbench_rkhs.nodes.threat_model import Box, Order
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,14 @@ class Split:
         x = self.x.at(positions) if isinstance(self.x, Stream) else self.x[positions]
         return replace(self, x=x, y=self.y[positions], index=self.index[positions])
 
-    def sample(self, count: int | None, seed: int = 0) -> "Split":
-        """A seeded stratified subset in the original order; all images where `count` is None."""
+    def sample(self, count: int | None, seed: int = 0, order: Order = "stratified") -> "Split":
+        """A seeded stratified subset in the original order, or the `first` images; all images where `count` is None."""
         if count is None or count == len(self):
             return self
         if not 1 <= count <= len(self):
             raise UserError(f"expected 1 to {len(self)} samples of {self.data} {self.split}, found {count}")
+        if order == "first":
+            return self.take(torch.arange(count, device=self.x.device))
         chosen = order_of(self.y.cpu().numpy(), self.task, seed)[:count]
         return self.take(torch.from_numpy(np.sort(chosen)).to(self.x.device))
 

@@ -94,7 +94,7 @@ def evaluate(
     """
     recipe = recipe or parse(EvalRecipe, {"eps": tuple(eps), **settings}, "evaluate", TYPED)
     recipe = for_smoothed(recipe) if isinstance(model, Smoothed) else recipe
-    split, clock = _as_split(model, data).sample(recipe.samples, recipe.seed), Clock(recipe.budget)
+    split, clock = _as_split(model, data).sample(recipe.samples, recipe.seed, recipe.order), Clock(recipe.budget)
     exact = split.x.dtype in (torch.float32, torch.float64)
     if adversarials is None:
         adversarials = exact and not folder and split.x.numel() * split.x.element_size() <= KEPT

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from robustbench_rkhs.nodes.node import Node, Real, Seconds, Seed
-from robustbench_rkhs.nodes.threat_model import Effort, Norm, norm_named
+from robustbench_rkhs.nodes.threat_model import Effort, Norm, Order, norm_named
 
 
 def several(value: Any) -> Any:
@@ -33,7 +33,10 @@ class EvalSettings(Node):
     """Time limit of each certificate, which stops where it is: the radii proved so far count, and images it does not settle are
     marked `timeout`. None: as long as it takes."""
     samples: int | None = Field(None, ge=1)
-    """Test images, a seeded stratified subset; all where not given."""
+    """Test images; all where not given."""
+    order: Order = "stratified"
+    """Which test images `samples` takes. stratified: a seeded subset with the classes in proportion. first: the first ones in the
+    data set's own order, as published figures often do."""
     seed: Seed = 0
     """Which images, and every random draw of the attacks."""
     block: int = Field(64, ge=1)

@@ -10,6 +10,9 @@ SPELLINGS = {"l2": "l2", "2": "l2", "linf": "linf", "inf": "linf", "linfinity": 
 Box = Literal["unit", "none"]
 """Where adversarial images may lie: [0, 1], or anywhere (only to reproduce a published number)."""
 
+Order = Literal["stratified", "first"]
+"""Which images of a set a smaller number takes: a seeded subset with the classes in proportion, or the first ones."""
+
 Effort = Literal["quick", "adaptive", "standard"]
 """How much work an evaluation spends on open images."""
 
