@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import pytest
 import torch
+from heard import messages_into
 from oracles import affine
 from torch import nn
 
@@ -243,7 +244,7 @@ def test_a_budget_leaves_an_honest_interval_and_is_gone_on_from(tmp_path, monkey
     with monkeypatch.context() as patch:
         clock = FakeTime(patch)
         short = queried.model_copy(update={"budget": float(budget)})
-        partial = evaluate(model, (x, y), short, folder=tmp_path, say=said.append)
+        partial = evaluate(model, (x, y), short, folder=tmp_path, on_event=messages_into(said))
         assert budget <= clock.now <= budget + 1  # it overshoots by an image at most
     assert not partial.about.complete and any("budget of" in line for line in said)
     table, full = verdicts.summary(partial), verdicts.summary(whole)
@@ -288,7 +289,7 @@ def test_an_attack_that_fails_leaves_its_images_untested_and_is_tried_again(tmp_
     assert (rows["state_reason"] == "error").all() and not rows.duplicated(["index", "eps"]).any()
     assert "out of luck" in " ".join(done.about.failed)
     said: list[str] = []
-    again = evaluate(model, (x, y), recipe(Reach(), Failing()), folder=tmp_path, say=said.append)
+    again = evaluate(model, (x, y), recipe(Reach(), Failing()), folder=tmp_path, on_event=messages_into(said))
     assert any("out of luck" in line for line in said) and again.about.failed == done.about.failed
     assert capsys.readouterr().out == ""
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from heard import messages_into
 from test_evaluate import small_net
 
 import robustbench_rkhs
@@ -335,7 +336,9 @@ def test_what_a_library_writes_below_python_stays_off_stdout_too(home):
 def test_the_library_never_prints_also_where_an_attack_fails(capfd):
     x = torch.rand(4, 1, 4, 4)
     model, said = small_net(), []
-    done = evaluate(model, (x, model(x).argmax(1)), eps=(0.01,), attacks=(Failing(),), certificates=(), say=said.append)
+    done = evaluate(
+        model, (x, model(x).argmax(1)), eps=(0.01,), attacks=(Failing(),), certificates=(), on_event=messages_into(said)
+    )
     assert capfd.readouterr().out == "" and done.about.failed and any(done.about.failed[0] in line for line in said)
     printing = re.compile(r"(?<![\w.])print\(")
     root = Path(cli.__file__).parent.parent

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from heard import Killed, killed_when
 from test_train import tiny
 from torch import nn
 
@@ -16,6 +17,7 @@ from robustbench_rkhs.data.augmentation import augment_on_device
 from robustbench_rkhs.layers import LinearNormalized, LinearResidual, LinearResidualConv, MaxMin
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.counter_rng import mix
+from robustbench_rkhs.runtime.events import TrainingStep
 from robustbench_rkhs.runtime.hashed_rng import hashed_normals, hashed_uniforms
 from robustbench_rkhs.training.device_step import DeviceStep
 from robustbench_rkhs.training.finite import FiniteWatch
@@ -115,17 +117,11 @@ def test_a_step_on_the_device_is_the_ordinary_step():
 
 
 def test_a_training_on_the_device_resumes_bit_for_bit(tmp_path):
-    class Killed(Exception):
-        pass
-
-    def kill(record):
-        if record.get("epoch") == 1 and record.get("step") == 3:
-            raise Killed
-
+    kill = killed_when(lambda event: isinstance(event, TrainingStep) and (event.epoch, event.step) == (1, 3))
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(fast(), whole, save_seconds=0)
     with pytest.raises(Killed):
-        train(fast(), broken, save_seconds=0, report=kill)
+        train(fast(), broken, save_seconds=0, on_event=kill)
     train(fast(), broken, save_seconds=0)
     for name in ("model.safetensors", "last.safetensors"):
         assert (whole / name).read_bytes() == (broken / name).read_bytes()

@@ -20,6 +20,7 @@ from robustbench_rkhs.reports import draw_curve, write_leaderboard, write_tables
 from robustbench_rkhs.reports.rkhs_norm import write_norms
 from robustbench_rkhs.rkhs_norm import norm_report
 from robustbench_rkhs.runtime import seals
+from robustbench_rkhs.runtime.events import EpochFinished, Event
 from robustbench_rkhs.runtime.files import write_text
 from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.training.loop import train
@@ -100,16 +101,16 @@ def test_a_training_that_cannot_write_goes_on_from_what_was_saved(tmp_path):
     straight = train(tiny, tmp_path / "straight")
     seen = []
 
-    def fills(record: dict) -> None:
-        seen.append(record)
-        if record["epoch"] == 1 and "step" not in record:
+    def fills(event: Event) -> None:
+        seen.append(event)
+        if isinstance(event, EpochFinished) and event.epoch == 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (ROOM, hard))
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with full_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         with pytest.raises(UserError, match="cannot write"):
-            train(tiny, tmp_path / "full", save_seconds=0, report=fills)
+            train(tiny, tmp_path / "full", save_seconds=0, on_event=fills)
     assert not (tmp_path / "full" / "config.json").exists()
     again = train(tiny, tmp_path / "full")
     assert {**again, "seconds": 0} == {**straight, "seconds": 0}

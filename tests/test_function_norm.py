@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from heard import Killed, killed_at
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import affine, dense
@@ -186,21 +187,6 @@ def test_the_mean_over_a_batch_is_the_mean_of_its_halves():
     torch.testing.assert_close(penalty(model, x, y, keys), halves / 2)
 
 
-class Killed(Exception):
-    """Stands for a kill between two steps: nothing is saved after it."""
-
-
-def stopping(stop):
-    """A report that kills the training at its `stop`-th call."""
-    calls = iter(range(1, 1000))
-
-    def report(record):
-        if next(calls) == stop:
-            raise Killed
-
-    return report
-
-
 @pytest.mark.parametrize("statistics", ["clean", "contaminated"])
 def test_a_killed_training_with_a_function_norm_ends_where_an_unbroken_one_does(tmp_path, statistics):
     norm = {"name": "function_norm", "samples": 2, "statistics": statistics, "sampler": QUICK.model_dump()}
@@ -220,7 +206,12 @@ def test_a_killed_training_with_a_function_norm_ends_where_an_unbroken_one_does(
     run(recipe, tmp_path / "whole", save_seconds=0)
     for stop in (3, 4):  # inside the first epoch, inside the second
         with pytest.raises(Killed):
-            run(recipe, tmp_path / "killed", save_seconds=0, report=stopping(stop))
+            run(
+                recipe,
+                tmp_path / "killed",
+                save_seconds=0,
+                on_event=killed_at(stop),
+            )
     run(recipe, tmp_path / "killed", save_seconds=0)
     for file in ("model.safetensors", "last.safetensors"):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "killed" / file).read_bytes()

@@ -33,7 +33,7 @@ def home(tmp_path, monkeypatch):
     def board_alone(evaluations, out, unread=None):
         return {"leaderboard": write_leaderboard([*evaluations, *verdicts.read_all(out / "submitted")], out)}
 
-    def here(path, name, recipes, device, folder, command, limits, say):
+    def here(path, name, recipes, device, folder, command, limits):
         loaded = checkpoint.load(path)
         for recipe in recipes:
             done = evaluate(loaded.model, loaded.recipe.data.test(), recipe, name=name, folder=folder)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from heard import messages_into
 from torch import nn
 
 from robustbench_rkhs import verdicts
@@ -207,7 +208,7 @@ def greedy(most, **settings):
 
     counting.counted = short
     try:
-        return evaluate(net, (x, y), **recipe, say=lines.append), lines
+        return evaluate(net, (x, y), **recipe, on_event=messages_into(lines)), lines
     finally:
         counting.counted = original
 

@@ -5,6 +5,7 @@ from types import UnionType
 from typing import Annotated, Union, get_args, get_origin
 
 import pytest
+from heard import messages_into
 from pydantic import ValidationError
 
 from robustbench_rkhs.nodes.node import Node
@@ -90,7 +91,9 @@ def holder(place):
 def test_the_normalisation_of_robust_vgg_survives_another_network():
     heard = []
     before = TrainRecipe.read("robust_vgg").network
-    network = TrainRecipe.read("robust_vgg", {"network.name": "resnet", "network.depth": "34"}, say=heard.append).network
+    network = TrainRecipe.read(
+        "robust_vgg", {"network.name": "resnet", "network.depth": "34"}, on_event=messages_into(heard)
+    ).network
     assert (network.mean, network.std, network.depth) == (before.mean, before.std, 34) and before.mean
     assert len(heard) == 1 and heard[0].startswith("--network.name resnet: ") and "kept mean, std" in heard[0]
 

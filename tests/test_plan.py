@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from heard import messages_into
 from torch import nn
 
 from robustbench_rkhs import verdicts
@@ -104,7 +105,7 @@ def test_a_certificate_that_proves_nearly_all_is_kept(proved):
 def test_certificates_that_settle_nothing_run_on_the_pilot_alone_and_are_named(proved):
     net, x, y, eps = proved
     lines = []
-    done = evaluate(net, (x, y), eps=(10 * eps,), **SETTINGS, say=lines.append)
+    done = evaluate(net, (x, y), eps=(10 * eps,), **SETTINGS, on_event=messages_into(lines))
     named = [line.partition(":")[0] for line in done.about.left_out]
     assert named == ["ibp", "crown", "alpha_crown"]
     why = "settled nothing beyond the others on 8 images of a pilot"

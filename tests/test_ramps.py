@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from heard import metrics_into
 from hypothesis import given
 from hypothesis import strategies as st
 from test_train import tiny
@@ -85,7 +86,7 @@ def test_adaptive_weights_act_and_are_recorded_and_resumed(tmp_path):
     adaptive = [{"penalty": 0, "target": 1e6, "rate": math.log(2)}]  # never reached: doubles every epoch
     recipe = tiny(adaptive=adaptive, epochs=3)
     records = []
-    train(recipe, tmp_path / "a", report=lambda record: records.append(record) if "step" not in record else None)
+    train(recipe, tmp_path / "a", on_event=metrics_into(records))
     assert [record["weight_0"] for record in records] == pytest.approx([1, 2, 4])
     run = Run(recipe, recipe.data.load().test, "cpu")
     run.restore(torch.load(tmp_path / "a" / "resume.pt", weights_only=True))

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from heard import messages_into
 from torch import nn
 
 from robustbench_rkhs.attacks import engine
@@ -160,7 +161,9 @@ def test_a_model_that_asks_for_numbers_is_left_to_its_certificates():
 def test_an_evaluation_says_each_reason_once_and_marks_every_image():
     model, x = Attending().eval(), torch.rand(3, 1, 16, 16)
     said = []
-    done = evaluate(model, (x, model(x).argmax(1)), eps=(0.1,), attacks=("pgd:steps=1",), diagnostics=False, say=said.append)
+    done = evaluate(
+        model, (x, model(x).argmax(1)), eps=(0.1,), attacks=("pgd:steps=1",), diagnostics=False, on_event=messages_into(said)
+    )
     (line,) = done.about.refused
     assert [one for one in said if one.startswith("no certificate")] == [f"no certificate: {line}"]
     rows = done.table[(done.table["kind"] == "certificate") & (done.table["method"] != "prediction")]
@@ -180,7 +183,7 @@ def test_a_budget_that_leaves_no_time_to_ask_about_every_image_takes_fewer(monke
     for module in (sizing, clock, engine, attack_phase):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: time[0]))
     time[0] = 0.0
-    done = evaluate(model, (x, y), eps=(0.1,), attacks=("pgd:steps=1",), certificates=(), budget=28.0, say=said.append)
+    done = evaluate(model, (x, y), eps=(0.1,), attacks=("pgd:steps=1",), certificates=(), budget=28.0, on_event=messages_into(said))
     assert 4 <= done.about.samples <= 10 and not done.about.complete and done.about.incomplete_because == "budget"
     assert any(f"time for {done.about.samples} of 40 images" in line for line in said)
     assert time[0] <= 30

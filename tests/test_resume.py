@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from heard import Killed, killed_at, messages_into
 
 from robustbench_rkhs.nodes import paths
 from robustbench_rkhs.nodes.node import UserError
@@ -37,21 +38,6 @@ SCHEDULES = list(names_of(Schedule).values())
 
 def tiny(**changes):
     return TrainRecipe.parse(TINY | changes)
-
-
-class Killed(Exception):
-    pass
-
-
-def killed_at(count):
-    """A report that ends the training at its count-th step."""
-    steps = iter(range(count))
-
-    def report(record):
-        if "step" in record and next(steps, None) is None:
-            raise Killed
-
-    return report
 
 
 def same_weights(one, other):
@@ -90,18 +76,18 @@ def as_if_older(folder, recipe):
 def test_an_unfinished_training_survives_an_upgrade(tmp_path):
     train(tiny(), tmp_path / "whole")
     with pytest.raises(Killed):
-        train(tiny(), tmp_path / "cut", save_seconds=0, report=killed_at(3))
+        train(tiny(), tmp_path / "cut", save_seconds=0, on_event=killed_at(4))
     as_if_older(tmp_path / "cut", tiny())
     with pytest.raises(UserError, match=r"an unfinished training of another recipe \(batch_size: 50 before, 25 now\)"):
         train(tiny(batch_size=25), tmp_path / "cut")
     seen = []
-    train(tiny(), tmp_path / "cut", report=lambda record: seen.append(record))
-    assert seen[0]["epoch"] == 1 and same_weights(tmp_path / "whole", tmp_path / "cut")
+    train(tiny(), tmp_path / "cut", on_event=seen.append)
+    assert seen[0].epoch == 1 and same_weights(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_a_state_of_an_unknown_field_is_told_in_one_line(tmp_path):
     with pytest.raises(Killed):
-        train(tiny(), tmp_path / "m", save_seconds=0, report=killed_at(2))
+        train(tiny(), tmp_path / "m", save_seconds=0, on_event=killed_at(3))
     state = torch.load(tmp_path / "m/resume.pt", weights_only=True)
     torch.save(state | {"recipe": state["recipe"] + "future: 1\n"}, tmp_path / "m/resume.pt")
     with pytest.raises(UserError, match=r"unknown key 'future'.*written by another version.*--fresh"):
@@ -119,9 +105,9 @@ def test_a_lengthened_training_is_one_training_of_its_length(tmp_path, schedule,
         train(tiny(schedule=schedule), tmp_path / "m")
     else:
         with pytest.raises(Killed):
-            train(tiny(schedule=schedule), tmp_path / "m", save_seconds=0, report=killed_at(3))
+            train(tiny(schedule=schedule), tmp_path / "m", save_seconds=0, on_event=killed_at(4))
     with pytest.raises(Killed):  # what is finished stays a checkpoint until the longer training ends
-        train(tiny(schedule=schedule, epochs=4), tmp_path / "m", save_seconds=0, report=killed_at(3))
+        train(tiny(schedule=schedule, epochs=4), tmp_path / "m", save_seconds=0, on_event=killed_at(4))
     if finished:
         assert checkpoint.load(tmp_path / "m").recipe.epochs == 2
     train(tiny(schedule=schedule, epochs=4), tmp_path / "m")
@@ -169,10 +155,10 @@ def test_a_training_is_not_shortened_nor_lengthened_without_its_state(tmp_path):
 def test_a_fresh_start_forgets_the_old_state_at_once(tmp_path):
     train(tiny(), tmp_path / "m")
     with pytest.raises(Killed):
-        train(tiny(), tmp_path / "m", fresh=True, report=killed_at(0))
+        train(tiny(), tmp_path / "m", fresh=True, on_event=killed_at(1))
     seen = []
-    train(tiny(), tmp_path / "m", report=lambda record: seen.append(record))
-    assert seen[0] == seen[0] | {"epoch": 0, "step": 1}
+    train(tiny(), tmp_path / "m", on_event=seen.append)
+    assert (seen[0].epoch, seen[0].step) == (0, 1)
 
 
 @pytest.fixture
@@ -239,7 +225,7 @@ def test_a_training_is_called_by_name_from_python_as_from_the_command_line(home)
     from robustbench_rkhs import train as train_named
 
     lines = []
-    found = train_named("small", epochs=1, say=lines.append, device="cpu")
+    found = train_named("small", epochs=1, on_event=messages_into(lines), device="cpu")
     assert found["folder"] == "checkpoints/small@mine" and "epochs: 2 before, 1 now" in lines[0] and math.isfinite(found["loss"])
     assert checkpoint.load(Path(found["folder"])).recipe.epochs == 1
     again = train_named(TrainRecipe.read("small"), "checkpoints/two", epochs=1, **{"schedule.name": "constant"})

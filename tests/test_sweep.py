@@ -66,7 +66,7 @@ def sweep(home, **fields):
 
 
 def done(home, plan, where="out"):
-    return work(plan, "tiny", home / where, home / where / "reports", device="cpu", command="test", say=lambda line: None)
+    return work(plan, "tiny", home / where, home / where / "reports", device="cpu", command="test")
 
 
 def test_grid_is_each_point_once_and_the_report_is_rebuilt(home, monkeypatch):

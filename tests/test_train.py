@@ -35,13 +35,13 @@ def tiny(**changes):
 
 
 def trained(recipe, folder, slow, tell):
-    """A training that keeps its state after each step and tells each record."""
+    """A training that keeps its state after each step and tells each event."""
 
-    def report(record):
-        tell(record["epoch"] if "epoch" in record else "")
+    def on_event(event):
+        tell(getattr(event, "epoch", ""))
         time.sleep(slow)
 
-    train(recipe, folder, save_seconds=0, report=report)
+    train(recipe, folder, save_seconds=0, on_event=on_event)
 
 
 def test_a_killed_training_ends_bit_for_bit_where_an_unbroken_one_does(tmp_path):

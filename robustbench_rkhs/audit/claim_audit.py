@@ -27,7 +27,7 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.nodes.threat_model import Box, Norm
-from robustbench_rkhs.runtime.messages import Say
+from robustbench_rkhs.runtime.events import Message, OnEvent, emit, listening
 from robustbench_rkhs.runtime.modes import evaluating
 from robustbench_rkhs.runtime.precision import full_precision
 from robustbench_rkhs.verdicts import Evaluation, Proportion
@@ -49,7 +49,7 @@ def audit(
     folder: str | Path | None = None,
     device: str = "cpu",
     command: str = "",
-    say: Say = lambda line: None,
+    on_event: OnEvent | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """The audit as one JSON value, which report.audit writes and prints.
@@ -59,14 +59,30 @@ def audit(
     a larger radius than proved are attacked again by minimal-norm attacks, so that its "certificates" are compared with the
     nearest known adversarial images.
     Verdicts, within 95% limits: `upheld`: the measured value reaches the claim; `refuted`: the claim exceeds the share that
-    attacks did not break; `not proved`: between the two. The model is restored afterwards. Raises UserError for bad input.
+    attacks did not break; `not proved`: between the two. The model is restored
+    afterwards. `on_event` is called with every event. Raises UserError for bad input.
     """
     if not claims:
         raise UserError("expected at least one claim, found none")
     eps = tuple(sorted({claim.eps for claim in claims if claim.quantity != "clean"})) or (0.0,)
     recipe = recipe or parse(EvalRecipe, {"attacks": ({"name": "pgd"},), "eps": eps, **settings}, "audit", TYPED)
     recipe = recipe.model_copy(update={"eps": eps})
-    done = evaluate(model, test, recipe, name=name, folder=folder, device=device, command=command, say=say)
+    with listening(on_event):
+        return _audited(model, test, claims, recipe, name, folder, device, command)
+
+
+def _audited(
+    model: nn.Module,
+    test: Split,
+    claims: Sequence[Claim],
+    recipe: EvalRecipe,
+    name: str,
+    folder: str | Path | None,
+    device: str,
+    command: str,
+) -> dict[str, Any]:
+    """The audit by a recipe that is complete."""
+    done = evaluate(model, test, recipe, name=name, folder=folder, device=device, command=command)
     if done.about.incomplete_because == "interrupted":
         raise KeyboardInterrupt
     norm, seed, box = recipe.norm, recipe.seed, done.about.box
@@ -80,7 +96,7 @@ def audit(
     radii: dict[str, Shares] = {}
     notes: list[str] = []
     if above:
-        say("a certified claim lies above what is proved: reproducing known mistakes")
+        emit(Message(text="a certified claim lies above what is proved: reproducing known mistakes"))
         radii, stale, notes = reenact(model, split, norm)
         broken = np.minimum(broken, closer(model, split, radii, proved, norm, box, seed, device, recipe.block, notes))
     found = [_verdict(claim, done, proved, broken, right) for claim in claims]

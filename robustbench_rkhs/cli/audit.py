@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_rkhs.cli.command import AllowCode, AsJson, Names, Weights, command, failure, typed_command, usable_device
+from robustbench_rkhs.cli.display import shown
 from robustbench_rkhs.cli.endings import code_of
-from robustbench_rkhs.cli.screen import console_of_width, ending, told
+from robustbench_rkhs.cli.screen import console_of_width, ending
 from robustbench_rkhs.cli.values import Folder
 
 
@@ -53,18 +54,18 @@ def _audit(
     recipe = eval_recipe(typed, "rkhs-audit", TYPED, **defaults)
     screen = console_of_width(140, stderr=as_json)
     where = usable_device(device)
-    subject = load_model(model, weights, data, lambda line: told(screen, line), allow_code)
-    found = run(
-        subject.model,
-        subject.test,
-        claims,
-        recipe,
-        name=subject.name,
-        folder=out / "audits" / "verdicts",
-        device=where,
-        command=typed_command(),
-        say=lambda line: told(screen, line),
-    )
+    with shown(screen):
+        subject = load_model(model, weights, data, allow_code)
+        found = run(
+            subject.model,
+            subject.test,
+            claims,
+            recipe,
+            name=subject.name,
+            folder=out / "audits" / "verdicts",
+            device=where,
+            command=typed_command(),
+        )
     for table in console_audit(found):
         screen.print(table)
     for line in found["failed"]:

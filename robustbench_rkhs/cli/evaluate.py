@@ -10,6 +10,7 @@ import tyro
 
 from robustbench_rkhs.cli.command import AllowCode, AsJson, Names, Weights, command, failure, typed_command, usable_device
 from robustbench_rkhs.cli.condition import Condition
+from robustbench_rkhs.cli.display import shown
 from robustbench_rkhs.cli.endings import code_of, completeness
 from robustbench_rkhs.cli.screen import console_of_width, emit, told
 from robustbench_rkhs.cli.values import Folder, Target
@@ -77,18 +78,19 @@ def _evaluate(
     recipe = eval_recipe(typed, "rkhs-eval", TYPED, **defaults)
     _check_outputs(recipe, conditions, len(model), save_certificates, save_adversarials)
     screen, where = console_of_width(120, stderr=as_json), usable_device(device)
-    subjects = [load_model(name, weights, data, lambda line: told(screen, line), allow_code) for name in model]
-    other = None if twin is None else load_twin(twin, data, subjects, allow_code)
-    run = _Run(recipe, conditions, screen, where, out, other, save_certificates, save_adversarials)
     failed, results, reasons = False, list[dict[str, Any]](), list[str | None]()
-    loaders = [Typed(name, weights, data, tuple(allow_code), votes or None) for name in model]
-    for subject, loader in zip([smoothed(one, **votes) for one in subjects] if votes else subjects, loaders, strict=True):
-        found, broke, reason = run.of(subject, loader)
-        failed |= broke
-        results.append(found)
-        reasons.append(reason)
-        if reasons[-1] == "interrupted":
-            break
+    with shown(screen):
+        subjects = [load_model(name, weights, data, allow_code) for name in model]
+        other = None if twin is None else load_twin(twin, data, subjects, allow_code)
+        run = _Run(recipe, conditions, screen, where, out, other, save_certificates, save_adversarials)
+        loaders = [Typed(name, weights, data, tuple(allow_code), votes or None) for name in model]
+        for subject, loader in zip([smoothed(one, **votes) for one in subjects] if votes else subjects, loaders, strict=True):
+            found, broke, reason = run.of(subject, loader)
+            failed |= broke
+            results.append(found)
+            reasons.append(reason)
+            if reasons[-1] == "interrupted":
+                break
     if as_json:
         emit({"evaluations": results, "complete": len(results) == len(subjects) and all(one["complete"] for one in results)})
     return code_of(failed, reasons)
@@ -138,7 +140,6 @@ class _Run:
             device=self.device,
             command=typed_command(),
             loader=loader,
-            say=lambda line: told(self.screen, line),
         )
         stopped = done.about.incomplete_because == "interrupted"
         written = _shown(self.screen, done, self.out, {} if saved is None else {"adversarials": [saved]}, drawn=not stopped)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from robustbench_rkhs.cli.command import AsJson, Names, Weights, command, typed_command, usable_device
+from robustbench_rkhs.cli.display import shown
 from robustbench_rkhs.cli.screen import console_of_width, ending, told
 from robustbench_rkhs.cli.values import Count, Folder
 from robustbench_rkhs.nodes.limits import Limits
@@ -64,10 +65,11 @@ def _submit(
     elif "eps" not in typed:
         raise UserError("--eps: expected at least one radius, found none")
     else:
-        steps = submit(path, eval_recipe(typed, "rkhs-submit"), sample=sample, say=lambda line: told(screen, line), **both)
-    for line in steps:
-        told(screen, line)
-        said.append(line)
+        steps = submit(path, eval_recipe(typed, "rkhs-submit"), sample=sample, **both)
+    with shown(screen):
+        for line in steps:
+            told(screen, line)
+            said.append(line)
     if as_json:
         ending(screen, "submit", {"accepted": True, "steps": said}, [], as_json)
 

@@ -7,7 +7,8 @@ from typing import Annotated
 import tyro
 
 from robustbench_rkhs.cli.command import command, note, typed_command, usable_device
-from robustbench_rkhs.cli.screen import emit, printed
+from robustbench_rkhs.cli.display import shown
+from robustbench_rkhs.cli.screen import console_of_width, emit, told
 from robustbench_rkhs.cli.values import Folder
 from robustbench_rkhs.nodes.names import folder_of
 from robustbench_rkhs.runtime.extras import require
@@ -47,16 +48,15 @@ def _sweep(
     for line in plan.notes:
         note(line)
 
-    def say(line: str) -> None:
-        printed(line, stderr=as_json)
-
-    found = work(plan, called, own, reports, device=where, command=typed_command(), say=say)
+    screen = console_of_width(140, stderr=as_json)
+    with shown(screen):
+        found = work(plan, called, own, reports, device=where, command=typed_command())
     if not found["finished"]:
-        say("all settings are taken; the worker that finishes the last one writes the report")
+        told(screen, "all settings are taken; the worker that finishes the last one writes the report")
     for row in found["settings"] if found["finished"] else []:
         if row["picked"]:
-            say(f"picked by {plan.sweep.pick}: trial {row['trial']}, {json.dumps(row['setting'])}")
-    say(f"sweep: {' '.join(found['files'])}")
+            told(screen, f"picked by {plan.sweep.pick}: trial {row['trial']}, {json.dumps(row['setting'])}")
+    told(screen, f"sweep: {' '.join(found['files'])}")
     if as_json:
         emit(found)
 

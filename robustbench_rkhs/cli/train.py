@@ -40,12 +40,14 @@ def _train(
         threads: Threads of PyTorch on a CPU; default: one or all, whichever a few steps at the start show to be faster.
     """
     from robustbench_rkhs.cli.progress import TrainingBar
+    from robustbench_rkhs.runtime.events import listening
     from robustbench_rkhs.training.loop import train as run
     from robustbench_rkhs.training.named import prepared
 
     leads = os.environ.get("RANK", "0") == "0"  # the other processes of torchrun print nothing
-    recipe, folder = prepared(model, out, fields, fresh, note if leads else lambda line: None)
-    with TrainingBar(recipe.epochs, quiet=not leads) as bar:
+    with listening(lambda event: note(str(event)) if leads else None):
+        recipe, folder = prepared(model, out, fields, fresh)
+    with TrainingBar(quiet=not leads) as bar:
         run(
             recipe,
             folder,
@@ -54,7 +56,7 @@ def _train(
             fresh=fresh,
             half=half,
             threads=threads,
-            report=bar.report,
+            on_event=bar.show,
         )
     if leads:
         printed(f"checkpoint: {folder}")

@@ -13,6 +13,7 @@ from robustbench_rkhs.attacks.schedule import FIRST, Known
 from robustbench_rkhs.evaluation.phase_state import Block, Places, Radii, Work
 from robustbench_rkhs.evaluation.scheduler import Chain
 from robustbench_rkhs.runtime.clock import OutOfTime
+from robustbench_rkhs.runtime.events import Message, emit
 from robustbench_rkhs.verdicts import Rechecked
 
 TOLD = 10.0
@@ -155,7 +156,7 @@ class AttackPhase:
                 togo = took * (images - done) / done / self.work.scheduler.engine.width
                 if togo > TOLD:
                     line = f"first {done} images took {took:.0f} s; about {togo / 60:.1f} min to go for {images - done}"
-                    self.work.say(f"{what}: {line}")
+                    emit(Message(text=f"{what}: {line}"))
 
     def known(self, survived: Radii | None = None) -> Known:
         """The knowledge about every image; where an attack failed, nothing is open."""

@@ -24,7 +24,7 @@ from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.nodes.threat_model import Box
 from robustbench_rkhs.runtime.clock import Clock
 from robustbench_rkhs.runtime.digests import weights_digest
-from robustbench_rkhs.runtime.messages import Say
+from robustbench_rkhs.runtime.events import Message, emit
 from robustbench_rkhs.verdicts import Breach, Part
 
 Places = Int[np.ndarray, " some"]
@@ -45,7 +45,6 @@ class Work:
     box: Box
     scheduler: Scheduler
     clock: Clock
-    say: Say
     tables: list[pd.DataFrame] = field(default_factory=Tables)
     """The part of every finished job."""
     breaches: list[Breach] = field(default_factory=list)
@@ -130,13 +129,13 @@ class Work:
         """Note that these certificates do not run, in one line."""
         if labels:
             self.left_out += [f"{label}: {why}" for label in labels]
-            self.say(f"certificates left out: {', '.join(labels)}: {why}")
+            emit(Message(text=f"certificates left out: {', '.join(labels)}: {why}"))
 
     def _new(self, lines: Sequence[str], known: list[str], before: str) -> None:
         for line in lines:
             if line not in known:
                 known.append(line)
-                self.say(before + line)
+                emit(Message(text=before + line))
 
     def _job(self, phase: Any, label: str, places: Places, **fields: Any) -> Job:
         index, predicted = tuple(self.index[places].tolist()), tuple(self.predicted[places].tolist())

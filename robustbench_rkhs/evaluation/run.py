@@ -49,7 +49,7 @@ from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.runtime.clock import Clock, OutOfTime
 from robustbench_rkhs.runtime.devices import describe
 from robustbench_rkhs.runtime.digests import weights_digest
-from robustbench_rkhs.runtime.messages import Say
+from robustbench_rkhs.runtime.events import Message, OnEvent, emit, listening
 from robustbench_rkhs.runtime.modes import evaluating
 from robustbench_rkhs.runtime.precision import full_precision
 from robustbench_rkhs.runtime.threads import threads
@@ -74,7 +74,7 @@ def evaluate(
     device: str = "cpu",
     command: str = "",
     loader: Loader | None = None,
-    say: Say = lambda line: None,
+    on_event: OnEvent | None = None,
     **settings: Any,
 ) -> Evaluation:
     """The table of verdicts of any `nn.Module` that maps images in [0, 1] to logits.
@@ -85,7 +85,8 @@ def evaluate(
     counted adversarial image of each image, over all attacks, for `Evaluation.adversarials()`; a .npz file gets them too; None
     keeps them where there is no folder and the images take at most 1 GiB. `twin`: a network of the same data and classes, trained
     without defence: what breaks it is tried on every survivor (rows of method `transfer`), and the diagnosis compares.
-    `loader`: where processes on other devices get the same model and images; without it they are sent along.
+    `loader`: where processes on other devices get the same model and images; without it they are sent along. `on_event` is called
+    with every event (`runtime/events.py`).
     Interrupted by the keyboard, or when `budget` seconds are used up, it returns (and writes) what there is: images that no
     protocol reached are untested; where there is no time to ask about each image once, fewer are taken, which a line says. The
     model, its mode and gradients are left as they were.
@@ -103,19 +104,19 @@ def evaluate(
     if adversarials and not exact:
         raise UserError(f"adversarial images are saved exactly as float32 or float64, found inputs of {split.x.dtype}")
     own = folder_of(folder, name) if folder else None
-    with evaluating(model, device), ExitStack() as stack:
+    with listening(on_event), evaluating(model, device), ExitStack() as stack:
         nearest = Nearest() if adversarials else None
         identity = identity_of(model, split.shape)
         queried, whole = freeze(model), len(split)
         with full_precision():
             taken = chosen(queried, split.x, recipe, device, identity.key, own and own / "parts")
             stack.enter_context(threads(taken.count))
-            split = sized(queried, split.to(device), clock, recipe.seed, say)
+            split = sized(queried, split.to(device), clock, recipe.seed)
         named = (name, identity.weights, device, recipe.seed, identity.key)
         subject = Subject(model, queried, split, *named, images=nearest is not None)
         store = Store(own / "parts" if own else None, nearest)
         with full_precision():
-            run = _Run(subject, recipe, say, None if twin is None else _transfer(twin, subject))
+            run = _Run(subject, recipe, None if twin is None else _transfer(twin, subject))
             run.note(command=command, key=identity.key, logits=identity.logits, threads=str(taken))
             if isinstance(model, Smoothed):
                 run.note(smoothed=model.extra_repr())
@@ -165,8 +166,8 @@ def _as_split(model: nn.Module, data: Split | tuple[Tensor, Tensor]) -> Split:
 class _Run:
     """One evaluation under way."""
 
-    def __init__(self, subject: Subject, recipe: EvalRecipe, say: Say, transfer: Transfer | None = None) -> None:
-        self.subject, self.recipe, self.say, self.transfer = subject, recipe, say, transfer
+    def __init__(self, subject: Subject, recipe: EvalRecipe, transfer: Transfer | None = None) -> None:
+        self.subject, self.recipe, self.transfer = subject, recipe, transfer
         split = subject.split
         largest = 1.0 if recipe.norm == "linf" else math.sqrt(math.prod(split.shape))
         for eps in recipe.eps:
@@ -229,7 +230,7 @@ class _Run:
     def all(self, engine: Engine, store: Store, clock: Clock) -> tuple[pd.DataFrame, bool]:
         """Predictions, certificates, attacks, diagnosis; what there is when the keyboard interrupts or the budget is used up."""
         complete = False
-        work = Work(self.subject, self.recipe, self.box, Scheduler(engine, store, self.say), clock, self.say)
+        work = Work(self.subject, self.recipe, self.box, Scheduler(engine, store), clock)
         attacks: AttackPhase | None = None
         diagnosis: DiagnosisPhase | None = None
         work.predict()
@@ -246,11 +247,12 @@ class _Run:
             complete = True
         except KeyboardInterrupt:
             self.note(incomplete_because="interrupted")
-            self.say("interrupted: the table holds what was finished; the same command goes on from here")
+            emit(Message(text="interrupted: the table holds what was finished; the same command goes on from here"))
         except OutOfTime:
             self.note(incomplete_because="budget")
             seconds = f"{self.recipe.budget:g} s"
-            self.say(f"budget of {seconds} used up: the same command without it goes on from here, or with a larger one")
+            line = f"budget of {seconds} used up: the same command without it goes on from here, or with a larger one"
+            emit(Message(text=line))
         self.note(refused=tuple(work.refused), left_out=tuple(work.left_out))
         self.note(breaches=tuple(work.breaches), failed=tuple(work.errors))
         if attacks is not None:  # what was found before an interruption stays

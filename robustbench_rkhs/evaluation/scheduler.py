@@ -7,7 +7,7 @@ from robustbench_rkhs.evaluation.engines import Engine
 from robustbench_rkhs.evaluation.jobs import Job
 from robustbench_rkhs.evaluation.store import Store
 from robustbench_rkhs.runtime.clock import OutOfTime
-from robustbench_rkhs.runtime.messages import Say
+from robustbench_rkhs.runtime.events import Message, emit
 from robustbench_rkhs.verdicts import Part
 
 Chain = Generator[Job, Part, None]
@@ -25,8 +25,8 @@ class _UnderWay(NamedTuple):
 class Scheduler:
     """Runs chains of jobs in parallel, as many as the engine takes. Stored results are read, the rest is computed and stored."""
 
-    def __init__(self, engine: Engine, store: Store, say: Say = lambda line: None) -> None:
-        self.engine, self.store, self.say = engine, store, say
+    def __init__(self, engine: Engine, store: Store) -> None:
+        self.engine, self.store = engine, store
         self._under_way: dict[str, _UnderWay] = {}
         self._stopping = False
 
@@ -75,7 +75,7 @@ class Scheduler:
         if isinstance(found, BaseException):
             raise found
         for line in found.noticed.said:
-            self.say(line)
+            emit(Message(text=line))
         if again:
             return self._advance(chain, self.store.gathered(found))
         self.store.put(job, found)

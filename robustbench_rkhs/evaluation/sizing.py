@@ -7,7 +7,7 @@ from torch import nn
 
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.runtime.clock import Clock
-from robustbench_rkhs.runtime.messages import Say
+from robustbench_rkhs.runtime.events import Message, emit
 
 SHARE, ROOM = 0.25, 3.0
 """Predictions may take this share of the remaining time, plus this many seconds."""
@@ -15,7 +15,7 @@ TRIES = (1, 8, 64)
 """Batch sizes for measuring the speed, tried in turn while they are cheap."""
 
 
-def sized(model: nn.Module, split: Split, clock: Clock, seed: int, say: Say) -> Split:
+def sized(model: nn.Module, split: Split, clock: Clock, seed: int) -> Split:
     """The images that a time budget allows to classify once, a seeded stratified subset; all without a budget."""
     if clock.budget is None or not len(split):
         return split
@@ -24,7 +24,7 @@ def sized(model: nn.Module, split: Split, clock: Clock, seed: int, say: Say) -> 
     if count >= len(split):
         return split
     found = split.sample(max(count, 1), seed)
-    say(f"budget of {clock.budget:g} s: time for {len(found)} of {len(split)} images, a stratified subset")
+    emit(Message(text=f"budget of {clock.budget:g} s: time for {len(found)} of {len(split)} images, a stratified subset"))
     return found
 
 

@@ -17,12 +17,12 @@ from robustbench_rkhs.nodes.limits import Limits
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.runtime.children import confine, end_with, messages
-from robustbench_rkhs.runtime.messages import Say
+from robustbench_rkhs.runtime.events import Event, Message, emit
 from robustbench_rkhs.verdicts import Evaluation
 
 
 def evaluations(
-    path: Path, name: str, recipes: list[EvalRecipe], device: str, folder: Path, command: str, limits: Limits, say: Say
+    path: Path, name: str, recipes: list[EvalRecipe], device: str, folder: Path, command: str, limits: Limits
 ) -> Generator[Evaluation]:
     """Evaluate the bundle with one recipe after another, lazily; the tables are written under folder/name.
 
@@ -43,11 +43,16 @@ def evaluations(
         if "table" in message:
             yield verdicts.read(str(message["table"]))
         elif "line" in message:
-            say(str(message["line"]))
+            emit(Message(text=str(message["line"])))
 
 
 def _tell(**message: Any) -> None:
     os.write(OUTPUT, json.dumps(message).encode() + b"\n")
+
+
+def _told(event: Event) -> None:
+    if isinstance(event, Message):
+        _tell(line=event.text)
 
 
 def _work(job: dict[str, Any]) -> None:
@@ -65,7 +70,7 @@ def _work(job: dict[str, Any]) -> None:
     for stored in job["recipes"]:
         recipe = parse(EvalRecipe, stored, "evaluation", code_in(stored))
         where = {"name": job["name"], "folder": job["folder"], "device": job["device"], "command": job["command"]}
-        done = evaluate(loaded.model, test, recipe, **where, say=lambda line: _tell(line=line))
+        done = evaluate(loaded.model, test, recipe, **where, on_event=_told)
         _tell(table=str(done.path))
 
 

@@ -23,8 +23,8 @@ from robustbench_rkhs.nodes.names import folder_of
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.paths import models_folder
 from robustbench_rkhs.reports import report
+from robustbench_rkhs.runtime.events import OnEvent, listening
 from robustbench_rkhs.runtime.locks import alone
-from robustbench_rkhs.runtime.messages import Say
 from robustbench_rkhs.submission.adversarials import Judged, judge, named_by
 from robustbench_rkhs.submission.confined import evaluations
 from robustbench_rkhs.submission.effect import refused_change, twin_on_board
@@ -89,7 +89,7 @@ def submit(
     out: Path,
     command: str = "",
     limits: Limits = STRANGERS,
-    say: Say = lambda line: None,
+    on_event: OnEvent | None = None,
 ) -> Iterator[str]:
     """Check, evaluate and publish a checkpoint; yields a progress line per step.
 
@@ -97,7 +97,8 @@ def submit(
     refused. The new leaderboard is computed first: if another row would change for any reason but adversarial images of its own
     function, the submission is held for manual review, its verdicts in OUT/submissions. A function already listed under another
     name keeps its row, which then shows both names.
-    `limits`: resource limits for its files and for its evaluation, which runs in a separate process.
+    `limits`: resource limits for its files and for its evaluation, which runs in a separate process. `on_event` is called with
+    every event of the evaluation.
     """
     name = check(path, limits)
     said = checkpoint.described(path, limits=limits)
@@ -112,15 +113,17 @@ def submit(
     staged = folder_of(out / "submissions", name)
     with alone(staged, "a submission"):
         looks = [recipe.model_copy(update={"samples": min(sample, len(y))}), recipe]
-        done = evaluations(path, name, looks, device, staged, command, limits, say)
-        first = next(done)
+        done = evaluations(path, name, looks, device, staged, command, limits)
+        with listening(on_event):
+            first = next(done)
         if any(one.about.model == name and one.about.key != first.about.key and not own for one in existing):
             raise UserError(f"{name!r} is the name of another function on the leaderboard: choose another for the folder")
         _gate(first, name, staged)
         row = verdicts.summary(first).iloc[-1]
         images = len(verdicts.states(first, 0.0))
         yield f"sample of {images}: clean {row['clean']:.1%}, robust at {row['eps']:g} {row['robust']:.1%}"
-        full = next(done)
+        with listening(on_event):
+            full = next(done)
         done.close()
         _gate(full, name, staged)
         if not own:

@@ -14,7 +14,7 @@ from robustbench_rkhs.identity import key_of
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.nodes.code_names import code_in
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.runtime.messages import Say
+from robustbench_rkhs.runtime.events import EpochFinished, Event, Message, emit
 from robustbench_rkhs.runtime.seals import Damaged, read_record, set_aside, write_record
 from robustbench_rkhs.sweep.description import Setting
 from robustbench_rkhs.sweep.plan import Plan
@@ -24,8 +24,8 @@ from robustbench_rkhs.training.recipe import TrainRecipe
 from robustbench_rkhs.training.validation import validate
 
 
-class Stopped(Exception):
-    """The pruner stopped this trial."""
+class Stopped(BaseException):
+    """The pruner stopped this trial. Like KeyboardInterrupt no Exception, which would not end a training from its `on_event`."""
 
 
 def score(plan: Plan, model: nn.Module, validation: Split) -> dict[str, Any]:
@@ -61,20 +61,18 @@ class Watch:
         self.key = plan.sweep.pick
         self.reported = set(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
 
-    def __call__(self, record: dict[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         if self.stop:
             raise Stopped
-        if "step" in record or not self.pruning or self.key not in record:
+        if not isinstance(event, EpochFinished) or not self.pruning or self.key not in event.metrics:
             return
-        step = self.first + record["epoch"]
+        step = self.first + event.epoch
         if step not in self.reported:  # a resumed training may report an epoch again
-            self.trial.report(record[self.key], step)
+            self.trial.report(event.metrics[self.key], step)
         self.stop = self.trial.should_prune()
 
 
-def run_trial(
-    plan: Plan, trial: Trial, setting: Setting, folder: Path, device: str, command: str, say: Say
-) -> list[dict[str, Any]]:
+def run_trial(plan: Plan, trial: Trial, setting: Setting, folder: Path, device: str, command: str) -> list[dict[str, Any]]:
     """Train and score a setting at every seed, in FOLDER/seed-S. Finished runs are read, not repeated.
 
     Raises Stopped where the trial is pruned, UserError where its recipe is refused or its training does not stay finite.
@@ -93,7 +91,7 @@ def run_trial(
             if watch.stop and place + 1 < len(plan.sweep.seeds):
                 raise Stopped
         runs.append(found | {"seed": seed, "folder": str(run)})
-        say(f"trial {trial.number}, seed {seed}: {words(runs[-1])}")
+        emit(Message(text=f"trial {trial.number}, seed {seed}: {words(runs[-1])}"))
     return runs
 
 
@@ -127,7 +125,7 @@ def _trained(recipe: TrainRecipe, folder: Path, device: str, command: str, watch
             set_aside(config, damaged)
             fresh = True
     if not config.is_file():
-        train(recipe, folder, device=device, command=command, save_seconds=60, report=watch, fresh=fresh)
+        train(recipe, folder, device=device, command=command, save_seconds=60, on_event=watch, fresh=fresh)
     for leftover in ("resume.pt", "last.safetensors"):
         (folder / leftover).unlink(missing_ok=True)
 

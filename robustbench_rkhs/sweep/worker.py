@@ -11,8 +11,8 @@ from robustbench_rkhs.data import Split
 from robustbench_rkhs.nodes.differences import told
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.reports.sweep import runs_csv, summarised, write_sweep
+from robustbench_rkhs.runtime.events import Message, OnEvent, emit, listening
 from robustbench_rkhs.runtime.files import Unwritable, write_text
-from robustbench_rkhs.runtime.messages import Say
 from robustbench_rkhs.sweep.description import Range
 from robustbench_rkhs.sweep.journal import Journal, locked, setting_of
 from robustbench_rkhs.sweep.plan import Plan
@@ -44,7 +44,9 @@ def check(plan: Plan) -> Split:
     return validation
 
 
-def work(plan: Plan, name: str, folder: Path, reports: Path, *, device: str, command: str, say: Say) -> dict[str, Any]:
+def work(
+    plan: Plan, name: str, folder: Path, reports: Path, *, device: str, command: str, on_event: OnEvent | None = None
+) -> dict[str, Any]:
     """Run settings until none is left, then write FOLDER/results.csv, FOLDER/best.yaml and REPORTS/NAME.*.
 
     Returns the report; its `finished` is false where other workers still train. Raises UserError, before anything is trained,
@@ -58,7 +60,8 @@ def work(plan: Plan, name: str, folder: Path, reports: Path, *, device: str, com
     while claimed := journal.claim():
         trial, lock = claimed
         try:
-            _try(journal, trial, device, command, say)
+            with listening(on_event):
+                _try(journal, trial, device, command)
         finally:
             lock.release()
         with locked(folder / "lock"):
@@ -77,37 +80,38 @@ def work(plan: Plan, name: str, folder: Path, reports: Path, *, device: str, com
         return found | {"files": [str(path) for path in written]}
 
 
-def _try(journal: Journal, trial: Trial, device: str, command: str, say: Say) -> None:
+def _try(journal: Journal, trial: Trial, device: str, command: str) -> None:
     """Run one trial: scored, pruned, or failed with the reason. After any other error it can be taken up again."""
     plan, folder = journal.plan, journal.folder / "trials" / f"{trial.number:04d}"
     setting = setting_of(plan, trial.params)
     words = ", ".join(f"{key} {told(value)}" for key, value in setting.items())
-    say(f"trial {trial.number} of {plan.trials}: {words}")
+    emit(Message(text=f"trial {trial.number} of {plan.trials}: {words}"))
     try:
-        runs = run_trial(plan, trial, setting, folder, device, command, say)
+        runs = run_trial(plan, trial, setting, folder, device, command)
     except Stopped:
-        _tell(journal, trial, TrialState.PRUNED, [], "stopped: below the median of the others at the same epoch", say)
+        _tell(journal, trial, TrialState.PRUNED, [], "stopped: below the median of the others at the same epoch")
     except Unwritable:
         raise
     except UserError as error:
-        _tell(journal, trial, TrialState.FAIL, [], str(error), say)
+        _tell(journal, trial, TrialState.FAIL, [], str(error))
     else:
         key = plan.sweep.pick.removeprefix("validation_")
         values = [run[key] for run in runs if run[key] is not None]
         if len(values) < len(runs):
             refused = next(run["refused"] for run in runs if run["refused"])
-            _tell(journal, trial, TrialState.FAIL, runs, f"no score: {refused}", say)
+            _tell(journal, trial, TrialState.FAIL, runs, f"no score: {refused}")
         else:
             trial.set_user_attr("runs", runs)
             journal.study.tell(trial, sum(values) / len(values))
-            say(f"trial {trial.number} again by hand: rkhs-train --model {runs[0]['folder']}/recipe.yaml --out checkpoints/mine")
+            words = f"rkhs-train --model {runs[0]['folder']}/recipe.yaml --out checkpoints/mine"
+            emit(Message(text=f"trial {trial.number} again by hand: {words}"))
 
 
-def _tell(journal: Journal, trial: Trial, state: TrialState, runs: list[dict[str, Any]], reason: str, say: Say) -> None:
+def _tell(journal: Journal, trial: Trial, state: TrialState, runs: list[dict[str, Any]], reason: str) -> None:
     trial.set_user_attr("runs", runs)
     trial.set_user_attr("reason", reason)
     journal.study.tell(trial, state=state)
-    say(f"trial {trial.number} {STATES[state]}: {reason}")
+    emit(Message(text=f"trial {trial.number} {STATES[state]}: {reason}"))
 
 
 def gather(journal: Journal, name: str) -> dict[str, Any]:

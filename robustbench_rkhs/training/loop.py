@@ -5,7 +5,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import date
@@ -24,6 +24,7 @@ from robustbench_rkhs.nodes.paths import find_checkpoint
 from robustbench_rkhs.runtime.counter_rng import mix, noisy
 from robustbench_rkhs.runtime.devices import describe
 from robustbench_rkhs.runtime.distributed import average, join, rank, wait_for_all, world
+from robustbench_rkhs.runtime.events import EpochFinished, OnEvent, TrainingStep, emit, listening
 from robustbench_rkhs.runtime.files import write_text
 from robustbench_rkhs.runtime.locks import alone
 from robustbench_rkhs.runtime.seals import write_archive, write_commented
@@ -38,7 +39,6 @@ from robustbench_rkhs.training.resume import stored_state
 from robustbench_rkhs.training.threads import chosen
 from robustbench_rkhs.training.validation import score, validate
 
-Report = Callable[[dict[str, Any]], None]
 NOISE = 7
 """Counter that separates the training noise from the random numbers of attacks."""
 
@@ -53,7 +53,7 @@ def train(
     half: bool = False,
     threads: int | None = None,
     save_seconds: float = 300,
-    report: Report = lambda record: None,
+    on_event: OnEvent | None = None,
 ) -> dict[str, Any]:
     """Train, resume or find finished; write the checkpoint folder; return the last epoch's metrics.
 
@@ -72,7 +72,8 @@ def train(
     if threads is not None and not 1 <= threads <= 1024:
         raise UserError(f"threads: expected 1 to 1024, found {threads}")
     with alone(Path(folder), "a training") if os.environ.get("RANK", "0") == "0" else nullcontext():
-        return _train(recipe, Path(folder), device, command, fresh, half, threads, save_seconds, report)
+        with listening(on_event):
+            return _train(recipe, Path(folder), device, command, fresh, half, threads, save_seconds)
 
 
 def _check_folder(folder: Path) -> None:
@@ -91,7 +92,6 @@ def _train(
     half: bool,
     threads: int | None,
     save_seconds: float,
-    report: Report,
 ) -> dict[str, Any]:
     """The training, where nobody else works in the folder."""
     entered = time.monotonic()
@@ -124,7 +124,7 @@ def _train(
                 if (step + 1) % run.watch.every and step + 1 < run.steps(train_split):
                     continue  # the following lines wait for the device
                 run.watch.ask(run.epoch)
-                report({"epoch": run.epoch, "step": step + 1, "steps": run.steps(train_split), "loss": run.mean_loss()})
+                emit(run.told(step + 1, run.steps(train_split)))
                 if rank() == 0 and time.monotonic() - saved > save_seconds:
                     run.seconds += time.monotonic() - started
                     started = saved = time.monotonic()
@@ -133,7 +133,7 @@ def _train(
                     break
             run.seconds += time.monotonic() - started
             record = run.finish_epoch(validation)
-            report(record)
+            emit(EpochFinished(epoch=record["epoch"], epochs=recipe.epochs, metrics=record))
             if rank() == 0:
                 write_text(folder / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in run.records))
                 if time.monotonic() - saved > save_seconds / 60:
@@ -321,6 +321,10 @@ class Run:
         """Autocast to bfloat16 if the recipe says so."""
         kind = torch.device(self.device).type
         return torch.autocast(kind, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
+
+    def told(self, step: int, steps: int) -> TrainingStep:
+        """The event of this step."""
+        return TrainingStep(epoch=self.epoch, epochs=self.recipe.epochs, step=step, steps=steps, loss=self.mean_loss())
 
     def mean_loss(self) -> float:
         return self.losses.item() / max(self.position, 1)

@@ -10,11 +10,10 @@ from robustbench_rkhs.nodes.code_names import TYPED
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.overrides import override_all
 from robustbench_rkhs.runtime.devices import usable
-from robustbench_rkhs.runtime.messages import Say
+from robustbench_rkhs.runtime.events import Message, OnEvent, emit, listening
 from robustbench_rkhs.runtime.modes import with_gradients
 from robustbench_rkhs.training import loop
 from robustbench_rkhs.training.destination import destination
-from robustbench_rkhs.training.loop import Report
 from robustbench_rkhs.training.recipe import TrainRecipe
 
 
@@ -30,8 +29,7 @@ def train(
     threads: int | None = None,
     command: str = "",
     save_seconds: float = 300,
-    report: Report = lambda record: None,
-    say: Say = lambda line: None,
+    on_event: OnEvent | None = None,
     **fields: Any,
 ) -> dict[str, Any]:
     """Train, resume or find finished; write the checkpoint folder; return the last epoch's metrics and the `folder`.
@@ -40,8 +38,8 @@ def train(
     instances or your own as package.module:Name. `fields` change it: `train("digits_mlp", epochs=3, **{"attack.eps": 0.5})`.
     `folder`: by default checkpoints/NAME for an unchanged named recipe and checkpoints/NAME@mine, @mine2 ... for a changed
     one. A training that was stopped goes on from where it was; `fresh` trains anew over what the folder holds; `half` stores the
-    weights in half precision. `report` gets the metrics of every epoch, `say` a line with the folder of the training and the
-    reason.
+    weights in half precision. `on_event` is called with every event: steps, epochs with their metrics, a line with the
+    folder of the training and the reason (`runtime/events.py`).
 
     All random numbers are seeded by (seed, epoch, step), so a run that was killed and resumed ends bit for bit like an
     uninterrupted one on the same device (not with `seconds`, which follows the clock). `threads`: of PyTorch, on a CPU; by default
@@ -49,9 +47,10 @@ def train(
     Raises UserError in one line: for an invalid recipe; at a loss or gradient that is not finite; for a folder that holds
     another recipe's training; where nothing can be written.
     """
-    found, place = prepared(recipe, folder, fields, fresh, say)
-    settings: dict[str, Any] = {"command": command, "fresh": fresh, "half": half, "save_seconds": save_seconds, "report": report}
-    return loop.train(found, place, device=usable(device), threads=threads, **settings) | {"folder": str(place)}
+    settings: dict[str, Any] = {"command": command, "fresh": fresh, "half": half, "save_seconds": save_seconds}
+    with listening(on_event):
+        found, place = prepared(recipe, folder, fields, fresh)
+        return loop.train(found, place, device=usable(device), threads=threads, **settings) | {"folder": str(place)}
 
 
 def prepared(
@@ -59,15 +58,14 @@ def prepared(
     folder: str | Path | None,
     fields: Mapping[str, Any],
     fresh: bool,
-    say: Say,
 ) -> tuple[TrainRecipe, Path]:
     """The recipe with these fields changed, and the folder of its training. Raises UserError."""
     if isinstance(recipe, str | Path):
-        found = TrainRecipe.read(recipe, dict(fields), say=say)
+        found = TrainRecipe.read(recipe, dict(fields))
     elif isinstance(recipe, TrainRecipe | Mapping):
         stored = recipe.model_dump(mode="json") if isinstance(recipe, TrainRecipe) else copy.deepcopy(dict(recipe))
         for line in override_all(stored, dict(fields), TrainRecipe):
-            say(line)
+            emit(Message(text=line))
         found = TrainRecipe.parse(stored, "train", TYPED) if fields or not isinstance(recipe, TrainRecipe) else recipe
     else:
         what = "nothing" if recipe is None else type(recipe).__name__
@@ -78,5 +76,5 @@ def prepared(
         raise UserError("train: a recipe without a name needs a folder: train(recipe, 'checkpoints/NAME')")
     place, why = destination(str(recipe), found, fresh)
     if why:
-        say(why)
+        emit(Message(text=why))
     return found, place

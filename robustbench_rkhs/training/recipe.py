@@ -1,6 +1,6 @@
 """TrainRecipe: every setting of a training. YAML in, resolved YAML out."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +17,7 @@ from robustbench_rkhs.nodes.node import Node, Real, Seconds, Seed, UserError
 from robustbench_rkhs.nodes.overrides import as_value, override_all
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.nodes.paths import find_recipe, is_own
+from robustbench_rkhs.runtime.events import Message, OnEvent, emit, listening
 from robustbench_rkhs.training.adaptive import Adaptive
 from robustbench_rkhs.training.losses import CrossEntropy, Loss, LossNode
 from robustbench_rkhs.training.optimizers import SGD, Constant, Optimizer, Schedule
@@ -137,20 +138,19 @@ class TrainRecipe(Node):
                     raise ValueError(f"data set {set_name!r} does not lie in [0, 1]: give {key} box none, found box unit")
 
     @classmethod
-    def read(
-        cls, source: str | Path, overrides: dict[str, Any] | None = None, say: Callable[[str], None] = lambda line: None
-    ) -> "TrainRecipe":
+    def read(cls, source: str | Path, overrides: dict[str, Any] | None = None, on_event: OnEvent | None = None) -> "TrainRecipe":
         """A recipe by name (models/NAME.yaml) or path, with dotted overrides. Raises UserError in one line.
 
-        `say` reports fields that were dropped because another method was named. Code may be named in the overrides, which the user
+        Fields that were dropped because another method was named are events. Code may be named in the overrides, which the user
         types, and in a recipe of models/; in another file, only code that the overrides name too.
         """
         path = find_recipe(str(source))
         stored = yaml_of(read_text(path), str(path))
         if not isinstance(stored, dict):
             raise UserError(f"{path}: expected a mapping of recipe fields, found {type(stored).__name__}")
-        for line in override_all(stored, overrides or {}, cls):
-            say(line)
+        with listening(on_event):
+            for line in override_all(stored, overrides or {}, cls):
+                emit(Message(text=line))
         return cls.parse(stored, str(path), TYPED if is_own(path) else typed_code(overrides or {}))
 
     @classmethod

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from robustbench_rkhs.nodes.limits import OWN
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.runtime import seals
-from robustbench_rkhs.runtime.messages import Say
 from robustbench_rkhs.verdicts.about import About
 from robustbench_rkhs.verdicts.evaluation import Evaluation
 from robustbench_rkhs.verdicts.kept_adversarials import Kept, holding, read_kept, write_kept
@@ -97,7 +96,7 @@ def set_part_aside(path: Path, why: UserError) -> None:
         seals.set_aside(path, why, path.with_suffix(".npz"))
 
 
-def read_all(folder: str | Path, unread: Say | None = None) -> list[Evaluation]:
+def read_all(folder: str | Path, unread: Callable[[str], None] | None = None) -> list[Evaluation]:
     """Every evaluation under a folder, by path; unfinished parts (in folders named `parts`) and hidden files are left out.
 
     `unread` is called for each file that cannot be read, which is left out; without it, such a file raises UserError.

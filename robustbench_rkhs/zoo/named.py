@@ -19,7 +19,7 @@ from robustbench_rkhs.nodes.names import plain_name
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse, with_fields
 from robustbench_rkhs.nodes.paths import find_checkpoint
-from robustbench_rkhs.runtime.messages import Say
+from robustbench_rkhs.runtime.events import Message, OnEvent, emit, listening
 from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.training.recipe import TrainRecipe
 from robustbench_rkhs.zoo.builders import is_builder, load_builder
@@ -79,8 +79,9 @@ def load_model(
     name: Any,
     weights: Any = None,
     data: Any = None,
-    say: Say = lambda line: None,
     allow_code: Iterable[str] = (),
+    *,
+    on_event: OnEvent | None = None,
 ) -> NamedModel:
     """A model by name: a checkpoint's name or folder, a recipe with `weights`, your own code, or a model of a library.
 
@@ -89,7 +90,7 @@ def load_model(
     dict. `data`: a data set's name, a file or a folder, instead of the recipe's; it is read when `.test` is accessed.
     `allow_code`: packages, modules, folders or .py files whose code a checkpoint folder here may name, `["mynets"]`; a recipe in
     it that names other code is refused, and nothing is imported. Warnings (such as random weights) are in `.notes` and are
-    reported through `say`. Raises UserError in one line.
+    also events (`on_event`). Raises UserError in one line.
     """
     name, weights = _typed("name", name), None if weights is None else _typed("weights", weights)
     images, code = named_data(_typed("data", data), TYPED) if data else None, allowed(allow_code)
@@ -109,8 +110,9 @@ def load_model(
         named = _recipe(name, weights, images)
     else:
         named = _checkpoint(find_checkpoint(name), images, code)
-    for line in named.notes:
-        say(line)
+    with listening(on_event):
+        for line in named.notes:
+            emit(Message(text=line))
     return named
 
 

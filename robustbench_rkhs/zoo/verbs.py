@@ -33,7 +33,7 @@ from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.nodes.reasons import cause
 from robustbench_rkhs.runtime.clock import Clock, OutOfTime, limited
 from robustbench_rkhs.runtime.devices import usable
-from robustbench_rkhs.runtime.messages import Say
+from robustbench_rkhs.runtime.events import OnEvent
 from robustbench_rkhs.runtime.modes import evaluating, with_gradients
 from robustbench_rkhs.runtime.precision import full_precision
 from robustbench_rkhs.verdicts import Evaluation, doubts
@@ -74,7 +74,7 @@ def evaluate(
     twin: Any = None,
     command: str = "",
     loader: Loader | None = None,
-    say: Say = lambda line: None,
+    on_event: OnEvent | None = None,
     **settings: Any,
 ) -> Evaluation:
     """Certify and attack a model: the table of verdicts per image.
@@ -108,7 +108,7 @@ def evaluate(
         "twin": twin,
         "command": command,
         "loader": loader,
-        "say": say,
+        "on_event": on_event,
     }
     return run.evaluate(opened.model, opened.split, queried, name=opened.name, device=opened.device, **given)
 
