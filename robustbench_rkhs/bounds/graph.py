@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from robustbench_rkhs.bounds import operations as known
+from robustbench_rkhs.bounds.coarse import coarse_steps
 from robustbench_rkhs.bounds.folding import added, folded
 from robustbench_rkhs.bounds.operations import UNCOMPUTED
 from robustbench_rkhs.bounds.sketch import sketch
@@ -15,6 +16,7 @@ from robustbench_rkhs.bounds.tracing import Traced, images, place, trace, user_p
 from robustbench_rkhs.layers import Concatenate, Residual
 from robustbench_rkhs.lipschitz.bounds import Uncertifiable
 from robustbench_rkhs.lipschitz.guard import named
+from robustbench_rkhs.nodes.reasons import reason
 
 CLOSE = 1e-8
 """Tolerance between the outputs of chain and model, relative to the largest: float64 rounding of deep networks."""
@@ -56,10 +58,21 @@ def chained(model: nn.Module, shape: tuple[int, ...]) -> nn.Sequential:
         if refusal := sketch(model, shape).refusal:
             raise Uncertifiable(refusal)
         traced = trace(model, shape)
+        if rounded := _rounded(model, shape):
+            raise Uncertifiable(f"{named('', model)}: {rounded}")
         chain = _Builder(traced, shape, type(model).__name__).chain()
         if not all(_agrees(traced.model, chain, images(shape, count, count) * count) for count in (3, 1)):
             raise Uncertifiable(f"{named('', model)}: the traced graph does not compute what the model does")
     return chain
+
+
+def _rounded(model: nn.Module, shape: tuple[int, ...]) -> str:
+    """Why a model that rounds to half precision is refused; empty where it does not. It runs once, as it is."""
+    own = next((tensor for tensor in [*model.parameters(), *model.buffers()] if tensor.is_floating_point()), torch.zeros(1))
+    try:
+        return coarse_steps(model, images(shape, 2, 0).to(own))
+    except Exception as refused:  # the model's own code, which was traced in float64
+        return f"it does not take an input of shape {shape}: {reason(refused)}"
 
 
 def _agrees(model: nn.Module, chain: nn.Module, x: Tensor) -> bool:

@@ -18,6 +18,7 @@ SOURCES = (
     "lipschitz",
     "networks/smoothed.py",
     "relaxations",
+    "runtime/caller_context.py",
     "runtime/counter_rng.py",
     "runtime/modes.py",
     "runtime/precision.py",

@@ -16,6 +16,7 @@ from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.identity import key_of
 from robustbench_rkhs.layers.frozen import freeze
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.caller_context import own_context
 from robustbench_rkhs.runtime.digests import weights_digest
 from robustbench_rkhs.runtime.precision import full_precision
 
@@ -91,6 +92,7 @@ class RunnerMaker:
 
     def __call__(self) -> Runner:
         """The runner. Raises UserError where the loader does not find the model or the images that are meant."""
+        own_context(autocast=True).__enter__()  # for as long as this process lives: what it imports may switch anything
         model, split = self.loader.load()
         if weights_digest(model.state_dict()) != self.weights or (self.key and key_of(model) != self.key):
             raise UserError(f"model {self.name!r} is not the one that is evaluated: it changed meanwhile")
@@ -99,7 +101,7 @@ class RunnerMaker:
             raise UserError(f"data set {split.data!r} has no image {missing[0]}: it changed meanwhile")
         model = model.eval().to(self.device)
         some = split.take(torch.tensor([place[index] for index in self.index], dtype=torch.int64)).to(self.device)
-        full_precision().__enter__()  # for as long as this process lives
+        full_precision().__enter__()  # as long
         known = (self.name, self.weights, self.device, self.seed, self.key)
         subject = Subject(model, freeze(model), some, *known, images=self.images)
         if self.transfer is None or self.twin is None:

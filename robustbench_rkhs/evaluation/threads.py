@@ -56,7 +56,7 @@ def _gradient(model: nn.Module, images: Tensor) -> None:
     """What an attack does most: a pass with the gradient of the images."""
     leaf = images.detach().clone().requires_grad_()
     with torch.enable_grad():
-        torch.autograd.grad(model(leaf).sum(), leaf)
+        torch.autograd.grad(model(leaf.clone()).sum(), leaf)  # a copy, as a model may write into its images
 
 
 def _kept(path: Path) -> Threads | None:

@@ -52,14 +52,17 @@ class OwnNetwork(NetworkNode):
         if not isinstance(module, nn.Module):
             raise UserError(f"{self._name} returned {type(module).__name__}, expected an nn.Module")
         network = nn.Sequential(*self.first(shape), module)
-        training = module.training
+        training, images = module.training, torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+        given = images.clone()
         try:
             with torch.no_grad():
-                found = tuple(network.eval()(torch.zeros(2, *shape)).shape)
+                found = tuple(network.eval()(images).shape)
         except Exception as error:  # the user's code may raise anything
             raise UserError(f"{self._name} fails on images of shape {shape}: {cause(error)}") from None
         if found != (2, classes):
             raise UserError(f"{self._name} gives {found} for two images, expected logits of {classes} classes: (2, {classes})")
+        if not torch.equal(images, given):
+            raise UserError(f"{self._name} writes into its images, which a training uses again: let it start with x = x.clone()")
         return network.train(training)
 
     def _made(self, shape: tuple[int, ...], classes: int) -> Any:

@@ -1,6 +1,7 @@
 """Smoothed classifiers: the majority vote of a network over Gaussian noise."""
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -43,6 +44,9 @@ class Smoothed(nn.Module):
     Cost: `votes` forward passes of the base (and as many backward). Its weights digest covers base and settings.
     Source: Cohen et al., ICML 2019; gradients as in Salman et al., NeurIPS 2019.
     """
+
+    leaves_input: ClassVar[bool] = True
+    """Its base gets noisy copies, and may write into them."""
 
     def __init__(
         self, base: nn.Module, sigma: float, votes: int = 100, recount: int = 1000, seed: int = 0, stream: int = VOTE

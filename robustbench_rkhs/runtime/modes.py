@@ -40,16 +40,6 @@ def evaluating(model: nn.Module, device: str | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def with_gradients() -> Iterator[None]:
-    """Gradients can be taken inside, also where the caller is in `torch.no_grad()` or `torch.inference_mode()`.
-
-    In inference mode gradients are silently zero: every attack by gradients would fail, and the model look robust.
-    """
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
-
-
-@contextmanager
 def per_image(model: nn.Module) -> Iterator[None]:
     """BatchNorm at its running statistics and dropout off, so that each image has an answer of its own; then as before.
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.caller_context import refuse_autocast
 
 
 @contextmanager
@@ -18,10 +18,7 @@ def full_precision() -> Iterator[None]:
     what is then measured is not the float32 network. NNPACK convolves batches of 16 and more on a CPU by Winograd or Fourier
     transforms, whose rounding no sum of products bounds. Raises UserError where it is called under autocast.
     """
-    for device in ("cuda", "cpu"):
-        if torch.is_autocast_enabled(device):
-            kind = torch.get_autocast_dtype(device)
-            raise UserError(f"evaluation under autocast to {kind} on {device} measures another network: leave the autocast block")
+    refuse_autocast()
     precision, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     try:
         torch.set_float32_matmul_precision("highest")
@@ -34,7 +31,7 @@ def full_precision() -> Iterator[None]:
 
 
 def reduced() -> list[str]:
-    """Which reduced-precision short cuts are on, in words; none inside `exact`."""
+    """Which reduced-precision short cuts are on, in words; none inside `full_precision`."""
     found = []
     if torch.get_float32_matmul_precision() != "highest":
         found.append(f"float32 matrix products at precision {torch.get_float32_matmul_precision()!r}")

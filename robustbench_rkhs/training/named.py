@@ -9,16 +9,16 @@ from robustbench_rkhs.nodes.arguments import checked_arguments
 from robustbench_rkhs.nodes.code_names import TYPED
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.overrides import override_all
+from robustbench_rkhs.runtime.caller_context import own_context
 from robustbench_rkhs.runtime.devices import usable
 from robustbench_rkhs.runtime.events import Message, OnEvent, emit, listening
-from robustbench_rkhs.runtime.modes import with_gradients
 from robustbench_rkhs.training import loop
 from robustbench_rkhs.training.destination import destination
 from robustbench_rkhs.training.recipe import TrainRecipe
 
 
 @checked_arguments(name="recipe", model="recipe", out="folder")
-@with_gradients()
+@own_context()
 def train(
     recipe: Any,
     folder: str | Path | None = None,

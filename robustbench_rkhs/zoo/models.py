@@ -16,7 +16,8 @@ from robustbench_rkhs.runtime.modes import evaluating
 HALF = (torch.float16, torch.bfloat16)
 """Types that are too coarse for attacked pixels: such a model runs in its own type, while its images stay float32."""
 
-
+FAR = 16.0
+"""Logits whose mean is more than this many times their spread lose significant digits when cast from float64."""
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 """Wrappers that spread a model over devices and compute the same."""
 
@@ -33,15 +34,25 @@ class Function(nn.Module):
 
 
 class Adapted(nn.Module):
-    """Runs a model in its own float type and returns its logits, selected from its output, in the type of the images."""
+    """Runs a model in its own float type and returns its logits, selected from its output, in the type of the images.
+
+    Logits in float64 that lie far from 0 for their spread are moved towards it before they are cast, by one number for all
+    classes of an image: which is the largest, and by how much, would be lost to rounding.
+    """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
         super().__init__()
         self.model, self.dtype = model, dtype
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x: Any) -> Any:
         out = picked(self.model(x if self.dtype is None else x.to(self.dtype)))
-        return out.to(x.dtype) if isinstance(out, Tensor) and out.is_floating_point() else out
+        if not isinstance(out, Tensor) or not out.is_floating_point() or out.dtype == x.dtype:
+            return out
+        if out.dtype == torch.float64 and out.dim() == 2 and out.shape[1]:
+            middle = out.detach().mean(1, keepdim=True)
+            far = middle.abs() > FAR * (out.detach() - middle).abs().amax(1, keepdim=True)
+            out = torch.where(far, out - middle, out)
+        return out.to(x.dtype)
 
 
 def picked(out: Any) -> Any:
@@ -56,6 +67,8 @@ def as_module(model: Any) -> nn.Module:
         raise UserError(f"expected a model, found the class {model.__name__}: pass {model.__name__}(...)")
     if isinstance(model, WRAPPERS):
         return as_module(model.module)  # the same function, whose layers certificates can see
+    if (original := compiled_from(model)) is not None:
+        return as_module(original)
     if isinstance(model, nn.Module):
         if any(tensor.is_inference() for tensor in [*model.parameters(), *model.buffers()]):
             raise UserError("the model's weights were made in torch.inference_mode(), so no gradient passes it: make it outside")
@@ -66,6 +79,13 @@ def as_module(model: Any) -> nn.Module:
         return Function(model)
     what = "nothing" if model is None else type(model).__name__
     raise UserError(f"expected a model (an nn.Module, a function of images, or a name as after --model), found {what}")
+
+
+def compiled_from(model: Any) -> Any:
+    """What `torch.compile` made this of: the same function, differentiable twice at one point; None for anything else."""
+    if type(model).__name__ == "OptimizedModule":
+        return model._orig_mod
+    return getattr(model, "_torchdynamo_orig_callable", None) if not isinstance(model, nn.Module) else None
 
 
 def home_of(model: nn.Module) -> torch.device | None:
@@ -96,7 +116,8 @@ def adapted(model: nn.Module, image: Tensor, preprocessing: Any = None, bounds: 
     given = nn.Sequential(*first).to(home, dtype)(given) if first else given
     with evaluating(model):
         out = answer(model, given if half is None else given.to(half))
-    needed = half is not None or picked(out) is not out or (isinstance(out, Tensor) and out.dtype in HALF)
+    needed = half is not None or picked(out) is not out
+    needed = needed or (isinstance(out, Tensor) and out.is_floating_point() and out.dtype != dtype)
     inner = Adapted(model, half) if needed else model
     return inner if not first else nn.Sequential(*[layer.to(home, dtype) for layer in first], inner).train(model.training)
 

@@ -19,6 +19,7 @@ from robustbench_rkhs.nodes.names import plain_name
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse, with_fields
 from robustbench_rkhs.nodes.paths import find_checkpoint
+from robustbench_rkhs.runtime.caller_context import own_context
 from robustbench_rkhs.runtime.events import Message, OnEvent, emit, listening
 from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.training.recipe import TrainRecipe
@@ -51,6 +52,7 @@ class NamedModel:
         plain_name(self.name)  # names of result files contain it
 
     @cached_property
+    @own_context(autocast=True)
     def test(self) -> Split:
         """The test images. Raises UserError where there are none, or none of its shape and classes."""
         if self.data is None:
@@ -75,6 +77,7 @@ class NamedModel:
 
 
 @checked_arguments(checkpoint="weights", model="name")
+@own_context(autocast=True)
 def load_model(
     name: Any,
     weights: Any = None,

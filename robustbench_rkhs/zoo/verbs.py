@@ -12,18 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_rkhs.attacks import Attack
+from robustbench_rkhs.attacks.ball import distances
 from robustbench_rkhs.attacks.counted import answered, count
 from robustbench_rkhs.attacks.efforts import protocol_of
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.targeted import attack_towards
 from robustbench_rkhs.certificates.refusals import refusals
-from robustbench_rkhs.data import DataSet, Split
+from robustbench_rkhs.data import DataSet, Split, Stream
 from robustbench_rkhs.data.given import Bounds, given_split, given_tensor
 from robustbench_rkhs.evaluation import run
 from robustbench_rkhs.evaluation.loaders import Loader
 from robustbench_rkhs.evaluation.own_method import checked_attacked, checked_certified, fenced
 from robustbench_rkhs.evaluation.predictions import ask, classes_of
 from robustbench_rkhs.evaluation.recipe import EvalRecipe, attack_from, certificate_from
+from robustbench_rkhs.layers.frozen import on_copies
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.nodes.arguments import checked_arguments
@@ -31,10 +33,12 @@ from robustbench_rkhs.nodes.code_names import TYPED
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.nodes.reasons import cause
+from robustbench_rkhs.nodes.threat_model import Norm
+from robustbench_rkhs.runtime.caller_context import own_context
 from robustbench_rkhs.runtime.clock import Clock, OutOfTime, limited
 from robustbench_rkhs.runtime.devices import usable
-from robustbench_rkhs.runtime.events import OnEvent
-from robustbench_rkhs.runtime.modes import evaluating, with_gradients
+from robustbench_rkhs.runtime.events import Message, OnEvent, emit, listening
+from robustbench_rkhs.runtime.modes import evaluating
 from robustbench_rkhs.runtime.precision import full_precision
 from robustbench_rkhs.verdicts import Evaluation, doubts
 from robustbench_rkhs.zoo.data_names import named_data
@@ -55,10 +59,19 @@ class Opened(NamedTuple):
     split: Split
     name: str
     device: str
+    given: Tensor | None = None
+    """The images as they were given, where the model's type rounds them."""
+
+    def rounding(self, norm: Norm) -> Tensor:
+        """How far each image lies from the one that was given, in float64 on the CPU."""
+        x = self.split.x
+        if self.given is None:
+            return torch.zeros(len(x), dtype=torch.float64)
+        return distances(self.given.reshape(x.shape).cpu(), x.cpu(), norm)
 
 
 @checked_arguments(x="data", images="data", net="model")
-@with_gradients()
+@own_context()
 def evaluate(
     model: Any,
     data: Any = None,
@@ -102,6 +115,12 @@ def evaluate(
     if twin is not None:
         twin = as_module(load_model(twin).model if isinstance(twin, str | Path) else getattr(twin, "model", twin))
     opened = enter(model, data, name=name, device=device, preprocessing=preprocessing, bounds=bounds)
+    if opened.given is not None:
+        far = float(opened.rounding(queried.norm).amax())
+        kind = str(opened.split.x.dtype).removeprefix("torch.")
+        line = f"images of float64 are rounded to {kind}, the model's type: verdicts are of those"
+        with listening(on_event):
+            emit(Message(text=f"{line}, up to {far:.2g} away ({queried.norm})"))
     given: dict[str, Any] = {
         "folder": folder,
         "adversarials": adversarials,
@@ -131,7 +150,7 @@ def robust_accuracy(model: Any, x: Any, y: Any, *, eps: Eps, norm: Any = "l2", *
 
 
 @checked_arguments(method="attacks", methods="attacks", epsilon="eps", labels="y", images="x", targets="target")
-@with_gradients()
+@own_context()
 def attack(
     model: Any,
     x: Any,
@@ -168,21 +187,21 @@ def attack(
         raise UserError("attack keeps images within bounds, found an attack with box 'none'")
     with evaluating(opened.model, opened.device), full_precision():
         split = opened.split.to(opened.device)
-        positions = torch.arange(len(split), device=split.y.device)
+        positions, queried = torch.arange(len(split), device=split.y.device), on_copies(opened.model)
         aims = None if aims is None else aims.to(split.y.device)
         ask(opened.model, split.x, split.classes)
         found = [
-            _attacked(opened.model, split.take(some), protocol, budget, recipe, None if aims is None else aims[some])
+            _attacked(queried, split.take(some), protocol, budget, recipe, None if aims is None else aims[some])
             for some in positions.split(recipe.block)
         ]
         if all(torch.equal(some, split.x[at]) for some, at in zip(found, positions.split(recipe.block), strict=True)):
-            _refuse_without_gradient(opened.model, split.x[:1])
+            _refuse_without_gradient(queried, split.x[:1])
     low, high = _bounds(bounds)
     return torch.cat(found) * (high - low) + low
 
 
 @checked_arguments(method="certificates", methods="certificates", labels="y", images="x")
-@with_gradients()
+@own_context()
 def certify(
     model: Any,
     x: Any,
@@ -198,7 +217,8 @@ def certify(
 ) -> Tensor:
     """The certified radius of each image, with pixels in [0, 1], within which the label is the prediction; float64, on the CPU.
 
-    The largest that any of the `certificates` proves; 0 where an image is misclassified or nothing is proved. `budget`: seconds (or
+    The largest that any of the `certificates` proves; 0 where an image is misclassified or nothing is proved; less the distance by
+    which the model's type rounds the image, where it does. `budget`: seconds (or
     "5min") after which the radii proved so far are returned; without it, a deep network (a ResNet-18) can take many minutes.
     Raises UserError where none of them has a proof for this model, with the reason of each.
     """
@@ -221,7 +241,7 @@ def certify(
             parts = [split.take(some) for some in torch.arange(len(split), device=split.y.device).split(recipe.block)]
             try:
                 with _failing(f"certificate {one.label!r}"), fenced(one, opened.model), limited(clock):
-                    found = [method(opened.model, part.x[:], part.y, part.index, ()) for part in parts]
+                    found = [method(opened.model, part.x[:].clone(), part.y, part.index, ()) for part in parts]
                     proved = [checked_certified(one, len(part)).radius.cpu() for one, part in zip(found, parts, strict=True)]
             except Uncertifiable as refusal:
                 refused.setdefault(str(refusal), []).append(one.label)
@@ -232,7 +252,7 @@ def certify(
     if sum(map(len, refused.values())) == len(recipe.certificates):
         reasons = "; ".join(f"{', '.join(dict.fromkeys(labels))}: {why}" for why, labels in refused.items())
         raise UserError(f"nothing can be proved of this model; {reasons}")
-    return radius
+    return (radius - opened.rounding(recipe.norm) * (1 + 1e-12)).clamp_min(0)
 
 
 def enter(
@@ -260,7 +280,15 @@ def enter(
     where = str(home) if device is None else usable(device)
     images = as_split(data, bounds)
     split, module = _joined(module, images, preprocessing, bounds, where)
-    return Opened(module, split, name or (named.name if named else "model"), where)
+    given = images.x if isinstance(images, Split) else _laid_out(images[0], split.x)
+    rounded = not isinstance(given, Stream) and given.dtype == torch.float64 != split.x.dtype
+    exact = not rounded or torch.equal(given, split.x.to(given))
+    return Opened(module, split, name or (named.name if named else "model"), where, None if exact else given)
+
+
+def _laid_out(x: Tensor, like: Tensor) -> Tensor:
+    """The images in the layout that the model takes."""
+    return next(layout for layout in layouts(x) if layout.shape == like.shape)
 
 
 def _queried(recipe: Any, eps: Eps, settings: dict[str, Any]) -> EvalRecipe:
