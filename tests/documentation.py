@@ -105,13 +105,17 @@ def blocks(page: Path, text: str | None = None) -> Iterator[Block]:
 
 @dataclass
 class Place:
-    """The folder in which the blocks of one page are run, one after the other."""
+    """The folder in which the blocks of one page are run, one after the other: a fresh clone of the repository."""
 
     folder: Path
     printed: str = ""
 
     def __post_init__(self) -> None:
-        shutil.copytree(ROOT / "examples", self.folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+        self.cloned = (ROOT / ".git").exists()
+        if self.cloned:
+            self._clone()
+        else:  # the sources without their repository
+            shutil.copytree(ROOT / "examples", self.folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
         self.commands = _commands()
         scripts = self.folder / ".scripts"
         scripts.mkdir()
@@ -124,6 +128,23 @@ class Place:
             "RKHS_DOWNLOAD": "0",
             "RKHS_DATA": str(Path(os.environ.get("RKHS_DATA") or ROOT / "data").resolve()),
         }
+
+    def _clone(self) -> None:
+        """A fresh clone of the repository, with what is changed in this working tree committed."""
+        _git(ROOT, "clone", "-q", "--shared", str(ROOT), str(self.folder))
+        changed = _git(ROOT, "ls-files", "-z", "--modified", "--others", "--exclude-standard").split("\0")
+        for name in sorted(set(changed) - {""}):
+            target = self.folder / name
+            target.unlink(missing_ok=True)
+            if (ROOT / name).is_file():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, target)
+        _git(self.folder, "add", "-A")
+        _git(self.folder, "-c", "user.name=test", "-c", "user.email=test", "commit", "-q", "--allow-empty", "-m", "as it stands")
+
+    def changes(self) -> list[str]:
+        """What git says of tracked files that the blocks have changed or removed; nothing where this is no clone."""
+        return _git(self.folder, "status", "--porcelain", "--untracked-files=no").splitlines() if self.cloned else []
 
     def run(self, block: Block) -> None:
         """Run a block, write the file it shows, or compare the output it shows. Raises AssertionError with the place."""
@@ -217,6 +238,10 @@ class Place:
             for name, module in list(sys.modules.items()):
                 if str(getattr(module, "__file__", None) or "").startswith(str(self.folder)):
                     del sys.modules[name]
+
+
+def _git(folder: Path, *words: str) -> str:
+    return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
 def _lines(text: str) -> list[str]:

@@ -57,7 +57,7 @@ def test_train_evaluate_report(home):
     assert again.splitlines()[1:] == out.splitlines()[1:]  # the first line tells the time
     listed, _ = rkhs("report", folder=home)
     assert "leaderboard" in listed
-    board = (home / "reports/leaderboard.md").read_text()
+    board = (home / "reports/local/leaderboard.md").read_text()
     assert "digits_mlp" in board
 
 
@@ -103,8 +103,8 @@ def test_submit_accepts_and_refuses(home):
     flags = ["--eps", "0.1", "--attack", "pgd:steps=5", "--sample", "20", "--samples", "40"]
     out, _ = rkhs("submit", "checkpoint", theirs, *flags, folder=home)
     assert "checked: theirs" in out and "accepted:" in out
-    assert "theirs" in (home / "reports/leaderboard.md").read_text()
-    before = (home / "reports/leaderboard.md").read_bytes()
+    assert "theirs" in (home / "reports/local/leaderboard.md").read_text()
+    before = (home / "reports/local/leaderboard.md").read_bytes()
     (theirs / "model.py").write_text("print('code')")
     _, err = rkhs("submit", "checkpoint", theirs, *flags, folder=home, code=2)
     assert "unexpected file 'model.py'" in err
@@ -121,7 +121,7 @@ def test_submit_accepts_and_refuses(home):
     shutil.copytree(home / "checkpoints/digits_mlp", taken, ignore=shutil.ignore_patterns("resume.pt"))
     _, err = rkhs("submit", "checkpoint", taken, *flags, folder=home, code=2)
     assert "name of a listed model" in err
-    assert (home / "reports/leaderboard.md").read_bytes() == before
+    assert (home / "reports/local/leaderboard.md").read_bytes() == before
 
 
 MISTAKES = {

@@ -31,6 +31,8 @@ def test_every_code_block_runs(page, tmp_path, subtests):
                 pytest.skip(reason or "shows what the block before it prints")
             skipped = False
             place.run(block.in_small(shown=after is not None and after.kind == "output"))
+    with subtests.test(msg="what git sees"):
+        assert not place.changes(), f"commands of {page.name} changed tracked files"
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -16,6 +16,7 @@ from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.identity import key_of
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.reports import write_leaderboard
+from robustbench_rkhs.reports.update import Updated
 from robustbench_rkhs.submission import gate
 from robustbench_rkhs.submission.effect import refused_change
 from robustbench_rkhs.submission.look_alikes import looks_like, skeleton
@@ -30,8 +31,9 @@ def home(tmp_path, monkeypatch):
     """A folder with the checkpoint `first`, evaluated; figures and the process of its own are left out."""
     monkeypatch.chdir(tmp_path)
 
-    def board_alone(evaluations, out, unread=None):
-        return {"leaderboard": write_leaderboard([*evaluations, *verdicts.read_all(out / "submitted")], out)}
+    def board_alone(out):
+        tables = [one for place in ("verdicts", "submitted") for one in verdicts.read_all(out / place)]
+        return Updated({"leaderboard": write_leaderboard(tables, out)})
 
     def here(path, name, recipes, device, folder, command, limits):
         loaded = checkpoint.load(path)
@@ -39,7 +41,7 @@ def home(tmp_path, monkeypatch):
             done = evaluate(loaded.model, loaded.recipe.data.test(), recipe, name=name, folder=folder)
             yield verdicts.read(done.path)
 
-    monkeypatch.setattr(gate, "report", board_alone)
+    monkeypatch.setattr(gate, "update", board_alone)
     monkeypatch.setattr(gate, "evaluations", here)  # a process of its own takes seconds to begin
     recipe = TrainRecipe.read("digits_sandwich", {"network.hidden": "[16]"})
     test = recipe.data.test()

@@ -126,13 +126,13 @@ def test_verify_says_confirmed_refused_or_no_such_file(home):
 
 def test_submitted_images_count_on_the_leaderboard(home):
     def robust():
-        return pd.read_csv(home / "reports/leaderboard.csv").set_index("model").loc["digits_mlp", "robust"]
+        return pd.read_csv(home / "reports/local/leaderboard.csv").set_index("model").loc["digits_mlp", "robust"]
 
-    before, board = robust(), (home / "reports/leaderboard.md").read_bytes()
+    before, board = robust(), (home / "reports/local/leaderboard.md").read_bytes()
     stored = read_adversarials(home / "adversarials/digits_mlp-l2.npz")
     write_adversarials(changed(stored, distance_l2=stored.distance_l2 / 2), home / "lies.npz")
     _, err = rkhs("submit", "adversarials", "lies.npz", folder=home, code=2)
-    assert "none of its 16 images is confirmed" in err and (home / "reports/leaderboard.md").read_bytes() == board
+    assert "none of its 16 images is confirmed" in err and (home / "reports/local/leaderboard.md").read_bytes() == board
     half = np.where(np.arange(16) < 8, 1.0, 0.5)
     write_adversarials(changed(stored, distance_l2=stored.distance_l2 * half), home / "half.npz")
     out, _ = rkhs("submit", "adversarials", "half.npz", folder=home)
@@ -153,9 +153,9 @@ def test_submitted_images_count_on_the_leaderboard(home):
 
 def test_reports_draw_saved_files(home):
     out, _ = rkhs("report", "--adversarials", "adversarials/digits_mlp-l2.npz", "--images", "3", "--out", "pics", folder=home)
-    assert out.split() == "nearest: 3 files in pics/pictures".split()
+    assert out.split() == "nearest: 3 files in pics/local/pictures".split()
     out, _ = rkhs("report", "--adversarials", "adversarials/digits_mlp-l2.npz", "--out", "pics", "--json", folder=home)
-    assert json.loads(out) == {"nearest": [f"pics/pictures/nearest-digits_mlp-l2.{kind}" for kind in ("png", "pdf", "svg")]}
+    assert json.loads(out) == {"nearest": [f"pics/local/pictures/nearest-digits_mlp-l2.{kind}" for kind in ("png", "pdf", "svg")]}
     stored = read_adversarials(home / "adversarials/digits_mlp-l2.npz")
     write_adversarials(changed(stored, input_sha256=np.array(["0" * 64] * 16)), home / "pics/adversarials/other.npz")
     _, err = rkhs("report", "--adversarials", "pics/adversarials/other.npz", "--out", "pics", folder=home, code=2)

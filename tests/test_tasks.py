@@ -89,7 +89,8 @@ def test_square_wave_trains(trained):
 
 def test_motif_trains_and_is_ranked(trained, proteins):
     out, _ = rkhs("rank", "--model", "motif", folder=trained)
-    written = json.loads((trained / "reports/ranking/motif.json").read_text())
+    (place,) = (trained / "reports/local/ranking").glob("motif-*.json")
+    written = json.loads(place.read_text())
     loaded = checkpoint.load(trained / "checkpoints/motif")
     split = loaded.recipe.data.test()
     assert written["auroc"] == pytest.approx(roc_auc_score(split.y, scores_of(loaded.model, split.x)))

@@ -37,7 +37,7 @@ def _audit(
         data: Data set or FILE.npz instead of the recipe's.
         allow_code: Your own packages, modules, folders or .py files whose code a checkpoint folder may name and import.
         device: auto, cpu, cuda, cuda:1 ...
-        out: Folder for audits/MODEL.*.
+        out: Folder for local/audits/MODEL-DIGEST.*.
         as_json: Print one JSON object on stdout, the tables on stderr.
     """
     from robustbench_rkhs.audit import Claim
@@ -45,6 +45,7 @@ def _audit(
     from robustbench_rkhs.cli.settings import eval_recipe
     from robustbench_rkhs.nodes.code_names import TYPED
     from robustbench_rkhs.reports.audit import console_audit, write_audit
+    from robustbench_rkhs.reports.places import Places
     from robustbench_rkhs.zoo import load_model
 
     claims = [Claim.read(text) for text in claim]
@@ -62,7 +63,7 @@ def _audit(
             claims,
             recipe,
             name=subject.name,
-            folder=out / "audits" / "verdicts",
+            folder=Places(out).local / "audits" / "verdicts",
             device=where,
             command=typed_command(),
         )
@@ -70,7 +71,7 @@ def _audit(
         screen.print(table)
     for line in found["failed"]:
         failure(line)
-    written = write_audit(found, out / "audits" / subject.name)
+    written = write_audit(found, Places(out).stem("audits", subject.name, found["about"]))
     ending(screen, "audit", found, written, as_json)
     refuted = any(row["verdict"] == "refuted" for row in found["claims"])
     return code_of(bool(found["breaches"] or refuted or found["protocol_failed"]), [found["about"]["incomplete_because"]])

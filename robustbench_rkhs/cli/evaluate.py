@@ -57,7 +57,8 @@ def _evaluate(
             on every survivor (transfer attack). Cost: at most 330 passes per image and eps.
         allow_code: Your own packages, modules, folders or .py files whose code a checkpoint folder may name and import.
         device: auto, cpu, cuda, cuda:1 ...
-        out: Folder for verdicts and reports.
+        out: Folder for results: verdicts/MODEL/ gets the table, local/ the figures of the run; git ignores both until
+            rkhs-report --publish MODEL.
         as_json: Print one JSON object on stdout, the tables on stderr.
         require: Conditions such as "robust@1.0>=0.45"; exit code 1 where one does not hold.
         save_certificates: Folder that gets NAME/proof.json and proof.npz, which rkhs-verify re-checks without this package.
@@ -157,14 +158,16 @@ class _Run:
 
 def _shown(screen: Any, done: Any, out: Path, more: Mapping[str, list[Path]], drawn: bool) -> dict[str, list[Path]]:
     """Print the tables and warnings, and write the reports if `drawn`; returns the files by kind."""
-    from robustbench_rkhs.reports import report
+    from robustbench_rkhs.reports.places import Places
     from robustbench_rkhs.reports.tables import console, console_attacks, console_certificates
+    from robustbench_rkhs.reports.update import draw_run
 
     screen.print(console(done))
     if len(done.about.certificates) > 1:
         screen.print(console_certificates(done))
     screen.print(console_attacks(done))
-    written = {**(report([done], out, leaderboard=False) if drawn else {}), **more}
+    places = Places(out)
+    written = {**(draw_run(places, places.cache().read(done.path)) if drawn else {}), **more}
     for line in warnings_of(done):
         told(screen, line)
     for kind, paths in {"verdicts": [done.path], **written}.items():

@@ -34,9 +34,10 @@ def _norms(
         weights: Weights (.safetensors, or .pth of a plain state dict) for a recipe or builder.
         data: Data set or FILE.npz instead of the recipe's.
         allow_code: Your own packages, modules, folders or .py files whose code a checkpoint folder may name and import.
-        out: Folder for norms/MODEL.*.
+        out: Folder for local/norms/MODEL-DIGEST.*, which git ignores until rkhs-report --publish norms/MODEL-DIGEST.
         as_json: Print one JSON object on stdout, the table on stderr.
     """
+    from robustbench_rkhs.reports.places import Places
     from robustbench_rkhs.reports.rkhs_norm import console_norms, write_norms
     from robustbench_rkhs.rkhs_norm import norm_report
     from robustbench_rkhs.zoo import load_model, training_images
@@ -55,7 +56,7 @@ def _norms(
     )
     screen = console_of_width(120, stderr=as_json)
     screen.print(console_norms(found))
-    written = write_norms(found, out / "norms" / subject.name)
+    written = write_norms(found, Places(out).stem("norms", subject.name, found["about"]))
     ending(screen, "norms", found, written, as_json)
 
 

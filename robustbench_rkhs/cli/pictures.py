@@ -11,12 +11,15 @@ from robustbench_rkhs.cli.values import Count, Folder
 from robustbench_rkhs.nodes.node import Seed
 from robustbench_rkhs.nodes.threat_model import Norm
 
+LOCAL = Path("reports/local/pictures")
+"""Where pictures go, which git ignores, if no folder is named."""
+
 
 def _pictures(
     kind: Annotated[Literal["deformations", "learning", "curves", "square_wave", "vae"], tyro.conf.Positional],
     model: Names = (),
     data: str = "digits",
-    out: Folder = Path("reports/pictures"),
+    out: Folder = LOCAL,
     name: str | None = None,
     images: Count = 4,
     seed: Seed = 0,
@@ -50,7 +53,10 @@ def _pictures(
         vae: Fields of the VAE sampler, field=value,...; see rkhs-list samplers vae.
     """
     from robustbench_rkhs import pictures as draw
+    from robustbench_rkhs.runtime.ignored import ignored
 
+    if out == LOCAL:
+        ignored(out.parent)
     if kind == "deformations":
         paths = draw.deformations_picture(data, out, images, seed)
     elif kind == "learning":

@@ -15,7 +15,7 @@ def _rank(
     out: Folder = Path("reports"),
     as_json: AsJson = False,
 ) -> None:
-    """Measure auROC and auROC50 of ranking models (protein homology) on the test set; write OUT/ranking/MODEL.json.
+    """Measure auROC and auROC50 of ranking models (protein homology) on the test set; write OUT/local/ranking/MODEL-DIGEST.json.
 
     $ rkhs-rank --model protein_1_34
 
@@ -30,6 +30,7 @@ def _rank(
     from datetime import date
 
     from robustbench_rkhs.identity import key_of
+    from robustbench_rkhs.reports.places import Places
     from robustbench_rkhs.runtime.digests import weights_digest
     from robustbench_rkhs.runtime.seals import write_record
     from robustbench_rkhs.training.ranking import rank_report
@@ -49,7 +50,7 @@ def _rank(
             "date": date.today().isoformat(),
             "command": typed_command(),
         }
-        path = out / "ranking" / f"{subject.name}.json"
+        path = Path(f"{Places(out).stem('ranking', subject.name, about)}.json")
         write_record(path, found | about)
         ranked.append(found | about)
         files.append(path)

@@ -2,60 +2,88 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from robustbench_rkhs.cli.command import AsJson, Names, command
 from robustbench_rkhs.cli.screen import emit, printed
 from robustbench_rkhs.cli.values import Count, Folder
 from robustbench_rkhs.nodes.node import UserError
 
+if TYPE_CHECKING:
+    from robustbench_rkhs.reports.update import Updated
+
 
 def _report(
     out: Folder = Path("reports"),
     model: Names = (),
+    publish: Names | None = None,
+    withdraw: Names = (),
     adversarials: tuple[Path, ...] = (),
     data: str | None = None,
     images: Count = 8,
     as_json: AsJson = False,
 ) -> None:
-    """Redraw every curve, table, trade-off plot and the leaderboard from the verdicts alone, and the nearest adversarial images.
+    """Draw what is new: curves, tables, trade-off plots and the leaderboard, from the verdicts alone, under OUT/local.
 
     $ rkhs-report
+    $ rkhs-report --publish digits_mlp
     $ rkhs-report --adversarials mine.npz
 
-    A table that cannot be read is named, on stderr and on the leaderboard, and left out.
+    OUT/local holds the reports of this machine, which git ignores. OUT itself holds what is published, and only --publish and
+    --withdraw write there. Figures of several models show the strongest comparable evaluations (the same images, norm, box, eps
+    and attacks); the others are named, with the reason. A table that cannot be read is named, on stderr and on the leaderboard,
+    and left out.
 
     Args:
         out: The folder that holds verdicts/, and where reports go.
-        model: Only these models; default: all.
-        adversarials: Files written by rkhs-eval --save-adversarials, drawn as OUT/pictures/nearest-NAME.*; default: those
+        model: Only these models; default: all, of which figures show the 12 of the highest robust accuracy.
+        publish: Let git see the strongest table of these models (or MODEL/FILE), and draw the reports of all that is published
+            in OUT itself; without a name: only draw these.
+        withdraw: Let git ignore the published tables of these models (or MODEL/FILE) again, and draw what is published.
+        adversarials: Files written by rkhs-eval --save-adversarials, drawn as OUT/local/pictures/nearest-NAME.*; default: those
             in OUT/adversarials.
         data: Data set or FILE.npz of the adversarial images, if their files do not name one.
         images: Adversarial images per picture.
         as_json: Print one JSON object on stdout, with the path of every file.
     """
-    from robustbench_rkhs import verdicts
-    from robustbench_rkhs.reports import report as write_reports
+    from robustbench_rkhs.reports.places import Places
+    from robustbench_rkhs.reports.update import update
 
-    unread: list[str] = []
-    found = [done for done in verdicts.read_all(out / "verdicts", unread.append) if not model or done.about.model in model]
-    if not found and not adversarials:
-        raise UserError(f"no verdicts in {out / 'verdicts'}: {unread[0] if unread else 'run rkhs-eval first'}")
-    written = write_reports(found, out, unread=unread) if found else {}
-    for line in unread:
+    if publish is not None or withdraw:
+        if model or adversarials:
+            raise UserError("--publish and --withdraw draw all that is published: expected neither --model nor --adversarials")
+        found = _published(out, publish or (), withdraw)
+    else:
+        found = update(out, model)
+        if not found.tables and not adversarials:
+            raise UserError(f"no verdicts in {out / 'verdicts'}: {found.unread[0] if found.unread else 'run rkhs-eval first'}")
+    for line in found.unread:
         printed(f"not read: {line}", stderr=True)
-    for file in adversarials or sorted((out / "adversarials").glob("*.npz")):
+    for line in found.apart:
+        printed(line)
+    files = adversarials or (sorted((out / "adversarials").glob("*.npz")) if publish is None and not withdraw else ())
+    for file in files:
         from robustbench_rkhs.pictures import nearest_picture
 
         try:
-            written.setdefault("nearest", []).extend(nearest_picture(file, out / "pictures", data, images))
+            found.written.setdefault("nearest", []).extend(nearest_picture(file, Places(out).local / "pictures", data, images))
         except UserError as error:
             if adversarials:
                 raise
             printed(f"not drawn: {error}", stderr=True)
-    for kind, paths in written.items():
+    for kind, paths in found.written.items():
         printed(f"{kind}: {_in_short(paths)}")
     if as_json:
-        emit(written)
+        emit(found.written)
+
+
+def _published(out: Path, publish: Names, withdraw: Names) -> "Updated":
+    """Publish and withdraw, then draw what is published."""
+    from robustbench_rkhs.reports import publication
+
+    for line in [*publication.withdraw(out, withdraw), *publication.publish(out, publish)]:
+        printed(line)
+    return publication.draw_published(out)
 
 
 def _in_short(paths: Sequence[Path]) -> str:

@@ -13,6 +13,9 @@ from robustbench_rkhs.cli.values import Folder
 from robustbench_rkhs.nodes.names import folder_of
 from robustbench_rkhs.runtime.extras import require
 
+LOCAL = Path("reports/local/sweeps")
+"""Where reports of sweeps go, which git ignores, if no folder is named."""
+
 
 def _sweep(
     fields: dict[str, str],
@@ -21,7 +24,7 @@ def _sweep(
     name: str | None = None,
     device: str = "auto",
     out: Folder = Path("sweeps"),
-    reports: Folder = Path("reports/sweeps"),
+    reports: Folder = LOCAL,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
     """Train a recipe at many settings and pick one on validation images. Fields of the recipe are flags, as for rkhs-train.
@@ -36,13 +39,16 @@ def _sweep(
         name: Name of the sweep; default: the name of the file.
         device: auto, cpu, cuda, cuda:1 ...
         out: Journal, trials, results.csv and best.yaml are in OUT/NAME.
-        reports: The report is REPORTS/NAME.*.
+        reports: The report is REPORTS/NAME.*; rkhs-report --publish sweeps/NAME copies it to reports/sweeps.
         as_json: Print one JSON object on stdout, the progress on stderr.
     """
     require("optuna", "sweep", "rkhs-sweep")
+    from robustbench_rkhs.runtime.ignored import ignored
     from robustbench_rkhs.sweep import Plan, Sweep, work
 
     where = usable_device(device)
+    if reports == LOCAL:
+        ignored(reports.parent)
     called = Path(sweep).stem if name is None else name
     own, plan = folder_of(out, called), Plan(Sweep.read(sweep), fields)
     for line in plan.notes:

@@ -29,10 +29,12 @@ def _tightness(
         weights: Weights (.safetensors, or .pth of a plain state dict) for a recipe or builder.
         data: Data set or FILE.npz instead of the recipe's.
         allow_code: Your own packages, modules, folders or .py files whose code a checkpoint folder may name and import.
-        out: Folder for tightness/MODEL.*; the verdicts of the model are read from its verdicts/.
+        out: Folder for local/tightness/MODEL-DIGEST.*, which git ignores until rkhs-report --publish tightness/MODEL-DIGEST; the
+            verdicts of the model are read from its verdicts/.
         as_json: Print one JSON object on stdout, the tables on stderr.
     """
     from robustbench_rkhs.audit import tightness as run
+    from robustbench_rkhs.reports.places import Places
     from robustbench_rkhs.reports.tightness import console_tightness, write_tightness
     from robustbench_rkhs.zoo import load_model
 
@@ -42,7 +44,7 @@ def _tightness(
     screen = console_of_width(140, stderr=as_json)
     for table in console_tightness(found):
         screen.print(table)
-    written = write_tightness(found, out / "tightness" / subject.name)
+    written = write_tightness(found, Places(out).stem("tightness", subject.name, found["about"]))
     ending(screen, "tightness", found, written, as_json)
 
 

@@ -5,6 +5,7 @@ import math
 import platform
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -80,8 +81,9 @@ def evaluate(
     """The table of verdicts of any `nn.Module` that maps images in [0, 1] to logits.
 
     `data`: a Split, or images and labels. `recipe`, or its fields by name (`eps`, `norm`, `attacks`, `effort`, `budget`,
-    `certificates`, `samples`, `seed`, `block`, `workers`, `threads`, `rechecked`). With a `folder`, finished parts are kept under
-    folder/name/parts and never done again, and the table is written to folder/name/. `adversarials`: True keeps the nearest
+    `certificates`, `samples`, `seed`, `block`, `workers`, `threads`, `rechecked`). With a `folder`, finished parts are kept
+    under folder/name/parts and never done again, and the table is written to folder/name/, where git ignores it until it is published; a
+    complete table of the same evaluation that is there stays. `adversarials`: True keeps the nearest
     counted adversarial image of each image, over all attacks, for `Evaluation.adversarials()`; a .npz file gets them too; None
     keeps them where there is no folder and the images take at most 1 GiB. `twin`: a network of the same data and classes, trained
     without defence: what breaks it is tried on every survivor (rows of method `transfer`), and the diagnosis compares.
@@ -135,7 +137,8 @@ def evaluate(
         images = nearest.adversarials(header, table, split.x[:].cpu().numpy(), split.index.cpu().numpy())
     evaluation = Evaluation(table, about, images, path, torch.from_numpy)
     if path is not None:
-        verdicts.write(evaluation, path)
+        verdicts.Published(Path(folder or "")).begin()
+        evaluation = replace(evaluation, path=verdicts.keep(evaluation, path))
     if images is not None and isinstance(adversarials, str | Path):
         verdicts.write_adversarials(images, adversarials)
     return evaluation

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from robustbench_rkhs.nodes.arguments import checked_arguments
-from robustbench_rkhs.nodes.names import file_word
 from robustbench_rkhs.reports.curves import draw_curve
+from robustbench_rkhs.reports.drawn import Drawn
 from robustbench_rkhs.reports.leaderboard import write_leaderboard
+from robustbench_rkhs.reports.own_files import Written, draw_own, merge_into, stems
 from robustbench_rkhs.reports.tables import write_images, write_tables
+from robustbench_rkhs.reports.together import draw_together
 from robustbench_rkhs.reports.tradeoff import draw_tradeoff
-from robustbench_rkhs.verdicts import Evaluation, digest, read_all
+from robustbench_rkhs.verdicts import Brief, BriefCache, Evaluation
 
 __all__ = ["draw_curve", "draw_tradeoff", "report", "write_images", "write_leaderboard", "write_tables"]
 
@@ -24,41 +26,22 @@ def report(
     """Curves, tables and trade-off plots under folder/curves, tables and tradeoff; the leaderboard in folder itself.
 
     One set for each evaluation, named after its model, data, norm (and `nobox`), with a row for each image (NAME-images.csv);
-    where several share data, norm and box, one more named `all`, with the trade-off at every eps that at least two of them
-    evaluated. A single evaluation has its own trade-off plot. On the leaderboard, adversarial images in folder/submitted count.
+    where several are comparable (the same images, norm, box, eps and attacks), one more named `all`, with the trade-off at every
+    eps that at least two of them evaluated. Of several such sets the one on most images is drawn; all-*-apart.md names the
+    others, with the reason. Files whose inputs did not change since the last report in this folder are left as they are.
+    On the leaderboard, adversarial images in folder/submitted count.
     `unread`: a line on each table that could not be read, which the leaderboard repeats; those of folder/submitted are added.
     Returns the paths by kind. Raises UserError where they cannot be written.
     """
-    evaluations = [evaluations] if isinstance(evaluations, Evaluation) else list(evaluations)
+    briefs = [Brief.of(one) for one in ([evaluations] if isinstance(evaluations, Evaluation) else evaluations)]
     folder = Path(folder)
-    written: dict[str, list[Path]] = {"curves": [], "tables": [], "images": [], "tradeoff": []}
-    groups: dict[str, list[tuple[str, Evaluation]]] = {}
-    stems = [_stem(one.about.model, one) for one in evaluations]
-    for one, stem in zip(evaluations, stems, strict=True):
-        name = stem if stems.count(stem) == 1 else f"{stem}-{digest(one.table)[:8]}"
-        groups.setdefault(_stem("all", one), []).append((name, one))
-        written["curves"] += draw_curve([one], folder / "curves" / name)
-        written["tables"] += write_tables([one], folder / "tables" / name)
-        written["images"].append(write_images(one, folder / "tables" / f"{name}-images.csv"))
-    for group, members in groups.items():
-        together = [one for _, one in members]
-        if len(members) > 1:
-            written["curves"] += draw_curve(together, folder / "curves" / group)
-            written["tables"] += write_tables(together, folder / "tables" / group)
-        asked = [set(one.about.epsilons) for one in together]
-        for eps in sorted(set().union(*asked)):
-            both = [one for one, its in zip(together, asked, strict=True) if eps in its]
-            if len(members) == 1 or len(both) > 1:
-                name = members[0][0] if len(members) == 1 else group
-                written["tradeoff"] += draw_tradeoff(both, eps, folder / "tradeoff" / f"{name}-eps{eps:.4g}")
+    drawn, written = Drawn(folder), Written()
+    for one, name in zip(briefs, stems(briefs), strict=True):
+        merge_into(written, draw_own(one, name, drawn))
+    merge_into(written, draw_together(briefs, drawn)[0])
+    drawn.save(others=True)
     if leaderboard:
         unread = [] if unread is None else unread
-        submitted = read_all(folder / "submitted", unread.append)
-        written["leaderboard"] = write_leaderboard([*evaluations, *submitted], folder, unread)
+        submitted = BriefCache().read_all(folder / "submitted", unread.append)
+        written["leaderboard"] = write_leaderboard([*briefs, *submitted], folder, unread)
     return written
-
-
-def _stem(name: str, one: Evaluation) -> str:
-    """A file name: model, data, norm and, where there is none, the box."""
-    words = [name, one.about.data, one.about.norm, *(["nobox"] if one.about.box == "none" else [])]
-    return "-".join(file_word(word) for word in words)

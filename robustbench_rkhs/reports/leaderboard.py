@@ -1,7 +1,6 @@
 """The leaderboard: models ranked by robust accuracy, then certified accuracy; models that are not ranked follow."""
 
 from collections.abc import Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,12 @@ import pandas as pd
 from robustbench_rkhs.reports.entries import ASIDE, Entry, board
 from robustbench_rkhs.reports.tables import Code, bullets, csv, limits, markdown, write_bytes
 from robustbench_rkhs.runtime.sinks import for_markdown
-from robustbench_rkhs.verdicts import Evaluation, holm, mcnemar, robust_images
+from robustbench_rkhs.verdicts import Brief, BriefCache, Evaluation, comparable, holm, mcnemar_all
 
 ALPHA = 0.05
 HEAD = ["rank", "model", "clean", "robust [95%]", "certified [95%]", "open", "images", "attacks", "marks"]
 HEAD += ["date", "device", "weights", "data digest", "seed", "command"]
+APART = "Not ranked: other images or attacks"
 READ = """Ranked by robust accuracy, then by certified accuracy. *robust*: the share of images that are certified or withstood
 every attack named; it bounds the true robust accuracy from above, *certified* bounds it from below, and *open* is what lies
 between. Limits are Clopper-Pearson 95%. Adversarial images found in any evaluation of the same function count.
@@ -24,6 +24,8 @@ How to read a rank: it orders estimates, not models. The lines under a table say
 McNemar test on the images they share, Holm-corrected over all pairs of the table, 5%). A difference that is not significant
 does not show that two models are equally robust.
 
+Ranked with each other are evaluations on the same images by the same attacks: those on most images. Others are shown apart.
+
 A model with a breach (a certificate that an attack contradicts) is refused, one with untested images is incomplete, and one whose
 table is from before tables carried the digest of their content is unsealed; none of these is ranked. *masked*: the attack
 failed on more than 5% of the images it ran on that others broke. *doubtful*: the diagnoses named tripped on this function, in this
@@ -31,31 +33,37 @@ evaluation or another: its survivors may only be hard to attack; lines under the
 *undiagnosed*: no diagnosis was run on it. *also submitted as*: other names of the same function, which is one entry."""
 
 
-def write_leaderboard(evaluations: Sequence[Evaluation], folder: str | Path, unread: Sequence[str] = ()) -> list[Path]:
+def write_leaderboard(
+    evaluations: Sequence[Evaluation | Brief], folder: str | Path, unread: Sequence[str] = (), cache: BriefCache | None = None
+) -> list[Path]:
     """folder/leaderboard.md and folder/leaderboard.csv: one section for each data set, norm, box and eps.
 
-    `unread`: a line on each table that could not be read, for the end of the file.
+    `unread`: a line on each table that could not be read, for the end of the file. `cache`: as for `board`.
 
     A function has one entry, even if it was evaluated under several names: the evaluation on most images (then the latest)
     represents it. A breach in any of them refuses the model. Raises UserError where the files cannot be written.
     """
     text, rows = ["# Leaderboard", "", READ, ""], []
-    for (data, _, norm, box, eps), entries in board(evaluations).items():
+    for (data, _, norm, box, eps), entries in board(evaluations, cache).items():
         where = "" if box == "unit" else ", no box"
         text += [f"## {for_markdown(data)}, {norm}{where}, eps {eps:.4g}", ""]
-        ranks = _ranks(entries)
-        ranked = [entry for entry in entries if entry.status == "ranked"]
+        ranked, beside = _compared(entries, eps)
+        ranks = _ranks(ranked)
         if ranked:
-            text += [markdown(HEAD, [_cells(entry, rank) for entry, rank in zip(ranked, ranks, strict=True)])]
+            text += [markdown(HEAD, [_cells(entry, str(rank)) for entry, rank in zip(ranked, ranks, strict=True)])]
             text += [f"{line}\n" for line in [*_neighbours(ranked, eps), *_doubts(ranked)]]
+        if beside:
+            text += [f"### {APART}", "", markdown(HEAD, [_cells(entry, "") for entry, _ in beside])]
+            text += ["\n".join(bullets([f"{entry.brief.about.model}: {why}" for entry, why in beside])), ""]
         for status, title in ASIDE.items():
             aside = [entry for entry in entries if entry.status == status]
             if aside:
                 text += [f"### {title}", ""]
-                text += bullets([f"{one.evaluation.about.model} ({_weights(one.evaluation)[:12]}): {one.reason}" for one in aside])
+                text += bullets([f"{one.brief.about.model} ({one.brief.about.weights[:12]}): {one.reason}" for one in aside])
                 text += [""]
-        places = [*map(str, ranks), *[""] * (len(entries) - len(ranks))]
-        rows += [_record(entry, rank, (data, norm, box)) for entry, rank in zip(entries, places, strict=True)]
+        rows += [_record(entry, str(rank), (data, norm, box)) for entry, rank in zip(ranked, ranks, strict=True)]
+        rows += [_record(entry, "", (data, norm, box)) | {"status": "apart", "reason": why} for entry, why in beside]
+        rows += [_record(entry, "", (data, norm, box)) for entry in entries if entry.status != "ranked"]
     if not rows:
         text += ["No evaluations yet.", ""]
     if unread:
@@ -67,31 +75,33 @@ def write_leaderboard(evaluations: Sequence[Evaluation], folder: str | Path, unr
     return [written, write_bytes(folder / "leaderboard.csv", csv(frame))]
 
 
-def _weights(one: Evaluation) -> str:
-    return one.about.weights
+def _compared(entries: Sequence[Entry], eps: float) -> tuple[list[Entry], list[tuple[Entry, str]]]:
+    """The entries that are ranked with each other, and those on other images or by other attacks, with the reason."""
+    sound = [entry for entry in entries if entry.status == "ranked"]
+    apart = {id(one): why for one, why in comparable([entry.brief for entry in sound], eps, fewest=1).apart}
+    beside = [(entry, apart[id(entry.brief)]) for entry in sound if id(entry.brief) in apart]
+    return [entry for entry in sound if id(entry.brief) not in apart], beside
 
 
-def _ranks(entries: Sequence[Entry]) -> list[int]:
+def _ranks(ranked: Sequence[Entry]) -> list[int]:
     """1 for the first; equal numbers share a rank."""
-    scores = [(entry.row["robust"], entry.row["certified"]) for entry in entries if entry.status == "ranked"]
+    scores = [(entry.row["robust"], entry.row["certified"]) for entry in ranked]
     return [scores.index(score) + 1 for score in scores]
 
 
 def _neighbours(ranked: Sequence[Entry], eps: float) -> list[str]:
     """One line per pair of neighbours in the ranking: significant or not, on the images they share."""
-    right = [robust_images(entry.evaluation, eps) for entry in ranked]
-    pairs = list(combinations(range(len(ranked)), 2))
-    shared = [right[a].index.intersection(right[b].index) for a, b in pairs]
-    tests = [
-        mcnemar(right[a].loc[images].to_numpy(), right[b].loc[images].to_numpy())
-        for (a, b), images in zip(pairs, shared, strict=True)
-    ]
+    right = pd.DataFrame({place: entry.brief.robust[eps] for place, entry in enumerate(ranked)}).T
+    answered = right.notna().to_numpy()
+    tests, shared = mcnemar_all(right.eq(True).to_numpy() & answered, answered)
+    first, second = np.triu_indices(len(ranked), 1)
+    adjusted = dict(zip(zip(first.tolist(), second.tolist(), strict=True), holm(tests[first, second]), strict=True))
     lines = []
-    for (a, b), images, p in zip(pairs, shared, holm(tests), strict=True):
-        if b == a + 1:
-            names = " and ".join(ranked[place].evaluation.about.model for place in (a, b))
-            verdict = "differ significantly" if p <= ALPHA else "do not differ significantly"
-            lines.append(f"{names} {verdict} on the {len(images)} images they share (adjusted p = {p:.2g})")
+    for place in range(len(ranked) - 1):
+        names = " and ".join(entry.brief.about.model for entry in ranked[place : place + 2])
+        p, images = adjusted[place, place + 1], shared[place, place + 1]
+        verdict = "differ significantly" if p <= ALPHA else "do not differ significantly"
+        lines.append(f"{names} {verdict} on the {images} images they share (adjusted p = {p:.2g})")
     return ["\n".join(bullets(lines))] if lines else []
 
 
@@ -100,7 +110,7 @@ def _doubts(ranked: Sequence[Entry]) -> list[str]:
     lines = []
     for entry in ranked:
         why = "; ".join(f"{name}: {words}" if words else name for name, words in entry.doubts.items())
-        lines += [f"{entry.evaluation.about.model} is doubtful: {why}"] if why else []
+        lines += [f"{entry.brief.about.model} is doubtful: {why}"] if why else []
     return ["\n".join(bullets(lines))] if lines else []
 
 
@@ -117,10 +127,10 @@ def _columns() -> list[str]:
 
 
 def _record(entry: Entry, rank: str, group: tuple[str, str, str]) -> dict[str, Any]:
-    about = entry.evaluation.about
+    about = entry.brief.about
     record = dict(zip(("data", "norm", "box"), group, strict=True))
     record |= {"status": entry.status, "rank": rank, "model": about.model, "attacks": " ".join(about.protocol)}
-    record |= {"marks": _marks(entry), "reason": entry.reason, "weights": _weights(entry.evaluation)[:12]}
+    record |= {"marks": _marks(entry), "reason": entry.reason, "weights": entry.brief.about.weights[:12]}
     record |= {"date": about.date, "device": about.device, "seed": str(about.seed), "command": about.command}
     record |= {"data_digest": about.data_digest[:12], "key": entry.key[:12]}
     figures = {column: entry.row[column] for column in entry.row if not column.startswith("count_")}
@@ -129,10 +139,10 @@ def _record(entry: Entry, rank: str, group: tuple[str, str, str]) -> dict[str, A
     return record | figures
 
 
-def _cells(entry: Entry, rank: int) -> list[str]:
-    row, about = entry.row, entry.evaluation.about
+def _cells(entry: Entry, rank: str) -> list[str]:
+    row, about = entry.row, entry.brief.about
     shares = [f"{100 * row['clean']:.1f}%", limits(row, "robust"), limits(row, "certified"), f"{100 * row['open']:.1f}%"]
     said = [about.date, about.device]
-    digests = [_weights(entry.evaluation)[:12], about.data_digest[:12]]
+    digests = [entry.brief.about.weights[:12], about.data_digest[:12]]
     tail = [*said, *digests, str(about.seed), Code(about.command)]
-    return [str(rank), about.model, *shares, str(row["images"]), ", ".join(about.protocol), _marks(entry), *tail]
+    return [rank, about.model, *shares, str(row["images"]), ", ".join(about.protocol), _marks(entry), *tail]

@@ -85,10 +85,10 @@ def write_archive(path: Path, write: Callable[[Path], object], durable: bool = T
     return write_sealed(path, commented, durable)
 
 
-def write_record(path: Path, record: Mapping[str, Any], indent: int | None = 2) -> str:
+def write_record(path: Path, record: Mapping[str, Any], indent: int | None = 2, durable: bool = True) -> str:
     """Write a JSON object with the seal as its last field."""
     text = json.dumps({**record, "seal": BLANK}, indent=indent) + "\n"
-    return write_sealed(path, lambda temporary: temporary.write_text(text))
+    return write_sealed(path, lambda temporary: temporary.write_text(text), durable)
 
 
 def read_record(path: Path, required: bool = False) -> dict[str, Any]:

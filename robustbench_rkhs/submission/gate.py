@@ -22,8 +22,10 @@ from robustbench_rkhs.nodes.limits import STRANGERS, Limits
 from robustbench_rkhs.nodes.names import folder_of
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.paths import models_folder
-from robustbench_rkhs.reports import report
+from robustbench_rkhs.reports.places import Places
+from robustbench_rkhs.reports.update import update
 from robustbench_rkhs.runtime.events import OnEvent, listening
+from robustbench_rkhs.runtime.ignored import ignored
 from robustbench_rkhs.runtime.locks import alone
 from robustbench_rkhs.submission.adversarials import Judged, judge, named_by
 from robustbench_rkhs.submission.confined import evaluations
@@ -31,7 +33,7 @@ from robustbench_rkhs.submission.effect import refused_change, twin_on_board
 from robustbench_rkhs.submission.look_alikes import looks_like
 from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.training.recipe import TrainRecipe
-from robustbench_rkhs.verdicts import About, Evaluation
+from robustbench_rkhs.verdicts import About, Brief, Evaluation
 from robustbench_rkhs.zoo import SETS
 
 ALLOWED = {"config.json", "model.safetensors", "recipe.yaml", "metrics.jsonl", "README.md", "last.safetensors"}
@@ -102,15 +104,14 @@ def submit(
     """
     name = check(path, limits)
     said = checkpoint.described(path, limits=limits)
-    unread: list[str] = []
-    existing = [*verdicts.read_all(out / "verdicts", unread.append), *verdicts.read_all(out / "submitted", unread.append)]
+    existing = _existing(out)
     own = _check_name(name, path, existing)
     x, y = known_data(said.recipe).test_arrays()
     if (ours := arrays_digest(x, y)) != said.config.get("data_digest"):
         found = str(said.config.get("data_digest"))[:64]
         raise UserError(f"{path}: trained for data of digest {found}, ours is {ours}")
     yield f"checked: {name}, {said.numbers:,} numbers, digest {said.weights[:12]}"
-    staged = folder_of(out / "submissions", name)
+    staged = folder_of(ignored(out / "submissions"), name)
     with alone(staged, "a submission"):
         looks = [recipe.model_copy(update={"samples": min(sample, len(y))}), recipe]
         done = evaluations(path, name, looks, device, staged, command, limits)
@@ -128,22 +129,17 @@ def submit(
         _gate(full, name, staged)
         if not own:
             full = replace(full, about=full.about.but(submitted=datetime.now(UTC).isoformat(timespec="seconds")))
-        _check_effect(existing, full, f"{name} is held for manual review", staged, own)
+        _check_effect(out, full, f"{name} is held for manual review", staged, own)
         if twin := twin_on_board(existing, full):
             yield f"the same function as {twin}, whose row stays: also submitted as {name}"
         target = folder_of(out / "verdicts", name)
         target.mkdir(parents=True, exist_ok=True)
         published = target / (full.path or staged).name
     if all(one.path != published for one in existing):  # else the same evaluation is already published
+        verdicts.Published(out / "verdicts").begin()
         verdicts.write(full, published)
-        unread.clear()
-        written = report(verdicts.read_all(out / "verdicts", unread.append), out, unread=unread)
-        yield from (f"not read: {line}" for line in unread)
         shutil.rmtree(staged, ignore_errors=True)
-        yield f"accepted: {published}"
-        for kind, paths in written.items():
-            if kind == "leaderboard":
-                yield f"{kind}: {' '.join(str(p) for p in paths)}"
+        yield from _shown(out, f"accepted: {published}")
 
 
 def submit_adversarials(
@@ -168,15 +164,26 @@ def submit_adversarials(
     if not judged.confirmed.any():
         raise UserError(f"{path} is refused: none of its {len(judged.reasons)} images is confirmed")
     done = as_evaluation(judged, path, device, command)
-    existing = [*verdicts.read_all(out / "verdicts", lambda line: None), *verdicts.read_all(out / "submitted", lambda line: None)]
-    _check_effect(existing, done, f"{path} is held for manual review", path)
+    _check_effect(out, done, f"{path} is held for manual review", path)
     stem = f"{stored.about.norm}-{str(done.about.file_sha256)[:12]}"
-    written = verdicts.write(done, folder_of(out / "submitted", judged.named.name) / f"{stem}.parquet")
-    unread: list[str] = []
-    boards = report(verdicts.read_all(out / "verdicts", unread.append), out, unread=unread)["leaderboard"]
-    yield from (f"not read: {line}" for line in unread)
-    yield f"accepted: {judged.confirmed.sum()} images: {written}"
-    yield f"leaderboard: {' '.join(str(board) for board in boards)}"
+    folder = verdicts.Published(out / "submitted").begin()
+    written = verdicts.write(done, folder_of(folder, judged.named.name) / f"{stem}.parquet")
+    yield from _shown(out, f"accepted: {judged.confirmed.sum()} images: {written}")
+
+
+def _existing(out: Path) -> list[Brief]:
+    """Every readable table of the board: evaluations, and adversarial images that were submitted."""
+    places = Places(out)
+    cache, unread = places.cache(), list[str]()
+    return [*cache.read_all(places.verdicts, unread.append), *cache.read_all(places.submitted, unread.append)]
+
+
+def _shown(out: Path, accepted: str) -> Iterator[str]:
+    """Bring the reports up to date; the lines of an accepted submission."""
+    found = update(out)
+    yield from (f"not read: {line}" for line in found.unread)
+    yield accepted
+    yield f"leaderboard: {' '.join(map(str, found.written.get('leaderboard', [])))}"
 
 
 def as_evaluation(judged: Judged, path: Path, device: str, command: str = "") -> Evaluation:
@@ -202,7 +209,7 @@ def as_evaluation(judged: Judged, path: Path, device: str, command: str = "") ->
     return Evaluation(verdicts.merge([said, found]), About.read(words, str(path)))
 
 
-def _check_name(name: str, path: Path, existing: list[Evaluation]) -> str:
+def _check_name(name: str, path: Path, existing: list[Brief]) -> str:
     """The name if it is a model of this repository, else empty. Raises UserError if it equals, or looks like, another model's."""
     listed = {found.stem for found in models_folder().glob("*.yaml")}
     mine = models_folder().resolve().parent / "checkpoints" / name
@@ -213,9 +220,9 @@ def _check_name(name: str, path: Path, existing: list[Evaluation]) -> str:
     return name if name in listed else ""
 
 
-def _check_effect(existing: list[Evaluation], new: Evaluation, held: str, kept: Path, own: str = "") -> None:
+def _check_effect(out: Path, new: Evaluation, held: str, kept: Path, own: str = "") -> None:
     """Raises UserError if the leaderboard would change in a way that no submission may cause."""
-    if reason := refused_change(existing, new, own):
+    if reason := refused_change(_existing(out), new, own, Places(out).cache()):
         raise UserError(f"{held}: {reason} (kept in {kept})")
 
 

@@ -1,18 +1,23 @@
 """The table of verdicts: one radius per image and method; all published numbers are computed from it."""
 
-from robustbench_rkhs.verdicts.about import About, Breach, Diagnosis, Rechecked
+from robustbench_rkhs.verdicts.about import About, Breach, Described, Diagnosis, Rechecked
 from robustbench_rkhs.verdicts.adversarials import Adversarials, read_adversarials, write_adversarials
+from robustbench_rkhs.verdicts.brief_cache import BriefCache
+from robustbench_rkhs.verdicts.briefs import Brief
+from robustbench_rkhs.verdicts.comparable import Apart, Choice, called, comparable
 from robustbench_rkhs.verdicts.evaluation import AdversarialImages, Evaluation
 from robustbench_rkhs.verdicts.image_radii import by_certificate, images
 from robustbench_rkhs.verdicts.image_states import STATES, states
+from robustbench_rkhs.verdicts.keeping import keep
 from robustbench_rkhs.verdicts.kept_adversarials import Kept, Nearest, holding
 from robustbench_rkhs.verdicts.kinship import functions, same_function
 from robustbench_rkhs.verdicts.model_marks import UNDIAGNOSED, doubts, marks
 from robustbench_rkhs.verdicts.parts import Noticed, Part
+from robustbench_rkhs.verdicts.published import Published
 from robustbench_rkhs.verdicts.record import Record
 from robustbench_rkhs.verdicts.schema import COLUMNS, KEY, Verdicts, validate
 from robustbench_rkhs.verdicts.soundness import breaches, pooled
-from robustbench_rkhs.verdicts.statistics import Proportion, clopper_pearson, holm, mcnemar
+from robustbench_rkhs.verdicts.statistics import Proportion, clopper_pearson, holm, mcnemar, mcnemar_all
 from robustbench_rkhs.verdicts.store import digest, merge, read, read_all, read_part, set_part_aside, write, write_part
 from robustbench_rkhs.verdicts.summaries import (
     accuracy_at,
@@ -33,7 +38,12 @@ __all__ = [
     "About",
     "AdversarialImages",
     "Adversarials",
+    "Apart",
     "Breach",
+    "Brief",
+    "BriefCache",
+    "Choice",
+    "Described",
     "Diagnosis",
     "Evaluation",
     "Kept",
@@ -41,6 +51,7 @@ __all__ = [
     "Noticed",
     "Part",
     "Proportion",
+    "Published",
     "Rechecked",
     "Record",
     "Verdicts",
@@ -48,8 +59,10 @@ __all__ = [
     "breaches",
     "by_attack",
     "by_certificate",
+    "called",
     "certified_at",
     "clopper_pearson",
+    "comparable",
     "curve",
     "digest",
     "doubts",
@@ -57,8 +70,10 @@ __all__ = [
     "holding",
     "holm",
     "images",
+    "keep",
     "marks",
     "mcnemar",
+    "mcnemar_all",
     "merge",
     "pooled",
     "protocol_failed",

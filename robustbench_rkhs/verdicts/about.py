@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -147,3 +147,11 @@ class About(Node):
         """The same with other values of these fields. Raises UserError where one is unknown or of the wrong type."""
         about: About = parse(About, self.plain() | fields, "about")
         return about
+
+
+@runtime_checkable
+class Described(Protocol):
+    """Whatever has the metadata of an evaluation: the evaluation itself, or its brief."""
+
+    @property
+    def about(self) -> About: ...

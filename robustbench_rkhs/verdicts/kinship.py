@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from robustbench_rkhs.verdicts.about import About
-from robustbench_rkhs.verdicts.record import Record
+from robustbench_rkhs.verdicts.about import About, Described
 from robustbench_rkhs.verifier.probes import agree
 
 
@@ -14,13 +13,16 @@ def same_function(one: About, other: About) -> bool:
     return one.key == other.key and (not one.logits or not other.logits or agree(one.logits, other.logits))
 
 
-def functions(evaluations: Sequence[Record]) -> list[int]:
+def functions(evaluations: Sequence[Described]) -> list[int]:
     """One number per evaluation, equal for those of the same function."""
-    firsts: list[Record] = []
-    numbers = []
-    for evaluation in evaluations:
-        found = next((place for place, first in enumerate(firsts) if same_function(first.about, evaluation.about)), len(firsts))
-        if found == len(firsts):
-            firsts.append(evaluation)
+    firsts: dict[tuple[str, str], list[tuple[int, About]]] = {}
+    numbers: list[int] = []
+    count = 0
+    for about in (evaluation.about for evaluation in evaluations):
+        alike = firsts.setdefault((about.key, "" if about.key else about.weights), [])
+        found = next((number for number, first in alike if same_function(first, about)), count)
+        if found == count:
+            alike.append((count, about))
+            count += 1
         numbers.append(found)
     return numbers

@@ -1,13 +1,13 @@
 """Marks of a model: failed diagnoses, after which its survivors may only be hard to attack."""
 
-from robustbench_rkhs.verdicts.record import Record
+from robustbench_rkhs.verdicts.about import Described
 
 UNDIAGNOSED = "undiagnosed"
 """Mark of an evaluation whose diagnosis was switched off, or not reached."""
 UNKNOWN = "no diagnosis was run, so nothing says whether its attacks can be believed"
 
 
-def marks(*evaluations: Record) -> dict[str, str]:
+def marks(*evaluations: Described) -> dict[str, str]:
     """Name and sentence of each diagnosis that failed in any of these; empty where none did, or none ran.
 
     Diagnoses are about a function: pass every evaluation of it, so that no choice of evaluation hides one. If none of
@@ -25,6 +25,6 @@ def marks(*evaluations: Record) -> dict[str, str]:
     return found
 
 
-def doubts(*evaluations: Record) -> list[str]:
+def doubts(*evaluations: Described) -> list[str]:
     """The marks as lines of text: `name: sentence`."""
     return [f"{name}: {words}" if words else name for name, words in marks(*evaluations).items()]

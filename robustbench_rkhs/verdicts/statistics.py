@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
-from scipy.stats import beta, binomtest
+from scipy.stats import beta, binom, binomtest
 
 from robustbench_rkhs.nodes.node import UserError
 
@@ -51,6 +51,24 @@ def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
         raise UserError(f"expected answers on the same images, found shapes {first.shape} and {second.shape}")
     only_a, only_b = int((first & ~second).sum()), int((second & ~first).sum())
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+
+
+def mcnemar_all(
+    right: Bool[np.ndarray, "models images"], answered: Bool[np.ndarray, "models images"]
+) -> tuple[Float[np.ndarray, "models models"], Int[np.ndarray, "models models"]]:
+    """`mcnemar` of every pair of models on the images that both answered, and the number of those.
+
+    right: whether a model is right on an image; answered: whether it was asked. Cost: two products of matrices, and one binomial
+    tail per distinct pair of counts.
+    """
+    asked = answered.astype(np.float64)
+    yes, no = (right & answered).astype(np.float64), (~right & answered).astype(np.float64)
+    only = np.rint(yes @ no.T).astype(np.int64)  # [a, b]: a right, b wrong
+    least, total = np.minimum(only, only.T), only + only.T
+    pairs, where = np.unique(np.stack([least.ravel(), total.ravel()], axis=1), axis=0, return_inverse=True)
+    tails = np.minimum(2 * binom.cdf(pairs[:, 0], pairs[:, 1], 0.5), 1.0)
+    tails[2 * pairs[:, 0] == pairs[:, 1]] = 1.0  # twice a tail counts the middle twice
+    return tails[where.ravel()].reshape(only.shape), np.rint(asked @ asked.T).astype(np.int64)
 
 
 def holm(pvalues: Iterable[float]) -> Float[np.ndarray, " tests"]:

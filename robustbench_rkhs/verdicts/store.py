@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -56,10 +57,15 @@ def read(path: str | Path) -> Evaluation:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     about = About.read(said, str(path))
-    named = re.fullmatch(f"{about.norm}-([0-9a-f]{{12}})", Path(path).stem)
-    if about.job and named and named[1] != about.job:
-        raise seals.Damaged(Path(path), f"it is the table of the evaluation {about.job}")
+    check_name(about, Path(path))
     return Evaluation(table, about, path=Path(path), sealed=sealed)
+
+
+def check_name(about: About, path: Path) -> None:
+    """Raises Damaged for a file that is named after another evaluation."""
+    named = re.fullmatch(f"{about.norm}-([0-9a-f]{{12}})", path.stem)
+    if about.job and named and named[1] != about.job:
+        raise seals.Damaged(path, f"it is the table of the evaluation {about.job}")
 
 
 def write_part(part: Part, path: Path) -> None:
@@ -101,10 +107,8 @@ def read_all(folder: str | Path, unread: Callable[[str], None] | None = None) ->
 
     `unread` is called for each file that cannot be read, which is left out; without it, such a file raises UserError.
     """
-    folder, found = Path(folder), []
-    for path in sorted(folder.rglob("*.parquet")):
-        if any(name == "parts" or name.startswith(".") for name in path.relative_to(folder).parts):
-            continue
+    found = []
+    for path in table_paths(Path(folder)):
         try:
             found.append(read(path))
         except UserError as error:
@@ -112,6 +116,15 @@ def read_all(folder: str | Path, unread: Callable[[str], None] | None = None) ->
                 raise
             unread(str(error))
     return found
+
+
+def table_paths(folder: Path) -> list[Path]:
+    """The files of tables under a folder, sorted; neither parts nor hidden files."""
+    found = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name != "parts" and not name.startswith(".")]
+        found += [Path(root, name) for name in names if name.endswith(".parquet") and not name.startswith(".")]
+    return sorted(found)
 
 
 def merge(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -1,0 +1,63 @@
+"""The record of what was drawn from what, so that a report makes again only files whose inputs changed."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.seals import read_record, write_record
+
+NAME = "drawn.json"
+ROOMS = ("reports", "verdicts", "runtime/sinks.py")
+"""The source files that decide what a figure or table looks like."""
+
+
+class Drawn:
+    """FOLDER/drawn.json: by kind and name, the digest of the inputs and the files made of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            stored = read_record(folder / NAME, required=True)
+        except UserError:  # none yet, or damaged: everything is made again
+            stored = {}
+        self._before: dict[str, Any] = {key: one for key, one in stored.items() if isinstance(one, dict)}
+        self._now: dict[str, Any] = {}
+
+    def once(self, kind: str, stem: Path, inputs: Sequence[str], make: Callable[[Path], list[Path]]) -> list[Path]:
+        """The files that `make` writes at this stem; made again only where inputs or code changed.
+
+        inputs: digests and settings that decide their content.
+        """
+        key = f"{kind}:{stem.relative_to(self.folder).as_posix()}"
+        digest = hashlib.sha256("\n".join([kind, code_digest(), *inputs]).encode()).hexdigest()
+        known = self._before.get(key, {})
+        paths = [self.folder / str(name) for name in known.get("files", [])]
+        if known.get("inputs") != digest or not paths or not all(path.is_file() for path in paths):
+            paths = make(stem)
+        self._now[key] = {"inputs": digest, "files": [path.relative_to(self.folder).as_posix() for path in paths]}
+        return paths
+
+    def save(self, others: bool) -> None:
+        """Write the record. `others`: whether what was not asked for this time stays; else its files are removed, too."""
+        found = {**self._before, **self._now} if others else self._now
+        kept = {str(name) for one in found.values() for name in one["files"]}
+        for one in self._before.values():
+            for name in {*map(str, one.get("files", []))} - kept:
+                if (path := self.folder / name).resolve().is_relative_to(self.folder.resolve()):
+                    path.unlink(missing_ok=True)
+        if found != self._before:
+            write_record(self.folder / NAME, found, indent=1, durable=False)
+
+
+@cache
+def code_digest() -> str:
+    """sha256 over the source files that draw."""
+    sha, package = hashlib.sha256(), Path(__file__).parent.parent
+    for room in ROOMS:
+        place = package / room
+        for path in sorted(place.glob("*.py")) if place.is_dir() else [place]:
+            sha.update(path.read_bytes())
+    return sha.hexdigest()

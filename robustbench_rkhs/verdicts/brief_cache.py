@@ -1,0 +1,90 @@
+"""The cache of briefs: each table is read and summed up once, however often a board is made."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.reasons import reason
+from robustbench_rkhs.runtime import seals
+from robustbench_rkhs.runtime.ignored import ignored
+from robustbench_rkhs.runtime.messages import Say
+from robustbench_rkhs.verdicts.briefs import Brief
+from robustbench_rkhs.verdicts.soundness import pooled
+from robustbench_rkhs.verdicts.store import check_name, read, table_paths
+
+
+class BriefCache:
+    """Briefs by the digest of their table's file, as sealed records in FOLDER; without a folder they are made anew each time.
+
+    A record that is damaged, or was made by other code, is made again.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+
+    def read_all(self, folder: Path, unread: Say) -> list[Brief]:
+        """The brief of every table under a folder, by path; `unread` is called for each file that cannot be read or summed up."""
+        found = []
+        for path in table_paths(folder):
+            try:
+                found.append(self.read(path))
+            except UserError as error:
+                unread(str(error))
+        return found
+
+    def read(self, path: Path) -> Brief:
+        """The brief of a file. Raises UserError where it is missing, damaged, foreign or not a table of verdicts.
+
+        Cost: the digest of the file, and 1 ms; at first that of reading the table.
+        """
+        try:
+            key = seals.seal_of(path) or seals.sha256_of(path)
+        except seals.Damaged as damaged:
+            raise UserError(f"cannot read verdicts {damaged}") from None
+        except OSError as error:
+            raise UserError(f"cannot read verdicts {path}: {error.strerror or reason(error)}") from None
+        known = self._known(key, path)
+        if known is None:
+            known = self._keep(key, replace(Brief.of(read(path)), held=None))
+        check_name(known.about, path)
+        return known
+
+    def pooled(self, one: Brief, kin: Sequence[Brief]) -> Brief:
+        """The brief of a table with the adversarial images of its kin (`verdicts.pooled`). Raises UserError as `read` does."""
+        others = [other for other in kin if other is not one]
+        if not others:
+            return one
+        key = hashlib.sha256(" ".join([one.content, *sorted(other.content for other in others)]).encode()).hexdigest()
+        known = self._known(key, one.path)
+        if known is not None:
+            return known
+        whole = one.evaluation()
+        judged = pooled(whole, [other.evaluation() for other in others])
+        return one if judged is whole else self._keep(key, Brief.of(judged))
+
+    def _known(self, key: str, path: Path | None) -> Brief | None:
+        if self.folder is None or path is None:
+            return None
+        try:
+            record = seals.read_record(self.folder / f"{key}.json", required=True)
+            return Brief.read(record, path) if record["code"] == code_digest() else None
+        except (UserError, KeyError, TypeError, ValueError):
+            return None
+
+    def _keep(self, key: str, brief: Brief) -> Brief:
+        if self.folder is not None and brief.path is not None:
+            record = {"code": code_digest(), **brief.plain()}
+            seals.write_record(ignored(self.folder) / f"{key}.json", record, indent=None, durable=False)
+        return brief
+
+
+@cache
+def code_digest() -> str:
+    """sha256 over the source files of this room, on which briefs depend."""
+    sha = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        sha.update(path.read_bytes())
+    return sha.hexdigest()

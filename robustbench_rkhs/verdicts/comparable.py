@@ -1,0 +1,123 @@
+"""Which evaluations may share a figure: the same images, norm, box, eps and attacks; of several such sets, the strongest."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from robustbench_rkhs.verdicts.briefs import Brief
+
+FEWEST = 2
+"""Models of a set that is drawn together."""
+
+
+class Apart(NamedTuple):
+    """An evaluation that is not drawn with the others, and why."""
+
+    brief: Brief
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.brief.about.model} ({called(self.brief)}): {self.reason}"
+
+
+class Choice(NamedTuple):
+    """What is drawn together, in the given order, and what is not."""
+
+    chosen: list[Brief]
+    apart: list[Apart]
+
+
+def comparable(briefs: Sequence[Brief], eps: float | None = None, fewest: int = FEWEST) -> Choice:
+    """The strongest set of comparable evaluations, one per model, and why each of the others is not in it.
+
+    Comparable: the same images of the same data and split, norm, box, attacks with their settings, and the same list of eps
+    (or, given an `eps`, that eps). Stronger: complete and sound; then more images; then more attacks, more models, more passes per
+    attacked image, a later date. A set of one model comes after all others, and is drawn only if `fewest` is 1. Of one
+    model's evaluations in the set, the latest is drawn.
+    """
+    fit = [brief for brief in briefs if _fit(brief) and (eps is None or eps in brief.about.epsilons)]
+    sets: dict[tuple[object, ...], list[Brief]] = {}
+    for brief in fit:
+        sets.setdefault(_alike(brief, eps), []).append(brief)
+    firm = {alike: _latest(members) for alike, members in sets.items()}
+    large = [alike for alike, members in firm.items() if len(members) >= FEWEST]
+    large = large or [alike for alike, members in firm.items() if len(members) >= fewest]
+    best = max(large, key=lambda alike: _strength(firm[alike]), default=None)
+    chosen = firm[best] if best is not None else []
+    return Choice(chosen, [Apart(one, _reason(one, chosen, eps)) for one in briefs if one not in chosen])
+
+
+def called(brief: Brief) -> str:
+    """The name of its file, or how many images it has."""
+    return brief.path.stem if brief.path is not None else f"{brief.images} images"
+
+
+def _fit(brief: Brief) -> bool:
+    return brief.about.complete and brief.sealed and brief.breaches == 0 and brief.images > 0
+
+
+def _alike(brief: Brief, eps: float | None) -> tuple[object, ...]:
+    about = brief.about
+    asked = tuple(sorted(set(about.epsilons))) if eps is None else (eps,)
+    return about.data, brief.sample, about.norm, about.box, brief.attacks, asked
+
+
+def _latest(members: Sequence[Brief]) -> list[Brief]:
+    """One per model and function, in the given order: the latest, then that of more certificates."""
+    best: dict[tuple[str, str], Brief] = {}
+    for brief in members:
+        model = brief.about.model, brief.about.key or brief.about.weights
+        if model not in best or _age(brief) > _age(best[model]):
+            best[model] = brief
+    kept = {id(brief) for brief in best.values()}
+    return [brief for brief in members if id(brief) in kept]
+
+
+def _age(brief: Brief) -> tuple[str, int, str]:
+    return brief.about.date, len(brief.about.certificates), brief.content
+
+
+def _strength(members: Sequence[Brief]) -> tuple[object, ...]:
+    one = members[0]
+    passes = sum(brief.passes for brief in members) / len(members)
+    dates = max(brief.about.date for brief in members)
+    return one.images, len(one.about.protocol), len(members), passes, dates, sorted(brief.content for brief in members)
+
+
+def _reason(one: Brief, chosen: Sequence[Brief], eps: float | None) -> str:
+    about = one.about
+    if one.breaches:
+        return f"{one.breaches} breaches: an attack contradicts a certificate"
+    if not about.complete:
+        return "the evaluation is incomplete"
+    if not one.sealed:
+        return "the table is from before tables were sealed"
+    if not one.images:
+        return "no images"
+    if eps is not None and eps not in about.epsilons:
+        return f"not evaluated at eps {eps:.4g}"
+    if not chosen:
+        return "no other model was evaluated on the same images, at the same eps, with the same attacks"
+    first = chosen[0]
+    if one.images != first.images:
+        return f"{one.images} images, those drawn have {first.images}"
+    if one.sample != first.sample:
+        return f"{one.images} other images than those drawn"
+    if one.attacks != first.attacks:
+        return _attacks(one, first)
+    if eps is None and set(about.epsilons) != set(first.about.epsilons):
+        return f"eps {_list(about.epsilons)}, those drawn have {_list(first.about.epsilons)}"
+    return "an earlier evaluation of a model that is drawn"
+
+
+def _attacks(one: Brief, drawn: Brief) -> str:
+    """What tells its attacks from those of what is drawn: the names, else the effort, else the settings."""
+    names, effort = [", ".join(brief.about.protocol) or "none" for brief in (one, drawn)], one.about.settings.get("effort")
+    if sorted(one.about.protocol) != sorted(drawn.about.protocol):
+        return f"attacks {names[0]}, those drawn have {names[1]}"
+    if effort != drawn.about.settings.get("effort"):
+        return f"effort {effort}, those drawn have {drawn.about.settings.get('effort')}"
+    return "the same attacks with other settings than those drawn"
+
+
+def _list(epsilons: Sequence[float]) -> str:
+    return ", ".join(f"{eps:.4g}" for eps in sorted(set(epsilons)))
