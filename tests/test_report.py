@@ -198,6 +198,7 @@ def test_files_are_named_apart(tmp_path):
     one = synthetic("a/b", images=5, epsilons=[0.5])
     no_box = replace(one, about=one.about.but(box="none"))
     again = replace(one, table=one.table.assign(forwards=2))
-    names = [path.name for path in report([one, again, no_box], tmp_path, leaderboard=False)["tables"]]
+    other = synthetic("c", images=5, epsilons=[0.5])
+    names = [path.name for path in report([one, again, no_box, other], tmp_path, leaderboard=False)["tables"]]
     assert len(set(names)) == len(names) and "a_b-digits-l2-nobox.md" in names and "all-digits-l2.md" in names
     assert not (tmp_path / "leaderboard.md").exists()

@@ -82,8 +82,8 @@ def evaluate(
 
     `data`: a Split, or images and labels. `recipe`, or its fields by name (`eps`, `norm`, `attacks`, `effort`, `budget`,
     `certificates`, `samples`, `seed`, `block`, `workers`, `threads`, `rechecked`). With a `folder`, finished parts are kept
-    under folder/name/parts and never done again, and the table is written to folder/name/, where git ignores it until it is published; a
-    complete table of the same evaluation that is there stays. `adversarials`: True keeps the nearest
+    under folder/name/parts and never done again, and the table is written to folder/name/, where git ignores it until it is
+    published; a complete table of the same evaluation that is there stays. `adversarials`: True keeps the nearest
     counted adversarial image of each image, over all attacks, for `Evaluation.adversarials()`; a .npz file gets them too; None
     keeps them where there is no folder and the images take at most 1 GiB. `twin`: a network of the same data and classes, trained
     without defence: what breaks it is tried on every survivor (rows of method `transfer`), and the diagnosis compares.
