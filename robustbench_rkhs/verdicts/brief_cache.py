@@ -1,7 +1,7 @@
 """The cache of briefs: each table is read and summed up once, however often a board is made."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -10,7 +10,6 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.runtime import seals
 from robustbench_rkhs.runtime.ignored import ignored
-from robustbench_rkhs.runtime.messages import Say
 from robustbench_rkhs.verdicts.briefs import Brief
 from robustbench_rkhs.verdicts.soundness import pooled
 from robustbench_rkhs.verdicts.store import check_name, read, table_paths
@@ -25,7 +24,7 @@ class BriefCache:
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
 
-    def read_all(self, folder: Path, unread: Say) -> list[Brief]:
+    def read_all(self, folder: Path, unread: Callable[[str], None]) -> list[Brief]:
         """The brief of every table under a folder, by path; `unread` is called for each file that cannot be read or summed up."""
         found = []
         for path in table_paths(folder):
