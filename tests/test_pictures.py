@@ -19,7 +19,8 @@ from robustbench_rkhs.reports.seeds import seed_curves
 from robustbench_rkhs.reports.spread import spread
 from robustbench_rkhs.training.loop import train
 from robustbench_rkhs.training.recipe import TrainRecipe
-from robustbench_rkhs.verdicts import Evaluation, summary
+from robustbench_rkhs.verdicts import Evaluation, accuracy_steps, summary
+from robustbench_rkhs.verdicts.axes import CERTIFIED, EMPIRICAL
 
 ROOT = Path(__file__).parent.parent
 
@@ -148,12 +149,12 @@ def stored_verdicts():
 def test_curves_over_seeds_are_means_of_the_tables(home, drawn):
     seeds = stored_verdicts()
     assert len(seeds) == 3
-    table = seed_curves(seeds, "range", 0.6).set_index("eps")
+    table = seed_curves([accuracy_steps(one) for one in seeds], "range").set_index("eps")
     for eps in (0.1, 0.25, 0.5):
         rows = [summary(one, [eps]).iloc[0] for one in seeds]
-        for part in ("certified", "robust"):
+        for part, shown in (("certified", "certified"), ("robust", "empirical")):
             values = [row[part] for row in rows]
-            found = table.loc[eps, [part, f"{part}_low", f"{part}_high"]].tolist()
+            found = table.loc[eps, [shown, f"{shown}_low", f"{shown}_high"]].tolist()
             assert found == pytest.approx([np.mean(values), min(values), max(values)])
         assert table.loc[eps, "asked"]
     for number, one in enumerate(seeds):
@@ -162,8 +163,10 @@ def test_curves_over_seeds_are_means_of_the_tables(home, drawn):
             home / f"reports/verdicts/net-seed-{number}/l2.parquet",
         )
     rkhs("pictures", "curves", "--model", "net-*", folder=home)
-    eps, robust = line(drawn, "net (3 seeds)")
-    assert eps.tolist() == [0, 0.1, 0.25, 0.5] and robust == pytest.approx(table.loc[[0, 0.1, 0.25, 0.5], "robust"].to_numpy())
+    curves = [(np.asarray(x), np.asarray(y), options) for (x, y, *_), options in drawn["plot"] if len(np.atleast_1d(x)) > 3]
+    (at, certified, solid), (_, empirical, dashed) = curves[:2]
+    assert at.tolist() == table.index.tolist() and solid["ls"] == CERTIFIED and dashed["ls"] == EMPIRICAL
+    assert certified == pytest.approx(table["certified"].to_numpy()) and empirical == pytest.approx(table["empirical"].to_numpy())
 
 
 def test_square_wave_fits_are_the_networks(home, drawn):

@@ -6,6 +6,7 @@ from typing import Any
 
 from robustbench_rkhs.cli.number import number
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.radius_text import radius_text
 
 
 class Condition:
@@ -29,8 +30,10 @@ class Condition:
 
     def answerable(self, epsilons: Iterable[float]) -> None:
         """Raises UserError where an evaluation at these eps cannot decide it; checked before the evaluation."""
-        if self.quantity == "robust" and self.eps not in (known := list(epsilons)):
-            raise UserError(f"--require {self.text!r}: eps {self.eps:g} is not evaluated, only {known}; add it to --eps")
+        known = list(epsilons)
+        if self.quantity == "robust" and self.eps not in known:
+            asked = ", ".join(map(radius_text, known))
+            raise UserError(f"--require {self.text!r}: eps {radius_text(self.eps)} is not evaluated, only {asked}; add it to --eps")
 
     def check(self, done: Any) -> tuple[bool | None, str]:
         """Whether it holds for this evaluation (None: not decided), and the line to print.

@@ -13,7 +13,7 @@ def warnings_of(done: Any) -> list[str]:
     if done.about.budget and not done.about.complete:
         counts = verdicts.summary(done)
         left = zip(counts["eps"], counts["count_untested"], strict=True)
-        untested = ", ".join(f"{count} at {eps:.4g}" for eps, count in left if count)
+        untested = ", ".join(f"{count} at {done.about.words(eps)}" for eps, count in left if count)
         lines.append(
             f"budget used up with images untested: {untested or 'none'}; the same command without --budget goes on from here"
         )

@@ -47,6 +47,7 @@ from robustbench_rkhs.nodes.names import folder_of
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.own_code import own_code_digest
 from robustbench_rkhs.nodes.parsing import parse
+from robustbench_rkhs.nodes.radius_text import radius_text
 from robustbench_rkhs.runtime.clock import Clock, OutOfTime
 from robustbench_rkhs.runtime.devices import describe
 from robustbench_rkhs.runtime.digests import weights_digest
@@ -203,6 +204,7 @@ class _Run:
             "norm": recipe.norm,
             "box": self.box,
             "epsilons": sorted(self.epsilons),
+            "eps_text": [radius_text(eps) for eps in sorted(self.epsilons)],
             "protocol": self.labels,
             "certificates": [one.label for one in recipe.certificates],
             "samples": len(split),

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WrapValidator
 
 from robustbench_rkhs.nodes.node import Node, Real, Seconds, Seed
+from robustbench_rkhs.nodes.radius_text import keep_text
 from robustbench_rkhs.nodes.threat_model import Effort, Norm, Order, norm_named
 
 
@@ -13,12 +14,16 @@ def several(value: Any) -> Any:
     return (value,) if isinstance(value, (int, float, str)) else value
 
 
+Radius = Annotated[Real, Field(ge=0), WrapValidator(keep_text)]
+"""A radius that remembers how it was typed."""
+
+
 class EvalSettings(Node):
     """How a model is evaluated: norm, radii, attacks, certificates, images. What these are named is not looked at here."""
 
     norm: Annotated[Norm, BeforeValidator(norm_named)] = "l2"
     """Distance the radii are measured in."""
-    eps: Annotated[tuple[Annotated[Real, Field(ge=0)], ...], BeforeValidator(several)]
+    eps: Annotated[tuple[Radius, ...], BeforeValidator(several)]
     """Asked-for radii, in pixels of [0, 1]."""
     attacks: tuple[Any, ...] = ()
     """The protocol: minimal-norm attacks, then the others, each on the images still open. Empty: the attacks of `effort`."""

@@ -10,6 +10,7 @@ from robustbench_rkhs.nodes.documents import read_text, yaml_of
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.pictures.groups import each_once, folders, grouped, matching, stem, without_seed
+from robustbench_rkhs.reports.curves import draw_curve
 from robustbench_rkhs.reports.learning import draw_learning
 from robustbench_rkhs.reports.seeds import draw_seed_curves
 from robustbench_rkhs.reports.spread import Band
@@ -39,18 +40,27 @@ def curves_picture(
 ) -> list[Path]:
     """OUT/curves-NAME.*: accuracy over eps, empirical and certified, seeds together, from the verdict tables in `folder`.
 
-    Models whose names differ only in a final `seed-N` are one group, and so are those of LABEL=GLOB.
-    Raises UserError where there are no verdicts of a model.
+    Models whose names differ only in a final `seed-N` are one group, and so are those of LABEL=GLOB. Of a model that was evaluated
+    several times, the evaluation in the box on most images counts, then the latest. Raises UserError where there are no verdicts
+    of a model.
     """
     stored = [one for one in verdicts.read_all(folder) if one.about.norm == norm] if folder.is_dir() else []
     known = each_once(stored, lambda one: one.about.model)
     chosen = matching(models, known, f"{folder} (l2 or linf as --norm says, run rkhs-eval first)" if not known else str(folder))
     runs = []
     for label, model in chosen:
-        for one in (one for one in stored if one.about.model == model):
-            runs.append((label, without_seed(model), without_seed(model), one))
+        one = max((one for one in stored if one.about.model == model), key=_worth)
+        runs.append((label, without_seed(model), without_seed(model), one))
     groups = grouped(runs)
-    return draw_seed_curves(groups, stem(out, "curves", name, list(groups)), band, note)
+    where = stem(out, "curves", name, list(groups))
+    if all(len(group) == 1 for group in groups.values()):
+        return draw_curve([one for group in groups.values() for one in group], where, list(groups), note)
+    return draw_seed_curves(groups, where, band, note)
+
+
+def _worth(one: verdicts.Evaluation) -> tuple[bool, bool, int, str]:
+    about = one.about
+    return about.box == "unit", about.complete, about.samples, about.date
 
 
 def _recipe(folder: Path) -> str:

@@ -10,7 +10,7 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.seals import read_record, write_record
 
 NAME = "drawn.json"
-ROOMS = ("reports", "verdicts", "runtime/sinks.py")
+ROOMS = ("reports", "verdicts", "runtime/sinks.py", "nodes/radius_text.py")
 """The source files that decide what a figure or table looks like."""
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from robustbench_rkhs.reports.entries import ASIDE, Entry, board
 from robustbench_rkhs.reports.tables import Code, bullets, csv, limits, markdown, write_bytes
 from robustbench_rkhs.runtime.sinks import for_markdown
-from robustbench_rkhs.verdicts import Brief, BriefCache, Evaluation, comparable, holm, mcnemar_all
+from robustbench_rkhs.verdicts import Brief, BriefCache, Evaluation, comparable, holm, mcnemar_all, typed
 
 ALPHA = 0.05
 HEAD = ["rank", "model", "clean", "robust [95%]", "certified [95%]", "open", "images", "attacks", "marks"]
@@ -46,7 +46,7 @@ def write_leaderboard(
     text, rows = ["# Leaderboard", "", READ, ""], []
     for (data, _, norm, box, eps), entries in board(evaluations, cache).items():
         where = "" if box == "unit" else ", no box"
-        text += [f"## {for_markdown(data)}, {norm}{where}, eps {eps:.4g}", ""]
+        text += [f"## {for_markdown(data)}, {norm}{where}, eps {typed(eps, [entry.brief.about for entry in entries])}", ""]
         ranked, beside = _compared(entries, eps)
         ranks = _ranks(ranked)
         if ranked:

@@ -39,7 +39,7 @@ def draw_learning(groups: Mapping[str, Sequence[Records]], stem: str | Path, ban
         for axes, key in zip(panels, keys, strict=True):
             _panel(axes, key, groups, band)
         some = any(len(runs) > 1 for runs in groups.values())
-        panels[-1].plot([], [], " ", label=WORDS[band] if some else "one run each")
+        panels[-1].plot([], [], " ", label=f"bands: {WORDS[band]}" if some else "one run each")
         panels[-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0)
         drawn.supxlabel(note, fontsize=5.5, color="#666666")
         return save(drawn, stem)

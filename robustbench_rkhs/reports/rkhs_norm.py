@@ -1,21 +1,26 @@
 """The RKHS-norm report as json, csv, Markdown, a figure, and on the terminal."""
 
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib.patches import Patch
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from rich.table import Table
 
-from robustbench_rkhs.reports.figures import figure, save
+from robustbench_rkhs.nodes.radius_text import radius_text
+from robustbench_rkhs.reports.figures import figure, legend_above, save, small_print
 from robustbench_rkhs.reports.tables import csv, markdown, write_bytes
 from robustbench_rkhs.runtime.seals import write_record
 from robustbench_rkhs.runtime.sinks import for_markdown
-from robustbench_rkhs.verdicts.axes import PALETTE
+from robustbench_rkhs.verdicts.axes import GREY, MARKERS, PALETTE
 
 COLUMNS = {"class": "largest class", "pair": "largest pair", "logits": "all logits"}
 """Columns of the bounds: for f_k, for f_y - f_j, for f as a map to l2."""
+WIDE = 20
+"""From this ratio of the largest to the smallest value on, the axis is logarithmic."""
 NOTE = (
     "Logits per unit l2 of input. Lower bounds hold for the RKHS norm and for the Lipschitz constant alike; the proven bound is of "
     "the Lipschitz constant, caps every lower bound, and is not a bound of the RKHS norm. The reshaped product is the quantity the "
@@ -36,53 +41,57 @@ def write_norms(report: dict[str, Any], stem: str | Path) -> list[Path]:
 
 
 def draw_norms(report: dict[str, Any], stem: str | Path) -> list[Path]:
-    """STEM.png, .pdf, .svg: one bar per bound on a log axis; full bars for lower bounds, hatched for upper ones."""
-    rows = report["bounds"]
-    with figure(7.8, 0.9 + 0.45 * len(rows)) as (drawn, axes):
-        smallest = min((row[key] for row in rows for key in COLUMNS if row[key]), default=1.0)
+    """STEM.png, .pdf, .svg: a row of dots for each bound, and their numbers beside it.
+
+    Hollow: measured, a lower bound. Filled: proved, an upper bound. A cross: no bound.
+    """
+    rows, about = report["bounds"], report["about"]
+    with figure(7.2, 2.0 + 0.36 * len(rows)) as (drawn, axes):
         for place, row in enumerate(rows):
-            shown = [(key, row[key]) for key in COLUMNS if row[key]]
-            for number, (key, value) in enumerate(shown):
-                colour = PALETTE[list(COLUMNS).index(key)]
-                above = row["side"] != "lower"
-                height = 0.8 / max(len(shown), 1)
-                axes.barh(
-                    place - 0.4 + height * (number + 0.5),
-                    value,
-                    height=min(height, 0.27) * 0.92,
-                    color="white" if above else colour,
-                    edgecolor=colour,
-                    hatch="////" if above else None,
-                    lw=0.8,
-                )
-                text = f"{value:.3g}"
-                axes.annotate(
-                    text,
-                    (value, place - 0.4 + height * (number + 0.5)),
-                    xytext=(3, 0),
-                    textcoords="offset points",
-                    va="center",
-                    fontsize=6.5,
-                )
-        handles = [Patch(color=PALETTE[place], label=word) for place, word in enumerate(COLUMNS.values())]
-        handles += [Patch(color="#888888", label="full: lower bound")]
-        handles += [Patch(facecolor="white", edgecolor="#888888", hatch="////", label="hatched: upper side")]
-        axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlim(left=smallest / 2)
+            for number, key in enumerate(COLUMNS):
+                if row[key]:
+                    _dot(axes, row, row[key], place, number)
+        values = [row[key] for row in rows for key in COLUMNS if row[key]]
+        if values and max(values) > WIDE * min(values):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if max(values) < 1e3 * min(values) else (1.0,)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.set_xlim(0, 1.08 * max(values, default=1.0))
         axes.set_yticks(range(len(rows)), [_words(row) for row in rows])
-        axes.invert_yaxis()
-        axes.grid(axis="y", visible=False)
-        axes.set_xlabel("logits per unit l2 of input (log scale)")
-        about = report["about"]
-        axes.set_title(
-            f"{about['model']}: bounds of the RKHS norm, {about['data']}, {about['samples']} images", loc="left", fontsize=9
-        )
-        drawn.supxlabel(origin(about), fontsize=5.5, color="#666666")
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("logits per unit l2 of input")
+        dot: dict[str, Any] = {"ls": "", "marker": "o", "color": GREY, "ms": 7, "mew": 1.4}
+        handles = [
+            Line2D([], [], **dot | {"color": PALETTE[n], "marker": MARKERS[n]}, label=word)
+            for n, word in enumerate(COLUMNS.values())
+        ]
+        sides = [
+            Line2D([], [], **dot, mfc="white", label="hollow: lower bound"),
+            Line2D([], [], **dot, label="filled: proved from above"),
+        ]
+        sides += [Line2D([], [], **dot | {"marker": "x"}, label="cross: no bound")] if any(_no_bound(row) for row in rows) else []
+        handles = [one for pair in zip_longest(handles, sides, fillvalue=Line2D([], [], ls="", label="")) for one in pair]
+        title = f"{about['model']}: RKHS norm and Lipschitz bounds, {about['data']}, {about['samples']} images"
+        legend_above(drawn, handles, title, 3)
+        small_print(drawn, [origin(about)])
         return save(drawn, stem)
+
+
+def _dot(axes: Axes, row: dict[str, Any], value: float, place: int, number: int) -> None:
+    """A bound as a dot, and as a number in its column right of the axes."""
+    colour, hollow = PALETTE[number], row["side"] == "lower"
+    marker = "x" if _no_bound(row) else MARKERS[number]
+    shift = 0.16 * (number - 1)  # dots at the same value stay apart
+    axes.plot(value, place + shift, marker, color=colour, mfc="white" if hollow else colour, ms=6.5, mew=1.4, zorder=3)
+    axes.annotate(f"{value:.3g}", (1.0, place), xytext=(34 + 34 * number, 0), xycoords=("axes fraction", "data"),
+                  textcoords="offset points", ha="right", va="center", fontsize=9, color=colour)  # fmt: skip
+
+
+def _no_bound(row: dict[str, Any]) -> bool:
+    return str(row["side"]).startswith("not")
 
 
 def console_norms(report: dict[str, Any]) -> Table:
@@ -145,7 +154,7 @@ def _markdown(report: dict[str, Any]) -> str:
     normalised = [[bound["estimate"], f"{bound['norm']:.4g}", *(f"{q:.3g}" for q in bound["normalised"])] for bound in at]
     plain = ["1 (plain margins, in logits)", "1", *(f"{q:.3g}" for q in margins["plain"])]
     gammas = [f"{gamma:.3g}" for gamma in margins["bounds"][0]["gammas"]] if margins["bounds"] else []
-    first = [[b["estimate"], f"{b['eps']:g}", *(f"{100 * share:.1f}%" for share in b["first"])] for b in margins["bounds"]]
+    first = [[b["estimate"], radius_text(b["eps"]), *(f"{100 * share:.1f}%" for share in b["first"])] for b in margins["bounds"]]
     second = [[b["estimate"], *(f"{term:.3g}" for term in b["complexity"])] for b in at]
     parts = [
         f"# RKHS norm of {for_markdown(about['model'])}\n",

@@ -6,60 +6,80 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
-from robustbench_rkhs.reports.figures import figure, same_domain, save
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.reports.curves import BANDS
+from robustbench_rkhs.reports.figures import figure, same_domain, save, shortened, small_print, sources
 from robustbench_rkhs.reports.spread import WORDS, Band, counted, spread
-from robustbench_rkhs.verdicts import Evaluation, curve
-from robustbench_rkhs.verdicts.axes import MARKERS, PALETTE, domain, label, percent, radius_axis
+from robustbench_rkhs.verdicts import AccuracySteps, Evaluation, accuracy_steps
+from robustbench_rkhs.verdicts.axes import CERTIFIED, EMPIRICAL, GREY, MARKERS, OPEN, PALETTE
+from robustbench_rkhs.verdicts.plot import code, dress
 
 
-def seed_curves(evaluations: Sequence[Evaluation], band: Band, largest: float) -> pd.DataFrame:
-    """A row per eps up to `largest`: certified and robust, each with _low and _high over the evaluations, and `asked`.
+def seed_curves(steps: Sequence[AccuracySteps], band: Band) -> pd.DataFrame:
+    """A row per eps at which any share changes: the means certified and empirical, each with _low and _high over the evaluations.
 
-    Robust accuracy is known where every evaluation knows it, NaN elsewhere; `asked`: every evaluation was run at that eps.
+    Between two rows the shares are those of the first one. `asked`: every evaluation ran its whole protocol there.
     """
-    asked = [set(one.about.epsilons) for one in evaluations]
-    grid = sorted({*np.linspace(0, largest, 61).tolist(), *set().union(*asked)})
-    curves = [curve(one, grid).set_index("eps").loc[grid] for one in evaluations]
+    end = min(one.empirical.end for one in steps)
+    changes = [side.eps for one in steps for side in (one.empirical, one.certified)]
+    asked = [{row["eps"] for row in one.tested} for one in steps]
+    grid = np.unique(np.concatenate([*changes, [end], [eps for some in asked for eps in some]]))
+    grid = grid[grid <= end]
     table = pd.DataFrame({"eps": grid})
-    for part in ("certified", "robust"):
-        table[part], table[f"{part}_low"], table[f"{part}_high"] = spread(np.array([one[part].to_numpy() for one in curves]), band)
-    table["asked"] = [eps == 0 or all(eps in one for one in asked) for eps in grid]
+    for part in ("certified", "empirical"):
+        found = np.array([getattr(one, part).at(grid) for one in steps])
+        table[part], table[f"{part}_low"], table[f"{part}_high"] = spread(found, band)
+    table["asked"] = [eps > 0 and all(eps in some for some in asked) for eps in grid]
     return table
 
 
 def draw_seed_curves(
     groups: Mapping[str, Sequence[Evaluation]], stem: str | Path, band: Band = "range", note: str = ""
 ) -> list[Path]:
-    """STEM.png, .pdf, .svg: solid robust with markers at evaluated eps, dashed certified, one colour per group, bands over seeds.
+    """STEM.png, .pdf, .svg: the means over seeds, solid certified, dashed empirical, the open band between; one colour per group.
 
-    Raises UserError for no evaluation or several data sets, norms or boxes.
+    Hollow markers: eps at which all attacks ran on every seed, with the spread over seeds as bars.
+    Raises UserError for no evaluation, several data sets, norms or boxes, or more groups than colours.
     """
     every = [one for group in groups.values() for one in group]
     same_domain(every)
-    largest = 1.25 * max((eps for one in every for eps in one.about.epsilons), default=1.0)
-    with figure(7.8, 3.9) as (drawn, axes):
-        for place, (name, group) in enumerate(groups.items()):
-            look: dict[str, Any] = {"color": PALETTE[place % len(PALETTE)]}
-            table = seed_curves(group, band, largest)
-            axes.plot(table["eps"], table["certified"], lw=1.4, ls=(0, (4, 2)), **look)
-            known = table[table["asked"] & table["robust"].notna()]
-            marker = MARKERS[place % len(MARKERS)]
-            axes.plot(known["eps"], known["robust"], lw=1.4, marker=marker, ms=4.5, label=counted(name, len(group)), **look)
-            if len(group) > 1:
-                axes.fill_between(table["eps"], table["certified_low"], table["certified_high"], alpha=0.13, lw=0, **look)
-                axes.fill_between(known["eps"], known["robust_low"], known["robust_high"], alpha=0.22, lw=0, **look)
-        axes.plot([], [], color="#555555", lw=1.4, marker="o", ms=4.5, label="robust (known at markers)")
-        axes.plot([], [], color="#555555", lw=1.4, ls=(0, (4, 2)), label="certified")
-        axes.set_xlabel(radius_axis(every[0].about.norm))
-        axes.set_ylabel("accuracy")
-        axes.set_ylim(-0.03, 1.03)
-        axes.set_xlim(-0.01 * largest, largest)
-        percent(axes)
-        counts = sorted({one.table["index"].nunique() for one in every})
-        images = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
-        axes.set_title(f"{domain(every[0].about)}, {images} images", loc="left", fontsize=9)
+    if len(groups) > len(PALETTE):
+        raise UserError(f"expected at most {len(PALETTE)} groups, which have a colour each, found {len(groups)}")
+    steps = {name: [accuracy_steps(one) for one in group] for name, group in groups.items()}
+    with figure(7.4, 4.2) as (drawn, axes):
+        for place, own in enumerate(steps.values()):
+            _mean(axes, seed_curves(own, band), place, len(own) > 1, len(groups) <= BANDS)
+        dress(axes, every, title=len(every) > 1 or len(groups) > 1)
+        who = [
+            Line2D([], [], color=PALETTE[place], lw=1.6, marker=MARKERS[place], mfc="white", mew=1.4, ms=6,
+                   label=counted(shortened(name), len(group)))
+            for place, (name, group) in enumerate(groups.items())
+        ]  # fmt: skip
+        shown = code(all(one.full for own in steps.values() for one in own), GREY)
+        shown = [one for one in shown if len(groups) <= BANDS or one.get_label() != "open"]
         several = any(len(group) > 1 for group in groups.values())
-        label(axes, list(groups), WORDS[band] if several else "one model each")
-        drawn.supxlabel(note, fontsize=5.5, color="#666666")
+        seeds = [Line2D([], [], ls="", label=f"bars: {WORDS[band]}")] if several else []
+        axes.legend(
+            handles=[*who, *shown, *seeds], loc="upper left", bbox_to_anchor=(1.01, 1.02), borderaxespad=0, handlelength=2.4
+        )
+        small_print(drawn, [*filter(None, [note]), *sources(every)])
         return save(drawn, stem)
+
+
+def _mean(axes: Axes, table: pd.DataFrame, place: int, several: bool, band: bool) -> None:
+    """One group: its mean curves, and bars of the spread over seeds where all attacks ran."""
+    colour, eps = PALETTE[place], table["eps"].to_numpy()
+    look: dict[str, Any] = {"color": colour, "lw": 1.6, "drawstyle": "steps-post"}
+    if band:
+        axes.fill_between(eps, table["certified"], table["empirical"], step="post", color=colour, alpha=OPEN, lw=0, zorder=1)
+    axes.plot(eps, table["certified"], ls=CERTIFIED, **look)
+    axes.plot(eps, table["empirical"], ls=EMPIRICAL, **look)
+    known = table[table["asked"]]
+    for part, marker in (("empirical", MARKERS[place]), ("certified", "")):
+        middle = known[part].to_numpy()
+        bars = np.abs(np.stack([middle - known[f"{part}_low"].to_numpy(), known[f"{part}_high"].to_numpy() - middle]))
+        hollow: dict[str, Any] = {"mfc": "white", "ms": 6, "mew": 1.4, "elinewidth": 1, "capsize": 2.5, "zorder": 4}
+        axes.errorbar(known["eps"], middle, bars if several else None, fmt=marker or "none", color=colour, **hollow)

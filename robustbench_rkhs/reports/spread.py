@@ -7,7 +7,7 @@ from scipy import stats
 
 Band = Literal["range", "interval"]
 """`range`: smallest to largest seed; `interval`: 95% t interval of the mean (none with one seed)."""
-WORDS = {"range": "bands: smallest to\nlargest seed", "interval": "bands: 95% interval of\nthe mean over seeds"}
+WORDS = {"range": "smallest to\nlargest seed", "interval": "95% interval of\nthe mean over seeds"}
 
 
 def spread(values: np.ndarray, band: Band) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -9,7 +9,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
+from robustbench_rkhs.nodes.radius_text import radius_text
 from robustbench_rkhs.reports.figures import figure, save
+from robustbench_rkhs.reports.pareto import pareto
 from robustbench_rkhs.reports.tables import bullets, csv, markdown, write_bytes
 from robustbench_rkhs.runtime.sinks import for_line, for_markdown, for_markdown_code
 from robustbench_rkhs.verdicts.axes import MARKERS, PALETTE, label, percent
@@ -17,16 +19,6 @@ from robustbench_rkhs.verdicts.axes import MARKERS, PALETTE, label, percent
 QUANTITIES = ("clean", "robust", "certified")
 Row = dict[str, Any]
 """A setting: trial, state, reason, setting, runs; after `summarised` also mean, std and worst of every quantity."""
-
-
-def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Which points are Pareto optimal: no other point is at least as good in both numbers and better in one."""
-    best, front = -float("inf"), [False] * len(points)
-    for place in sorted(range(len(points)), key=lambda place: points[place], reverse=True):
-        same = [other for other in range(len(points)) if front[other] and points[other] == points[place]]
-        front[place] = points[place][1] > best or bool(same)
-        best = max(best, points[place][1])
-    return front
 
 
 def summarised(rows: Sequence[Row], pick: str) -> list[Row]:
@@ -108,7 +100,7 @@ def draw_sweep(report: dict[str, Any], stem: str | Path) -> list[Path]:
         axes.plot([x for x, _ in front], [y for _, y in front], color="#444444", lw=1, ls=(0, (4, 2)), zorder=1)
         _legend(axes, shown, len(about["seeds"]) > 1)
         axes.set_xlabel("clean accuracy, validation")
-        axes.set_ylabel(f"{upright} accuracy at {about['norm']} eps {about['eps']:.4g}, validation")
+        axes.set_ylabel(f"{upright} accuracy at {about['norm']} eps {radius_text(about['eps'])}, validation")
         percent(axes, "x")
         percent(axes, "y")
         axes.margins(0.08)
@@ -175,7 +167,8 @@ def _markdown(report: dict[str, Any]) -> str:
         f"{for_markdown(origin(about))}.\n",
         f"{about['sampler']}, {len(rows)} settings of {for_markdown_code(about['recipe'])}, each trained with seeds "
         f"{_list(about['seeds'])}; "
-        f"measured on {about['images']} validation images: clean, robust under PGD ({about['norm']}, eps {about['eps']:.4g}, "
+        f"measured on {about['images']} validation images: clean, robust under PGD "
+        f"({about['norm']}, eps {radius_text(about['eps'])}, "
         f"{about['steps']} steps), certified at that eps by the margin certificate. Mean over seeds ± standard deviation.\n",
         f"{chosen}\n",
         markdown(heads, cells),

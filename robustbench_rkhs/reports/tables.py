@@ -38,12 +38,11 @@ def write_tables(evaluations: Sequence[Record], stem: str | Path) -> list[Path]:
         about = [name, *(evaluation.about.data, evaluation.about.norm, evaluation.about.box)]
         for place, (column, value) in enumerate(zip(HEAD, about, strict=False)):
             frame.insert(place, column, value)
+        frame.insert(len(about) + 1, "eps_text", [evaluation.about.words(eps) for eps in frame["eps"]])
         frame["marks"] = "; ".join(doubts(evaluation))
         frames.append(frame)
     whole = pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
-    rows = [
-        [*(str(row[key]) for key in HEAD[:4]), f"{row['eps']:.4g}", str(row["images"]), *_shares(row)] for row in records(whole)
-    ]
+    rows = [[*(str(row[key]) for key in HEAD[:4]), row["eps_text"], str(row["images"]), *_shares(row)] for row in records(whole)]
     said = [f"{name}: doubtful: {line}" for name, one in zip(names(evaluations), evaluations, strict=True) for line in doubts(one)]
     note = f"{INTERVAL}. open: neither proved nor broken. Limits: Clopper-Pearson 95%."
     note += "".join(_sampled(evaluation.about) for evaluation in evaluations)
@@ -77,7 +76,7 @@ def console(evaluation: Record) -> Table:
             shown[1] += f", {row['count_inferred']} inferred"
         if row["count_certified"] and row["eps"] > 0:
             shown[2] += f", {row['count_audited']} audited"
-        table.add_row(f"{row['eps']:.4g}", *shown)
+        table.add_row(evaluation.about.words(row["eps"]), *shown)
     if marks(evaluation):
         table.title = f"{table.title}, DOUBTFUL: {', '.join(marks(evaluation))}"
     table.caption = "percent with 95% limits, images below; open: neither proved nor broken"
@@ -97,7 +96,7 @@ def console_attacks(evaluation: Record) -> Table:
         passes = f"{row['forwards']:,} + {row['backwards']:,}"
         table.add_row(
             row["attack"],
-            f"{row['eps']:.4g}",
+            evaluation.about.words(row["eps"]),
             str(row["attacked"]),
             str(row["broken"]),
             alone,
@@ -125,7 +124,7 @@ def console_certificates(evaluation: Record) -> Table:
     for row in records(by_certificate(evaluation)):
         nothing = ", ".join(f"{row[reason]} {reason}" for reason in ("unknown", "timeout", "refused", "error") if row[reason])
         counts = [str(row[column]) for column in ("ran", "certified", "won")]
-        table.add_row(row["certificate"], f"{row['eps']:.4g}", *counts, nothing or "-", f"{row['seconds']:.1f}")
+        table.add_row(row["certificate"], evaluation.about.words(row["eps"]), *counts, nothing or "-", f"{row['seconds']:.1f}")
     table.caption = "largest: images whose largest proved radius, at eps or above, is that of this certificate"
     return table
 

@@ -5,17 +5,18 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from rich.table import Table
 
-from robustbench_rkhs.reports.figures import figure, save
+from robustbench_rkhs.reports.figures import figure, legend_above, save, small_print
 from robustbench_rkhs.reports.tables import bullets, csv, markdown, write_bytes
-from robustbench_rkhs.runtime.sinks import for_markdown
-from robustbench_rkhs.verdicts.axes import PALETTE
+from robustbench_rkhs.runtime.sinks import for_line, for_markdown
+from robustbench_rkhs.verdicts.axes import GREY, PALETTE
 
 LAYERS = ["layer", "proven", "empirical", "found by", "ratio", "share of what is lost"]
 NETWORK = ["proven bound of f_y - f_j", "largest pair", "empirical", "ratio", "median ratio of pairs"]
+WIDE = 20
+"""From this ratio of the largest to the smallest value on, the axis is logarithmic."""
 NOTE = (
     "Output l2 per unit of input l2. Proven bounds hold everywhere. Empirical values lie below the truth: of affine layers the "
     "norm found on the operator, of others the largest Jacobian norm at the images; of the network the steepest gradient at the "
@@ -31,42 +32,55 @@ def write_tightness(report: dict[str, Any], stem: str | Path) -> list[Path]:
 
 
 def draw_tightness(report: dict[str, Any], stem: str | Path) -> list[Path]:
-    """STEM.png, .pdf, .svg: a bar per layer up to its proven bound, a mark at the empirical value; the loosest is highlighted."""
+    """STEM.png, .pdf, .svg: a row per layer: filled its proven bound, hollow the empirical value, a line for what may be lost.
+
+    The layer that loses most is highlighted; the ratio and its share of what is lost stand beside it.
+    """
     rows = [row for row in report["layers"] if not _idle(row)] or report["layers"]
-    left = len(report["layers"]) - len(rows)
+    left, about = len(report["layers"]) - len(rows), report["about"]
     values = [value for row in rows for value in (row["upper"], row["lower"]) if value]
-    smallest, largest = min(values, default=1.0), max(values, default=1.0)
-    with figure(7.8, 1.6 + 0.3 * len(rows)) as (drawn, axes):
-        origin = min(smallest, 1.0) / 2
+    with figure(7.0, 1.9 + 0.32 * len(rows)) as (drawn, axes):
         for place, row in enumerate(rows):
-            worst = row["layer"] == report["waster"]
-            if row["upper"]:
-                axes.barh(place, row["upper"] - origin, left=origin, height=0.66, color=PALETTE[1] if worst else "#9ecae1")
+            colour = PALETTE[1] if row["layer"] == report["waster"] else PALETTE[0]
+            if row["upper"] and row["lower"]:
+                axes.plot([row["lower"], row["upper"]], [place] * 2, color=colour, lw=2.5, alpha=0.35, zorder=2)
             if row["lower"]:
-                axes.plot([row["lower"]] * 2, [place - 0.4, place + 0.4], color="black", lw=1.8, solid_capstyle="butt")
-            at = max(row["upper"] or origin, row["lower"] or origin)
-            text = "no proof" if row["upper"] is None else "flat here" if row["ratio"] is None else f"{row['ratio']:.3g}x"
-            text += f", {row['share']:.0%}" if row["share"] else ""
-            axes.annotate(text, (at, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7)
-        handles: list[Any] = [Patch(color="#9ecae1", label="proven bound")]
-        if report["waster"]:
-            handles.append(Patch(color=PALETTE[1], label="proven, loses most"))
-        handles += [Line2D([], [], color="black", lw=1.8, label="empirical, from below")]
-        axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if largest / origin < 1e3 else (1.0,)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlim(origin, largest * (largest / origin) ** 0.25)
-        axes.set_yticks(range(len(rows)), [row["layer"] for row in rows])
+                axes.plot(row["lower"], place, "o", color=colour, mfc="white", ms=9, mew=1.4, zorder=3)
+            if row["upper"]:
+                axes.plot(row["upper"], place, "o", color=colour, ms=5, zorder=4)
+            ratio = "no proof" if row["upper"] is None else "flat here" if row["ratio"] is None else f"{row['ratio']:.3g}x"
+            share = f"{row['share']:.0%}" if row["share"] else "-"
+            for number, text in enumerate((ratio, share)):
+                axes.annotate(text, (1.0, place), xytext=(62 + 40 * number, 0), xycoords=("axes fraction", "data"),
+                              textcoords="offset points", ha="right", va="center", fontsize=9, color=colour)  # fmt: skip
+        for number, head in enumerate(("ratio", "share")):
+            axes.annotate(head, (1.0, -0.6), xytext=(62 + 40 * number, 2), xycoords=("axes fraction", "data"),
+                          textcoords="offset points", ha="right", va="bottom", fontsize=9, color=GREY)  # fmt: skip
+        if values and max(values) > WIDE * min(values):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if max(values) < 1e3 * min(values) else (1.0,)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.set_xlim(0, 1.08 * max(values, default=1.0))
+        axes.set_yticks(range(len(rows)), [for_line(row["layer"]) for row in rows])
+        axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.grid(axis="y", visible=False)
-        axes.set_xlabel("output l2 per unit of input l2 (log scale); ratio, and share of what the layers lose")
-        about = report["about"]
-        axes.set_title(f"{about['model']}: where the certificate is lost, {about['data']}", loc="left", fontsize=9)
-        small = f"{_origin(about)}" + (f"; {left} layers of bound 1 that lose nothing left out" if left else "")
-        drawn.supxlabel(small, fontsize=5.5, color="#666666")
+        axes.set_xlabel("output l2 per unit of input l2")
+        legend_above(drawn, _code(bool(report["waster"])), f"{about['model']}: where the certificate is lost, {about['data']}", 3)
+        more = [f"{left} layers of bound 1 that lose nothing are left out"] if left else []
+        small_print(drawn, [_origin(about), *more])
         return save(drawn, stem)
+
+
+def _code(waster: bool) -> list[Any]:
+    """The legend."""
+    dot: dict[str, Any] = {"ls": "", "marker": "o", "color": GREY}
+    handles = [
+        Line2D([], [], **dot, ms=5, label="filled: proven bound"),
+        Line2D([], [], **dot, ms=9, mfc="white", label="hollow: empirical"),
+    ]
+    return handles + ([Line2D([], [], **dot | {"color": PALETTE[1]}, ms=5, label="loses most")] if waster else [])
 
 
 def console_tightness(report: dict[str, Any]) -> list[Table]:

@@ -4,12 +4,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from robustbench_rkhs.nodes.radius_text import radius_file_word
 from robustbench_rkhs.reports.curves import draw_curve
 from robustbench_rkhs.reports.drawn import Drawn
 from robustbench_rkhs.reports.own_files import Written, domain_stem
 from robustbench_rkhs.reports.tables import bullets, write_bytes, write_tables
 from robustbench_rkhs.reports.tradeoff import draw_tradeoff
-from robustbench_rkhs.verdicts import Apart, Brief, Choice, Evaluation, comparable
+from robustbench_rkhs.verdicts import Apart, Brief, Choice, Evaluation, comparable, typed
 
 MOST = 12
 """Models of a figure, where none are named."""
@@ -51,7 +52,8 @@ def _tradeoffs(members: Sequence[Brief], group: str, drawn: Drawn, most: int | N
     for eps in sorted({eps for one in members for eps in one.about.epsilons}):
         chosen = _best(comparable(members, eps), most, eps).chosen
         if chosen:
-            stem, inputs = drawn.folder / "tradeoff" / f"{group}-eps{eps:.4g}", [repr(eps), *(one.content for one in chosen)]
+            word = radius_file_word(typed(eps, [one.about for one in chosen]))
+            stem, inputs = drawn.folder / "tradeoff" / f"{group}-eps{word}", [repr(eps), *(one.content for one in chosen)]
             paths += drawn.once("tradeoff", stem, inputs, partial(_of, partial(_tradeoff, eps), chosen))
     return paths
 

@@ -1,43 +1,91 @@
-"""Trade-off plot: clean versus robust and certified accuracy."""
+"""Trade-off plot: clean accuracy against empirical and certified accuracy at one eps."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from robustbench_rkhs.reports.figures import figure, names, same_domain, save
-from robustbench_rkhs.verdicts import Evaluation, summary
-from robustbench_rkhs.verdicts.axes import MARKERS, PALETTE, domain, label, percent
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from robustbench_rkhs.reports.figures import figure, names, same_domain, save, shortened, small_print, sources
+from robustbench_rkhs.reports.pareto import staircase
+from robustbench_rkhs.reports.point_labels import label_points
+from robustbench_rkhs.verdicts import Record, summary, typed
+from robustbench_rkhs.verdicts.axes import CERTIFIED, EMPIRICAL, GREY, MARKERS, OPEN, PALETTE, domain, percent
+from robustbench_rkhs.verdicts.plot import images_in_words
+
+MARGIN = 0.09
+"""Room around the points, as a share of their range."""
+LEAST = 0.02
+"""The least range of an axis: smaller differences are less than one image of fifty."""
 
 
-def draw_tradeoff(evaluations: Sequence[Evaluation], eps: float, stem: str | Path) -> list[Path]:
-    """STEM.png, .pdf, .svg: clean accuracy (x) versus robust (filled) and certified (hollow) accuracy at eps, 95% limits as bars.
+def draw_tradeoff(evaluations: Sequence[Record], eps: float, stem: str | Path) -> list[Path]:
+    """STEM.png, .pdf, .svg: clean accuracy (x) against accuracy at eps: hollow empirical, filled certified, both axes zoomed.
 
-    A vertical line joins the two points of a model; if images are untested, the filled one is absent.
-    Raises UserError for no evaluation, several data sets, norms or boxes, a negative eps, or no space.
+    The band between the two points of a model is open, the lines are the Pareto fronts. Where images are untested the empirical
+    point is absent. Raises UserError for no evaluation, several data sets, norms or boxes, or a negative eps.
     """
     same_domain(evaluations)
-    with figure(6.6, 4.0) as (drawn, axes):
-        for place, (evaluation, name) in enumerate(zip(evaluations, names(evaluations), strict=True)):
-            row = summary(evaluation, [eps]).iloc[0]
-            colour, marker = PALETTE[place % len(PALETTE)], MARKERS[(place // len(PALETTE) + place) % len(MARKERS)]
-            across = [[row["clean"] - row["clean_low"]], [row["clean_high"] - row["clean"]]]
-            axes.plot([row["clean"]] * 2, [row["certified"], row["robust"]], color=colour, lw=0.8, ls=":")
-            for part, fill in (("certified", "white"), ("robust", colour)):
-                upright = [[row[part] - row[f"{part}_low"]], [row[f"{part}_high"] - row[part]]]
-                axes.errorbar(
-                    row["clean"], row[part], xerr=across, yerr=upright, fmt=marker, ms=7, color=colour, mfc=fill, elinewidth=0.9
-                )
-            withheld = "" if row["robust"] == row["robust"] else "\n(robust withheld: untested)"
-            axes.plot([], [], marker, color=colour, ms=7, label=f"{name}{withheld}")
-        axes.plot([], [], "o", color="#555555", ms=7, label="filled: robust")
-        axes.plot([], [], "o", color="#555555", mfc="white", ms=7, label="hollow: certified")
-        about = evaluations[0].about
+    rows = [summary(one, [eps]).iloc[0] for one in evaluations]
+    text = typed(eps, [one.about for one in evaluations])
+    colours = [PALETTE[place % len(PALETTE)] for place in range(len(rows))]
+    with figure(6.6, 4.4) as (drawn, axes):
+        for place, (row, colour) in enumerate(zip(rows, colours, strict=True)):
+            _model(axes, row, colour, MARKERS[place % len(MARKERS)])
+        _zoom(axes, rows)
+        for part, dashes in (("robust", EMPIRICAL), ("certified", CERTIFIED)):
+            there = [(float(row["clean"]), float(row[part])) for row in rows if row[part] == row[part]]
+            if len(there) > 1:
+                corner = staircase(there, axes.get_xlim()[0], axes.get_ylim()[0])
+                axes.plot(*corner, color="#999999", lw=1.1, ls=dashes, zorder=1)
         axes.set_xlabel("clean accuracy")
-        axes.set_ylabel(f"accuracy at eps {eps:.4g}")
-        axes.set_title(f"{domain(about)}, eps {eps:.4g} (pixels in [0, 1])", loc="left", fontsize=9)
-        percent(axes, "x")
-        percent(axes, "y")
-        axes.set_ylim(-0.03, 1.03)
-        low, high = axes.get_xlim()
-        axes.set_xlim(max(low, -0.02), min(high, 1.02))
-        label(axes, names(evaluations), "bars: 95% limits")
+        axes.set_ylabel(f"accuracy at eps {text}")
+        axes.set_title(f"{domain(evaluations[0].about)}, {images_in_words(evaluations)}", loc="left")
+        axes.legend(handles=_code(_widest(rows)), loc="upper left", bbox_to_anchor=(1.01, 1.02), borderaxespad=0, handlelength=2.4)
+        small_print(drawn, sources(evaluations))
+        tops = [(row["clean"], row["robust"] if row["robust"] == row["robust"] else row["certified"]) for row in rows]
+        others = [(row["clean"], row["certified"]) for row in rows]
+        label_points(axes, tops, [shortened(name) for name in names(evaluations)], colours, others)
         return save(drawn, stem)
+
+
+def _model(axes: Axes, row: Any, colour: str, marker: str) -> None:
+    """One model: its two points, and the open band between them."""
+    if row["robust"] == row["robust"]:
+        axes.plot(
+            [row["clean"]] * 2, [row["certified"], row["robust"]], color=colour, lw=7, alpha=OPEN, solid_capstyle="butt", zorder=2
+        )
+        axes.plot(row["clean"], row["robust"], marker, color=colour, mfc="white", ms=8, mew=1.5, zorder=4)
+    axes.plot(row["clean"], row["certified"], marker, color=colour, ms=8, mew=1.5, zorder=4)
+
+
+def _zoom(axes: Axes, rows: Sequence[Any]) -> None:
+    """Both axes to the points, in percent."""
+    for axis, parts in (("x", ["clean"]), ("y", ["robust", "certified"])):
+        values = [row[part] for row in rows for part in parts]
+        low, high = float(np.nanmin(values)), float(np.nanmax(values))
+        room = max(MARGIN * (high - low), (LEAST - (high - low)) / 2)
+        getattr(axes, f"set_{axis}lim")(low - room, high + room)
+        percent(axes, axis)
+
+
+def _widest(rows: Sequence[Any]) -> float:
+    """Half of the widest 95% limits of any share in the plot."""
+    parts = [(row[f"{part}_low"], row[f"{part}_high"]) for row in rows for part in ("clean", "robust", "certified")]
+    return max(float(high - low) / 2 for low, high in parts if low == low)
+
+
+def _code(widest: float) -> list[Any]:
+    """The legend: the visual code."""
+    point: dict[str, Any] = {"ls": "", "marker": "o", "color": GREY, "ms": 8, "mew": 1.5}
+    return [
+        Line2D([], [], mfc="white", label="empirical: not broken,\nan upper bound", **point),
+        Patch(color=GREY, alpha=OPEN, lw=0, label="open"),
+        Line2D([], [], label="certified: proved", **point),
+        Line2D([], [], color="#999999", lw=1.1, ls=EMPIRICAL, label="Pareto front, empirical"),
+        Line2D([], [], color="#999999", lw=1.1, ls=CERTIFIED, label="Pareto front, certified"),
+        Line2D([], [], ls="", label=f"95% limits: at most\n{100 * widest:.1f} points either way"),
+    ]

@@ -11,6 +11,7 @@ from robustbench_rkhs.data import Deformations, Split
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.lipschitz.reshaped import as_matrix, weighted
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.radius_text import radius_text
 from robustbench_rkhs.rkhs_norm.lower import (
     Bounds,
     deformation_bounds,
@@ -103,7 +104,7 @@ def norms(
     gradient, at = gradient_bounds(twin, x, starts, most_pairs)
     lower = {"gradient": gradient}
     for budget in eps:
-        lower[f"perturbation, eps {budget:g}"] = perturbation_bounds(twin, at, budget, steps, restarts, seed)
+        lower[f"perturbation, eps {radius_text(budget)}"] = perturbation_bounds(twin, at, budget, steps, restarts, seed)
     changes = None
     if len(shape) == 3:
         quotients, changes = deformation_bounds(twin, x, keys, deformations or Deformations(), seed)

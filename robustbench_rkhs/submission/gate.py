@@ -22,6 +22,7 @@ from robustbench_rkhs.nodes.limits import STRANGERS, Limits
 from robustbench_rkhs.nodes.names import folder_of
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.paths import models_folder
+from robustbench_rkhs.nodes.radius_text import radius_text
 from robustbench_rkhs.reports.places import Places
 from robustbench_rkhs.reports.update import update
 from robustbench_rkhs.runtime.events import OnEvent, listening
@@ -122,7 +123,7 @@ def submit(
         _gate(first, name, staged)
         row = verdicts.summary(first).iloc[-1]
         images = len(verdicts.states(first, 0.0))
-        yield f"sample of {images}: clean {row['clean']:.1%}, robust at {row['eps']:g} {row['robust']:.1%}"
+        yield f"sample of {images}: clean {row['clean']:.1%}, robust at {radius_text(row['eps'])} {row['robust']:.1%}"
         with listening(on_event):
             full = next(done)
         done.close()

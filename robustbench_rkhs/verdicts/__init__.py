@@ -1,6 +1,7 @@
 """The table of verdicts: one radius per image and method; all published numbers are computed from it."""
 
-from robustbench_rkhs.verdicts.about import About, Breach, Described, Diagnosis, Rechecked
+from robustbench_rkhs.verdicts.about import About, Breach, Described, Diagnosis, Rechecked, typed
+from robustbench_rkhs.verdicts.accuracy_steps import AccuracySteps, Steps, accuracy_steps
 from robustbench_rkhs.verdicts.adversarials import Adversarials, read_adversarials, write_adversarials
 from robustbench_rkhs.verdicts.brief_cache import BriefCache
 from robustbench_rkhs.verdicts.briefs import Brief
@@ -36,6 +37,7 @@ __all__ = [
     "STATES",
     "UNDIAGNOSED",
     "About",
+    "AccuracySteps",
     "AdversarialImages",
     "Adversarials",
     "Apart",
@@ -54,8 +56,10 @@ __all__ = [
     "Published",
     "Rechecked",
     "Record",
+    "Steps",
     "Verdicts",
     "accuracy_at",
+    "accuracy_steps",
     "breaches",
     "by_attack",
     "by_certificate",
@@ -87,6 +91,7 @@ __all__ = [
     "set_part_aside",
     "states",
     "summary",
+    "typed",
     "validate",
     "write",
     "write_adversarials",

@@ -1,6 +1,6 @@
 """The metadata of an evaluation: model, data, threat model, protocol, and notes from the run. Typed and frozen."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -8,6 +8,7 @@ from pydantic import Field
 
 from robustbench_rkhs.nodes.node import Node, UserError
 from robustbench_rkhs.nodes.parsing import parse
+from robustbench_rkhs.nodes.radius_text import radius_words
 from robustbench_rkhs.nodes.threat_model import Box, Norm
 
 
@@ -68,6 +69,8 @@ class About(Node):
     box: Box
     epsilons: tuple[float, ...]
     """Requested radii, ascending."""
+    eps_text: tuple[str, ...] = ()
+    """The same as they were typed; empty in older tables."""
     protocol: tuple[str, ...]
     """Labels of the attacks that an image must withstand."""
     certificates: tuple[str, ...] = ()
@@ -101,6 +104,8 @@ class About(Node):
     """The reasons why certificates were refused or failed."""
     left_out: tuple[str, ...] = ()
     """Certificates that were left out after a pilot, with reasons."""
+    curve: bool | None = None
+    """Whether certified radii were searched for up to the largest eps, or stopped at requested ones; None: older tables."""
     failed: tuple[str, ...] = ()
     """Attacks that ended in an error, with the error."""
     breaches: tuple[Breach, ...] = ()
@@ -136,6 +141,10 @@ class About(Node):
         about: About = parse(cls, known, source)
         return about
 
+    def words(self, eps: float) -> str:
+        """A radius as it was typed, such as `8/255`."""
+        return radius_words(eps, self.eps_text)
+
     def plain(self) -> dict[str, Any]:
         """As a JSON value: the fields that were given, by name."""
         said = self.model_dump(exclude_unset=True)
@@ -155,3 +164,8 @@ class Described(Protocol):
 
     @property
     def about(self) -> About: ...
+
+
+def typed(eps: float, abouts: Iterable[About]) -> str:
+    """A radius as it was typed for any of these evaluations."""
+    return radius_words(eps, dict.fromkeys(text for about in abouts for text in about.eps_text))

@@ -4,13 +4,18 @@ import re
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from robustbench_rkhs.verdicts.about import About
 
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-"""The colours of Okabe and Ito, without yellow, which is hard to see on white."""
-MARKERS = ["o", "s", "D", "^", "v", "P", "X"]
+PALETTE += ["#8C1C4B", "#7A7A00", "#5B3FBF", "#8A5A2B", "#8C8C8C"]
+"""Twelve colours: those of Okabe and Ito without yellow, which is hard to see on white, then five that differ from all of them."""
+MARKERS = ["o", "s", "D", "^", "v", "<", ">", "p", "h", "d", "P", "*"]
+CERTIFIED, EMPIRICAL, OPEN = "-", (0, (3.2, 1.6)), 0.16
+"""The visual code of all figures: certified is solid (filled), empirical dashed (hollow), open a shaded band of this opacity."""
+GREY = "#555555"
+"""What belongs to no model."""
 
 
 def label(axes: Axes, first: Sequence[str], note: str) -> None:
@@ -30,7 +35,8 @@ def label(axes: Axes, first: Sequence[str], note: str) -> None:
 def percent(axes: Axes, axis: str = "y") -> None:
     """An axis of shares from 0 to 100%, with room for a marker at either end."""
     which = axes.yaxis if axis == "y" else axes.xaxis
-    which.set_major_formatter(PercentFormatter(1, decimals=0))
+    which.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    which.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.6g}%"))
 
 
 def radius_axis(norm: str) -> str:

@@ -94,7 +94,7 @@ def _reason(one: Brief, chosen: Sequence[Brief], eps: float | None) -> str:
     if not one.images:
         return "no images"
     if eps is not None and eps not in about.epsilons:
-        return f"not evaluated at eps {eps:.4g}"
+        return f"not evaluated at eps {about.words(eps)}"
     if not chosen:
         return "no other model was evaluated on the same images, at the same eps, with the same attacks"
     first = chosen[0]
@@ -105,7 +105,7 @@ def _reason(one: Brief, chosen: Sequence[Brief], eps: float | None) -> str:
     if one.attacks != first.attacks:
         return _attacks(one, first)
     if eps is None and set(about.epsilons) != set(first.about.epsilons):
-        return f"eps {_list(about.epsilons)}, those drawn have {_list(first.about.epsilons)}"
+        return f"eps {_list(one)}, those drawn have {_list(first)}"
     return "an earlier evaluation of a model that is drawn"
 
 
@@ -119,5 +119,5 @@ def _attacks(one: Brief, drawn: Brief) -> str:
     return "the same attacks with other settings than those drawn"
 
 
-def _list(epsilons: Sequence[float]) -> str:
-    return ", ".join(f"{eps:.4g}" for eps in sorted(set(epsilons)))
+def _list(one: Brief) -> str:
+    return ", ".join(one.about.words(eps) for eps in sorted(set(one.about.epsilons)))

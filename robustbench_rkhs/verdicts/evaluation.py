@@ -95,7 +95,7 @@ class Evaluation(Record):
             shares = [_limits(row, part) for part in ("clean", "robust", "certified")]
             if row["count_untested"]:
                 shares[1] = f"withheld: {row['certified']:.1%} to {row['not_broken']:.1%}"
-            rows.append("".join(f"<td>{cell}</td>" for cell in (f"{row['eps']:.4g}", *shares, row["count_untested"])))
+            rows.append("".join(f"<td>{cell}</td>" for cell in (about.words(row["eps"]), *shares, row["count_untested"])))
         head = "".join(f"<th>{word}</th>" for word in ("eps", "clean", "robust", "certified", "untested images"))
         title = f"{for_html(about.model)} on {for_html(about.data)}, {about.norm}{box}, {self.table['index'].nunique()} images"
         lines = [f"DOUBTFUL {line}" for line in doubts(self)] + [f"UNSOUND {breach}" for breach in about.breaches]

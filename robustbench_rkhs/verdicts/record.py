@@ -17,5 +17,5 @@ class Record:
     def __repr__(self) -> str:
         about = self.about
         images = self.table["index"].nunique() if "index" in self.table else 0
-        eps = ", ".join(f"{one:.4g}" for one in about.epsilons)
+        eps = ", ".join(about.words(one) for one in about.epsilons)
         return f"{type(self).__name__}({about.model} on {about.data}, {about.norm}, eps {eps}: {images} images)"

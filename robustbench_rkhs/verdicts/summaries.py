@@ -20,7 +20,9 @@ def accuracy_at(evaluation: Record, eps: float | str) -> Proportion:
     """Robust accuracy at eps: the share of images certified or survived. Raises UserError while any image is untested."""
     counts = _counts(Evidence.of(evaluation).states(eps))
     if counts["untested"]:
-        raise UserError(f"robust accuracy at {as_number(eps):g} is withheld: {counts['untested']} images are untested")
+        raise UserError(
+            f"robust accuracy at {evaluation.about.words(as_number(eps))} is withheld: {counts['untested']} images are untested"
+        )
     return Proportion.of(counts["certified"] + counts["survived"], sum(counts[state] for state in STATES))
 
 
