@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from robustbench_rkhs.cli.command import AsJson, Names, command
+from robustbench_rkhs.cli.command import AsJson, Names, command, typed_command
 from robustbench_rkhs.cli.screen import emit, printed
 from robustbench_rkhs.cli.values import Count, Folder
 from robustbench_rkhs.nodes.node import UserError
@@ -21,6 +21,9 @@ def _report(
     adversarials: tuple[Path, ...] = (),
     data: str | None = None,
     images: Count = 8,
+    table: str | None = None,
+    names: Names = (),
+    name: str = "paper",
     as_json: AsJson = False,
 ) -> None:
     """Draw what is new: curves, tables, trade-off plots and the leaderboard, from the verdicts alone, under OUT/local.
@@ -28,6 +31,7 @@ def _report(
     $ rkhs-report
     $ rkhs-report --publish digits_mlp
     $ rkhs-report --adversarials mine.npz
+    $ rkhs-report --table "robust@0.25,0.5 certified@36/255" --model digits_mlp digits_sandwich --names Ours Sandwich
 
     OUT/local holds the reports of this machine, which git ignores. OUT itself holds what is published, and only --publish and
     --withdraw write there. Figures of several models show the strongest comparable evaluations (the same images, norm, box, eps
@@ -44,11 +48,21 @@ def _report(
             in OUT/adversarials.
         data: Data set or FILE.npz of the adversarial images, if their files do not name one.
         images: Adversarial images per picture.
+        table: A table for a paper, and nothing else: clean, robust@EPS,... and certified@EPS,..., one column per eps, as
+            OUT/local/tables/NAME.tex (booktabs), .md and .csv. Best in bold, ties by the paired test underlined.
+        names: Names to print in the table, one for each of --model.
+        name: Name of the table's files.
         as_json: Print one JSON object on stdout, with the path of every file.
     """
     from robustbench_rkhs.reports.places import Places
     from robustbench_rkhs.reports.update import update
 
+    if table is not None or names:
+        if publish is not None or withdraw or adversarials:
+            raise UserError("--table and --names make a table alone: expected neither --publish, --withdraw nor --adversarials")
+        written = _table(out, table or "", model, names, name)
+        printed(f"table: {' '.join(map(str, written))}")
+        return emit({"table": written}) if as_json else None
     if publish is not None or withdraw:
         if model or adversarials:
             raise UserError("--publish and --withdraw draw all that is published: expected neither --model nor --adversarials")
@@ -75,6 +89,25 @@ def _report(
         printed(f"{kind}: {_in_short(paths)}")
     if as_json:
         emit(found.written)
+
+
+def _table(out: Path, text: str, models: Names, names: Names, name: str) -> list[Path]:
+    """Print a table for a paper and write its files."""
+    from robustbench_rkhs.nodes.names import plain_name
+    from robustbench_rkhs.reports.paper_formats import as_markdown, write_paper_table
+    from robustbench_rkhs.reports.paper_table import paper_table
+    from robustbench_rkhs.reports.places import Places
+    from robustbench_rkhs.reports.table_models import table_models
+    from robustbench_rkhs.reports.table_request import columns_of
+    from robustbench_rkhs.runtime.ignored import ignored
+
+    columns, places, unread = columns_of(text), Places(out), list[str]()
+    briefs = places.cache().read_all(places.verdicts, unread.append)
+    for line in unread:
+        printed(f"not read: {line}", stderr=True)
+    found = paper_table(table_models(briefs, models, names, columns, places.cache()), columns, typed_command())
+    printed(as_markdown(found))
+    return write_paper_table(found, ignored(places.local) / "tables" / plain_name(name, "table name"))
 
 
 def _published(out: Path, publish: Names, withdraw: Names) -> "Updated":
