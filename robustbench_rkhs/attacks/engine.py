@@ -49,8 +49,12 @@ class Engine:
         batch_size: int = 256,
         expectation: int = 1,
         confirm: int = 0,
+        packed: nn.Module | None = None,
     ) -> None:
         self.model, self.x, self.y, self.keys = model, x, y, keys
+        self.packed: nn.Module | None = None
+        """Where given: what the search asks instead of the model, the same function but for the last bits. What it shows to be
+        misclassified counts where the model itself errs too. Cost: a forward pass per such image."""
         self.norm, self.box, self.seed, self.batch_size = norm, box, seed, batch_size
         self.expectation, self.confirm = expectation, confirm
         self.eps = eps
@@ -74,6 +78,7 @@ class Engine:
         self.clean = self.logits(every, x) if len(x) else x.new_zeros(0, 1)
         """Logits of the clean images."""
         self.right = self.distance > 0  # an image that is misclassified already: found at distance 0, nothing to attack
+        self.packed = packed
 
     @property
     def broken(self) -> Bool[Tensor, " batch"]:
@@ -88,6 +93,11 @@ class Engine:
         """Which of these positions are still open."""
         return (self.right & ~(self.broken & self.eps.isfinite()))[at]
 
+    @property
+    def asked(self) -> nn.Module:
+        """What the search queries: the packed copy where there is one, else the model."""
+        return self.model if self.packed is None else self.packed
+
     @cached_property
     def gain(self) -> Float[Tensor, " batch"]:
         """A positive factor for each image's logits that scales its clean margin to 10: scale does not mask cross-entropy."""
@@ -99,9 +109,9 @@ class Engine:
         parts = []
         for some in self._batches(len(at), self.expectation):
             where, part = at[some], images[some]
-            logits = self.model(part)
+            logits = self.asked(part)
             for _ in range(self.expectation - 1):
-                logits = logits + self.model(part)
+                logits = logits + self.asked(part)
             parts.append(logits / self.expectation if self.expectation > 1 else logits)
             self.forwards.index_add_(0, where, torch.full_like(where, self.expectation))
             self._seen(where, part, parts[-1])
@@ -117,7 +127,7 @@ class Engine:
             where, part, row = at[some], images[some], rows[some]
             total: Slope | None = None
             for _ in range(self.expectation):
-                one = slope_of(self.model, part, row, value)
+                one = slope_of(self.asked, part, row, value)
                 total = one if total is None else Slope(*(a + b for a, b in zip(total, one, strict=True)))
             assert total is not None
             if self.expectation > 1:
@@ -141,7 +151,7 @@ class Engine:
         columns = self.clean.shape[1] if classes is None else classes.shape[1]
         for some in self._batches(len(at), (1 + 2 * columns) * self.expectation):
             where, part, few = at[some], images[some], None if classes is None else classes[some]
-            every = [jacobian_of(self.model, part, few) for _ in range(self.expectation)]
+            every = [jacobian_of(self.asked, part, few) for _ in range(self.expectation)]
             answers.append(torch.stack([logits for logits, _ in every]).mean(0))
             rows.append(torch.stack([gradients for _, gradients in every]).mean(0))
             counted = self._counted(where)
@@ -158,7 +168,7 @@ class Engine:
         parts = []
         for some in self._batches(len(at), (1 + 2 * self.clean.shape[1]) * self.expectation):
             where = at[some]
-            several = [boundaries_of(self.model, self.x[where], self.y[where], self.norm) for _ in range(self.expectation)]
+            several = [boundaries_of(self.asked, self.x[where], self.y[where], self.norm) for _ in range(self.expectation)]
             self._seen(where, self.x[where], torch.stack([logits for logits, _ in several]).mean(0))
             parts.append(torch.stack([far for _, far in several]).mean(0))
             counted = self._counted(where)
@@ -212,19 +222,20 @@ class Engine:
         """Keep the misclassified images that are inside box and ball and the nearest so far."""
         if self.watch is not None:
             self.watch(at, logits)
-        finite = (logits - logits == 0).all(1)  # half the operations of isfinite
-        wrong = ((logits.argmax(1) != self.y.index_select(0, at)) | ~finite).nonzero().flatten()
+        wrong = self._clearly_wrong(at, logits)
         if not len(wrong):
             return
-        told, y = logits[wrong], self.y[at[wrong]]
-        gap = (told.amax(1) - told.gather(1, y[:, None])[:, 0]) / told.abs().amax(1)
-        wrong = wrong[~((gap > 0) & (gap < CLEAR))]
         at, images = at[wrong], images[wrong]
         away = distances(self.x[at], images, self.norm)
         better = (away <= self.eps[at]) & (away < self.distance[at]) & images.flatten(1).isfinite().all(1)
         if self.box == "unit":
             flat = images.flatten(1)
             better &= (flat >= 0).all(1) & (flat <= 1).all(1)
+        kept = better.nonzero().flatten()
+        if self.packed is not None and len(kept):  # what counts is the model itself
+            better[kept] = False
+            better[kept[self._clearly_wrong(at[kept], self.model(images[kept]))]] = True
+            self.forwards.index_add_(0, at[kept], torch.ones_like(kept))
         for _ in range(self.confirm):
             kept = better.nonzero().flatten()
             if len(kept):
@@ -235,6 +246,16 @@ class Engine:
         places, several = best[order].unique_consecutive(return_counts=True)
         first = order[several.cumsum(0) - several]
         self.images[places], self.distance[places] = images[better][first], away[first]
+
+    def _clearly_wrong(self, at: Tensor, logits: Tensor) -> Tensor:
+        """Which rows are misclassified, and not by less than CLEAR."""
+        finite = (logits - logits == 0).all(1)  # half the operations of isfinite
+        wrong = ((logits.argmax(1) != self.y.index_select(0, at)) | ~finite).nonzero().flatten()
+        if not len(wrong):
+            return wrong
+        told, y = logits[wrong], self.y[at[wrong]]
+        gap = (told.amax(1) - told.gather(1, y[:, None])[:, 0]) / told.abs().amax(1)
+        return wrong[~((gap > 0) & (gap < CLEAR))]
 
     def _errs_again(self, at: Tensor, images: Tensor) -> Tensor:
         """Which images are misclassified in another batch too: in reverse order, after a clean image. Cost: a forward pass each."""

@@ -12,6 +12,7 @@ from robustbench_rkhs.attacks.base import Attack, Attacked, unstarted
 from robustbench_rkhs.attacks.bpda import through
 from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.library_model import frozen
+from robustbench_rkhs.attacks.packed_copy import packed_copy
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.clock import OutOfTime
 
@@ -67,6 +68,7 @@ class EngineAttack(Attack):
         if eps is None:
             value = torch.inf if self.minimal_norm else self.budget()
             eps = torch.full((len(x),), value, dtype=torch.float64, device=x.device)
+        plain = self.expectation == 1 and not self.straight_through
         with frozen(model), through(model, self.straight_through):
             yield Engine(
                 model,
@@ -80,4 +82,5 @@ class EngineAttack(Attack):
                 batch_size=self.batch_size,
                 expectation=self.expectation,
                 confirm=self.confirm,
+                packed=packed_copy(model, x) if plain and bool(eps.isfinite().all()) else None,
             )

@@ -31,11 +31,11 @@ class Square(EngineAttack):
     (C, H, W) and (H, W) are pictures; any other input is laid out as one near-square grey picture.
     Beyond the paper: each image has its own windows; a linf window of at most 16 pixels that would change nothing has its
     signs flipped (the paper draws again); and a proposal of equal margin is accepted, so that the search crosses plateaus.
-    While no proposal is accepted, an image's next proposals, up to 8, are queried at once; the first accepted one changes the
+    While no proposal is accepted, an image's next proposals, up to 16, are queried at once; the first accepted one changes the
     state, and the later ones are made again from there. So the search is the same as one by one, in fewer and larger batches;
     and as every misclassified proposal is kept, even a discarded one, it is at least as strong.
-    Cost per robust image: `queries` forward passes per restart, one more, and the discarded ones: at most a twenty-fourth
-    more, 0.8 % as measured on small networks; no backward pass. A broken image leaves at once.
+    Cost per robust image: `queries` forward passes per restart, one more, and the discarded ones: at most a twelfth
+    more, 1.8 % as measured on small networks; no backward pass. A broken image leaves at once.
     Raises UserError without an eps, or with an infinite one.
     Source: Andriushchenko et al., ECCV 2020; the schedule and 0.8 are those of AutoAttack (Croce & Hein, ICML 2020).
     """

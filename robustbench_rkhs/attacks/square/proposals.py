@@ -13,11 +13,11 @@ from robustbench_rkhs.attacks.objective import margin
 from robustbench_rkhs.attacks.square.patches import Picture
 from robustbench_rkhs.runtime.counter_rng import uniforms
 
-BUNCH = 8
+BUNCH = 16
 """Most proposals of one image in one batch."""
-ROWS = 128
+ROWS = 256
 """Proposals per batch if there are fewer images than this: a small network is fastest at such batches."""
-PATIENCE = 48
+PATIENCE = 24
 """Rejected queries that add one proposal per batch. An accepted one halves their count, and discards at most one proposal for
 each `PATIENCE` counted: so at most two in `PATIENCE` of all queries are wasted."""
 

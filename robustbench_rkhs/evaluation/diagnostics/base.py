@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from robustbench_rkhs.attacks.engine import Engine
+from robustbench_rkhs.attacks.packed_copy import packed_copy
 from robustbench_rkhs.evaluation.diagnostics.walk import margins, restarts
 from robustbench_rkhs.nodes.threat_model import Box, Norm
 from robustbench_rkhs.runtime.clock import portions
@@ -49,7 +50,13 @@ class Scene:
         rows = self.every if rows is None else rows
         budget = torch.full((len(rows),), self.eps if eps is None else eps, dtype=torch.float64, device=self.x.device)
         x, y, keys = self.x[rows], self.y[rows], self.keys[rows]
-        return Engine(model or self.model, x, y, keys, norm=self.norm, box=self.box, eps=budget, seed=self.seed)
+        packed = self.packed if model is None or model is self.model else None
+        return Engine(model or self.model, x, y, keys, norm=self.norm, box=self.box, eps=budget, seed=self.seed, packed=packed)
+
+    @cached_property
+    def packed(self) -> nn.Module | None:
+        """The model's packed copy, which the searches ask."""
+        return packed_copy(self.model, self.x)
 
     @property
     def every(self) -> Int[Tensor, " right"]:

@@ -1,0 +1,142 @@
+"""A copy of a network for the search: the same function, with convolutions in oneDNN's packed form, forward and backward."""
+
+import copy
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from robustbench_rkhs.attacks.objective import input_gradient
+from robustbench_rkhs.runtime.cost import estimated
+
+WORTH = 1e7
+"""Multiply-adds of one image, about, from which packing saves time."""
+IMAGES = 2
+"""Clean images on which a copy must give the network's logits and gradients."""
+AGREE = 1e-4
+"""Largest difference of copy and network there, as a share of the largest entry."""
+
+
+@torch.no_grad()
+def packed_copy(model: nn.Module, x: Float[Tensor, "batch *image"]) -> nn.Module | None:
+    """The packed copy of a network that takes images like `x`; None where there is nothing to pack or the two do not agree.
+
+    Each plain float32 `nn.Conv2d` on a CPU is replaced: its weights are stored once in the blocked form that oneDNN computes in,
+    and activations stay channels last. The backward pass of a convolution of stride 1 is a forward pass too, with its kernels
+    flipped. Weights are shared with the network, of which nothing changes. Its last bits differ from the network's, so whatever
+    is counted is asked of the network itself.
+    Cost: two passes with gradients of `IMAGES` images, and a second copy of the convolutions' weights in memory.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32 or x.dim() != 4 or not len(x):
+        return None
+    if not torch.backends.mkldnn.is_available() or estimated(model, tuple(x.shape[1:])) < WORTH:
+        return None
+    some = x[:IMAGES]
+    try:
+        found = copy.deepcopy(model, {id(one): one for one in (*model.parameters(), *model.buffers())})
+        if not _pack(found) or not _agrees(_slope(found, some), _slope(model, some)):
+            return None
+    except Exception:  # a model of a user's own that cannot be copied, or an operation that this build of PyTorch lacks
+        return None
+    return found
+
+
+class _PackedConv(nn.Module):
+    """A convolution with frozen weights in packed form."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.stride, self.padding, self.dilation = list(conv.stride), _padding(conv), list(conv.dilation)
+        self.groups, self.weight, self.bias = conv.groups, conv.weight, conv.bias
+        self.packed = _packed(conv.weight, self.padding, self.stride, self.dilation, self.groups)
+        flips = conv.groups == 1 and self.stride == self.dilation == [1, 1]
+        self.opposite = [size - 1 - pad for size, pad in zip(conv.kernel_size, self.padding, strict=True)]
+        """Padding of the backward pass."""
+        self.flipped: Any = None
+        if flips and min(self.opposite) >= 0:
+            kernels = conv.weight.detach().flip(2, 3).transpose(0, 1).contiguous()
+            self.flipped = _packed(kernels, self.opposite, self.stride, self.dilation, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        if torch.is_grad_enabled() and x.requires_grad:
+            result: Tensor = _WithGradient.apply(x, self)  # type: ignore[no-untyped-call]
+            return result
+        return self.value(x)
+
+    def value(self, x: Tensor) -> Tensor:
+        return _convolved(x, self.packed, self.bias, self.padding, self.stride, self.dilation, self.groups)
+
+    def gradient(self, shape: torch.Size, upstream: Tensor) -> Tensor:
+        """The gradient of the input of this shape."""
+        upstream = upstream.contiguous(memory_format=torch.channels_last)
+        if self.flipped is not None:
+            return _convolved(upstream, self.flipped, None, self.opposite, self.stride, self.dilation, 1)
+        settings = (self.stride, self.padding, self.dilation, self.groups)
+        result: Tensor = torch.nn.grad.conv2d_input(list(shape), self.weight, upstream, *settings)
+        return result
+
+
+class _WithGradient(torch.autograd.Function):
+    """The packed convolution with the gradient of its input alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, conv: _PackedConv) -> Tensor:
+        ctx.conv, ctx.shape = conv, x.shape
+        return conv.value(x)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        return ctx.conv.gradient(ctx.shape, upstream[0]), None
+
+
+def _pack(model: nn.Module) -> bool:
+    """Replace the convolutions that can be packed; whether there was any."""
+    found = False
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if _plain(child):
+                setattr(parent, name, _PackedConv(child))  # type: ignore[arg-type]
+                found = True
+    return found
+
+
+def _plain(module: nn.Module) -> bool:
+    if type(module) is not nn.Conv2d or module.padding_mode != "zeros" or module.weight.dtype != torch.float32:
+        return False
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return "forward" not in vars(module) and not any(getattr(module, name) for name in hooks)
+
+
+def _padding(conv: nn.Conv2d) -> list[int]:
+    if isinstance(conv.padding, str):
+        raise ValueError("padding by name is left to PyTorch")
+    return list(conv.padding)
+
+
+def _packed(weight: Tensor, padding: list[int], stride: list[int], dilation: list[int], groups: int) -> Any:
+    reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
+    return reorder(weight.detach().to_mkldnn(), padding, stride, dilation, groups, None)
+
+
+def _convolved(
+    x: Tensor, packed: Any, bias: Tensor | None, padding: list[int], stride: list[int], dilation: list[int], groups: int
+) -> Tensor:
+    convolve: Any = torch.ops.mkldnn._convolution_pointwise.default
+    result: Tensor = convolve(x, packed, bias, padding, stride, dilation, groups, "none", [], "")
+    return result
+
+
+def _slope(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, and the gradient of their weighted sum."""
+    leaf = images.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        logits = model(leaf)
+        weights = torch.linspace(-1, 1, logits.shape[1], dtype=logits.dtype)
+        return logits.detach(), input_gradient((logits * weights).sum(), leaf)
+
+
+def _agrees(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> bool:
+    pairs = zip(one, other, strict=True)
+    return all(bool(((a - b).abs().max() <= AGREE * b.abs().max()).all()) and bool(b.abs().max() > 0) for a, b in pairs)
