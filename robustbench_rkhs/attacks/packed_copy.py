@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 from robustbench_rkhs.attacks.objective import input_gradient
 from robustbench_rkhs.runtime.cost import estimated
@@ -61,7 +62,7 @@ class _PackedConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
         if torch.is_grad_enabled() and x.requires_grad:
-            result: Tensor = _WithGradient.apply(x, self)  # type: ignore[no-untyped-call]
+            result: Tensor = _WithGradient.apply(x, self)
             return result
         return self.value(x)
 
@@ -74,7 +75,7 @@ class _PackedConv(nn.Module):
         if self.flipped is not None:
             return _convolved(upstream, self.flipped, None, self.opposite, self.stride, self.dilation, 1)
         settings = (self.stride, self.padding, self.dilation, self.groups)
-        result: Tensor = torch.nn.grad.conv2d_input(list(shape), self.weight, upstream, *settings)
+        result: Tensor = conv2d_input(list(shape), self.weight, upstream, *settings)
         return result
 
 
