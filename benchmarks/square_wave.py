@@ -35,7 +35,8 @@ HIDDEN = {"sandwich": [86] * 9, "sll": [128] * 8}
 """As published: 127 to 133 thousand parameters each; the others have nine layers of 128."""
 
 
-def recipe(family: str, gamma: float, seed: int, epochs: int) -> TrainRecipe:
+def recipe(family: str, gamma: float, seed: int, epochs: int, **fields: str) -> TrainRecipe:
+    """`fields`: further fields of the network."""
     stored = {
         "about": f"{family} layers on the square wave, gamma {gamma:g}",
         "data": {"name": "square_wave"},
@@ -44,6 +45,7 @@ def recipe(family: str, gamma: float, seed: int, epochs: int) -> TrainRecipe:
             "family": family,
             "hidden": HIDDEN.get(family, [128] * 9),
             "lipschitz": gamma,
+            **fields,
         },
         "loss": {"name": "squared_error"},
         "optimizer": {"name": "adam", "lr": 0.01},

@@ -28,6 +28,7 @@ from robustbench_rkhs.layers import (
     Sandwich,
     SandwichConv,
     SandwichConvLinear,
+    SandwichHead,
     SandwichLinear,
     Scale,
     ScaledAveragePool,
@@ -64,7 +65,7 @@ LAYERS = {  # a new layer adds a line here: how to build it, and the shape it ta
     },
     **{
         f"{kind.__name__} {inputs}-{outputs}": (lambda kind=kind, a=inputs, b=outputs: kind(a, b), (inputs,))
-        for kind in (Sandwich, SandwichLinear, Orthogonal, BRO)
+        for kind in (Sandwich, SandwichHead, SandwichLinear, Orthogonal, BRO)
         for inputs, outputs in ((1, 1), (1, 5), (5, 1), (4, 9), (9, 4), (7, 7))
     },
     "aol": (lambda: AOL(5, 4), (5,)),

@@ -11,7 +11,7 @@ from robustbench_rkhs.layers.normalize import Normalize
 from robustbench_rkhs.layers.normalized import LinearNormalized
 from robustbench_rkhs.layers.orthogonal import Orthogonal, OrthogonalConv
 from robustbench_rkhs.layers.residual import Residual
-from robustbench_rkhs.layers.sandwich import Sandwich, SandwichLinear
+from robustbench_rkhs.layers.sandwich import Sandwich, SandwichHead, SandwichLinear
 from robustbench_rkhs.layers.sandwich_conv import SandwichConv, SandwichConvLinear
 from robustbench_rkhs.layers.scale import LearnableScale, Scale
 from robustbench_rkhs.layers.shapes import FirstFeatures, PadChannels, ScaledAveragePool, SpaceToDepth
@@ -43,6 +43,7 @@ __all__ = [
     "Sandwich",
     "SandwichConv",
     "SandwichConvLinear",
+    "SandwichHead",
     "SandwichLinear",
     "Scale",
     "ScaledAveragePool",

@@ -1,6 +1,7 @@
 """The Cayley transform: from any tall matrix to one with orthonormal columns."""
 
-from typing import Any
+import math
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Inexact
@@ -8,6 +9,9 @@ from torch import Tensor, nn
 
 from robustbench_rkhs.nodes.node import UserError
 
+Start = Literal["identity", "published"]
+"""Where layers with a Cayley transform begin: near the identity (an isometry, where sizes differ), or as the published code does,
+with uniform free matrices and biases."""
 BLOCK = 16
 """Matrices up to this order are inverted by LU; larger ones block by block, in products, which is twice as fast on CPUs."""
 
@@ -42,6 +46,15 @@ def at_length(weight: Tensor, length: Tensor) -> Tensor:
     scaled = weight / torch.where(peak > 0, peak, 1)
     result: Tensor = scaled * (length.to(weight.dtype) / scaled.norm().clamp_min(1e-6))
     return result
+
+
+def published_start(shape: tuple[int, ...], fan_in: int) -> tuple[Tensor, Tensor]:
+    """A free weight and a bias (one per entry of the second dimension), uniform in +-1 / sqrt(fan_in), as in PyTorch.
+
+    `shape`: (rows, columns, *taps), where rows belong to the input and columns to the output.
+    """
+    limit = 1 / math.sqrt(fan_in)
+    return torch.empty(shape).uniform_(-limit, limit), torch.empty(shape[1]).uniform_(-limit, limit)
 
 
 class CayleyOrthogonal(nn.Module):

@@ -7,7 +7,7 @@ from jaxtyping import Complex, Float64
 from torch import Tensor, nn
 
 from robustbench_rkhs.layers.activations import Activation
-from robustbench_rkhs.layers.cayley import at_length, cayley, scaled_cayley
+from robustbench_rkhs.layers.cayley import Start, at_length, cayley, published_start, scaled_cayley
 from robustbench_rkhs.layers.fourier import delta, spectrum
 from robustbench_rkhs.layers.maps import DenseMap, FourierMap, dense_bound, fourier_bound
 from robustbench_rkhs.lipschitz import rule
@@ -27,14 +27,17 @@ class Orthogonal(DenseMap):
 
     .. math:: y = \sigma(Q x + b), \qquad Q = \mathrm{Cayley}(\alpha W / \lVert W \rVert_F)
 
-    The certified bound is the norm of Q as evaluated in float64 from the stored parameters. Square layers start near the identity.
-    Cost: an inverse of order min(in, out) at each forward pass. Source: Trockman & Kolter, ICLR 2021.
+    The certified bound is the norm of Q as evaluated in float64 from the stored parameters. Square layers start near the identity,
+    or as published (`start`). Cost: an inverse of order min(in, out) at each forward pass. Source: Trockman & Kolter, ICLR 2021.
     """
 
-    def __init__(self, in_features: int, out_features: int, activation: Activation = "relu") -> None:
+    def __init__(self, in_features: int, out_features: int, activation: Activation = "relu", start: Start = "identity") -> None:
         super().__init__(in_features, out_features, activation)
         weight = started(max(in_features, out_features), min(in_features, out_features))
         self.weight = nn.Parameter(weight if out_features >= in_features else weight.T.contiguous())
+        if start == "published":
+            free, bias = published_start((in_features, out_features), in_features)
+            self.weight, self.bias = nn.Parameter(free.T.contiguous()), nn.Parameter(bias)
         self.alpha = nn.Parameter(self.weight.detach().norm())
 
     def matrix(self) -> Float64[Tensor, "outputs inputs"]:
@@ -60,11 +63,17 @@ class OrthogonalConv(FourierMap):
         stride: int = 1,
         padding_mode: str = "circular",
         activation: Activation = "relu",
+        start: Start = "identity",
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding_mode, activation)
         rows, columns = max(out_channels, self.folded_channels), min(out_channels, self.folded_channels)
         noise = torch.randn(rows, columns, self.taps, self.taps) * (0.02 / math.sqrt(columns * self.taps**2))
         self.weight = nn.Parameter(noise + delta(rows, columns, self.taps, started(rows, columns)))
+        if start == "published":
+            fan_in = self.folded_channels * self.taps**2
+            free, _ = published_start((rows, columns, self.taps, self.taps), fan_in)
+            _, bias = published_start((1, out_channels), fan_in)
+            self.weight, self.bias = nn.Parameter(free), nn.Parameter(bias)
         self.alpha = nn.Parameter(self.weight.detach().norm())
 
     def matrices(self, torus: tuple[int, int]) -> Complex[Tensor, "half outputs folded"]:

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from robustbench_rkhs.layers.cayley import Start, published_start
 from robustbench_rkhs.layers.lowered import hold, linear, lowered
 from robustbench_rkhs.lipschitz import Bound, Uncertifiable, affine, constants, fan, rule
 from robustbench_rkhs.lipschitz.bounds import spectral, upwards, weights
@@ -21,11 +22,15 @@ values one."""
 class _Cayley(nn.Module):
     """The pair A (out x out), B (out x in) with A A^T + B B^T = I, from a free matrix and its length."""
 
-    def __init__(self, in_features: int, out_features: int) -> None:
+    def __init__(self, in_features: int, out_features: int, start: Start = "identity") -> None:
         super().__init__()
         if in_features < 1 or out_features < 1:
             raise UserError(f"{type(self).__name__}: expected sizes of at least 1, found {in_features} and {out_features}")
         self.in_features, self.out_features = in_features, out_features
+        if start == "published":
+            weight, bias = published_start((in_features + out_features, out_features), in_features + out_features)
+            self.weight, self.bias, self.alpha = nn.Parameter(weight), nn.Parameter(bias), nn.Parameter(weight.norm())
+            return
         lower = torch.empty(in_features, out_features)
         nn.init.orthogonal_(lower)
         if in_features == out_features:  # relu after relu is relu: deep stacks pass their gradient through
@@ -64,15 +69,16 @@ class Sandwich(_Cayley):
               A A^\top + B B^\top = I, \quad \Psi = \mathrm{diag}(e^\psi)
 
     A and B are the blocks of the Cayley transform of alpha W / ||W||_F. As relu(t u) = t relu(u) for t > 0, it is
-    evaluated as sqrt2 A^T relu(sqrt2 B x + Psi b), which never divides by zero. Initialised as an orthogonal
-    layer followed by ReLU (the identity, where sizes agree), so that gradients do not vanish in deep networks.
+    evaluated as sqrt2 A^T relu(sqrt2 B x + Psi b), which never divides by zero. `start: identity`: an orthogonal
+    layer followed by ReLU (the identity, where sizes agree), so that gradients do not vanish in deep networks; `published`: free
+    matrix and bias uniform, as the published code has them.
     The certified bound is ||[A B]||_2^2 of the matrices as evaluated in float64 from the stored parameters, for the network
     in real arithmetic; evaluation in float32 adds rounding errors of the order of 1e-6.
     Cost: a solve of order `out_features` per forward pass. Source: Wang & Manchester, ICML 2023.
     """
 
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features)
+    def __init__(self, in_features: int, out_features: int, start: Start = "identity") -> None:
+        super().__init__(in_features, out_features, start)
         self.psi = nn.Parameter(torch.zeros(out_features))
 
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
@@ -94,6 +100,21 @@ class SandwichLinear(_Cayley):
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         a, b = self.matrices()
         return functional.linear(x, (2 * a.T @ b).to(x.dtype), self.bias)
+
+
+class SandwichHead(_Cayley):
+    r"""An affine layer of norm at most one, as the published code ends its networks.
+
+    .. math:: y = B x + b, \qquad A A^\top + B B^\top = I
+
+    The certified bound is the exact norm of B as evaluated in float64 from the stored parameters. It reaches every matrix of norm
+    below one, as `SandwichLinear` does by 2 A^T B with other parameters. Cost: a solve of order `out_features` per forward pass.
+    Source: the code of Wang & Manchester, ICML 2023.
+    """
+
+    def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        _, b = self.matrices()
+        return functional.linear(x, b.to(x.dtype), self.bias)
 
 
 class Sandwiched(nn.Module):
@@ -144,6 +165,12 @@ def _(layer: SandwichLinear) -> nn.Module:
     return linear((2 * a.T @ b).to(layer.weight.dtype), layer.bias)
 
 
+@lowered.register
+def _(layer: SandwichHead) -> nn.Module:
+    _, b = layer.matrices()
+    return linear(b.to(layer.weight.dtype), layer.bias)
+
+
 @rule.register
 def _(module: Sandwich, shape: tuple[int, ...]) -> Bound:
     """relu is J-slope-restricted with 0 <= J <= I: y has slope 2 A^T J B, and ||2 A^T J B|| <= ||A A^T + B B^T|| =
@@ -160,7 +187,14 @@ def _(module: SandwichLinear, shape: tuple[int, ...]) -> Bound:
     return Bound(spectral(weights(2 * a.T @ b, "matrix")), (*shape[:-1], module.out_features))
 
 
+@rule.register
+def _(module: SandwichHead, shape: tuple[int, ...]) -> Bound:
+    _, b = _matrices(module, shape)
+    return Bound(spectral(b), (*shape[:-1], module.out_features))
+
+
 affine.register(SandwichLinear, lambda module: True)
+affine.register(SandwichHead, lambda module: True)
 fan.register(Sandwich, lambda module, inputs, outputs: (inputs + outputs,) * 2)  # two successive products
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustbench_rkhs.layers.cayley import at_length, cayley
+from robustbench_rkhs.layers.cayley import Start, at_length, cayley, published_start
 from robustbench_rkhs.layers.fourier import FourierConv, delta, multiplied, spectrum
 from robustbench_rkhs.layers.lowered import lowered
 from robustbench_rkhs.layers.maps import FourierMap, fourier_bound
@@ -42,13 +42,21 @@ class SandwichConv(FourierConv):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, padding_mode: str = "circular"
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        stride: int = 1,
+        padding_mode: str = "circular",
+        start: Start = "identity",
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding_mode)
-        self.weight = nn.Parameter(started(self.folded_channels, out_channels, self.taps))
+        weight, bias = started(self.folded_channels, out_channels, self.taps), torch.zeros(out_channels)
+        if start == "published":
+            weight, bias = published_start(tuple(weight.shape), len(weight) * self.taps**2)
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
         self.alpha = nn.Parameter(self.weight.detach().norm())
         self.psi = nn.Parameter(torch.zeros(out_channels))
-        self.bias = nn.Parameter(torch.zeros(out_channels))
 
     def matrices(
         self, torus: tuple[int, int]

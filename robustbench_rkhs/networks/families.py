@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from pydantic import Field
 from torch import nn
 
 from robustbench_rkhs.layers import (
@@ -21,12 +22,15 @@ from robustbench_rkhs.layers import (
     PadChannels,
     Sandwich,
     SandwichConv,
+    SandwichHead,
     SandwichLinear,
     Scale,
     SLLConv,
     SpaceToDepth,
 )
-from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.layers.cayley import Start
+from robustbench_rkhs.networks.base import NetworkNode
+from robustbench_rkhs.nodes.node import Real, UserError
 
 Family = Literal["sandwich", "orthogonal", "aol", "sll", "cpl", "bro", "plain"]
 """Layers of one kind; `plain` are unconstrained, for comparison."""
@@ -34,17 +38,30 @@ Activation = Literal["relu", "maxmin"]
 """MaxMin keeps the norm of gradients; ReLU halves it on average. Sandwich, SLL and CPL contain their ReLU."""
 Padding = Literal["circular", "zeros"]
 """Padding of convolutions."""
-Head = Literal["bounded", "normalized"]
-"""`bounded`: a last layer of norm at most one; `normalized`: rows of norm one, certified by pairs of classes only."""
+Head = Literal["bounded", "normalized", "published"]
+"""The last layer. `bounded`: any matrix of norm at most one; `normalized`: rows of norm one, certified by pairs of classes only;
+`published`: as the authors' code ends it, where that differs (sandwich: y = B x + b; sll and cpl: the first features)."""
 
 
-def dense(family: Family, inputs: int, outputs: int, activation: Activation = "relu") -> list[nn.Module]:
+class BoundedNetwork(NetworkNode):
+    """Fields of networks whose layers lie between two scales of sqrt(gamma)."""
+
+    lipschitz: Real = Field(1.0, gt=0)
+    """The bound gamma, in logits per unit l2 of what `lipschitz_in` says; the initial value if learnt."""
+    lipschitz_in: Literal["normalized", "pixels"] = "normalized"
+    """Units of `lipschitz`. normalized: of the images after `mean` and `std`, as published; in pixels the bound is then
+    lipschitz / min(std). pixels: of [0, 1], whatever `std` is. Without `std` both are the same."""
+    learnable: bool = False
+    """Learn the logarithm of gamma with the weights."""
+
+
+def dense(family: Family, inputs: int, outputs: int, activation: Activation = "relu", start: Start = "identity") -> list[nn.Module]:
     """A dense layer with its activation. Residual families keep their width: features are cropped or padded before them."""
     match family:
         case "sandwich":
-            return [Sandwich(inputs, outputs)]
+            return [Sandwich(inputs, outputs, start)]
         case "orthogonal":
-            return [Orthogonal(inputs, outputs, activation=activation)]
+            return [Orthogonal(inputs, outputs, activation=activation, start=start)]
         case "aol":
             return [AOL(inputs, outputs, activation=activation)]
         case "bro":
@@ -65,13 +82,14 @@ def convolution(
     kernel: int = 3,
     padding: Padding = "circular",
     activation: Activation = "relu",
+    start: Start = "identity",
 ) -> list[nn.Module]:
     """A convolution with its activation; sizes become ceil(n / stride)."""
     match family:
         case "sandwich":
-            return [SandwichConv(inputs, outputs, kernel, stride, padding)]
+            return [SandwichConv(inputs, outputs, kernel, stride, padding, start)]
         case "orthogonal":
-            return [OrthogonalConv(inputs, outputs, kernel, stride, padding, activation=activation)]
+            return [OrthogonalConv(inputs, outputs, kernel, stride, padding, activation=activation, start=start)]
         case "aol":
             return [AOLConv(inputs, outputs, kernel, stride, padding, activation=activation)]
         case "bro":
@@ -85,19 +103,21 @@ def convolution(
             return [plain, MaxMin() if activation == "maxmin" else nn.ReLU()]
 
 
-def last(family: Family, features: int, classes: int, head: Head = "bounded") -> list[nn.Module]:
+def last(family: Family, features: int, classes: int, head: Head = "bounded", start: Start = "identity") -> list[nn.Module]:
     """The last layer, which outputs the logits."""
     if head == "normalized":
         return [LinearNormalized(features, classes)]
     match family:
         case "sandwich":
-            return [SandwichLinear(features, classes)]
+            return [(SandwichHead if head == "published" else SandwichLinear)(features, classes, start)]
         case "aol":
             return [AOL(features, classes, activation="none")]
+        case "sll" | "cpl" if head == "published":
+            return resized(features, classes)
         case "plain":
             return [nn.Linear(features, classes)]
         case _:
-            return [Orthogonal(features, classes, activation="none")]
+            return [Orthogonal(features, classes, activation="none", start=start)]
 
 
 def resized(inputs: int, outputs: int) -> list[nn.Module]:
@@ -107,12 +127,16 @@ def resized(inputs: int, outputs: int) -> list[nn.Module]:
     return [PadChannels(outputs)] if inputs < outputs else [FirstFeatures(outputs)]
 
 
-def ends(lipschitz: float, learnable: bool) -> tuple[nn.Module, nn.Module]:
-    """sqrt(gamma) for the network's input and for its last layer; one shared parameter if learnt."""
-    if learnable:
-        shared = LearnableScale(lipschitz**0.5)
+def ends(bound: BoundedNetwork) -> tuple[nn.Module, nn.Module]:
+    """sqrt(gamma) for the network's input and for its last layer; one shared parameter if learnt.
+
+    Where gamma holds in pixels it is first multiplied by the smallest std, as the normalisation before it has the bound 1 / std.
+    """
+    gamma = bound.lipschitz * (min(bound.std) if bound.std and bound.lipschitz_in == "pixels" else 1.0)
+    if bound.learnable:
+        shared = LearnableScale(gamma**0.5)
         return shared, shared
-    return Scale(lipschitz**0.5), Scale(lipschitz**0.5)
+    return Scale(gamma**0.5), Scale(gamma**0.5)
 
 
 def images_only(name: str, shape: tuple[int, ...]) -> tuple[int, int, int]:

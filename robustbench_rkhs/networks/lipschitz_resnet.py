@@ -19,11 +19,11 @@ from robustbench_rkhs.layers import (
     SLLConv,
 )
 from robustbench_rkhs.networks.base import NetworkNode, output_shape
-from robustbench_rkhs.networks.families import Head, Padding, ends, images_only
-from robustbench_rkhs.nodes.node import WIDEST, Real, UserError, Width
+from robustbench_rkhs.networks.families import BoundedNetwork, Head, Padding, ends, images_only
+from robustbench_rkhs.nodes.node import WIDEST, UserError, Width
 
 
-class LipschitzResNet(NetworkNode):
+class LipschitzResNet(BoundedNetwork):
     """Channels padded to `channels`, `blocks` convolutional residual layers, 4x4 average pooling, dense ones, the first K features.
 
     Small, as published: 20 blocks of 45 channels and 7 dense ones (41.4 million parameters at 32x32 pixels). Medium: 30, 60, 10.
@@ -44,18 +44,16 @@ class LipschitzResNet(NetworkNode):
     """Inner width of a convolutional block, at its ReLU."""
     inner_features: Width = 2048
     """Inner width of a dense block."""
-    lipschitz: Real = Field(1.0, gt=0)
-    """The bound gamma, in logits per unit l2 of pixels (before any normalisation)."""
     padding: Padding = "zeros"
     """Padding of convolutions."""
     head: Head = "bounded"
-    """`bounded`: the first features are the logits; `normalized`: a layer with rows of norm one."""
+    """`bounded` and `published`: the first features are the logits; `normalized`: a layer with rows of norm one."""
 
     def build(self, shape: tuple[int, ...], classes: int) -> nn.Sequential:
         channels, *_ = images_only(self.name, shape)
         if channels > self.channels:
             raise UserError(f"lipschitz_resnet: expected at least {channels} channels, found {self.channels}")
-        first, before_last = ends(self.lipschitz, False)
+        first, before_last = ends(self)
         layers: list[nn.Module] = [*self.first(shape), first, PadChannels(self.channels)]
         block, dense_block = (SLLConv, SLL) if self.family == "sll" else (CPLConv, CPL)
         layers += [block(self.channels, self.inner_channels, 3, self.padding) for _ in range(self.blocks)]
