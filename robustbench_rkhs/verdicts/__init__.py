@@ -5,7 +5,7 @@ from robustbench_rkhs.verdicts.accuracy_steps import AccuracySteps, Steps, accur
 from robustbench_rkhs.verdicts.adversarials import Adversarials, read_adversarials, write_adversarials
 from robustbench_rkhs.verdicts.brief_cache import BriefCache
 from robustbench_rkhs.verdicts.briefs import Brief
-from robustbench_rkhs.verdicts.comparable import Apart, Choice, called, comparable
+from robustbench_rkhs.verdicts.comparability import Apart, Choice, called, comparable
 from robustbench_rkhs.verdicts.evaluation import AdversarialImages, Evaluation
 from robustbench_rkhs.verdicts.image_radii import by_certificate, images
 from robustbench_rkhs.verdicts.image_states import STATES, states
