@@ -1,7 +1,7 @@
 """The table of verdicts: one radius per image and method; all published numbers are computed from it."""
 
 from robustbench_rkhs.verdicts.about import About, Breach, Described, Diagnosis, Rechecked, typed
-from robustbench_rkhs.verdicts.accuracy_steps import AccuracySteps, Steps, accuracy_steps
+from robustbench_rkhs.verdicts.step_curves import AccuracySteps, Steps, accuracy_steps
 from robustbench_rkhs.verdicts.adversarials import Adversarials, read_adversarials, write_adversarials
 from robustbench_rkhs.verdicts.brief_cache import BriefCache
 from robustbench_rkhs.verdicts.briefs import Brief
