@@ -1,7 +1,6 @@
 """The table of verdicts: one radius per image and method; all published numbers are computed from it."""
 
 from robustbench_rkhs.verdicts.about import About, Breach, Described, Diagnosis, Rechecked, typed
-from robustbench_rkhs.verdicts.step_curves import AccuracySteps, Steps, accuracy_steps
 from robustbench_rkhs.verdicts.adversarials import Adversarials, read_adversarials, write_adversarials
 from robustbench_rkhs.verdicts.brief_cache import BriefCache
 from robustbench_rkhs.verdicts.briefs import Brief
@@ -19,6 +18,7 @@ from robustbench_rkhs.verdicts.record import Record
 from robustbench_rkhs.verdicts.schema import COLUMNS, KEY, Verdicts, validate
 from robustbench_rkhs.verdicts.soundness import breaches, pooled
 from robustbench_rkhs.verdicts.statistics import Proportion, clopper_pearson, holm, mcnemar, mcnemar_all
+from robustbench_rkhs.verdicts.step_curves import AccuracySteps, Steps, accuracy_steps
 from robustbench_rkhs.verdicts.store import digest, merge, read, read_all, read_part, set_part_aside, write, write_part
 from robustbench_rkhs.verdicts.summaries import (
     accuracy_at,

@@ -9,9 +9,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from robustbench_rkhs.nodes.radius_text import radius_words
-from robustbench_rkhs.verdicts.step_curves import AccuracySteps, accuracy_steps
 from robustbench_rkhs.verdicts.axes import CERTIFIED, EMPIRICAL, OPEN, PALETTE, domain, percent, radius_axis
 from robustbench_rkhs.verdicts.record import Record
+from robustbench_rkhs.verdicts.step_curves import AccuracySteps, accuracy_steps
 
 APART = 0.11
 """Least distance of two tick labels, as a share of the axis."""
