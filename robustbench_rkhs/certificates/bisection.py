@@ -30,13 +30,16 @@ def largest(
     epsilons: Sequence[float],
     search: bool,
     tolerance: float,
+    step: float | None = None,
 ) -> Largest:
     """The largest radius per image that `proves` (positions, radii of balls) -> radii has proved.
 
-    `zero`: one zero per image. `search`: go beyond the requested epsilons, up to a relative gap of `tolerance`. The clock is
-    checked after each round of balls; `proves` may be cut short by it, too, and returns NaN for balls that it did not reach.
+    `zero`: one zero per image. `search`: go beyond the requested epsilons, up to a relative gap of `tolerance`; with a `step` only
+    up to the largest of them, and to a gap of the step. The clock is checked after each round of balls; `proves` may be cut short
+    by it, too, and returns NaN for balls that it did not reach.
     """
-    found = _Search(proves, zero, sorted({float(eps) for eps in epsilons if 0 < eps < float("inf")}), search, tolerance)
+    asked = sorted({float(eps) for eps in epsilons if 0 < eps < float("inf")})
+    found = _Search(proves, zero, asked, search, tolerance, step)
     try:
         found.run()
     except OutOfTime:
@@ -48,10 +51,17 @@ class _Search:
     """The state of each image: its largest proved radius, and the smallest radius that failed."""
 
     def __init__(
-        self, proves: Callable[[Tensor, Tensor], Tensor], zero: Tensor, epsilons: list[float], search: bool, tolerance: float
+        self,
+        proves: Callable[[Tensor, Tensor], Tensor],
+        zero: Tensor,
+        epsilons: list[float],
+        search: bool,
+        tolerance: float,
+        step: float | None = None,
     ) -> None:
         self.proves, self.epsilons, self.search, self.tolerance = proves, epsilons, search, tolerance
         self.best, self.failed = zero.clone(), torch.full_like(zero, torch.inf)
+        self.step, self.end = (0.0, LARGEST) if step is None else (step, max(epsilons, default=0.0))
         self.open = torch.ones_like(zero, dtype=torch.bool)
         """Images with a proved radius, or without any try yet."""
 
@@ -73,7 +83,8 @@ class _Search:
                 break
             low, high = self.best[going], self.failed[going]
             # far apart: the geometric mean; close: the midpoint
-            between = torch.where(high > 4 * low, (low * high).sqrt(), (low + high) / 2)
+            apart = (high > 4 * low) & (self.step == 0)
+            between = torch.where(apart, (low * high).sqrt(), (low + high) / 2)
             self.try_balls(going, torch.where(high.isinf(), (4 * low).clamp_min(1e-3), between))
 
     def going(self, wanted: Tensor) -> Tensor:
@@ -81,7 +92,8 @@ class _Search:
 
     def searching(self) -> Tensor:
         """Images whose gap between proved and failed radius is still above the tolerance."""
-        return (self.best < LARGEST) & (self.failed > self.best * (1 + self.tolerance))
+        gap = (self.best * self.tolerance).clamp_min(self.step)
+        return (self.best < self.end) & (self.failed > self.best + gap)
 
     def unsettled(self) -> Tensor:
         """Images for which more balls remained to be tried."""

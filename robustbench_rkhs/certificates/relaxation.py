@@ -49,6 +49,8 @@ class RelaxationCertificate(Certificate):
     """Search for the largest radius; else only for the largest of the requested epsilons."""
     tolerance: Real = Field(1e-2, gt=0)
     """Relative gap at which the search stops."""
+    step: Real | None = Field(None, gt=0)
+    """With it, the search stops at this gap, too, and at the largest of the requested epsilons."""
 
     def proof(self, found: Trace, y: Int[Tensor, " batch"]) -> Found:
         """The proved bounds of each image's margins over its region."""
@@ -83,7 +85,7 @@ class RelaxationCertificate(Certificate):
                 proves = _Balls(self, double, images, labels)
                 for some in portions(len(images), max(len(images), 1), GRAIN):  # all at once where no clock runs
                     here = partial(proves.at, some.start)
-                    proved[some], cut[some] = largest(here, proved[some], epsilons, self.search, self.tolerance)
+                    proved[some], cut[some] = largest(here, proved[some], epsilons, self.search, self.tolerance, self.step)
             except OutOfTime:  # the others are left as they are
                 pass
             except Uncertifiable:

@@ -13,6 +13,8 @@ from robustbench_rkhs.nodes.threat_model import norm_named
 
 ALIASES = {"attack": "attacks", "certify": "certificates", "checkpoint": "weights", "certificate": "save-certificates"}
 """Shorter and older spellings of flags."""
+SWITCHES = ("curve",)
+"""Flags of three values, true, false and undecided, which are typed as switches, too."""
 WORDS = {
     "eps": "Several at once; 36/255 is a number.",
     "norm": "l2 or linf; Linf, L2 and l_inf are read too.",
@@ -20,7 +22,7 @@ WORDS = {
     "certificates": "NAME or NAME:field=value,...; see rkhs-list certificates.",
 }
 """Additions to a flag's help: how its values are typed."""
-METAVARS = {"budget": "TIME"}
+METAVARS = {"budget": "TIME", "curve": "{true,false}"}
 """Placeholders for values in --help, where the field's type is not clear enough."""
 
 
@@ -90,10 +92,13 @@ def readable(words: Sequence[str]) -> Sequence[str]:
 
 
 def spelt(words: Sequence[str]) -> list[str]:
-    """The typed words, with norms in this package's spelling. Raises UserError for a repeated flag (the last would count)."""
+    """The typed words, with norms in this package's spelling, and values for switches that stand alone (`--curve`, `--no-curve`).
+
+    Raises UserError for a repeated flag (the last would count).
+    """
     found: list[str] = []
     seen: dict[str, str] = {}
-    for word in words:
+    for place, word in enumerate(words):
         if word.startswith("--") and len(word) > 2:
             flag, equals, value = word.partition("=")
             name = flag[2:].replace("_", "-")
@@ -102,8 +107,15 @@ def spelt(words: Sequence[str]) -> list[str]:
             if plain in seen:
                 raise UserError(f"{flag} and {seen[plain]}: given twice, give it once (several values follow one flag)")
             seen[plain] = flag
+            if plain in SWITCHES and not equals and (name != plain or not _value_follows(words, place)):
+                word = f"--{plain}={'true' if name == plain else 'false'}"
             word = f"{flag}={norm_named(value)}" if equals and name == "norm" else word
         elif found and found[-1] == "--norm":
             word = norm_named(word)
         found.append(word)
     return found
+
+
+def _value_follows(words: Sequence[str], place: int) -> bool:
+    """Whether the word after this one is a value."""
+    return place + 1 < len(words) and words[place + 1] in ("true", "false", "True", "False")

@@ -5,16 +5,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
+from robustbench_rkhs.attacks import Attack
 from robustbench_rkhs.certificates import Certificate, portfolio
 from robustbench_rkhs.data import Stream
 from robustbench_rkhs.evaluation.admission import admitted
 from robustbench_rkhs.evaluation.cache_key import settings_of
 from robustbench_rkhs.evaluation.certificate_job import unproved
+from robustbench_rkhs.evaluation.certified_curve import PARTS, full_cost, pays, searched, searching
+from robustbench_rkhs.evaluation.multiply_adds import MultiplyAdds
 from robustbench_rkhs.evaluation.phase_state import Block, Places, Work
 from robustbench_rkhs.evaluation.plan import PILOT, Plan, Trial, pilot, planned
 from robustbench_rkhs.evaluation.scheduler import Chain
 from robustbench_rkhs.runtime.clock import Clock, OutOfTime
+from robustbench_rkhs.runtime.cost import estimated
 from robustbench_rkhs.verdicts import Noticed, Part
 
 SLOW = ("alpha_crown",)
@@ -38,17 +43,24 @@ class CertifyPhase:
     """
 
     work: Work
+    attacks: Sequence[Attack] = ()
+    """The protocol, whose cost decides whether radii are searched."""
     clocks: dict[str, Clock] = field(default_factory=dict)
     """Time limit of each certificate."""
+    costs: dict[str, float] = field(default_factory=dict)
+    """Multiply-adds per image of each certificate at the requested epsilons, as counted on the pilot."""
+    curve: bool = False
+    """Whether every radius was searched for up to the largest eps."""
 
     def all(self) -> None:
         """Every certificate of the recipe."""
         work, budget = self.work, self.work.clock.budget
         self.share = Clock(None if budget is None else work.clock.left() / 3)  # the attacks get the rest
-        named = work.recipe.certificates
-        methods = admitted(work, dict(zip(labels(named), map(self.aimed, named), strict=True)))
+        named, typed = work.recipe.certificates, work.recipe.certificates == portfolio()
+        chosen = [searching(one, max(work.epsilons)) if work.recipe.curve and not typed else one for one in named]
+        methods = admitted(work, dict(zip(labels(named), map(self.aimed, chosen), strict=True)))
         learnt = {}
-        if named == portfolio():
+        if typed:
             learnt = {label: method for label, method in methods.items() if method.image_by_image}
             if work.recipe.effort == "quick":
                 for label in [label for label in SLOW if learnt.pop(label, None)]:
@@ -57,6 +69,7 @@ class CertifyPhase:
         for number, (label, method) in enumerate(methods.items()):
             if label not in learnt:
                 self.run(method, label, self.open() if number else np.arange(len(work.index)))
+        self.curve = all(searched(method) for label, method in methods.items() if label not in learnt)
         if learnt:
             self.run_learnt(learnt)
 
@@ -75,23 +88,70 @@ class CertifyPhase:
             some |= (work.certified < eps) & (eps < work.broken)
         return np.flatnonzero(work.right & some)
 
+    def searchable(self) -> Places:
+        """The correctly classified images whose radius may be larger by a step or more, up to the largest requested eps."""
+        work, largest = self.work, max(self.work.epsilons)
+        return np.flatnonzero(work.right & (work.certified < np.minimum(largest, work.broken - largest / PARTS)))
+
     def run_learnt(self, methods: dict[str, Certificate]) -> None:
-        """Certificates for the requested epsilons only, by a plan; all in order if there are no more images than in a pilot."""
-        places = self.unsettled()
-        if len(places) <= PILOT:
+        """Certificates in the order of a plan, for the requested epsilons or to a step of the curve, whichever was decided.
+
+        All in the given order if there are no more images than in a pilot.
+        """
+        work, places = self.work, self.unsettled()
+        tried, order = np.zeros(0, dtype=np.int64), tuple(methods)
+        if len(places) > PILOT:
+            tried = pilot(places, work.margins, work.index, work.recipe.seed)
+            order = self.plan(methods, tried).order
+        elif work.recipe.curve is None:
             for label, method in methods.items():
-                self.run(method, label, self.unsettled())
-            return
-        tried = pilot(places, self.work.margins, self.work.index, self.work.recipe.seed)
-        plan = self.plan(methods, tried)
-        for label in plan.order:
-            places = self.unsettled()
-            self.run(methods[label], label, places[~np.isin(places, tried)])
+                here = self.unsettled()
+                self.count(label, self.run(method, label, here, counted=True))
+            tried = places
+        searching_all = self.searches(order, tried)
+        self.curve &= searching_all or not order
+        for label in order:
+            if searching_all:
+                self.run(searching(methods[label], max(work.epsilons)), label, self.searchable())
+            else:
+                places = self.unsettled()
+                self.run(methods[label], label, places[~np.isin(places, tried)])
+
+    def count(self, label: str, parts: Sequence[Part]) -> None:
+        """Note the counted cost per image of a certificate at the requested epsilons, unless it was refused or not reached."""
+        if len(parts) == 1 and len(parts[0].table) and not _refused(parts[0]):
+            self.costs[label] = trial(label, parts[0]).cost
+
+    def searches(self, order: Sequence[str], tried: Places) -> bool:
+        """Whether radii are searched: as the recipe says, else where that costs less than the attacks, by what was counted."""
+        work, recipe = self.work, self.work.recipe
+        if recipe.curve is not None:
+            return recipe.curve and max(work.epsilons) > 0
+        costs = {label: self.costs[label] for label in order if label in self.costs}
+        if recipe.budget is not None or not costs:
+            return False
+        return pays(costs, len(self.searchable()), work.epsilons, self.attack_cost(tried) * len(self.unsettled()))
+
+    def attack_cost(self, tried: Places) -> float:
+        """Multiply-adds that the protocol takes per open image: its first minimal-norm attack is counted on the pilot, whose images
+        that it does not break within the largest eps count for the fixed-budget attacks."""
+        work, surviving, passes = self.work, 1.0, 0.0
+        split, near = work.subject.split, next((one for one in self.attacks if one.minimal_norm), None)
+        if near is not None:
+            aimed = near.aimed(norm=work.recipe.norm, eps=None, seed=work.recipe.seed)
+            table = work.scheduler.one(work.attack(aimed, f"pilot:{aimed.label}", tried)).table
+            surviving = float((table["radius"] > max(work.epsilons)).mean())
+            passes = float((table["forwards"] + 2 * table["backwards"]).mean())
+        with MultiplyAdds() as counted, torch.no_grad():
+            work.subject.model(split.x[:1])
+        return (counted.count or estimated(work.subject.model, split.shape)) * (passes + surviving * full_cost(self.attacks))
 
     def plan(self, methods: Mapping[str, Certificate], tried: Places) -> Plan:
         """The plan from the pilot: decided once, and read again after a resumption. The pilot's rows count like any others."""
         work, before = self.work, self.work.certified[tried].tolist()
         parts = [self.run(method, label, tried, counted=True) for label, method in methods.items()]
+        for label, part in zip(methods, parts, strict=True):
+            self.count(label, part)
         settings = {label: settings_of(method) for label, method in methods.items()}
         job = work.plan(tried, {"epsilons": work.epsilons, "before": before, "certificates": settings})
         if work.scheduler.store.open(job) is not None:

@@ -242,7 +242,9 @@ class _Run:
         first = FirstLook(work)
         try:
             first.all()
-            CertifyPhase(work).all()
+            certify = CertifyPhase(work, self.protocol)
+            certify.all()
+            self.note(curve=certify.curve)
             first.hold_against_certificates()
             SecondLook(work).all()
             attacks = AttackPhase(work, self.protocol, self.labels)

@@ -34,6 +34,9 @@ class EvalSettings(Node):
     certificates: tuple[Any, ...] = ("portfolio",)
     """Certificates, each on the images that those before left open; all that are named run, none where empty. `portfolio`: the
     default ones, of which a pilot of 8 images leaves out those that settle nothing there beyond the others."""
+    curve: bool | None = None
+    """Search each certified radius up to the largest eps, to 1/64 of it, so that certified accuracy is a curve over all eps. False:
+    stop at the requested eps. None: search where that costs less than the attacks, as counted on the pilot of the portfolio."""
     certify_seconds: Annotated[Real, Field(gt=0)] | None = None
     """Time limit of each certificate, which stops where it is: the radii proved so far count, and images it does not settle are
     marked `timeout`. None: as long as it takes."""

@@ -39,9 +39,8 @@ def as_latex(table: PaperTable) -> str:
     tabular = [rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", *body, r"\end{tabular}"]
     notes = [rf"\par\smallskip\parbox{{\linewidth}}{{\footnotesize $^\dagger$ {_tex(note)}}}" for note in table.notes]
     head = [f"% {for_line(table.command)}"] if table.command else []
-    return "\n".join(
-        [*head, r"\begin{table}", r"\centering", rf"\caption{{{_tex(table.caption)}}}", *tabular, *notes, r"\end{table}", ""]
-    )
+    begin = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(table.caption)}}}", r"\smallskip"]
+    return "\n".join([*head, *begin, *tabular, *notes, r"\end{table}", ""])
 
 
 def as_markdown(table: PaperTable) -> str:

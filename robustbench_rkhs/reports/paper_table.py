@@ -65,11 +65,15 @@ def paper_table(models: Sequence[TableModel], columns: Sequence[Column], command
         ranked = _ranked([row[place] for row in cells], [row[place] for row in right])
         for row, cell in zip(cells, ranked, strict=True):
             row[place] = cell
-    notes = [f"{one.name}: {line}" for one in models for line in one.doubts]
+    said: dict[str, list[str]] = {}
+    for one in models:
+        for line in one.doubts:
+            said.setdefault(line, []).append(one.name)
     for one, row in zip(models, cells, strict=True):
         for column, cell in zip(columns, row, strict=True):
             if cell.share != cell.share and not _unsound(one):
-                notes.append(f"{one.name}: {column.name} is {_why(one, column, cell)}")
+                said.setdefault(f"{column.name} is {_why(one, column, cell)}", []).append(one.name)
+    notes = [f"{', '.join(dict.fromkeys(who))}: {line}" for line, who in said.items()]
     return PaperTable(list(columns), list(zip(models, cells, strict=True)), _caption(models, columns, cells), notes, command)
 
 

@@ -85,7 +85,7 @@ def by_certificate(evaluation: Record) -> pd.DataFrame:
     rows = []
     for name in about.certificates:
         own = table[(table["kind"] == "certificate") & (table["method"] == name) & (table["norm"] == about.norm)]
-        here = own[own["index"].isin(right)]
+        here = own[own["index"].isin(right)].sort_values("radius", ascending=False).drop_duplicates("index")
         reasons = {reason: int((here["state_reason"] == reason).sum()) for reason in ("unknown", "timeout", "refused", "error")}
         ran = len(here) - reasons["timeout"] - reasons["refused"]
         for eps in sorted(set(about.epsilons)):
