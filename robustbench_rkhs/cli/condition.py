@@ -47,6 +47,8 @@ class Condition:
         row = verdicts.summary(done, [self.eps]).iloc[0]
         value = float(row[self.quantity])
         held: bool | None
+        if why := verdicts.no_function(done):
+            return None, f"required {self.text}: found {why}, so that every accuracy is withheld, IS NOT DECIDED"
         if value == value:
             held, found = self._holds(value), f"{value:.4f}"
         else:

@@ -33,6 +33,7 @@ def _evaluate(
     require: Names = (),
     save_certificates: Annotated[Folder | None, tyro.conf.arg(aliases=["--certificate"])] = None,
     save_adversarials: Target | None = None,
+    bits: int | None = None,
 ) -> int:
     """Certify and attack models; print the table of verdicts; write it, the curve and the report.
 
@@ -64,6 +65,8 @@ def _evaluate(
         save_certificates: Folder that gets NAME/proof.json and proof.npz, which rkhs-verify re-checks without this package.
         save_adversarials: FILE.npz, or a folder that gets NAME-NORM.npz: the nearest adversarial image of each image, over all
             attacks; rkhs-verify re-checks it, rkhs-report --adversarials draws it.
+        bits: With --save-adversarials: 8 rounds them to pixels k/255 where they stay adversarial within their eps; the file's
+            array `bits` is 8 for these, and 0 for those saved as they were found.
     """
     from robustbench_rkhs.cli.settings import eval_recipe
     from robustbench_rkhs.nodes.code_names import TYPED
@@ -78,12 +81,14 @@ def _evaluate(
         votes, defaults = {"sigma": one.sigma, **counted}, {"certificates": [one]}
     recipe = eval_recipe(typed, "rkhs-eval", TYPED, **defaults)
     _check_outputs(recipe, conditions, len(model), save_certificates, save_adversarials)
+    if bits is not None and (save_adversarials is None or not 1 <= bits <= 16):
+        raise UserError("--bits: expected 1 to 16, beside --save-adversarials, whose images are rounded")
     screen, where = console_of_width(120, stderr=as_json), usable_device(device)
     failed, results, reasons = False, list[dict[str, Any]](), list[str | None]()
     with shown(screen):
         subjects = [load_model(name, weights, data, allow_code) for name in model]
         other = None if twin is None else load_twin(twin, data, subjects, allow_code)
-        run = _Run(recipe, conditions, screen, where, out, other, save_certificates, save_adversarials)
+        run = _Run(recipe, conditions, screen, where, out, other, save_certificates, save_adversarials, bits)
         loaders = [Typed(name, weights, data, tuple(allow_code), votes or None) for name in model]
         for subject, loader in zip([smoothed(one, **votes) for one in subjects] if votes else subjects, loaders, strict=True):
             found, broke, reason = run.of(subject, loader)
@@ -121,6 +126,7 @@ class _Run:
     twin: Any
     save_certificates: Path | None
     save_adversarials: Path | None
+    bits: int | None
 
     def of(self, subject: Any, loader: Any) -> tuple[dict[str, Any], bool, str | None]:
         """Evaluates one model, prints its tables and writes its files. Returns its JSON, whether it fails the command, and why
@@ -137,6 +143,7 @@ class _Run:
             name=subject.name,
             folder=self.out / "verdicts",
             adversarials=saved,
+            bits=self.bits,
             twin=self.twin,
             device=self.device,
             command=typed_command(),

@@ -49,14 +49,16 @@ class DiagnosisPhase:
         if work.clock.left() <= 0:
             raise OutOfTime
         smoothed = isinstance(work.subject.queried, Smoothed)
+        earlier = [one for one in self.diagnostics if one.name in verdicts.NO_FUNCTION]
         if work.recipe.diagnostics and not smoothed:
-            self.diagnostics = self.diagnosed()
+            self.diagnostics = [*earlier, *self.diagnosed()]
         off = not work.recipe.diagnostics and not smoothed
-        self.marks = [verdicts.UNDIAGNOSED] if off else [one.name for one in self.diagnostics if one.tripped]
+        failed = list(dict.fromkeys(one.name for one in self.diagnostics if one.tripped))
+        self.marks = [verdicts.UNDIAGNOSED, *failed] if off else failed
         attacks: dict[str, Attack] = {}
         if self.transfer is not None:
             self.escalate({"transfer": self.transfer.model_copy(update={"box": work.box})})
-        if not off:
+        if not off and verdicts.BATCH_DEPENDENT not in self.marks:  # whose accuracies are withheld whatever breaks
             attacks = {f"check:{attack.label}": attack for attack in escalated(self.protocol, self.marks)}
         self.escalate(attacks)
 

@@ -63,6 +63,8 @@ class Work:
         self.epsilons = sorted({float(eps) for eps in self.recipe.eps})
         self.predicted = np.zeros(images, dtype=np.int64)
         self.right = np.zeros(images, dtype=bool)
+        self.logits = torch.zeros(images, 0)
+        """The clean logits, on the CPU."""
         self.margins = np.zeros(images)
         """The margins of the clean logits."""
         self.certified = np.full(images, -1.0)
@@ -88,7 +90,7 @@ class Work:
         logits, labels = checked_values(torch.cat([part.logits for part in parts])), self.subject.split.y.cpu()
         for part in parts:
             self.tables.append(part.table)
-        self.predicted = logits.argmax(1).numpy()
+        self.logits, self.predicted = logits, logits.argmax(1).numpy()
         self.right = (logits.argmax(1) == labels).numpy()
         self.margins = margin(logits, labels).double().numpy()
         self.of = {**self.subject.identity(), "answers": weights_digest({"logits": logits})}

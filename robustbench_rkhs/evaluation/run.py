@@ -28,10 +28,12 @@ from robustbench_rkhs.evaluation.diagnosis_phase import DiagnosisPhase
 from robustbench_rkhs.evaluation.diagnostics.transfer import Transfer
 from robustbench_rkhs.evaluation.engines import Engine, started
 from robustbench_rkhs.evaluation.first_look import FirstLook
+from robustbench_rkhs.evaluation.independence import independence
 from robustbench_rkhs.evaluation.loaders import Loader, RunnerMaker
 from robustbench_rkhs.evaluation.phase_state import Work
 from robustbench_rkhs.evaluation.predictions import ask, classes_of
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
+from robustbench_rkhs.evaluation.rounding import check_bits, round_nearest
 from robustbench_rkhs.evaluation.runner import Runner
 from robustbench_rkhs.evaluation.scheduler import Scheduler
 from robustbench_rkhs.evaluation.second_look import SecondLook
@@ -72,6 +74,7 @@ def evaluate(
     name: str = "model",
     folder: str | Path | None = None,
     adversarials: bool | str | Path | None = None,
+    bits: int | None = None,
     twin: nn.Module | None = None,
     device: str = "cpu",
     command: str = "",
@@ -86,8 +89,9 @@ def evaluate(
     under folder/name/parts and never done again, and the table is written to folder/name/, where git ignores it until it is
     published; a complete table of the same evaluation that is there stays. `adversarials`: True keeps the nearest
     counted adversarial image of each image, over all attacks, for `Evaluation.adversarials()`; a .npz file gets them too; None
-    keeps them where there is no folder and the images take at most 1 GiB. `twin`: a network of the same data and classes, trained
-    without defence: what breaks it is tried on every survivor (rows of method `transfer`), and the diagnosis compares.
+    keeps them where there is no folder and the images take at most 1 GiB. `bits`: their pixels are rounded to
+    k / (2^bits - 1) where that leaves them adversarial within eps (`attacks/bit_depth.py`); their column `bits` says where.
+    `twin`: a network of the same data and classes, trained without defence: what breaks it is tried on every survivor (rows of method `transfer`), and the diagnosis compares.
     `loader`: where processes on other devices get the same model and images; without it they are sent along. `on_event` is called
     with every event (`runtime/events.py`).
     Interrupted by the keyboard, or when `budget` seconds are used up, it returns (and writes) what there is: images that no
@@ -106,6 +110,7 @@ def evaluate(
         raise UserError("adversarial images are kept beside all clean ones, which are too many here: choose fewer by samples")
     if adversarials and not exact:
         raise UserError(f"adversarial images are saved exactly as float32 or float64, found inputs of {split.x.dtype}")
+    check_bits(bits, bool(adversarials), split.box, isinstance(model, Smoothed))
     own = folder_of(folder, name) if folder else None
     with listening(on_event), evaluating(model, device), ExitStack() as stack:
         nearest = Nearest() if adversarials else None
@@ -127,6 +132,8 @@ def evaluate(
             with started(runner, recipe.workers, device, partial(RunnerMaker.of, runner, loader)) as engine:
                 run.note(device=describe(device))
                 table, complete = run.all(engine, store, clock)
+            if bits is not None and nearest is not None:
+                round_nearest(subject, nearest, recipe.norm, run.epsilons, bits, recipe.block)
     if len(split) < whole and run.about.incomplete_because is None:
         run.note(incomplete_because="budget")
     left = {label: len(indices) for label, indices in sorted(store.outside.items())}
@@ -232,6 +239,17 @@ class _Run:
         """What is known now of the evaluation."""
         self.about = self.about.but(**fields)
 
+    def ask_alone(self, work: Work, clock: Clock) -> None:
+        """Find out whether answers depend on the batch, while there is time; the images are asked here, on no worker."""
+        if clock.left() <= 0 or not len(work.index):
+            return
+        x, keys = self.subject.split.x, work.index.tolist()
+        with evaluating(self.subject.queried):
+            found = independence(self.subject.queried, x, work.logits, keys, self.recipe.seed, self.recipe.block)
+        if found.tripped:
+            emit(Message(text=f"every accuracy is withheld: {found.name}: {found.words}"))
+        self.note(diagnostics=(found,), marks=(*self.about.marks, *([found.name] if found.tripped else [])))
+
     def all(self, engine: Engine, store: Store, clock: Clock) -> tuple[pd.DataFrame, bool]:
         """Predictions, certificates, attacks, diagnosis; what there is when the keyboard interrupts or the budget is used up."""
         complete = False
@@ -239,6 +257,7 @@ class _Run:
         attacks: AttackPhase | None = None
         diagnosis: DiagnosisPhase | None = None
         work.predict()
+        self.ask_alone(work, clock)
         first = FirstLook(work)
         try:
             first.all()
@@ -249,7 +268,8 @@ class _Run:
             SecondLook(work).all()
             attacks = AttackPhase(work, self.protocol, self.labels)
             attacks.all()
-            diagnosis = DiagnosisPhase(work, self.about, self.protocol, self.transfer, marks=self.about.marks)
+            given = {"marks": self.about.marks, "diagnostics": self.about.diagnostics}
+            diagnosis = DiagnosisPhase(work, self.about, self.protocol, self.transfer, **given)
             diagnosis.all()
             complete = True
         except KeyboardInterrupt:

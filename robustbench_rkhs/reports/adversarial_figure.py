@@ -50,7 +50,9 @@ def draw_nearest(stored: Adversarials, clean: np.ndarray, places: np.ndarray, st
             top.set_title(f"image {stored.index[place]}\nlabel {stored.label[place]}", fontsize=8)
             top.set_xlabel(f"answer {stored.predicted[place]}", fontsize=8)
             answer = int(stored.predicted_adversarial[place])
-            bottom.set_xlabel(f"answer {answer if answer >= 0 else 'not finite'}\n{norm} {stored.distance[place]:.4g}", fontsize=8)
+            depth = "" if stored.bits is None else f", {stored.bits[place]} bits" if stored.bits[place] else ", floats"
+            said = f"answer {answer if answer >= 0 else 'not finite'}"
+            bottom.set_xlabel(f"{said}\n{norm} {stored.distance[place]:.4g}{depth}", fontsize=8)
         for row, name in enumerate(ROWS):
             grid[row, 0].set_ylabel(name, fontsize=9)
         found = int((stored.method != "clean").sum())

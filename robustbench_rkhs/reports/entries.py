@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from robustbench_rkhs.reports.tables import records
-from robustbench_rkhs.verdicts import Brief, BriefCache, Evaluation, functions, marks
+from robustbench_rkhs.verdicts import NO_FUNCTION, Brief, BriefCache, Evaluation, functions, marks
 
 ASIDE = {"incomplete": "Incomplete", "unsealed": "Unsealed", "refused": "Refused"}
 """Statuses that are not ranked, with the titles of their tables."""
@@ -121,7 +121,9 @@ def _judge(one: Brief, eps: float, unsound: int, doubts: dict[str, str]) -> tupl
     if row["count_inferred"]:
         marked.append(f"{row['count_inferred']} inferred")
     status, reason = "ranked", ""
-    if unsound:
+    if why := "; ".join(f"{name}: {words}" for name, words in doubts.items() if name in NO_FUNCTION):
+        status, reason = "refused", f"its answer to an image is no function of that image: {why}"
+    elif unsound:
         status, reason = "refused", f"{unsound} breaches: an attack contradicts a certificate"
     elif not one.sealed:
         status, reason = "unsealed", "the table is from before tables were sealed: evaluate it again"

@@ -26,7 +26,8 @@ does not show that two models are equally robust.
 
 Ranked with each other are evaluations on the same images by the same attacks: those on most images. Others are shown apart.
 
-A model with a breach (a certificate that an attack contradicts) is refused, one with untested images is incomplete, and one whose
+A model with a breach (a certificate that an attack contradicts), or whose answer to an image depends on its batch, is refused,
+one with untested images is incomplete, and one whose
 table is from before tables carried the digest of their content is unsealed; none of these is ranked. *masked*: the attack
 failed on more than 5% of the images it ran on that others broke. *doubtful*: the diagnoses named tripped on this function, in this
 evaluation or another: its survivors may only be hard to attack; lines under the table say why.

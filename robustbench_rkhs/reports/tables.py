@@ -11,11 +11,11 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.reports.figures import names
 from robustbench_rkhs.runtime.files import write_whole
 from robustbench_rkhs.runtime.sinks import for_csv, for_latex, for_line, for_markdown, for_markdown_code
-from robustbench_rkhs.verdicts import About, Record, by_attack, by_certificate, doubts, images, marks, summary
+from robustbench_rkhs.verdicts import About, Record, by_attack, by_certificate, doubts, images, marks, no_function, summary
 from robustbench_rkhs.verdicts.axes import domain
 
 WITHHELD = "withheld"
-"""Printed instead of robust accuracy while images are untested."""
+"""Printed instead of robust accuracy while images are untested, and of every share of a model whose answers depend on the batch."""
 INTERVAL = f"{WITHHELD}: images are untested; it lies between the shares certified and not known to be broken"
 """Its explanation."""
 HEAD = ["model", "data", "norm", "box", "eps", "images", "clean [95%]", "robust [95%]", "certified [95%]", "open"]
@@ -67,6 +67,9 @@ def console(evaluation: Record) -> Table:
         standing = row["count_certified"] + row["count_survived"]
         undecided = row["count_survived"] + row["count_untested"]
         counts = [row["images"] - row["count_wrong"], standing, row["count_certified"], undecided]
+        if no_function(evaluation):
+            table.add_row(f"{row['eps']:.4g}", *[WITHHELD] * 4)
+            continue
         cells = _shares(row)
         shown = [f"{share}\n{count}" for share, count in zip(cells, counts, strict=True)]
         if row["count_untested"]:
@@ -80,6 +83,9 @@ def console(evaluation: Record) -> Table:
     if marks(evaluation):
         table.title = f"{table.title}, DOUBTFUL: {', '.join(marks(evaluation))}"
     table.caption = "percent with 95% limits, images below; open: neither proved nor broken"
+    if why := no_function(evaluation):
+        table.caption = f"withheld, as the answer to an image is no function of that image: {why}"
+        return table
     if frame["count_untested"].any():
         table.caption += f"; {INTERVAL}"
     return table
@@ -148,12 +154,15 @@ def limits(row: dict[str, Any], part: str) -> str:
 
 def interval(row: dict[str, Any]) -> str:
     """The range of robust accuracy on these images, from certified to not known to be broken, in percent."""
+    if row["certified"] != row["certified"]:
+        return WITHHELD
     return f"{WITHHELD}: {100 * row['certified']:.1f} to {100 * row['not_broken']:.1f}%"
 
 
 def _shares(row: dict[str, Any]) -> list[str]:
     robust = interval(row) if row["count_untested"] else limits(row, "robust")
-    return [limits(row, "clean"), robust, limits(row, "certified"), f"{100 * row['open']:.1f}%"]
+    open_ = f"{100 * row['open']:.1f}%" if row["open"] == row["open"] else WITHHELD
+    return [limits(row, "clean"), robust, limits(row, "certified"), open_]
 
 
 def _sampled(about: About) -> str:

@@ -10,7 +10,7 @@ from robustbench_rkhs.reports.drawn import Drawn
 from robustbench_rkhs.reports.own_files import Written, domain_stem
 from robustbench_rkhs.reports.tables import bullets, write_bytes, write_tables
 from robustbench_rkhs.reports.tradeoff import draw_tradeoff
-from robustbench_rkhs.verdicts import Apart, Brief, Choice, Evaluation, comparable, typed
+from robustbench_rkhs.verdicts import Apart, Brief, Choice, Evaluation, comparable, no_function, typed
 
 MOST = 12
 """Models of a figure, where none are named."""
@@ -50,7 +50,8 @@ def draw_together(briefs: Sequence[Brief], drawn: Drawn, most: int | None = None
 def _tradeoffs(members: Sequence[Brief], group: str, drawn: Drawn, most: int | None) -> list[Path]:
     paths = []
     for eps in sorted({eps for one in members for eps in one.about.epsilons}):
-        chosen = _best(comparable(members, eps), most, eps).chosen
+        told = [one for one in members if not no_function(one)]
+        chosen = _best(comparable(told, eps), most, eps).chosen
         if chosen:
             word = radius_file_word(typed(eps, [one.about for one in chosen]))
             stem, inputs = drawn.folder / "tradeoff" / f"{group}-eps{word}", [repr(eps), *(one.content for one in chosen)]

@@ -9,10 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.reports.figures import figure, names, same_domain, save, shortened, small_print, sources
 from robustbench_rkhs.reports.pareto import staircase
 from robustbench_rkhs.reports.point_labels import label_points
-from robustbench_rkhs.verdicts import Record, summary, typed
+from robustbench_rkhs.verdicts import Record, no_function, summary, typed
 from robustbench_rkhs.verdicts.axes import CERTIFIED, EMPIRICAL, GREY, MARKERS, OPEN, PALETTE, domain, percent
 from robustbench_rkhs.verdicts.plot import images_in_words
 
@@ -29,6 +30,9 @@ def draw_tradeoff(evaluations: Sequence[Record], eps: float, stem: str | Path) -
     point is absent. Raises UserError for no evaluation, several data sets, norms or boxes, or a negative eps.
     """
     same_domain(evaluations)
+    evaluations = [one for one in evaluations if not no_function(one)]
+    if not evaluations:
+        raise UserError("nothing to draw: every accuracy of these models is withheld")
     rows = [summary(one, [eps]).iloc[0] for one in evaluations]
     text = typed(eps, [one.about for one in evaluations])
     colours = [PALETTE[place % len(PALETTE)] for place in range(len(rows))]

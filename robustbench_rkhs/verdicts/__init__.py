@@ -11,7 +11,7 @@ from robustbench_rkhs.verdicts.image_states import STATES, states
 from robustbench_rkhs.verdicts.keeping import keep
 from robustbench_rkhs.verdicts.kept_adversarials import Kept, Nearest, holding
 from robustbench_rkhs.verdicts.kinship import functions, same_function
-from robustbench_rkhs.verdicts.model_marks import UNDIAGNOSED, doubts, marks
+from robustbench_rkhs.verdicts.model_marks import BATCH_DEPENDENT, NO_FUNCTION, RANDOMISED, UNDIAGNOSED, doubts, marks, no_function
 from robustbench_rkhs.verdicts.parts import Noticed, Part
 from robustbench_rkhs.verdicts.published import Published
 from robustbench_rkhs.verdicts.record import Record
@@ -32,8 +32,11 @@ from robustbench_rkhs.verdicts.summaries import (
 )
 
 __all__ = [
+    "BATCH_DEPENDENT",
     "COLUMNS",
     "KEY",
+    "NO_FUNCTION",
+    "RANDOMISED",
     "STATES",
     "UNDIAGNOSED",
     "About",
@@ -79,6 +82,7 @@ __all__ = [
     "mcnemar",
     "mcnemar_all",
     "merge",
+    "no_function",
     "pooled",
     "protocol_failed",
     "read",

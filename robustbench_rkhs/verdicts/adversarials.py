@@ -19,6 +19,8 @@ from robustbench_rkhs.nodes.reasons import reason as reason_of
 from robustbench_rkhs.runtime.seals import Damaged, seal_of, write_archive
 
 FORMAT, VERSION = "robustbench_rkhs adversarials", 1
+MOST_BITS = 16
+"""Most bits a pixel that images are rounded to."""
 PIECE = 1 << 22
 """Bytes per read."""
 TYPES = {
@@ -34,6 +36,8 @@ TYPES = {
     "header": ("|u1",),
 }
 """The arrays of a file with their types; all but `header` have one entry per image."""
+OPTIONAL = {"bits": ("<i8",)}
+"""Arrays that a file need not have."""
 WORDS = ("model", "weights", "data", "split", "data_digest", "date", "command")
 """What the header says in words."""
 UNREADABLE = (
@@ -97,6 +101,9 @@ class Adversarials:
     """The attack that found it; `clean` for an image that is misclassified without attack, at distance 0."""
     input_sha256: np.ndarray
     """sha256 of the clean image's bytes."""
+    bits: np.ndarray | None = None
+    """Per image: its pixels are k / (2^bits - 1), so that a file of that many bits a pixel holds it; 0 where they are floats, as no
+    rounding of them was found to be adversarial. None where nobody asked."""
 
     @classmethod
     def checked(cls, about: Mapping[str, Any], arrays: dict[str, np.ndarray], where: str = "these arrays") -> "Adversarials":
@@ -112,7 +119,8 @@ class Adversarials:
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays by name, without the header."""
-        return {name: getattr(self, name) for name in TYPES if name != "header"}
+        held = {name: getattr(self, name) for name in (*TYPES, *OPTIONAL) if name != "header"}
+        return {name: array for name, array in held.items() if array is not None}
 
     @property
     def distance(self) -> np.ndarray:
@@ -134,7 +142,7 @@ def read_adversarials(path: str | Path, limits: Limits = STRANGERS) -> Adversari
     Names, types and shapes are checked before the images are read, and images are checked to be finite before they are kept.
     """
     path = Path(path)
-    arrays = read_arrays(path, TYPES, "a file of adversarial images", limits, _shapes_fault)
+    arrays = read_arrays(path, TYPES, "a file of adversarial images", limits, _shapes_fault, OPTIONAL)
     header = arrays.pop("header").tobytes().decode("utf-8", "replace")
     about = json_of(header, f"{path}: not a file of adversarial images: its header", limits)
     if not isinstance(about, dict) or about.get("format") != FORMAT or about.get("version") != VERSION:
@@ -158,12 +166,15 @@ def read_arrays(
     what: str,
     limits: Limits = OWN,
     fault: Callable[[Mapping[str, tuple[int, ...]]], str | None] = lambda shapes: None,
+    optional: Mapping[str, tuple[str, ...]] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Exactly these arrays of an uncompressed .npz, each of one of its types, with headers checked before the data are loaded.
+    """Exactly these arrays of an uncompressed .npz and any of the optional ones, each of one of its types, with headers checked
+    before the data are loaded.
 
     `fault`: returns a problem with the shapes in the headers, or None. Raises UserError where the file is missing,
     truncated, compressed, pickled, or lacks an array, or where an array is not finite.
     """
+    known = types | dict(optional or {})
     try:
         if path.stat().st_size > limits.images:
             raise UserError(f"{path}: not {what}: larger than {limits.images:,} bytes")
@@ -171,11 +182,11 @@ def read_arrays(
             members = archive.infolist()
             names = [member.filename.removesuffix(".npy") for member in members]
             missing = [name for name in types if name not in names]
-            unknown = sorted({name for name in names if name not in types or names.count(name) > 1})
+            unknown = sorted({name for name in names if name not in known or names.count(name) > 1})
             if missing or unknown:
                 faults = [f"{word} {', '.join(found)}" for word, found in (("missing", missing), ("unexpected", unknown)) if found]
                 raise UserError(f"{path}: not {what}: arrays {'; '.join(faults)[:200]}")
-            told = {name: _told(archive, member, types[name]) for name, member in zip(names, members, strict=True)}
+            told = {name: _told(archive, member, known[name]) for name, member in zip(names, members, strict=True)}
             if wrong := fault({name: one.shape for name, one in told.items()}):
                 raise UserError(f"{path}: not {what}: {wrong}")
             arrays = {name: one.read(archive) for name, one in told.items()}
@@ -262,12 +273,13 @@ def _header_fault(about: Mapping[str, Any]) -> str | None:
 
 def _arrays_fault(arrays: dict[str, np.ndarray]) -> str | None:
     """The first problem, or None. Comparisons are written so that NaN fails them."""
-    if set(arrays) != set(TYPES) - {"header"}:
+    if set(arrays) - set(OPTIONAL) != set(TYPES) - {"header"}:
         return f"expected the arrays {', '.join(TYPES)}"
     count = len(arrays["index"]) if arrays["index"].ndim == 1 else -1
     for name, array in arrays.items():
-        if not any(array.dtype.str.startswith(one) if one == "<U" else array.dtype.str == one for one in TYPES[name]):
-            return f"{name} holds {array.dtype}, expected {' or '.join(TYPES[name])}"
+        kinds = (TYPES | OPTIONAL)[name]
+        if not any(array.dtype.str.startswith(one) if one == "<U" else array.dtype.str == one for one in kinds):
+            return f"{name} holds {array.dtype}, expected {' or '.join(kinds)}"
         if array.ndim not in ((2, 3, 4) if name == "images" else (1,)):
             return f"{name} has shape {array.shape}"
         if len(array) != count:
@@ -277,6 +289,8 @@ def _arrays_fault(arrays: dict[str, np.ndarray]) -> str | None:
     for name, least in (("index", 0), ("label", 0), ("predicted", 0), ("predicted_adversarial", -1)):
         if not (arrays[name] >= least).all():
             return f"{name} holds {arrays[name].min()}"
+    if "bits" in arrays and (off := off_grid(arrays["images"], arrays["bits"])).any():
+        return f"bits says that pixels are k / (2^bits - 1), but those of image {arrays['index'][off][0]} are not"
     if not np.isfinite(arrays["images"]).all():
         bad = ~np.isfinite(arrays["images"].reshape(count, -1)).all(1)
         return f"{int(bad.sum())} images hold NaN or infinity, the first of index {arrays['index'][bad][0]}"
@@ -288,3 +302,13 @@ def _arrays_fault(arrays: dict[str, np.ndarray]) -> str | None:
     if not all(1 <= len(name) <= 200 and name.isprintable() for name in arrays["method"].tolist()):
         return "method holds something else than 1 to 200 printable characters"
     return None
+
+
+def off_grid(images: np.ndarray, bits: np.ndarray) -> np.ndarray:
+    """Which images do not lie on the grid that their entry of `bits` names; 0 names none."""
+    off = ~((bits >= 0) & (bits <= MOST_BITS))
+    for depth in sorted(set(bits[~off].tolist()) - {0}):
+        rows, levels = bits == depth, images.dtype.type(2**depth - 1)
+        snapped = (images[rows].astype(np.float64) * float(levels)).round().astype(images.dtype) / levels
+        off[rows] |= (snapped != images[rows]).reshape(int(rows.sum()), -1).any(1)
+    return off

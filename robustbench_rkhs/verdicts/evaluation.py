@@ -11,7 +11,7 @@ import pandas as pd
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.sinks import for_html
 from robustbench_rkhs.verdicts.adversarials import Adversarials
-from robustbench_rkhs.verdicts.model_marks import doubts
+from robustbench_rkhs.verdicts.model_marks import doubts, no_function
 from robustbench_rkhs.verdicts.record import Record
 from robustbench_rkhs.verdicts.summaries import accuracy_at, certified_at, robust_range, summary
 
@@ -32,6 +32,8 @@ class AdversarialImages(NamedTuple):
     """Distance to the clean image, in the norm of the evaluation; 0 where the clean image is misclassified."""
     index: Any
     """Position of the clean image in the data that was passed."""
+    bits: Any = None
+    """Where `bits` was asked for: that, where the image has pixels k / (2^bits - 1) and is adversarial; 0 where it has not."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -79,7 +81,8 @@ class Evaluation(Record):
         if found is None:
             raise UserError("no adversarial images were kept: evaluate(..., adversarials=True) keeps them")
         arrays = (found.images, found.label, found.predicted_adversarial, found.distance, found.index)
-        return AdversarialImages(*(self.tensor(array) for array in arrays))
+        bits = None if found.bits is None else self.tensor(found.bits)
+        return AdversarialImages(*(self.tensor(array) for array in arrays), bits)
 
     def plot(self, axes: "Axes | None" = None) -> "Axes":
         """Plots certified and robust accuracy over eps with 95% limits on these matplotlib axes or new ones; returns the axes."""
@@ -93,7 +96,9 @@ class Evaluation(Record):
         box = "" if about.box == "unit" else ", no box"
         for row in self.summary().to_dict("records"):
             shares = [_limits(row, part) for part in ("clean", "robust", "certified")]
-            if row["count_untested"]:
+            if why := no_function(self):
+                shares = [f"withheld: {for_html(why)}"] * 3
+            elif row["count_untested"]:
                 shares[1] = f"withheld: {row['certified']:.1%} to {row['not_broken']:.1%}"
             rows.append("".join(f"<td>{cell}</td>" for cell in (about.words(row["eps"]), *shares, row["count_untested"])))
         head = "".join(f"<th>{word}</th>" for word in ("eps", "clean", "robust", "certified", "untested images"))

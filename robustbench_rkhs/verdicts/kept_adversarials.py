@@ -9,7 +9,7 @@ import pandas as pd
 
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.seals import Damaged, seal_of
-from robustbench_rkhs.verdicts.adversarials import Adversarials, read_arrays, write_arrays
+from robustbench_rkhs.verdicts.adversarials import Adversarials, off_grid, read_arrays, write_arrays
 
 SIDECAR = {"index": ("<i8",), "images": ("<f4", "<f8"), "predicted": ("<i8",), "radius": ("<f8",)}
 """Arrays of the file beside a finished part."""
@@ -53,6 +53,7 @@ class Nearest:
 
     def __init__(self) -> None:
         self._rows: dict[int, dict[str, Any]] = {}
+        self._bits: int | None = None
 
     def see(self, table: pd.DataFrame, kept: Kept) -> None:
         """Takes the rows of a part that have an adversarial image, and those images."""
@@ -61,6 +62,20 @@ class Nearest:
             index = int(row["index"])
             if index not in self._rows or row["radius"] < self._rows[index]["radius"]:
                 self._rows[index] = {str(key): value for key, value in row.items()} | {"image": image.copy(), "said": said}
+
+    def held(self) -> tuple[list[int], np.ndarray]:
+        """The indices of the images that an attack broke, and their nearest adversarial images."""
+        index = sorted(self._rows)
+        return index, np.stack([self._rows[one]["image"] for one in index]) if index else np.zeros(0, np.float32)
+
+    def round_to(self, bits: int, rounded: Mapping[int, Mapping[str, Any]]) -> None:
+        """Puts images of this many bits a pixel in place of those of these indices; the others stay as they are.
+
+        rounded: by index, `image`, `said`, `distance_l2` and `distance_linf`.
+        """
+        self._bits = bits
+        for index, fields in rounded.items():
+            self._rows[index] |= {**fields, "bits": bits}
 
     def adversarials(self, about: Mapping[str, Any], table: pd.DataFrame, clean: np.ndarray, index: np.ndarray) -> Adversarials:
         """The adversarial images found, by index; misclassified clean images count as theirs, at distance 0.
@@ -72,7 +87,10 @@ class Nearest:
         rows = dict(self._rows)
         for row in said[said["label"] != said["predicted"]].to_dict("records"):
             own = {"method": "clean", "distance_l2": 0.0, "distance_linf": 0.0, "said": row["predicted"]}
-            rows[int(row["index"])] = {str(key): value for key, value in row.items()} | own | {"image": clean[place[row["index"]]]}
+            image = clean[place[row["index"]]]
+            rows[int(row["index"])] = {str(key): value for key, value in row.items()} | own | {"image": image}
+            if self._bits is not None and not off_grid(image[None], np.array([self._bits]))[0]:
+                rows[int(row["index"])]["bits"] = self._bits
         order = sorted(rows)
 
         def column(name: str, kind: Any) -> np.ndarray:
@@ -82,4 +100,6 @@ class Nearest:
         arrays = {name: column(name, np.int64) for name in ("index", "label", "predicted")}
         arrays |= {name: column(name, np.float64) for name in ("distance_l2", "distance_linf")}
         arrays |= {name: column(name, np.str_) for name in ("method", "input_sha256")}
+        if self._bits is not None:
+            arrays["bits"] = np.array([rows[one].get("bits", 0) for one in order], dtype=np.int64)
         return Adversarials.checked(about, {**arrays, "predicted_adversarial": column("said", np.int64), "images": images})

@@ -4,6 +4,9 @@ from robustbench_rkhs.verdicts.about import Described
 
 UNDIAGNOSED = "undiagnosed"
 """Mark of an evaluation whose diagnosis was switched off, or not reached."""
+BATCH_DEPENDENT, RANDOMISED = "batch_dependent", "randomised"
+"""Marks of a model whose answer to an image is no function of that image: of its batch, or drawn."""
+NO_FUNCTION = (BATCH_DEPENDENT, RANDOMISED)
 UNKNOWN = "no diagnosis was run, so nothing says whether its attacks can be believed"
 
 
@@ -20,9 +23,15 @@ def marks(*evaluations: Described) -> dict[str, str]:
                 found.setdefault(one.name, one.words)
         for name in evaluation.about.marks:
             found.setdefault(name, UNKNOWN if name == UNDIAGNOSED else "")
-    if any(evaluation.about.diagnostics for evaluation in evaluations):
+    if any(one.name not in NO_FUNCTION for evaluation in evaluations for one in evaluation.about.diagnostics):
         found.pop(UNDIAGNOSED, None)
     return found
+
+
+def no_function(evaluation: Described) -> str:
+    """Why no accuracy of this evaluation is told, not even the clean one: `name: sentence`; empty where they are."""
+    found = {name: words for name, words in marks(evaluation).items() if name in NO_FUNCTION}
+    return "; ".join(f"{name}: {words}" if words else name for name, words in found.items())
 
 
 def doubts(*evaluations: Described) -> list[str]:

@@ -10,6 +10,7 @@ from matplotlib.patches import Patch
 
 from robustbench_rkhs.nodes.radius_text import radius_words
 from robustbench_rkhs.verdicts.axes import CERTIFIED, EMPIRICAL, OPEN, PALETTE, domain, percent, radius_axis
+from robustbench_rkhs.verdicts.model_marks import no_function
 from robustbench_rkhs.verdicts.record import Record
 from robustbench_rkhs.verdicts.step_curves import AccuracySteps, accuracy_steps
 
@@ -94,6 +95,8 @@ def radius_ticks(axes: Axes, evaluations: Sequence[Record], width: float) -> Non
 
 
 def images_in_words(evaluations: Sequence[Record]) -> str:
-    """`200 images`, or `50 to 200 images`."""
+    """`200 images`, or `50 to 200 images`; and the models whose accuracies are withheld, with their marks."""
     counts = sorted({evaluation.table["index"].nunique() for evaluation in evaluations})
-    return f"{counts[0]:,} images" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,} images"
+    images = f"{counts[0]:,} images" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,} images"
+    named = [f"{one.about.model} ({why.split(':')[0]})" for one in evaluations if (why := no_function(one))]
+    return f"{images}; withheld: {', '.join(named)}" if named else images

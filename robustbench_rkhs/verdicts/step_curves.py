@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from robustbench_rkhs.verdicts.image_states import Evidence
+from robustbench_rkhs.verdicts.model_marks import no_function
 from robustbench_rkhs.verdicts.record import Record
 from robustbench_rkhs.verdicts.summaries import summary
 
@@ -66,6 +67,8 @@ def accuracy_steps(evaluation: Record) -> AccuracySteps:
     ends = np.unique(np.append(ends[(ends > 0) & (ends < largest)], largest))  # each share holds up to its end
     proved = np.array([right.sum(), *((radii >= end).sum() for end in ends)]) / images
     begins = np.array([0.0, *(np.nextafter(end, np.inf) for end in [0.0, *ends[:-1]])])
+    if no_function(evaluation):  # then no accuracy is told, at no eps
+        left, proved = left * np.nan, proved * np.nan
     points = [
         {str(key): value for key, value in row.items()} for row in summary(evaluation, [0.0, *about.epsilons]).to_dict("records")
     ]

@@ -8,6 +8,7 @@ import pandas as pd
 
 from robustbench_rkhs.nodes.node import UserError, as_number
 from robustbench_rkhs.verdicts.image_states import STATES, Evidence
+from robustbench_rkhs.verdicts.model_marks import no_function
 from robustbench_rkhs.verdicts.record import Record
 from robustbench_rkhs.verdicts.schema import ANSWERS
 from robustbench_rkhs.verdicts.statistics import Proportion
@@ -18,6 +19,7 @@ MASKED = 0.05
 
 def accuracy_at(evaluation: Record, eps: float | str) -> Proportion:
     """Robust accuracy at eps: the share of images certified or survived. Raises UserError while any image is untested."""
+    _refuse(evaluation)
     counts = _counts(Evidence.of(evaluation).states(eps))
     if counts["untested"]:
         raise UserError(
@@ -26,14 +28,22 @@ def accuracy_at(evaluation: Record, eps: float | str) -> Proportion:
     return Proportion.of(counts["certified"] + counts["survived"], sum(counts[state] for state in STATES))
 
 
+def _refuse(evaluation: Record) -> None:
+    """Raises UserError where the model's answers are no function of the image."""
+    if why := no_function(evaluation):
+        raise UserError(f"every accuracy of {evaluation.about.model!r} is withheld: {why}")
+
+
 def certified_at(evaluation: Record, eps: float | str) -> Proportion:
     """Certified accuracy at eps: the share of images right and proved robust there."""
+    _refuse(evaluation)
     counts = _counts(Evidence.of(evaluation).states(eps))
     return Proportion.of(counts["certified"], sum(counts[state] for state in STATES))
 
 
 def robust_range(evaluation: Record, eps: float | str) -> tuple[float, float]:
     """The shares certified and not known to be broken at eps; robust accuracy lies between them."""
+    _refuse(evaluation)
     (row,) = summary(evaluation, [eps]).to_dict("records")
     return float(row["certified"]), float(row["not_broken"])
 
@@ -44,12 +54,13 @@ def summary(evaluation: Record, epsilons: Iterable[float | str] | float | str | 
     Columns: eps; images; clean, robust, certified, open with limits; not_broken: the share that is right and not known to be
     broken, the upper end of what robust accuracy can be; count_wrong, count_broken, count_certified, count_survived,
     count_untested, count_inferred (survived at no budget of eps itself) and count_audited (certified images that an attack ran on).
-    `open` = survived + untested: nothing is proved for them. `robust` is NaN while any image is untested. At eps 0, robust and
+    `open` = survived + untested: nothing is proved for them. `robust` is NaN while any image is untested, and every share, also
+    `clean`, where the model's answers are no function of the image (`no_function`). At eps 0, robust and
     certified are clean accuracy: the closed ball is the image itself.
     """
     evidence = Evidence.of(evaluation)
     asked = evaluation.about.epsilons if epsilons is None else epsilons
-    looked = _attacked(evaluation, evidence)
+    looked, told = _attacked(evaluation, evidence), not no_function(evaluation)
     rows = []
     for eps in sorted({as_number(eps) for eps in ([asked] if isinstance(asked, (str, int, float)) else asked)}):
         state = evidence.states(eps)
@@ -57,11 +68,11 @@ def summary(evaluation: Record, epsilons: Iterable[float | str] | float | str | 
         images, survived, untested = len(state), counts["survived"], counts["untested"]
         standing = counts["certified"] + survived
         row: dict[str, Any] = {"eps": eps, "images": images}
-        row |= _limits("clean", images - counts["wrong"], images)
-        row |= _limits("robust", None if untested else standing, images)
-        row |= _limits("certified", counts["certified"], images)
-        row |= _limits("open", survived + untested, images)
-        row["not_broken"] = (standing + untested) / images if images else float("nan")
+        row |= _limits("clean", images - counts["wrong"] if told else None, images)
+        row |= _limits("robust", None if untested or not told else standing, images)
+        row |= _limits("certified", counts["certified"] if told else None, images)
+        row |= _limits("open", survived + untested if told else None, images)
+        row["not_broken"] = (standing + untested) / images if images and told else float("nan")
         row |= {f"count_{state}": count for state, count in counts.items()}
         row["count_audited"] = int((looked & (state["state"] == "certified").to_numpy()).sum())
         rows.append(row)
@@ -117,7 +128,7 @@ def curve(evaluation: Record, grid: Iterable[float] | None = None) -> pd.DataFra
     grid: 61 points from 0 to 1.25 times the largest eps where not given; the evaluation's eps are always in it.
     """
     evidence = Evidence.of(evaluation)
-    asked = evaluation.about.epsilons
+    asked, told = evaluation.about.epsilons, not no_function(evaluation)
     if grid is None:
         grid = [float(eps) for eps in np.linspace(0, 1.25 * max(asked, default=1.0) or 1.0, 61)]
     rows = []
@@ -126,11 +137,11 @@ def curve(evaluation: Record, grid: Iterable[float] | None = None) -> pd.DataFra
         images, untested = len(evidence.index), counts["untested"]
         standing = counts["certified"] + counts["survived"]
         row: dict[str, Any] = {"eps": eps}
-        row |= _limits("certified", counts["certified"], images)
-        row |= _limits("robust", None if untested else standing, images)
+        row |= _limits("certified", counts["certified"] if told else None, images)
+        row |= _limits("robust", None if untested or not told else standing, images)
         row |= {
-            "not_broken": (standing + untested) / images if images else float("nan"),
-            "tested": images > 0 and not untested,
+            "not_broken": (standing + untested) / images if images and told else float("nan"),
+            "tested": images > 0 and not untested and told,
         }
         rows.append(row)
     return pd.DataFrame(rows)

@@ -21,6 +21,7 @@ from robustbench_rkhs.certificates.refusals import refusals
 from robustbench_rkhs.data import DataSet, Split, Stream
 from robustbench_rkhs.data.given import Bounds, given_split, given_tensor
 from robustbench_rkhs.evaluation import run
+from robustbench_rkhs.evaluation.independence import independence
 from robustbench_rkhs.evaluation.loaders import Loader
 from robustbench_rkhs.evaluation.own_method import checked_attacked, checked_certified, fenced
 from robustbench_rkhs.evaluation.predictions import ask, classes_of
@@ -84,6 +85,7 @@ def evaluate(
     bounds: Any = (0.0, 1.0),
     folder: str | Path | None = None,
     adversarials: str | Path | bool | None = None,
+    bits: Any = None,
     twin: Any = None,
     command: str = "",
     loader: Loader | None = None,
@@ -103,8 +105,9 @@ def evaluate(
     `recipe`, or its fields by name (`norm`, `attacks`, `effort`, `budget`, `certificates`, `samples`, `seed`, `block`, `workers`
     ...); attacks and certificates by name too. With a `folder`, finished parts are cached under folder/name/parts and never
     computed again, and the table is written to folder/name/. `adversarials`: True to keep the nearest adversarial image of each
-    image, or a .npz file for them; by default they are kept if they are few and there is no folder. `twin`: a network of the
-    same data (or its name), trained without defence, whose adversarial images are tried too. `loader`: how processes on other
+    image, or a .npz file for them; by default they are kept if they are few and there is no folder. `bits`: 8 rounds them to pixels
+    k/255 where they stay adversarial within their eps, so that a picture file holds them; their column `bits` says which. `twin`:
+    a network of the same data (or its name), trained without defence, whose adversarial images are tried too. `loader`: how processes on other
     devices load the same model and images; by default these are sent to them.
     If interrupted by the keyboard, or after `budget` seconds, it returns a partial table.
     Raises UserError, in one line, for invalid arguments.
@@ -124,6 +127,7 @@ def evaluate(
     given: dict[str, Any] = {
         "folder": folder,
         "adversarials": adversarials,
+        "bits": bits,
         "twin": twin,
         "command": command,
         "loader": loader,
@@ -189,7 +193,8 @@ def attack(
         split = opened.split.to(opened.device)
         positions, queried = torch.arange(len(split), device=split.y.device), on_copies(opened.model)
         aims = None if aims is None else aims.to(split.y.device)
-        ask(opened.model, split.x, split.classes)
+        logits = ask(opened.model, split.x, split.classes)
+        _warn_of_no_function(queried, split, logits, recipe)
         found = [
             _attacked(queried, split.take(some), protocol, budget, recipe, None if aims is None else aims[some])
             for some in positions.split(recipe.block)
@@ -370,6 +375,12 @@ def _failing(what: str) -> Iterator[None]:
         raise
     except Exception as error:  # a model's or a method's own code raises whatever it likes
         raise UserError(f"{what} failed: {cause(error)}") from error
+
+
+def _warn_of_no_function(model: nn.Module, split: Split, logits: Tensor, recipe: EvalRecipe) -> None:
+    found = independence(model, split.x, logits, split.index.tolist(), recipe.seed, recipe.block)
+    if found.tripped:
+        warnings.warn(f"what is adversarial here need not be so elsewhere: {found.name}: {found.words}", stacklevel=5)
 
 
 def _refuse_without_gradient(model: nn.Module, image: Tensor) -> None:
