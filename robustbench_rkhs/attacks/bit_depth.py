@@ -36,6 +36,7 @@ def grid(images: Float[Tensor, "batch *image"], bits: int) -> Float[Tensor, "bat
     return (images.double() * levels).round().clamp(0, levels).to(images.dtype) / levels
 
 
+@torch.no_grad()
 def on_grid(
     model: nn.Module,
     x: Float[Tensor, "batch *image"],

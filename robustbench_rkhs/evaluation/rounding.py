@@ -1,6 +1,7 @@
 """The adversarial images of an evaluation, rounded so that a picture file holds them, where they stay adversarial."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from robustbench_rkhs.runtime.events import Message, emit
 from robustbench_rkhs.verdicts import Nearest
 
 
-def check_bits(bits: int | None, wanted: bool, box: str, smoothed: bool) -> None:
+def check_bits(bits: Any, wanted: bool, box: str, smoothed: bool) -> None:
     """Raises UserError, before anything is computed, where images cannot be rounded."""
     if bits is None:
         return

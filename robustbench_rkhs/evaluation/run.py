@@ -74,7 +74,7 @@ def evaluate(
     name: str = "model",
     folder: str | Path | None = None,
     adversarials: bool | str | Path | None = None,
-    bits: int | None = None,
+    bits: Any = None,
     twin: nn.Module | None = None,
     device: str = "cpu",
     command: str = "",
@@ -91,8 +91,9 @@ def evaluate(
     counted adversarial image of each image, over all attacks, for `Evaluation.adversarials()`; a .npz file gets them too; None
     keeps them where there is no folder and the images take at most 1 GiB. `bits`: their pixels are rounded to
     k / (2^bits - 1) where that leaves them adversarial within eps (`attacks/bit_depth.py`); their column `bits` says where.
-    `twin`: a network of the same data and classes, trained without defence: what breaks it is tried on every survivor (rows of method `transfer`), and the diagnosis compares.
-    `loader`: where processes on other devices get the same model and images; without it they are sent along. `on_event` is called
+    `twin`: a network of the same data and classes, trained without defence: what breaks it is tried on every survivor (rows of
+    method `transfer`), and the diagnosis compares. `loader`: where processes on other devices get the same model and images;
+    without it they are sent along. `on_event` is called
     with every event (`runtime/events.py`).
     Interrupted by the keyboard, or when `budget` seconds are used up, it returns (and writes) what there is: images that no
     protocol reached are untested; where there is no time to ask about each image once, fewer are taken, which a line says. The

@@ -107,8 +107,8 @@ def evaluate(
     computed again, and the table is written to folder/name/. `adversarials`: True to keep the nearest adversarial image of each
     image, or a .npz file for them; by default they are kept if they are few and there is no folder. `bits`: 8 rounds them to pixels
     k/255 where they stay adversarial within their eps, so that a picture file holds them; their column `bits` says which. `twin`:
-    a network of the same data (or its name), trained without defence, whose adversarial images are tried too. `loader`: how processes on other
-    devices load the same model and images; by default these are sent to them.
+    a network of the same data (or its name), trained without defence, whose adversarial images are tried too. `loader`: how
+    processes on other devices load the same model and images; by default these are sent to them.
     If interrupted by the keyboard, or after `budget` seconds, it returns a partial table.
     Raises UserError, in one line, for invalid arguments.
     """
