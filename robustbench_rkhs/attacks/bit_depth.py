@@ -33,7 +33,8 @@ class OnGrid(NamedTuple):
 def grid(images: Float[Tensor, "batch *image"], bits: int) -> Float[Tensor, "batch *image"]:
     """The nearest images of pixels k / (2^bits - 1), as they are when read from a file: an integer divided in their type."""
     levels = 2**bits - 1
-    return (images.double() * levels).round().clamp(0, levels).to(images.dtype) / levels
+    whole: Tensor = (images.double() * levels).round().clamp(0, levels)
+    return whole.to(images.dtype) / levels
 
 
 @torch.no_grad()

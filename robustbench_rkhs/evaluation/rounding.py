@@ -41,7 +41,7 @@ def round_nearest(subject: Subject, nearest: Nearest, norm: Norm, epsilons: Sequ
         away = distances(x, given, norm).tolist()
         limits = [min((eps for eps in epsilons if eps >= far), default=torch.inf) for far in away]
         found = on_grid(counting(subject.queried), x, y, given, torch.tensor(limits, dtype=torch.float64), norm, bits)
-        far = {name: distances(x, found.images, name).tolist() for name in ("l2", "linf")}  # type: ignore[arg-type]
+        far = {name: distances(x, found.images, name).tolist() for name in ("l2", "linf")}
         for place in found.found.nonzero().flatten().tolist():
             rounded[part[place]] = {
                 "image": found.images[place].cpu().numpy().astype(images.dtype),

@@ -269,8 +269,8 @@ class _Run:
             SecondLook(work).all()
             attacks = AttackPhase(work, self.protocol, self.labels)
             attacks.all()
-            given = {"marks": self.about.marks, "diagnostics": self.about.diagnostics}
-            diagnosis = DiagnosisPhase(work, self.about, self.protocol, self.transfer, **given)
+            about = self.about
+            diagnosis = DiagnosisPhase(work, about, self.protocol, self.transfer, about.diagnostics, about.marks)
             diagnosis.all()
             complete = True
         except KeyboardInterrupt:

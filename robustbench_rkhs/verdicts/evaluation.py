@@ -80,9 +80,8 @@ class Evaluation(Record):
         found = self.nearest
         if found is None:
             raise UserError("no adversarial images were kept: evaluate(..., adversarials=True) keeps them")
-        arrays = (found.images, found.label, found.predicted_adversarial, found.distance, found.index)
-        bits = None if found.bits is None else self.tensor(found.bits)
-        return AdversarialImages(*(self.tensor(array) for array in arrays), bits)
+        arrays = (found.images, found.label, found.predicted_adversarial, found.distance, found.index, found.bits)
+        return AdversarialImages(*(None if array is None else self.tensor(array) for array in arrays))
 
     def plot(self, axes: "Axes | None" = None) -> "Axes":
         """Plots certified and robust accuracy over eps with 95% limits on these matplotlib axes or new ones; returns the axes."""
