@@ -71,6 +71,8 @@ METHODS = {
         "ibp": ["s", {}, {"norm": "l2", "eps": 0.3, "kappa": 0.1}, {"schedule": {"eps": {"end": 0.5}}, "box": "none"}],
         "crown_ibp": ["s", {}, {"norm": "l2", "eps": 0.3, "beta": 0.5}, {"kappa": 0.0, "box": "none"}],
         "mtl_ibp": ["s", {"steps": 1}, {"norm": "l2", "alpha": 0.5, "steps": 2}, {"attack_eps": 0.2, "steps": 1, "box": "none"}],
+        "cc_ibp": ["s", {"steps": 1}, {"norm": "l2", "alpha": 0.5, "steps": 2}, {"attack_eps": 0.2, "steps": 1, "box": "none"}],
+        "sabr": ["s", {"steps": 1}, {"norm": "l2", "share": 0.5, "steps": 2}, {"share": 1.0, "steps": 1, "box": "none"}],
         "gloro": ["s", {}, {"eps": 0.2, "beta": 0.5}, {"iterations": 2, "schedule": {"eps": {}}}],
         "radius": ["s", {}, {"offset": 0.1, "temperature": 0.5}, {"iterations": 2, "schedule": {"offset": {}}}],
     },
@@ -81,6 +83,7 @@ METHODS = {
         "spectral_norm": ["s", {}, {"method": "svd"}, {"operator": "operator", "iterations": 3}],
         "virtual_adversarial": ["s", {}, {"steps": 2, "eps": 0.5}, {"xi": 0.1, "seed": 4}],
         "jacobian": ["s", {}, {"projections": 2}, {"of": "probabilities", "seed": 3}],
+        "consistency": ["s", {}, {"samples": 3, "sigma": 0.1}, {"entropy": 0.0, "seed": 4}],
         "curvature": ["s", {}, {"direction": "gradient", "h": 0.1}, {"direction": "random", "seed": 5}],
         "function_norm": [
             "s",
@@ -196,7 +199,7 @@ def recipe_of(place: str, name: str, number: int) -> TrainRecipe:
         stored[place] = [fields]
     else:
         stored[place] = fields
-    if place == "loss" and name in ("ibp", "crown_ibp", "mtl_ibp", "gloro", "radius"):
+    if place == "loss" and name in ("ibp", "crown_ibp", "mtl_ibp", "cc_ibp", "sabr", "gloro", "radius"):
         stored["network"] = CONV
     if place == "adaptive":
         stored |= {"penalties": [{"name": "gradient"}], "validate_with": {"name": "pgd", "eps": 0.1, "steps": 1}}

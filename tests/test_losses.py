@@ -16,8 +16,10 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.ramps import Ramp
 from robustbench_rkhs.relaxations import ball, crown_margins, interval_margins, trace
 from robustbench_rkhs.training.losses import (
+    CCIBP,
     IBP,
     MMA,
+    SABR,
     CrossEntropy,
     CrownIBP,
     Gloro,
@@ -112,7 +114,7 @@ def test_a_loss_is_float32_and_near_its_value_under_autocast(loss):
 def test_a_search_without_a_gradient_stays_where_it_is(loss, attached):
     model = constant_model(classes=4, attached=attached)
     x, y, keys = batch()
-    if isinstance(loss, MtlIbp):
+    if isinstance(loss, MtlIbp | CCIBP | SABR):
         with pytest.raises(UserError, match="no bounds through layer 'model' \\(_Constant\\)"):
             loss(model, x, y, keys)
         return
@@ -129,7 +131,17 @@ def _constant_value(loss, logits, y):
 
 @pytest.mark.parametrize(
     "loss",
-    [Trades(eps=0), MMA(eps_max=0), IBP(eps=0), IBP(norm="l2", eps=0), CrownIBP(eps=0), CrownIBP(norm="l2", eps=0), MtlIbp(eps=0)],
+    [
+        Trades(eps=0),
+        MMA(eps_max=0),
+        IBP(eps=0),
+        IBP(norm="l2", eps=0),
+        CrownIBP(eps=0),
+        CrownIBP(norm="l2", eps=0),
+        MtlIbp(eps=0),
+        CCIBP(eps=0),
+        SABR(eps=0),
+    ],
 )
 def test_without_a_ball_what_is_left_is_cross_entropy(loss):
     """A ramp of eps starts here. MMA counts only images that are wrong as they are beside the clean ones."""
@@ -214,7 +226,7 @@ def test_perturbed_images_stay_in_ball_and_box(norm):
     for moved, eps in (
         (Trades(norm=norm, eps=0.2, steps=4).search(model, x, keys), 0.2),
         (MMA(norm=norm, eps_max=0.4, steps=4).search(model, x, y)[0], 0.4),
-        (MtlIbp(norm=norm, eps=0.1, attack_eps=0.3, steps=4).attacked(model, x, y, keys), 0.3),
+        (MtlIbp(norm=norm, eps=0.1, attack_eps=0.3, steps=4).attacked(model, x, y, keys, 0.3), 0.3),
     ):
         assert moved.amin() >= 0 and moved.amax() <= 1 and not moved.requires_grad
         lengths = (moved - x).flatten(1).norm(p=2 if norm == "l2" else torch.inf, dim=1)
@@ -270,7 +282,7 @@ def test_interval_losses_of_an_affine_model_are_the_exact_worst_case(norm, loss)
 
 def test_the_worst_case_bounds_every_attack_and_crown_bounds_it_closer():
     model, (x, y, keys) = network().eval(), batch()
-    attacked = MtlIbp(eps=0.03, steps=20).attacked(model, x, y, keys)
+    attacked = MtlIbp(eps=0.03, steps=20).attacked(model, x, y, keys, 0.03)
     loosest = IBP(eps=0.03, kappa=0)(model, x, y)
     mixed = CrownIBP(eps=0.03, kappa=0, beta=0.5)(model, x, y)
     tightest = CrownIBP(eps=0.03, kappa=0, beta=1)(model, x, y)
@@ -286,6 +298,29 @@ def test_mixtures_are_mixtures_of_the_bounds():
         torch.testing.assert_close(CrownIBP(eps=0.05, kappa=0, beta=beta)(model, x, y), wanted)
     torch.testing.assert_close(CrownIBP(eps=0.05, beta=0)(model, x, y), IBP(eps=0.05)(model, x, y))
     torch.testing.assert_close(MtlIbp(eps=0.05, alpha=1)(model, x, y), IBP(eps=0.05, kappa=0)(model, x, y))
+
+
+def test_cc_ibp_combines_the_differences():
+    model, (x, y, keys) = network().eval(), batch()
+    torch.testing.assert_close(CCIBP(eps=0.05, alpha=1)(model, x, y), IBP(eps=0.05, kappa=0)(model, x, y))
+    torch.testing.assert_close(CCIBP(eps=0.05, alpha=0)(model, x, y, keys), MtlIbp(eps=0.05, alpha=0)(model, x, y, keys))
+    logits = model(CCIBP().attacked(model, x, y, keys, 0.05)).detach()
+    worst = interval_margins(trace(model, ball(x, 0.05, "linf")), y)
+    mixed = 0.7 * (logits.gather(1, y[:, None]) - logits) + 0.3 * worst
+    torch.testing.assert_close(CCIBP(eps=0.05, alpha=0.3)(model, x, y, keys), cross_entropy(-mixed, y))
+    assert CCIBP(eps=0.05, alpha=0.3)(model, x, y, keys) <= MtlIbp(eps=0.05, alpha=0.3)(model, x, y, keys)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_sabr_bounds_a_small_ball_around_the_attacked_image(norm):
+    model, (x, y, keys) = network().eval(), batch()
+    torch.testing.assert_close(SABR(norm=norm, eps=0.05, share=1)(model, x, y), IBP(norm=norm, eps=0.05, kappa=0)(model, x, y))
+    attack = MtlIbp(norm=norm, eps=0.05, alpha=0)
+    torch.testing.assert_close(SABR(norm=norm, eps=0.05, share=0)(model, x, y, keys), attack(model, x, y, keys))
+    model, x, y, gap, steepness = two_classes(norm)
+    signed = torch.where(y == 1, gap, -gap) - 0.05 * steepness  # the worst case of an affine pair in the whole ball
+    found = SABR(norm=norm, eps=0.05, share=0.4, steps=40, step_size=0.02, box="none")(model, x, y)
+    torch.testing.assert_close(found, torch.nn.functional.softplus(-signed).mean(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
@@ -323,7 +358,7 @@ def test_recommended_ramps_start_from_plain_cross_entropy():
 DIGITS = {"data": {"name": "digits"}, "network": {"name": "mlp"}}
 
 
-@pytest.mark.parametrize("name", ["trades", "mma", "mtl_ibp"])
+@pytest.mark.parametrize("name", ["trades", "mma", "mtl_ibp", "cc_ibp", "sabr"])
 def test_a_loss_that_attacks_wants_no_other_attack(name):
     recipe = TrainRecipe.parse(DIGITS | {"loss": {"name": name}})
     assert recipe.loss.attacks and recipe.loss.name == name

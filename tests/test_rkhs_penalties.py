@@ -15,8 +15,10 @@ from torch.nn import functional
 
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.counter_rng import draws
 from robustbench_rkhs.training.penalties import (
     AdversarialPerturbation,
+    Consistency,
     GradientPenalty,
     LossGradient,
     SpectralNorm,
@@ -53,6 +55,7 @@ ALL = {
     "spectral_norm, svd": SpectralNorm(method="svd"),
     "spectral_norm, svd, operator": SpectralNorm(method="svd", operator="operator"),
     "virtual_adversarial": VirtualAdversarial(),
+    "consistency": Consistency(entropy=0.0),
 }
 
 
@@ -307,6 +310,22 @@ def test_layers_of_zero_other_dimensions_and_parametrised_ones():
         SpectralNorm(operator="operator", method="svd")(line, signal, y)
     held = nn.Sequential(nn.utils.parametrizations.orthogonal(nn.Linear(3, 3)))
     assert SpectralNorm()(held, x, y) == 0
+
+
+# consistency
+
+
+def test_consistency_of_linear_logits_is_its_definition():
+    model, x, y, *_ = affine(classes=3, images=4)
+    keys = torch.arange(4) + 9
+    penalty = Consistency(weight=2.0, entropy=0.5, sigma=0.3, samples=3, seed=5)
+    p = torch.stack([model(x + 0.3 * draws(keys, 5, x, draw)).double().softmax(1) for draw in range(3)]).detach()
+    mean = p.mean(0)
+    divergence = (mean * (mean.log() - p.log())).sum(2).mean(0)
+    truth = (2 * divergence - 0.5 * (mean * mean.log()).sum(1)).mean().item()
+    assert penalty(model, x, y, keys).item() == pytest.approx(truth, rel=1e-4)
+    same = Consistency(weight=2.0, entropy=0.0, sigma=1e-6)(model, x, y, keys).item()
+    assert same == pytest.approx(0, abs=1e-6)
 
 
 # virtual_adversarial

@@ -18,6 +18,7 @@ from typing import Annotated
 
 from robustbench_rkhs.nodes.one_of import OneOf
 from robustbench_rkhs.training.losses.base import LossNode
+from robustbench_rkhs.training.losses.cc_ibp import CCIBP
 from robustbench_rkhs.training.losses.cross_entropy import CrossEntropy
 from robustbench_rkhs.training.losses.crown_ibp import CrownIBP
 from robustbench_rkhs.training.losses.gloro import Gloro
@@ -27,18 +28,34 @@ from robustbench_rkhs.training.losses.mma import MMA
 from robustbench_rkhs.training.losses.mtl_ibp import MtlIbp
 from robustbench_rkhs.training.losses.multi_margin import MultiMargin
 from robustbench_rkhs.training.losses.radius import Radius
+from robustbench_rkhs.training.losses.sabr import SABR
 from robustbench_rkhs.training.losses.squared_error import SquaredError
 from robustbench_rkhs.training.losses.trades import Trades
 
 Loss = Annotated[
-    CrossEntropy | SquaredError | Hinge | MultiMargin | Trades | MMA | IBP | CrownIBP | MtlIbp | Gloro | Radius | LossNode,
+    CrossEntropy
+    | SquaredError
+    | Hinge
+    | MultiMargin
+    | Trades
+    | MMA
+    | IBP
+    | CrownIBP
+    | MtlIbp
+    | CCIBP
+    | SABR
+    | Gloro
+    | Radius
+    | LossNode,
     OneOf(LossNode, "losses"),
 ]
 """Any loss: ours by `name`, an instance of LossNode, or your own as package.module:Name."""
 
 __all__ = [
+    "CCIBP",
     "IBP",
     "MMA",
+    "SABR",
     "CrossEntropy",
     "CrownIBP",
     "Gloro",

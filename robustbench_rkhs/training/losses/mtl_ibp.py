@@ -1,23 +1,19 @@
 """MTL-IBP: a mixture of adversarial and certified training."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
-import torch
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustbench_rkhs.nodes.node import Real, Seed
-from robustbench_rkhs.nodes.threat_model import Box, Norm
+from robustbench_rkhs.nodes.node import Real
 from robustbench_rkhs.relaxations import ball, interval_margins, trace
-from robustbench_rkhs.runtime.counter_rng import draws
 from robustbench_rkhs.runtime.modes import per_image
-from robustbench_rkhs.training.losses.base import LossNode
-from robustbench_rkhs.training.losses.inner_search import ascend, keys_or_positions
+from robustbench_rkhs.training.losses.searched import SearchedLoss
 
 
-class MtlIbp(LossNode):
+class MtlIbp(SearchedLoss):
     r"""Adversarial and worst-case cross-entropy, mean over the batch.
 
     .. math:: (1 - \alpha)\, CE(f(x'), y) + \alpha\, CE(-\underline m(x), y), \qquad
@@ -34,46 +30,17 @@ class MtlIbp(LossNode):
     Source: De Palma et al., "Expressive Losses for Verified Robustness via Convex Combinations", ICLR 2024.
     """
 
-    attacks: ClassVar[bool] = True
-
     name: Literal["mtl_ibp"] = "mtl_ibp"
-    norm: Norm = "linf"
-    """Norm of the perturbation."""
-    eps: Real = Field(0.1, ge=0)
-    """Radius of the ball of the bounds, in pixels of [0, 1]."""
     attack_eps: Real | None = Field(None, ge=0)
     """eps': radius of the ball of the attack; default: eps. At small radii a larger one is recommended."""
     alpha: Real = Field(0.1, ge=0, le=1)
     """Weight of the worst-case term."""
-    steps: int = Field(8, ge=1)
-    """Gradient steps of the attack."""
-    step_size: Real | None = Field(None, gt=0)
-    """Length of a step, in the norm's unit; default: 2.5 eps' / steps."""
-    box: Box = "unit"
-    """`unit`: images lie in [0, 1], and so do the attack and linf balls; `none`: anywhere."""
-    seed: Seed = 0
-    """Seed of the random starts."""
 
     def __call__(
         self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Tensor, keys: Int[Tensor, " batch"] | None = None
     ) -> Float[Tensor, ""]:
-        adversarial = functional.cross_entropy(model(self.attacked(model, x.detach(), y, keys)).float(), y)
+        attacked = self.attacked(model, x.detach(), y, keys, self.eps if self.attack_eps is None else self.attack_eps)
+        adversarial = functional.cross_entropy(model(attacked).float(), y)
         with per_image(model):
             worst = interval_margins(trace(model, ball(x, self.eps, self.norm, self.box)), y)
         return (1 - self.alpha) * adversarial + self.alpha * functional.cross_entropy(-worst, y)
-
-    def attacked(self, model: nn.Module, x: Tensor, y: Tensor, keys: Tensor | None) -> Float[Tensor, "batch *image"]:
-        """The attacked images x'."""
-        eps = self.eps if self.attack_eps is None else self.attack_eps
-        noise = draws(keys_or_positions(keys, x), self.seed, x)
-        with per_image(model):
-            return ascend(
-                lambda images: functional.cross_entropy(model(images).float(), y, reduction="none"),
-                x,
-                x + torch.erf(noise / 2**0.5) * eps,  # uniform in the cube; `ascend` pulls it into an l2 ball
-                norm=self.norm,
-                eps=eps,
-                steps=self.steps,
-                step_size=self.step_size or 2.5 * eps / self.steps,
-                box=self.box,
-            )

@@ -22,6 +22,7 @@ from typing import Annotated
 from robustbench_rkhs.nodes.one_of import OneOf
 from robustbench_rkhs.training.penalties.adversarial_perturbation import AdversarialPerturbation
 from robustbench_rkhs.training.penalties.base import PenaltyNode
+from robustbench_rkhs.training.penalties.consistency import Consistency
 from robustbench_rkhs.training.penalties.curvature import Curvature
 from robustbench_rkhs.training.penalties.deformation import Stability, Tangent
 from robustbench_rkhs.training.penalties.function_norm import FunctionNorm
@@ -42,6 +43,7 @@ Penalty = Annotated[
     | FunctionNorm
     | Stability
     | Tangent
+    | Consistency
     | PenaltyNode,
     OneOf(PenaltyNode, "penalties"),
 ]
@@ -49,6 +51,7 @@ Penalty = Annotated[
 
 __all__ = [
     "AdversarialPerturbation",
+    "Consistency",
     "Curvature",
     "FunctionNorm",
     "GradientPenalty",
