@@ -8,6 +8,7 @@ from robustbench_rkhs.layers import (
     BRO,
     CPL,
     SLL,
+    SOC,
     AOLConv,
     BROConv,
     CayleyOrthogonal,
@@ -33,6 +34,7 @@ from robustbench_rkhs.layers import (
     Scale,
     ScaledAveragePool,
     SLLConv,
+    SOCConv,
     SpaceToDepth,
 )
 
@@ -59,13 +61,13 @@ LAYERS = {  # a new layer adds a line here: how to build it, and the shape it ta
     "BRO alone": (lambda: BRO(5, 4, 2, "none"), (5,)),
     **{
         f"{kind.__name__} {sizes} {padding}": (lambda kind=kind, s=sizes, p=padding: kind(*s[:2], **size(s), padding_mode=p), shape)
-        for kind in (OrthogonalConv, SandwichConv, SandwichConvLinear, BROConv)
+        for kind in (OrthogonalConv, SandwichConv, SandwichConvLinear, BROConv, SOCConv)
         for sizes, shape in CONVOLUTIONS.items()
         for padding in ("circular", "zeros")
     },
     **{
         f"{kind.__name__} {inputs}-{outputs}": (lambda kind=kind, a=inputs, b=outputs: kind(a, b), (inputs,))
-        for kind in (Sandwich, SandwichHead, SandwichLinear, Orthogonal, BRO)
+        for kind in (Sandwich, SandwichHead, SandwichLinear, Orthogonal, BRO, SOC)
         for inputs, outputs in ((1, 1), (1, 5), (5, 1), (4, 9), (9, 4), (7, 7))
     },
     "aol": (lambda: AOL(5, 4), (5,)),

@@ -18,6 +18,7 @@ from robustbench_rkhs.layers import (
     Sandwich,
     SandwichConv,
     SandwichConvLinear,
+    SOCConv,
 )
 from robustbench_rkhs.layers.cayley import _Inverse, cayley
 from robustbench_rkhs.layers.fourier import multiplied, spectrum
@@ -132,7 +133,7 @@ def test_affine_sandwich_convolution_is_twice_a_star_b():
 
 @settings(deadline=None, max_examples=25)
 @given(
-    st.sampled_from([OrthogonalConv, SandwichConv, SandwichConvLinear, BROConv]),
+    st.sampled_from([OrthogonalConv, SandwichConv, SandwichConvLinear, BROConv, SOCConv]),
     st.integers(1, 3),
     st.integers(1, 4),
     st.integers(1, 5),
@@ -217,3 +218,17 @@ def test_a_wrong_input_is_refused_by_the_rule():
     layer.weight.data[0, 0, 0, 0] = torch.nan
     with pytest.raises(Uncertifiable, match="finite weight"):
         upper(layer, (2, 4, 4))
+
+
+def test_a_skew_orthogonal_convolution_is_the_exponential_of_the_skew_convolution():
+    """Against the matrix exponential of W - W^T, W the dense matrix of a circular convolution."""
+    torch.manual_seed(0)
+    layer = SOCConv(3, 3, activation="none").double().eval()
+    free = torch.nn.Conv2d(3, 3, 3, padding=1, padding_mode="circular", bias=False).double()
+    with torch.no_grad():
+        layer.weight.mul_(5)
+        free.weight.copy_(layer.weight)
+        identity = torch.eye(3 * 4 * 5, dtype=torch.float64).view(-1, 3, 4, 5)
+        dense = free(identity).flatten(1).T
+        found = layer(identity).flatten(1).T - layer(torch.zeros(1, 3, 4, 5, dtype=torch.float64)).flatten()[:, None]
+    torch.testing.assert_close(found, torch.linalg.matrix_exp(dense - dense.T), atol=1e-10, rtol=0)

@@ -109,6 +109,8 @@ LAYERS = {
     "orthogonal conv": (lambda: layers.OrthogonalConv(2, 4, 3, 1, "zeros", "none"), (2, 4, 5)),
     "orthogonal conv stride": (lambda: layers.OrthogonalConv(2, 4, 3, 2, "circular", "maxmin"), (2, 5, 4)),
     "bro": (lambda: layers.BRO(4, 6, activation="maxmin"), (4,)),
+    "soc": (lambda: layers.SOC(4, 6, activation="maxmin"), (4,)),
+    "soc conv": (lambda: layers.SOCConv(2, 4), (2, 4, 4)),
     "bro conv": (lambda: layers.BROConv(2, 4), (2, 4, 4)),
     "linear residual": (lambda: layers.LinearResidual(4), (4,)),
     "linear residual conv": (lambda: layers.LinearResidualConv(2, 2, "circular"), (2, 4, 3)),

@@ -16,12 +16,14 @@ from robustbench_rkhs.layers.sandwich_conv import SandwichConv, SandwichConvLine
 from robustbench_rkhs.layers.scale import LearnableScale, Scale
 from robustbench_rkhs.layers.shapes import FirstFeatures, PadChannels, ScaledAveragePool, SpaceToDepth
 from robustbench_rkhs.layers.sll import SLL, SLLConv
+from robustbench_rkhs.layers.soc import SOC, SOCConv
 
 __all__ = [
     "AOL",
     "BRO",
     "CPL",
     "SLL",
+    "SOC",
     "AOLConv",
     "BROConv",
     "CPLConv",
@@ -40,6 +42,7 @@ __all__ = [
     "PadChannels",
     "Residual",
     "SLLConv",
+    "SOCConv",
     "Sandwich",
     "SandwichConv",
     "SandwichConvLinear",

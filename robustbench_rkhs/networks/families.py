@@ -10,6 +10,7 @@ from robustbench_rkhs.layers import (
     BRO,
     CPL,
     SLL,
+    SOC,
     AOLConv,
     BROConv,
     CPLConv,
@@ -26,13 +27,14 @@ from robustbench_rkhs.layers import (
     SandwichLinear,
     Scale,
     SLLConv,
+    SOCConv,
     SpaceToDepth,
 )
 from robustbench_rkhs.layers.cayley import Start
 from robustbench_rkhs.networks.base import NetworkNode
 from robustbench_rkhs.nodes.node import Real, UserError
 
-Family = Literal["sandwich", "orthogonal", "aol", "sll", "cpl", "bro", "plain"]
+Family = Literal["sandwich", "orthogonal", "aol", "sll", "cpl", "bro", "soc", "plain"]
 """Layers of one kind; `plain` are unconstrained, for comparison."""
 Activation = Literal["relu", "maxmin"]
 """MaxMin keeps the norm of gradients; ReLU halves it on average. Sandwich, SLL and CPL contain their ReLU."""
@@ -66,6 +68,8 @@ def dense(family: Family, inputs: int, outputs: int, activation: Activation = "r
             return [AOL(inputs, outputs, activation=activation)]
         case "bro":
             return [BRO(inputs, outputs, rank=max(1, min(inputs, outputs) // 2), activation=activation)]
+        case "soc":
+            return [SOC(inputs, outputs, activation=activation)]
         case "sll":
             return [*resized(inputs, outputs), SLL(outputs, outputs)]
         case "cpl":
@@ -94,6 +98,8 @@ def convolution(
             return [AOLConv(inputs, outputs, kernel, stride, padding, activation=activation)]
         case "bro":
             return [BROConv(inputs, outputs, kernel_size=kernel, stride=stride, padding_mode=padding, activation=activation)]
+        case "soc":
+            return [SOCConv(inputs, outputs, kernel, stride, padding, activation=activation)]
         case "sll" | "cpl":
             shuffle: list[nn.Module] = [SpaceToDepth(stride)] if stride > 1 else []
             block = SLLConv if family == "sll" else CPLConv
