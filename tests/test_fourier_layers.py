@@ -227,7 +227,7 @@ def test_a_skew_orthogonal_convolution_is_the_exponential_of_the_skew_convolutio
     free = torch.nn.Conv2d(3, 3, 3, padding=1, padding_mode="circular", bias=False).double()
     with torch.no_grad():
         layer.weight.mul_(5)
-        free.weight.copy_(layer.weight)
+        free.weight.copy_(layer.weight.flip(2, 3))  # a Fourier layer convolves, nn.Conv2d correlates
         identity = torch.eye(3 * 4 * 5, dtype=torch.float64).view(-1, 3, 4, 5)
         dense = free(identity).flatten(1).T
         found = layer(identity).flatten(1).T - layer(torch.zeros(1, 3, 4, 5, dtype=torch.float64)).flatten()[:, None]

@@ -31,7 +31,8 @@ class SOC(DenseMap):
 
     def matrix(self) -> Float64[Tensor, "outputs inputs"]:
         weight = self.wide(self.weight)
-        return torch.linalg.matrix_exp(weight - weight.T)[: self.out_features, : self.in_features]
+        whole: Tensor = torch.linalg.matrix_exp(weight - weight.T)
+        return whole[: self.out_features, : self.in_features]
 
 
 class SOCConv(FourierMap):
@@ -63,7 +64,8 @@ class SOCConv(FourierMap):
     def matrices(self, torus: tuple[int, int]) -> Complex[Tensor, "half outputs folded"]:
         (weight,) = self.exact(self.weight)
         free = spectrum(weight, torus)
-        return torch.linalg.matrix_exp(free - free.mH)[:, : self.out_channels, : self.folded_channels]
+        whole: Tensor = torch.linalg.matrix_exp(free - free.mH)
+        return whole[:, : self.out_channels, : self.folded_channels]
 
 
 rule.register(SOC, dense_bound)
