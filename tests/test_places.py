@@ -274,7 +274,7 @@ def test_briefs_say_what_the_tables_say_and_are_kept_sealed(tmp_path):
     cache = BriefCache(tmp_path / "briefs")
     fresh, kept = cache.read(one.path), cache.read(one.path)
     assert kept.about == fresh.about and kept.content == fresh.content and kept.masked == fresh.masked
-    pd.testing.assert_frame_equal(kept.summary, verdicts.summary(one), check_dtype=False)
+    pd.testing.assert_frame_equal(pd.DataFrame(kept.rows), verdicts.summary(one))
     for eps in one.about.epsilons:
         assert kept.robust[eps].tolist() == verdicts.robust_images(one, eps).tolist()
     (record,) = (tmp_path / "briefs").glob("*.json")

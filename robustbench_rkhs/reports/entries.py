@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from robustbench_rkhs.reports.tables import records
 from robustbench_rkhs.verdicts import NO_FUNCTION, Brief, BriefCache, Evaluation, functions, marks
 
 ASIDE = {"incomplete": "Incomplete", "unsealed": "Unsealed", "refused": "Refused"}
@@ -110,7 +109,7 @@ def best_of(members: Sequence[Brief]) -> Brief:
 
 def _judge(one: Brief, eps: float, unsound: int, doubts: dict[str, str]) -> tuple[dict[str, Any], str, str, str]:
     """The numbers, the status, its reason and the marks."""
-    (row,) = records(one.summary[one.summary["eps"] == eps])
+    row = one.row(eps)
     masked = one.masked[eps]
     marked = [f"masked: {', '.join(masked)}"] if masked else []
     if doubts:

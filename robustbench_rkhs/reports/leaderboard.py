@@ -92,9 +92,12 @@ def _ranks(ranked: Sequence[Entry]) -> list[int]:
 
 def _neighbours(ranked: Sequence[Entry], eps: float) -> list[str]:
     """One line per pair of neighbours in the ranking: significant or not, on the images they share."""
-    right = pd.DataFrame({place: entry.brief.robust[eps] for place, entry in enumerate(ranked)}).T
-    answered = right.notna().to_numpy()
-    tests, shared = mcnemar_all(right.eq(True).to_numpy() & answered, answered)
+    index = np.unique(np.concatenate([entry.brief.index for entry in ranked]))
+    right, answered = np.zeros((2, len(ranked), len(index)), dtype=bool)
+    for place, entry in enumerate(ranked):
+        images = np.searchsorted(index, entry.brief.index)
+        right[place, images], answered[place, images] = entry.brief.robust[eps], True
+    tests, shared = mcnemar_all(right, answered)
     first, second = np.triu_indices(len(ranked), 1)
     adjusted = dict(zip(zip(first.tolist(), second.tolist(), strict=True), holm(tests[first, second]), strict=True))
     lines = []

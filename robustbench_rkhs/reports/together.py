@@ -86,5 +86,6 @@ def _best(choice: Choice, most: int | None, eps: float | None = None) -> Choice:
 
 
 def _scores(one: Brief, eps: float | None) -> tuple[float, float]:
-    rows = one.summary if eps is None else one.summary[one.summary["eps"] == eps]
-    return float(rows["robust"].fillna(0).mean()), float(rows["certified"].mean())
+    rows = one.rows if eps is None else [one.row(eps)]
+    robust = [row["robust"] if row["robust"] == row["robust"] else row["certified"] for row in rows]  # NaN: withheld
+    return sum(robust) / len(rows), sum(row["certified"] for row in rows) / len(rows)

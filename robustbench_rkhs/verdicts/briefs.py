@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool, Int
 
 from robustbench_rkhs.verdicts.about import About
 from robustbench_rkhs.verdicts.evaluation import Evaluation
@@ -30,13 +31,15 @@ class Brief:
     """Digest of the data and the indices of its images: equal for evaluations of the same images."""
     passes: float
     """Forward and backward passes of the protocol per attacked image."""
-    summary: pd.DataFrame
-    """As `verdicts.summary`, one row per eps."""
+    rows: tuple[dict[str, Any], ...]
+    """The rows of `verdicts.summary`, one per eps, by column."""
     masked: dict[float, tuple[str, ...]]
     """By eps, the attacks that were masked."""
     breaches: int
-    robust: pd.DataFrame
-    """Whether each image is certified or survived (rows: image index; columns: eps)."""
+    index: Int[np.ndarray, " images"]
+    """The images, ascending."""
+    robust: dict[float, Bool[np.ndarray, " images"]]
+    """By eps, whether each image is certified or survived."""
     path: Path | None = None
     held: Evaluation | None = None
     """The table, where it is in memory."""
@@ -53,11 +56,12 @@ class Brief:
         epsilons = sorted(set(about.epsilons))
         attacks, index = by_attack(one), np.unique(table["index"].to_numpy())
         masked = {eps: tuple(sorted(attacks.loc[attacks["masked"] & (attacks["eps"] == eps), "attack"])) for eps in epsilons}
-        robust = pd.DataFrame({eps: robust_images(one, eps) for eps in epsilons}, index=pd.Index(index, name="index"))
+        robust = {eps: robust_images(one, eps).loc[index].to_numpy() for eps in epsilons}
+        rows = tuple({str(key): value for key, value in row.items()} for row in summary(one).to_dict("records"))
         own = table[(table["kind"] == "attack") & table["method"].isin(about.protocol)]
         passes = int(own["forwards"].sum() + own["backwards"].sum()) / max(own["index"].nunique(), 1)
         said = [about.data_digest or about.data, str(table["split"].iloc[0]) if len(table) else "", *map(int, index)]
-        found = summary(one), masked, len(breaches(one)), robust
+        found = rows, masked, len(breaches(one)), index, robust
         return cls(about, content(one), one.sealed, len(index), _sha(said), passes, *found, one.path, one)
 
     @property
@@ -75,13 +79,13 @@ class Brief:
             raise ValueError("a brief has a table or the path of one")
         return read(self.path)
 
-    def but(self, about: About) -> "Brief":
-        """The brief of the same table with another description. Cost: that of a new brief."""
-        return Brief.of(replace(self.evaluation(), about=about))
+    def row(self, eps: float) -> dict[str, Any]:
+        """The row of the summary at one of its eps."""
+        return next(row for row in self.rows if row["eps"] == eps)
 
     def plain(self) -> dict[str, Any]:
         """As a JSON value."""
-        packed = {repr(eps): np.packbits(self.robust[eps].to_numpy(dtype=bool)).tobytes().hex() for eps in self.robust.columns}
+        packed = {repr(eps): np.packbits(right).tobytes().hex() for eps, right in self.robust.items()}
         return {
             "about": self.about.plain(),
             "content": self.content,
@@ -89,17 +93,17 @@ class Brief:
             "images": self.images,
             "sample": self.sample,
             "passes": self.passes,
-            "summary": self.summary.to_dict("list"),
+            "rows": self.rows,
             "masked": [[eps, list(names)] for eps, names in self.masked.items()],
             "breaches": self.breaches,
-            "index": self.robust.index.tolist(),
+            "index": self.index.tolist(),
             "robust": packed,
         }
 
     @classmethod
     def read(cls, stored: dict[str, Any], path: Path) -> "Brief":
         """From the JSON of a record. Raises KeyError, TypeError or ValueError where it is of another form."""
-        index = pd.Index(np.array(stored["index"], dtype=np.int64), name="index")
+        index = np.array(stored["index"], dtype=np.int64)
         robust = {float(eps): _unpacked(text, len(index)) for eps, text in stored["robust"].items()}
         return cls(
             About.read(stored["about"], str(path)),
@@ -108,10 +112,11 @@ class Brief:
             int(stored["images"]),
             str(stored["sample"]),
             float(stored["passes"]),
-            pd.DataFrame(stored["summary"]),
+            tuple(dict(row) for row in stored["rows"]),
             {float(eps): tuple(names) for eps, names in stored["masked"]},
             int(stored["breaches"]),
-            pd.DataFrame(robust, index=index),
+            index,
+            robust,
             path,
         )
 
