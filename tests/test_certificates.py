@@ -17,6 +17,7 @@ from robustbench_rkhs.certificates import (
     IBPCertificate,
     LipLTCertificate,
     MarginCertificate,
+    SdpCrownCertificate,
     SmoothingCertificate,
 )
 from robustbench_rkhs.certificates.pairwise import PairwiseCertificate
@@ -42,6 +43,7 @@ TABLE = {  # a new certificate adds a line here
     "ibp": Row(IBPCertificate(tolerance=0.2)),
     "crown": Row(CrownCertificate(tolerance=0.2), 0.8),
     "alpha_crown": Row(AlphaCrownCertificate(tolerance=0.2, steps=2), 0.8),
+    "sdp_crown": Row(SdpCrownCertificate(tolerance=0.2, steps=20), 0.8, 0.8),
 }
 PAIRS = [(name, norm) for name, row in TABLE.items() for norm in ("l2", "linf") if getattr(row, norm) is not None]
 CERTIFICATES = {name: TABLE[name].certificate for name in ("margin", "liplt", "eclipse")}

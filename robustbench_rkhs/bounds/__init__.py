@@ -1,7 +1,7 @@
 """Proven Lipschitz bounds of whole networks: `upper`, and `pairs` of classes; refusals name the layer."""
 
 from robustbench_rkhs.bounds.eclipse import eclipse_pairs
-from robustbench_rkhs.bounds.liplt import liplt_pairs
+from robustbench_rkhs.bounds.liplt import liplt_pairs, reached
 from robustbench_rkhs.bounds.network import Step, combined, joined, opened, pairs, stacked, steps, upper
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "liplt_pairs",
     "opened",
     "pairs",
+    "reached",
     "stacked",
     "steps",
     "upper",

@@ -1,6 +1,7 @@
 """LipLT: Lipschitz bounds of logit differences that follow the linear path through the activations."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -115,11 +116,45 @@ def _start() -> _Signal:
     return _Signal([_Term(1.0, [], object())], 1.0, [])
 
 
-def _walk(chain: list[Step], signal: _Signal) -> _Signal:
+def reached(chain: list[Step]) -> dict[str, float]:
+    """Proven Lipschitz bounds of what enters each layer as a function of the image, by the layer's path.
+
+    By the method of `liplt_pairs` at every layer that is not affine, inside of branches too; at an affine layer, the product of
+    the bounds since the last layer that is not. A branch of a layer is called by its attribute. Cost: that of `liplt`.
+    """
+    found: dict[str, float] = {}
+
+    def note(path: str, size: float) -> None:
+        found[path] = min(found.get(path, math.inf), size)
+
+    _walk(chain, _start(), _Notes(note))
+    return found
+
+
+class _Notes(NamedTuple):
+    """Where `_walk` reports the bound of what enters a layer, and the path of the chain in the network."""
+
+    write: Callable[[str, float], None]
+    prefix: str = ""
+
+    def path(self, step: Step) -> str:
+        return ".".join(filter(None, [self.prefix, step.path]))
+
+    def within(self, step: Step) -> list["_Notes"]:
+        """The same for each branch of a step."""
+        names = [name for name, child in step.module._modules.items() if child is not None]
+        return [_Notes(self.write, f"{self.path(step)}.{name}") for name in names]
+
+
+def _walk(chain: list[Step], signal: _Signal, notes: _Notes | None = None) -> _Signal:
     """The signal after the chain."""
     for step in chain:
         ask()
         interval = slopes(step.module)
+        if notes is not None and not affine(step.module):
+            notes.write(notes.path(step), _bound(signal))
+        elif notes is not None:
+            notes.write(notes.path(step), product([signal.least, _factors(signal.since)]))
         if affine(step.module):
             terms = [term._replace(route=[*term.route, step]) for term in signal.terms]
             signal = _Signal(terms, signal.least, [*signal.since, step])
@@ -131,16 +166,19 @@ def _walk(chain: list[Step], signal: _Signal) -> _Signal:
             terms = [term._replace(route=[*term.route, linear]) for term in signal.terms]
             signal = _Signal([*terms, _Term(product([rest, size]), [], object())], product([step.bound.value, size]), [])
         elif step.branches and gathered.dispatch(type(step.module)) is gathered.dispatch(object):  # they are added
-            signal = _added(step, signal)
+            signal = _added(step, signal, notes)
         else:
+            for branch, inner in zip(step.branches, notes.within(step), strict=True) if notes is not None else ():
+                _walk(branch, signal, inner)
             size = product([step.bound.value, _bound(signal)])
             signal = _Signal([_Term(size, [], object())], size, [])
     return signal
 
 
-def _added(step: Step, signal: _Signal) -> _Signal:
+def _added(step: Step, signal: _Signal, notes: _Notes | None = None) -> _Signal:
     """The signal after a sum of branches: the linear parts of the branches add, for each term of the signal."""
-    ends = [_walk(branch, signal) for branch in step.branches]
+    within = [None] * len(step.branches) if notes is None else notes.within(step)
+    ends = [_walk(branch, signal, inner) for branch, inner in zip(step.branches, within, strict=True)]
     outer, passed = {id(term.source) for term in signal.terms}, len(signal.terms[0].route)
     through, terms = [], list[_Term]()
     for end in ends:

@@ -11,6 +11,7 @@ from robustbench_rkhs.certificates.eclipse import EclipseCertificate
 from robustbench_rkhs.certificates.ibp import IBPCertificate
 from robustbench_rkhs.certificates.liplt import LipLTCertificate
 from robustbench_rkhs.certificates.margin import MarginCertificate
+from robustbench_rkhs.certificates.sdp_crown import SdpCrownCertificate
 from robustbench_rkhs.certificates.smoothing import SmoothingCertificate
 from robustbench_rkhs.nodes.one_of import OneOf, names_of
 
@@ -21,6 +22,7 @@ AnyCertificate = Annotated[
     | IBPCertificate
     | CrownCertificate
     | AlphaCrownCertificate
+    | SdpCrownCertificate
     | SmoothingCertificate
     | Certificate,
     OneOf(Certificate, "certificates"),
@@ -73,6 +75,7 @@ __all__ = [
     "LipLTCertificate",
     "MarginCertificate",
     "Portfolio",
+    "SdpCrownCertificate",
     "SmoothingCertificate",
     "certificate_names",
     "portfolio",

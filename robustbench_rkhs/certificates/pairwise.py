@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from robustbench_rkhs.bounds import Step, opened, steps
+from robustbench_rkhs.bounds import Step, opened, reached, steps
 from robustbench_rkhs.bounds.sketch import Sketch
 from robustbench_rkhs.certificates.base import Certificate, Certified
 from robustbench_rkhs.certificates.float32 import float32_error
@@ -35,6 +35,8 @@ class _Known(NamedTuple):
 
     chain: list[Step]
     bounds: dict[object, Tensor]
+    reach: dict[str, float]
+    """Lipschitz bounds of what enters each layer (`bounds.reached`), once they were asked for."""
 
 
 _known: OrderedDict[bytes, _Known] = OrderedDict()
@@ -139,11 +141,7 @@ class PairwiseCertificate(Certificate):
 
     def chain_and_bounds(self, model: nn.Module, shape: tuple[int, ...]) -> tuple[list[Step], Tensor]:
         """The float64 chain and the pair bounds, cached by the digest of all that they depend on. Must not be modified."""
-        model = opened(model, shape)  # from here on any other module is a chain, and the digest covers all of it
-        key = _digest(model, shape)
-        known = _known.get(key)
-        if known is None:
-            known = _Known(steps(model, shape), {})
+        known = _read(model, shape)
         asking = type(self) if is_ours(type(self)) else self  # bounds of a user's own certificate may depend on its fields
         if asking not in known.bounds:
             chain = known.chain
@@ -151,12 +149,30 @@ class PairwiseCertificate(Certificate):
             if classes < 2:
                 raise UserError(f"certificate '{self.name}': expected a logit for each of two classes or more, found {classes}")
             known.bounds[asking] = self.pairs(chain, shape, classes)
-        if key:
-            _known[key] = known
-            _known.move_to_end(key)
-            if len(_known) > KEPT:
-                _known.popitem(last=False)
         return known.chain, known.bounds[asking]
+
+
+def reach_of(model: nn.Module, shape: tuple[int, ...]) -> dict[str, float]:
+    """`bounds.reached` of a model, cached by the digest of all that it depends on. Must not be modified."""
+    known = _read(model, shape)
+    if not known.reach:
+        known.reach.update(reached(known.chain))
+    return known.reach
+
+
+def _read(model: nn.Module, shape: tuple[int, ...]) -> _Known:
+    """The model's float64 chain and what was computed from it."""
+    model = opened(model, shape)  # from here on any other module is a chain, and the digest covers all of it
+    key = _digest(model, shape)
+    known = _known.get(key)
+    if known is None:
+        known = _Known(steps(model, shape), {}, {})
+    if key:
+        _known[key] = known
+        _known.move_to_end(key)
+        if len(_known) > KEPT:
+            _known.popitem(last=False)
+    return known
 
 
 def _logits(chain: list[Step], images: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -44,7 +44,8 @@ class RelaxationCertificate(Certificate):
     norm: Norm = "l2"
     """Norm of the radius."""
     box: Box = "none"
-    """`none`: certify the whole ball; `unit`: certify the linf ball intersected with [0, 1], for images in that box only."""
+    """`none`: certify the whole ball; `unit`: certify the ball intersected with [0, 1], for images in that box only. An
+    evaluation sets it to the box of its attacks, where it was not given."""
     search: bool = True
     """Search for the largest radius; else only for the largest of the requested epsilons."""
     tolerance: Real = Field(1e-2, gt=0)
@@ -58,6 +59,10 @@ class RelaxationCertificate(Certificate):
 
     def refusal(self, model: Sketch) -> str:
         return model.refusal
+
+    def balls(self, model: nn.Module, twin: nn.Module, x: Tensor, y: Tensor, epsilons: Sequence[float]) -> "Balls":
+        """The proofs over balls around these images. `twin`: the model's float64 copy."""
+        return Balls(self, twin, x, y)
 
     def admit(self, sample: Trace) -> None:
         """Raises Uncertifiable for a network that is too expensive."""
@@ -81,8 +86,8 @@ class RelaxationCertificate(Certificate):
             images[~finite] = 0.0
             proved, cut = images.new_zeros(len(images)), torch.ones_like(finite)
             try:
-                double = twin(opened(model, tuple(x.shape[1:])), device)
-                proves = _Balls(self, double, images, labels)
+                plain = opened(model, tuple(x.shape[1:]))
+                proves = self.balls(plain, twin(plain, device), images, labels, epsilons)
                 for some in portions(len(images), max(len(images), 1), GRAIN):  # all at once where no clock runs
                     here = partial(proves.at, some.start)
                     proved[some], cut[some] = largest(here, proved[some], epsilons, self.search, self.tolerance, self.step)
@@ -123,7 +128,7 @@ class LinearCertificate(RelaxationCertificate):
         return f"{bent:,} values at kinks, expected at most {self.neurons:,}: raise `neurons` to certify it all the same, slowly"
 
 
-class _Balls:
+class Balls:
     """Balls around images, and the proof of a certificate over them."""
 
     def __init__(self, method: RelaxationCertificate, model: nn.Module, x: Tensor, y: Tensor) -> None:
@@ -160,8 +165,7 @@ class _Balls:
 
     def proved(self, part: Int[Tensor, " some"], radii: Float64[Tensor, " some"]) -> Float64[Tensor, " some"]:
         """The same, in one batch."""
-        trace = proved_trace(self.model, self.around(self.x[part], radii), self.method.linear)
-        margins, shares = self.method.proof(trace, self.y[part])
+        trace, (margins, shares) = self.bounded(part, radii)
         others = margins.scatter(1, self.y[part][:, None], torch.inf).amin(1)
         reach = shares.amin(1) * radii * (1 - 8 * UNIT)
         if self.cut:
@@ -169,6 +173,11 @@ class _Balls:
         if not affine(trace):
             reach = torch.minimum(reach, radii)  # the lines hold only in this ball
         return torch.where(others > 0, torch.maximum(radii, reach), reach).nan_to_num(nan=0.0, posinf=torch.inf)
+
+    def bounded(self, part: Int[Tensor, " some"], radii: Float64[Tensor, " some"]) -> tuple[Trace, Found]:
+        """The regions of every layer for these balls, and the bounds of each image's margins."""
+        trace = proved_trace(self.model, self.around(self.x[part], radii), self.method.linear)
+        return trace, self.method.proof(trace, self.y[part])
 
     @property
     def cut(self) -> bool:

@@ -74,8 +74,12 @@ class CertifyPhase:
             self.run_learnt(learnt)
 
     def aimed(self, method: Certificate) -> Certificate:
-        """The certificate in the norm of the evaluation."""
-        return method.model_copy(update={"norm": self.work.recipe.norm}) if "norm" in type(method).model_fields else method
+        """The certificate in the norm of the evaluation, and within its box where that was left open."""
+        fields = type(method).model_fields
+        update: dict[str, str] = {"norm": self.work.recipe.norm} if "norm" in fields else {}
+        if "box" in fields and "box" not in method.model_fields_set:
+            update["box"] = self.work.box
+        return method.model_copy(update=update)
 
     def open(self) -> Places:
         """The correctly classified images that are not yet proved robust at the largest requested eps."""

@@ -1,6 +1,7 @@
 """Full CROWN: linear bounds at every nonlinearity, with rounding errors included, so that they hold in real arithmetic."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -13,12 +14,17 @@ from robustbench_rkhs.relaxations.interval import Step, Trace, Walk, forked, tra
 from robustbench_rkhs.relaxations.linear_bounds import AFFINE, DIAGONAL, MOVES, Lines, chain_back, margin_rows
 from robustbench_rkhs.relaxations.region import Region
 from robustbench_rkhs.relaxations.rounding import LEAST, UNIT, most, rounded, widened
+from robustbench_rkhs.relaxations.unit_box import drop
 from robustbench_rkhs.runtime.clock import OutOfTime, ask
 
 NUMBERS = 2**22
 """Largest tensor of slopes, in numbers: 32 MiB in float64; a pass holds a few of them."""
 KINKS = (nn.ReLU, nn.LeakyReLU)
 BENDS = (nn.Tanh, nn.Sigmoid, nn.ELU, nn.MaxPool2d, MaxMin, GroupSort, Exchange)
+
+
+Tighten = Callable[[nn.Module, list[Step], Region], Region]
+"""A tighter input region of a layer, from the steps before it back to the image."""
 
 
 class Found(NamedTuple):
@@ -79,6 +85,8 @@ def tighten(module: nn.Module, steps: list[Step], region: Region) -> Region:
 
 def _exact(steps: list[Step]) -> bool:
     """Whether intervals are as tight as linear bounds: at most one layer so far mixes values, and it is affine."""
+    if steps and steps[0].before.unit:  # which intervals do not know
+        return False
     straight = (nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout2d, *MOVES, *DIAGONAL)
     mixing = [step for step in steps if not isinstance(step.module, straight)]
     return not mixing or (len(mixing) == 1 and isinstance(mixing[0].module, nn.Linear | nn.Conv1d | nn.Conv2d))
@@ -110,7 +118,8 @@ def least_proved(rows: Lines, region: Region) -> tuple[Tensor, Tensor]:
     middle = middle - 2 * rows.errors - unit * sums - LEAST
     weighted = slopes * radius[:, None]
     length = (weighted.norm(dim=2) if region.round else weighted.abs().sum(2)) * (1 + unit)
-    return middle - length - 4 * UNIT * (middle.abs() + length), (middle / length).clamp_min(0) * (1 - 8 * UNIT)
+    least = torch.minimum(length, drop(slopes, center, radius[:, 0], True)) if region.unit else length
+    return middle - least - 4 * UNIT * (middle.abs() + length), (middle / length).clamp_min(0) * (1 - 8 * UNIT)
 
 
 def affine(found: Trace) -> bool:
@@ -177,7 +186,7 @@ def _optimised(found: Trace, y: Tensor, steps: int, shared: bool, rate: float) -
 
 
 def _part(region: Region, which: Tensor) -> Region:
-    return Region(region.center[which], region.radius[which], region.round)
+    return region._replace(center=region.center[which], radius=region.radius[which])
 
 
 def _of(steps: list[Step], which: Tensor) -> list[Step]:

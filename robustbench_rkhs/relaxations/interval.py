@@ -24,6 +24,7 @@ from robustbench_rkhs.layers import (
 )
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.relaxations.expansion import Exchange, expanded
+from robustbench_rkhs.relaxations.planes import Bent
 from robustbench_rkhs.relaxations.region import Region, between, wide
 from robustbench_rkhs.runtime.clock import ask
 
@@ -47,6 +48,8 @@ class Step(NamedTuple):
     """Bound on the rounding relative to `size`."""
     slope: Tensor | None = None
     """Slopes of a ReLU's lower line, from one side (0) to the other (1), (batch, rows or 1, *shape); None: the nearer side."""
+    bend: Callable[[Tensor, float], Bent] | None = None
+    """Bounds of a ReLU instead of the two lines, from the rows after it and the slope left of zero."""
 
 
 class Trace(NamedTuple):

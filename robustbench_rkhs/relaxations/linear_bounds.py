@@ -22,8 +22,9 @@ from robustbench_rkhs.layers import (
 )
 from robustbench_rkhs.relaxations.expansion import Exchange
 from robustbench_rkhs.relaxations.interval import NoRule, Step, Trace, diagonal, forked, kink
-from robustbench_rkhs.relaxations.planes import Planes, lines_of_gap, lines_of_kink, lines_of_smooth, lines_of_windows
+from robustbench_rkhs.relaxations.planes import Bent, Planes, lines_of_gap, lines_of_kink, lines_of_smooth, lines_of_windows
 from robustbench_rkhs.relaxations.region import Region, wide
+from robustbench_rkhs.relaxations.unit_box import drop
 from robustbench_rkhs.runtime.clock import ask
 
 POOLS = (nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, ScaledAveragePool)
@@ -94,8 +95,8 @@ def least(rows: Lines, region: Region) -> Float[Tensor, "batch rows"]:
     slopes, center, radius = rows.slopes.flatten(2), region.center.flatten(1), region.radius.flatten(1)
     middle = torch.einsum("brn,bn->br", slopes, center) + rows.offsets
     if region.round:
-        result: Tensor = middle - (slopes * radius[:, None]).norm(dim=2)
-        return result
+        length: Tensor = (slopes * radius[:, None]).norm(dim=2)
+        return middle - (torch.minimum(length, drop(slopes, center, radius[:, 0], False)) if region.unit else length)
     return middle - torch.einsum("brn,bn->br", slopes.abs(), radius)
 
 
@@ -224,12 +225,21 @@ def adjoint(linear: Callable[[Tensor], Tensor], shape: tuple[int, ...], values: 
 @back.register(nn.Sigmoid)
 @back.register(nn.ELU)
 def _(module: nn.Module, step: Step, rows: Lines) -> Lines:
+    if step.bend is not None:
+        return _through_bend(step.bend(rows.slopes, kink(module)), rows)
     if isinstance(module, nn.ReLU | nn.LeakyReLU):
         lines = lines_of_kink(kink(module), step.before, step.slope)
     else:
         lines = lines_of_smooth(module, step.before)
     slopes, offsets = bent(rows.slopes, lines)
     return Lines(slopes, rows.offsets + offsets)
+
+
+def _through_bend(found: Bent, rows: Lines) -> Lines:
+    offsets = rows.offsets + found.parts.flatten(2).sum(2) - found.balls
+    if found.errors is None:
+        return Lines(found.slopes, offsets)
+    return Lines(found.slopes, offsets, found.errors + 2.0**-50 * (rows.offsets.detach().abs() + offsets.detach().abs()))
 
 
 def bent(slopes: Float[Tensor, "batch rows *shape"], lines: Planes) -> tuple[Tensor, Tensor]:

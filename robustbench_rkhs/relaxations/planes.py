@@ -22,6 +22,18 @@ class Planes(NamedTuple):
     depth: Float[Tensor, "batch *shape"] | None = None
 
 
+class Bent(NamedTuple):
+    """Linear lower bounds before a kink."""
+
+    slopes: Float[Tensor, "batch rows *shape"]
+    parts: Float[Tensor, "batch rows *shape"]
+    """The constant, one part for each coordinate."""
+    balls: Float[Tensor, "batch rows"]
+    """What the ball costs, to be subtracted from the constant."""
+    errors: Float[Tensor, "batch rows"] | None
+    """Bound on the rounding, where it is asked for."""
+
+
 class Windows(NamedTuple):
     """z[lowest] <= max over the window <= over z[highest] + height."""
 

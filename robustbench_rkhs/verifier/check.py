@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from . import build, eclipse, liplt, weights
+from . import build, eclipse, lagrangian, liplt, weights
 from .chain import Branches, forward, pairs
 from .norms import Unproved
 from .operations import Operation, expected, size
@@ -18,8 +18,12 @@ from .proof import Proof, Rejected, number, read
 SLACK = 1e-6
 """Relative tolerance of claims against the bounds proved here. Reported radii never exceed what is proved here."""
 BATCH = 64
-METHODS = ("margin", "liplt", "eclipse")
+METHODS = ("margin", "liplt", "eclipse", "sdp_crown")
 """Certificates that are re-checked."""
+Outputs = tuple[np.ndarray, np.ndarray]
+"""Logits, and bounds of their rounding."""
+Found = tuple[np.ndarray, list[str]]
+"""Radii proved here, and why one is 0."""
 KEYS = {"method", "checkable", "reason", "radii", "pairs", "witness"}
 
 
@@ -83,6 +87,11 @@ class Claim:
     slopes: np.ndarray = field(default_factory=lambda: np.zeros(0))
     """Recomputed pair bounds, once proved."""
 
+    def found(self, proof: Proof, chain: Sequence[Operation], part: slice, x: np.ndarray, outputs: Outputs) -> Found:
+        """The radii of some images that are proved here, and why one is 0."""
+        logits, error = outputs
+        return radii(logits, error, proof.array("label")[part], self.slopes, size(proof.shape), proof.about["norm"])
+
     def prove(self, proof: Proof, chain: Sequence[Operation], simple: np.ndarray) -> None:
         """Recompute the pair bounds, at most `simple` (norm products). Raises Rejected if a claimed one is smaller."""
         kind, classes = self.method.partition("#")[0], proof.classes
@@ -98,6 +107,39 @@ class Claim:
             raise Rejected(f"{self.method}, classes {y} and {j}: {words}")
 
 
+@dataclass
+class TiltedClaim(Claim):
+    """A certificate by linear bounds from balls: slopes and multipliers for each image and pair of classes."""
+
+    rows: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), int))
+    parts: list[np.ndarray] = field(default_factory=list)
+    multipliers: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+
+    def prove(self, proof: Proof, chain: Sequence[Operation], simple: np.ndarray) -> None:
+        """Read the witness; the bounds are computed image by image."""
+        expected(proof.about["norm"] == "l2" and self.pairs is None, f"{self.method} is re-checked in l2 alone")
+        fine = isinstance(self.witness, dict) and set(self.witness) == {"rows", "slopes", "multipliers"}
+        expected(fine and isinstance(self.witness["slopes"], list), "expected rows, slopes and multipliers as witness")
+        places = list(lagrangian.kinks(chain))
+        expected(len(places) == len(self.witness["slopes"]), f"expected slopes of {len(places)} kinks")
+        self.rows = proof.array(self.witness["rows"], None, 2)
+        expected(self.rows.dtype.kind == "i", "rows do not hold whole numbers")
+        count, images = len(self.rows), len(proof.array("images"))
+        inside = (self.rows >= 0).all() and (self.rows[:, 0] < images).all() and (self.rows[:, 1] < proof.classes).all()
+        expected(bool(inside), "rows name images or classes that do not exist")
+        names = zip(self.witness["slopes"], places, strict=True)
+        self.parts = [proof.numbers(name, count, size(kink.inputs)) for name, (_, kink) in names]
+        self.multipliers = proof.numbers(self.witness["multipliers"], count, len(places))
+        finite = all(np.isfinite(part).all() for part in (*self.parts, self.multipliers))
+        expected(finite and bool((self.multipliers > 0).all()), "slopes or multipliers are not finite, or not above zero")
+
+    def found(self, proof: Proof, chain: Sequence[Operation], part: slice, x: np.ndarray, outputs: Outputs) -> Found:
+        at = np.nonzero((self.rows[:, 0] >= part.start) & (self.rows[:, 0] < part.stop))[0]
+        rows = self.rows[at] - np.array([part.start, 0])
+        slopes, label = [one[at] for one in self.parts], proof.array("label")[part]
+        return lagrangian.radii_proved(chain, x, label, self.radii[part], rows, slopes, self.multipliers[at], proof.classes)
+
+
 def _claims(proof: Proof, count: int, notes: list[str]) -> list[Claim]:
     """The certificates that can be re-checked; adds a note for each other one."""
     rows = proof.about["certificates"]
@@ -111,7 +153,8 @@ def _claims(proof: Proof, count: int, notes: list[str]) -> list[Claim]:
             continue
         known = isinstance(row["method"], str) and row["method"].partition("#")[0] in METHODS
         expected(known, f"there is no re-check of certificate {row['method']!r}")
-        claims.append(Claim(place, row["method"], radii, row["pairs"], row["witness"]))
+        kind = TiltedClaim if row["method"].partition("#")[0] == "sdp_crown" else Claim
+        claims.append(kind(place, row["method"], radii, row["pairs"], row["witness"]))
     expected(bool(claims), "there is no certificate to re-check")
     return claims
 
@@ -146,7 +189,7 @@ def bounds(chain: Sequence[Operation], rows: list[dict[str, Any]]) -> list[tuple
 
 def _radii(proof: Proof, chain: Sequence[Operation], claims: list[Claim], looked: int) -> np.ndarray:
     """Recomputed radii, at most those claimed. Raises Rejected at the first image whose claim is larger."""
-    x, label, index = (proof.array(name)[:looked] for name in ("images", "label", "index"))
+    x, index = (proof.array(name)[:looked] for name in ("images", "index"))
     count = len(proof.array("images"))
     claimed_logits, claimed_error = proof.numbers("logits", count, proof.classes), proof.numbers("error", count)
     best = np.zeros(looked)
@@ -156,7 +199,7 @@ def _radii(proof: Proof, chain: Sequence[Operation], claims: list[Claim], looked
             logits, error = forward(chain, x[part].astype(np.float64))
             apart = np.sqrt(((logits - claimed_logits[part]) ** 2).sum(1))
             fits = apart <= (error + claimed_error[part]) * (1 + 1e-6)
-            found = [radii(logits, error, label[part], one.slopes, size(proof.shape), proof.about["norm"]) for one in claims]
+            found = [one.found(proof, chain, part, x[part].astype(np.float64), (logits, error)) for one in claims]
         finite = np.isfinite(logits).all(1) & np.isfinite(x[part]).all(axis=tuple(range(1, x.ndim)))
         for at in range(len(logits)):
             where = f"image {index[start + at]}"

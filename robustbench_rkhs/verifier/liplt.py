@@ -58,6 +58,13 @@ def pairs(chain: Chain, witness: Any, classes: int) -> np.ndarray:
     return result
 
 
+def reached(chain: Chain) -> dict[Path, float]:
+    """Lipschitz bounds of the maps from the image to what enters each operation, by its position; nested for branches."""
+    found: dict[Path, float] = {}
+    _Walk(set(), found).along(chain, Signal([Term(1.0, [], object())], 1.0, []), ())
+    return found
+
+
 def _apart(size: float, route: Sequence[Operation], classes: int) -> np.ndarray:
     if size == 0:
         return np.zeros((classes, classes))
@@ -69,14 +76,18 @@ def _apart(size: float, route: Sequence[Operation], classes: int) -> np.ndarray:
 class _Walk:
     """Propagates a signal through a chain; caches the norms of routes by the operations they consist of."""
 
-    def __init__(self, starts: set[Path]) -> None:
+    def __init__(self, starts: set[Path], reached: dict[Path, float] | None = None) -> None:
         self.starts = starts
+        self.reached = reached
+        """Filled with the bound of what enters each operation, also inside of branches that are concatenated; None: not asked."""
         self.norms: dict[Path, float] = {}
         self.kept: list[list[Operation]] = []
         """Keeps cached routes alive, so that `id` of their operations is not reused."""
 
     def along(self, chain: Chain, signal: Signal, path: Path) -> Signal:
         for at, operation in enumerate(chain):
+            if self.reached is not None:
+                self.note(operation, signal, (*path, at))
             if operation.affine:
                 terms = [term._replace(route=[*term.route, operation]) for term in signal.terms]
                 signal = Signal(terms, signal.least, [*signal.since, operation])
@@ -94,6 +105,16 @@ class _Walk:
             else:
                 signal = Signal([Term(least, [], object())], least, [])
         return signal
+
+    def note(self, operation: Operation, signal: Signal, path: Path) -> None:
+        assert self.reached is not None
+        size = signal.least
+        for part in signal.since:
+            size = times(size, part.bound)
+        self.reached[path] = size if operation.affine else min(size, self.bound(signal))
+        if isinstance(operation, Branches) and not operation.affine and not operation.added:
+            for number, branch in enumerate(operation.chains):
+                self.along(branch, signal, (*path, number))
 
     def added(self, operation: Branches, signal: Signal, path: Path, least: float) -> Signal:
         """The signal after summed branches: the linear parts that its terms pass through add up, term by term."""

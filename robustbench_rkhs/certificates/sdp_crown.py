@@ -1,0 +1,156 @@
+"""The SDP-CROWN certificate: linear bounds from balls and intervals together, with free slopes, per image."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float64, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from robustbench_rkhs.certificates.reach import reach
+from robustbench_rkhs.certificates.relaxation import Balls, RelaxationCertificate
+from robustbench_rkhs.nodes.node import Real
+from robustbench_rkhs.relaxations.ascent import Search, optimised
+from robustbench_rkhs.relaxations.balls import ball_trace, balls_of
+from robustbench_rkhs.relaxations.full_crown import Found, Tighten, keep, linear_proof, proved_trace, tighten
+from robustbench_rkhs.relaxations.interval import Trace
+from robustbench_rkhs.relaxations.lagrangian import Ball, Tilt
+from robustbench_rkhs.relaxations.linear_bounds import Lines, margin_rows
+from robustbench_rkhs.relaxations.rounding import UNIT
+from robustbench_rkhs.relaxations.rows import Rows, Tilts, balls_at, doubled, indexed, started, tiltable, valued
+from robustbench_rkhs.relaxations.tightened import Tightened
+
+AIM = 1e-4
+"""Rows are optimised until they lie this far above zero, relative to the difference of logits: float32 rounds in between."""
+
+
+class SdpCrownCertificate(RelaxationCertificate):
+    r"""The largest ball over which linear bounds from balls and intervals keep the label's logit above every other.
+
+    .. math:: f_y(x') - f_j(x') \ge a_j^\top x' + b_j - e_j
+
+    As `crown`, but the lines at each kink are the Lagrangian of its interval and of the l2 ball that its inputs lie in
+    (`relaxations.lagrangian`). The radius of that ball is the LipLT bound of the layers before it times eps. One slope for each
+    kink, image and pair of classes, and one multiplier for each layer, image and pair, are optimised by gradient steps;
+    every choice is sound. Slopes are free where the sign is known, too: that is most of the gain.
+    The requested epsilons are tried first, from the smallest, each from the slopes of the last; a radius that is tried is first
+    bounded with the slopes at hand. Computed in float64 with its rounding bounded (the search in float32), about the network in
+    real arithmetic with its weights as given. The bound contains those of `margin`, `crown` and `alpha_crown` with
+    intervals as its special cases.
+    Raises Uncertifiable, naming the layer, for a layer without bounds. Cost: for each radius tried, up to `steps` differentiated
+    backward passes per pair of classes still open. Source: SDP-CROWN (arXiv 2506.06665) for the inequality of the ball alone;
+    ours: one Lagrangian for ball and interval, slopes free everywhere, rounding, and any graph of certified layers.
+    """
+
+    name: Literal["sdp_crown"] = "sdp_crown"
+    steps: int = Field(200, ge=0)
+    """Gradient steps at most for each radius tried."""
+    rate: Real = Field(0.3, gt=0)
+    """Step size of Adam at the start; it falls to 2% of this."""
+    intervals: int = Field(512, ge=0)
+    """Where the bound falls short of a requested eps, it is tried again with tighter intervals, at layers with at most this many
+    uncertain values."""
+
+    def balls(self, model: nn.Module, twin: nn.Module, x: Tensor, y: Tensor, epsilons: Sequence[float]) -> Balls:
+        return Tilted(self, model, twin, x, y, epsilons)
+
+
+class Tilted(Balls):
+    """Balls around images, and the slopes and multipliers that served last for each image and other class."""
+
+    method: SdpCrownCertificate
+
+    def __init__(
+        self, method: SdpCrownCertificate, model: nn.Module, twin: nn.Module, x: Tensor, y: Tensor, asked: Sequence[float] = ()
+    ) -> None:
+        super().__init__(method, twin, x, y)
+        self.asked = torch.tensor(list(asked), dtype=torch.float64, device=x.device)
+        sample = proved_trace(twin, self.around(x.new_zeros(1, *x.shape[1:]), x.new_zeros(1)), False)
+        self.reach = reach(model, tuple(x.shape[1:]), sample)
+        self.kept: dict[tuple[int, int], tuple[float, Tilts]] = {}
+
+    def bounded(self, part: Int[Tensor, " some"], radii: Float64[Tensor, " some"]) -> tuple[Trace, Found]:
+        moved = radii if self.l2 else radii * math.sqrt(self.x[0].numel()) * (1 + 4 * UNIT)
+        balls = balls_of(self.model, self.x[part], moved, self.reach)
+        found, (margins, shares) = self.stage(part, radii, balls, keep if self.l2 else tighten)
+        short = (margins.scatter(1, self.y[part][:, None], torch.inf).amin(1) <= 0) & self.right(part)
+        again = (short & torch.isin(radii, self.asked)).nonzero().flatten()
+        if len(again) and self.method.intervals:
+            some = {path: Ball(one.center[again], one.radius[again]) for path, one in balls.items()}
+            hook = Tightened(some, self.method.intervals, Search(min(50, self.method.steps), self.method.rate))
+            _, (raised, reached) = self.stage(part[again], radii[again], some, hook)
+            margins[again], shares[again] = torch.maximum(margins[again], raised), torch.maximum(shares[again], reached)
+        return found, Found(margins, shares)
+
+    @property
+    def l2(self) -> bool:
+        return self.method.norm == "l2"
+
+    def stage(self, part: Tensor, radii: Tensor, balls: dict[str, Ball], hook: Tighten) -> tuple[Trace, Found]:
+        """The bounds with intervals that `hook` tightens."""
+        y = self.y[part]
+        found = ball_trace(self.model, self.around(self.x[part], radii), balls if self.l2 else {}, hook)
+        margins, shares = linear_proof(found, y)
+        pairs = ((margins <= 0) & self.right(part)[:, None]).scatter(1, y[:, None], False).nonzero()
+        if len(pairs) and tiltable(found.steps):
+            value, share = self.tilted(found, balls, pairs, part, radii)
+            at = tuple(pairs.T)
+            margins[at], shares[at] = torch.maximum(margins[at], value), torch.maximum(shares[at], share)
+        return found, Found(margins, shares)
+
+    def right(self, part: Int[Tensor, " some"]) -> Tensor:
+        """Images whose label has the largest logit; the others are not worth a search."""
+        return self.gaps(part).scatter(1, self.y[part][:, None], torch.inf).amin(1) > 0
+
+    def gaps(self, part: Int[Tensor, " some"]) -> Tensor:
+        """f_y - f_j at the images."""
+        logits: Tensor = self.model(self.x[part])
+        return logits.gather(1, self.y[part][:, None]) - logits
+
+    def tilted(
+        self, found: Trace, balls: dict[str, Ball], pairs: Int[Tensor, "rows 2"], part: Tensor, radii: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Bounds of these pairs (place, other class) with the slopes at hand, then, where they do not do, with better ones."""
+        place, other = pairs.T
+        rows = self.rows(found, balls, pairs, part)
+        keys, eps = [(int(part[a]), b) for a, b in pairs.tolist()], radii[place]
+        tilts = self.begin(rows, keys, eps)
+        value, share = valued(rows, doubled(tilts), True)
+        short = torch.isin(place, place[value <= 0]).nonzero().flatten() if self.method.steps else place[:0]
+        short = short[value[short] <= 0]
+        if len(short):
+            gap = self.gaps(part)[place, other]
+            some = rows.of(short)
+            better = optimised(some, _of(tilts, short), AIM * gap[short], Search(self.method.steps, self.method.rate))
+            raised, reached = valued(some, doubled(better), True)
+            for path, tilt in better.items():
+                tilts[path].slope[short], tilts[path].multiplier[short] = tilt.slope, tilt.multiplier
+            value[short], share[short] = torch.maximum(value[short], raised), torch.maximum(share[short], reached)
+        for at, key in enumerate(keys):
+            self.kept[key] = float(eps[at]), _of(tilts, torch.tensor([at]))
+        return value, share
+
+    def rows(self, found: Trace, balls: dict[str, Ball], pairs: Int[Tensor, "rows 2"], part: Tensor) -> Rows:
+        """f_y - f_j for these pairs (place, other class j)."""
+        place, other = pairs.T
+        lines = margin_rows(self.y[part], found.after.center.shape[1], found.after.center)
+        lines = Lines(lines.slopes[place, other][:, None], lines.offsets[place, other][:, None])
+        return Rows(indexed(found.steps, place), lines, balls_at(balls, found.steps, place), place)
+
+    def begin(self, rows: Rows, keys: list[tuple[int, int]], eps: Tensor) -> Tilts:
+        """The slopes and multipliers that served last (multipliers fall with the radius), else those of a first guess."""
+        known = [at for at, key in enumerate(keys) if key in self.kept]
+        fresh = [at for at, key in enumerate(keys) if key not in self.kept]
+        parts = [started(rows.of(torch.tensor(fresh)))] if fresh else []
+        for at in known:
+            before, tilts = self.kept[keys[at]]
+            parts.append({path: Tilt(tilt.slope, tilt.multiplier * (before / float(eps[at]))) for path, tilt in tilts.items()})
+        order = torch.tensor(fresh + known).argsort()
+        joined = {path: Tilt(*(torch.cat([one[path][k].float() for one in parts])[order] for k in (0, 1))) for path in parts[0]}
+        return joined
+
+
+def _of(tilts: Tilts, which: Tensor) -> Tilts:
+    return {path: Tilt(tilt.slope[which], tilt.multiplier[which]) for path, tilt in tilts.items()}

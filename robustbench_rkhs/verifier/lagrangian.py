@@ -1,0 +1,175 @@
+"""Re-check of linear bounds from l2 balls: slopes and multipliers for each kink, image and pair of classes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .activations import Activation
+from .chain import Branches, Chain
+from .liplt import Path, reached
+from .norms import TINY, UNIT
+from .operations import Malformed, Operation, lengths, size
+
+
+def kinks(chain: Chain, path: Path = ()) -> Iterator[tuple[Path, Activation]]:
+    """The kinks of a network, in order. Raises Malformed at an operation that has no re-check here."""
+    for at, operation in enumerate(chain):
+        if operation.affine:
+            continue
+        if isinstance(operation, Branches):
+            for number, branch in enumerate(operation.chains):
+                yield from kinks(branch, (*path, at, number))
+        elif isinstance(operation, Activation) and operation.kind in ("relu", "leaky_relu") and 0 <= operation.slopes[0] <= 1:
+            yield (*path, at), operation
+        else:
+            raise Malformed(f"there is no re-check of linear bounds through {type(operation).__name__}")
+
+
+@dataclass
+class Rows:
+    """Differences of logits, each about one image and over one ball, with what the witness says of them."""
+
+    chain: Chain
+    x: np.ndarray
+    """The image of each row."""
+    radius: np.ndarray
+    """Its l2 ball."""
+    slopes: dict[Path, np.ndarray]
+    """For each kink (rows, values): the new slope relative to the two sides, any number."""
+    multipliers: dict[Path, np.ndarray]
+    """For each kink (rows,), above zero."""
+    reach: dict[Path, float] = field(default_factory=dict)
+    inputs: dict[Path, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    """What enters each operation at the image, and its rounding (l2)."""
+
+    def bounds(self, rows: np.ndarray) -> np.ndarray:
+        r"""Lower bounds of rows (one linear function of the logits each) over the balls, in real arithmetic.
+
+        At a kink f with slopes a (left) and 1 (right), whose inputs h lie within rho of h0, for any r and any m > 0
+
+        .. math:: c^\top f(h) \ge r^\top h + \sum_i \min_z \big( c_i f(z) - r_i z + \tfrac{m}{2} (z - h_{0i})^2 \big)
+                  - \tfrac{m}{2} \rho^2
+
+        (m (rho^2 - |h - h0|^2) >= 0). rho is the radius times a bound of the map from the image to h, proved here, plus the
+        rounding of h0. Affine operations: c' (A u + b) = (A' c)' u + c' b. At the image: c' x >= c' x0 - |c| radius.
+        Rounding: an error of l2 length e in a row costs e times the longest input there can be; see `_kink` for kinks.
+        """
+        self.reach = reached(self.chain)
+        self._forward(self.chain, self.x, np.zeros(len(self.x)), ())
+        c, constant, error = self._back(self.chain, rows.astype(np.float64), ())
+        flat, image = c.reshape(len(c), -1), self.x.reshape(len(c), -1)
+        middle = (flat * image).sum(1)
+        count = 8 * (flat.shape[1] + 64) * UNIT
+        error = error + count * (np.abs(flat * image).sum(1) + np.abs(constant)) + TINY
+        error = error + 16 * UNIT * (np.abs(middle) + np.abs(constant) + error)
+        result: np.ndarray = middle + constant - error - lengths(flat) * self.radius * (1 + count)
+        return result
+
+    def _forward(self, chain: Chain, x: np.ndarray, error: np.ndarray, path: Path) -> None:
+        for at, operation in enumerate(chain):
+            here = (*path, at)
+            self.inputs[here] = x, error
+            if isinstance(operation, Branches) and not operation.affine:
+                for number, branch in enumerate(operation.chains):
+                    self._forward(branch, x, error, (*here, number))
+            error, x = operation.error(x, error), operation(x)
+
+    def _ball(self, path: Path) -> np.ndarray:
+        """Radius of a ball around the computed input of an operation that holds its input over the image's ball."""
+        ball: np.ndarray = (self.reach[path] * self.radius + self.inputs[path][1]) * (1 + 16 * UNIT) + TINY
+        return ball
+
+    def _longest(self, path: Path) -> np.ndarray:
+        length: np.ndarray = lengths(self.inputs[path][0]) + self._ball(path)
+        return length
+
+    def _back(self, chain: Chain, c: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows before the chain, their constants and their errors."""
+        constant, error = np.zeros(len(c)), np.zeros(len(c))
+        for at in range(len(chain) - 1, -1, -1):
+            operation, here = chain[at], (*path, at)
+            if operation.affine:
+                found = self._affine(operation, c, here)
+            elif isinstance(operation, Branches):
+                found = self._branches(operation, c, here)
+            else:
+                assert isinstance(operation, Activation)
+                found = self._kink(operation, c, here)
+            c, added, more = found
+            error = error + more + 4 * UNIT * (np.abs(constant) + np.abs(added))
+            constant = constant + added
+        return c, constant, error
+
+    def _affine(self, operation: Operation, c: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        c = c.reshape(len(c), *operation.outputs)
+        flat, length = c.reshape(len(c), -1), lengths(c)
+        start = operation(np.zeros((1, *operation.inputs)))
+        off = np.array([operation.moved(float(one), True) for one in length])
+        count = 4 * (flat.shape[1] + 64) * UNIT
+        error = off * self._longest(path) + length * (float(np.max(operation.local(0.0))) + count * lengths(start)[0])
+        return operation.adjoint(c), flat @ start.ravel(), error * (1 + 1e-9) + TINY
+
+    def _branches(self, operation: Branches, c: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        c = c.reshape(len(c), *operation.outputs)
+        shares = [c] * len(operation.chains) if operation.added else np.split(c, np.cumsum(operation.channels)[:-1], axis=1)
+        parts = [
+            self._back(one, share, (*path, number))
+            for number, (one, share) in enumerate(zip(operation.chains, shares, strict=True))
+        ]
+        rows, constants = [part[0].reshape(len(c), *operation.inputs) for part in parts], [part[1] for part in parts]
+        summed = np.sum([lengths(row) for row in rows], axis=0) * self._longest(path) + np.sum(np.abs(constants), axis=0)
+        error = np.sum([part[2] for part in parts], axis=0) + 4 * UNIT * len(parts) * summed
+        return np.sum(rows, axis=0), np.sum(constants, axis=0), error
+
+    def _kink(self, operation: Activation, c: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The inequality of `bounds`. r is what is computed. A minimiser is computed to within d = 8 u ((|c| + |r|) / m + |h0|),
+        which raises its parabola by at most 2 m d^2; each term of the value errs by a few u, their sum by n u of all terms."""
+        left, c = operation.slopes[0], c.reshape(len(c), -1)
+        m, center, rho = self.multipliers[path][:, None], self.inputs[path][0].reshape(len(c), -1), self._ball(path)
+        row = (left + (1 - left) * self.slopes[path]) * c
+        right, wrong = c - row, left * c - row
+        above, below = np.maximum(center - right / m, 0), np.minimum(center - wrong / m, 0)
+        first, second = (part * z + m / 2 * (z - center) ** 2 for part, z in ((right, above), (wrong, below)))
+        z = np.where(first <= second, above, below)
+        bent = np.where(z > 0, z, left * z)
+        ball = m[:, 0] / 2 * rho**2
+        value = (c * bent - row * z + m / 2 * (z - center) ** 2).sum(1) - ball
+        terms = (np.abs(c * bent) + np.abs(row * z) + m * (z - center) ** 2).sum(1) + ball
+        missed = ((np.abs(c) + np.abs(row)) ** 2 / m + m * center**2).sum(1)
+        error = 8 * (c.shape[1] + 64) * UNIT * terms + 512 * UNIT**2 * missed
+        return row.reshape(len(c), *operation.inputs), value, error * (1 + 1e-9) + TINY
+
+
+def radii_proved(
+    chain: Chain,
+    x: np.ndarray,
+    label: np.ndarray,
+    claimed: np.ndarray,
+    rows: np.ndarray,
+    slopes: Sequence[np.ndarray],
+    multipliers: np.ndarray,
+    classes: int,
+) -> tuple[np.ndarray, list[str]]:
+    """The claimed l2 radius of each image where the rows of all other classes are proved above zero over its ball, else 0.
+
+    `rows`: (image, other class) of each row; `slopes`: one array for each kink, in order; `multipliers`: (rows, kinks).
+    """
+    found, why = np.zeros(len(x)), ["but it has no rows for each other class"] * len(x)
+    places = list(kinks(chain))
+    for number in np.unique(rows[:, 0]):
+        at = np.nonzero(rows[:, 0] == number)[0]
+        others = np.delete(np.arange(classes), label[number])
+        if not claimed[number] > 0 or not np.array_equal(np.sort(rows[at, 1]), others):
+            continue
+        images, radius = np.repeat(x[number][None], len(at), axis=0), np.full(len(at), claimed[number])
+        own = {path: slopes[k][at].reshape(len(at), size(kink.inputs)) for k, (path, kink) in enumerate(places)}
+        rate = {path: multipliers[at, k] for k, (path, _) in enumerate(places)}
+        eye = np.eye(classes)
+        bound = Rows(chain, images, radius, own, rate).bounds(eye[label[number]][None] - eye[rows[at, 1]])
+        if bool((bound > 0).all()):
+            found[number], why[number] = claimed[number], ""
+        else:
+            worst = int(np.nan_to_num(bound, nan=-np.inf).argmin())
+            why[number] = f"but against class {rows[at[worst], 1]} its lower bound is {bound[worst]:.4g}"
+    return found, why
