@@ -277,7 +277,7 @@ def test_what_only_leaving_the_box_would_change_is_proved_within_it():
     model.weight.data, model.bias.data = torch.tensor([[-1.0, 0.0], [0.0, 0.0]]).double(), torch.tensor([1.2, 0.0]).double()
     x, y, keys = torch.tensor([[0.9, 0.5]]).double(), torch.tensor([0]), torch.arange(1)
     radius = {box: SdpCrownCertificate(box=box, search=False)(model, x, y, keys, (0.2, 0.5)).radius for box in ("none", "unit")}
-    assert 0.299 < radius["none"] < 0.3 and radius["unit"] == 0.5
+    assert 0.299 < radius["none"] <= 0.3 and radius["unit"] >= 0.5 * (1 - 1e-12)
 
 
 def test_no_attack_in_the_box_reaches_what_is_proved_within_it():

@@ -114,7 +114,7 @@ FORGERIES = {
     _another_slope: (Rejected, "its lower bound is"),
     _another_class: (Rejected, "no rows for each other class"),
     _missing_row: (Rejected, "no rows for each other class"),
-    _another_weight: (Rejected, ""),
+    _another_weight: (Rejected, "claim"),
     _nan_slope: (Malformed, "not finite"),
     _zero_multiplier: (Malformed, "above zero"),
     _fewer_kinks: (Malformed, "slopes of 2 kinks"),

@@ -79,7 +79,7 @@ class Tilted(Balls):
         again = (short & torch.isin(radii, self.asked)).nonzero().flatten()
         if len(again) and self.method.intervals:
             some = {path: Ball(one.center[again], one.radius[again]) for path, one in balls.items()}
-            hook = Tightened(some, self.method.intervals, Search(min(50, self.method.steps), self.method.rate))
+            hook = Tightened(some, self.method.intervals, Search(min(50, self.method.steps), self.method.rate)).__call__
             _, (raised, reached) = self.stage(part[again], radii[again], some, hook)
             margins[again], shares[again] = torch.maximum(margins[again], raised), torch.maximum(shares[again], reached)
         return found, Found(margins, shares)
