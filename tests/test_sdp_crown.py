@@ -274,8 +274,9 @@ def test_the_pixel_box_cuts_the_ball_and_any_point_of_both_lies_above_the_bound(
 
 def test_what_only_leaving_the_box_would_change_is_proved_within_it():
     model = nn.Linear(2, 2).double()
-    model.weight.data, model.bias.data = torch.tensor([[-1.0, 0.0], [0.0, 0.0]]).double(), torch.tensor([1.2, 0.0]).double()
-    x, y, keys = torch.tensor([[0.9, 0.5]]).double(), torch.tensor([0]), torch.arange(1)
+    model.weight.data = torch.tensor([[-1.0, 0.0], [0.0, 0.0]], dtype=F64)
+    model.bias.data = torch.tensor([1.2, 0.0], dtype=F64)
+    x, y, keys = torch.tensor([[0.9, 0.5]], dtype=F64), torch.tensor([0]), torch.arange(1)
     radius = {box: SdpCrownCertificate(box=box, search=False)(model, x, y, keys, (0.2, 0.5)).radius for box in ("none", "unit")}
     assert 0.299 < radius["none"] <= 0.3 and radius["unit"] >= 0.5 * (1 - 1e-12)
 
