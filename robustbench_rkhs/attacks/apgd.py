@@ -15,6 +15,7 @@ from robustbench_rkhs.attacks.objective import dlr, gap, likeliest_classes, marg
 from robustbench_rkhs.attacks.passes import Value
 from robustbench_rkhs.nodes.node import Real, UserError
 from robustbench_rkhs.runtime.counter_rng import mix
+from robustbench_rkhs.runtime.heartbeat import staged
 
 Loss = Literal["cross_entropy", "dlr", "margin", "targeted"]
 """The loss of a run; `targeted` is the targeted DLR loss, with one run towards each of several classes."""
@@ -114,11 +115,11 @@ class APGD(EngineAttack):
             ranks = list(range(min(self.targets, classes - 1)))
             order = likeliest_classes(engine.clean, engine.y, self.targets)
         groups = [ranks[:1], *(ranks[first : first + self.parallel] for first in range(1, len(ranks), self.parallel))]
-        for restart in range(self.restarts):
-            for some in groups:
+        for restart in staged(range(self.restarts)):
+            for some in staged(groups, weights=[len(group) for group in groups]):
                 if not len(standing := engine.open()):
                     return
-                for at in standing.split(max(1, self.batch_size // len(some))):  # at most a batch of rows in memory
+                for at in staged(standing.split(max(1, self.batch_size // len(some)))):  # at most a batch of rows in memory
                     start = torch.cat([self._start(engine, at, restart, rank) for rank in some])
                     self._run(engine, at.repeat(len(some)), start, order[at][:, some].T.flatten())
 
@@ -135,7 +136,7 @@ class APGD(EngineAttack):
         worst, no = torch.full_like(step, torch.inf), torch.zeros_like(at, dtype=torch.bool)
         rows = Rows(at, target, start, start, zero, worst, start, zero, worst, worst, no, torch.zeros_like(at), step)
         marks, last, lowered = self.checkpoints, 0, self._lowered(engine, at, target)
-        for k in range(self.steps):
+        for k in staged(range(self.steps)):
             found = engine.slope(rows.at, rows.images, lowered)
             value = found.value.to(start.dtype).nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
             lower = value < (rows.value if k else value)

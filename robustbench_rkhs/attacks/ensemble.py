@@ -16,6 +16,7 @@ from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.fab import FAB
 from robustbench_rkhs.attacks.square.attack import Square
 from robustbench_rkhs.runtime.clock import OutOfTime
+from robustbench_rkhs.runtime.heartbeat import staged
 
 AnyPart = Annotated[APGD | FAB | Square, Field(discriminator="name")]
 """The attacks that an ensemble may contain."""
@@ -105,7 +106,7 @@ class Ensemble(EngineAttack):
         parts = [part.model_copy(update=shared) for part in self.parts]
         if self.effort == "adaptive":
             return frugal(engine, parts, [ASKS[part.name] for part in self.parts])
-        for part in parts:
+        for part in staged(parts, weights=[_work(part, engine.clean.shape[1]) for part in parts], detail=lambda part: part.label):
             if len(engine.open()):
                 part.search(engine)
         return Spending()
@@ -129,3 +130,11 @@ class Ensemble(EngineAttack):
             except OutOfTime:
                 engine.finished = False
             return engine.attacked(), spending
+
+
+def _work(part: AnyPart, classes: int) -> float:
+    """Passes of one image that stays open, about: a backward pass counts as two."""
+    if isinstance(part, Square):
+        return float(part.restarts * part.queries)
+    towards = part.targets if isinstance(part, FAB) or part.loss == "targeted" else 1
+    return 3.0 * part.restarts * part.steps * max(min(towards, classes - 1), 1)

@@ -14,6 +14,7 @@ from robustbench_rkhs.attacks.hyperplane import distance_to_plane, offsets
 from robustbench_rkhs.attacks.line_search import nearer
 from robustbench_rkhs.attacks.objective import gap, likeliest_classes, misclassified
 from robustbench_rkhs.nodes.node import Real
+from robustbench_rkhs.runtime.heartbeat import staged
 
 
 class _Plane(NamedTuple):
@@ -86,15 +87,15 @@ class FAB(EngineAttack):
             return
         # with two classes there is one other class, and one gradient is enough
         runs = likeliest_classes(engine.clean, engine.y, self.targets or int(classes == 2)).split(self.parallel, 1)
-        for restart in range(self.restarts):
-            for aims in runs if runs[0].shape[1] else [None]:
+        for restart in staged(range(self.restarts)):
+            for aims in staged(runs if runs[0].shape[1] else [None]):
                 at = engine.open()
                 if len(at) == 0:
                     return
                 start = self._start(engine, at, restart)
                 several = 1 if aims is None else aims.shape[1]
                 rows = (4 * self.batch_size + several - 1) // several  # bounds the memory; changes no outcome
-                for part, first in zip(at.split(rows), start.split(rows), strict=True):
+                for part, first in staged(list(zip(at.split(rows), start.split(rows), strict=True))):
                     target = None if aims is None else aims[part].flatten()
                     self._run(engine, part.repeat_interleave(several), first.repeat_interleave(several, 0), target)
         nearer(engine)
@@ -113,7 +114,7 @@ class FAB(EngineAttack):
     def _run(self, engine: Engine, at: Tensor, points: Tensor, target: Tensor | None) -> None:
         """One run of all rows; a row leaves once its image is broken within a finite eps, or if its gradient is zero."""
         plane = self._look(engine, at, points, target)
-        for step in range(self.steps):
+        for step in staged(range(self.steps)):
             stays = engine.standing(at) & (plane.wrong | plane.normal.flatten(1).any(1))
             if not stays.all():
                 at, points, plane = at[stays], points[stays], plane.rows(stays)

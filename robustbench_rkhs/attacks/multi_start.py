@@ -15,6 +15,7 @@ from robustbench_rkhs.attacks.linearised import nearest_classes
 from robustbench_rkhs.attacks.objective import likeliest_classes, margin, misclassified
 from robustbench_rkhs.attacks.passes import Value
 from robustbench_rkhs.nodes.node import Real
+from robustbench_rkhs.runtime.heartbeat import staged
 
 SCOUTED = 10
 """Steps after which a start is judged by what it found."""
@@ -84,7 +85,7 @@ class StartsAttack(EngineAttack):
         found, kept = torch.full_like(away, torch.inf), self.begin(image - x, away)
         nearest = torch.full_like(engine.distance, torch.inf)  # over all starts of an image, inside its eps or not
         held = torch.zeros_like(at, dtype=torch.bool)
-        for step in range(self.steps):
+        for step in staged(range(self.steps)):
             told = engine.slope(at, image, self.value(engine, at))
             x, away = engine.x[at], distances(engine.x[at], image, engine.norm)
             wrong = misclassified(told.logits, engine.y[at])

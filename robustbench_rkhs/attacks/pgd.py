@@ -16,6 +16,7 @@ from robustbench_rkhs.attacks.passes import Value
 from robustbench_rkhs.attacks.training_engine import TrainingEngine
 from robustbench_rkhs.nodes.node import Real
 from robustbench_rkhs.nodes.threat_model import Box
+from robustbench_rkhs.runtime.heartbeat import staged
 
 
 class PGD(EngineAttack):
@@ -59,7 +60,7 @@ class PGD(EngineAttack):
     @torch.no_grad()
     def search(self, engine: Engine | TrainingEngine) -> None:
         """All restarts, then all targets, on the unbroken images."""
-        for restart in range(self.restarts):
+        for restart in staged(range(self.restarts)):
             if not len(at := engine.open()):
                 return
             moved = self.start == "random" or restart > 0
@@ -108,7 +109,7 @@ class PGD(EngineAttack):
         best, x, eps = self.keep == "best", engine.x[at], engine.eps[at]
         first = (2.5 * eps / self.steps).clamp_min(eps / 4) if self.step_size is None else torch.full_like(eps, self.step_size)
         lowered = self._lowered(engine.y[at], target)
-        for step in range(self.steps):
+        for step in staged(range(self.steps)):
             found = engine.slope(at, images, lowered, keep=best)
             gradient = found.gradient
             if best:

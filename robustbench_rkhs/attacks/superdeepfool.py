@@ -14,6 +14,7 @@ from robustbench_rkhs.attacks.linearised import nearest_classes
 from robustbench_rkhs.attacks.objective import gap as gap_to
 from robustbench_rkhs.attacks.objective import likeliest_classes, misclassified
 from robustbench_rkhs.nodes.node import Real
+from robustbench_rkhs.runtime.heartbeat import staged
 
 OVERSHOOT = 0.02
 """DeepFool's overshoot: the whole perturbation is lengthened by this share, so that it crosses the boundary."""
@@ -61,7 +62,7 @@ class SuperDeepFool(EngineAttack):
         at, target, gap, slope = near.at, near.classes, near.gap, near.gradient
         z, last = engine.x[at], torch.full((len(at),), torch.inf, dtype=torch.float64, device=at.device)
         best, image = torch.full_like(engine.distance, torch.inf), engine.x.clone()
-        for _ in range(self.steps):
+        for _ in staged(range(self.steps)):
             x, crossed = engine.x[at], gap < 0
             start = torch.where(per_image(crossed, x), x, z)
             gap_there = torch.where(crossed, gap + ((x - z) * slope).flatten(1).sum(1), gap)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import nn
+from torch import Tensor, nn
 
 from robustbench_rkhs import verdicts
-from robustbench_rkhs.attacks import DDN, FMN, SuperDeepFool
+from robustbench_rkhs.attacks import DDN, FMN, Attack, SuperDeepFool
 from robustbench_rkhs.attacks.counted import count
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.audit.claims import Claim
@@ -30,6 +30,7 @@ from robustbench_rkhs.nodes.threat_model import Box, Norm
 from robustbench_rkhs.runtime.events import Message, OnEvent, emit, listening
 from robustbench_rkhs.runtime.modes import evaluating
 from robustbench_rkhs.runtime.precision import full_precision
+from robustbench_rkhs.runtime.steps import stepped
 from robustbench_rkhs.verdicts import Evaluation, Proportion
 
 Shares = Float[np.ndarray, " images"]
@@ -133,14 +134,18 @@ def reenact(model: nn.Module, split: Split, norm: str = "l2") -> tuple[dict[str,
     if scene.refused:
         notes.append(f"nothing is proved for the whole model ({scene.refused}); in every mistake below such parts count as 1")
     found: dict[str, Shares] = {}
-    for name, mistake in MISTAKES.items():
-        try:
-            radii = mistake(scene)
-        except (RuntimeError, ValueError, UserError) as error:  # a foreign layer that cannot be analysed
-            notes.append(f"not reproduced: {name}: {reason(error)}")
-            continue
-        if radii is not None:
-            found[name] = radii.numpy()
+    with stepped("known mistakes", "", len(MISTAKES), "mistakes") as step:
+        for name, mistake in MISTAKES.items():
+            step.tell(detail=name)
+            try:
+                radii = mistake(scene)
+            except (RuntimeError, ValueError, UserError) as error:  # a foreign layer that cannot be analysed
+                notes.append(f"not reproduced: {name}: {reason(error)}")
+                continue
+            finally:
+                step.add()
+            if radii is not None:
+                found[name] = radii.numpy()
     return found, scene.stale, notes
 
 
@@ -167,19 +172,35 @@ def closer(
         with full_precision():
             for kind in SEARCH[norm]:
                 attack = kind(box=box).aimed(norm=norm, eps=None, seed=seed)
-                for part in concerned.split(block):
-                    x, y = split.x[part].to(device), split.y[part].to(device)
-                    try:
-                        found = attack(queried, x, y, split.index[part].to(device)).images
-                    except UserError:
-                        raise
-                    except Exception as error:  # an error of the model leaves images unbroken, and is noted
-                        notes.append(f"attack {attack.label} failed on {len(x)} images: {type(error).__name__}")
-                        continue
-                    counted = count(counting(queried), x, found, norm=norm, box=box, eps=None)
-                    away = torch.where(counted.misses(y), counted.distance, torch.inf)
-                    nearest[part.numpy()] = np.minimum(nearest[part.numpy()], away.cpu().numpy())
+                with stepped("images of the mistakes", attack.label, len(concerned)) as step:
+                    for part in concerned.split(block):
+                        _nearer(queried, split, part, attack, device, nearest, notes)
+                        step.add(len(part))
+                        step.tell()
     return nearest
+
+
+def _nearer(
+    queried: nn.Module,
+    split: Split,
+    part: Tensor,
+    attack: Attack,
+    device: str,
+    nearest: Shares,
+    notes: list[str],
+) -> None:
+    """What one attack finds for these images, into `nearest`."""
+    x, y = split.x[part].to(device), split.y[part].to(device)
+    try:
+        found = attack(queried, x, y, split.index[part].to(device)).images
+    except UserError:
+        raise
+    except Exception as error:  # an error of the model leaves images unbroken, and is noted
+        notes.append(f"attack {attack.label} failed on {len(x)} images: {type(error).__name__}")
+        return
+    counted = count(counting(queried), x, found, norm=attack.norm, box=attack.box, eps=None)
+    away = torch.where(counted.misses(y), counted.distance, torch.inf)
+    nearest[part.numpy()] = np.minimum(nearest[part.numpy()], away.cpu().numpy())
 
 
 def _verdict(claim: Claim, done: Evaluation, proved: Shares, broken: Shares, right: Any) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from robustbench_rkhs.rkhs_norm import Unsound
 from robustbench_rkhs.rkhs_norm.lower import gradient_bounds, quotient_bounds
 from robustbench_rkhs.runtime.counter_rng import draws
 from robustbench_rkhs.runtime.digests import weights_digest
+from robustbench_rkhs.runtime.events import PhaseStarted, emit
+from robustbench_rkhs.runtime.steps import stepped
 
 PairBounds = Callable[[nn.Module, tuple[int, ...], int], Tensor]
 KRYLOV = 60
@@ -79,12 +81,19 @@ def tightness(
     chain, refused = parts(model, shape)
     if not any(part.proven is not None for part in chain):
         raise Uncertifiable(refused or "no layer with a proven bound")
-    layers = [_layer(part, at, seed) for part, at in zip(chain, _inputs(chain, twin, x, refused), strict=True)]
+    layers = []
+    with stepped("layers", "", len(chain), "layers") as step:
+        for part, at in zip(chain, _inputs(chain, twin, x, refused), strict=True):
+            layers.append(_layer(part, at, seed))
+            step.add()
+            step.tell()
+    emit(PhaseStarted(phase="lower bounds of the whole network"))
     total = math.fsum(row["lost"] for row in layers if row["lost"])
     for row in layers:
         row["share"] = None if row["lost"] is None else row["lost"] / total if total > 0 else 0.0
     gradient, starts = gradient_bounds(twin, x, 4, 45)
     lower = gradient.largest(quotient_bounds(twin, starts))
+    emit(PhaseStarted(phase="proven bounds of the whole network"))
     network = [_network(label, function, model, shape, lower.pairs) for label, function in BOUNDS]
     for row in [*layers, *network]:
         if row["ratio"] is not None and row["ratio"] < 1 - SLACK:

@@ -18,6 +18,7 @@ from robustbench_rkhs.networks.smoothed import Smoothed, noise
 from robustbench_rkhs.nodes.node import Real, Seed, UserError
 from robustbench_rkhs.nodes.threat_model import Norm
 from robustbench_rkhs.runtime.clock import UNKNOWN, OutOfTime, ask, fitting
+from robustbench_rkhs.runtime.heartbeat import staged
 from robustbench_rkhs.runtime.modes import per_image
 
 SELECT, ESTIMATE = 11, 12
@@ -88,7 +89,7 @@ class SmoothingCertificate(Certificate):
             raise UserError(f"certificate 'smoothing': sigma {self.sigma:g}, but the model is smoothed with {model.sigma:g}")
         base, found = freeze(model.base), []
         with torch.no_grad(), per_image(base):
-            for image, label, key in zip(x, y.tolist(), keys.tolist(), strict=True):
+            for image, label, key in staged(list(zip(x, y.tolist(), keys.tolist(), strict=True))):
                 try:
                     ask()
                     found.append(_Image(self, base, model.sigma, image, key).certify(label, epsilons))

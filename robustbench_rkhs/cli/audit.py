@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_rkhs.cli.command import AllowCode, AsJson, Names, Weights, command, failure, typed_command, usable_device
-from robustbench_rkhs.cli.display import shown
+from robustbench_rkhs.cli.display import Quiet, shown
 from robustbench_rkhs.cli.endings import code_of
 from robustbench_rkhs.cli.screen import console_of_width, ending
 from robustbench_rkhs.cli.values import Folder
@@ -21,6 +21,7 @@ def _audit(
     device: str = "auto",
     out: Folder = Path("reports"),
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> int:
     """Compare claimed accuracies with certificates and attacks, and name the known mistakes that would explain a gap.
 
@@ -55,7 +56,7 @@ def _audit(
     recipe = eval_recipe(typed, "rkhs-audit", TYPED, **defaults)
     screen = console_of_width(140, stderr=as_json)
     where = usable_device(device)
-    with shown(screen):
+    with shown(screen, quiet):
         subject = load_model(model, weights, data, allow_code)
         found = run(
             subject.model,

@@ -10,12 +10,13 @@ import tyro
 
 from robustbench_rkhs.cli.command import AllowCode, AsJson, Names, Weights, command, failure, typed_command, usable_device
 from robustbench_rkhs.cli.condition import Condition
-from robustbench_rkhs.cli.display import shown
+from robustbench_rkhs.cli.display import Quiet, shown
 from robustbench_rkhs.cli.endings import code_of, completeness
 from robustbench_rkhs.cli.screen import console_of_width, emit, told
 from robustbench_rkhs.cli.values import Folder, Target
 from robustbench_rkhs.cli.warnings import warnings_of
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime import events
 
 
 def _evaluate(
@@ -31,6 +32,7 @@ def _evaluate(
     out: Folder = Path("reports"),
     as_json: AsJson = False,
     require: Names = (),
+    quiet: Quiet = False,
     save_certificates: Annotated[Folder | None, tyro.conf.arg(aliases=["--certificate"])] = None,
     save_adversarials: Target | None = None,
     bits: int | None = None,
@@ -85,7 +87,7 @@ def _evaluate(
         raise UserError("--bits: expected 1 to 16, beside --save-adversarials, whose images are rounded")
     screen, where = console_of_width(120, stderr=as_json), usable_device(device)
     failed, results, reasons = False, list[dict[str, Any]](), list[str | None]()
-    with shown(screen):
+    with shown(screen, quiet):
         subjects = [load_model(name, weights, data, allow_code) for name in model]
         other = None if twin is None else load_twin(twin, data, subjects, allow_code)
         run = _Run(recipe, conditions, screen, where, out, other, save_certificates, save_adversarials, bits)
@@ -174,6 +176,8 @@ def _shown(screen: Any, done: Any, out: Path, more: Mapping[str, list[Path]], dr
         screen.print(console_certificates(done))
     screen.print(console_attacks(done))
     places = Places(out)
+    if drawn:
+        events.emit(events.PhaseStarted(phase="drawing the report"))
     written = {**(draw_run(places, places.cache().read(done.path)) if drawn else {}), **more}
     for line in warnings_of(done):
         told(screen, line)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from robustbench_rkhs.cli.command import AllowCode, AsJson, Names, Weights, command, typed_command
+from robustbench_rkhs.cli.display import Quiet, shown
 from robustbench_rkhs.cli.number import radii
 from robustbench_rkhs.cli.screen import console_of_width, ending
 from robustbench_rkhs.cli.values import Count, Folder
@@ -20,6 +21,7 @@ def _norms(
     allow_code: AllowCode = (),
     out: Folder = Path("reports"),
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Bounds of the RKHS norm of a model side by side, lower and upper, and the margin bound they would give.
 
@@ -42,21 +44,22 @@ def _norms(
     from robustbench_rkhs.rkhs_norm import norm_report
     from robustbench_rkhs.zoo import load_model, training_images
 
-    subject = load_model(model, weights, data, allow_code=allow_code)
-    found = norm_report(
-        subject.name,
-        subject.model,
-        subject.test,
-        training_images(model, data, allow_code),
-        eps=radii(eps),
-        samples=samples,
-        training_samples=training_samples,
-        seed=seed,
-        command=typed_command(),
-    )
     screen = console_of_width(120, stderr=as_json)
+    with shown(screen, quiet):
+        subject = load_model(model, weights, data, allow_code=allow_code)
+        found = norm_report(
+            subject.name,
+            subject.model,
+            subject.test,
+            training_images(model, data, allow_code),
+            eps=radii(eps),
+            samples=samples,
+            training_samples=training_samples,
+            seed=seed,
+            command=typed_command(),
+        )
+        written = write_norms(found, Places(out).stem("norms", subject.name, found["about"]))
     screen.print(console_norms(found))
-    written = write_norms(found, Places(out).stem("norms", subject.name, found["about"]))
     ending(screen, "norms", found, written, as_json)
 
 

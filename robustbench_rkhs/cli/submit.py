@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from robustbench_rkhs.cli.command import AsJson, Names, Weights, command, typed_command, usable_device
-from robustbench_rkhs.cli.display import shown
+from robustbench_rkhs.cli.display import Quiet, shown
 from robustbench_rkhs.cli.screen import console_of_width, ending, told
 from robustbench_rkhs.cli.values import Count, Folder
 from robustbench_rkhs.nodes.limits import Limits
@@ -27,6 +27,7 @@ def _submit(
     data: str | None = None,
     limits: Names = (),
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Check what a stranger sends and put it on the leaderboard: a checkpoint folder, evaluated on a sample and then in full; or
     adversarial images of a model here, of which those that rkhs-verify confirms count.
@@ -66,7 +67,7 @@ def _submit(
         raise UserError("--eps: expected at least one radius, found none")
     else:
         steps = submit(path, eval_recipe(typed, "rkhs-submit"), sample=sample, **both)
-    with shown(screen):
+    with shown(screen, quiet):
         for line in steps:
             told(screen, line)
             said.append(line)

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from robustbench_rkhs.cli.command import command, note, typed_command, usable_device
-from robustbench_rkhs.cli.display import shown
+from robustbench_rkhs.cli.display import Quiet, shown
 from robustbench_rkhs.cli.screen import console_of_width, emit, told
 from robustbench_rkhs.cli.values import Folder
 from robustbench_rkhs.nodes.names import folder_of
@@ -26,6 +26,7 @@ def _sweep(
     out: Folder = Path("sweeps"),
     reports: Folder = LOCAL,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train a recipe at many settings and pick one on validation images. Fields of the recipe are flags, as for rkhs-train.
 
@@ -55,7 +56,7 @@ def _sweep(
         note(line)
 
     screen = console_of_width(140, stderr=as_json)
-    with shown(screen):
+    with shown(screen, quiet):
         found = work(plan, called, own, reports, device=where, command=typed_command())
     if not found["finished"]:
         told(screen, "all settings are taken; the worker that finishes the last one writes the report")

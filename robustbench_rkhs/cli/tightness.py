@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from robustbench_rkhs.cli.command import AllowCode, AsJson, Weights, command, typed_command
+from robustbench_rkhs.cli.display import Quiet, shown
 from robustbench_rkhs.cli.screen import console_of_width, ending
 from robustbench_rkhs.cli.values import Count, Folder
 from robustbench_rkhs.nodes.node import Seed
@@ -17,6 +18,7 @@ def _tightness(
     allow_code: AllowCode = (),
     out: Folder = Path("reports"),
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Compare the proven bound of each layer with an empirical lower bound, to find where the certificate loses tightness.
 
@@ -38,13 +40,14 @@ def _tightness(
     from robustbench_rkhs.reports.tightness import console_tightness, write_tightness
     from robustbench_rkhs.zoo import load_model
 
-    subject = load_model(model, weights, data, allow_code=allow_code)
-    folder = out / "verdicts"
-    found = run(subject.name, subject.model, subject.test, samples=samples, seed=seed, folder=folder, command=typed_command())
     screen = console_of_width(140, stderr=as_json)
+    with shown(screen, quiet):
+        subject = load_model(model, weights, data, allow_code=allow_code)
+        folder = out / "verdicts"
+        found = run(subject.name, subject.model, subject.test, samples=samples, seed=seed, folder=folder, command=typed_command())
+        written = write_tightness(found, Places(out).stem("tightness", subject.name, found["about"]))
     for table in console_tightness(found):
         screen.print(table)
-    written = write_tightness(found, Places(out).stem("tightness", subject.name, found["about"]))
     ending(screen, "tightness", found, written, as_json)
 
 

@@ -3,7 +3,8 @@
 import os
 
 from robustbench_rkhs.cli.command import command, note, typed_command, usable_device
-from robustbench_rkhs.cli.screen import printed
+from robustbench_rkhs.cli.display import Quiet, shown
+from robustbench_rkhs.cli.screen import console_of_width, printed
 from robustbench_rkhs.cli.values import Folder
 
 
@@ -16,6 +17,7 @@ def _train(
     fresh: bool = False,
     half: bool = False,
     threads: int | None = None,
+    quiet: Quiet = False,
 ) -> None:
     """Train a named model. Every field of its recipe is a flag: --epochs 3 --attack.eps 1.0 --data.train 1000.
 
@@ -39,7 +41,6 @@ def _train(
         half: Store the weights in half precision.
         threads: Threads of PyTorch on a CPU; default: one or all, whichever a few steps at the start show to be faster.
     """
-    from robustbench_rkhs.cli.progress import TrainingBar
     from robustbench_rkhs.runtime.events import listening
     from robustbench_rkhs.training.loop import train as run
     from robustbench_rkhs.training.named import prepared
@@ -47,7 +48,7 @@ def _train(
     leads = os.environ.get("RANK", "0") == "0"  # the other processes of torchrun print nothing
     with listening(lambda event: note(str(event)) if leads else None):
         recipe, folder = prepared(model, out, fields, fresh)
-    with TrainingBar(quiet=not leads) as bar:
+    with shown(console_of_width(120, stderr=False), quiet or not leads, epochs=True):
         run(
             recipe,
             folder,
@@ -56,7 +57,6 @@ def _train(
             fresh=fresh,
             half=half,
             threads=threads,
-            on_event=bar.show,
         )
     if leads:
         printed(f"checkpoint: {folder}")

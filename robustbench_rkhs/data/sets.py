@@ -18,6 +18,7 @@ from robustbench_rkhs.data.task import Task
 from robustbench_rkhs.nodes.node import Node, Seed, UserError
 from robustbench_rkhs.nodes.reasons import reason as reason_of
 from robustbench_rkhs.nodes.threat_model import Box
+from robustbench_rkhs.runtime.events import PhaseStarted, emit
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """x_train, y_train, x_test, y_test; images uint8 or float in [0, 1], channels last or first."""
@@ -63,6 +64,7 @@ class DataSet(Node):
 
     def checked(self) -> Arrays:
         """The raw arrays, after every check."""
+        emit(PhaseStarted(phase=f"reading data {self.title}"))
         x_train, y_train, x_test, y_test = (np.asarray(array) for array in self.arrays())
         check_arrays(self.title, self.task, self.box, x_train, y_train, x_test, y_test)
         found = arrays_digest(x_test, y_test)

@@ -1,7 +1,7 @@
 """The attack phase: runs the schedule on a model, block by block, within a time budget."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,11 +13,8 @@ from robustbench_rkhs.attacks.schedule import FIRST, Known
 from robustbench_rkhs.evaluation.phase_state import Block, Places, Radii, Work
 from robustbench_rkhs.evaluation.scheduler import Chain
 from robustbench_rkhs.runtime.clock import OutOfTime
-from robustbench_rkhs.runtime.events import Message, emit
 from robustbench_rkhs.verdicts import Rechecked
 
-TOLD = 10.0
-"""The remaining time is reported if it exceeds this many seconds."""
 LEARNING = 512
 """Least size of a block for an attack that learns on a pilot."""
 PILOTS = 64
@@ -91,7 +88,7 @@ class AttackPhase:
             if not len(places):
                 return
             blocks = list(schedule.blocks(places, size))
-            self.told((self.within(block, eps[block]) for block in blocks), blocks, "+".join(self.fixed))
+            self.work.run("attacks", "+".join(self.fixed), (self.within(block, eps[block]) for block in blocks), blocks)
 
     def within(self, places: Places, eps: Radii) -> Chain:
         """The fixed-budget attacks in turn on a block, each on the images that the earlier ones left open."""
@@ -112,7 +109,7 @@ class AttackPhase:
             todo = [(place, eps) for place, eps in chosen if eps not in self.ran[label].get(place, {}) and self.broken[place] > eps]
             places, eps = np.array([place for place, _ in todo], dtype=int), np.array([eps for _, eps in todo])
             blocks = list(schedule.blocks(np.arange(len(todo)), self.recipe.block))
-            self.told((self.attack(attack, label, places[some], eps[some]) for some in blocks), blocks, label)
+            self.work.run("attacks", label, (self.attack(attack, label, places[some], eps[some]) for some in blocks), blocks)
         fell = sum(bool(self.broken[place] <= eps) for place, eps in chosen)
         self.rechecked = Rechecked(len(chosen), fell)
         if fell:
@@ -144,19 +141,8 @@ class AttackPhase:
         """One attack on each of these blocks, at one eps or none."""
         several = list(blocks)
         budgets = [None if eps is None else np.full(len(block), eps) for block in several]
-        self.told((self.attack(attack, label, *given) for given in zip(several, budgets, strict=True)), several, label)
-
-    def told(self, chains: Iterable[Chain], blocks: Sequence[Block], what: str) -> None:
-        """Run the chains of these blocks; after the first, report the estimated time for the others."""
-        begun, images = time.monotonic(), sum(map(len, blocks))
-        for number, _ in enumerate(self.work.scheduler.run(chains)):
-            done = len(blocks[0])
-            if number == 0 and images > done:
-                took = time.monotonic() - begun
-                togo = took * (images - done) / done / self.work.scheduler.engine.width
-                if togo > TOLD:
-                    line = f"first {done} images took {took:.0f} s; about {togo / 60:.1f} min to go for {images - done}"
-                    emit(Message(text=f"{what}: {line}"))
+        chains = (self.attack(attack, label, *given) for given in zip(several, budgets, strict=True))
+        self.work.run("attacks", label, chains, several)
 
     def known(self, survived: Radii | None = None) -> Known:
         """The knowledge about every image; where an attack failed, nothing is open."""

@@ -55,6 +55,7 @@ class CertifyPhase:
     def all(self) -> None:
         """Every certificate of the recipe."""
         work, budget = self.work, self.work.clock.budget
+        work.follower.begin("certificates")
         self.share = Clock(None if budget is None else work.clock.left() / 3)  # the attacks get the rest
         named, typed = work.recipe.certificates, work.recipe.certificates == portfolio()
         chosen = [searching(one, max(work.epsilons)) if work.recipe.curve and not typed else one for one in named]
@@ -187,11 +188,12 @@ class CertifyPhase:
 
         refused, late = False, False
         try:
-            for number in range(min(len(blocks), 1)):  # the first block alone: a refusal concerns the model, not these images
-                work.scheduler.all([block(number)])
-                refused = _refused(found[number])
-            if not refused:
-                work.scheduler.all(block(number) for number in range(1, len(blocks)))
+            with work.follower.step("certificates", label, len(places)) as step:
+                for number in range(min(len(blocks), 1)):  # the first block alone: a refusal concerns the model, not these images
+                    work.advance(step, [block(number)], blocks[:1])
+                    refused = _refused(found[number])
+                if not refused:
+                    work.advance(step, (block(number) for number in range(1, len(blocks))), blocks[1:])
         except OutOfTime:
             late = True  # images that were not reached have rows that say so
         finally:  # interrupted: keep the results so far

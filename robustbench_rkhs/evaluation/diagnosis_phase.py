@@ -48,6 +48,7 @@ class DiagnosisPhase:
             return
         if work.clock.left() <= 0:
             raise OutOfTime
+        work.follower.begin("diagnosis")
         smoothed = isinstance(work.subject.queried, Smoothed)
         earlier = [one for one in self.diagnostics if one.name in verdicts.NO_FUNCTION]
         if work.recipe.diagnostics and not smoothed:
@@ -75,7 +76,8 @@ class DiagnosisPhase:
         given["found"] = {name: [_plain(far) for far in found[places]] for name, found in sorted(_found(known, work).items())}
         if self.transfer is not None:
             given |= {"twin": self.transfer.key, "twin_answers": self.transfer.answers}
-        return work.scheduler.one(work.diagnose(places, given)).noticed.diagnostics
+        with work.follower.step("diagnosis", "", len(places)):
+            return work.scheduler.one(work.diagnose(places, given)).noticed.diagnostics
 
     def escalate(self, attacks: Mapping[str, Attack]) -> None:
         """These attacks in turn on the survivors at each eps, largest first; images that survive them all are skipped below."""
@@ -86,7 +88,8 @@ class DiagnosisPhase:
                 still = [row for row, index in enumerate(work.index) if states[index] == "survived" and index not in withstood]
                 aimed = attack.aimed(norm=work.recipe.norm, eps=eps, seed=work.recipe.seed)
                 places, size = np.array(still, dtype=np.int64), work.recipe.block
-                work.scheduler.all(self.chain(aimed, label, places[i : i + size]) for i in range(0, len(places), size))
+                blocks = [places[i : i + size] for i in range(0, len(places), size)]
+                work.run("diagnosis", label, (self.chain(aimed, label, block) for block in blocks), blocks)
             states = verdicts.states(self.known(), eps)["state"]
             withstood |= set(states.index[states == "survived"])
 

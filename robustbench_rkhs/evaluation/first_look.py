@@ -45,7 +45,8 @@ class FirstLook:
             return
         clock = Clock(None if budget is None else SHARE * budget)
         try:
-            self.work.scheduler.all(self.chain(block, clock) for block in self.blocks())
+            blocks = list(self.blocks())
+            self.work.run("first look", self.attack.label, (self.chain(block, clock) for block in blocks), blocks)
         except OutOfTime:
             pass
 

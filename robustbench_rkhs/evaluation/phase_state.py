@@ -1,6 +1,6 @@
 """The shared state of an evaluation's phases: subject, recipe, knowledge about each image, and the scheduler."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from robustbench_rkhs.data.stream import BLOCK, Stream
 from robustbench_rkhs.evaluation.cache_key import digest_of
 from robustbench_rkhs.evaluation.jobs import Job
 from robustbench_rkhs.evaluation.predictions import checked_values
+from robustbench_rkhs.evaluation.progress import Follower
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.scheduler import Chain, Scheduler
 from robustbench_rkhs.evaluation.subject import Subject
@@ -25,6 +26,7 @@ from robustbench_rkhs.nodes.threat_model import Box
 from robustbench_rkhs.runtime.clock import Clock
 from robustbench_rkhs.runtime.digests import weights_digest
 from robustbench_rkhs.runtime.events import Message, emit
+from robustbench_rkhs.runtime.steps import Step
 from robustbench_rkhs.verdicts import Breach, Part
 
 Places = Int[np.ndarray, " some"]
@@ -45,6 +47,7 @@ class Work:
     box: Box
     scheduler: Scheduler
     clock: Clock
+    follower: Follower
     tables: list[pd.DataFrame] = field(default_factory=Tables)
     """The part of every finished job."""
     breaches: list[Breach] = field(default_factory=list)
@@ -85,7 +88,8 @@ class Work:
 
         size = min(ASKED, BLOCK) if isinstance(self.subject.split.x, Stream) else ASKED
         starts = range(0, max(len(places), 1), size)
-        self.scheduler.all(block(start, places[start : start + size]) for start in starts)
+        blocks = [places[start : start + size] for start in starts]
+        self.run("predictions", "", (block(start, some) for start, some in zip(starts, blocks, strict=True)), blocks)
         parts = [found[start] for start in starts]
         logits, labels = checked_values(torch.cat([part.logits for part in parts])), self.subject.split.y.cpu()
         for part in parts:
@@ -94,6 +98,24 @@ class Work:
         self.right = (logits.argmax(1) == labels).numpy()
         self.margins = margin(logits, labels).double().numpy()
         self.of = {**self.subject.identity(), "answers": weights_digest({"logits": logits})}
+
+    def run(self, phase: str, method: str, chains: Iterable[Chain], blocks: Sequence[Block]) -> None:
+        """Run these chains, one for each block of images, and tell how far they have come."""
+        with self.follower.step(phase, method, sum(map(len, blocks))) as step:
+            self.advance(step, chains, blocks)
+
+    def advance(self, step: Step, chains: Iterable[Chain], blocks: Sequence[Block]) -> None:
+        """The same, of some blocks of a step."""
+        images: dict[Chain, int] = {}
+
+        def counted() -> Iterator[Chain]:
+            for chain, block in zip(chains, blocks, strict=True):
+                images[chain] = len(block)
+                yield chain
+
+        for chain in self.scheduler.run(counted()):
+            step.add(images.pop(chain), chain in self.scheduler.computing)
+            self.follower.tell(step)
 
     def attack(self, attack: Attack, label: str, places: Places, eps: Radii | None = None, seconds: float | None = None) -> Job:
         """The job of an attack on these images, each within its own `eps` if given."""

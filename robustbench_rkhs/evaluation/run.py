@@ -22,6 +22,7 @@ from robustbench_rkhs.certificates import SmoothingCertificate
 from robustbench_rkhs.data import Split, Stream
 from robustbench_rkhs.data.given import given_images, given_labels, given_split
 from robustbench_rkhs.evaluation.attack_phase import AttackPhase
+from robustbench_rkhs.evaluation.bounds_so_far import BoundsSoFar
 from robustbench_rkhs.evaluation.cache_key import digest_of, sources_digest
 from robustbench_rkhs.evaluation.certify_phase import CertifyPhase
 from robustbench_rkhs.evaluation.diagnosis_phase import DiagnosisPhase
@@ -32,6 +33,7 @@ from robustbench_rkhs.evaluation.independence import independence
 from robustbench_rkhs.evaluation.loaders import Loader, RunnerMaker
 from robustbench_rkhs.evaluation.phase_state import Work
 from robustbench_rkhs.evaluation.predictions import ask, classes_of
+from robustbench_rkhs.evaluation.progress import Follower
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.rounding import check_bits, round_nearest
 from robustbench_rkhs.evaluation.runner import Runner
@@ -53,7 +55,7 @@ from robustbench_rkhs.nodes.radius_text import radius_text
 from robustbench_rkhs.runtime.clock import Clock, OutOfTime
 from robustbench_rkhs.runtime.devices import describe
 from robustbench_rkhs.runtime.digests import weights_digest
-from robustbench_rkhs.runtime.events import Message, OnEvent, emit, listening
+from robustbench_rkhs.runtime.events import Finished, Message, OnEvent, PhaseStarted, emit, listening
 from robustbench_rkhs.runtime.modes import evaluating
 from robustbench_rkhs.runtime.precision import full_precision
 from robustbench_rkhs.runtime.threads import threads
@@ -115,6 +117,7 @@ def evaluate(
     own = folder_of(folder, name) if folder else None
     with listening(on_event), evaluating(model, device), ExitStack() as stack:
         nearest = Nearest() if adversarials else None
+        emit(PhaseStarted(phase=f"preparing {name}"))
         identity = identity_of(model, split.shape)
         queried, whole = freeze(model), len(split)
         with full_precision():
@@ -135,6 +138,7 @@ def evaluate(
                 table, complete = run.all(engine, store, clock)
             if bits is not None and nearest is not None:
                 round_nearest(subject, nearest, recipe.norm, run.epsilons, bits, recipe.block)
+        emit(Finished(seconds=clock.passed(), complete=complete))
     if len(split) < whole and run.about.incomplete_because is None:
         run.note(incomplete_because="budget")
     left = {label: len(indices) for label, indices in sorted(store.outside.items())}
@@ -254,7 +258,9 @@ class _Run:
     def all(self, engine: Engine, store: Store, clock: Clock) -> tuple[pd.DataFrame, bool]:
         """Predictions, certificates, attacks, diagnosis; what there is when the keyboard interrupts or the budget is used up."""
         complete = False
-        work = Work(self.subject, self.recipe, self.box, Scheduler(engine, store), clock)
+        bounds = BoundsSoFar(self.subject.split.index.tolist(), self.epsilons, self.recipe.norm, self.box)
+        follower = Follower(engine, bounds, clock)
+        work = Work(self.subject, self.recipe, self.box, Scheduler(engine, store, follower.seen), clock, follower)
         attacks: AttackPhase | None = None
         diagnosis: DiagnosisPhase | None = None
         work.predict()

@@ -1,6 +1,6 @@
 """The scheduler: submits jobs to an engine as results come back."""
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import NamedTuple
 
 from robustbench_rkhs.evaluation.engines import Engine
@@ -25,8 +25,11 @@ class _UnderWay(NamedTuple):
 class Scheduler:
     """Runs chains of jobs in parallel, as many as the engine takes. Stored results are read, the rest is computed and stored."""
 
-    def __init__(self, engine: Engine, store: Store) -> None:
-        self.engine, self.store = engine, store
+    def __init__(self, engine: Engine, store: Store, seen: Callable[[Part], None] = lambda part: None) -> None:
+        """`seen` is called with every result, computed or read."""
+        self.engine, self.store, self.seen = engine, store, seen
+        self.computing: set[Chain] = set()
+        """Chains of which a job was computed, not only read; without those that ended."""
         self._under_way: dict[str, _UnderWay] = {}
         self._stopping = False
 
@@ -50,6 +53,7 @@ class Scheduler:
                 self._stopping = True
             if ended is not None:
                 yield ended
+                self.computing.discard(ended)
         if self._stopping:
             raise OutOfTime
 
@@ -77,7 +81,9 @@ class Scheduler:
         for line in found.noticed.said:
             emit(Message(text=line))
         if again:
-            return self._advance(chain, self.store.gathered(found))
+            gathered = self.store.gathered(found)
+            self.seen(gathered)
+            return self._advance(chain, gathered)
         self.store.put(job, found)
         part = self._stored(chain, whole)
         return None if part is None else self._advance(chain, part)
@@ -105,10 +111,12 @@ class Scheduler:
         claims = job.certified if job.phase == "attack" else ()
         broken = sum(radius <= claim for radius, claim in zip(part.table["radius"], claims, strict=bool(claims)))
         if len(part.noticed.breaches) >= broken:
+            self.seen(part)
             return part
         self._submit(job, _UnderWay(chain, job, True))
         return None
 
     def _submit(self, job: Job, under_way: _UnderWay) -> None:
         self._under_way[job.name] = under_way
+        self.computing.add(under_way.chain)
         self.engine.submit(job)

@@ -41,7 +41,8 @@ class SecondLook:
         clock = Clock(SHARE * max(work.clock.left(), 0.0))
         try:
             while len(places := order(eps := self.due(), self.known(), work.margins)):
-                work.scheduler.all(self.chain(block, eps[block], clock) for block in self.blocks(places))
+                blocks = list(self.blocks(places))
+                work.run("second look", self.attack.label, (self.chain(block, eps[block], clock) for block in blocks), blocks)
         except OutOfTime:
             pass
 

@@ -14,6 +14,7 @@ from robustbench_rkhs.rkhs_norm.lower import Bounds
 from robustbench_rkhs.rkhs_norm.margins import QUANTILES, margin_bound, margins_of
 from robustbench_rkhs.rkhs_norm.sides import norms
 from robustbench_rkhs.runtime.digests import weights_digest
+from robustbench_rkhs.runtime.events import PhaseStarted, emit
 
 STEPS, RESTARTS = 20, 3
 """Steps and restarts of the perturbation search."""
@@ -43,6 +44,7 @@ def norm_report(
         entry = {"bound": "reshaped product", "side": "not a bound of the operator", "class": None, "pair": None}
         rows.append(entry | {"logits": found.reshaped, "classes": None, "at_pair": None})
     seen = train.sample(min(len(train) if training_samples is None else training_samples, len(train)), seed)
+    emit(PhaseStarted(phase=f"margins of {len(seen)} training images"))
     margins = margins_of(model, seen.x, seen.y)
     size = float(train.x.double().flatten(1).square().sum(1).mean().sqrt())
     bounds = [

@@ -20,6 +20,7 @@ from robustbench_rkhs.rkhs_norm.lower import (
     perturbation_bounds,
     quotient_bounds,
 )
+from robustbench_rkhs.runtime.events import PhaseStarted, emit
 
 SLACK = 1e-9
 """Relative tolerance for float64 rounding when a lower bound is compared with a proven one."""
@@ -101,17 +102,22 @@ def norms(
         raise UserError(f"expected positive eps, found {', '.join(map(str, eps))}")
     twin, x = double(model), split.x.to("cpu", torch.float64)
     keys, shape = split.index.cpu(), split.shape
+    emit(PhaseStarted(phase="lower bounds: gradients"))
     gradient, at = gradient_bounds(twin, x, starts, most_pairs)
     lower = {"gradient": gradient}
     for budget in eps:
+        emit(PhaseStarted(phase=f"lower bounds: perturbations, eps {radius_text(budget)}"))
         lower[f"perturbation, eps {radius_text(budget)}"] = perturbation_bounds(twin, at, budget, steps, restarts, seed)
     changes = None
     if len(shape) == 3:
+        emit(PhaseStarted(phase="lower bounds: deformations"))
         quotients, changes = deformation_bounds(twin, x, keys, deformations or Deformations(), seed)
         lower["deformation"] = quotients
+    emit(PhaseStarted(phase="lower bounds: steepest pairs of points"))
     lower["empirical_lipschitz"] = quotient_bounds(twin, at)
     bound, refusal = None, ""
     try:
+        emit(PhaseStarted(phase="proven bounds"))
         bound = proven(model, shape, gradient.classes.shape[0])
     except Uncertifiable as refused:
         refusal = str(refused)

@@ -10,6 +10,8 @@ from functools import lru_cache
 
 import torch
 
+from robustbench_rkhs.runtime.heartbeat import beat
+
 GRAIN = 1.0
 """Longest time in seconds between two checks of divisible work; 1% of the remaining time if that is more."""
 
@@ -71,9 +73,13 @@ def limited(clock: Clock | None) -> Iterator[None]:
 
 
 def ask() -> None:
-    """Raises OutOfTime if a clock set by `limited` is used up. For every inner loop. Cost: 0.1 microseconds without a clock."""
+    """Raises OutOfTime if a clock set by `limited` is used up, and tells of long work (`runtime/heartbeat.py`).
+
+    For every inner loop. Cost: 0.2 microseconds without a clock.
+    """
     for clock in _clocks.get():
         clock.ask()
+    beat()
 
 
 def fitting(each: float) -> int:

@@ -4,11 +4,16 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from robustbench_rkhs.nodes.radius_text import radius_text
 from robustbench_rkhs.nodes.reasons import cause
+from robustbench_rkhs.runtime.durations import span, to_go
+
+FEW = 3
+"""Eps of which a line shows the bounds."""
 
 
 class Event(BaseModel):
@@ -29,6 +34,70 @@ class Message(Event):
         return self.text
 
 
+class PhaseStarted(Event):
+    """Another kind of work begins: predictions, certificates, attacks, diagnosis, training, drawing ..."""
+
+    kind: Literal["phase_started"] = "phase_started"
+    phase: str
+
+    def __str__(self) -> str:
+        return self.phase
+
+
+class Progress(Event):
+    """How far a method has come. At its start, whenever images are done, and about once a second."""
+
+    kind: Literal["progress"] = "progress"
+    phase: str
+    method: str
+    """The method at work; empty where the phase has only one."""
+    done: int
+    total: int
+    unit: str = "images"
+    """What is counted."""
+    under_way: float = 0.0
+    """How many the work done inside running ones is worth."""
+    seconds: float
+    """Since the method began on these."""
+    left: float | None = None
+    """Seconds to go for these at the measured speed; None while that is not known."""
+    detail: str = ""
+    """What the method is doing."""
+
+    @property
+    def title(self) -> str:
+        """Phase, method and detail."""
+        named = ", ".join(filter(None, [self.method, self.detail]))
+        return f"{self.phase}: {named}" if named else self.phase
+
+    def __str__(self) -> str:
+        return f"{self.title}: {self.done} of {self.total} {self.unit}{to_go(self.left)}"
+
+
+class Between(BaseModel):
+    """What is known of the robust accuracy at one eps: shares of all images."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    eps: float
+    low: float
+    """Certified, and broken by nothing."""
+    high: float
+    """Classified correctly, and not broken yet."""
+
+
+class BoundsChanged(Event):
+    """The robust accuracy is known more closely. True at any moment of an evaluation, whatever comes later."""
+
+    kind: Literal["bounds_changed"] = "bounds_changed"
+    images: int
+    bounds: tuple[Between, ...]
+    """At each eps of the evaluation, the smallest first."""
+
+    def __str__(self) -> str:
+        return f"robust {robust(self.bounds)}"
+
+
 class TrainingStep(Event):
     """A step of a training was taken: the first, and then each whose loss is known."""
 
@@ -42,9 +111,23 @@ class TrainingStep(Event):
     """Steps of an epoch."""
     loss: float
     """Its mean over the epoch so far."""
+    images_per_second: float | None = None
+    """None while the speed is not known."""
+    left: float | None = None
+    """Seconds to go in the training at the measured speed; None while that is not known."""
+
+    @property
+    def title(self) -> str:
+        """Where the training is, and its loss."""
+        return f"epoch {self.epoch + 1} of {self.epochs}, step {self.step} of {self.steps}: loss {self.loss:.4f}"
+
+    @property
+    def speed(self) -> str:
+        """Images per second as text; empty where that is not known."""
+        return "" if self.images_per_second is None else f"{self.images_per_second:,.0f} images/s"
 
     def __str__(self) -> str:
-        return f"epoch {self.epoch + 1} of {self.epochs}, step {self.step} of {self.steps}: loss {self.loss:.4f}"
+        return f"{', '.join(filter(None, [self.title, self.speed]))}{to_go(self.left)}"
 
 
 class EpochFinished(Event):
@@ -63,6 +146,22 @@ class EpochFinished(Event):
         return f"epoch {self.epoch + 1} of {self.epochs}: {', '.join(f'{key} {value}' for key, value in shown.items())}"
 
 
+class Finished(Event):
+    """The work ended, or was ended."""
+
+    kind: Literal["finished"] = "finished"
+    seconds: float
+    complete: bool = True
+    """False where a budget or the keyboard ended it."""
+
+    def __str__(self) -> str:
+        return f"{'finished' if self.complete else 'ended before its end'} after {span(self.seconds)}"
+
+
+AnyEvent = Annotated[
+    Message | PhaseStarted | Progress | BoundsChanged | TrainingStep | EpochFinished | Finished, Field(discriminator="kind")
+]
+"""Every event, told apart by its kind."""
 OnEvent = Callable[[Event], object]
 """What is called with each event. `print` prints a line each."""
 
@@ -83,6 +182,21 @@ def listening(on_event: OnEvent | None) -> Iterator[None]:
         yield
     finally:
         _listeners.reset(token)
+
+
+@contextmanager
+def listening_alone(on_event: OnEvent) -> Iterator[None]:
+    """As `listening`, and nobody else listens inside: in a forked process, who listened before is in another one."""
+    token = _listeners.set((_Careful(on_event),))
+    try:
+        yield
+    finally:
+        _listeners.reset(token)
+
+
+def heard() -> bool:
+    """Whether anybody listens."""
+    return bool(_listeners.get())
 
 
 def emit(event: Event) -> None:
@@ -107,3 +221,10 @@ class _Careful:
             if not self.failed:
                 self.failed = True
                 warnings.warn(f"on_event failed, the work goes on: {cause(error)}", stacklevel=2)
+
+
+def robust(bounds: tuple[Between, ...]) -> str:
+    """Bounds as text, of at most FEW eps: those where most is open."""
+    few = sorted(sorted(bounds, key=lambda one: one.low - one.high)[:FEW], key=lambda one: one.eps)
+    at = (f"{one.low:.1%} and {one.high:.1%}" + (f" at {radius_text(one.eps)}" if len(bounds) > 1 else "") for one in few)
+    return f"between {', '.join(at)} so far"

@@ -10,15 +10,19 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.nodes.code_names import code_in
 from robustbench_rkhs.nodes.limits import Limits
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.nodes.parsing import parse
+from robustbench_rkhs.nodes.parsing import explain, parse
 from robustbench_rkhs.runtime.children import confine, end_with, messages
-from robustbench_rkhs.runtime.events import Event, Message, emit
+from robustbench_rkhs.runtime.events import AnyEvent, Event, emit
 from robustbench_rkhs.verdicts import Evaluation
+
+EVENT: TypeAdapter[Any] = TypeAdapter(AnyEvent)
 
 
 def evaluations(
@@ -42,8 +46,17 @@ def evaluations(
             raise UserError(str(message["refused"]))
         if "table" in message:
             yield verdicts.read(str(message["table"]))
-        elif "line" in message:
-            emit(Message(text=str(message["line"])))
+        elif "event" in message:
+            emit(_event(message["event"]))
+
+
+def _event(stored: Any) -> Event:
+    """An event of the process, which is not trusted to send one. Raises UserError."""
+    try:
+        found: Event = EVENT.validate_python(stored)
+    except ValidationError as error:
+        raise UserError(f"the evaluating process sent an invalid event: {explain(error)}") from None
+    return found
 
 
 def _tell(**message: Any) -> None:
@@ -51,8 +64,7 @@ def _tell(**message: Any) -> None:
 
 
 def _told(event: Event) -> None:
-    if isinstance(event, Message):
-        _tell(line=event.text)
+    _tell(event=event.model_dump(mode="json"))
 
 
 def _work(job: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from robustbench_rkhs.nodes.paths import find_checkpoint
 from robustbench_rkhs.runtime.counter_rng import mix, noisy
 from robustbench_rkhs.runtime.devices import describe
 from robustbench_rkhs.runtime.distributed import average, join, rank, wait_for_all, world
-from robustbench_rkhs.runtime.events import EpochFinished, OnEvent, TrainingStep, emit, listening
+from robustbench_rkhs.runtime.events import EpochFinished, Finished, OnEvent, PhaseStarted, TrainingStep, emit, listening
 from robustbench_rkhs.runtime.files import write_text
 from robustbench_rkhs.runtime.locks import alone
 from robustbench_rkhs.runtime.seals import write_archive, write_commented
@@ -34,6 +34,7 @@ from robustbench_rkhs.training.card import training_card
 from robustbench_rkhs.training.device_step import DeviceStep
 from robustbench_rkhs.training.finite import FiniteWatch
 from robustbench_rkhs.training.penalties.base import PenaltyNode
+from robustbench_rkhs.training.progress import Pace
 from robustbench_rkhs.training.recipe import TrainRecipe
 from robustbench_rkhs.training.resume import stored_state
 from robustbench_rkhs.training.threads import chosen
@@ -100,6 +101,7 @@ def _train(
     splits = recipe.data.load()
     train_split, validation = splits.train.to(device), splits.validation.to(device)
     run = Run(recipe, splits.test, device)
+    emit(PhaseStarted(phase="preparing the training"))
     run.prepare(train_split)
     stored = None if fresh else stored_state(recipe, folder, device)
     if stored is not None:
@@ -120,8 +122,9 @@ def _train(
         saved = time.monotonic()
         while run.epoch < recipe.epochs:
             started = time.monotonic()
+            run.pace.begin()
             for step in run.stepped(train_split, stepper):
-                if (step + 1) % run.watch.every and step + 1 < run.steps(train_split):
+                if run.pace.marks and (step + 1) % run.watch.every and step + 1 < run.steps(train_split):
                     continue  # the following lines wait for the device
                 run.watch.ask(run.epoch)
                 emit(run.told(step + 1, run.steps(train_split)))
@@ -146,8 +149,10 @@ def _train(
         torch.set_num_threads(run.threads.available)
     if rank() == 0:
         run.save(folder)  # from which it can be lengthened
+        emit(PhaseStarted(phase="writing the checkpoint"))
         _write_checkpoint(run, splits.test, train_split, folder, command, half)
     wait_for_all()
+    emit(Finished(seconds=time.monotonic() - entered))
     return run.records[-1]
 
 
@@ -195,6 +200,7 @@ class Run:
         self.factors = [1.0] * len(recipe.penalties)
         self.projections = [projection.in_schedule(recipe.epochs) for projection in recipe.projections]
         self.epoch, self.position, self.seconds, self.taken = 0, 0, 0.0, 0
+        self.pace, self.marked = Pace(), 0
         self.clock: tuple[float, float] | None = None
         """With a time limit: when the first step began, less the time of earlier calls; and when the training ends."""
         self.losses: Tensor = torch.zeros((), dtype=torch.float64, device=device)
@@ -323,8 +329,25 @@ class Run:
         return torch.autocast(kind, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
 
     def told(self, step: int, steps: int) -> TrainingStep:
-        """The event of this step."""
-        return TrainingStep(epoch=self.epoch, epochs=self.recipe.epochs, step=step, steps=steps, loss=self.mean_loss())
+        """The event of this step, which ended now."""
+        recipe = self.recipe
+        self.pace.mark(self.taken - self.marked)
+        self.marked = self.taken
+        speed = self.pace.per_second()
+        every = recipe.validate_every
+        validations = recipe.epochs // every - self.epoch // every if recipe.data.validation else 0
+        left = self.pace.left((recipe.epochs - self.epoch) * steps - step, validations)
+        if left is not None and self.clock is not None:
+            left = min(left, max(self.clock[1] - time.monotonic(), 0.0))
+        return TrainingStep(
+            epoch=self.epoch,
+            epochs=recipe.epochs,
+            step=step,
+            steps=steps,
+            loss=self.mean_loss(),
+            images_per_second=None if speed is None else speed * recipe.batch_size,
+            left=left,
+        )
 
     def mean_loss(self) -> float:
         return self.losses.item() / max(self.position, 1)
@@ -365,7 +388,9 @@ class Run:
     def validated(self, validation: Split) -> dict[str, float]:
         """The validation numbers of the current network."""
         recipe = self.recipe
-        return validate(self.evaluated(), validation, recipe.validate_with, certify_eps=recipe.certify_eps)
+        emit(PhaseStarted(phase=f"validating after epoch {self.epoch + 1} of {recipe.epochs}"))
+        with self.pace.validation():
+            return validate(self.evaluated(), validation, recipe.validate_with, certify_eps=recipe.certify_eps)
 
     def save(self, folder: Path) -> None:
         """Write resume.pt, sealed: only ours is read back, with weights_only."""
@@ -398,6 +423,7 @@ class Run:
         self.threads = Threads(**state["threads"]) if state.get("threads") else None
         self.epoch, self.position, self.seconds, self.best_epoch, *best = state["where"]
         self.best_score, self.taken = (best[0], best[1]), state.get("taken", 0)
+        self.marked = self.taken
         self.records = json.loads(state["records"])
 
 

@@ -11,7 +11,8 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.overrides import override_all
 from robustbench_rkhs.runtime.caller_context import own_context
 from robustbench_rkhs.runtime.devices import usable
-from robustbench_rkhs.runtime.events import Message, OnEvent, emit, listening
+from robustbench_rkhs.runtime.events import Message, OnEvent, emit
+from robustbench_rkhs.runtime.lines import followed
 from robustbench_rkhs.training import loop
 from robustbench_rkhs.training.destination import destination
 from robustbench_rkhs.training.recipe import TrainRecipe
@@ -48,7 +49,7 @@ def train(
     another recipe's training; where nothing can be written.
     """
     settings: dict[str, Any] = {"command": command, "fresh": fresh, "half": half, "save_seconds": save_seconds}
-    with listening(on_event):
+    with followed(on_event):
         found, place = prepared(recipe, folder, fields, fresh)
         return loop.train(found, place, device=usable(device), threads=threads, **settings) | {"folder": str(place)}
 

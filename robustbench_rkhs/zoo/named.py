@@ -20,7 +20,7 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse, with_fields
 from robustbench_rkhs.nodes.paths import find_checkpoint
 from robustbench_rkhs.runtime.caller_context import own_context
-from robustbench_rkhs.runtime.events import Message, OnEvent, emit, listening
+from robustbench_rkhs.runtime.events import Message, OnEvent, PhaseStarted, emit, listening
 from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.training.recipe import TrainRecipe
 from robustbench_rkhs.zoo.builders import is_builder, load_builder
@@ -96,6 +96,13 @@ def load_model(
     also events (`on_event`). Raises UserError in one line.
     """
     name, weights = _typed("name", name), None if weights is None else _typed("weights", weights)
+    with listening(on_event):
+        return _loaded(name, weights, data, allow_code)
+
+
+def _loaded(name: str, weights: str | None, data: Any, allow_code: Iterable[str]) -> NamedModel:
+    """The same, of checked names."""
+    emit(PhaseStarted(phase=f"loading {name}"))
     images, code = named_data(_typed("data", data), TYPED) if data else None, allowed(allow_code)
     if name.startswith("timm:"):
         named = _timm(name, weights, images)
@@ -113,9 +120,8 @@ def load_model(
         named = _recipe(name, weights, images)
     else:
         named = _checkpoint(find_checkpoint(name), images, code)
-    with listening(on_event):
-        for line in named.notes:
-            emit(Message(text=line))
+    for line in named.notes:
+        emit(Message(text=line))
     return named
 
 

@@ -17,6 +17,7 @@ from robustbench_rkhs.attacks.counted import answered, count
 from robustbench_rkhs.attacks.efforts import protocol_of
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.targeted import attack_towards
+from robustbench_rkhs.certificates import Certificate
 from robustbench_rkhs.certificates.refusals import refusals
 from robustbench_rkhs.data import DataSet, Split, Stream
 from robustbench_rkhs.data.given import Bounds, given_split, given_tensor
@@ -38,9 +39,11 @@ from robustbench_rkhs.nodes.threat_model import Norm
 from robustbench_rkhs.runtime.caller_context import own_context
 from robustbench_rkhs.runtime.clock import Clock, OutOfTime, limited
 from robustbench_rkhs.runtime.devices import usable
-from robustbench_rkhs.runtime.events import Message, OnEvent, emit, listening
+from robustbench_rkhs.runtime.events import Message, OnEvent, emit
+from robustbench_rkhs.runtime.lines import followed
 from robustbench_rkhs.runtime.modes import evaluating
 from robustbench_rkhs.runtime.precision import full_precision
+from robustbench_rkhs.runtime.steps import stepped
 from robustbench_rkhs.verdicts import Evaluation, doubts
 from robustbench_rkhs.zoo.data_names import named_data
 from robustbench_rkhs.zoo.images import as_split, layouts
@@ -109,31 +112,32 @@ def evaluate(
     k/255 where they stay adversarial within their eps, so that a picture file holds them; their column `bits` says which. `twin`:
     a network of the same data (or its name), trained without defence, whose adversarial images are tried too. `loader`: how
     processes on other devices load the same model and images; by default these are sent to them.
+    `on_event` is called with every event (`runtime/events.py`): phases, progress, bounds so far. Without it, work that takes longer
+    than two seconds writes a line to stderr every few seconds.
     If interrupted by the keyboard, or after `budget` seconds, it returns a partial table.
     Raises UserError, in one line, for invalid arguments.
     """
-    queried = _queried(recipe, eps, settings)
-    if not isinstance(adversarials, bool | None) and Path(adversarials).suffix != ".npz":
-        raise UserError(f"adversarials: expected True, or a file that ends in .npz, found {str(adversarials)!r}")
-    if twin is not None:
-        twin = as_module(load_model(twin).model if isinstance(twin, str | Path) else getattr(twin, "model", twin))
-    opened = enter(model, data, name=name, device=device, preprocessing=preprocessing, bounds=bounds)
-    if opened.given is not None:
-        far = float(opened.rounding(queried.norm).amax())
-        kind = str(opened.split.x.dtype).removeprefix("torch.")
-        line = f"images of float64 are rounded to {kind}, the model's type: verdicts are of those"
-        with listening(on_event):
+    with followed(on_event):
+        queried = _queried(recipe, eps, settings)
+        if not isinstance(adversarials, bool | None) and Path(adversarials).suffix != ".npz":
+            raise UserError(f"adversarials: expected True, or a file that ends in .npz, found {str(adversarials)!r}")
+        if twin is not None:
+            twin = as_module(load_model(twin).model if isinstance(twin, str | Path) else getattr(twin, "model", twin))
+        opened = enter(model, data, name=name, device=device, preprocessing=preprocessing, bounds=bounds)
+        if opened.given is not None:
+            far = float(opened.rounding(queried.norm).amax())
+            kind = str(opened.split.x.dtype).removeprefix("torch.")
+            line = f"images of float64 are rounded to {kind}, the model's type: verdicts are of those"
             emit(Message(text=f"{line}, up to {far:.2g} away ({queried.norm})"))
-    given: dict[str, Any] = {
-        "folder": folder,
-        "adversarials": adversarials,
-        "bits": bits,
-        "twin": twin,
-        "command": command,
-        "loader": loader,
-        "on_event": on_event,
-    }
-    return run.evaluate(opened.model, opened.split, queried, name=opened.name, device=opened.device, **given)
+        given: dict[str, Any] = {
+            "folder": folder,
+            "adversarials": adversarials,
+            "bits": bits,
+            "twin": twin,
+            "command": command,
+            "loader": loader,
+        }
+        return run.evaluate(opened.model, opened.split, queried, name=opened.name, device=opened.device, **given)
 
 
 @checked_arguments()
@@ -170,6 +174,7 @@ def attack(
     device: str | torch.device | None = None,
     preprocessing: Any = None,
     bounds: Any = (0.0, 1.0),
+    on_event: OnEvent | None = None,
 ) -> Tensor:
     """Adversarial images: the nearest that were found, within `eps` if given; the image itself where none was found.
 
@@ -189,16 +194,19 @@ def attack(
     protocol = recipe.attacks or protocol_of(recipe.effort, recipe.norm)
     if len({one.box for one in protocol} - {"unit"}):
         raise UserError("attack keeps images within bounds, found an attack with box 'none'")
-    with evaluating(opened.model, opened.device), full_precision():
+    with followed(on_event), evaluating(opened.model, opened.device), full_precision():
         split = opened.split.to(opened.device)
         positions, queried = torch.arange(len(split), device=split.y.device), on_copies(opened.model)
         aims = None if aims is None else aims.to(split.y.device)
         logits = ask(opened.model, split.x, split.classes)
         _warn_of_no_function(queried, split, logits, recipe)
-        found = [
-            _attacked(queried, split.take(some), protocol, budget, recipe, None if aims is None else aims[some])
-            for some in positions.split(recipe.block)
-        ]
+        found = []
+        with stepped("attacks", "", len(split)) as step:
+            for some in positions.split(recipe.block):
+                aimed = None if aims is None else aims[some]
+                found.append(_attacked(queried, split.take(some), protocol, budget, recipe, aimed))
+                step.add(len(some))
+                step.tell()
         if all(torch.equal(some, split.x[at]) for some, at in zip(found, positions.split(recipe.block), strict=True)):
             _refuse_without_gradient(queried, split.x[:1])
     low, high = _bounds(bounds)
@@ -219,6 +227,7 @@ def certify(
     device: str | torch.device | None = None,
     preprocessing: Any = None,
     bounds: Any = (0.0, 1.0),
+    on_event: OnEvent | None = None,
 ) -> Tensor:
     """The certified radius of each image, with pixels in [0, 1], within which the label is the prediction; float64, on the CPU.
 
@@ -233,7 +242,7 @@ def certify(
     opened = enter(model, (x, y), device=device, preprocessing=preprocessing, bounds=bounds)
     radius, refused = torch.zeros(len(opened.split), dtype=torch.float64), dict[str, list[str]]()
     clock = Clock(recipe.budget)
-    with evaluating(opened.model, opened.device), full_precision():
+    with followed(on_event), evaluating(opened.model, opened.device), full_precision():
         split = opened.split.to(opened.device)
         ask(opened.model, split.x, split.classes)
         named = {str(number): one for number, one in enumerate(recipe.certificates)}
@@ -246,7 +255,7 @@ def certify(
             parts = [split.take(some) for some in torch.arange(len(split), device=split.y.device).split(recipe.block)]
             try:
                 with _failing(f"certificate {one.label!r}"), fenced(one, opened.model), limited(clock):
-                    found = [method(opened.model, part.x[:].clone(), part.y, part.index, ()) for part in parts]
+                    found = list(_certified(method, opened.model, parts))
                     proved = [checked_certified(one, len(part)).radius.cpu() for one, part in zip(found, parts, strict=True)]
             except Uncertifiable as refusal:
                 refused.setdefault(str(refusal), []).append(one.label)
@@ -258,6 +267,15 @@ def certify(
         reasons = "; ".join(f"{', '.join(dict.fromkeys(labels))}: {why}" for why, labels in refused.items())
         raise UserError(f"nothing can be proved of this model; {reasons}")
     return (radius - opened.rounding(recipe.norm) * (1 + 1e-12)).clamp_min(0)
+
+
+def _certified(method: Certificate, model: nn.Module, parts: Sequence[Split]) -> Iterator[Any]:
+    """What a certificate finds for each of these parts."""
+    with stepped("certificates", method.label, sum(map(len, parts))) as step:
+        for part in parts:
+            yield method(model, part.x[:].clone(), part.y, part.index, ())
+            step.add(len(part))
+            step.tell()
 
 
 def enter(

@@ -12,6 +12,7 @@ from robustbench_rkhs.attacks.square.linf import Stripes
 from robustbench_rkhs.attacks.square.patches import Picture, sides
 from robustbench_rkhs.nodes.node import Real, UserError
 from robustbench_rkhs.runtime.counter_rng import mix
+from robustbench_rkhs.runtime.heartbeat import staged
 
 CHUNK = 250
 """Queries whose random numbers are drawn at once; after them the unbroken images are regrouped into full batches."""
@@ -61,12 +62,13 @@ class Square(EngineAttack):
         picture = Picture.of(tuple(engine.x.shape[1:]))
         kind = Stripes if engine.norm == "linf" else Pyramids
         windows = [sides(self.share, query, self.queries, picture, kind.smooth) for query in range(self.queries)]
-        for restart in range(self.restarts):
+        for restart in staged(range(self.restarts)):
             seed = mix(engine.seed, SALT, restart)
             states, lowest = torch.zeros_like(picture.cells(engine.x)), torch.full_like(engine.clean[:, 0], torch.inf)
             quiet = torch.zeros_like(engine.y)
-            for begin in range(0, self.queries, CHUNK):  # chunk by chunk: the unbroken images are regrouped into full batches
-                for at in engine.open().split(engine.batch_size):
+            chunks = range(0, self.queries, CHUNK)  # after each, the unbroken images are regrouped into full batches
+            for begin in staged(chunks):
+                for at in staged(engine.open().split(engine.batch_size)):
                     walk = kind(engine, picture, at, seed, states[at], lowest[at], quiet[at])
                     walk.go(begin, windows[begin : begin + CHUNK])
                     states[walk.at], lowest[walk.at], quiet[walk.at] = walk.state, walk.lowest, walk.quiet

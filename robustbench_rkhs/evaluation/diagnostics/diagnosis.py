@@ -13,6 +13,7 @@ from robustbench_rkhs.nodes.node import UserError, did_you_mean
 from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.nodes.threat_model import Box, Norm
 from robustbench_rkhs.runtime.counter_rng import mix
+from robustbench_rkhs.runtime.heartbeat import staged
 from robustbench_rkhs.verdicts import Diagnosis
 
 CHECKS: dict[str, Callable[[Scene], Diagnosis]] = {
@@ -70,9 +71,8 @@ def diagnose(
     chosen = torch.tensor(sampled(keys.tolist(), images, seed), device=x.device)
     with frozen(model), frozen(twin or nn.Identity()), confined_randomness(mix(seed, 11)):
         scene = _scene(model, x, y, keys, chosen, norm, box, float(eps), found or {}, closed, twin, seed)
-        return tuple(
-            _checked(name, check, scene) for name, check in CHECKS.items() if name in checks and (name != "transfer" or twin)
-        )
+        due = [name for name in CHECKS if name in checks and (name != "transfer" or twin)]
+        return tuple(_checked(name, CHECKS[name], scene) for name in staged(due, detail=lambda name: name.replace("_", " ")))
 
 
 def sampled(keys: Sequence[int], images: int, seed: int) -> list[int]:

@@ -3,6 +3,7 @@
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from robustbench_rkhs.evaluation.jobs import Job
+from robustbench_rkhs.runtime.heartbeat import Meter
 from robustbench_rkhs.verdicts import Part
 
 
@@ -25,6 +26,9 @@ class Engine(Protocol):
 
     def result(self) -> Outcome:
         """Waits for the next job that ends and returns it. Raises UserError if a worker was lost."""
+
+    def under_way(self) -> list[tuple[Job, Meter]]:
+        """The jobs that are computed now, and how far each has come."""
 
     def stop(self) -> None:
         """Cancel running jobs and clean up."""

@@ -16,6 +16,8 @@ from robustbench_rkhs.evaluation.engines.worker import Work, serve
 from robustbench_rkhs.evaluation.jobs import Job
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.clock import OutOfTime
+from robustbench_rkhs.runtime.events import Event, emit
+from robustbench_rkhs.runtime.heartbeat import EVERY, Meter, beat, metered
 
 LOST = "a worker was killed, out of memory perhaps; the same command goes on from here"
 
@@ -27,16 +29,24 @@ class InProcess:
 
     def __init__(self, work: Work) -> None:
         self.work, self._queue = work, deque[Job]()
+        self._now: list[tuple[Job, Meter]] = []
 
     def submit(self, job: Job) -> None:
         self._queue.append(job)
 
     def result(self) -> Outcome:
         job = self._queue.popleft()
-        try:
-            return Outcome(job, self.work(job))
-        except (Exception, OutOfTime) as error:
-            return Outcome(job, error)
+        with metered() as meter:
+            self._now = [(job, meter)]
+            try:
+                return Outcome(job, self.work(job))
+            except (Exception, OutOfTime) as error:
+                return Outcome(job, error)
+            finally:
+                self._now = []
+
+    def under_way(self) -> list[tuple[Job, Meter]]:
+        return self._now
 
     def stop(self) -> None:
         self._queue.clear()
@@ -52,7 +62,7 @@ class Processes:
     def __init__(self, makes: Sequence[Callable[[], Work]], work: Work, method: str = "fork") -> None:
         context: Any = multiprocessing.get_context(method)
         self._here = InProcess(work)
-        self._busy: dict[Connection, Job] = {}
+        self._busy: dict[Connection, tuple[Job, Meter]] = {}
         self._idle: list[Connection] = []
         self._processes: list[Any] = []
         for make in makes:
@@ -76,7 +86,7 @@ class Processes:
             self._here.submit(job)
             return
         pipe = self._idle.pop()
-        self._busy[pipe] = job
+        self._busy[pipe] = job, Meter()
         try:
             pipe.send_bytes(message)
         except OSError:
@@ -85,10 +95,22 @@ class Processes:
     def result(self) -> Outcome:
         if self._here._queue:
             return self._here.result()
-        pipe = next(pipe for pipe in wait(list(self._busy)) if isinstance(pipe, Connection))
-        found = self._received(pipe)
-        self._idle.append(pipe)
-        return Outcome(self._busy.pop(pipe), found)
+        while True:
+            ready = next((pipe for pipe in wait(list(self._busy), EVERY) if isinstance(pipe, Connection)), None)
+            beat()
+            if ready is None:
+                continue
+            found = self._received(ready)
+            if isinstance(found, Meter):
+                self._busy[ready] = self._busy[ready][0], found
+            elif isinstance(found, Event):
+                emit(found)
+            else:
+                self._idle.append(ready)
+                return Outcome(self._busy.pop(ready)[0], found)
+
+    def under_way(self) -> list[tuple[Job, Meter]]:
+        return [*self._busy.values(), *self._here.under_way()]
 
     def stop(self) -> None:
         for process in self._processes:

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import pickle
+import select
 import signal
 import sys
 import threading
@@ -16,6 +17,8 @@ import torch
 from robustbench_rkhs.evaluation.jobs import Job
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.clock import OutOfTime
+from robustbench_rkhs.runtime.events import listening_alone
+from robustbench_rkhs.runtime.heartbeat import Meter, heartbeat, metered
 from robustbench_rkhs.verdicts import Part
 
 Work = Callable[[Job], Part]
@@ -41,7 +44,16 @@ def serve(make: Callable[[], Work], pipe: Any, parent: int, others: Sequence[Any
             job = pickle.loads(pipe.recv_bytes())  # from the process that started this one
         except EOFError:
             return
-        pipe.send_bytes(_answer(work, job))
+        with listening_alone(lambda event: pipe.send_bytes(pickle.dumps(event))), metered() as meter:
+            with heartbeat(lambda meter=meter: _tell(pipe, meter)):  # type: ignore[misc]
+                answer = _answer(work, job)
+        pipe.send_bytes(answer)
+
+
+def _tell(pipe: Any, meter: Meter) -> None:
+    """Send how far the job has come, unless that would wait for the reader."""
+    if select.select([], [pipe], [], 0)[1]:
+        pipe.send_bytes(pickle.dumps(meter))
 
 
 def _answer(work: Work, job: Job) -> bytes:
