@@ -217,6 +217,10 @@ def test_stages_divide_the_share_of_the_one_around_them():
                     break  # an early end is an end
     assert seen == [("a", 0.0, "A"), ("a", 0.0625, "A"), ("a", 0.125, "A"), ("a", 0.1875, "A"), ("b", 0.25, "B")]
     assert meter.share == 1.0 and meter.detail == ""
+    with metered() as meter:
+        seen = [meter.share for _ in staged(range(2), share=0.25)] + [meter.share for _ in staged(range(3))]
+        seen += [meter.share for _ in staged(range(2))]  # nothing is left for these
+    assert seen == pytest.approx([0.0, 0.125, 0.25, 0.5, 0.75, 1.0, 1.0]) and meter.share == 1.0
     assert list(staged([1, 2])) == [1, 2]  # where nobody measures
 
 
@@ -291,7 +295,7 @@ def test_bounds_are_told_where_most_is_open():
 
 def test_the_live_display_fits_its_terminal_and_vanishes():
     hands = Time()
-    screen = Console(file=io.StringIO(), force_terminal=True, width=60, height=10, _environ={})
+    screen = Console(file=io.StringIO(), force_terminal=True, width=70, height=10, _environ={})
     shown_live = LiveDisplay(screen, now=lambda: hands.now)
     shown_live(PhaseStarted(phase="loading a_model_with_a_name_that_is_far_longer_than_any_terminal_is_wide_today"))
     shown_live.tick()
@@ -305,7 +309,7 @@ def test_the_live_display_fits_its_terminal_and_vanishes():
     rows = rendered(shown_live)
     assert rows[0].strip() == "attacks: ensemble, fab"
     assert "128 of 1000 images, 0:03 so far" in rows[1] and rows[2].strip() == "robust between 41.2% and 67.0% so far"
-    assert max(map(len, rows)) <= 60
+    assert max(map(len, rows)) <= 70
     drawn = screen.file.getvalue()
     assert drawn.count("attacks: ensemble") == 2 and "\x1b[?25l" in drawn
     step = TrainingStep(epoch=1, epochs=3, step=2, steps=4, loss=1.5, images_per_second=1234.0, left=65.0)
@@ -317,7 +321,7 @@ def test_the_live_display_fits_its_terminal_and_vanishes():
 
 
 def rendered(shown_live):
-    page = Console(file=io.StringIO(), width=60)
+    page = Console(file=io.StringIO(), width=70)
     page.print(shown_live.render(), crop=True)
     return page.file.getvalue().splitlines()
 

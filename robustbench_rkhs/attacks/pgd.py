@@ -60,16 +60,17 @@ class PGD(EngineAttack):
     @torch.no_grad()
     def search(self, engine: Engine | TrainingEngine) -> None:
         """All restarts, then all targets, on the unbroken images."""
-        for restart in staged(range(self.restarts)):
+        aims = self.targets if self.scale_invariant and self.keep == "best" else 0
+        for restart in staged(range(self.restarts), share=self.restarts / (self.restarts + aims)):
             if not len(at := engine.open()):
                 return
             moved = self.start == "random" or restart > 0
             self._descend(engine, at, self._random_start(engine, at, restart) if moved else engine.x[at])
         at = engine.open()
-        if not (self.targets and self.scale_invariant and self.keep == "best" and len(at)):
+        if not (aims and len(at)):
             return
         far = engine.boundaries(at)
-        for target in far.argsort(dim=1)[:, : min(self.targets, far.shape[1] - 1)].unbind(1):
+        for target in staged(far.argsort(dim=1)[:, : min(aims, far.shape[1] - 1)].unbind(1)):
             on = engine.standing(at)
             if not on.any():
                 return

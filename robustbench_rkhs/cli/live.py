@@ -18,8 +18,8 @@ from robustbench_rkhs.runtime.sinks import for_line
 
 PATIENCE = 0.5
 """Seconds of work before anything is shown."""
-BAR = 30
-"""Columns of the bar."""
+BAR, WORDS = 30, 62
+"""Columns of the bar at most, and those that the words beside it get first."""
 
 
 _displays: list["LiveDisplay"] = []
@@ -98,5 +98,8 @@ class LiveDisplay:
         grid = Table.grid(padding=(0, 2))
         line = f"{words}, {clock_time(self.now() - self.view.begun)} so far{to_go(left)}"
         line = for_line(line.removeprefix(", "))
-        grid.add_row(ProgressBar(total=max(total, 1), completed=min(done, total), width=BAR), Text(line, no_wrap=True))
+        grid.add_row(
+            ProgressBar(total=max(total, 1), completed=min(done, total), width=max(8, min(BAR, self.console.width - WORDS))),
+            Text(line, no_wrap=True),
+        )
         return grid
