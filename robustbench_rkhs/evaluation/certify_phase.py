@@ -144,7 +144,8 @@ class CertifyPhase:
         split, near = work.subject.split, next((one for one in self.attacks if one.minimal_norm), None)
         if near is not None:
             aimed = near.aimed(norm=work.recipe.norm, eps=None, seed=work.recipe.seed)
-            table = work.scheduler.one(work.attack(aimed, f"pilot:{aimed.label}", tried)).table
+            with work.follower.step("certificates", f"pilot:{aimed.label}", len(tried)):
+                table = work.scheduler.one(work.attack(aimed, f"pilot:{aimed.label}", tried)).table
             surviving = float((table["radius"] > max(work.epsilons)).mean())
             passes = float((table["forwards"] + 2 * table["backwards"]).mean())
         with MultiplyAdds() as counted, torch.no_grad():
