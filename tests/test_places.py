@@ -13,6 +13,7 @@ from test_report import synthetic
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.reports import draw_curve, report, together
+from robustbench_rkhs.reports.places import Places
 from robustbench_rkhs.reports.publication import draw_published, publish, withdraw
 from robustbench_rkhs.reports.update import update
 from robustbench_rkhs.verdicts import Brief, BriefCache, Published, comparable
@@ -156,7 +157,7 @@ def test_the_strongest_table_is_published_and_a_weaker_one_is_refused_with_what_
 def test_what_is_incomplete_unsound_or_unknown_is_not_published(tmp_path):
     one = cut(synthetic("m"))
     verdicts.write(one, tmp_path / "verdicts/m/l2.parquet")
-    with pytest.raises(UserError, match="'m' has no complete, sound table"):
+    with pytest.raises(UserError, match="'m' has no table that can be published: l2: the evaluation is incomplete"):
         publish(tmp_path, ["m"])
     for name in ("n", "", "..", "m/other"):
         with pytest.raises(UserError, match=r"no table of .*; "):
@@ -164,6 +165,23 @@ def test_what_is_incomplete_unsound_or_unknown_is_not_published(tmp_path):
     verdicts.write(synthetic("m"), tmp_path / "verdicts/m/l2.parquet").write_bytes(b"x")
     with pytest.raises(UserError, match="cannot read verdicts"):
         publish(tmp_path, ["m"])
+
+
+def test_other_reports_are_copied_but_never_over_one_about_more_images(tmp_path):
+    places = Places(tmp_path)
+    for samples in (200, 10):
+        stem = places.stem("norms", "m", {"samples": samples})
+        stem.parent.mkdir(exist_ok=True)
+        Path(f"{stem}.csv").write_text(f"row,samples\na,{samples}\n")
+        Path(f"{stem}.md").write_text(f"{samples}")
+    small, large = (f"norms/{places.stem('norms', 'm', {'samples': samples}).name}" for samples in (10, 200))
+    assert "(10 images)" in publish(tmp_path, [small])[0] and (tmp_path / "norms/m.md").read_text() == "10"
+    assert "in place of that about 10" in publish(tmp_path, [large])[0] and (tmp_path / "norms/m.md").read_text() == "200"
+    with pytest.raises(UserError, match=r"is about 10 images, the published .* about 200"):
+        publish(tmp_path, [small])
+    assert (tmp_path / "norms/m.md").read_text() == "200"
+    with pytest.raises(UserError, match="no report 'n' in"):
+        publish(tmp_path, ["norms/n"])
 
 
 # what is drawn together

@@ -42,7 +42,7 @@ def _report(
         out: The folder that holds verdicts/, and where reports go.
         model: Only these models; default: all, of which figures show the 12 of the highest robust accuracy.
         publish: Let git see the strongest table of these models (or MODEL/FILE), and draw the reports of all that is published
-            in OUT itself; without a name: only draw these.
+            in OUT itself; without a name: only draw these. KIND/FILE of OUT/local, such as norms/digits_mlp-0a1b2c3d, is copied.
         withdraw: Let git ignore the published tables of these models (or MODEL/FILE) again, and draw what is published.
         adversarials: Files written by rkhs-eval --save-adversarials, drawn as OUT/local/pictures/nearest-NAME.*; default: those
             in OUT/adversarials.

@@ -7,11 +7,12 @@ from robustbench_rkhs.nodes.node import UserError, did_you_mean
 from robustbench_rkhs.reports.drawn import Drawn
 from robustbench_rkhs.reports.entries import best_of
 from robustbench_rkhs.reports.leaderboard import write_leaderboard
+from robustbench_rkhs.reports.other_kinds import is_other, publish_other
 from robustbench_rkhs.reports.own_files import draw_own, merge_into, stems
 from robustbench_rkhs.reports.places import Places
 from robustbench_rkhs.reports.together import draw_together
 from robustbench_rkhs.reports.update import Updated
-from robustbench_rkhs.verdicts import Brief, Published, called
+from robustbench_rkhs.verdicts import Brief, Published, called, unfit
 
 WORDS = {"epsilons": "eps", "protocol": "attacks", "certificates": "certificates"}
 """What a table has to have to replace a published one, in words."""
@@ -20,12 +21,14 @@ WORDS = {"epsilons": "eps", "protocol": "attacks", "certificates": "certificates
 def publish(out: Path, names: Sequence[str]) -> list[str]:
     """Lets git see the strongest table of each model for its data, norm and box, and what was submitted against it.
 
-    names: models, or MODEL/FILE for one table of a model. A published table is replaced only by one that has at least its
-    images, eps, attacks and certificates. Returns a line on each decision. Raises UserError, before anything is changed, for a
-    name without a complete, sound table, and for one whose published table is stronger in anything.
+    names: models, or MODEL/FILE for one table of a model, or KIND/FILE for another report (`publish_other`). A published table
+    is replaced only by one that has at least its images, eps, attacks and certificates. Returns a line on each decision.
+    Raises UserError, before anything is changed, for a name without a complete, sound table, and for one whose published table
+    is stronger in anything.
     """
     places = Places(out)
     marked, lines, changes = Published(places.verdicts), list[str](), list[tuple[Brief, Brief | None]]()
+    others, names = [name for name in names if is_other(name)], [name for name in names if not is_other(name)]
     for name in names:
         domains: dict[tuple[str, ...], list[Brief]] = {}
         for one in _named(places, name):
@@ -55,7 +58,7 @@ def publish(out: Path, names: Sequence[str]) -> list[str]:
             if path not in submitted.paths():
                 submitted.add(path)
                 lines += [f"published: {path}"]
-    return lines
+    return lines + [line for name in others for line in publish_other(places, name)]
 
 
 def withdraw(out: Path, names: Sequence[str]) -> list[str]:
@@ -107,9 +110,10 @@ def _named(places: Places, name: str) -> list[Brief]:
     if not found:
         known = {path.name for path in places.verdicts.glob("*") if path.is_dir()}
         raise UserError(unread[0] if unread else f"no table of {name!r} in {places.verdicts}; {did_you_mean(name, known)}")
-    sound = [one for one in found if one.about.complete and one.sealed and not one.breaches and one.images]
+    sound = [one for one in found if not unfit(one)]
     if not sound:
-        raise UserError(f"{name!r} has no complete, sound table: {', '.join(map(called, found))} cannot be published")
+        why = "; ".join(f"{called(one)}: {unfit(one)}" for one in found)
+        raise UserError(f"{name!r} has no table that can be published: {why}")
     return sound
 
 

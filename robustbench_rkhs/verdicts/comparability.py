@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from robustbench_rkhs.verdicts.briefs import Brief
+from robustbench_rkhs.verdicts.model_marks import no_function
 
 FEWEST = 2
 """Models of a set that is drawn together."""
@@ -34,7 +35,7 @@ def comparable(briefs: Sequence[Brief], eps: float | None = None, fewest: int = 
     attacked image, a later date. A set of one model comes after all others, and is drawn only if `fewest` is 1. Of one
     model's evaluations in the set, the latest is drawn.
     """
-    fit = [brief for brief in briefs if _fit(brief) and (eps is None or eps in brief.about.epsilons)]
+    fit = [brief for brief in briefs if not unfit(brief) and (eps is None or eps in brief.about.epsilons)]
     sets: dict[tuple[object, ...], list[Brief]] = {}
     for brief in fit:
         sets.setdefault(_alike(brief, eps), []).append(brief)
@@ -51,8 +52,17 @@ def called(brief: Brief) -> str:
     return brief.path.stem if brief.path is not None else f"{brief.images} images"
 
 
-def _fit(brief: Brief) -> bool:
-    return brief.about.complete and brief.sealed and brief.breaches == 0 and brief.images > 0
+def unfit(brief: Brief) -> str:
+    """Why a table can neither be published nor drawn with others; empty where it can."""
+    if brief.breaches:
+        return f"{brief.breaches} breaches: an attack contradicts a certificate"
+    if not brief.about.complete:
+        return "the evaluation is incomplete"
+    if not brief.sealed:
+        return "the table is from before tables were sealed"
+    if not brief.images:
+        return "no images"
+    return no_function(brief)
 
 
 def _alike(brief: Brief, eps: float | None) -> tuple[object, ...]:
@@ -85,14 +95,8 @@ def _strength(members: Sequence[Brief]) -> tuple[object, ...]:
 
 def _reason(one: Brief, chosen: Sequence[Brief], eps: float | None) -> str:
     about = one.about
-    if one.breaches:
-        return f"{one.breaches} breaches: an attack contradicts a certificate"
-    if not about.complete:
-        return "the evaluation is incomplete"
-    if not one.sealed:
-        return "the table is from before tables were sealed"
-    if not one.images:
-        return "no images"
+    if why := unfit(one):
+        return why
     if eps is not None and eps not in about.epsilons:
         return f"not evaluated at eps {about.words(eps)}"
     if not chosen:
