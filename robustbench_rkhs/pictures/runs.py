@@ -15,6 +15,7 @@ from robustbench_rkhs.reports.learning import draw_learning
 from robustbench_rkhs.reports.seeds import draw_seed_curves
 from robustbench_rkhs.reports.spread import Band
 from robustbench_rkhs.runtime.seals import check_named
+from robustbench_rkhs.verdicts import comparable
 
 
 def learning_picture(models: Sequence[str], out: Path, name: str | None = None, band: Band = "range", note: str = "") -> list[Path]:
@@ -40,27 +41,25 @@ def curves_picture(
 ) -> list[Path]:
     """OUT/curves-NAME.*: accuracy over eps, empirical and certified, seeds together, from the verdict tables in `folder`.
 
-    Models whose names differ only in a final `seed-N` are one group, and so are those of LABEL=GLOB. Of a model that was evaluated
-    several times, the evaluation in the box on most images counts, then the latest. Raises UserError where there are no verdicts
-    of a model.
+    Models whose names differ only in a final `seed-N` are one group, and so are those of LABEL=GLOB. The strongest
+    evaluations that can be compared are drawn (the same images, box, eps and attacks). Raises UserError where there are no verdicts
+    of a model, or none that can be compared with the others'.
     """
     stored = [one for one in verdicts.read_all(folder) if one.about.norm == norm] if folder.is_dir() else []
     known = each_once(stored, lambda one: one.about.model)
     chosen = matching(models, known, f"{folder} (l2 or linf as --norm says, run rkhs-eval first)" if not known else str(folder))
-    runs = []
-    for label, model in chosen:
-        one = max((one for one in stored if one.about.model == model), key=_worth)
-        runs.append((label, without_seed(model), without_seed(model), one))
+    wanted = {model for _, model in chosen}
+    found = comparable([verdicts.Brief.of(one) for one in stored if one.about.model in wanted], fewest=1)
+    alike = {brief.about.model: brief.evaluation() for brief in found.chosen}
+    apart = [one for one in found.apart if one.brief.about.model not in alike]
+    if apart:
+        raise UserError(f"--model: not comparable with the others: {'; '.join(map(str, apart))}")
+    runs = [(label, without_seed(model), without_seed(model), alike[model]) for label, model in chosen]
     groups = grouped(runs)
     where = stem(out, "curves", name, list(groups))
     if all(len(group) == 1 for group in groups.values()):
         return draw_curve([one for group in groups.values() for one in group], where, list(groups), note)
     return draw_seed_curves(groups, where, band, note)
-
-
-def _worth(one: verdicts.Evaluation) -> tuple[bool, bool, int, str]:
-    about = one.about
-    return about.box == "unit", about.complete, about.samples, about.date
 
 
 def _recipe(folder: Path) -> str:

@@ -84,6 +84,8 @@ def small_print(drawn: Figure, lines: Sequence[str]) -> None:
     """Where the numbers come from, in small grey lines under the figure, which grows by them; long ones are wrapped."""
     most = int(drawn.get_figwidth() * 72 / (0.54 * SMALL))
     wrapped = [part for line in lines for part in textwrap.wrap(for_line(line)[:LONGEST], most, subsequent_indent="   ")]
+    if not wrapped:
+        return
     width, height = drawn.get_size_inches()
     drawn.set_size_inches(width, height + len(wrapped) * 1.35 * SMALL / 72)
     text = drawn.supxlabel("\n".join(wrapped), x=0.01, ha="left", fontsize=SMALL, color="#777777", linespacing=1.35)

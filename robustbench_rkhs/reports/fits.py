@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.reports.figures import figure, save
+from robustbench_rkhs.reports.figures import figure, save, small_print
+from robustbench_rkhs.reports.natural_order import natural
 from robustbench_rkhs.verdicts.axes import PALETTE
 
 
@@ -30,7 +31,7 @@ def draw_fits(x: np.ndarray, wave: np.ndarray, fits: Sequence[Fit], stem: str | 
     """STEM.png, .pdf, .svg: the wave in grey and every fit over it, one thin line per seed. Raises UserError without fits."""
     if not fits:
         raise UserError("nothing to draw: expected at least one network")
-    names = list(dict.fromkeys(fit.panel for fit in fits))
+    names = sorted({fit.panel for fit in fits}, key=natural)
     with figure(3.6 * len(names) + 0.6, 3.6) as (drawn, first):
         first.remove()
         panels = drawn.subplots(1, len(names), sharey=True, squeeze=False)[0]
@@ -48,7 +49,7 @@ def draw_fits(x: np.ndarray, wave: np.ndarray, fits: Sequence[Fit], stem: str | 
             axes.set_xlabel("x")
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), fontsize=7)
         panels[0].set_ylabel("y (grey: the square wave)")
-        drawn.supxlabel(note, fontsize=5.5, color="#666666")
+        small_print(drawn, [note] if note else [])
         return save(drawn, stem)
 
 

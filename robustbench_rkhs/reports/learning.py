@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.reports.figures import figure, save
+from robustbench_rkhs.reports.figures import figure, save, small_print
 from robustbench_rkhs.reports.spread import WORDS, Band, counted, spread
 from robustbench_rkhs.verdicts.axes import PALETTE, percent
 
@@ -41,7 +41,7 @@ def draw_learning(groups: Mapping[str, Sequence[Records]], stem: str | Path, ban
         some = any(len(runs) > 1 for runs in groups.values())
         panels[-1].plot([], [], " ", label=f"bands: {WORDS[band]}" if some else "one run each")
         panels[-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0)
-        drawn.supxlabel(note, fontsize=5.5, color="#666666")
+        small_print(drawn, [note] if note else [])
         return save(drawn, stem)
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from robustbench_rkhs.nodes.radius_text import radius_text
-from robustbench_rkhs.reports.figures import figure, save
+from robustbench_rkhs.reports.figures import figure, save, small_print
 from robustbench_rkhs.reports.pareto import pareto
 from robustbench_rkhs.reports.tables import bullets, csv, markdown, write_bytes
 from robustbench_rkhs.runtime.sinks import for_line, for_markdown, for_markdown_code
@@ -108,7 +108,7 @@ def draw_sweep(report: dict[str, Any], stem: str | Path) -> list[Path]:
         axes.set_title(title, loc="left", fontsize=9)
         if not scored:
             axes.annotate("no setting has a score", (0.5, 0.5), xycoords="axes fraction", ha="center")
-        drawn.supxlabel(origin(about), fontsize=5.5, color="#666666")
+        small_print(drawn, [origin(about)])
         return save(drawn, stem)
 
 
