@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from test_cli import rkhs
 from test_report import synthetic
 
 from robustbench_rkhs import verdicts
@@ -182,6 +183,22 @@ def test_other_reports_are_copied_but_never_over_one_about_more_images(tmp_path)
     assert (tmp_path / "norms/m.md").read_text() == "200"
     with pytest.raises(UserError, match="no report 'n' in"):
         publish(tmp_path, ["norms/n"])
+
+
+def test_the_command_publishes_draws_again_and_withdraws(tmp_path, quick):
+    one = stored(tmp_path / "reports", "m", "a", images=5)
+    out, _ = rkhs("report", "--publish", "m", folder=tmp_path)
+    assert "published: reports/verdicts/m" in out and (tmp_path / "reports/tables/m-digits-l2.md").is_file()
+    page = (tmp_path / "reports/leaderboard.md").read_text()
+    stored(tmp_path / "reports", "n", "b", images=5)
+    rkhs("report", "--published", folder=tmp_path)
+    assert (tmp_path / "reports/leaderboard.md").read_text() == page and "m" in page
+    out, _ = rkhs("report", "--withdraw", "m", folder=tmp_path)
+    assert "withdrawn" in out and one.path.is_file() and not (tmp_path / "reports/tables/m-digits-l2.md").exists()
+    _, err = rkhs("report", "--publish", "nn", folder=tmp_path, code=2)
+    assert "no table of 'nn'" in err
+    _, err = rkhs("report", "--published", "--model", "m", folder=tmp_path, code=2)
+    assert "leave out --model" in err
 
 
 # what is drawn together

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 def _report(
     out: Folder = Path("reports"),
     model: Names = (),
-    publish: Names | None = None,
+    publish: Names = (),
     withdraw: Names = (),
+    published: bool = False,
     adversarials: tuple[Path, ...] = (),
     data: str | None = None,
     images: Count = 8,
@@ -33,17 +34,18 @@ def _report(
     $ rkhs-report --adversarials mine.npz
     $ rkhs-report --table "robust@0.25,0.5 certified@36/255" --model digits_mlp digits_sandwich --names Ours Sandwich
 
-    OUT/local holds the reports of this machine, which git ignores. OUT itself holds what is published, and only --publish and
-    --withdraw write there. Figures of several models show the strongest comparable evaluations (the same images, norm, box, eps
-    and attacks); the others are named, with the reason. A table that cannot be read is named, on stderr and on the leaderboard,
-    and left out.
+    OUT/local holds the reports of this machine, which git ignores. OUT itself holds what is published, and only --publish,
+    --withdraw and --published write there. Figures of several models show the strongest comparable evaluations (the same images,
+    norm, box, eps and attacks); the others are named, with the reason. A table that cannot be read is named, on stderr and on the
+    leaderboard, and left out.
 
     Args:
         out: The folder that holds verdicts/, and where reports go.
         model: Only these models; default: all, of which figures show the 12 of the highest robust accuracy.
         publish: Let git see the strongest table of these models (or MODEL/FILE), and draw the reports of all that is published
-            in OUT itself; without a name: only draw these. KIND/FILE of OUT/local, such as norms/digits_mlp-0a1b2c3d, is copied.
+            in OUT itself. KIND/FILE of OUT/local, such as norms/digits_mlp-0a1b2c3d, is copied.
         withdraw: Let git ignore the published tables of these models (or MODEL/FILE) again, and draw what is published.
+        published: Draw again what is published, in OUT itself, where tables or code changed.
         adversarials: Files written by rkhs-eval --save-adversarials, drawn as OUT/local/pictures/nearest-NAME.*; default: those
             in OUT/adversarials.
         data: Data set or FILE.npz of the adversarial images, if their files do not name one.
@@ -58,15 +60,20 @@ def _report(
     from robustbench_rkhs.reports.update import update
 
     if table is not None or names:
-        if publish is not None or withdraw or adversarials:
-            raise UserError("--table and --names make a table alone: expected neither --publish, --withdraw nor --adversarials")
+        if publish or withdraw or published or adversarials:
+            raise UserError(
+                "--table and --names make a table alone: expected none of --publish, --withdraw, --published and --adversarials"
+            )
         written = _table(out, table or "", model, names, name)
         printed(f"table: {' '.join(map(str, written))}")
         return emit({"table": written}) if as_json else None
-    if publish is not None or withdraw:
+    shipped = bool(publish or withdraw or published)
+    if shipped:
         if model or adversarials:
-            raise UserError("--publish and --withdraw draw all that is published: expected neither --model nor --adversarials")
-        found = _published(out, publish or (), withdraw)
+            raise UserError(
+                "--publish, --withdraw and --published draw all that is published: leave out --model and --adversarials"
+            )
+        found = _published(out, publish, withdraw)
     else:
         found = update(out, model)
         if not found.tables and not adversarials:
@@ -75,7 +82,7 @@ def _report(
         printed(f"not read: {line}", stderr=True)
     for line in found.apart:
         printed(line)
-    files = adversarials or (sorted((out / "adversarials").glob("*.npz")) if publish is None and not withdraw else ())
+    files = adversarials or (() if shipped else sorted((out / "adversarials").glob("*.npz")))
     for file in files:
         from robustbench_rkhs.pictures import nearest_picture
 
