@@ -32,7 +32,7 @@ class OnGrid(NamedTuple):
 
 def grid(images: Float[Tensor, "batch *image"], bits: int) -> Float[Tensor, "batch *image"]:
     """The nearest images of pixels k / (2^bits - 1), as they are when read from a file: an integer divided in their type."""
-    levels = 2**bits - 1
+    levels = int(2**bits) - 1
     whole: Tensor = (images.double() * levels).round().clamp(0, levels)
     return whole.to(images.dtype) / levels
 
