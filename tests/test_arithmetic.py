@@ -1,13 +1,18 @@
 """Arithmetic that is what it says: no reduced precision while anything is measured, and what float32 can err by."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from robustbench_rkhs import evaluate as evaluate_any
+from robustbench_rkhs import verdicts
 from robustbench_rkhs.bounds import steps
+from robustbench_rkhs.certificates import MarginCertificate
 from robustbench_rkhs.certificates.float32 import float32_error
 from robustbench_rkhs.evaluation.run import evaluate
-from robustbench_rkhs.layers import Residual, Sandwich
+from robustbench_rkhs.layers import Normalize, Residual, Sandwich
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.precision import full_precision, reduced
@@ -86,3 +91,58 @@ def test_a_layer_that_works_its_weights_out_in_float32_is_refused_by_name():
     model = nn.Sequential(nn.Flatten(), Sandwich(4, 3)).eval()
     with pytest.raises(Uncertifiable, match=r"1 .Sandwich.*float32 rounding"):
         float32_error(steps(model, (1, 2, 2)), torch.rand(1, 1, 2, 2, dtype=torch.float64))
+
+
+def rounded_away(norm: str, network: nn.Module) -> Any:
+    """An evaluation by the margin certificate, with the radii in real arithmetic of the same images."""
+    x = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    y = network(x).argmax(1)
+    settings: dict[str, Any] = {"eps": 0.01, "norm": norm, "attacks": "superdeepfool", "diagnostics": False}
+    done = evaluate_any(network, (x, y), certificates="margin", **settings)
+    return done, MarginCertificate(norm=norm).radii(network, x, y), x, y
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_the_radius_that_counts_is_less_by_the_error_of_float32_and_the_table_says_so(norm):
+    network = nn.Sequential(Normalize((0.3,), (0.2,)), nn.Flatten(), nn.Linear(64, 30), nn.ReLU(), nn.Linear(30, 4)).eval()
+    done, real, _, _ = rounded_away(norm, network)
+    rows = done.table[done.table["method"] == "margin"].sort_values("index")
+    radius = rows["radius"].to_numpy()
+    assert (
+        (rows["arithmetic"] == "float32 on CPU").all()
+        and (radius < real.numpy()).all()
+        and (radius > 0.99 * real.numpy() - 1e-4).all()
+    )
+    assert (verdicts.images(done)["certified"].to_numpy() == radius).all()
+    assert set(verdicts.images(done)["arithmetic"]) == {"float32 on CPU"}
+    assert verdicts.by_certificate(done)["arithmetic"].tolist() == ["float32 on CPU"]
+    assert (done.certified_accuracy(float(radius.max())) > 0) and done.certified_accuracy(float(real.max())) == 0
+
+
+def test_a_float32_network_that_errs_just_inside_a_real_radius_contradicts_no_certificate_that_counts():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).eval()
+    with torch.no_grad():
+        network[1].bias += 3e4  # both logits far from 0, where float32 rounds their difference
+    done, real, x, y = rounded_away("l2", network)
+    normal = (network[1].weight[1 - y] - network[1].weight[y]).detach()
+    normal = normal / normal.norm(dim=1, keepdim=True)
+    proved = verdicts.images(done)["certified"].to_numpy()
+    closest = 0.0
+    for share in torch.linspace(0.5, 1.0, 200):
+        inside = (x.flatten(1) + (share * real)[:, None] * normal).float()
+        distance = (inside.double() - x.flatten(1).double()).norm(dim=1).numpy()
+        wrong = (network(inside).argmax(1) != y).numpy()
+        assert not (wrong & (distance <= proved)).any()
+        closest = max(closest, float((wrong & (distance < real.numpy() * (1 - 1e-7))).sum()))
+    assert closest > 0, "float32 contradicts the radius in real arithmetic"
+
+
+@pytest.mark.parametrize("kind", ["float64", "sandwich", "typed"])
+def test_other_radii_stay_in_real_arithmetic(kind):
+    x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    network = nn.Sequential(nn.Flatten(), Sandwich(64, 4) if kind == "sandwich" else nn.Linear(64, 4)).eval()
+    network, x = (network.double(), x.double()) if kind == "float64" else (network, x)
+    certificate = MarginCertificate(network="real") if kind == "typed" else "margin"
+    settings: dict[str, Any] = {"eps": 0.01, "effort": "quick", "diagnostics": False}
+    done = evaluate_any(network, (x, network(x).argmax(1)), certificates=certificate, **settings)
+    assert set(done.table.loc[done.table["method"] == "margin", "arithmetic"]) == {"real"}

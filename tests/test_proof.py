@@ -664,7 +664,7 @@ def test_a_module_that_is_no_chain_goes_round(tmp_path):
 
 
 def test_claims_of_other_arithmetic_and_what_was_not_asked(tmp_path):
-    """Images that a certificate was not asked have radius 0 of it; a float32 claim is listed with its reason."""
+    """Images that a certificate was not asked have radius 0 of it; a float16 claim is listed with its reason."""
     model = far(nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)))
     x = torch.rand(4, 1, 2, 2)
     y = model(x).argmax(1)
@@ -672,13 +672,13 @@ def test_claims_of_other_arithmetic_and_what_was_not_asked(tmp_path):
     radii = {"margin": MarginCertificate().radii(model, x, y).numpy(), "eclipse": EclipseCertificate().radii(model, x, y).numpy()}
     input_digests = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in x]
     rows = {"kind": "certificate", "index": split.index.numpy(), "input_sha256": input_digests}
-    claims = (("margin", "margin#0", "real"), ("eclipse", "eclipse", "real"), ("margin", "margin#3", "float32 on CPU"))
+    claims = (("margin", "margin#0", "real"), ("eclipse", "eclipse", "real"), ("margin", "margin#3", "float16 on CPU"))
     parts = [pd.DataFrame({**rows, "method": name, "radius": radii[of], "arithmetic": how}) for of, name, how in claims]
     parts[1] = parts[1].iloc[2:]
     about = ABOUT.but(weights="")
     verdict = write_proof(model, split, Evaluation(pd.concat(parts), about), tmp_path / "proof")
     assert np.array_equal(verdict.proof.arrays["best"], [0, 0, 2, 2]) and verdict.proof.arrays["radii_2"][0] == 0
-    assert any("margin#3 (its claim is about the network as float32 on CPU computes it" in note for note in verdict.notes)
+    assert any("margin#3 (its claim is about the network as float16 on CPU computes it" in note for note in verdict.notes)
     with pytest.raises(UserError, match="on all images"):
         write_proof(model, split, Evaluation(pd.concat(parts[1:]), about), tmp_path / "other")
 

@@ -1,12 +1,13 @@
 """Bounds on the difference between the float32 network on this CPU and the network in real arithmetic, over a ball."""
 
+import copy
 import math
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
-from robustbench_rkhs.bounds import Step
+from robustbench_rkhs.bounds import Step, opened
 from robustbench_rkhs.layers import Normalize, Residual, Scale
 from robustbench_rkhs.lipschitz import Uncertifiable, fan
 from robustbench_rkhs.lipschitz.bounds import UNIT
@@ -18,6 +19,8 @@ SINGLE = 2.0**-24
 """Unit roundoff of float32."""
 LEAST = 2.0**-126
 """Smallest normal float32: the most that underflow, gradual or flushed, can lose in one operation."""
+BATCH = 256
+"""Images per forward pass."""
 LARGEST = 1e37
 """Sums of absolute values above this may overflow float32."""
 PLAIN = (
@@ -41,20 +44,72 @@ PLAIN = (
 """Layers whose float32 forward pass is sums of products and kinks, in any order; others compute their weights in float32."""
 
 
+CHOOSING = (nn.ReLU, nn.MaxPool2d, nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d)
+"""Layers that pass numbers on, or 0, without rounding any."""
+SCALING = (Normalize, Scale, nn.LeakyReLU)
+"""Layers with at most two roundings per number, each relative to their output (a factor that is cast to float32 is one)."""
+FLOAT32 = "float32 on CPU"
+"""The arithmetic of claims that cover the rounding of the float32 network, as tables say it."""
+
+
+def in_float32(x: Tensor) -> bool:
+    """Whether these images are evaluated in the arithmetic that the bounds here are for."""
+    return x.dtype == torch.float32 and x.device.type == "cpu"
+
+
+def evaluated_error(model: nn.Module, chain: list[Step], x: Tensor) -> tuple[Float64[Tensor, " batch"], float]:
+    """`float32_error` at these images, for the model whose chain this is.
+
+    Raises Uncertifiable for a network of another type, or whose layers do more than sums of products in float32.
+    """
+    if opened(model, tuple(x.shape[1:])) is not model:
+        kind = type(model).__name__
+        raise Uncertifiable(f"no float32 claim about {kind}: it is proved as a chain of merged layers, not as it runs")
+    kinds = {tensor.dtype for tensor in [*model.parameters(), *model.buffers()] if tensor.is_floating_point()}
+    if kinds - {torch.float32}:
+        raise Uncertifiable(f"no float32 claim about a network with weights in {', '.join(sorted(map(str, kinds)))}")
+    found = [float32_error(chain, part) for part in x.to("cpu", torch.float64).split(BATCH)]
+    return torch.cat([error for error, _ in found] or [x.new_zeros(0).double()]), max((slope for _, slope in found), default=0.0)
+
+
 def float32_error(chain: list[Step], x: Float64[Tensor, "batch *image"]) -> tuple[Float64[Tensor, " batch"], float]:
     r"""(e, s) so that the float32 logits of any float32 image x' with ||x' - x||_2 <= r err by at most e + s r in l2.
 
-    .. math:: E_k \le L_k E_{k-1} + \gamma_k \left( L_k (\lVert h_{k-1}(x) \rVert + P_{k-1} r + E_{k-1}) + o_k \right)
-              + \tau_k, \qquad P_k = L_k P_{k-1}
+    .. math:: E_k \le L_k E_{k-1} + \gamma_k \left( \lVert\, |W_k| |h_{k-1}(x)| + |b_k| \,\rVert
+              + A_k (P_{k-1} r + E_{k-1}) \right) + \tau_k, \qquad P_k = L_k P_{k-1}, \quad A_k \ge \lVert\, |W_k| \,\rVert_2
 
-    with gamma_k the relative rounding of a layer at the unit roundoff 2^-24 (products summed in any order, with or without fused
-    multiply-add, never by Winograd or Fourier transforms: NNPACK is off in every
-    evaluation here), o_k its constants, and tau_k the
-    loss by underflow, 2^-126 per operation. Each E_k is affine in r. e is infinite where a sum could overflow.
+    with gamma_k the rounding of a sum of that many products at the unit roundoff 2^-24 (in any order, with or without fused
+    multiply-add, never by Winograd or Fourier transforms: NNPACK is off in every evaluation here), and tau_k the loss by
+    underflow, 2^-126 per operation. Layers that only choose (ReLU, max-pooling) round nothing; others err in proportion
+    to the bound of their output. Each E_k is affine in r. e is infinite where a sum could overflow.
     Raises Uncertifiable, naming the layer, for layers that do more than such sums in float32. Cost: one float64 forward pass.
     """
     e, s = _through(chain, x, torch.zeros(len(x), dtype=torch.float64), 0.0, 1.0)[1:3]
     return e, s
+
+
+def _rounding(step: Step, h: Tensor, local: float, norm: Tensor) -> tuple[Tensor, float]:
+    """The layer's own rounding in float32, in l2: at the inputs h, and per unit of l2 by which its input lies elsewhere.
+
+    `local`: its rounding relative to its output, for layers without a closer rule; `norm`: of h.
+    """
+    module = step.module
+    if isinstance(module, CHOOSING):
+        return torch.zeros_like(norm), 0.0
+    if isinstance(module, SCALING):
+        return 2.2 * SINGLE * module(h).flatten(1).norm(dim=1), 2.2 * SINGLE * step.bound.value
+    if not isinstance(module, nn.Linear | nn.Conv2d) or getattr(module, "padding_mode", "zeros") != "zeros":
+        return local * (step.bound.value * norm + constants(module, step.inputs)), local * step.bound.value
+    absolute = copy.deepcopy(module)
+    absolute.weight.data.abs_()
+    if absolute.bias is not None:
+        absolute.bias.data.abs_()
+    size = absolute.weight.data
+    groups = module.groups if isinstance(module, nn.Conv2d) else 1
+    row = float(size.flatten(1).sum(1).amax())
+    column = float(size.reshape(groups, -1, size.shape[1], math.prod(size.shape[2:])).sum((1, 3)).amax())
+    gamma = 1.1 * (math.prod(size.shape[1:]) + 4) * SINGLE
+    return gamma * absolute(h.abs()).flatten(1).norm(dim=1), gamma * math.sqrt(row * column)
 
 
 def _through(chain: list[Step], h: Tensor, e: Tensor, s: float, prefix: float) -> tuple[Tensor, Tensor, float, float]:
@@ -80,9 +135,10 @@ def _through(chain: list[Step], h: Tensor, e: Tensor, s: float, prefix: float) -
         lost = 4 * (rows + 16) * math.sqrt(outputs) * LEAST
         norm = h.flatten(1).norm(dim=1) * (1 + 1e-9)
         size = step.bound.value * (norm + e) + constants(step.module, step.inputs)
-        e = step.bound.value * e + local * size + lost
+        here, growth = _rounding(step, h, local, norm)
+        e = step.bound.value * e + here + growth * e + lost
         e = torch.where(size * (rows * columns) ** 0.25 > LARGEST, torch.inf, e)
-        s = step.bound.value * s + local * step.bound.value * (prefix + s)
+        s = step.bound.value * s + growth * (prefix + s)
         prefix = step.bound.value * prefix
         h = step.module(h)
     return h, e * (1 + 1e-9), s * (1 + 1e-9), prefix * (1 + 1e-9)

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from robustbench_rkhs.bounds import Step, opened, reached, steps
 from robustbench_rkhs.bounds.sketch import Sketch
 from robustbench_rkhs.certificates.base import Certificate, Certified
-from robustbench_rkhs.certificates.float32 import float32_error
+from robustbench_rkhs.certificates.float32 import BATCH, FLOAT32, evaluated_error, in_float32
 from robustbench_rkhs.certificates.rounding import logits_and_error
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.lipschitz.guard import every
@@ -24,8 +24,6 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.threat_model import Norm
 from robustbench_rkhs.runtime.clock import UNKNOWN, OutOfTime, fitting
 
-BATCH = 256
-"""Images per forward pass."""
 KEPT = 4
 """Number of models whose bounds are cached between calls."""
 
@@ -54,12 +52,13 @@ class PairwiseCertificate(Certificate):
     name: str = ""
     norm: Norm = "l2"
     """Norm of the radius."""
-    network: Literal["real", "float32"] = "real"
-    """The arithmetic of the claim: real numbers, or float32 as this CPU computes it on float32 images."""
+    network: Literal["real", "float32", "evaluated"] = "real"
+    """The arithmetic of the claim: real numbers; float32 as this CPU computes it on float32 images; or `evaluated`, which
+    is float32 where the model runs in it and its rounding is bounded, else real numbers."""
 
     @property
     def arithmetic(self) -> str:
-        return "real" if self.network == "real" else "float32 on CPU"
+        return FLOAT32 if self.network == "float32" else "real"
 
     def refusal(self, model: Sketch) -> str:
         return model.refusal
@@ -76,11 +75,18 @@ class PairwiseCertificate(Certificate):
         keys: Int[Tensor, " batch"],
         epsilons: Sequence[float] = (),
     ) -> Certified:
+        method = self
+        if self.network == "evaluated":
+            method = self.model_copy(update={"network": "float32" if in_float32(x) else "real"})
         try:
-            radius, reasons = self._radii(model, x, y, self.norm)
+            radius, reasons = method._radii(model, x, y, self.norm)
         except OutOfTime:  # an incomplete bound bounds nothing
             radius, reasons = torch.zeros(len(x), dtype=torch.float64), ["timeout"] * len(x)
-        return Certified(radius, reasons, torch.zeros_like(radius))
+        except Uncertifiable:
+            if self.network != "evaluated" or method.network == "real":
+                raise
+            return self.model_copy(update={"network": "real"})(model, x, y, keys, epsilons)
+        return Certified(radius, reasons, torch.zeros_like(radius), arithmetic=method.arithmetic)
 
     def radii(
         self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Int[Tensor, " batch"], norm: Norm | None = None
@@ -127,17 +133,10 @@ class PairwiseCertificate(Certificate):
     ) -> tuple[Tensor, Tensor]:
         """Errors and bounds with which the same quotient is a radius of the float32 network: both logits err by e + s r.
 
-        Raises Uncertifiable for a network of another type, or whose layers do more than sums of products in float32.
+        Raises Uncertifiable where that is not bounded.
         """
-        if opened(model, tuple(images.shape[1:])) is not model:
-            raise Uncertifiable(
-                f"no float32 claim about {type(model).__name__}: it is proved as a chain of merged layers, not as it runs"
-            )
-        kinds = {tensor.dtype for tensor in [*model.parameters(), *model.buffers()] if tensor.is_floating_point()}
-        if kinds - {torch.float32}:
-            raise Uncertifiable(f"no float32 claim about a network with weights in {', '.join(sorted(map(str, kinds)))}")
-        more, slope = (torch.cat(part) for part in zip(*[_spread(chain, part) for part in images.split(BATCH)], strict=True))
-        return error + more, bounds + 2 * slope.max() if len(slope) else bounds
+        more, slope = evaluated_error(model, chain, images)
+        return error + more, bounds + 2 * slope
 
     def chain_and_bounds(self, model: nn.Module, shape: tuple[int, ...]) -> tuple[list[Step], Tensor]:
         """The float64 chain and the pair bounds, cached by the digest of all that they depend on. Must not be modified."""
@@ -190,11 +189,6 @@ def _logits(chain: list[Step], images: Tensor, classes: int) -> tuple[Tensor, Te
     except OutOfTime:
         pass
     return logits, error, late
-
-
-def _spread(chain: list[Step], images: Tensor) -> tuple[Tensor, Tensor]:
-    error, slope = float32_error(chain, images)
-    return error, torch.full_like(error, slope)
 
 
 def _digest(model: nn.Module, shape: tuple[int, ...]) -> bytes:

@@ -80,7 +80,7 @@ def _rows(subject: Subject, job: Job, found: Certified, seconds: float) -> pd.Da
         radius=found.radius.cpu().numpy(),
         forwards=forwards,
         seconds=seconds,
-        arithmetic=job.method.arithmetic,
+        arithmetic=found.arithmetic or job.method.arithmetic,
         failure_probability=found.failure_probability.cpu().numpy(),
     )
 

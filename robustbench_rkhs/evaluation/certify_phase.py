@@ -9,6 +9,7 @@ import torch
 
 from robustbench_rkhs.attacks import Attack
 from robustbench_rkhs.certificates import Certificate, portfolio
+from robustbench_rkhs.certificates.pairwise import PairwiseCertificate
 from robustbench_rkhs.data import Stream
 from robustbench_rkhs.evaluation.admission import admitted
 from robustbench_rkhs.evaluation.cache_key import settings_of
@@ -75,11 +76,14 @@ class CertifyPhase:
             self.run_learnt(learnt)
 
     def aimed(self, method: Certificate) -> Certificate:
-        """The certificate in the norm of the evaluation, and within its box where that was left open."""
+        """The certificate in the norm of the evaluation, and within its box and about the network as it is evaluated where that was left
+        open."""
         fields = type(method).model_fields
         update: dict[str, str] = {"norm": self.work.recipe.norm} if "norm" in fields else {}
         if "box" in fields and "box" not in method.model_fields_set:
             update["box"] = self.work.box
+        if isinstance(method, PairwiseCertificate) and "network" not in method.model_fields_set:
+            update["network"] = "evaluated"
         return method.model_copy(update=update)
 
     def open(self) -> Places:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from robustbench_rkhs.bounds import Step
 from robustbench_rkhs.bounds.eclipse import Advanced, Restarted, eclipse_proof
 from robustbench_rkhs.certificates import LipLTCertificate, MarginCertificate, SdpCrownCertificate
+from robustbench_rkhs.certificates.float32 import FLOAT32
 from robustbench_rkhs.certificates.rounding import logits_and_error
 from robustbench_rkhs.certificates.witness import witness
 from robustbench_rkhs.data import Split
@@ -177,7 +178,7 @@ def _unchecked(method: str, arithmetic: set[str]) -> str:
     """The reason why a certificate's radii cannot be re-checked; empty if they can."""
     if kind_of(method) not in KINDS:
         return REASONS.get(kind_of(method), "its proof is more than bounds of layers, which is all that is re-checked")
-    if arithmetic != {"real"}:
+    if arithmetic - {"real", FLOAT32}:  # a radius that covers the rounding of float32 holds in real arithmetic all the more
         return f"its claim is about the network as {' and '.join(sorted(arithmetic))} computes it, not in real arithmetic"
     return ""
 

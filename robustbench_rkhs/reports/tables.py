@@ -125,13 +125,22 @@ def outside(evaluation: Record) -> str:
 def console_certificates(evaluation: Record) -> Table:
     """Table for a terminal of each certificate: images, certified at eps, largest radius among all, reasons for no proof."""
     table = Table(title=f"{evaluation.about.model}: certificates, each on the images left open to it", title_justify="left")
-    for column in ("certificate", "eps", "images", "certified", "largest", "nothing proved", "seconds"):
-        table.add_column(column, justify="left" if column == "certificate" else "right", no_wrap=True)
+    for column in ("certificate", "eps", "images", "certified", "largest", "nothing proved", "seconds", "arithmetic"):
+        table.add_column(column, justify="left" if column in ("certificate", "arithmetic") else "right", no_wrap=True)
     for row in records(by_certificate(evaluation)):
         nothing = ", ".join(f"{row[reason]} {reason}" for reason in ("unknown", "timeout", "refused", "error") if row[reason])
         counts = [str(row[column]) for column in ("ran", "certified", "won")]
-        table.add_row(row["certificate"], evaluation.about.words(row["eps"]), *counts, nothing or "-", f"{row['seconds']:.1f}")
-    table.caption = "largest: images whose largest proved radius, at eps or above, is that of this certificate"
+        how = row["arithmetic"] or "-"
+        table.add_row(
+            row["certificate"],
+            evaluation.about.words(row["eps"]),
+            *counts,
+            nothing or "-",
+            f"{row['seconds']:.1f}",
+            how,
+        )
+    table.caption = "largest: images whose largest proved radius, at eps or above, is that of this certificate\n"
+    table.caption += "arithmetic: real numbers, or with the rounding of the evaluated float32 network taken off"
     return table
 
 

@@ -19,6 +19,7 @@ IMAGES = [
     "certificate",
     "reason",
     "failure_probability",
+    "arithmetic",
     "broken",
     "attack",
 ]
@@ -31,7 +32,8 @@ def images(evaluation: Record) -> pd.DataFrame:
     certified_linf: the radius of the largest ball of that norm inside the proved one (`implied`); certificate: the method
     that proved it, the first in the evaluation's order if several did; reason: why nothing is proved for a correctly classified
     image (timeout, error, unknown or refused, the first of these that any method gave; `none`: no certificate ran), else empty;
-    failure_probability of the claim; broken: distance of the nearest counted adversarial image, inf where none is
+    failure_probability of the claim; arithmetic for which it holds (`float32 on CPU`: the rounding of the evaluated network is
+    taken off); broken: distance of the nearest counted adversarial image, inf where none is
     known; attack: the method that found it, `clean` for an image that is misclassified without attack (broken at 0).
     """
     evidence, table, about = Evidence.of(evaluation), evaluation.table, evaluation.about
@@ -50,6 +52,7 @@ def images(evaluation: Record) -> pd.DataFrame:
     found["certificate"] = np.where(right, best["method"].fillna(""), "")
     found["reason"] = np.where(right & (found["certified"] == 0), _reasons(evaluation, evidence), "")
     found["failure_probability"] = np.where(right, best["failure_probability"].fillna(0.0), 0.0)
+    found["arithmetic"] = np.where(right, best["arithmetic"].fillna(""), "")
     distance = f"distance_{norm}"
     falls = table[counted(table, norm, box)].sort_values([distance, "method"]).drop_duplicates("index")
     falls = falls.set_index("index").reindex(evidence.index)
@@ -77,7 +80,7 @@ def by_certificate(evaluation: Record) -> pd.DataFrame:
 
     Columns: certificate, eps; ran: correctly classified images that it was run on; certified: those that it proved at eps; won:
     images whose largest radius comes from it and reaches eps; unknown, timeout, refused, error: counts of correctly classified
-    images without any proof, by reason; seconds: total time.
+    images without any proof, by reason; seconds: total time; arithmetic for which its radii hold.
     """
     evidence, table, about = Evidence.of(evaluation), evaluation.table, evaluation.about
     best = images(evaluation)
@@ -91,8 +94,9 @@ def by_certificate(evaluation: Record) -> pd.DataFrame:
         for eps in sorted(set(about.epsilons)):
             certified = int((here["radius"] >= eps).sum()) if ran else 0
             won = int(((best["certificate"] == name) & (best["certified"] >= eps)).sum())
-            rows.append([name, eps, ran, certified, won, *reasons.values(), float(own["seconds"].sum())])
-    columns = ["certificate", "eps", "ran", "certified", "won", "unknown", "timeout", "refused", "error", "seconds"]
+            held = " and ".join(sorted(set(here.loc[here["radius"] > 0, "arithmetic"])))
+            rows.append([name, eps, ran, certified, won, *reasons.values(), float(own["seconds"].sum()), held])
+    columns = ["certificate", "eps", "ran", "certified", "won", "unknown", "timeout", "refused", "error", "seconds", "arithmetic"]
     return pd.DataFrame(rows, columns=columns)
 
 
