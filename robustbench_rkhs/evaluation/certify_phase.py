@@ -76,8 +76,8 @@ class CertifyPhase:
             self.run_learnt(learnt)
 
     def aimed(self, method: Certificate) -> Certificate:
-        """The certificate in the norm of the evaluation, and within its box and about the network as it is evaluated where that was left
-        open."""
+        """The certificate in the norm of the evaluation; within its box, and about the network as it is evaluated, where nobody
+        chose otherwise."""
         fields = type(method).model_fields
         update: dict[str, str] = {"norm": self.work.recipe.norm} if "norm" in fields else {}
         if "box" in fields and "box" not in method.model_fields_set:
