@@ -287,6 +287,24 @@ def test_short_work_writes_no_line_and_long_work_one_every_few_seconds():
     assert written[-1] == "later"
 
 
+def test_a_short_phase_is_not_shown_in_place_of_the_one_before():
+    written, hands = [], Time()
+    told = Lines(written.append, now=lambda: hands.now)
+    told(WORK)
+    hands.now += 3
+    told(PhaseStarted(phase="validating"))
+    assert "ensemble" in written[-1]
+    hands.now += 0.5
+    told(WORK)
+    hands.now += 10
+    told.tick()
+    assert "ensemble" in written[-1]
+    told(PhaseStarted(phase="drawing"))
+    hands.now += 10
+    told.tick()
+    assert written[-1].endswith("drawing")
+
+
 def test_bounds_are_told_where_most_is_open():
     assert str(bounds((0.5, 0.1, 0.3))) == "robust between 10.0% and 30.0% so far"
     several = bounds((0.1, 0.9, 0.9), (0.2, 0.5, 0.9), (0.3, 0.4, 0.8), (0.4, 0.1, 0.2))
@@ -333,11 +351,11 @@ def test_in_a_pipe_a_command_writes_lines_to_stderr_unless_quiet(quiet, monkeypa
     with shown(console_of_width(120, stderr=False), quiet, epochs=True):
         emit(WORK)
         emit(Message(text="a note"))
-        metrics = {"loss": 1.0, "lr": 0.1, "seconds": 1.0, "validation_clean": 0.5}
+        metrics = {"loss": 1.0, "lr": 0.1, "seconds": 1.0, "validation_clean": 0.5, "validation_robust": 0.25}
         emit(EpochFinished(epoch=0, epochs=2, metrics=metrics))
     out, err = capsys.readouterr()
     assert ("attacks: ensemble" in err) != quiet and "a note" in out and "attacks" not in out
-    assert ("epoch 1 of 2: loss 1.0000, lr 0.1, validation clean 0.500" in out) != quiet
+    assert ("epoch 1 of 2: loss 1.0000, lr 0.1, validation clean 0.500, robust 0.250" in out) != quiet
 
 
 def test_a_display_that_cannot_be_drawn_ends_no_work(monkeypatch, capsys):

@@ -52,10 +52,11 @@ class LiveDisplay:
         )
 
     def __call__(self, event: Event) -> None:
-        self.view.note(event)
+        self.view.note(event, self.now())
 
     def tick(self) -> None:
         """Redraw, once the work takes long enough to be shown."""
+        self.view.settle(self.now())
         if not self.live.is_started:
             if self.now() - self.view.begun < PATIENCE or self.view.work is None:
                 return
@@ -70,7 +71,8 @@ class LiveDisplay:
         """Take the display away."""
         if self in _displays:
             _displays.remove(self)
-        self.live.stop()
+            self.live.stop()
+            sys.stdout, sys.stderr = self.streams  # also where somebody redirected them when the display began
 
     def render(self) -> RenderableType:
         """The lines as they are now."""

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from robustbench_rkhs.cli.command import AllowCode, AsJson, Names, command, typed_command, usable_device
-from robustbench_rkhs.cli.screen import emit, printed
+from robustbench_rkhs.cli.display import Quiet, shown
+from robustbench_rkhs.cli.screen import console_of_width, emit, printed
 from robustbench_rkhs.cli.values import Folder
 
 
@@ -14,6 +15,7 @@ def _rank(
     device: str = "auto",
     out: Folder = Path("reports"),
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure auROC and auROC50 of ranking models (protein homology) on the test set; write OUT/local/ranking/MODEL-DIGEST.json.
 
@@ -31,6 +33,7 @@ def _rank(
 
     from robustbench_rkhs.identity import key_of
     from robustbench_rkhs.reports.places import Places
+    from robustbench_rkhs.runtime import events
     from robustbench_rkhs.runtime.digests import weights_digest
     from robustbench_rkhs.runtime.seals import write_record
     from robustbench_rkhs.training.ranking import rank_report
@@ -38,8 +41,11 @@ def _rank(
 
     where, ranked, files = usable_device(device), [], []
     for name in model:
-        subject = load_model(name, None, data, allow_code=allow_code)
-        found = rank_report(subject.model.to(where), subject.test.to(where))
+        with shown(console_of_width(120, stderr=as_json), quiet):
+            subject = load_model(name, None, data, allow_code=allow_code)
+            test = subject.test.to(where)
+            events.emit(events.PhaseStarted(phase=f"ranking {len(test)} images"))
+            found = rank_report(subject.model.to(where), test)
         about = {
             "model": subject.name,
             "data": subject.test.data,

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robustbench_rkhs.cli.command import AsJson, Names, command, typed_command
-from robustbench_rkhs.cli.screen import emit, printed
+from robustbench_rkhs.cli.display import Quiet, shown
+from robustbench_rkhs.cli.screen import console_of_width, emit, printed
 from robustbench_rkhs.cli.values import Count, Folder
 from robustbench_rkhs.nodes.node import UserError
 
@@ -26,6 +27,7 @@ def _report(
     names: Names = (),
     name: str = "paper",
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Draw what is new: curves, tables, trade-off plots and the leaderboard, from the verdicts alone, under OUT/local.
 
@@ -68,16 +70,12 @@ def _report(
         printed(f"table: {' '.join(map(str, written))}")
         return emit({"table": written}) if as_json else None
     shipped = bool(publish or withdraw or published)
-    if shipped:
-        if model or adversarials:
-            raise UserError(
-                "--publish, --withdraw and --published draw all that is published: leave out --model and --adversarials"
-            )
-        found = _published(out, publish, withdraw)
-    else:
-        found = update(out, model)
-        if not found.tables and not adversarials:
-            raise UserError(f"no verdicts in {out / 'verdicts'}: {found.unread[0] if found.unread else 'run rkhs-eval first'}")
+    if shipped and (model or adversarials):
+        raise UserError("--publish, --withdraw and --published draw all that is published: leave out --model and --adversarials")
+    with shown(console_of_width(120, stderr=False), quiet):
+        found = _published(out, publish, withdraw) if shipped else update(out, model)
+    if not shipped and not found.tables and not adversarials:
+        raise UserError(f"no verdicts in {out / 'verdicts'}: {found.unread[0] if found.unread else 'run rkhs-eval first'}")
     for line in found.unread:
         printed(f"not read: {line}", stderr=True)
     for line in found.apart:

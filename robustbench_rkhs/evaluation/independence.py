@@ -8,6 +8,7 @@ from robustbench_rkhs.bounds.coarse import coarse_steps
 from robustbench_rkhs.evaluation.diagnostics import sampled
 from robustbench_rkhs.evaluation.predictions import answer
 from robustbench_rkhs.networks.smoothed import Smoothed
+from robustbench_rkhs.runtime.heartbeat import beat
 from robustbench_rkhs.verdicts import BATCH_DEPENDENT, RANDOMISED, Diagnosis
 
 IMAGES = 16
@@ -85,5 +86,6 @@ def _in_blocks(model: nn.Module, images: Tensor, size: int) -> Tensor:
 
 
 def _asked(model: nn.Module, images: Tensor) -> Tensor:
+    beat()
     found: Tensor = answer(model, images)
     return found.detach().clone()  # a model may return the same memory every time

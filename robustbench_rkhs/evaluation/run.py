@@ -29,7 +29,7 @@ from robustbench_rkhs.evaluation.diagnosis_phase import DiagnosisPhase
 from robustbench_rkhs.evaluation.diagnostics.transfer import Transfer
 from robustbench_rkhs.evaluation.engines import Engine, started
 from robustbench_rkhs.evaluation.first_look import FirstLook
-from robustbench_rkhs.evaluation.independence import independence
+from robustbench_rkhs.evaluation.independence import IMAGES, independence
 from robustbench_rkhs.evaluation.loaders import Loader, RunnerMaker
 from robustbench_rkhs.evaluation.phase_state import Work
 from robustbench_rkhs.evaluation.predictions import ask, classes_of
@@ -249,8 +249,11 @@ class _Run:
         if clock.left() <= 0 or not len(work.index):
             return
         x, keys = self.subject.split.x, work.index.tolist()
-        with evaluating(self.subject.queried):
+        images = min(IMAGES, len(keys))
+        with evaluating(self.subject.queried), work.follower.step("predictions", "alone and in company", images) as step:
             found = independence(self.subject.queried, x, work.logits, keys, self.recipe.seed, self.recipe.block)
+            step.add(images)
+            work.follower.tell(step)
         if found.tripped:
             emit(Message(text=f"every accuracy is withheld: {found.name}: {found.words}"))
         self.note(diagnostics=(found,), marks=(*self.about.marks, *([found.name] if found.tripped else [])))

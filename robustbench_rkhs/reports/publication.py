@@ -12,6 +12,8 @@ from robustbench_rkhs.reports.own_files import draw_own, merge_into, stems
 from robustbench_rkhs.reports.places import Places
 from robustbench_rkhs.reports.together import draw_together
 from robustbench_rkhs.reports.update import Updated
+from robustbench_rkhs.runtime.events import PhaseStarted, emit
+from robustbench_rkhs.runtime.steps import stepped
 from robustbench_rkhs.verdicts import Brief, Published, called, unfit
 
 WORDS = {"epsilons": "eps", "protocol": "attacks", "certificates": "certificates"}
@@ -84,6 +86,7 @@ def draw_published(out: Path) -> Updated:
     Files whose inputs and code did not change are left as they are. Raises UserError where files cannot be written.
     """
     places, found = Places(out), Updated()
+    emit(PhaseStarted(phase="reading verdicts"))
     cache = places.cache()
     marked = set(Published(places.verdicts).paths())
     against = set(Published(places.submitted).paths())
@@ -91,8 +94,12 @@ def draw_published(out: Path) -> Updated:
     submitted = [one for one in cache.read_all(places.submitted, found.unread.append) if one.path in against]
     found.unread = [line for line in found.unread if any(str(path) in line for path in marked | against)]
     found.tables, drawn = len(briefs), Drawn(out)
-    for one, name in zip(briefs, stems(briefs), strict=True):
-        merge_into(found.written, draw_own(one, name, drawn))
+    with stepped("drawing", "", len(briefs), "evaluations") as step:
+        for one, name in zip(briefs, stems(briefs), strict=True):
+            merge_into(found.written, draw_own(one, name, drawn))
+            step.add()
+            step.tell(detail=name)
+    emit(PhaseStarted(phase="drawing evaluations together, and the leaderboard"))
     together, found.apart = draw_together(briefs, drawn)
     merge_into(found.written, together)
     drawn.save(others=False)

@@ -9,7 +9,9 @@ from robustbench_rkhs.reports.leaderboard import write_leaderboard
 from robustbench_rkhs.reports.own_files import Written, draw_own, merge_into, stems
 from robustbench_rkhs.reports.places import Places
 from robustbench_rkhs.reports.together import MOST, draw_together
+from robustbench_rkhs.runtime.events import PhaseStarted, emit
 from robustbench_rkhs.runtime.ignored import ignored
+from robustbench_rkhs.runtime.steps import stepped
 from robustbench_rkhs.verdicts import Brief, Evaluation, Published
 
 
@@ -42,6 +44,7 @@ def update(out: Path, models: Sequence[str] = ()) -> Updated:
     figure of several models that changes.
     """
     places, found = Places(out), Updated()
+    emit(PhaseStarted(phase="reading verdicts"))
     cache = places.cache()
     briefs = [one for one in cache.read_all(places.verdicts, found.unread.append) if not models or one.about.model in models]
     found.tables = len(briefs)
@@ -49,9 +52,13 @@ def update(out: Path, models: Sequence[str] = ()) -> Updated:
         return found
     submitted = cache.read_all(places.submitted, found.unread.append)
     published = set(Published(places.verdicts).paths())
-    for one in briefs:
-        if one.path not in published:
-            merge_into(found.written, draw_run(places, one))
+    with stepped("drawing", "", len(briefs), "evaluations") as step:
+        for one in briefs:
+            if one.path not in published:
+                merge_into(found.written, draw_run(places, one))
+            step.add()
+            step.tell(detail=one.about.model)
+    emit(PhaseStarted(phase="drawing evaluations together, and the leaderboard"))
     drawn = Drawn(ignored(places.local))
     together, found.apart = draw_together(briefs, drawn, None if models else MOST)
     merge_into(found.written, together)

@@ -140,10 +140,11 @@ class EpochFinished(Event):
     metrics: Mapping[str, Any]
 
     def __str__(self) -> str:
-        shown = {"loss": f"{self.metrics['loss']:.4f}", "lr": f"{self.metrics['lr']:.4g}"}
-        shown |= {key.replace("_", " "): f"{value:.3f}" for key, value in self.metrics.items() if "validation" in key}
-        shown |= {"tau in force": f"{self.metrics['tau_0']:.4f}"} if "tau_0" in self.metrics else {}
-        return f"epoch {self.epoch + 1} of {self.epochs}: {', '.join(f'{key} {value}' for key, value in shown.items())}"
+        shown = [f"loss {self.metrics['loss']:.4f}", f"lr {self.metrics['lr']:.4g}"]
+        scores = {key.removeprefix("validation_"): value for key, value in self.metrics.items() if "validation" in key}
+        shown += [f"validation {', '.join(f'{key} {value:.3f}' for key, value in scores.items())}"] if scores else []
+        shown += [f"tau in force {self.metrics['tau_0']:.4f}"] if "tau_0" in self.metrics else []
+        return f"epoch {self.epoch + 1} of {self.epochs}: {', '.join(shown)}"
 
 
 class Finished(Event):

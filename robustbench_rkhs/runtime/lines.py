@@ -23,6 +23,8 @@ from robustbench_rkhs.runtime.sinks import for_line
 
 PATIENCE = 2.0
 """Seconds of work before the first line."""
+CALM = 1.0
+"""Seconds that a phase lasts before it is shown in place of the one before."""
 PACES = ((60.0, 5.0), (600.0, 10.0), (float("inf"), 30.0))
 """Seconds between two lines: 5 in the first minute, 10 in the first ten, then 30."""
 
@@ -35,15 +37,24 @@ class View:
         self.work: Event | None = None
         """The latest that says what is done: a phase, its progress, or a step of a training."""
         self.bounds: BoundsChanged | None = None
+        self.next: tuple[float, Event] | None = None
+        """When another phase began, and which: a short one, such as a validation, is not worth a change of what is shown."""
 
-    def note(self, event: Event) -> None:
+    def note(self, event: Event, now: float) -> None:
         """Take an event into account."""
-        if isinstance(event, PhaseStarted | Progress | TrainingStep):
-            self.work = event
+        if isinstance(event, PhaseStarted) and self.work is not None:
+            self.next = now, event
+        elif isinstance(event, PhaseStarted | Progress | TrainingStep):
+            self.work, self.next = event, None
         elif isinstance(event, BoundsChanged):
             self.bounds = event
         elif isinstance(event, Finished):
-            self.work, self.bounds = None, None
+            self.work, self.bounds, self.next = None, None, None
+
+    def settle(self, now: float) -> None:
+        """A phase that has lasted a second is the work under way."""
+        if self.next is not None and now - self.next[0] >= CALM:
+            self.work, self.next = self.next[1], None
 
     def line(self, now: float) -> str:
         """The work under way in a line; empty where nothing is known of it."""
@@ -68,7 +79,7 @@ class Lines:
         """Messages that were not written yet; None once lines are written."""
 
     def __call__(self, event: Event) -> None:
-        self.view.note(event)
+        self.view.note(event, self.now())
         if self.messages and isinstance(event, Message | EpochFinished):
             if self.waiting is None:
                 self.write(for_line(event))
@@ -79,6 +90,7 @@ class Lines:
     def tick(self) -> None:
         """Write the work under way, if it is time."""
         now = self.now()
+        self.view.settle(now)
         if now < self.due:
             return
         for line in self.waiting or ():
