@@ -195,10 +195,28 @@ def test_the_command_publishes_draws_again_and_withdraws(tmp_path, quick):
     assert (tmp_path / "reports/leaderboard.md").read_text() == page and "m" in page
     out, _ = rkhs("report", "--withdraw", "m", folder=tmp_path)
     assert "withdrawn" in out and one.path.is_file() and not (tmp_path / "reports/tables/m-digits-l2.md").exists()
+    _, err = rkhs("report", "--published", folder=tmp_path, code=2)
+    assert "nothing is published in reports" in err
     _, err = rkhs("report", "--publish", "nn", folder=tmp_path, code=2)
     assert "no table of 'nn'" in err
     _, err = rkhs("report", "--published", "--model", "m", folder=tmp_path, code=2)
     assert "leave out --model" in err
+
+
+def test_reports_of_what_is_published_stay_where_a_published_table_is_missing_or_damaged(tmp_path, quick):
+    one = stored(tmp_path, "m", "a", images=5)
+    publish(tmp_path, ["m"])
+    draw_published(tmp_path)
+    whole = one.path.read_bytes()
+    before = {path: text for path, text in under(tmp_path).items() if "local" not in path.parts and path != one.path}
+    for damage, fault in ((lambda: one.path.write_bytes(whole[:-9]), "cannot be read"), (one.path.unlink, "is missing")):
+        damage()
+        with pytest.raises(UserError, match=fault):
+            draw_published(tmp_path)
+        assert {path: text for path, text in under(tmp_path).items() if "local" not in path.parts and path != one.path} == before
+    withdraw(tmp_path, ["m"])
+    draw_published(tmp_path)
+    assert not (tmp_path / "tables/m-digits-l2.md").exists()
 
 
 # what is drawn together

@@ -118,7 +118,10 @@ def _table(out: Path, text: str, models: Names, names: Names, name: str) -> list
 def _published(out: Path, publish: Names, withdraw: Names) -> "Updated":
     """Publish and withdraw, then draw what is published."""
     from robustbench_rkhs.reports import publication
+    from robustbench_rkhs.verdicts import Published
 
+    if not publish and not withdraw and not Published(out / "verdicts").listed():
+        raise UserError(f"nothing is published in {out}: rkhs-report --publish MODEL publishes its strongest table")
     for line in [*publication.withdraw(out, withdraw), *publication.publish(out, publish)]:
         printed(line)
     return publication.draw_published(out)

@@ -69,13 +69,13 @@ def withdraw(out: Path, names: Sequence[str]) -> list[str]:
     for name in names:
         found = 0
         for marked in (Published(places.verdicts), Published(places.submitted)):
-            for path in marked.paths():
+            for path in marked.listed():
                 if name in (path.parent.name, f"{path.parent.name}/{path.name}", f"{path.parent.name}/{path.stem}"):
                     marked.remove(path)
                     found += 1
                     lines += [f"withdrawn: {path}; where git tracks it: git rm --cached {path}"]
         if not found:
-            known = {path.parent.name for path in Published(places.verdicts).paths()}
+            known = {path.parent.name for path in Published(places.verdicts).listed()}
             raise UserError(f"{name!r} has no published table; {did_you_mean(name, known)}")
     return lines
 
@@ -83,16 +83,22 @@ def withdraw(out: Path, names: Sequence[str]) -> list[str]:
 def draw_published(out: Path) -> Updated:
     """The figures, tables and leaderboard of the published tables, in OUT itself; files of what was withdrawn are removed.
 
-    Files whose inputs and code did not change are left as they are. Raises UserError where files cannot be written.
+    Files whose inputs and code did not change are left as they are. Raises UserError where files cannot be written, and, before
+    anything is changed, where a published table is missing or cannot be read.
     """
     places, found = Places(out), Updated()
     emit(PhaseStarted(phase="reading verdicts"))
     cache = places.cache()
-    marked = set(Published(places.verdicts).paths())
-    against = set(Published(places.submitted).paths())
+    marked, against = set(Published(places.verdicts).listed()), set(Published(places.submitted).listed())
+    for path in sorted(marked | against):
+        if not path.is_file():
+            raise UserError(f"the published table {path} is missing: restore it, or rkhs-report --withdraw {path.parent.name}")
     briefs = [one for one in cache.read_all(places.verdicts, found.unread.append) if one.path in marked]
     submitted = [one for one in cache.read_all(places.submitted, found.unread.append) if one.path in against]
-    found.unread = [line for line in found.unread if any(str(path) in line for path in marked | against)]
+    damaged = [line for line in found.unread if any(str(path) in line for path in marked | against)]
+    if damaged:
+        raise UserError(f"a published table cannot be read, and nothing is drawn: {damaged[0]}")
+    found.unread = []
     found.tables, drawn = len(briefs), Drawn(out)
     with stepped("drawing", "", len(briefs), "evaluations") as step:
         for one, name in zip(briefs, stems(briefs), strict=True):

@@ -23,9 +23,13 @@ class Published:
     def __init__(self, folder: Path) -> None:
         self.folder, self.file = folder, folder / NAME
 
+    def listed(self) -> list[Path]:
+        """The published tables, by path, whether their files are there or not."""
+        return sorted(map(self._path, self._lines()))
+
     def paths(self) -> list[Path]:
         """The published tables that are there, by path."""
-        return sorted(path for path in map(self._path, self._lines()) if path.is_file())
+        return [path for path in self.listed() if path.is_file()]
 
     def begin(self) -> Path:
         """The folder, in which git ignores what is not published from now on. Raises Unwritable."""
