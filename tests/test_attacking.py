@@ -35,10 +35,9 @@ class Reach(EngineAttack):
         at = engine.open()
         if not len(at):
             return
-        logits, rows = engine.jacobian(at, engine.x[at])
-        for k in range(logits.shape[1]):
-            gap = logits.gather(1, engine.y[at][:, None])[:, 0] - logits[:, k]
-            way = rows[:, k] - rows[torch.arange(len(at)), engine.y[at]]
+        for column in range(len(engine.others(at).T)):
+            gap, slope, _ = engine.gaps(at, engine.x[at], engine.others(at)[:, column : column + 1])
+            gap, way = gap[:, 0], -slope[:, 0]
             step = way * per_image(self.beyond * gap / (way.flatten(1) ** 2).sum(1).clamp_min(1e-12), way)
             engine.logits(at, engine.project(at, engine.x[at] + step))
 

@@ -101,7 +101,7 @@ def doubts(engine: Engine, at: Int[Tensor, " some"]) -> tuple[Bool[Tensor, " bat
     y, x = engine.y, engine.x[at]
     found = engine.slope(at, x, lambda logits, rows: margin(logits, y[at][rows]))
     signs = []
-    size = engine.clean[at].abs().amax(1) + 1e-30
+    size = engine.clean[at].amax(1) - engine.clean[at].amin(1) + 1e-30
     if ((found.logits - engine.clean[at]).abs().amax(1) > 1e-3 * size).double().mean() > 0.01:
         signs.append("outputs differ from one query to the next")
     way = unit(found.gradient) if engine.norm == "l2" else found.gradient.sign()

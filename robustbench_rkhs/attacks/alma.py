@@ -50,7 +50,7 @@ class ALMA(StartsAttack):
     boundary; a growth of at least a twentieth per step until the first crossing, but of no more than the linearised distance;
     secants along the line from the image to the nearest found at the end; without an eps, images that no start broke get DDN
     (linf: FMN) with as many steps, which costs the same again.
-    Cost: at most 5 + starts * (steps + 1) forward and min(candidates + 1, classes) + starts * steps backward passes; a start
+    Cost: at most 5 + starts * (steps + 1) forward and min(candidates, classes - 1) + starts * steps backward passes; a start
     that is hopeless after ten steps is dropped.
     Source: Rony et al., ICCV 2021.
     """

@@ -9,9 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from robustbench_rkhs.attacks.ball import per_image, random_offset, steepest
-from robustbench_rkhs.attacks.engine import Engine
+from robustbench_rkhs.attacks.engine import MANY, Engine
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
-from robustbench_rkhs.attacks.objective import dlr, gap, likeliest_classes, margin, objective, targeted_dlr
+from robustbench_rkhs.attacks.objective import dlr, gap, margin, objective, targeted_dlr
 from robustbench_rkhs.attacks.passes import Value
 from robustbench_rkhs.nodes.node import Real, UserError
 from robustbench_rkhs.runtime.counter_rng import mix
@@ -76,7 +76,8 @@ class APGD(EngineAttack):
     """Scale the logits of cross-entropy so that each image's clean margin is 10: no logit scale can mask its gradients. False: the
     logits as they are, the published protocol. The other losses do not depend on the scale."""
     targets: int = Field(9, ge=1)
-    """Number of classes that `targeted` runs towards, the most likely first; at most all but the label."""
+    """Number of classes that `targeted` runs towards, nearest by linearisation first; at most all but the label. Of more than 200
+    classes, the 50 likeliest are looked at, and an untargeted run on the margin follows."""
     parallel: int = Field(8, ge=1)
     """Targets of an image that run at once, after the first: that one runs alone, as it breaks most of the images that break. A
     robust image costs the same passes."""
@@ -110,10 +111,11 @@ class APGD(EngineAttack):
             raise UserError(f"attack {self.label!r} needs a finite eps for every image, found an infinite one")
         if classes < 2:
             return
-        ranks, order = [0], engine.y[:, None]
+        ranks, order, at = [0], engine.y[:, None], engine.open()
         if self.loss == "targeted":
-            ranks = list(range(min(self.targets, classes - 1)))
-            order = likeliest_classes(engine.clean, engine.y, self.targets)
+            aims = engine.nearest(at, self.targets)
+            order = aims.new_zeros(len(engine.x), aims.shape[1]).index_copy(0, at, aims)
+            ranks = list(range(aims.shape[1]))
         groups = [ranks[:1], *(ranks[first : first + self.parallel] for first in range(1, len(ranks), self.parallel))]
         for restart in staged(range(self.restarts)):
             for some in staged(groups, weights=[len(group) for group in groups]):
@@ -122,6 +124,8 @@ class APGD(EngineAttack):
                 for at in staged(standing.split(max(1, self.batch_size // len(some)))):  # at most a batch of rows in memory
                     start = torch.cat([self._start(engine, at, restart, rank) for rank in some])
                     self._run(engine, at.repeat(len(some)), start, order[at][:, some].T.flatten())
+        if self.loss == "targeted" and classes > MANY:  # the nearest class may not be among the likeliest
+            self.model_copy(update={"loss": "margin", "restarts": 1}).search(engine)
 
     def _start(self, engine: Engine, at: Tensor, restart: int, rank: int) -> Tensor:
         """A random point at distance eps, seeded by loss, restart and rank of the target."""

@@ -23,7 +23,7 @@ class DDN(RadiusAttack):
     L: the margin, or minus the cross-entropy of logits at clean margin 10. No quantisation. Starts on the linearised boundaries of
     the `starts` nearest classes; alpha_1 is the linearised distance, and alpha and gamma fall to a hundredth along a cosine. Until
     both sides of the boundary were seen, the length follows the linearised distance to it.
-    Cost: at most 2 + starts * (steps + 1) forward and min(candidates + 1, classes) + starts * steps backward passes; a start
+    Cost: at most 2 + starts * (steps + 1) forward and min(candidates, classes - 1) + starts * steps backward passes; a start
     that is hopeless after ten steps is dropped.
     Raises UserError in linf, where `fmn` is the counterpart.
     Source: Rony et al., CVPR 2019.

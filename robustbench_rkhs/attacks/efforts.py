@@ -12,7 +12,8 @@ from robustbench_rkhs.nodes.threat_model import Effort, Norm
 def protocol_of(effort: Effort, norm: Norm) -> tuple[Attack, ...]:
     """The attacks of an effort: cheap minimal-norm attacks first, whose upper bounds leave few runs to the last one.
 
-    quick: SuperDeepFool, DDN (linf: FMN) and FAB towards three classes; no fixed budget, so each image is attacked once.
+    quick: SuperDeepFool, DDN (linf: FMN) and FAB towards three classes, with random starts in the whole box for what these leave;
+    no fixed budget, so each image is attacked once.
     standard: SuperDeepFool and DDN (linf: FMN), then the full ensemble at an image's largest open eps.
     adaptive: the same, with the ensemble that skips attacks which broke nothing on a pilot.
     """

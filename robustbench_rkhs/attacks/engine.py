@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
@@ -11,18 +12,39 @@ from torch import Tensor, nn
 
 from robustbench_rkhs.attacks.ball import distances, into_ball, pull_inside
 from robustbench_rkhs.attacks.base import Attacked
+from robustbench_rkhs.attacks.hidden_logits import Outputs, Reader
+from robustbench_rkhs.attacks.hyperplane import distance_in_box
 from robustbench_rkhs.attacks.library_model import gain
-from robustbench_rkhs.attacks.objective import misclassified
-from robustbench_rkhs.attacks.passes import Slope, Value, boundaries_of, jacobian_of, slope_of
+from robustbench_rkhs.attacks.objective import likeliest_classes, misclassified
+from robustbench_rkhs.attacks.passes import Pass, Slope, Value, gap_slopes, slope_of
+from robustbench_rkhs.attacks.twins import CLEAR, twins_of
 from robustbench_rkhs.nodes.threat_model import Box, Norm
 from robustbench_rkhs.runtime.clock import ask, fitting, left
 
 INSIDE = 1 - 1e-6
 """Images are projected to this share of eps, less a bound on rounding, so that rounding cannot move them out of the ball."""
 
-CLEAR = 1e-6
-"""A misclassification by less than this share of the largest logit is not kept, and the attack goes on: in another batch, whose
-last bits differ, it might be classified correctly. An exact tie is kept."""
+MANY = 200
+"""Up to so many classes, targets are the nearest of all by linearised distance; above, the nearest of the LIKELIEST by logit."""
+LIKELIEST = 50
+
+
+class Column(NamedTuple):
+    """f_y - f_k for one class k of each image of a batch."""
+
+    rows: slice
+    """Which of the queried images these are."""
+    place: int
+    """The column of the class in `classes`."""
+    gap: Float[Tensor, " rows"]
+    gradient: Float[Tensor, "rows *image"]
+    wrong: Bool[Tensor, " rows"]
+    """Which images the model misclassifies."""
+
+
+def mean(values: list[Tensor]) -> Tensor:
+    """The mean of the passes of a randomized model; the value itself of a single one."""
+    return values[0] if len(values) == 1 else torch.stack(values).mean(0)
 
 
 class Engine:
@@ -50,11 +72,15 @@ class Engine:
         expectation: int = 1,
         confirm: int = 0,
         packed: nn.Module | None = None,
+        through: bool = True,
     ) -> None:
         self.model, self.x, self.y, self.keys = model, x, y, keys
+        self.read = Reader(model, through)
+        """What the search asks, with the logits behind its output (if `through`), which attacks minimise. The output alone decides
+        what is misclassified."""
         self.packed: nn.Module | None = None
         """Where given: what the search asks instead of the model, the same function but for the last bits. What it shows to be
-        misclassified counts where the model itself errs too. Cost: a forward pass per such image."""
+        misclassified counts where the model itself errs too. Cost: a forward pass per such image. Not where logits are hidden."""
         self.norm, self.box, self.seed, self.batch_size = norm, box, seed, batch_size
         self.expectation, self.confirm = expectation, confirm
         self.eps = eps
@@ -75,10 +101,19 @@ class Engine:
         self.pace = _pace(model, x)
         """Seconds of a forward pass per image in the latest query; 0 where no clock runs."""
         every = torch.arange(len(x), device=x.device)
-        self.clean = self.logits(every, x) if len(x) else x.new_zeros(0, 1)
+        self.spread: Float[Tensor, " batch"] | None = None
+        """The largest less the smallest output of each clean image."""
+        self.twins: Bool[Tensor, "batch classes"] | None = None
+        """Classes that no picture tells from an image's label, where there are any: they are no targets."""
+        clean, self.clean = self._own(every, x) if len(x) else (x.new_zeros(0, 1), x.new_zeros(0, 1))
         """Logits of the clean images."""
         self.right = self.distance > 0  # an image that is misclassified already: found at distance 0, nothing to attack
-        self.packed = packed
+        self.spread = clean.amax(1) - clean.amin(1)
+        self._far: Float[Tensor, "batch classes"] | None = None
+        self.twins = twins_of(self.read, x, y, self.clean, self.right, norm)
+        self.clean = self._apart(every, self.clean)
+        if packed is not None and not self.read.hides:
+            self.packed, self.read = packed, Reader(packed, through=False)
 
     @property
     def broken(self) -> Bool[Tensor, " batch"]:
@@ -93,11 +128,6 @@ class Engine:
         """Which of these positions are still open."""
         return (self.right & ~(self.broken & self.eps.isfinite()))[at]
 
-    @property
-    def asked(self) -> nn.Module:
-        """What the search queries: the packed copy where there is one, else the model."""
-        return self.model if self.packed is None else self.packed
-
     @cached_property
     def gain(self) -> Float[Tensor, " batch"]:
         """A positive factor for each image's logits that scales its clean margin to 10: scale does not mask cross-entropy."""
@@ -106,16 +136,28 @@ class Engine:
     @torch.no_grad()
     def logits(self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"]) -> Float[Tensor, "some classes"]:
         """Logits of modified images, one for each of these positions. Cost: `expectation` forward passes each."""
+        return self._own(at, images)[1]
+
+    def judged(self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"]) -> tuple[Tensor, Bool[Tensor, " some"]]:
+        """Logits, and which of the images the model misclassifies. Cost: as for `logits`."""
+        own, logits = self._own(at, images)
+        return logits, misclassified(own, self.y[at])
+
+    @torch.no_grad()
+    def _own(self, at: Tensor, images: Tensor) -> Outputs:
         parts = []
         for some in self._batches(len(at), self.expectation):
             where, part = at[some], images[some]
-            logits = self.asked(part)
+            told = self.read(part)
             for _ in range(self.expectation - 1):
-                logits = logits + self.asked(part)
-            parts.append(logits / self.expectation if self.expectation > 1 else logits)
+                told = Outputs(*(a + b for a, b in zip(told, self.read(part), strict=True)))
+            if self.expectation > 1:
+                told = Outputs(*(tensor / self.expectation for tensor in told))
+            told = told._replace(logits=self._apart(where, told.logits))
+            parts.append(told)
             self.forwards.index_add_(0, where, torch.full_like(where, self.expectation))
-            self._seen(where, part, parts[-1])
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+            self._seen(where, part, *told)
+        return Outputs(*(torch.cat(column) for column in zip(*parts, strict=True))) if len(parts) > 1 else parts[0]
 
     def slope(self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"], value: Value, *, keep: bool = True) -> Slope:
         """Logits, `value` of them and its gradient. Cost: `expectation` forward and backward passes per image.
@@ -125,56 +167,85 @@ class Engine:
         parts, rows = [], torch.arange(len(at), device=at.device)
         for some in self._batches(len(at), 3 * self.expectation):
             where, part, row = at[some], images[some], rows[some]
-            total: Slope | None = None
+            total: Pass | None = None
+            lowered = value if self.twins is None else self._without_twins(where, value)
             for _ in range(self.expectation):
-                one = slope_of(self.asked, part, row, value)
-                total = one if total is None else Slope(*(a + b for a, b in zip(total, one, strict=True)))
+                one = slope_of(self.read, part, row, lowered)
+                total = one if total is None else Pass(*(a + b for a, b in zip(total, one, strict=True)))
             assert total is not None
             if self.expectation > 1:
-                total = Slope(*(tensor / self.expectation for tensor in total))
+                total = Pass(*(tensor / self.expectation for tensor in total))
             counted = self._counted(where)
             self.forwards += counted
             self.backwards += counted
+            logits = self._apart(where, total.logits)
             if keep:
-                self._seen(where, part, total.logits)
-            parts.append(total)
+                self._seen(where, part, total.own, logits)
+            parts.append(Slope(logits, total.value, total.gradient, misclassified(total.own, self.y[where])))
         return Slope(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
-    def jacobian(
-        self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"], classes: Int[Tensor, "some few"] | None = None
-    ) -> tuple[Float[Tensor, "some classes"], Float[Tensor, "some few *image"]]:
-        """Logits and the gradient of every logit, or of those of each image's `classes`.
+    def gap_slopes(
+        self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"], classes: Int[Tensor, "some few"]
+    ) -> Iterator[Column]:
+        """f_y - f_k and its gradient for each column k of `classes`, batch by batch and one at a time.
 
-        Cost: `expectation` times a forward pass and one backward pass per class.
+        Cost: `expectation` times a forward pass and one backward pass per column.
         """
-        answers, rows = [], []
-        columns = self.clean.shape[1] if classes is None else classes.shape[1]
-        for some in self._batches(len(at), (1 + 2 * columns) * self.expectation):
-            where, part, few = at[some], images[some], None if classes is None else classes[some]
-            every = [jacobian_of(self.asked, part, few) for _ in range(self.expectation)]
-            answers.append(torch.stack([logits for logits, _ in every]).mean(0))
-            rows.append(torch.stack([gradients for _, gradients in every]).mean(0))
-            counted = self._counted(where)
-            self.forwards += counted
-            self.backwards += counted * rows[-1].shape[1]
-            self._seen(where, part, answers[-1])
-        return torch.cat(answers), torch.cat(rows)
+        for some in self._batches(len(at), (1 + 2 * classes.shape[1]) * self.expectation):
+            where, part, few = at[some], images[some], classes[some]
+            runs, wrong = [gap_slopes(self.read, part, self.y[where], few) for _ in range(self.expectation)], None
+            for place in range(few.shape[1]):
+                told = [next(run) for run in runs]
+                if wrong is None:
+                    own = mean([outputs.own for outputs, _, _ in told])
+                    self._seen(where, part, own, self._apart(where, mean([outputs.logits for outputs, _, _ in told])))
+                    self.forwards += self._counted(where)
+                    wrong = misclassified(own, self.y[where])
+                self.backwards += self._counted(where)
+                yield Column(some, place, mean([gap for _, gap, _ in told]), mean([slope for _, _, slope in told]), wrong)
 
-    def boundaries(self, at: Int[Tensor, " some"]) -> Float[Tensor, "some classes"]:
-        """Linearised distance from these images to the boundary of each class; infinite for an image's own label.
+    def gaps(
+        self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"], classes: Int[Tensor, "some few"]
+    ) -> tuple[Float[Tensor, "some few"], Float[Tensor, "some few *image"], Bool[Tensor, " some"]]:
+        """f_y - f_k and its gradient for these classes k, all at once, and which images the model misclassifies.
 
-        Cost: `expectation` times a forward pass and a backward pass per class.
+        Cost: as for `gap_slopes`.
         """
-        parts = []
-        for some in self._batches(len(at), (1 + 2 * self.clean.shape[1]) * self.expectation):
-            where = at[some]
-            several = [boundaries_of(self.asked, self.x[where], self.y[where], self.norm) for _ in range(self.expectation)]
-            self._seen(where, self.x[where], torch.stack([logits for logits, _ in several]).mean(0))
-            parts.append(torch.stack([far for _, far in several]).mean(0))
-            counted = self._counted(where)
-            self.forwards += counted
-            self.backwards += counted * parts[-1].shape[1]
-        return torch.cat(parts)
+        gaps, gradients = images.new_zeros(classes.shape), images.new_zeros(*classes.shape, *images.shape[1:])
+        wrong = torch.zeros_like(at, dtype=torch.bool)
+        for rows, place, gap, gradient, erred in self.gap_slopes(at, images, classes):
+            gaps[rows, place], gradients[rows, place], wrong[rows] = gap, gradient, erred
+        return gaps, gradients, wrong
+
+    def others(self, at: Int[Tensor, " some"]) -> Int[Tensor, "some few"]:
+        """The classes among which targets are chosen, likeliest first: all but the label, or the LIKELIEST of more than MANY."""
+        classes = self.clean.shape[1]
+        return likeliest_classes(self.clean[at], self.y[at], classes - 1 if classes <= MANY else LIKELIEST)
+
+    def nearest(self, at: Int[Tensor, " some"], count: int) -> Int[Tensor, "some few"]:
+        """The `count` classes whose boundary is nearest by linearisation at the image, nearest first; at most all but the label.
+
+        Cost: a forward pass, and a backward pass for each of the `others`, once per image; nothing where all are asked for.
+        """
+        classes = self.others(at)
+        if not 0 < count < classes.shape[1] or not len(at):
+            return classes[:, :count]
+        if self._far is None:
+            self._far = torch.full_like(self.clean, torch.nan)
+        fresh = self._far[at].isnan().all(1).nonzero().flatten()
+        if len(fresh):
+            where, few = at[fresh], classes[fresh]
+            self._far[where] = torch.inf
+            for rows, place, gap, gradient, _ in self.gap_slopes(where, self.x[where], few):
+                far = distance_in_box(self.x[where[rows]], gap, gradient, self.norm, self.box)
+                self._far[where[rows], few[rows, place]] = far
+        far, logits = self._far[at].gather(1, classes), self.clean[at].gather(1, classes)
+        order = far.argsort(dim=1, stable=True)
+        far, logits = far.gather(1, order), logits.gather(1, order)
+        copies = torch.zeros_like(far, dtype=torch.bool)
+        copies[:, 1:] = (far[:, 1:] == far[:, :-1]) & (logits[:, 1:] == logits[:, :-1])  # a copy of a class comes last
+        order = order.gather(1, copies.to(torch.uint8).argsort(dim=1, stable=True))
+        return classes.gather(1, order)[:, :count]
 
     def project(self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"]) -> Float[Tensor, "some *image"]:
         """Project into the box, then towards the image into a ball slightly smaller than eps (by a millionth and the rounding)."""
@@ -182,11 +253,11 @@ class Engine:
         delta = (images.clamp(0, 1) if self.box == "unit" else images) - x
         return x + into_ball(delta, (self.eps[at] * INSIDE - self.rounding[at]).clamp_min(0).to(x.dtype), self.norm)
 
-    def pull(self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"], logits: Float[Tensor, "some classes"]) -> None:
+    def pull(self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"], wrong: Bool[Tensor, " some"]) -> None:
         """For attacks whose iterates lie on the sphere: misclassified images that rounding left outside are projected inside and
         queried again. Cost: a forward pass each.
         """
-        out = (misclassified(logits, self.y[at]) & self.standing(at)).nonzero().flatten()
+        out = (wrong & self.standing(at)).nonzero().flatten()
         if len(out):
             out = out[distances(self.x[at[out]], images[out], self.norm) > self.eps[at[out]]]
         if len(out):
@@ -195,7 +266,16 @@ class Engine:
 
     def judge(self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"]) -> None:
         """The last query of a run: misclassified images are kept, after projection where rounding left them outside."""
-        self.pull(at, images, self.logits(at, images))
+        self.pull(at, images, self.judged(at, images)[1])
+
+    def _apart(self, at: Tensor, logits: Tensor) -> Tensor:
+        """The logits, with those of a label's twins at the smallest."""
+        if self.twins is None:
+            return logits
+        return torch.where(self.twins[at], logits.detach().amin(1, keepdim=True), logits)
+
+    def _without_twins(self, where: Tensor, value: Value) -> Value:
+        return lambda logits, rows: value(self._apart(where, logits), rows)
 
     def attacked(self) -> Attacked:
         """The result in the form that attacks return."""
@@ -218,11 +298,11 @@ class Engine:
         return torch.bincount(at, minlength=len(self.x)) * self.expectation
 
     @torch.no_grad()
-    def _seen(self, at: Tensor, images: Tensor, logits: Tensor) -> None:
-        """Keep the misclassified images that are inside box and ball and the nearest so far."""
+    def _seen(self, at: Tensor, images: Tensor, own: Tensor, logits: Tensor) -> None:
+        """Keep the misclassified images that are inside box and ball and the nearest so far; `own`: the model's output."""
         if self.watch is not None:
             self.watch(at, logits)
-        wrong = self._clearly_wrong(at, logits)
+        wrong = self._clearly_wrong(at, own)
         if not len(wrong):
             return
         at, images = at[wrong], images[wrong]
@@ -254,8 +334,10 @@ class Engine:
         if not len(wrong):
             return wrong
         told, y = logits[wrong], self.y[at[wrong]]
-        gap = (told.amax(1) - told.gather(1, y[:, None])[:, 0]) / told.abs().amax(1)
-        return wrong[~((gap > 0) & (gap < CLEAR))]
+        top, spread = told.amax(1), told.amax(1) - told.amin(1)
+        gap = top - told.gather(1, y[:, None])[:, 0]
+        spread = spread if self.spread is None else torch.maximum(spread, self.spread[at[wrong]])
+        return wrong[~((gap > 0) & (gap < CLEAR * spread))]
 
     def _errs_again(self, at: Tensor, images: Tensor) -> Tensor:
         """Which images are misclassified in another batch too: in reverse order, after a clean image. Cost: a forward pass each."""

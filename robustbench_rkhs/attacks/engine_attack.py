@@ -83,4 +83,5 @@ class EngineAttack(Attack):
                 expectation=self.expectation,
                 confirm=self.confirm,
                 packed=packed_copy(model, x) if plain and bool(eps.isfinite().all()) else None,
+                through=self.scale_invariant,  # an attack that depends on the scale of the logits gets them as they are
             )

@@ -12,7 +12,8 @@ from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.hyperplane import distance_to_plane, offsets
 from robustbench_rkhs.attacks.line_search import nearer
-from robustbench_rkhs.attacks.objective import gap, likeliest_classes, misclassified
+from robustbench_rkhs.attacks.objective import gap
+from robustbench_rkhs.attacks.rescue import found_anywhere
 from robustbench_rkhs.nodes.node import Real
 from robustbench_rkhs.runtime.heartbeat import staged
 
@@ -43,6 +44,7 @@ class FAB(EngineAttack):
     The distance is minimised. With a finite eps per image (inside an ensemble), an image leaves the batch once it is broken within
     eps. A run whose gradient is zero while the model is right cannot move, and leaves too. Without a finite eps, two secant steps
     of the margin follow on the line from the image to its nearest adversarial example.
+    An image that nothing broke gets random starts in the whole box (`rescues`), and a run from what they find.
     Cost per image: steps + 5 forward and steps K backward passes (K classes; steps with two), times restarts; targeted:
     n (steps + 1) + 4 forward and n steps backward passes. The pass that checks an iterate also linearises it; `relook`
     linearises again at the point pulled back, as published: up to twice the forward passes.
@@ -56,7 +58,8 @@ class FAB(EngineAttack):
     steps: int = Field(100, ge=1)
     """Steps of each run."""
     targets: int = Field(0, ge=0)
-    """0: towards the nearest boundary by the gradients of all logits; n: one run towards each of the n likeliest other classes."""
+    """0: towards the nearest boundary by the gradients of all logits; n: one run towards each of the n other classes
+    that are nearest by linearisation at the image."""
     restarts: int = Field(1, ge=1)
     """Starts: the image itself, then random points at half the known distance."""
     parallel: int = Field(9, ge=1)
@@ -71,6 +74,9 @@ class FAB(EngineAttack):
     """eta: how far past the linearised boundary a step goes."""
     beta: Real = Field(0.9, gt=0, le=1)
     """Share of its offset that an adversarial iterate keeps."""
+    rescues: int = Field(4, ge=0)
+    """Random starts in the whole box, and a run from what they find, for images that nothing broke (only without a finite eps):
+    where ReLUs are dead, no gradient leads away from the image."""
 
     @property
     def scale_invariant(self) -> bool:
@@ -85,10 +91,12 @@ class FAB(EngineAttack):
         classes = engine.clean.shape[1]
         if classes < 2:
             return
-        # with two classes there is one other class, and one gradient is enough
-        runs = likeliest_classes(engine.clean, engine.y, self.targets or int(classes == 2)).split(self.parallel, 1)
+        count = self.targets or int(classes == 2)  # with two classes there is one other class, and one gradient is enough
+        at = engine.open()
+        aimed = engine.nearest(at, count)
+        order = aimed.new_zeros(len(engine.x), aimed.shape[1]).index_copy(0, at, aimed)
         for restart in staged(range(self.restarts)):
-            for aims in staged(runs if runs[0].shape[1] else [None]):
+            for aims in staged(order.split(self.parallel, 1) if count else [None]):
                 at = engine.open()
                 if len(at) == 0:
                     return
@@ -98,7 +106,15 @@ class FAB(EngineAttack):
                 for part, first in staged(list(zip(at.split(rows), start.split(rows), strict=True))):
                     target = None if aims is None else aims[part].flatten()
                     self._run(engine, part.repeat_interleave(several), first.repeat_interleave(several, 0), target)
+        self._rescue(engine)
         nearer(engine)
+
+    def _rescue(self, engine: Engine) -> None:
+        """A run from an adversarial example anywhere in the box, for images that have none yet."""
+        for at in found_anywhere(engine, self.rescues).split(self.batch_size):
+            images = engine.images[at]
+            target = engine.logits(at, images).scatter(1, engine.y[at][:, None], -torch.inf).argmax(1) if self.targets else None
+            self._run(engine, at, images, target)
 
     def _start(self, engine: Engine, at: Tensor, restart: int) -> Tensor:
         """The image; for every further restart a random point at half the nearest known distance, eps, or size of the box."""
@@ -136,7 +152,7 @@ class FAB(EngineAttack):
         sure, unsure = expected.nonzero().flatten(), (~expected).nonzero().flatten()
         wrong, plane = torch.zeros_like(expected), _Plane(expected, moved.new_zeros(len(at)), torch.zeros_like(moved))
         if len(sure):
-            wrong[sure] = misclassified(engine.logits(at[sure], moved[sure]), engine.y[at[sure]])
+            wrong[sure] = engine.judged(at[sure], moved[sure])[1]
         if len(unsure):
             plane = plane.put(unsure, self._look(engine, at[unsure], moved[unsure], None if target is None else target[unsure]))
             wrong[unsure] = plane.wrong[unsure]
@@ -167,7 +183,7 @@ class FAB(EngineAttack):
         y = engine.y[at]
         if target is not None:
             seen = engine.slope(at, points, lambda logits, rows: gap(logits, y[rows], target[rows]))
-            return _Plane(misclassified(seen.logits, y), seen.value, seen.gradient)
+            return _Plane(seen.wrong, seen.value, seen.gradient)
         parts = [
             self._nearest(engine, *part) for part in zip(at.split(engine.batch_size), points.split(engine.batch_size), strict=True)
         ]
@@ -175,9 +191,9 @@ class FAB(EngineAttack):
 
     def _nearest(self, engine: Engine, at: Tensor, points: Tensor) -> _Plane:
         """The boundary nearest by linearisation, of those to all other classes: |f_y - f_k| / ||gradient||_* is smallest."""
-        y, rows = engine.y[at], torch.arange(len(at), device=at.device)
-        logits, gradients = engine.jacobian(at, points)
-        gaps, normals = logits[rows, y][:, None] - logits, gradients[rows, y][:, None] - gradients
+        rows, classes = torch.arange(len(at), device=at.device), engine.clean.shape[1]
+        others = (engine.y[at][:, None] + torch.arange(1, classes, device=at.device)) % classes
+        gaps, normals, wrong = engine.gaps(at, points, others)
         far = distance_to_plane(gaps.flatten(), normals.flatten(0, 1), self.norm).view_as(gaps)
-        nearest = far.scatter(1, y[:, None], torch.inf).argmin(1)
-        return _Plane(misclassified(logits, y), gaps[rows, nearest], normals[rows, nearest])
+        nearest = far.argmin(1)
+        return _Plane(wrong, gaps[rows, nearest], normals[rows, nearest])

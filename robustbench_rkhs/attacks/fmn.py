@@ -19,7 +19,7 @@ class FMN(RadiusAttack):
     (in linf times the root of the number of pixels), not a fixed length, and alpha and gamma fall to a hundredth along a cosine.
     Until both sides of the boundary were seen, the radius follows the linearised distance to it. In l2 it finds the same as `ddn`
     unless a step ends inside the ball; in linf, use this one.
-    Cost: at most 2 + starts * (steps + 1) forward and min(candidates + 1, classes) + starts * steps backward passes; a start
+    Cost: at most 2 + starts * (steps + 1) forward and min(candidates, classes - 1) + starts * steps backward passes; a start
     that is hopeless after ten steps is dropped.
     Source: Pintor et al., NeurIPS 2021.
     """

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robustbench_rkhs.attacks.ball import per_image
+from robustbench_rkhs.attacks.ball import distances, per_image
 from robustbench_rkhs.nodes.threat_model import Box, Norm
 
 
@@ -15,6 +15,20 @@ def distance_to_plane(gap: Float[Tensor, " some"], gradient: Float[Tensor, "some
     length = (gradient / per_image(steep, gradient)).flatten(1).norm(p=2 if norm == "l2" else 1, dim=1)
     far = gap.abs() / steep / torch.where(peak > 0, length, 1)
     return torch.where((peak > 0) & ~far.isnan(), far, torch.inf)
+
+
+def distance_in_box(
+    x: Float[Tensor, "some *image"], gap: Float[Tensor, " some"], gradient: Float[Tensor, "some *image"], norm: Norm, box: Box
+) -> Float[Tensor, " some"]:
+    """The distance to gap + <gradient, d> = 0 inside the box; planes that miss the box come after all others, by plain distance."""
+    plain = distance_to_plane(gap, gradient, norm)
+    if box == "none":
+        return plain
+    offset = onto_plane(x, gap, gradient, norm, box)
+    far = distances(x, x + offset, norm).to(plain)
+    left = gap + (gradient * offset).flatten(1).sum(1)
+    reached = (left.abs() <= 1e-3 * gap.abs()) & plain.isfinite()
+    return torch.where(reached, far, plain + x[:1].numel())
 
 
 def onto_plane(

@@ -4,7 +4,7 @@ import torch
 
 from robustbench_rkhs.attacks.ball import per_image
 from robustbench_rkhs.attacks.engine import Engine
-from robustbench_rkhs.attacks.objective import margin, misclassified
+from robustbench_rkhs.attacks.objective import margin
 
 
 @torch.no_grad()
@@ -29,7 +29,7 @@ def nearer(engine: Engine) -> None:
         crossing = low + (high - low) * over / (over - under)
         crossing = torch.where(crossing.isfinite(), crossing, (low + high) / 2)
         share = crossing + 0.05 * (high - crossing)
-        seen = engine.logits(at, x + per_image(share.to(x.dtype), x) * offset)
-        found, adversarial = margin(seen, y).double(), misclassified(seen, y)
+        seen, adversarial = engine.judged(at, x + per_image(share.to(x.dtype), x) * offset)
+        found = margin(seen, y).double()
         low, over = torch.where(adversarial, low, share), torch.where(adversarial, over, found)
         high, under = torch.where(adversarial, share, high), torch.where(adversarial, found, under)

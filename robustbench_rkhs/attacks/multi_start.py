@@ -11,8 +11,8 @@ from robustbench_rkhs.attacks.ball import distances
 from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.hyperplane import distance_to_plane, onto_plane
-from robustbench_rkhs.attacks.linearised import nearest_classes
-from robustbench_rkhs.attacks.objective import likeliest_classes, margin, misclassified
+from robustbench_rkhs.attacks.linearised import candidates, nearest_classes
+from robustbench_rkhs.attacks.objective import margin
 from robustbench_rkhs.attacks.passes import Value
 from robustbench_rkhs.nodes.node import Real
 from robustbench_rkhs.runtime.heartbeat import staged
@@ -48,8 +48,8 @@ class StartsAttack(EngineAttack):
     """Gradient steps of each start."""
     starts: int = Field(3, ge=1)
     """Starts, on the linearised boundaries of the nearest classes."""
-    candidates: int = Field(10, ge=1)
-    """Number of likeliest other classes among which the nearest are chosen."""
+    candidates: int | None = Field(None, ge=1)
+    """Number of likeliest other classes among which the nearest are chosen; default: all of up to 200, 50 of more."""
     hopeless: Real = Field(1.05, gt=1)
     """After ten steps a start is dropped if the nearest it found is this many times as far as the image's nearest."""
 
@@ -78,7 +78,7 @@ class StartsAttack(EngineAttack):
         """Run all starts of the images at these positions, step by step."""
         if not len(at) or engine.clean.shape[1] < 2:
             return
-        near = nearest_classes(engine, at, likeliest_classes(engine.clean[at], engine.y[at], self.candidates), self.starts)
+        near = nearest_classes(engine, at, candidates(engine, at, self.candidates), self.starts)
         at, x = near.at, engine.x[near.at]
         image = x + onto_plane(x, near.gap, near.gradient, engine.norm, engine.box)
         away = distances(x, image, engine.norm)
@@ -88,7 +88,7 @@ class StartsAttack(EngineAttack):
         for step in staged(range(self.steps)):
             told = engine.slope(at, image, self.value(engine, at))
             x, away = engine.x[at], distances(engine.x[at], image, engine.norm)
-            wrong = misclassified(told.logits, engine.y[at])
+            wrong = told.wrong
             found = torch.where(wrong, torch.minimum(found, away), found)
             nearest = nearest.scatter_reduce(0, at, found, "amin")
             held |= ~wrong

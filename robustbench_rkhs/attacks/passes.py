@@ -1,13 +1,15 @@
 """Logits and gradients of a model, from one forward pass and one or more backward passes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
+from robustbench_rkhs.attacks.hidden_logits import Outputs
 from robustbench_rkhs.attacks.hyperplane import distance_to_plane
+from robustbench_rkhs.attacks.objective import gap as gap_to
 from robustbench_rkhs.attacks.objective import input_gradient
 from robustbench_rkhs.nodes.threat_model import Norm
 from robustbench_rkhs.runtime.clock import ask
@@ -23,41 +25,57 @@ class Slope(NamedTuple):
     value: Float[Tensor, " some"]
     gradient: Float[Tensor, "some *image"]
     """d value / d image; 0 where it is not finite, or the model ignores the image."""
+    wrong: Bool[Tensor, " some"]
+    """Which images the model misclassifies."""
 
 
-def slope_of(model: nn.Module, images: Float[Tensor, "some *image"], rows: Int[Tensor, " some"], value: Value) -> Slope:
-    """One forward and one backward pass of any model."""
+class Pass(NamedTuple):
+    """One forward and backward pass: the model's output, the logits behind it, the value and its gradient."""
+
+    own: Float[Tensor, "some classes"]
+    logits: Float[Tensor, "some classes"]
+    value: Float[Tensor, " some"]
+    gradient: Float[Tensor, "some *image"]
+
+
+Read = Callable[[Tensor], Outputs]
+"""A model, read by `hidden_logits.Reader`."""
+
+
+def slope_of(read: Read, images: Float[Tensor, "some *image"], rows: Int[Tensor, " some"], value: Value) -> Pass:
+    """One forward and one backward pass."""
     leaf = images.detach().requires_grad_()
     with torch.enable_grad():
-        logits = model(leaf)
+        own, logits = read(leaf)
         lowered = value(logits, rows)
         gradient = input_gradient(lowered.sum(), leaf)
-    return Slope(logits.detach(), lowered.detach(), gradient)
+    return Pass(own.detach(), logits.detach(), lowered.detach(), gradient)
 
 
-def jacobian_of(
-    model: nn.Module, images: Float[Tensor, "some *image"], classes: Int[Tensor, "some few"] | None = None
-) -> tuple[Float[Tensor, "some classes"], Float[Tensor, "some few *image"]]:
-    """Logits of any model and the gradient of every logit, or of those of each image's `classes`."""
+def gap_slopes(
+    read: Read, images: Float[Tensor, "some *image"], y: Int[Tensor, " some"], classes: Int[Tensor, "some few"]
+) -> Iterator[tuple[Outputs, Float[Tensor, " some"], Float[Tensor, "some *image"]]]:
+    """f_y - f_k and its gradient, for each column k of `classes` in turn, from one forward pass.
+
+    The gradient is that of the difference, so that what the classes share cancels before rounding. One is held at a time: a
+    thousand classes take no more memory than two. Cost: a backward pass per column.
+    """
     leaf = images.detach().requires_grad_()
     with torch.enable_grad():
-        logits = model(leaf)
-        asked = logits if classes is None else logits.gather(1, classes)
-        last = asked.shape[1] - 1
-        columns = []
-        for k in range(last + 1):
-            ask()
-            columns.append(input_gradient(asked[:, k].sum(), leaf, keep=k < last))
-    return logits.detach(), torch.stack(columns, 1)
+        own, logits = read(leaf)
+    told = Outputs(own.detach(), logits.detach())
+    for place, column in enumerate(classes.unbind(1)):
+        ask()
+        with torch.enable_grad():
+            gap = gap_to(logits, y, column)
+            gradient = input_gradient(gap.sum(), leaf, keep=place + 1 < classes.shape[1])
+        yield told, gap.detach(), gradient
 
 
 def boundaries_of(
-    model: nn.Module, images: Float[Tensor, "some *image"], y: Int[Tensor, " some"], norm: Norm
-) -> tuple[Float[Tensor, "some classes"], Float[Tensor, "some classes"]]:
-    """Logits, and the linearised distance to the boundary of each class; infinite for the image's own label.
-
-    One gradient is held at a time: a thousand classes take no more memory than two. Cost: a backward pass per class.
-    """
+    model: Callable[[Tensor], Tensor], images: Float[Tensor, "some *image"], y: Int[Tensor, " some"], norm: Norm
+) -> Float[Tensor, "some classes"]:
+    """The linearised distance to the boundary of each class; infinite for its own label. Cost: a backward pass per class."""
     leaf = images.detach().requires_grad_()
     with torch.enable_grad():
         logits = model(leaf)
@@ -66,4 +84,4 @@ def boundaries_of(
             ask()
             gradient = input_gradient(gaps[:, k].sum(), leaf, keep=k + 1 < logits.shape[1])
             far.append(distance_to_plane(gaps[:, k].detach(), gradient, norm))
-    return logits.detach(), torch.stack(far, 1).scatter(1, y[:, None], torch.inf)
+    return torch.stack(far, 1).scatter(1, y[:, None], torch.inf)

@@ -69,8 +69,7 @@ class PGD(EngineAttack):
         at = engine.open()
         if not (aims and len(at)):
             return
-        far = engine.boundaries(at)
-        for target in staged(far.argsort(dim=1)[:, : min(aims, far.shape[1] - 1)].unbind(1)):
+        for target in staged(engine.nearest(at, aims).unbind(1)):
             on = engine.standing(at)
             if not on.any():
                 return
@@ -114,7 +113,7 @@ class PGD(EngineAttack):
             found = engine.slope(at, images, lowered, keep=best)
             gradient = found.gradient
             if best:
-                engine.pull(at, images, found.logits)
+                engine.pull(at, images, found.wrong)
                 on = engine.standing(at)
                 if not on.all():
                     at, x, images, gradient, first, eps = (values[on] for values in (at, x, images, gradient, first, eps))

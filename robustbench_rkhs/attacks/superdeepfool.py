@@ -10,9 +10,8 @@ from robustbench_rkhs.attacks.ball import distances, per_image
 from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.hyperplane import onto_plane
-from robustbench_rkhs.attacks.linearised import nearest_classes
+from robustbench_rkhs.attacks.linearised import candidates, nearest_classes
 from robustbench_rkhs.attacks.objective import gap as gap_to
-from robustbench_rkhs.attacks.objective import likeliest_classes, misclassified
 from robustbench_rkhs.nodes.node import Real
 from robustbench_rkhs.runtime.heartbeat import staged
 
@@ -31,7 +30,7 @@ class SuperDeepFool(EngineAttack):
     g = f_y - f_t for the `targets` other classes t that are nearest by linearisation at x, one run per class. Both steps are the
     shortest in l2 or linf that stay in the box. A run ends where its projections stop moving, or lie `hopeless` times as far as
     the nearest image found. A binary search along the line from the image to the adversarial example ends the attack.
-    Cost: at most 2 + targets * steps + line forward and min(candidates + 1, classes) + targets * steps backward passes.
+    Cost: at most 2 + targets * steps + line forward and min(candidates, classes - 1) + targets * steps backward passes.
     Source: Abdollahi et al., SuperDeepFool, arXiv 2303.12481 (m = infinity, n = 1); Moosavi-Dezfooli et al., CVPR 2016.
     """
 
@@ -42,8 +41,8 @@ class SuperDeepFool(EngineAttack):
     """Steps of each run, both kinds together."""
     targets: int = Field(3, ge=1)
     """Runs, each towards one class."""
-    candidates: int = Field(10, ge=1)
-    """Number of likeliest other classes among which the nearest are chosen."""
+    candidates: int | None = Field(None, ge=1)
+    """Number of likeliest other classes among which the nearest are chosen; default: all of up to 200, 50 of more."""
     hopeless: Real = Field(1.15, gt=1)
     """A run stops once its projection lies this many times as far as the nearest image found."""
     line: int = Field(5, ge=0)
@@ -58,7 +57,7 @@ class SuperDeepFool(EngineAttack):
         at = engine.open()
         if not len(at) or engine.clean.shape[1] < 2:
             return
-        near = nearest_classes(engine, at, likeliest_classes(engine.clean[at], engine.y[at], self.candidates), self.targets)
+        near = nearest_classes(engine, at, candidates(engine, at, self.candidates), self.targets)
         at, target, gap, slope = near.at, near.classes, near.gap, near.gradient
         z, last = engine.x[at], torch.full((len(at),), torch.inf, dtype=torch.float64, device=at.device)
         best, image = torch.full_like(engine.distance, torch.inf), engine.x.clone()
@@ -94,7 +93,7 @@ class SuperDeepFool(EngineAttack):
             if not len(at):
                 return
             middle = (low + high) / 2
-            wrong = misclassified(engine.logits(at, x + way * per_image(middle, x)), engine.y[at])
+            wrong = engine.judged(at, x + way * per_image(middle, x))[1]
             high, low = torch.where(wrong, middle, high), torch.where(wrong, low, middle)
             on = engine.standing(at)
             at, x, way, high, low = (values[on] for values in (at, x, way, high, low))

@@ -52,16 +52,17 @@ class TrainingEngine:
                 self._seen(at, images, logits.detach())
                 rows = self.standing(at).nonzero().flatten()
                 if not len(rows):
-                    return Slope(logits.detach(), self.lowest[at], torch.zeros_like(images))
+                    return Slope(logits.detach(), self.lowest[at], torch.zeros_like(images), self.lowest[at] < 0)
             lowered = value(logits, torch.arange(len(at), device=at.device))
             gradient = input_gradient(lowered[rows].sum() if keep else lowered.sum(), leaf)
-        return Slope(logits.detach(), lowered.detach(), gradient)
+        return Slope(logits.detach(), lowered.detach(), gradient, self.lowest[at] < 0)
 
-    def boundaries(self, at: Int[Tensor, " some"]) -> Float[Tensor, "some classes"]:
-        """As in the engine."""
-        return boundaries_of(self.model, self.x[at], self.y[at], self.norm)[1]
+    def nearest(self, at: Int[Tensor, " some"], count: int) -> Int[Tensor, "some few"]:
+        """As in the engine, among all classes and without the box."""
+        far = boundaries_of(self.model, self.x[at], self.y[at], self.norm)
+        return far.argsort(dim=1)[:, : min(count, far.shape[1] - 1)]
 
-    def pull(self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"], logits: Float[Tensor, "some classes"]) -> None:
+    def pull(self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"], wrong: Bool[Tensor, " some"]) -> None:
         """Rounding does not matter in training."""
 
     def judge(self, at: Int[Tensor, " some"], images: Float[Tensor, "some *image"]) -> None:

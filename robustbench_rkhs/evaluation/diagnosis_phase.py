@@ -36,6 +36,8 @@ class DiagnosisPhase:
     about: About
     protocol: Sequence[Attack]
     transfer: Transfer | None = None
+    constant: Diagnosis | None = None
+    """The diagnosis of a constant model, which replaces the others: they would compare attacks without a direction."""
     diagnostics: Sequence[Diagnosis] = ()
     marks: Sequence[str] = (verdicts.UNDIAGNOSED,)
     """Names of the failed diagnoses; `undiagnosed` if they are switched off, and until they are made."""
@@ -51,6 +53,10 @@ class DiagnosisPhase:
         work.follower.begin("diagnosis")
         smoothed = isinstance(work.subject.queried, Smoothed)
         earlier = [one for one in self.diagnostics if one.name in verdicts.NO_FUNCTION]
+        if self.constant is not None:
+            self.diagnostics = [*earlier, self.constant]
+            self.marks = list(dict.fromkeys(one.name for one in self.diagnostics if one.tripped))
+            return
         if work.recipe.diagnostics and not smoothed:
             self.diagnostics = [*earlier, *self.diagnosed()]
         off = not work.recipe.diagnostics and not smoothed

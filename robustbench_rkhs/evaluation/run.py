@@ -25,6 +25,7 @@ from robustbench_rkhs.evaluation.attack_phase import AttackPhase
 from robustbench_rkhs.evaluation.bounds_so_far import BoundsSoFar
 from robustbench_rkhs.evaluation.cache_key import digest_of, sources_digest
 from robustbench_rkhs.evaluation.certify_phase import CertifyPhase
+from robustbench_rkhs.evaluation.constant import diagnosed_constant, protocol_of_constants
 from robustbench_rkhs.evaluation.diagnosis_phase import DiagnosisPhase
 from robustbench_rkhs.evaluation.diagnostics.transfer import Transfer
 from robustbench_rkhs.evaluation.engines import Engine, started
@@ -194,7 +195,9 @@ class _Run:
         if not recipe.eps:
             raise UserError("expected at least one eps, found none")
         self.epsilons = sorted(set(recipe.eps), reverse=True)
-        self.protocol = protocol(recipe, split)
+        smoothed = isinstance(subject.queried, Smoothed)
+        self.constant = None if smoothed or recipe.attacks else diagnosed_constant(subject.queried, split, subject.seed)
+        self.protocol = protocol(recipe, split) if self.constant is None else protocol_of_constants(recipe.norm, split.box)
         boxes = {attack.box for attack in self.protocol}
         if len(boxes) > 1:
             raise UserError("attacks with box 'none' and with box 'unit' make two evaluations: run them apart")
@@ -268,18 +271,23 @@ class _Run:
         diagnosis: DiagnosisPhase | None = None
         work.predict()
         self.ask_alone(work, clock)
+        if self.constant is not None:
+            emit(Message(text=self.constant.words))
+        if len(work.right) and not work.right.any():
+            emit(Message(text=f"all {len(work.right)} images are misclassified as they are: robust accuracy is 0 at every eps"))
         first = FirstLook(work)
         try:
             first.all()
             certify = CertifyPhase(work, self.protocol)
-            certify.all()
+            if work.right.any():
+                certify.all()
             self.note(curve=certify.curve)
             first.hold_against_certificates()
             SecondLook(work).all()
             attacks = AttackPhase(work, self.protocol, self.labels)
             attacks.all()
             about = self.about
-            diagnosis = DiagnosisPhase(work, about, self.protocol, self.transfer, about.diagnostics, about.marks)
+            diagnosis = DiagnosisPhase(work, about, self.protocol, self.transfer, self.constant, about.diagnostics, about.marks)
             diagnosis.all()
             complete = True
         except KeyboardInterrupt:

@@ -1,6 +1,6 @@
 """The result of a diagnosis, and the sample of images it runs on."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from robustbench_rkhs.attacks.engine import Engine
+from robustbench_rkhs.attacks.hidden_logits import Reader
 from robustbench_rkhs.attacks.packed_copy import packed_copy
 from robustbench_rkhs.evaluation.diagnostics.walk import margins, restarts
 from robustbench_rkhs.nodes.threat_model import Box, Norm
@@ -45,13 +46,19 @@ class Scene:
     """Number of images in the sample, right or wrong: costs are averaged over these."""
     twin: nn.Module | None = None
 
-    def engine(self, rows: Int[Tensor, " some"] | None = None, eps: float | None = None, model: nn.Module | None = None) -> Engine:
-        """An engine on these images (default: all). Cost: a forward pass."""
+    def engine(self, rows: Int[Tensor, " some"] | None = None, eps: float | None = None, through: bool = True) -> Engine:
+        """An engine on these images (default: all); `through`: minimise the logits behind the output. Cost: a forward pass."""
         rows = self.every if rows is None else rows
         budget = torch.full((len(rows),), self.eps if eps is None else eps, dtype=torch.float64, device=self.x.device)
         x, y, keys = self.x[rows], self.y[rows], self.keys[rows]
-        packed = self.packed if model is None or model is self.model else None
-        return Engine(model or self.model, x, y, keys, norm=self.norm, box=self.box, eps=budget, seed=self.seed, packed=packed)
+        told = {
+            "norm": self.norm,
+            "box": self.box,
+            "seed": self.seed,
+            "through": through,
+            "packed": self.packed if through else None,
+        }
+        return Engine(self.model, x, y, keys, eps=budget, **told)  # type: ignore[arg-type]
 
     @cached_property
     def packed(self) -> nn.Module | None:
@@ -76,6 +83,14 @@ class Scene:
             left = left & ~(distance <= self.eps)
         return left
 
+    @property
+    def ever_broken(self) -> Bool[Tensor, " right"]:
+        """Broken by any method of the evaluation, at any distance."""
+        broken = torch.zeros(len(self.x), dtype=torch.bool, device=self.x.device)
+        for distance in self.found.values():
+            broken = broken | distance.isfinite()
+        return broken
+
     @cached_property
     def walked(self) -> Engine:
         """The reference gradient attack on the images left: 40 steps on the margin, then to three classes."""
@@ -89,9 +104,19 @@ class Scene:
         return self.left.nonzero().flatten()[~self.walked.broken]
 
     @cached_property
+    def read(self) -> Reader:
+        """The model as attacks see it: with the logits behind its output."""
+        return Reader(self.model)
+
+    @cached_property
+    def margins(self) -> Float[Tensor, " right"]:
+        """The margin of each image's logits behind the output, which attacks minimise. Cost: a forward pass."""
+        return margins(logits_of(lambda images: self.read(images).logits, self.x), self.y)
+
+    @cached_property
     def slopes(self) -> Float[Tensor, "right *image"]:
-        """The margin's gradient at each image, as the model gives it, NaN included. Cost: a forward and a backward pass."""
-        return gradients(self.model, self.x, self.y)
+        """Its gradient at each image, as the model gives it, NaN included. Cost: a forward and a backward pass."""
+        return gradients(lambda images: self.read(images).logits, self.x, self.y)
 
     def passes(self, *engines: Engine) -> float:
         """The passes of these engines, averaged over the images of the sample."""
@@ -111,12 +136,16 @@ class Scene:
 
 
 @torch.no_grad()
-def logits_of(model: nn.Module, x: Float[Tensor, "some *image"], batch: int = 256) -> Float[Tensor, "some classes"]:
+def logits_of(
+    model: Callable[[Tensor], Tensor], x: Float[Tensor, "some *image"], batch: int = 256
+) -> Float[Tensor, "some classes"]:
     """The model's logits, in batches that the clock allows."""
     return torch.cat([model(x[some]) for some in portions(len(x), batch)] or [model(x)])
 
 
-def gradients(model: nn.Module, x: Float[Tensor, "some *image"], y: Int[Tensor, " some"], batch: int = 256) -> Tensor:
+def gradients(
+    model: Callable[[Tensor], Tensor], x: Float[Tensor, "some *image"], y: Int[Tensor, " some"], batch: int = 256
+) -> Tensor:
     """d margin / d image, untouched: 0 where the model ignores its input or cannot be differentiated."""
     parts = [torch.zeros_like(x[:0])]
     for some in portions(len(x), batch):

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from robustbench_rkhs.attacks.hidden_logits import Reader
 from robustbench_rkhs.bounds.coarse import coarse_steps
 from robustbench_rkhs.evaluation.diagnostics.base import SHARE, Scene, gradients, logits_of
 from robustbench_rkhs.evaluation.diagnostics.walk import margins
@@ -34,7 +35,7 @@ def zero_gradients(scene: Scene) -> Diagnosis:
     """
     slopes = scene.slopes
     bad = ~slopes.flatten(1).isfinite().all(1)
-    lost = useless(scene, slopes, margins(scene.clean, scene.y))
+    lost = useless(scene, slopes, scene.margins)
     images, cost = len(scene.x), 2.0
     words = f"{int(lost.sum())} of {images} right images have no useful gradient of the margin ({int(bad.sum())} not finite)"
     if lost.any() and scene.x.dtype != torch.float64:
@@ -42,8 +43,10 @@ def zero_gradients(scene: Scene) -> Diagnosis:
         try:
             wide = copy.deepcopy(scene.model).double()
             x = scene.x[rows].double()
-            found = gradients(wide, x, scene.y[rows])
-            fine = ~useless(scene, found, margins(logits_of(wide, x), scene.y[rows]))
+            read = Reader(wide)
+            found = gradients(lambda images: read(images).logits, x, scene.y[rows])
+            behind = logits_of(lambda images: read(images).logits, x)
+            fine = ~useless(scene, found, margins(behind, scene.y[rows]))
             words += f"; in float64 {int(fine.sum())} of them have one" + (": float32 underflows" if fine.any() else "")
             cost += 3.0 * len(rows) / max(images, 1)
         except (RuntimeError, TypeError, ValueError):

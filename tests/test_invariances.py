@@ -1,0 +1,136 @@
+"""What changes no prediction hides no adversarial example: over all attacks of the engine, and the whole protocol."""
+
+import copy
+
+import pytest
+import torch
+from oracles import affine
+from torch import nn
+
+from robustbench_rkhs.attacks.alma import ALMA
+from robustbench_rkhs.attacks.apgd import APGD
+from robustbench_rkhs.attacks.ddn import DDN
+from robustbench_rkhs.attacks.efforts import protocol_of
+from robustbench_rkhs.attacks.engine_attack import EngineAttack
+from robustbench_rkhs.attacks.ensemble import Ensemble
+from robustbench_rkhs.attacks.fab import FAB
+from robustbench_rkhs.attacks.fmn import FMN
+from robustbench_rkhs.attacks.hidden_logits import Reader
+from robustbench_rkhs.attacks.pgd import PGD
+from robustbench_rkhs.attacks.square.attack import Square
+from robustbench_rkhs.attacks.superdeepfool import SuperDeepFool
+from robustbench_rkhs.evaluation.diagnostics import diagnose
+from robustbench_rkhs.testing.invariances import CHANGES, Changed, changed, check_invariance
+
+BATTERY = (APGD(loss="targeted", steps=20), FAB(steps=10, targets=3, parallel=3))
+TABLE = {  # by how much each may miss the exact distance of an affine model
+    "superdeepfool": (SuperDeepFool(), 1.01),
+    "ddn": (DDN(), 1.01),
+    "fmn": (FMN(), 1.01),
+    "alma": (ALMA(steps=50), 1.01),
+    "fab": (FAB(steps=20), 1.05),
+    "fab targeted": (FAB(steps=20, targets=9), 1.05),
+    "pgd": (PGD(), 1.05),
+    "apgd": (APGD(steps=20, loss="targeted"), 1.05),
+    "apgd cross-entropy": (APGD(steps=20), 1.6),
+    "square": (Square(queries=400), 3.0),
+    "ensemble": (Ensemble(version="custom", attacks=BATTERY), 1.05),
+    "ensemble adaptive": (Ensemble(version="custom", attacks=BATTERY, effort="adaptive"), 1.05),
+}
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", TABLE)
+def test_no_change_hides_anything_from_an_attack(name, change, norm):
+    attack, factor = TABLE[name]
+    if (name, norm) != ("ddn", "linf"):
+        check_invariance(attack, change, norm, factor)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_no_change_hides_anything_from_the_protocol(change, norm):
+    oracle = changed(affine(12, (1, 4, 4), scale=1e5, seed=7, images=5), change)
+    near, keys = 1.005 * oracle.distance(norm), torch.arange(len(oracle.x))
+    for effort in ("quick", "standard"):
+        fell = torch.zeros_like(oracle.y, dtype=torch.bool)
+        for attack in protocol_of(effort, norm):
+            assert isinstance(attack, EngineAttack)
+            found = attack.aimed(norm=norm, eps=None, seed=0)(oracle.model, oracle.x, oracle.y, keys, near)
+            fell |= oracle.model(found.images).argmax(1) != oracle.y
+        assert fell.all()
+
+
+def test_a_shift_that_float32_cannot_resolve_is_marked():
+    """Beyond 1e6 float32 itself loses margins: what stands there is marked."""
+    oracle = affine(10, (1, 4, 4), scale=10.0, images=24)
+    model = Changed(oracle.model, lambda logits, x: logits + 1e8).eval()
+    y = model(oracle.x).argmax(1)
+    one = diagnose(model, oracle.x, y, torch.arange(24), norm="l2", box="unit", eps=0.1, checks=("softmaxed",))[0]
+    assert one.tripped
+
+
+def behind(change, logits):
+    """Whether the logits behind a changed output are looked through, and what they are."""
+    reader = Reader(Changed(nn.Identity(), change))
+    return reader(logits).logits, reader.hides
+
+
+Z = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda z, x: z.tanh(),
+        lambda z, x: (50 * z - 3).sigmoid(),
+        lambda z, x: (z / 1e-6).softmax(1),
+        lambda z, x: torch.log_softmax(z, dim=-1) + 5e6,
+        lambda z, x: z - z.logsumexp(1, keepdim=True),
+        lambda z, x: z / z.norm(dim=1, keepdim=True),
+        lambda z, x: nn.Hardtanh()(z).clamp(max=0.5).round(),
+        lambda z, x: 2 * torch.full((5,), 7.0) + z,
+        lambda z, x: z.double().view(6, 5, 1).atan().flatten(1).float(),
+    ],
+)
+def test_operations_that_keep_the_order_are_looked_through(change):
+    found, hides = behind(change, Z.clone().requires_grad_())
+    assert hides and torch.equal(found, Z)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda z, x: -z,
+        lambda z, x: -2 * z,
+        lambda z, x: z + torch.arange(5.0),
+        lambda z, x: z * torch.arange(1.0, 6.0),
+        lambda z, x: 3 - z,
+        lambda z, x: z.softmax(0),
+        lambda z, x: z.abs(),
+        lambda z, x: z.flip(1),
+        lambda z, x: torch.tanh(z).mul_(torch.arange(5.0)),
+        lambda z, x: torch.clamp(z, max=torch.arange(5.0)),
+    ],
+)
+def test_operations_that_may_change_the_order_are_not(change):
+    found, _ = behind(change, Z.clone())
+    assert torch.equal(found, change(Z.clone(), None))
+
+
+def test_a_shift_in_the_last_layer_is_taken_out():
+    layer = nn.Linear(8, 5)
+    plain, x = copy.deepcopy(layer), torch.rand(6, 8)
+    with torch.no_grad():
+        layer.bias.add_(1e4)
+        layer.weight.add_(1e4 * torch.rand(1, 8))
+        plain.load_state_dict(
+            {"weight": layer.weight.double().sub(layer.weight.double().mean(0)).float(), "bias": layer.bias - 1e4}
+        )
+    reader = Reader(layer)
+    found = reader(x).logits
+    gaps, wanted = found - found[:, :1], plain(x) - plain(x)[:, :1]
+    assert reader.hides and torch.allclose(gaps, wanted, atol=1e-2)
+    usual = Reader(nn.Linear(8, 5))
+    assert usual(x).logits is not None and usual.hides is False
