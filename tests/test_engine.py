@@ -84,9 +84,11 @@ def test_the_gradient_is_the_models_and_nan_is_none():
         found = engine.slope(at, oracle.x[at], lambda logits, rows: logits.gather(1, target[rows][:, None])[:, 0])
         assert torch.allclose(found.gradient.flatten(1), oracle.model[1].weight[target])
         assert torch.allclose(found.value, oracle.model(oracle.x[at]).gather(1, target[:, None])[:, 0])
-        logits, rows = engine.jacobian(at, oracle.x[at])
-        assert torch.allclose(rows.flatten(2), oracle.model[1].weight.expand(4, -1, -1)) and torch.equal(logits, found.logits)
-        assert engine.forwards.tolist() == [1, 3, 3, 3, 3] and engine.backwards.tolist() == [0, 5, 5, 5, 5]
+        classes, weight = engine.others(at), oracle.model[1].weight
+        gaps, slopes, wrong = engine.gaps(at, oracle.x[at], classes)
+        assert torch.allclose(slopes.flatten(2), weight[engine.y[at]][:, None] - weight[classes], atol=1e-6) and not wrong.any()
+        assert torch.equal(gaps, found.logits.gather(1, engine.y[at][:, None]) - found.logits.gather(1, classes))
+        assert engine.forwards.tolist() == [1, 3, 3, 3, 3] and engine.backwards.tolist() == [0, 4, 4, 4, 4]
         broken = engine.slope(at, oracle.x[at], lambda logits, rows: logits[:, 0] * torch.nan)
         assert not broken.gradient.any()
 
