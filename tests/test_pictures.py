@@ -76,7 +76,7 @@ def test_learning_curves_are_means_and_ranges_over_seeds(home, drawn):
 
 def test_learning_pictures_are_the_same_bytes_twice(home):
     rkhs("pictures", "learning", "--model", "first=plain-*", "--name", "x", folder=home)
-    before = {path: path.read_bytes() for path in (home / "reports/pictures").glob("learning-x.*")}
+    before = {path: path.read_bytes() for path in (home / "reports").rglob("learning-x.*")}
     assert len(before) == 3 and all(len(stored) > 1000 for stored in before.values())
     rkhs("pictures", "learning", "--model", "first=plain-*", "--name", "x", folder=home)
     assert {path: path.read_bytes() for path in before} == before

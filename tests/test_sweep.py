@@ -20,7 +20,8 @@ from robustbench_rkhs.data.sets import NPZ
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.reports import sweep as report_module
-from robustbench_rkhs.reports.sweep import pareto, summarised
+from robustbench_rkhs.reports.pareto import pareto
+from robustbench_rkhs.reports.sweep import summarised
 from robustbench_rkhs.runtime.seals import SetAside
 from robustbench_rkhs.sweep import Plan, Sweep, work
 from robustbench_rkhs.sweep import trials as trials_module

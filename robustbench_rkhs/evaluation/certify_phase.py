@@ -116,7 +116,7 @@ class CertifyPhase:
             for label, method in methods.items():
                 here = self.unsettled()
                 self.count(label, self.run(method, label, here, counted=True))
-            tried = places
+            tried, order = places, tuple(self.costs)  # what had nothing left to settle is not searched with, either
         searching_all = self.searches(order, tried)
         self.curve &= searching_all or not order
         for label in order:

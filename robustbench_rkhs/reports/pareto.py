@@ -21,7 +21,7 @@ def staircase(points: Sequence[tuple[float, float]], left: float, low: float) ->
     """
     front = sorted({point for point, best in zip(points, pareto(points), strict=True) if best})
     xs, ys = [left], [front[0][1] if front else low]
-    for (x, y), below in zip(front, [*(y for _, y in front[1:]), low], strict=True):
+    for (x, y), below in zip(front, [*(y for _, y in front[1:]), low], strict=False):
         xs += [x, x]
         ys += [y, below]
     return xs, ys
