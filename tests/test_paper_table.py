@@ -129,3 +129,14 @@ def test_latex_compiles_with_booktabs(tmp_path):
     )
     assert done.returncode == 0 and (tmp_path / "all.pdf").stat().st_size > 1000, done.stdout[-2000:]
     assert "Overfull" not in done.stdout
+
+
+def test_plain_tables_print_doubts_too(tmp_path):
+    from robustbench_rkhs.reports import write_tables
+
+    bad = Diagnosis("plateau", True, 0.5, 0.1, "5 of 10 gradients vanish", 1.0)
+    _, md, tex = write_tables([told(synthetic("a"), diagnostics=(bad,), marks=("plateau",)), synthetic("b")], tmp_path / "t")
+    for path, sign in ((md, "†"), (tex, r"$^\dagger$")):
+        printed = [line for line in path.read_text().splitlines() if not line.startswith("%")]
+        assert any("5 of 10 gradients vanish" in line and sign in line for line in printed)
+        assert any(f"a{sign}" in line for line in printed) and not any(f"b{sign}" in line for line in printed)

@@ -15,7 +15,7 @@ from matplotlib.text import Text
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.files import write_whole
 from robustbench_rkhs.runtime.sinks import for_line, for_terminal
-from robustbench_rkhs.verdicts import Record, digest
+from robustbench_rkhs.verdicts import Record, digest, marks
 from robustbench_rkhs.verdicts.axes import domain
 
 STYLE: Any = {
@@ -100,7 +100,8 @@ def sources(evaluations: Sequence[Record]) -> list[str]:
     told: dict[str, list[str]] = {}
     commands: dict[str, dict[str, None]] = {}
     several = [one.about.command for one in evaluations]
-    for one, name in zip(evaluations, names(evaluations), strict=True):
+    named = list(zip(names(evaluations), evaluations, strict=True))
+    for name, one in named:
         about = one.about
         ran = "+".join(about.protocol) or "no attacks"
         line = f"{one.table['index'].nunique():,} images, seed {about.seed}, attacks {ran}, {about.date}"
@@ -111,7 +112,8 @@ def sources(evaluations: Sequence[Record]) -> list[str]:
     typed = [general if len(some) > 1 else next(iter(some)) for general, some in commands.items() if general]
     more = [f"and {len(typed) - COMMANDS} more commands, which the tables hold"] if len(typed) > COMMANDS else []
     tables = [f"{'table' if len(some) == 1 else 'tables'} {', '.join(some)}: {line}" for line, some in told.items()]
-    return [*typed[:COMMANDS], *more, *tables]
+    doubted = [f"doubtful: {name} ({', '.join(found)})" for name, one in named if (found := marks(one))]
+    return [*typed[:COMMANDS], *more, *tables, *doubted]
 
 
 def same_domain(evaluations: Sequence[Record]) -> None:

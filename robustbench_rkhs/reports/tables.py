@@ -10,7 +10,7 @@ from rich.table import Table
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.reports.figures import names
 from robustbench_rkhs.runtime.files import write_whole
-from robustbench_rkhs.runtime.sinks import for_csv, for_latex, for_line, for_markdown, for_markdown_code
+from robustbench_rkhs.runtime.sinks import for_csv, for_latex, for_markdown, for_markdown_code
 from robustbench_rkhs.verdicts import About, Record, by_attack, by_certificate, doubts, images, marks, no_function, summary
 from robustbench_rkhs.verdicts.axes import domain
 
@@ -19,6 +19,10 @@ WITHHELD = "withheld"
 INTERVAL = f"{WITHHELD}: images are untested; it lies between the shares certified and not known to be broken"
 """Its explanation."""
 HEAD = ["model", "data", "norm", "box", "eps", "images", "clean [95%]", "robust [95%]", "certified [95%]", "open"]
+
+
+DAGGER = "†"
+"""Beside the name of a model about which something is doubtful, which is then said under the table."""
 
 
 class Code(str):
@@ -42,8 +46,13 @@ def write_tables(evaluations: Sequence[Record], stem: str | Path) -> list[Path]:
         frame["marks"] = "; ".join(doubts(evaluation))
         frames.append(frame)
     whole = pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
-    rows = [[*(str(row[key]) for key in HEAD[:4]), row["eps_text"], str(row["images"]), *_shares(row)] for row in records(whole)]
-    said = [f"{name}: doubtful: {line}" for name, one in zip(names(evaluations), evaluations, strict=True) for line in doubts(one)]
+    named = list(zip(names(evaluations), evaluations, strict=True))
+    said = [f"{DAGGER} {name}: doubtful: {line}" for name, one in named for line in doubts(one)]
+    marked = {name: name + (DAGGER if doubts(one) else "") for name, one in named}
+    rows = [
+        [marked[row["model"]], *(str(row[key]) for key in HEAD[1:4]), row["eps_text"], str(row["images"]), *_shares(row)]
+        for row in records(whole)
+    ]
     note = f"{INTERVAL}. open: neither proved nor broken. Limits: Clopper-Pearson 95%."
     note += "".join(_sampled(evaluation.about) for evaluation in evaluations)
     for evaluation, name in zip(evaluations, names(evaluations), strict=True):
@@ -51,7 +60,7 @@ def write_tables(evaluations: Sequence[Record], stem: str | Path) -> list[Path]:
     texts = {
         "csv": csv(whole),
         "md": "\n".join([markdown(HEAD, rows), note, *(["", *bullets(said)] if said else []), ""]),
-        "tex": "".join([*(f"% {for_line(line)}\n" for line in said), latex(HEAD, rows)]),
+        "tex": latex(HEAD, rows).replace(DAGGER, r"$^\dagger$") + "".join(_printed(line) for line in said),
     }
     return [write_bytes(Path(f"{stem}.{kind}"), text) for kind, text in texts.items()]
 
@@ -68,7 +77,7 @@ def console(evaluation: Record) -> Table:
         undecided = row["count_survived"] + row["count_untested"]
         counts = [row["images"] - row["count_wrong"], standing, row["count_certified"], undecided]
         if no_function(evaluation):
-            table.add_row(f"{row['eps']:.4g}", *[WITHHELD] * 4)
+            table.add_row(evaluation.about.words(row["eps"]), *[WITHHELD] * 4)
             continue
         cells = _shares(row)
         shown = [f"{share}\n{count}" for share, count in zip(cells, counts, strict=True)]
@@ -147,6 +156,11 @@ def console_certificates(evaluation: Record) -> Table:
 def write_images(evaluation: Record, path: str | Path) -> Path:
     """One csv row per image: its certified radius, the certificate that proved it, and the radius at which it was broken."""
     return write_bytes(Path(path), csv(images(evaluation)))
+
+
+def _printed(line: str) -> str:
+    """A note under a LaTeX table."""
+    return rf"\par\smallskip{{\footnotesize {for_latex(line).replace(DAGGER, '$^' + chr(92) + 'dagger$')}\par}}" + "\n"
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
