@@ -259,7 +259,7 @@ class _Run:
             work.follower.tell(step)
         if found.tripped:
             emit(Message(text=f"every accuracy is withheld: {found.name}: {found.words}"))
-        self.note(diagnostics=(found,), marks=(*self.about.marks, *([found.name] if found.tripped else [])))
+            self.note(diagnostics=(found,), marks=(*self.about.marks, found.name))
 
     def all(self, engine: Engine, store: Store, clock: Clock) -> tuple[pd.DataFrame, bool]:
         """Predictions, certificates, attacks, diagnosis; what there is when the keyboard interrupts or the budget is used up."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-class AdversarialImages(NamedTuple):
+class _Arrays(NamedTuple):
     """The nearest adversarial image of each image that has one, by index; tensors if returned by `evaluate`."""
 
     images: Any
@@ -32,8 +32,13 @@ class AdversarialImages(NamedTuple):
     """Distance to the clean image, in the norm of the evaluation; 0 where the clean image is misclassified."""
     index: Any
     """Position of the clean image in the data that was passed."""
+
+
+class AdversarialImages(_Arrays):
+    """The nearest adversarial image of each image that has one: five arrays, and the column `bits` where that was asked for."""
+
     bits: Any = None
-    """Where `bits` was asked for: that, where the image has pixels k / (2^bits - 1) and is adversarial; 0 where it has not."""
+    """`bits`, where the image has pixels k / (2^bits - 1) and is adversarial; 0 where it has not. None where nobody asked."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -80,8 +85,10 @@ class Evaluation(Record):
         found = self.nearest
         if found is None:
             raise UserError("no adversarial images were kept: evaluate(..., adversarials=True) keeps them")
-        arrays = (found.images, found.label, found.predicted_adversarial, found.distance, found.index, found.bits)
-        return AdversarialImages(*(None if array is None else self.tensor(array) for array in arrays))
+        arrays = (found.images, found.label, found.predicted_adversarial, found.distance, found.index)
+        images = AdversarialImages(*(self.tensor(array) for array in arrays))
+        images.bits = None if found.bits is None else self.tensor(found.bits)
+        return images
 
     def plot(self, axes: "Axes | None" = None) -> "Axes":
         """Plots certified and robust accuracy over eps with 95% limits on these matplotlib axes or new ones; returns the axes."""
