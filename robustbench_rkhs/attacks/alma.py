@@ -73,12 +73,13 @@ class ALMA(StartsAttack):
 
     @torch.no_grad()
     def search(self, engine: Engine) -> None:
-        super().search(engine)
+        self.walk(engine, engine.open())
         at = engine.open()
         missed = at[~engine.broken[at] & engine.eps[at].isinf()]
         other = DDN if self.norm == "l2" else FMN
         shared = {name: getattr(self, name) for name in ("steps", "starts", "candidates", "hopeless")}
         other(norm=self.norm, **shared).walk(engine, missed)
+        self.rescue(engine)
         nearer(engine)
 
     def begin(self, delta: Float[Tensor, "some *image"], away: Float64[Tensor, " some"]) -> tuple[Tensor, ...]:

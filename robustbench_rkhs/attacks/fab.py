@@ -106,10 +106,10 @@ class FAB(EngineAttack):
                 for part, first in staged(list(zip(at.split(rows), start.split(rows), strict=True))):
                     target = None if aims is None else aims[part].flatten()
                     self._run(engine, part.repeat_interleave(several), first.repeat_interleave(several, 0), target)
-        self._rescue(engine)
+        self.rescue(engine)
         nearer(engine)
 
-    def _rescue(self, engine: Engine) -> None:
+    def rescue(self, engine: Engine) -> None:
         """A run from an adversarial example anywhere in the box, for images that have none yet."""
         for at in found_anywhere(engine, self.rescues).split(self.batch_size):
             images = engine.images[at]

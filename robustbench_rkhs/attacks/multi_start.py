@@ -10,6 +10,7 @@ from torch import Tensor
 from robustbench_rkhs.attacks.ball import distances
 from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
+from robustbench_rkhs.attacks.fab import FAB
 from robustbench_rkhs.attacks.hyperplane import distance_to_plane, onto_plane
 from robustbench_rkhs.attacks.linearised import candidates, nearest_classes
 from robustbench_rkhs.attacks.objective import margin
@@ -72,6 +73,11 @@ class StartsAttack(EngineAttack):
     @torch.no_grad()
     def search(self, engine: Engine) -> None:
         self.walk(engine, engine.open())
+        self.rescue(engine)
+
+    def rescue(self, engine: Engine) -> None:
+        """Random starts in the whole box, and FAB from what they find, for images that no start broke (only without an eps)."""
+        FAB(norm=self.norm, box=self.box, seed=self.seed, steps=self.steps, targets=self.starts).rescue(engine)
 
     @torch.no_grad()
     def walk(self, engine: Engine, at: Int[Tensor, " some"]) -> None:

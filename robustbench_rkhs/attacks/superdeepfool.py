@@ -10,6 +10,7 @@ from robustbench_rkhs.attacks.ball import distances, per_image
 from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.hyperplane import onto_plane
+from robustbench_rkhs.attacks.line_search import nearer
 from robustbench_rkhs.attacks.linearised import candidates, nearest_classes
 from robustbench_rkhs.attacks.objective import gap as gap_to
 from robustbench_rkhs.nodes.node import Real
@@ -20,6 +21,9 @@ OVERSHOOT = 0.02
 HAIR = 1e-3
 """The overshoot of a projection: smaller, as it ends on a plane that was linearised right there."""
 
+SECANT = 3
+"""Forward passes of the secant steps at the end."""
+
 
 class SuperDeepFool(EngineAttack):
     r"""DeepFool steps across the boundary, then the perturbation projected onto the boundary's normal, repeatedly.
@@ -29,7 +33,7 @@ class SuperDeepFool(EngineAttack):
 
     g = f_y - f_t for the `targets` other classes t that are nearest by linearisation at x, one run per class. Both steps are the
     shortest in l2 or linf that stay in the box. A run ends where its projections stop moving, or lie `hopeless` times as far as
-    the nearest image found. A binary search along the line from the image to the adversarial example ends the attack.
+    the nearest image found. A search along the line from the image to the adversarial example ends the attack: secant steps.
     Cost: at most 2 + targets * steps + line forward and min(candidates, classes - 1) + targets * steps backward passes.
     Source: Abdollahi et al., SuperDeepFool, arXiv 2303.12481 (m = infinity, n = 1); Moosavi-Dezfooli et al., CVPR 2016.
     """
@@ -46,7 +50,7 @@ class SuperDeepFool(EngineAttack):
     hopeless: Real = Field(1.15, gt=1)
     """A run stops once its projection lies this many times as far as the nearest image found."""
     line: int = Field(5, ge=0)
-    """Forward passes of the search along the line at the end."""
+    """Most forward passes of the search along the line at the end; below 3, or with a finite eps, it is a binary search."""
 
     @property
     def scale_invariant(self) -> bool:
@@ -83,7 +87,13 @@ class SuperDeepFool(EngineAttack):
         self._line(engine, image, best)
 
     def _line(self, engine: Engine, image: Tensor, best: Tensor) -> None:
-        """Binary search between each image and its nearest adversarial example: keep the half whose far end is adversarial."""
+        """Secant steps to the boundary where no eps is finite and three passes are allowed: an affine margin ends at its zero.
+
+        Else a binary search between each image and its nearest adversarial example: keep the half whose far end is adversarial.
+        """
+        if self.line >= SECANT and bool(engine.eps.isinf().all()):
+            nearer(engine)
+            return
         at = engine.open()
         at = at[best[at] < torch.inf]
         x, way = engine.x[at], image[at] - engine.x[at]
