@@ -311,6 +311,10 @@ class Engine:
         if self.box == "unit":
             flat = images.flatten(1)
             better &= (flat >= 0).all(1) & (flat <= 1).all(1)
+        told = own[wrong]
+        kept = (better & (told.amax(1) == told.gather(1, self.y[at][:, None])[:, 0])).nonzero().flatten()
+        if len(kept):  # an exact tie may be one of this batch alone
+            better[kept] = self._errs_again(at[kept], images[kept])
         kept = better.nonzero().flatten()
         if self.packed is not None and len(kept):  # what counts is the model itself
             better[kept] = False

@@ -9,8 +9,8 @@ from robustbench_rkhs.nodes.threat_model import Norm
 
 CLEAR = 1e-6
 """A misclassification by less than this share of the spread of the logits (there or of the clean image) is not kept, and the attack
-goes on: in another batch, whose last bits differ, it might be classified correctly. An exact tie is kept. The spread, as a constant
-added to all logits must change nothing."""
+goes on: in another batch, whose last bits differ, it might be classified correctly. An exact tie is kept if it is one in another
+batch too. The spread, as a constant added to all logits must change nothing."""
 
 
 @torch.no_grad()
