@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from fault_child import Ended, child, command
+from fault_child import Ended, child, command, typed
 from fault_counts import Counts
+from fault_fork import cheaply
 
 CANARY = "import pathlib\npathlib.Path({sung!r}).touch()\nclass Boom: pass\n"
 NAMES = ("os:system", "canary_module:Boom", "!!python/object/apply:os.system ['touch sung']", "torchvision.models:resnet18")
@@ -36,7 +37,10 @@ ODD = (
 MEMORY = 300 * 2**20
 CPU = 5.0
 """What a refusal may take above refusing an empty folder."""
-LIMIT = 120.0
+LIMIT = 600.0
+"""Seconds of wall time after which a submission counts as hanging, also on a machine under load."""
+TYPED_EVERY = 250
+"""Bundles, of which one is submitted by a typed command: that costs as much as sixty forks."""
 Mutate = Callable[[random.Random, Path], None]
 """Makes one place of a copied bundle hostile."""
 
@@ -231,14 +235,21 @@ FOLDERS: dict[str, Mutate] = {
 KINDS = (*FOLDERS, "adversarial images")
 
 
+CHECKPOINT = ["submit", "checkpoint", "theirs", "--eps", "0.3", "--sample", "4", "--samples", "8", "--attack", "superdeepfool"]
+CHECKPOINT += ["--certify", "margin", "--device", "cpu"]
+ADVERSARIALS = ["submit", "adversarials", "found.npz", "--model", "tiny", "--device", "cpu"]
+
+
 def bundles(stage: Path, scratch: Path, count: int, seed: int, only: str | None = None) -> Counts:
-    """`count` bundles, shared among the kinds by turns. One that is accepted must leave the listed model's rows as they were."""
+    """`count` bundles, shared among the kinds by turns, every `TYPED_EVERY`th by a typed command, the others in forks. One that is
+    accepted must leave the listed model's rows as they were."""
     draw, counts = random.Random(seed), Counts()
     chosen = [kind for kind in KINDS if only in (None, kind)]
     (scratch / "empty").mkdir(exist_ok=True)
-    least = child(command(["submit", "checkpoint", "empty", "--eps", "0.1"]), scratch, LIMIT)
+    empty = ["submit", "checkpoint", "empty", "--eps", "0.1"]
+    least = {"fork": child(cheaply(command(empty)), scratch, LIMIT)}
     for turn in range(count):
-        kind = chosen[turn % len(chosen)]
+        kind, way = chosen[turn % len(chosen)], "fork" if (turn + 1) % TYPED_EVERY else "typed"
         place = scratch / "bundle"
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
@@ -248,33 +259,24 @@ def bundles(stage: Path, scratch: Path, count: int, seed: int, only: str | None 
         if kind in FOLDERS:
             shutil.copytree(stage / "theirs", place / "theirs")
             FOLDERS[kind](draw, place / "theirs")
-            words = [
-                "submit",
-                "checkpoint",
-                "theirs",
-                "--eps",
-                "0.3",
-                "--sample",
-                "4",
-                "--samples",
-                "8",
-                "--attack",
-                "superdeepfool",
-            ]
-            words += ["--certify", "margin", "--device", "cpu"]
+            words = CHECKPOINT
         else:
             shutil.copytree(stage / "tiny", place / "tiny")
             shutil.copy2(stage / "found.npz", place / "found.npz")
             archive(draw, place / "found.npz")
-            words = ["submit", "adversarials", "found.npz", "--model", "tiny", "--device", "cpu"]
-        ended = child(command(words), place, LIMIT)
+            words = ADVERSARIALS
+        if way == "typed" and way not in least:
+            least[way] = child(typed(empty), scratch, LIMIT)
+        ended = child(typed(words) if way == "typed" else cheaply(command(words)), place, LIMIT)
+        where = f"{kind}, turn {turn}, seed {seed}"
         counts.tried[kind] += 1
-        _judge(counts, ended, least, f"{kind}, turn {turn}, seed {seed}")
+        counts.ways[f"{way}, exit code {ended.code}"] += 1
+        _judge(counts, ended, least[way], where)
         if (place / "sung").exists():
-            counts.fault("executed", f"{kind}, turn {turn}, seed {seed}")
+            counts.fault("executed", where)
         after = _bytes_under(place / "reports" / "verdicts")
         changed = [name for name in before if before[name] != after.get(name)]
-        counts.fault("silently_changed", f"{kind}, turn {turn}, seed {seed}: {changed[:1]}", len(changed))
+        counts.fault("silently_changed", f"{where}: {changed[:1]}", len(changed))
     return counts
 
 

@@ -1,4 +1,8 @@
-"""A command in a forked process: how it ended, what it printed, what time and memory it took; killed midway where asked for."""
+"""A command in a child process: how it ended, what it printed, what time and memory it took; a signal midway where asked for.
+
+Most children are forks of this process, which holds everything imported, and so start in milliseconds; `typed` ones are new
+interpreters, as a user's shell starts them.
+"""
 
 import os
 import resource
@@ -8,6 +12,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +22,19 @@ POLL = 0.002
 TRACEBACK = "Traceback (most recent call last)"
 UNFORESEEN = 70
 """Exit code of a child whose function raised."""
+GRACE = 60.0
+"""Seconds that a command may take to end after a signal that it can catch; then it is killed, and `late`."""
+PEAK = "peak resident KiB: "
+TYPED = f"""
+import importlib, resource, sys
+try:
+    importlib.import_module(sys.argv.pop(1)).main()
+finally:
+    own = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    peak = max(int(own.split()[1]), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+    sys.stderr.write(f"{PEAK}{{peak}}\\n")
+"""
+"""A console script in an interpreter of its own. It says its own peak: what wait4 tells includes this process's before exec."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +43,14 @@ class Ended:
 
     code: int | None
     """Exit code; None where it was killed or ran past its time."""
+    late: bool
+    """It ran past its time, or past `GRACE` after a signal, and was killed for it."""
     said: str
     """stdout and stderr together."""
     seconds: float
     cpu: float
     memory: int
-    """Peak resident bytes above what the parent held when it forked."""
+    """Peak resident bytes: of a fork above what the parent held, of a typed command all."""
     orphans: int
     """Processes of its session that outlived it by two seconds; they are ended here."""
 
@@ -41,38 +61,59 @@ class Ended:
 
 def command(words: Sequence[str]) -> Callable[[], None]:
     """A console script (`eval`, `train` ...) with its arguments, to be run in a child."""
-    module = "evaluate" if words[0] == "eval" else words[0]
 
     def run() -> None:
         sys.argv = [f"rkhs-{words[0]}", *words[1:]]
-        import_module(f"robustbench_rkhs.cli.{module}").main()
+        import_module(module_of(words)).main()
 
     return run
 
 
-def child(run: Callable[[], None], folder: Path, limit: float, kill: float | None = None) -> Ended:
-    """Run a function in a fork whose working directory is `folder`; SIGKILL after `kill` seconds, or at `limit` anyway."""
+def typed(words: Sequence[str]) -> Callable[[], None]:
+    """The same in a new interpreter, as a shell starts it."""
+
+    def run() -> None:
+        os.execv(sys.executable, [sys.executable, "-c", TYPED, module_of(words), *words[1:]])
+
+    return run
+
+
+def module_of(words: Sequence[str]) -> str:
+    """The module of a console script."""
+    return f"robustbench_rkhs.cli.{'evaluate' if words[0] == 'eval' else words[0]}"
+
+
+def child(
+    run: Callable[[], None], folder: Path, limit: float, after: float | None = None, how: signal.Signals = signal.SIGKILL
+) -> Ended:
+    """Run a function in a fork whose working directory is `folder`; the signal `how` after `after` seconds, SIGKILL at `limit`."""
     with tempfile.TemporaryFile() as said:
         started, held = time.monotonic(), _resident()
         pid = os.fork()
         if pid == 0:
             _inside(run, folder, said.fileno())
-        found, status, used = 0, 0, None
-        until = started + (limit if kill is None else min(kill, limit))
-        while not found:
+        until, next_signal, late = started + limit, signal.SIGKILL, True
+        if after is not None and after < limit:
+            until, next_signal, late = started + after, how, False
+        while True:
             found, status, used = os.wait4(pid, os.WNOHANG)
-            if not found and time.monotonic() > until:
-                os.kill(pid, signal.SIGKILL)
-                found, status, used = os.wait4(pid, 0)
-            elif not found:
+            if found:
+                break
+            if time.monotonic() <= until:
                 time.sleep(POLL)
+                continue
+            os.kill(pid, next_signal)
+            if next_signal == signal.SIGKILL:
+                found, status, used = os.wait4(pid, 0)
+                break
+            until, next_signal, late = time.monotonic() + GRACE, signal.SIGKILL, True
         took = time.monotonic() - started
-        assert used is not None
         code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
         said.seek(0)
-        words = said.read().decode(errors="replace")
-        memory = max(used.ru_maxrss * 1024 - held, 0)
-        return Ended(code, words, took, used.ru_utime + used.ru_stime, memory, _end_orphans(pid))
+        words, _, peak = said.read().decode(errors="replace").partition(PEAK)
+        memory = int(peak) * 1024 if peak.strip().isdecimal() else max(used.ru_maxrss * 1024 - held, 0)
+        late = late and code is None and os.WTERMSIG(status) == signal.SIGKILL
+        return Ended(code, late, words, took, used.ru_utime + used.ru_stime, memory, _end_orphans(pid))
 
 
 def _inside(run: Callable[[], None], folder: Path, said: int) -> None:
@@ -80,10 +121,12 @@ def _inside(run: Callable[[], None], folder: Path, said: int) -> None:
     code = UNFORESEEN
     try:
         os.setsid()
+        _as_nice_as_before()
         os.dup2(said, 1)
         os.dup2(said, 2)
         os.chdir(folder)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit it ignored
         run()
         code = 0
     except SystemExit as left:
@@ -94,6 +137,14 @@ def _inside(run: Callable[[], None], folder: Path, said: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _as_nice_as_before() -> None:
+    """A new session is a scheduling group of its own on Linux; its niceness is set apart from the process's."""
+    group = Path("/proc/self/autogroup")
+    if group.exists():
+        with suppress(OSError):
+            group.write_text(str(os.nice(0)))
 
 
 def _resident() -> int:

@@ -18,6 +18,8 @@ class Counts:
     """Faults found, and how many tries of each kind there were."""
 
     tried: Counter[str] = field(default_factory=Counter)
+    ways: Counter[str] = field(default_factory=Counter)
+    """How tries were run, and how their processes ended."""
     found: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
     """The first faults in words, at most twenty."""
@@ -40,6 +42,7 @@ class Counts:
     def line(self, part: str, seed: int, **more: Any) -> str:
         """The JSON line of a run."""
         said = {"part": part, "date": date.today().isoformat(), "seed": seed, "tried": dict(sorted(self.tried.items()))}
+        said["ways"] = dict(sorted(self.ways.items()))
         return json.dumps(said | {kind: self.found[kind] for kind in FAULTS} | more | {"examples": self.examples})
 
     @property

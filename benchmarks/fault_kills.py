@@ -1,25 +1,33 @@
-"""Kills at random moments: commands are stopped by SIGKILL again and again, then run to their end and compared item by item."""
+"""Kills at random moments: commands are stopped by signals again and again, then run to their end and compared item by item."""
 
 import csv
 import hashlib
 import json
 import random
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import fault_stage
-from fault_child import child, command
+from fault_child import Ended, child, command, typed
 from fault_counts import Counts
+from fault_fork import cheaply
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.runtime.digests import weights_digest
 from robustbench_rkhs.training import checkpoint
 
-IN_A_ROW = 5
+IN_A_ROW = {"fork": 8, "typed": 2}
 """Kills of one run before it is left to end."""
+TYPED_EVERY = 16
+"""Turns of a scenario, of which one is of typed commands."""
+SIGNALS, WEIGHTS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP), (7, 1, 1, 1)
+CODES = (None, 0, 130)
+"""How a command may end after a signal: killed, done before it, interrupted."""
 VOLATILE = ("seconds", "date", "command", "eta", "images_per_second", "train_seconds", "peak_memory")
 """Fields that differ between two honest runs."""
 
@@ -29,7 +37,7 @@ class Scenario:
     """A command, what it starts from and how its result is read."""
 
     name: str
-    words: list[str]
+    words: tuple[str, ...]
     starts_with: tuple[str, ...]
     """Files and folders of the stage that it finds."""
     result: Callable[[Path], dict[str, str]]
@@ -97,20 +105,20 @@ def submitted(place: Path) -> dict[str, str]:
 
 EVALUATED = ("tiny", "tiny.yaml")
 SCENARIOS = [
-    Scenario("evaluate", [*fault_stage.EVAL, "--model", "tiny"], EVALUATED, tables),
-    Scenario("evaluate with workers", [*fault_stage.EVAL, "--model", "tiny", "--workers", "2"], EVALUATED, tables),
-    Scenario("train", fault_stage.TRAIN, ("tiny.yaml",), trained),
-    Scenario("sweep", ["sweep", "--sweep", "sweep.yaml", "--device", "cpu"], ("tiny.yaml", "sweep.yaml"), swept),
-    Scenario("report", ["report"], ("reports/verdicts",), reported),
+    Scenario("evaluate", (*fault_stage.EVAL, "--model", "tiny"), EVALUATED, tables),
+    Scenario("evaluate with workers", (*fault_stage.EVAL, "--model", "tiny", "--workers", "2"), EVALUATED, tables),
+    Scenario("train", tuple(fault_stage.TRAIN), ("tiny.yaml",), trained),
+    Scenario("sweep", ("sweep", "--sweep", "sweep.yaml", "--device", "cpu"), ("tiny.yaml", "sweep.yaml"), swept),
+    Scenario("report", ("report",), ("reports/verdicts",), reported),
     Scenario(
         "submit a checkpoint",
-        ["submit", "checkpoint", "theirs", *fault_stage.SUBMIT, "--sample", "8", "--samples", "16", "--block", "8"],
+        ("submit", "checkpoint", "theirs", *fault_stage.SUBMIT, "--sample", "8", "--samples", "16", "--block", "8"),
         ("theirs",),
         submitted,
     ),
     Scenario(
         "submit adversarial images",
-        ["submit", "adversarials", "found.npz", "--model", "tiny", "--device", "cpu"],
+        ("submit", "adversarials", "found.npz", "--model", "tiny", "--device", "cpu"),
         ("tiny", "found.npz", "reports/verdicts"),
         submitted,
     ),
@@ -131,35 +139,55 @@ def copy_of(stage: Path, kept: tuple[str, ...], scratch: Path) -> Iterator[Path]
 
 
 def kills(stage: Path, scratch: Path, count: int, seed: int, only: str | None = None) -> Counts:
-    """About `count` kills, shared among the scenarios by turns."""
+    """About `count` kills, shared among the scenarios by turns: of typed commands in every `TYPED_EVERY`th turn of a scenario, of
+    forks in the others.
+
+    A share of the signals can be caught: the command then has to end by itself, no more than `GRACE` later.
+    """
     draw, counts = random.Random(seed), Counts()
     chosen = [scenario for scenario in SCENARIOS if only in (None, scenario.name)]
-    undisturbed = {}
-    for scenario in chosen:
-        with copy_of(stage, scenario.starts_with, scratch) as place:
-            ended = child(command(scenario.words), place, fault_stage.LIMIT)
-            if ended.code != 0:
-                raise SystemExit(f"{scenario.name} ended with {ended.code} undisturbed:\n{ended.said}")
-            undisturbed[scenario.name] = (ended.seconds, scenario.result(place))
     turn = 0
     while sum(counts.tried.values()) < count:
         scenario = chosen[turn % len(chosen)]
+        way = "typed" if (turn // len(chosen) + 1) % TYPED_EVERY == 0 else "fork"
         turn += 1
-        seconds, wanted = undisturbed[scenario.name]
+        seconds, wanted = _undisturbed(stage, scratch, scenario, way)
         with copy_of(stage, scenario.starts_with, scratch) as place:
-            moments = [draw.uniform(0.0, seconds) for _ in range(IN_A_ROW)]
-            where = f"{scenario.name}, turn {turn}, seed {seed}"
-            for moment in moments:
-                ended = child(command(scenario.words), place, fault_stage.LIMIT, moment)
-                counts.tried[scenario.name] += ended.code is None
-                counts.fault("orphans", f"{where}, killed after {moment:.3f} s", ended.orphans)
-                counts.fault("tracebacks", f"{where}: {ended.said[-300:]}", ended.traceback)
-                if ended.code is not None:
+            moments = [draw.uniform(0.0, seconds) for _ in range(IN_A_ROW[way])]
+            signals = draw.choices(SIGNALS, WEIGHTS, k=IN_A_ROW[way])
+            where = f"{scenario.name}, {way}, turn {turn}, seed {seed}"
+            for moment, how in zip(moments, signals, strict=True):
+                ended = child(_run(scenario, way), place, fault_stage.LIMIT, moment, how)
+                said = f"{where}, {how.name} after {moment:.3f} s"
+                if ended.code != 0:
+                    counts.tried[scenario.name] += 1
+                    counts.ways[f"{way}, {how.name}"] += 1
+                counts.fault("over_time", said, ended.late)
+                counts.fault("orphans", said, ended.orphans)
+                counts.fault("tracebacks", f"{said}: {ended.said[-300:]}", ended.traceback)
+                counts.fault("stuck", f"{said}: exit code {ended.code}: {ended.said[-300:]}", ended.code not in CODES)
+                if ended.code == 0:
                     break
-            ended = child(command(scenario.words), place, fault_stage.LIMIT)
+            ended = child(_run(scenario, way), place, fault_stage.LIMIT)
             counts.fault("tracebacks", f"{where}: {ended.said[-300:]}", ended.traceback)
             if ended.code != 0:
                 counts.fault("stuck", f"{where}: {ended.said[-300:]}")
                 continue
             counts.compare(wanted, scenario.result(place), where)
     return counts
+
+
+def _run(scenario: Scenario, way: str) -> Callable[[], None]:
+    if way == "typed":
+        return typed(scenario.words)
+    return cheaply(command(scenario.words), figures=scenario.result is reported)
+
+
+@cache
+def _undisturbed(stage: Path, scratch: Path, scenario: Scenario, way: str) -> tuple[float, dict[str, str]]:
+    """Seconds and result of a run that nothing stops. Raises SystemExit with what it printed where it fails."""
+    with copy_of(stage, scenario.starts_with, scratch) as place:
+        ended: Ended = child(_run(scenario, way), place, fault_stage.LIMIT)
+        if ended.code != 0:
+            raise SystemExit(f"{scenario.name} ended with {ended.code} undisturbed:\n{ended.said}")
+        return ended.seconds, scenario.result(place)
