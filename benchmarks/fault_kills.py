@@ -24,7 +24,7 @@ from robustbench_rkhs.training import checkpoint
 IN_A_ROW = {"fork": 8, "typed": 2}
 """Kills of one run before it is left to end."""
 TYPED_EVERY = 16
-"""Turns of a scenario, of which one is of typed commands."""
+"""Turns, of which about one is of typed commands."""
 SIGNALS, WEIGHTS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP), (7, 1, 1, 1)
 CODES = (None, 0, 130)
 """How a command may end after a signal: killed, done before it, interrupted."""
@@ -139,7 +139,7 @@ def copy_of(stage: Path, kept: tuple[str, ...], scratch: Path) -> Iterator[Path]
 
 
 def kills(stage: Path, scratch: Path, count: int, seed: int, only: str | None = None) -> Counts:
-    """About `count` kills, shared among the scenarios by turns: of typed commands in every `TYPED_EVERY`th turn of a scenario, of
+    """About `count` kills, shared among the scenarios by turns: of typed commands in one turn of `TYPED_EVERY`, of
     forks in the others.
 
     A share of the signals can be caught: the command then has to end by itself, no more than `GRACE` later.
@@ -149,7 +149,7 @@ def kills(stage: Path, scratch: Path, count: int, seed: int, only: str | None = 
     turn = 0
     while sum(counts.tried.values()) < count:
         scenario = chosen[turn % len(chosen)]
-        way = "typed" if (turn // len(chosen) + 1) % TYPED_EVERY == 0 else "fork"
+        way = "typed" if draw.random() * TYPED_EVERY < 1 else "fork"
         turn += 1
         seconds, wanted = _undisturbed(stage, scratch, scenario, way)
         with copy_of(stage, scenario.starts_with, scratch) as place:
