@@ -16,12 +16,14 @@ from test_report import synthetic
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.proofs import write_proof
 from robustbench_rkhs.reports import draw_curve, write_leaderboard, write_tables
 from robustbench_rkhs.reports.rkhs_norm import write_norms
 from robustbench_rkhs.rkhs_norm import norm_report
 from robustbench_rkhs.runtime import seals
 from robustbench_rkhs.runtime.events import EpochFinished, Event
 from robustbench_rkhs.runtime.files import write_text
+from robustbench_rkhs.sweep.sealed_log import SealedLog
 from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.training.loop import train
 from robustbench_rkhs.verdicts.adversarials import write_arrays
@@ -54,6 +56,8 @@ def norms(folder: Path) -> None:
 MODEL, X, Y, *_ = affine(classes=3)
 NORMS = norm_report("m", MODEL, split(X, Y, 3), split(X, Y, 3, "train"), eps=(0.5,), deformations=FEW, command="c")
 DONE = synthetic("m")
+SPLIT = split(X, Y, 3)
+PROVED = evaluate(MODEL, SPLIT, eps=(0.05,), attacks=({"name": "pgd", "steps": 1},), certificates=("margin",), diagnostics=False)
 WRITERS: dict[str, Callable[[Path], object]] = {
     "text": lambda folder: write_text(folder / "text.txt", "x" * 5000),
     "record": lambda folder: seals.write_record(folder / "record.json", {"a": noise().tolist()}),
@@ -66,6 +70,8 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "board": lambda folder: write_leaderboard([DONE], folder),
     "figure": lambda folder: draw_curve([DONE], folder / "c"),
     "norms": norms,
+    "proof": lambda folder: write_proof(MODEL, SPLIT, PROVED, folder / "proof"),
+    "journal": lambda folder: SealedLog(str(folder / "journal.log")).append_logs([{"a": 1}, {"a": noise(40).tolist()}]),
     "frame": lambda folder: write_text(folder / "f.csv", pd.DataFrame(noise()).to_csv()),
 }
 
@@ -82,6 +88,16 @@ def test_a_writer_names_the_file_and_leaves_what_was_there(tmp_path, name):
     assert line.startswith("cannot write ") and "\n" not in line and any(str(path) in line for path in before), line
     assert set(after) == set(before)  # nothing half-written, under no name
     assert all(after[path] == before[path] or path.suffix in (".json", ".csv", ".md") for path in before)
+
+
+def test_a_journal_holds_all_of_an_entry_or_nothing_and_others_write_on(tmp_path):
+    """As another worker would, once there is room again."""
+    log = SealedLog(str(tmp_path / "journal.log"))
+    log.append_logs([{"a": 1}])
+    with full_disk(), pytest.raises(UserError, match=r"cannot write .*journal\.log"):
+        log.append_logs([{"a": 2}, {"a": noise(40).tolist()}])
+    SealedLog(str(tmp_path / "journal.log")).append_logs([{"a": 3}])
+    assert [entry["a"] for entry in SealedLog(str(tmp_path / "journal.log")).read_logs(0)] == [1, 3]
 
 
 def test_an_evaluation_that_cannot_write_keeps_the_parts_it_wrote(tmp_path):

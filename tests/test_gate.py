@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from forger import resealed
+from test_cli import rkhs
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import DDN
@@ -192,3 +193,16 @@ def test_a_name_that_reads_like_another_is_refused_at_the_gate(home):
     sent(home, "other/first", {"lipschitz": 10.0})
     with pytest.raises(UserError, match="'first' is the name of another function on the leaderboard"):
         submit(home, home / "other/first")
+
+
+def test_a_budget_that_ends_first_decides_nothing_and_ends_with_code_3(home):
+    folder = sent(home, "second", {"lipschitz": 2.0})
+    words = ["checkpoint", str(folder), "--eps", "0.05", "0.5", "--attack", "ddn:steps=5", "--certify", "margin", "--samples", "40"]
+    words += ["--no-diagnostics", "--device", "cpu", "--out", "out"]
+    out, err = rkhs("submit", *words, "--budget", "0.001s", "--json", folder=home, code=3)
+    found = json.loads(out)
+    assert (found["accepted"], found["complete"], found["incomplete_because"]) == (False, False, "budget")
+    assert "ran out of its budget" in found["reason"] and "ran out of its budget" in err
+    assert not (home / "out/verdicts/second").exists()
+    rkhs("submit", *words, folder=home, code=0)
+    assert list((home / "out/verdicts/second").glob("*.parquet"))

@@ -25,6 +25,7 @@ from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.evaluation.runner import Runner
 from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.children import WorkerKilled
 from robustbench_rkhs.runtime.digests import weights_digest
 from robustbench_rkhs.zoo import load_model
 from robustbench_rkhs.zoo.loaders import Typed
@@ -80,12 +81,82 @@ class Killer(nn.Module):
         return self.model(x)
 
 
-def test_a_killed_worker_is_one_clear_line(tmp_path):
+def test_a_model_that_kills_every_worker_is_one_clear_line(tmp_path):
     model, x, y = scene()
-    with pytest.raises(UserError, match="a worker was killed"):
+    with pytest.raises(WorkerKilled, match=r"prediction on 13 images .* both workers that tried it ended"):
         evaluate(Killer(model), (x, y), **queried(workers=2, certificates=()), folder=tmp_path)
     done = evaluate(model, (x, y), **queried(workers=2, certificates=()), folder=tmp_path)
     assert done.about.complete
+
+
+class Mortal(nn.Module):
+    """A model that ends its worker where it is asked for gradients of a batch that `doomed` is true of; so many times."""
+
+    def __init__(self, model, folder, doomed, times):
+        super().__init__()
+        self.model, self.home, self.folder, self.doomed, self.times = model, os.getpid(), folder, doomed, times
+
+    def forward(self, x):
+        deaths = len(list(self.folder.iterdir()))
+        if os.getpid() != self.home and torch.is_grad_enabled() and deaths < self.times and self.doomed(x):
+            (self.folder / f"{os.getpid()}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.model(x)
+
+
+def test_a_killed_worker_is_replaced_and_its_job_computed_again(tmp_path):
+    model, x, y = scene()
+    (tmp_path / "deaths").mkdir()
+    given = queried(block=5, attacks=(DDN(steps=8),))
+    one = evaluate(Mortal(model, tmp_path / "deaths", lambda batch: False, 0), (x, y), **given)
+    mortal = Mortal(model, tmp_path / "deaths", lambda batch: True, 1)
+    done = evaluate(mortal, (x, y), **given, workers=2, folder=tmp_path)
+    assert 1 <= len(list((tmp_path / "deaths").iterdir())) <= 2  # both workers may meet the first batch
+    assert done.about.complete and verdicts.digest(done.table) == verdicts.digest(one.table)
+
+
+def test_a_job_that_kills_two_workers_is_given_up_in_a_line_and_the_rest_is_kept(tmp_path):
+    model, x, y = scene()
+    (tmp_path / "deaths").mkdir()
+    given, said = queried(block=5, attacks=(DDN(steps=8),)), []
+    one = evaluate(Mortal(model, tmp_path / "deaths", lambda batch: False, 0), (x, y), **given)
+    doomed = x[one.table.loc[one.table["method"] == "ddn", "index"].iloc[0]].flatten()
+
+    def near(batch):
+        return bool(((batch.flatten(1) - doomed).norm(dim=1) < 1e-3).any())
+
+    mortal = Mortal(model, tmp_path / "deaths", near, 100)
+    cut = evaluate(mortal, (x, y), **given, workers=2, folder=tmp_path, say=said.append)
+    assert not cut.about.complete and cut.about.incomplete_because == "killed"
+    lines = cut.about.failed  # the attack and, where the image is certified, its audit
+    assert "ddn on" in lines[0] and set(lines) <= set(said) and len(list((tmp_path / "deaths").iterdir())) == 2 * len(lines)
+    assert all("was given up: both workers that tried it ended" in line and "\n" not in line for line in lines)
+    bad = cut.table[cut.table["state_reason"] == "error"]
+    assert 1 <= len(bad[bad["method"] == "ddn"]) <= 5 and not cut.table.duplicated(["index", "method", "eps"]).any()
+    assert "survived" not in set(verdicts.states(cut, 0.1)["state"].loc[bad["index"]])
+    mortal.times = 0
+    again = evaluate(mortal, (x, y), **given, workers=2, folder=tmp_path)
+    assert again.about.complete and verdicts.digest(again.table) == verdicts.digest(one.table)
+
+
+def answer(job):
+    return os.getpid()
+
+
+def test_a_worker_that_is_killed_while_it_has_nothing_to_do_is_replaced():
+    engine = Processes([lambda: answer] * 2, answer)
+    try:
+        first = {worker.process.pid for worker in engine._workers.values()}
+        for worker in engine._workers.values():
+            worker.process.kill()
+            worker.process.join()
+        jobs = [Job("predict", "prediction", "l2", "unit", (index,)) for index in range(2)]
+        for job in jobs:
+            engine.submit(job)
+        found = [engine.result() for _ in jobs]
+        assert {one.job.index for one in found} == {(0,), (1,)} and first.isdisjoint({one.found for one in found})
+    finally:
+        engine.stop()
 
 
 class Elsewhere(nn.Module):
@@ -143,7 +214,7 @@ def drive(path):
     engine = Processes([lambda: sleep] * 2, sleep)
     for index in range(2):
         engine.submit(Job("predict", "prediction", "l2", "unit", (index,)))
-    path.write_text(" ".join(str(process.pid) for process in engine._processes))
+    path.write_text(" ".join(str(worker.process.pid) for worker in engine._workers.values()))
     time.sleep(600)
 
 

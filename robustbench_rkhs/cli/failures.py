@@ -17,6 +17,7 @@ from robustbench_rkhs.cli.endings import BAD_INPUT, FAILED, INTERRUPTED
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.paths import PACKAGE
 from robustbench_rkhs.nodes.reasons import cause
+from robustbench_rkhs.runtime.children import WorkerKilled
 from robustbench_rkhs.runtime.sinks import for_line
 
 Call = Callable[[], int | None]
@@ -71,6 +72,8 @@ def _failed(error: BaseException) -> tuple[int, str]:
         return 1, ""
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, _said("interrupted; the same command goes on from here", head="")
+    if isinstance(error, WorkerKilled):
+        return FAILED, _said(str(error))
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
         return BAD_INPUT, _said(f"cannot write {error.filename or 'a file'}: {error.strerror}")
     if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):

@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from robustbench_rkhs.cli.command import AsJson, Names, Weights, command, typed_command, usable_device
+from robustbench_rkhs.cli.command import AsJson, Names, Weights, command, failure, typed_command, usable_device
 from robustbench_rkhs.cli.display import Quiet, shown
+from robustbench_rkhs.cli.endings import COMPLETE, code_of
 from robustbench_rkhs.cli.screen import console_of_width, ending, told
 from robustbench_rkhs.cli.values import Count, Folder
 from robustbench_rkhs.nodes.limits import Limits
@@ -28,14 +29,15 @@ def _submit(
     limits: Names = (),
     as_json: AsJson = False,
     quiet: Quiet = False,
-) -> None:
+) -> int:
     """Check what a stranger sends and put it on the leaderboard: a checkpoint folder, evaluated on a sample and then in full; or
     adversarial images of a model here, of which those that rkhs-verify confirms count.
 
     $ rkhs-submit checkpoint path/to/folder --eps 0.5 1.0
     $ rkhs-submit adversarials theirs.npz
 
-    Every field of the evaluation's recipe is a flag of a checkpoint's evaluation.
+    Every field of the evaluation's recipe is a flag of a checkpoint's evaluation. Exit code 2: refused; 3: the evaluation ran out
+    of its --budget and nothing was decided: the same command with a larger one goes on from there.
 
     Args:
         what: What is submitted.
@@ -51,7 +53,7 @@ def _submit(
         as_json: Print one JSON object on stdout, the steps on stderr.
     """
     from robustbench_rkhs.cli.settings import eval_recipe
-    from robustbench_rkhs.submission.gate import submit, submit_adversarials
+    from robustbench_rkhs.submission.gate import Incomplete, submit, submit_adversarials
 
     named = {"model": model, "weights": weights, "data": data}
     fields = typed if what == "adversarials" else {key: value for key, value in named.items() if value is not None}
@@ -67,12 +69,20 @@ def _submit(
         raise UserError("--eps: expected at least one radius, found none")
     else:
         steps = submit(path, eval_recipe(typed, "rkhs-submit"), sample=sample, **both)
-    with shown(screen, quiet):
-        for line in steps:
-            told(screen, line)
-            said.append(line)
+    try:
+        with shown(screen, quiet):
+            for line in steps:
+                told(screen, line)
+                said.append(line)
+    except Incomplete as early:
+        failure(str(early))
+        unfinished = {"accepted": False, "complete": False, "incomplete_because": early.because, "reason": str(early)}
+        if as_json:
+            ending(screen, "submit", {**unfinished, "steps": said}, [], as_json)
+        return code_of(False, [early.because])
     if as_json:
-        ending(screen, "submit", {"accepted": True, "steps": said}, [], as_json)
+        ending(screen, "submit", {"accepted": True, "complete": True, "steps": said}, [], as_json)
+    return COMPLETE
 
 
 main = command(_submit, recipe={"eps": "none"})

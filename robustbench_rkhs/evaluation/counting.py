@@ -41,6 +41,14 @@ def attack_images(subject: Subject, job: Job) -> Part:
     return Part(rows, found.noticed, found.kept)
 
 
+def given_up(subject: Subject, job: Job, why: str) -> Part:
+    """The rows of an attack that was not computed: errors, as of one that failed."""
+    own = {"kind": "attack", "method": job.label, "norm": job.norm, "box": job.box, "state_reason": "error"}
+    budgets = [eps if eps < float("inf") else float("nan") for eps in job.budgets]
+    rows = subject.rows(subject.positions(job.index), job.predicted, settings=job.settings, eps=budgets, radius=float("inf"), **own)
+    return Part(rows, Noticed(failed=(why,)))
+
+
 class Count(NamedTuple):
     """Columns of an attack's rows, with notes."""
 

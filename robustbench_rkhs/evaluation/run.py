@@ -24,13 +24,16 @@ from robustbench_rkhs.data.given import given_images, given_labels, given_split
 from robustbench_rkhs.evaluation.attack_phase import AttackPhase
 from robustbench_rkhs.evaluation.bounds_so_far import BoundsSoFar
 from robustbench_rkhs.evaluation.cache_key import digest_of, sources_digest
+from robustbench_rkhs.evaluation.certificate_job import unproved
 from robustbench_rkhs.evaluation.certify_phase import CertifyPhase
 from robustbench_rkhs.evaluation.constant import diagnosed_constant, protocol_of_constants
+from robustbench_rkhs.evaluation.counting import given_up
 from robustbench_rkhs.evaluation.diagnosis_phase import DiagnosisPhase
 from robustbench_rkhs.evaluation.diagnostics.transfer import Transfer
 from robustbench_rkhs.evaluation.engines import Engine, started
 from robustbench_rkhs.evaluation.first_look import FirstLook
 from robustbench_rkhs.evaluation.independence import IMAGES, independence
+from robustbench_rkhs.evaluation.jobs import Job
 from robustbench_rkhs.evaluation.loaders import Loader, RunnerMaker
 from robustbench_rkhs.evaluation.phase_state import Work
 from robustbench_rkhs.evaluation.predictions import ask, classes_of
@@ -53,6 +56,7 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.own_code import own_code_digest
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.nodes.radius_text import radius_text
+from robustbench_rkhs.runtime.children import WorkerKilled
 from robustbench_rkhs.runtime.clock import Clock, OutOfTime
 from robustbench_rkhs.runtime.devices import describe
 from robustbench_rkhs.runtime.digests import weights_digest
@@ -60,7 +64,7 @@ from robustbench_rkhs.runtime.events import Finished, Message, OnEvent, PhaseSta
 from robustbench_rkhs.runtime.modes import evaluating
 from robustbench_rkhs.runtime.precision import full_precision
 from robustbench_rkhs.runtime.threads import threads
-from robustbench_rkhs.verdicts import About, Evaluation, Nearest
+from robustbench_rkhs.verdicts import About, Evaluation, Nearest, Noticed, Part
 
 SAID = ("model", "weights", "key", "data", "data_digest", "norm", "box", "samples", "date", "command", "versions", "smoothed")
 """What a file of adversarial images repeats of what the evaluation is about."""
@@ -266,7 +270,8 @@ class _Run:
         complete = False
         bounds = BoundsSoFar(self.subject.split.index.tolist(), self.epsilons, self.recipe.norm, self.box)
         follower = Follower(engine, bounds, clock)
-        work = Work(self.subject, self.recipe, self.box, Scheduler(engine, store, follower.seen), clock, follower)
+        scheduler = Scheduler(engine, store, follower.seen, partial(instead, self.subject))
+        work = Work(self.subject, self.recipe, self.box, scheduler, clock, follower)
         attacks: AttackPhase | None = None
         diagnosis: DiagnosisPhase | None = None
         work.predict()
@@ -298,6 +303,12 @@ class _Run:
             seconds = f"{self.recipe.budget:g} s"
             line = f"budget of {seconds} used up: the same command without it goes on from here, or with a larger one"
             emit(Message(text=line))
+        except WorkerKilled as killed:
+            self.note(incomplete_because="killed")
+            emit(Message(text=str(killed)))
+        if complete and work.scheduler.given_up:
+            complete = False
+            self.note(incomplete_because="killed")
         self.note(refused=tuple(work.refused), left_out=tuple(work.left_out))
         self.note(breaches=tuple(work.breaches), failed=tuple(work.errors))
         if attacks is not None:  # what was found before an interruption stays
@@ -306,6 +317,15 @@ class _Run:
             self.note(diagnostics=tuple(diagnosis.diagnostics), marks=tuple(diagnosis.marks))
         table = verdicts.merge(work.tables)
         return (first.superseded(table) if complete else table), complete
+
+
+def instead(subject: Subject, job: Job, why: str) -> Part | None:
+    """The rows that stand for a job which no worker survived: its method failed on these images. They are tried again next time."""
+    if job.phase == "attack":
+        return given_up(subject, job, why)
+    if job.phase == "certify":
+        return Part(unproved(subject, job, "error"), Noticed(refused=(why,)))
+    return None
 
 
 def protocol(recipe: EvalRecipe, split: Split) -> list[Attack]:

@@ -6,12 +6,17 @@ from typing import NamedTuple
 from robustbench_rkhs.evaluation.engines import Engine
 from robustbench_rkhs.evaluation.jobs import Job
 from robustbench_rkhs.evaluation.store import Store
+from robustbench_rkhs.runtime.children import WorkerKilled
 from robustbench_rkhs.runtime.clock import OutOfTime
 from robustbench_rkhs.runtime.events import Message, emit
 from robustbench_rkhs.verdicts import Part
 
 Chain = Generator[Job, Part, None]
 """Successive jobs: each is made once the result of the previous one is known, without the images that it decided."""
+
+
+Instead = Callable[[Job, str], Part | None]
+"""What stands in the table for a job that no worker survived, and why; None if the evaluation cannot go on without it."""
 
 
 class _UnderWay(NamedTuple):
@@ -25,11 +30,19 @@ class _UnderWay(NamedTuple):
 class Scheduler:
     """Runs chains of jobs in parallel, as many as the engine takes. Stored results are read, the rest is computed and stored."""
 
-    def __init__(self, engine: Engine, store: Store, seen: Callable[[Part], None] = lambda part: None) -> None:
-        """`seen` is called with every result, computed or read."""
-        self.engine, self.store, self.seen = engine, store, seen
+    def __init__(
+        self,
+        engine: Engine,
+        store: Store,
+        seen: Callable[[Part], None] = lambda part: None,
+        instead: Instead = lambda job, why: None,
+    ) -> None:
+        """`seen` is called with every result, computed or read; `instead` with what no worker survived."""
+        self.engine, self.store, self.seen, self.instead = engine, store, seen, instead
         self.computing: set[Chain] = set()
         """Chains of which a job was computed, not only read; without those that ended."""
+        self.given_up: list[str] = []
+        """Jobs that no worker survived, each in a line."""
         self._under_way: dict[str, _UnderWay] = {}
         self._stopping = False
 
@@ -76,6 +89,9 @@ class Scheduler:
         """Wait for a result, and take its chain on; the chain where it has ended."""
         job, found = self.engine.result()
         chain, whole, again = self._under_way.pop(job.name)
+        if isinstance(found, WorkerKilled) and (instead := self.instead(job, str(found))) is not None:
+            self.given_up.append(str(found))
+            found = instead
         if isinstance(found, BaseException):
             raise found
         for line in found.noticed.said:

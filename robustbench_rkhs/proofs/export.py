@@ -6,6 +6,8 @@ import math
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,8 @@ REASONS = {
     "ibp": "its proof is a box around each image, which is not re-checked",
 }
 """Reasons why other certificates are only listed."""
+FILES = ("proof.npz", "proof.json")
+"""Of a certificate, in the order in which they are renamed."""
 
 
 def write_proof(model: nn.Module, split: Split, evaluation: Evaluation, folder: Path) -> Verdict:
@@ -95,7 +99,7 @@ def publish(proof: dict[str, Any], arrays: dict[str, np.ndarray], tensors: dict[
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         write(proof, arrays, tensors, aside)
         verdict = verify(aside)
-        for name in ("proof.npz", "proof.json"):
+        for name in FILES:
             os.chmod(aside / name, 0o644)
             flush(aside / name)
             os.replace(aside / name, folder / name)
@@ -104,7 +108,8 @@ def publish(proof: dict[str, Any], arrays: dict[str, np.ndarray], tensors: dict[
     except (Rejected, Malformed) as reason:
         raise UserError(f"no certificate file for {proof['model']}: the verifier says: {reason}") from None
     except OSError as error:
-        raise Unwritable(f"cannot write {folder}: {error.strerror}") from None
+        name = Path(str(error.filename)).name
+        raise Unwritable(f"cannot write {folder / name if name in FILES else folder}: {error.strerror}") from None
     finally:
         if aside:
             shutil.rmtree(aside, ignore_errors=True)
@@ -113,7 +118,7 @@ def publish(proof: dict[str, Any], arrays: dict[str, np.ndarray], tensors: dict[
 def write(proof: dict[str, Any], arrays: dict[str, np.ndarray], tensors: dict[tuple[int, str], str], folder: Path) -> None:
     """proof.npz, then proof.json with all digests."""
     kept = {name: array if name == "images" or name.startswith("pairs_") else narrow(array) for name, array in arrays.items()}
-    with open(folder / "proof.npz", "wb") as file:
+    with _named(folder / "proof.npz"), open(folder / "proof.npz", "wb") as file:
         np.savez(file, **kept)  # type: ignore[arg-type]
     table = {}
     for name, array in kept.items():
@@ -127,7 +132,18 @@ def write(proof: dict[str, Any], arrays: dict[str, np.ndarray], tensors: dict[tu
         "arrays": table,
     }
     text = json.dumps(whole, indent=1, allow_nan=False).encode() + b"\n"
-    (folder / "proof.json").write_bytes(text.replace(b"0" * 64, digest_of(text, "0" * 64).encode(), 1))
+    with _named(folder / "proof.json"):
+        (folder / "proof.json").write_bytes(text.replace(b"0" * 64, digest_of(text, "0" * 64).encode(), 1))
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """An error of writing that does not say which file gets this one's name."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def narrow(array: np.ndarray) -> np.ndarray:

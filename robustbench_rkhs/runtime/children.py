@@ -30,6 +30,13 @@ LONGEST = 1 << 20
 """Most bytes of a message from the child."""
 
 
+class WorkerKilled(Exception):
+    """Work that was given up, since the processes that tried it were killed; in one line.
+
+    The command line prints it and exits with code 1; where an evaluation goes on without that work, with code 3.
+    """
+
+
 def end_with(parent: int) -> None:
     """End this process when its parent ends, for whatever reason: by the kernel on Linux, and by a check once per second."""
     if sys.platform == "linux":

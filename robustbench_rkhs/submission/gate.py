@@ -39,6 +39,16 @@ from robustbench_rkhs.zoo import SETS
 
 ALLOWED = {"config.json", "model.safetensors", "recipe.yaml", "metrics.jsonl", "README.md", "last.safetensors"}
 
+ENDED = {"budget": "ran out of its budget", "interrupted": "was interrupted", "killed": "gave up jobs that no worker survived"}
+
+
+class Incomplete(UserError):
+    """An evaluation that ended before its end decides nothing: the same command with more time may accept the submission."""
+
+    def __init__(self, line: str, because: str) -> None:
+        super().__init__(line)
+        self.because = because
+
 
 def check(path: Path, limits: Limits = STRANGERS) -> str:
     """Check that a folder holds only weights and a recipe (no code, links or oversized files); its name. Raises UserError."""
@@ -74,8 +84,7 @@ def refusal(done: Evaluation) -> str | None:
         first = breaches.iloc[0].to_dict()
         return f"{len(breaches)} certified images were broken, first {first}: the proof or its arithmetic is wrong"
     if not done.about.complete:
-        cause = "ran out of its budget" if done.about.incomplete_because == "budget" else "was interrupted"
-        return f"the evaluation {cause}: images are untested"
+        return f"the evaluation {ENDED.get(str(done.about.incomplete_because), 'ended early')}: images are untested"
     summary = verdicts.summary(done)
     if summary["robust"].isna().any():
         failed = f": {'; '.join(done.about.failed)}" if done.about.failed else ""
@@ -229,5 +238,9 @@ def _check_effect(out: Path, new: Evaluation, held: str, kept: Path, own: str = 
 
 def _gate(done: Evaluation, name: str, staged: Path) -> None:
     reason = refusal(done)
-    if reason:
-        raise UserError(f"{name} is refused: {reason} (verdicts kept in {staged})")
+    if reason is None:
+        return
+    line = f"{name} is refused: {reason} (verdicts kept in {staged})"
+    if done.about.complete or len(verdicts.breaches(done)):
+        raise UserError(line)
+    raise Incomplete(line, done.about.incomplete_because or "unknown")

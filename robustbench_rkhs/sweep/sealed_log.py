@@ -1,7 +1,9 @@
 """Optuna's journal of a sweep in which every entry carries the sha256 of its own content."""
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,27 @@ from robustbench_rkhs.runtime.seals import Damaged
 class SealedLog(JournalFileBackend):
     """The journal's file, one JSON object per line. Older entries without seals are read unchanged.
 
-    A full disk raises one clear line; half a line at the end is dropped when the file is opened next.
+    A full disk raises one clear line, and leaves no half of an entry.
     """
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append entries and sync them to the disk."""
+        """Append entries and sync them to the disk: all of them, or none."""
+        lines = "".join(json.dumps({**log, "seal": _seal(log)}, separators=(",", ":")) + "\n" for log in logs).encode()
+        self._lock.acquire()
         try:
-            super().append_logs([{**log, "seal": _seal(log)} for log in logs])
+            with open(self._file_path, "ab", buffering=0) as file:
+                before = file.tell()
+                try:
+                    if file.write(lines) < len(lines):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    os.fsync(file.fileno())
+                except OSError:
+                    file.truncate(before)  # another worker may have room again, and would go on after half a line
+                    raise
         except OSError as error:
             raise Unwritable(f"cannot write {self._file_path}: {error.strerror}") from None
+        finally:
+            self._lock.release()
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         """The entries from this one on. Raises Damaged at an altered one."""

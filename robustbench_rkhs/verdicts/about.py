@@ -98,8 +98,8 @@ class About(Node):
     """The recipe, as JSON."""
     complete: bool = True
     """Whether the evaluation is complete."""
-    incomplete_because: Literal["budget", "interrupted"] | None = None
-    """The reason if it is not complete."""
+    incomplete_because: Literal["budget", "interrupted", "killed"] | None = None
+    """The reason if it is not complete: the time budget, the keyboard, or jobs that no worker survived."""
     refused: tuple[str, ...] = ()
     """The reasons why certificates were refused or failed."""
     left_out: tuple[str, ...] = ()

@@ -25,7 +25,8 @@ class Engine(Protocol):
         """Take a job. Returns at once."""
 
     def result(self) -> Outcome:
-        """Waits for the next job that ends and returns it. Raises UserError if a worker was lost."""
+        """Waits for the next job that ends and returns it. Where a worker is killed, another one takes its place and its
+        job; a job that two workers did not survive ends with a WorkerKilled."""
 
     def under_way(self) -> list[tuple[Job, Meter]]:
         """The jobs that are computed now, and how far each has come."""

@@ -3,11 +3,12 @@
 import multiprocessing
 import os
 import pickle
+import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,11 +16,28 @@ from robustbench_rkhs.evaluation.engines.base import Engine, Outcome
 from robustbench_rkhs.evaluation.engines.worker import Work, serve
 from robustbench_rkhs.evaluation.jobs import Job
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.children import WorkerKilled
 from robustbench_rkhs.runtime.clock import OutOfTime
 from robustbench_rkhs.runtime.events import Event, emit
 from robustbench_rkhs.runtime.heartbeat import EVERY, Meter, beat, metered
 
-LOST = "a worker was killed, out of memory perhaps; the same command goes on from here"
+HINT = "; with fewer --workers or a smaller --block each has more memory, and the same command goes on from here"
+
+
+class Worker(NamedTuple):
+    """A process, and what it was made with."""
+
+    process: Any
+    make: Callable[[], Work]
+
+    def ending(self) -> str:
+        """How it ended, in words."""
+        self.process.join(5)
+        code = self.process.exitcode
+        if code is None or code >= 0:
+            return f"by itself (exit code {code})"
+        name = signal.Signals(-code).name
+        return "killed (out of memory perhaps)" if name == "SIGKILL" else f"by {name}"
 
 
 class InProcess:
@@ -56,28 +74,25 @@ class Processes:
     """A process for each of `makes`, which makes there what computes jobs. They end with this process, however it ends.
 
     `method`: `fork` shares what is in memory; `spawn` for devices, to which a forked process has no access. A job that cannot be
-    sent (it holds an object of somebody else's) is computed by `work` in this process.
+    sent (it holds an object of somebody else's) is computed by `work` in this process. A worker that is killed (for memory, say)
+    is replaced, and its job computed once more, when no other one is: it has the memory alone, and the result is the same.
     """
 
     def __init__(self, makes: Sequence[Callable[[], Work]], work: Work, method: str = "fork") -> None:
-        context: Any = multiprocessing.get_context(method)
+        self._context: Any = multiprocessing.get_context(method)
         self._here = InProcess(work)
+        self._workers: dict[Connection, Worker] = {}
         self._busy: dict[Connection, tuple[Job, Meter]] = {}
         self._idle: list[Connection] = []
-        self._processes: list[Any] = []
-        for make in makes:
-            ours, theirs = context.Pipe()
-            others = [*self._idle, ours] if method == "fork" else []
-            process = context.Process(target=serve, args=(make, theirs, os.getpid(), others), daemon=True)
-            process.start()
-            theirs.close()
-            self._processes.append(process)
-            self._idle.append(ours)
+        self._again = deque[Job]()
+        """Jobs whose worker was killed."""
+        self._lost_once = set[str]()
+        """The names of all such jobs so far."""
         self.width = len(makes)
+        for make in makes:
+            self._start(make)
         for pipe in list(self._idle):
-            if problem := self._received(pipe):
-                self.stop()
-                raise UserError(str(problem))
+            self._check(pipe)
 
     def submit(self, job: Job) -> None:
         try:
@@ -86,21 +101,29 @@ class Processes:
             self._here.submit(job)
             return
         pipe = self._idle.pop()
-        self._busy[pipe] = job, Meter()
         try:
             pipe.send_bytes(message)
-        except OSError:
-            raise UserError(LOST) from None
+        except OSError:  # killed while it had nothing to do
+            pipe = self._replaced(pipe)
+            pipe.send_bytes(message)
+        self._busy[pipe] = job, Meter()
 
     def result(self) -> Outcome:
-        if self._here._queue:
-            return self._here.result()
         while True:
+            if self._here._queue:
+                return self._here.result()
+            if self._again and not self._busy:
+                self.submit(self._again.popleft())
             ready = next((pipe for pipe in wait(list(self._busy), EVERY) if isinstance(pipe, Connection)), None)
             beat()
             if ready is None:
                 continue
-            found = self._received(ready)
+            try:
+                found = pickle.loads(ready.recv_bytes())  # from a process of our own
+            except (EOFError, OSError):
+                if given_up := self._lost(ready):
+                    return given_up
+                continue
             if isinstance(found, Meter):
                 self._busy[ready] = self._busy[ready][0], found
             elif isinstance(found, Event):
@@ -113,21 +136,62 @@ class Processes:
         return [*self._busy.values(), *self._here.under_way()]
 
     def stop(self) -> None:
-        for process in self._processes:
-            process.terminate()
-        for process in self._processes:
-            process.join(5)
-            if process.is_alive():
-                process.kill()
-        for pipe in [*self._idle, *self._busy]:
+        for worker in self._workers.values():
+            worker.process.terminate()
+        for pipe, worker in self._workers.items():
+            worker.process.join(5)
+            if worker.process.is_alive():
+                worker.process.kill()
             pipe.close()
-        self._idle, self._busy = [], {}
+        self._workers, self._idle, self._busy = {}, [], {}
+        self._again.clear()
 
-    def _received(self, pipe: Any) -> Any:
+    def _start(self, make: Callable[[], Work]) -> Connection:
+        """Start a worker; the pipe to it."""
+        ours: Connection
+        ours, theirs = self._context.Pipe()
+        others = [*self._workers, ours] if self._context.get_start_method() == "fork" else []
+        process = self._context.Process(target=serve, args=(make, theirs, os.getpid(), others), daemon=True)
+        process.start()
+        theirs.close()
+        self._workers[ours] = Worker(process, make)
+        self._idle.append(ours)
+        return ours
+
+    def _check(self, pipe: Connection) -> None:
+        """Wait until a worker has begun. Raises UserError where it cannot work, WorkerKilled where it was killed."""
         try:
-            return pickle.loads(pipe.recv_bytes())  # from a process of our own
+            problem = pickle.loads(pipe.recv_bytes())
         except (EOFError, OSError):
-            raise UserError(LOST) from None
+            ending = self._workers[pipe].ending()
+            self.stop()
+            raise WorkerKilled(f"a worker ended as it started, {ending}{HINT}") from None
+        if problem:
+            self.stop()
+            raise UserError(str(problem))
+
+    def _lost(self, pipe: Connection) -> Outcome | None:
+        """After a worker was killed: start another. Its job is put off, or given up if it was the second to die of it."""
+        (job, _), ending = self._busy.pop(pipe), self._workers[pipe].ending()
+        self._replaced(pipe)
+        if job.name not in self._lost_once:
+            self._lost_once.add(job.name)
+            self._again.append(job)
+            return None
+        images = f"{len(job.index)} images from {min(job.index, default=0)} to {max(job.index, default=0)}"
+        return Outcome(
+            job, WorkerKilled(f"{job.label} on {images} was given up: both workers that tried it ended, the last {ending}{HINT}")
+        )
+
+    def _replaced(self, pipe: Connection) -> Connection:
+        """A new worker in the place of a dead one."""
+        dead = self._workers.pop(pipe)
+        pipe.close()
+        if pipe in self._idle:
+            self._idle.remove(pipe)
+        new = self._start(dead.make)
+        self._check(new)
+        return new
 
 
 @contextmanager
