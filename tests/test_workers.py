@@ -27,6 +27,7 @@ from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.children import WorkerKilled
 from robustbench_rkhs.runtime.digests import weights_digest
+from robustbench_rkhs.runtime.events import Message
 from robustbench_rkhs.zoo import load_model
 from robustbench_rkhs.zoo.loaders import Typed
 
@@ -126,10 +127,14 @@ def test_a_job_that_kills_two_workers_is_given_up_in_a_line_and_the_rest_is_kept
         return bool(((batch.flatten(1) - doomed).norm(dim=1) < 1e-3).any())
 
     mortal = Mortal(model, tmp_path / "deaths", near, 100)
-    cut = evaluate(mortal, (x, y), **given, workers=2, folder=tmp_path, say=said.append)
+    cut = evaluate(mortal, (x, y), **given, workers=2, folder=tmp_path, on_event=said.append)
     assert not cut.about.complete and cut.about.incomplete_because == "killed"
     lines = cut.about.failed  # the attack and, where the image is certified, its audit
-    assert "ddn on" in lines[0] and set(lines) <= set(said) and len(list((tmp_path / "deaths").iterdir())) == 2 * len(lines)
+    assert (
+        "ddn on" in lines[0]
+        and set(lines) <= {event.text for event in said if isinstance(event, Message)}
+        and len(list((tmp_path / "deaths").iterdir())) == 2 * len(lines)
+    )
     assert all("was given up: both workers that tried it ended" in line and "\n" not in line for line in lines)
     bad = cut.table[cut.table["state_reason"] == "error"]
     assert 1 <= len(bad[bad["method"] == "ddn"]) <= 5 and not cut.table.duplicated(["index", "method", "eps"]).any()

@@ -104,7 +104,8 @@ class Processes:
         try:
             pipe.send_bytes(message)
         except OSError:  # killed while it had nothing to do
-            pipe = self._replaced(pipe)
+            self._replaced(pipe)
+            pipe = self._idle.pop()
             pipe.send_bytes(message)
         self._busy[pipe] = job, Meter()
 
@@ -183,15 +184,13 @@ class Processes:
             job, WorkerKilled(f"{job.label} on {images} was given up: both workers that tried it ended, the last {ending}{HINT}")
         )
 
-    def _replaced(self, pipe: Connection) -> Connection:
-        """A new worker in the place of a dead one."""
+    def _replaced(self, pipe: Connection) -> None:
+        """Start a worker, idle as yet, in the place of a dead one."""
         dead = self._workers.pop(pipe)
         pipe.close()
         if pipe in self._idle:
             self._idle.remove(pipe)
-        new = self._start(dead.make)
-        self._check(new)
-        return new
+        self._check(self._start(dead.make))
 
 
 @contextmanager
