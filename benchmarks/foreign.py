@@ -132,6 +132,7 @@ def summed(found: list[dict[str, Any]], case: Case) -> dict[str, Any]:
     proved = share("plain") + share("sdp_crown")
     return {
         "images": count,
+        "sources": found[-1]["sources"] if found else "",
         "eps": case.eps,
         "right": round(share("right"), 1),
         "margin_or_liplt": round(share("plain"), 1),
@@ -178,11 +179,7 @@ def main() -> None:
     record = {"benchmark": "foreign", **heads, "violations": sum(one["violations"] for one in figures.values()), "cases": figures}
     record |= {"command": "python " + " ".join(sys.argv), **stamp(SOURCES, "cpu")}
     (ROWS.parent / "foreign.json").write_text(json.dumps(record, indent=2) + "\n")
-    print(
-        json.dumps(
-            {key: record[key] for key in (*heads, "violations")} | {"date": date.today().isoformat(), "machine": machine("cpu")}
-        )
-    )
+    print(json.dumps({key: record[key] for key in (*heads, "violations", "machine", "date")}))
 
 
 if __name__ == "__main__":

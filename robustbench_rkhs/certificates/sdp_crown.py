@@ -14,16 +14,20 @@ from robustbench_rkhs.certificates.relaxation import Balls, RelaxationCertificat
 from robustbench_rkhs.nodes.node import Real
 from robustbench_rkhs.relaxations.ascent import Search, optimised
 from robustbench_rkhs.relaxations.balls import ball_trace, balls_of
+from robustbench_rkhs.relaxations.branching import branched
 from robustbench_rkhs.relaxations.full_crown import Found, Tighten, keep, linear_proof, proved_trace, tighten
 from robustbench_rkhs.relaxations.interval import Trace
 from robustbench_rkhs.relaxations.lagrangian import Ball, Tilt
 from robustbench_rkhs.relaxations.linear_bounds import Lines, margin_rows
-from robustbench_rkhs.relaxations.rounding import UNIT
+from robustbench_rkhs.relaxations.rounding import LEAST, UNIT
 from robustbench_rkhs.relaxations.rows import Rows, Tilts, balls_at, doubled, indexed, started, tiltable, valued
 from robustbench_rkhs.relaxations.tightened import Tightened
 
 AIM = 1e-4
 """Rows are optimised until they lie this far above zero, relative to the difference of logits: float32 rounds in between."""
+
+NEAR = 0.5
+"""Branching is tried where a bound lies at most this share of the difference of logits below zero."""
 
 
 class SdpCrownCertificate(RelaxationCertificate):
@@ -53,6 +57,9 @@ class SdpCrownCertificate(RelaxationCertificate):
     """Where the bound falls short of a requested eps, it is tried again with tighter intervals, at layers with at most this many
     uncertain values."""
 
+    domains: int = Field(0, ge=0)
+    """Branch and bound: at most this many parts of a ball for each pair of classes that still falls short of a requested eps."""
+
     def balls(self, model: nn.Module, twin: nn.Module, x: Tensor, y: Tensor, epsilons: Sequence[float]) -> Balls:
         return Tilted(self, model, twin, x, y, epsilons)
 
@@ -80,9 +87,28 @@ class Tilted(Balls):
         if len(again) and self.method.intervals:
             some = {path: Ball(one.center[again], one.radius[again]) for path, one in balls.items()}
             hook = Tightened(some, self.method.intervals, Search(min(50, self.method.steps), self.method.rate)).__call__
-            _, (raised, reached) = self.stage(part[again], radii[again], some, hook)
+            closer, (raised, reached) = self.stage(part[again], radii[again], some, hook)
             margins[again], shares[again] = torch.maximum(margins[again], raised), torch.maximum(shares[again], reached)
+            if self.method.domains:
+                margins[again] = self.branch(closer, some, part[again], margins[again])
         return found, Found(margins, shares)
+
+    def branch(self, found: Trace, balls: dict[str, Ball], part: Tensor, margins: Tensor) -> Tensor:
+        """The margins, where those that are not too far below zero are bounded on parts."""
+        gaps, margins = self.gaps(part), margins.clone()
+        for place, y in enumerate(self.y[part].tolist()):
+            short = [other for other in range(margins.shape[1]) if other != y and margins[place, other] <= 0]
+            short.sort(key=lambda other: float(margins[place, other] / gaps[place, other]))
+            if short and margins[place, short[0]] < -NEAR * gaps[place, short[0]]:
+                continue  # the worst one decides
+            for other in short:
+                rows = self.rows(found, balls, torch.tensor([[place, other]]), part)
+                key = int(part[place]), other
+                aim = AIM * gaps[place, other][None]
+                if key not in self.kept or not branched(rows, self.kept[key][1], aim, self.method.domains).proved:
+                    break
+                margins[place, other] = LEAST  # above zero, nobody knows how far
+        return margins
 
     @property
     def l2(self) -> bool:
