@@ -53,7 +53,7 @@ IMPORTED = (
     "robustbench_rkhs.sweep",
     "robustbench_rkhs.training",
     "robustbench_rkhs.zoo",
-    *(f"robustbench_rkhs.cli.{name}" for name in ("evaluate", "train", "sweep", "report", "submit", "settings", "progress")),
+    *(f"robustbench_rkhs.cli.{name}" for name in ("evaluate", "train", "sweep", "report", "submit", "settings", "display")),
 )
 
 
