@@ -273,3 +273,24 @@ def test_no_weaker_than_its_authors_package(digits, norm, eps):
     ours[left] = (run(APGD(norm=norm, loss="targeted"), digits, budget, at=left).images == digits.x[left]).flatten(1).all(1)
     assert ours.sum() <= theirs.sum() + 1
     assert 5 < theirs.sum() < 55
+
+
+def test_the_skipped_targets_are_the_nearest_and_the_others_follow():
+    """Of affine rows of different length the class of the second logit is farther than that of the third."""
+    weight = torch.eye(4, 16) * torch.tensor([1.0, 1.0, 9.0, 2.0])[:, None]
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
+    with torch.no_grad():
+        model[1].weight.copy_(weight)
+        model[1].bias.copy_(torch.tensor([3.0, 1.0, 0.0, 0.5]))
+    x, y = torch.full((1, 1, 4, 4), 0.1), torch.zeros(1, dtype=torch.int64)
+    with torch.no_grad():
+        logits = model(x)
+    truth = ((logits[0, 0] - logits[0]).abs() / (weight[0] - weight).norm(dim=1))[1:].argsort() + 1
+    attack = APGD(loss="targeted", eps=0.01, steps=2)
+    for skipped in (1, 2):
+        part = attack.model_copy(update={"skipped": skipped})
+        with part.engaged(model, x, y, torch.arange(1)) as engine:
+            aims = part._aims(engine, torch.arange(1))[0].tolist()
+        assert aims[:skipped] == truth.tolist()[:skipped] and sorted(aims) == [1, 2, 3]
+        found = part(model, x, y, torch.arange(1))
+        assert int(found.backwards) == 2 * (3 - skipped) + 3  # of the runs, and to find which classes are near

@@ -17,7 +17,7 @@ from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.objective import margin
 from robustbench_rkhs.runtime.counter_rng import mix
 
-NEAR, DRAWN, LEAST = 0.12, 0.08, 10
+NEAR, DRAWN, LEAST = 0.08, 0.08, 10
 """The pilot: the share of open images with the smallest margins, the share drawn from the rest, and the least number of each."""
 AGREE = 4.0
 """Gradients count as useful where a small step along one lowers the margin by what it predicts, up to this factor."""
@@ -26,8 +26,12 @@ DOUBTFUL = 0.1
 DEEPER = 0.01
 """Queries count as better than gradients where they leave a share of the clean margin that is smaller by this much."""
 
-Asks = Literal["gradients", "boundary", "queries"]
-"""What an attack uses: gradients inside the ball, points at the decision boundary wherever it is, or outputs alone."""
+TARGETS = 4
+"""Targets of a targeted gradient attack that every image gets; the others are for the pilot."""
+
+Asks = Literal["gradients", "further", "boundary", "queries"]
+"""What an attack uses: gradients inside the ball, the same towards further classes, points at the decision boundary wherever it
+is, or outputs alone."""
 
 
 class Part(NamedTuple):
@@ -132,8 +136,18 @@ def pilot(
     return order[:near], others[drawn], others[~drawn]
 
 
+def _halves(
+    engine: Engine, near: Int[Tensor, " near"], drawn: Int[Tensor, " drawn"], doubtful: int
+) -> tuple[Int[Tensor, " half"], Int[Tensor, " lot"]]:
+    """The pilot of queries, the dearest attack: the closest half of the near ones, all the `doubtful` ones, which come first, and a
+    random half of the drawn ones."""
+    tickets = [mix(engine.seed, int(key), 0x9108) for key in engine.keys[drawn].tolist()]
+    lot = sorted(range(len(drawn)), key=tickets.__getitem__)[: max(LEAST, len(drawn) // 2)]
+    return near[: max(LEAST, len(near) // 2, doubtful)], drawn[sorted(lot)]
+
+
 def frugal(engine: Engine, battery: Sequence[EngineAttack], asks: Sequence[Asks]) -> Spending:
-    """Gradient attacks run on every image; the others on a pilot, and on the rest where the pilot says that it may pay.
+    """Gradient attacks towards the first classes run on every image; the others on a pilot, and on the rest where it may pay.
 
     Where queries reach lower margins than gradients did, anything breaks a drawn image, or there are `doubts`, every attack runs on
     every image. An attack that broke only the closest images goes on, closest first, until it breaks none of the next batch.
@@ -158,27 +172,32 @@ def frugal(engine: Engine, battery: Sequence[EngineAttack], asks: Sequence[Asks]
     near, drawn, rest = pilot(engine, engine.open(), left, doubtful)
     if signs:
         near, drawn, rest = torch.cat([near, drawn, rest]), rest[:0], rest[:0]
-    seen, going = torch.cat([near, drawn]), set()
+    half = (near, drawn) if signs else _halves(engine, near, drawn, int(doubtful[near].sum()))
+    lots = {place: half if asks[place] == "queries" else (near, drawn) for place in late}
+    going = set()
     for place in late:
-        fell = go(place, seen, blind if asks[place] == "queries" else None)
+        fell = go(place, torch.cat(lots[place]), {"queries": blind, "further": left}.get(asks[place]))
         if fell[near].any():
             going.add(place)
         if fell[drawn].any() and len(rest):
-            signs.append(f"{battery[place].label} broke {int(fell[drawn].sum())} of {len(drawn)} drawn images")
+            signs.append(f"{battery[place].label} broke {int(fell[drawn].sum())} of {len(lots[place][1])} drawn images")
+    seen = torch.cat([near, drawn])
     deeper = int((blind[seen] < left[seen] - DEEPER).sum())
     if deeper and len(rest):
-        signs.append(f"queries reach lower margins than gradients on {deeper} of {len(seen)} images")
+        signs.append(f"queries reach lower margins than gradients on {deeper} of {int(blind[seen].isfinite().sum())} images")
     spared = [rest[:0]] * len(battery)
     for place in late:
-        group, further = (rest, rest[:0]) if signs else rest.tensor_split([max(LEAST, len(near) // 2)])
+        others = torch.cat([near, drawn, rest])
+        others = others[~torch.isin(others, torch.cat(lots[place]))]
+        group, further = (others, others[:0]) if signs else others.tensor_split([max(LEAST, len(near) // 2)])
         while len(group) and (signs or place in going):
             if not go(place, group).any():
                 going.discard(place)
             group, further = further.tensor_split([len(group)])
         spared[place] = torch.cat([group, further])
     counts = [int(engine.standing(those).sum()) for those in spared]
-    bound = 1 - 0.05 ** (1 / max(len(drawn), 1))
-    rows = zip(battery, tried, broke, counts, strict=True)
+    bounds = [1 - 0.05 ** (1 / max(len(lots[place][1]), 1)) if place in lots else 0.0 for place in range(len(battery))]
+    rows = zip(battery, tried, broke, counts, bounds, strict=True)
     return Spending(
-        tuple(Part(part.label, a, b, left_out, bound if left_out else 0.0) for part, a, b, left_out in rows), tuple(signs)
+        tuple(Part(part.label, a, b, left_out, bound if left_out else 0.0) for part, a, b, left_out, bound in rows), tuple(signs)
     )

@@ -78,6 +78,8 @@ class APGD(EngineAttack):
     targets: int = Field(9, ge=1)
     """Number of classes that `targeted` runs towards, nearest by linearisation first; at most all but the label. Of more than 200
     classes, the 50 likeliest are looked at, and an untargeted run on the margin follows."""
+    skipped: int = Field(0, ge=0)
+    """How many of the nearest of these classes are left out, as an earlier run aimed at them."""
     parallel: int = Field(8, ge=1)
     """Targets of an image that run at once, after the first: that one runs alone, as it breaks most of the images that break. A
     robust image costs the same passes."""
@@ -92,7 +94,7 @@ class APGD(EngineAttack):
 
     @property
     def label(self) -> str:
-        return f"{self.name}:{self.loss}"
+        return f"{self.name}:{self.loss}" + (f" from {self.skipped + 1}" if self.skipped else "")
 
     @property
     def checkpoints(self) -> tuple[int, ...]:
@@ -113,9 +115,9 @@ class APGD(EngineAttack):
             return
         ranks, order, at = [0], engine.y[:, None], engine.open()
         if self.loss == "targeted":
-            aims = engine.nearest(at, self.targets)
+            aims = self._aims(engine, at)
             order = aims.new_zeros(len(engine.x), aims.shape[1]).index_copy(0, at, aims)
-            ranks = list(range(aims.shape[1]))
+            ranks = list(range(aims.shape[1]))[self.skipped :]
         groups = [ranks[:1], *(ranks[first : first + self.parallel] for first in range(1, len(ranks), self.parallel))]
         for restart in staged(range(self.restarts)):
             for some in staged(groups, weights=[len(group) for group in groups]):
@@ -124,8 +126,17 @@ class APGD(EngineAttack):
                 for at in staged(standing.split(max(1, self.batch_size // len(some)))):  # at most a batch of rows in memory
                     start = torch.cat([self._start(engine, at, restart, rank) for rank in some])
                     self._run(engine, at.repeat(len(some)), start, order[at][:, some].T.flatten())
-        if self.loss == "targeted" and classes > MANY:  # the nearest class may not be among the likeliest
+        if self.loss == "targeted" and classes > MANY and not self.skipped:  # the nearest class may not be among the likeliest
             self.model_copy(update={"loss": "margin", "restarts": 1}).search(engine)
+
+    def _aims(self, engine: Engine, at: Int[Tensor, " some"]) -> Int[Tensor, "some few"]:
+        """The targets of these images, the skipped ones first: the nearest, as an earlier run with fewer targets chose them."""
+        every = engine.nearest(at, self.targets)
+        if not 0 < self.skipped < every.shape[1]:
+            return every
+        early = engine.nearest(at, self.skipped)
+        others = every[~(every[:, :, None] == early[:, None]).any(2)].view(len(every), every.shape[1] - early.shape[1])
+        return torch.cat([early, others], 1)
 
     def _start(self, engine: Engine, at: Tensor, restart: int, rank: int) -> Tensor:
         """A random point at distance eps, seeded by loss, restart and rank of the target."""
