@@ -34,7 +34,7 @@ IMAGES, EPSILONS, ALLOWED = 200, (0.25, 0.5, 1.0), 2.0
 SOURCES = [
     "benchmarks/report_growth.py",
     *(f"robustbench_rkhs/reports/{name}.py" for name in ("drawn", "entries", "leaderboard", "own_files", "together", "update")),
-    *(f"robustbench_rkhs/verdicts/{name}.py" for name in ("brief_cache", "briefs", "comparable", "soundness")),
+    *(f"robustbench_rkhs/verdicts/{name}.py" for name in ("brief_cache", "briefs", "comparability", "soundness")),
     "robustbench_rkhs/submission/effect.py",
 ]
 

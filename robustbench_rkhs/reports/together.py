@@ -1,7 +1,7 @@
 """Figures and tables of several models: the strongest comparable evaluations, and a list of those that are not drawn."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from robustbench_rkhs.nodes.radius_text import radius_file_word
@@ -14,6 +14,7 @@ from robustbench_rkhs.verdicts import Apart, Brief, Choice, Evaluation, comparab
 
 MOST = 12
 """Models of a figure, where none are named."""
+Reader = Callable[[Brief], Evaluation]
 READ = """Drawn together are evaluations of the same images with the same norm, box, eps and attacks: of several such sets the one
 on most images (then with most attacks, then of most models). These are not in it:"""
 
@@ -31,12 +32,13 @@ def draw_together(briefs: Sequence[Brief], drawn: Drawn, most: int | None = None
     written: Written = {"curves": [], "tables": [], "tradeoff": []}
     lines: list[str] = []
     for group, members in groups.items():
+        read = cache(Brief.evaluation)  # a table is read once for all the figures of its group, which may take 0.1 s
         found = _best(comparable(members), most)
         if found.chosen:
             inputs = [one.content for one in found.chosen]
             for kind, draw in (("curves", draw_curve), ("tables", write_tables)):
-                written[kind] += drawn.once(kind, drawn.folder / kind / group, inputs, partial(_of, draw, found.chosen))
-        written["tradeoff"] += _tradeoffs(members, group, drawn, most)
+                written[kind] += drawn.once(kind, drawn.folder / kind / group, inputs, partial(_of, draw, found.chosen, read))
+        written["tradeoff"] += _tradeoffs(members, group, drawn, most, read)
         page = drawn.folder / "tables" / f"{group}-apart.md"
         if len(members) > 1 and found.apart:
             lines += [f"not in {group}: {apart}" for apart in found.apart]
@@ -47,7 +49,7 @@ def draw_together(briefs: Sequence[Brief], drawn: Drawn, most: int | None = None
     return written, lines
 
 
-def _tradeoffs(members: Sequence[Brief], group: str, drawn: Drawn, most: int | None) -> list[Path]:
+def _tradeoffs(members: Sequence[Brief], group: str, drawn: Drawn, most: int | None, read: Reader) -> list[Path]:
     paths = []
     for eps in sorted({eps for one in members for eps in one.about.epsilons}):
         told = [one for one in members if not no_function(one)]
@@ -55,13 +57,13 @@ def _tradeoffs(members: Sequence[Brief], group: str, drawn: Drawn, most: int | N
         if chosen:
             word = radius_file_word(typed(eps, [one.about for one in chosen]))
             stem, inputs = drawn.folder / "tradeoff" / f"{group}-eps{word}", [repr(eps), *(one.content for one in chosen)]
-            paths += drawn.once("tradeoff", stem, inputs, partial(_of, partial(_tradeoff, eps), chosen))
+            paths += drawn.once("tradeoff", stem, inputs, partial(_of, partial(_tradeoff, eps), chosen, read))
     return paths
 
 
-def _of(draw: Callable[[Sequence[Evaluation], Path], list[Path]], briefs: Sequence[Brief], stem: Path) -> list[Path]:
+def _of(draw: Callable[[Sequence[Evaluation], Path], list[Path]], briefs: Sequence[Brief], read: Reader, stem: Path) -> list[Path]:
     """What is drawn of these, whose tables are read now."""
-    return draw([one.evaluation() for one in briefs], stem)
+    return draw([read(one) for one in briefs], stem)
 
 
 def _tradeoff(eps: float, evaluations: Sequence[Evaluation], stem: Path) -> list[Path]:
