@@ -8,7 +8,7 @@ from setuptools.command.build_py import build_py
 
 CHECKPOINTS = ("digits_conv", "digits_gloro", "digits_mlp", "digits_sandwich", "digits_smoothed")
 """Shipped whole: 0.8 MB."""
-WITHOUT_WEIGHTS = ("robust_vgg", "robust_vgg_fast", "cifar10_radius")
+WITHOUT_WEIGHTS = ("robust_vgg", "cifar10_radius")
 """Shipped without model.safetensors (up to 20 MB): their cards and digests."""
 
 

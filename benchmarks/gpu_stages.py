@@ -159,7 +159,7 @@ def stepped(stage: Stage, recipe: TrainRecipe, times: int, side: int = 32) -> di
 
 
 def throughput(stage: Stage) -> None:
-    """Images a second: the step of robust_vgg_fast in its stages of haste, and the steps of bounded layers."""
+    """Images a second: the step of robust_vgg in its stages of haste, and the steps of bounded layers."""
     times, peak = (1, 0.0) if stage.quick else (30, 0.0)
     peak = ceiling(stage)
     stage.say(ceiling_tflops=round(peak / 1e12, 1), device=describe(stage))
@@ -169,7 +169,7 @@ def throughput(stage: Stage) -> None:
     for name, more in fast.items():
         if (stage.quick and "compiled" in name) or stage.left() < 5:
             continue
-        recipe = TrainRecipe.read("robust_vgg_fast", changes | more)
+        recipe = TrainRecipe.read("robust_vgg", changes | more)
         found = attempt(lambda recipe=recipe: stepped(stage, recipe, times))
         if "ms" in found and recipe.attack:
             model = recipe.network.build((3, 32, 32), 10)
@@ -233,7 +233,7 @@ def pilot(stage: Stage) -> None:
     refused: list[str] = []
     for name, changes in VARIANTS.items():
         seconds, folder = max(0.25 * stage.left(), 2), stage.out / "pilot" / name.replace(" ", "_")
-        found = attempt(lambda: trained(stage, "robust", "robust_vgg_fast", changes, folder, seconds))  # noqa: B023
+        found = attempt(lambda: trained(stage, "robust", "robust_vgg", changes, folder, seconds))  # noqa: B023
         refused += [name] if (found.get("steps") or 0) >= 500 and found["validation_clean"] < 0.15 else []
         stage.say(**{f"robust {name}": found})
         (stage.out / "pilot.json").write_text(json.dumps(refused))
@@ -267,7 +267,7 @@ def robust(stage: Stage) -> None:
     for place, (name, changes) in enumerate(variants.items()):
         folder = stage.out / "runs" / f"robust_{place}"
         seconds = max(stage.left() / (len(variants) - place) - 4, 2)
-        found = attempt(lambda: trained(stage, "robust", "robust_vgg_fast", changes, folder, seconds))  # noqa: B023
+        found = attempt(lambda: trained(stage, "robust", "robust_vgg", changes, folder, seconds))  # noqa: B023
         stage.say(**{name: found})
         if "validation_clean" in found:
             results[name] = (found.get("validation_robust", 0.0), found["validation_clean"], folder)

@@ -46,7 +46,9 @@ class Timed:
 def main() -> None:
     given = arguments(__doc__)
     warm, measured = (2, 5) if given.quick else (200, 20)
-    recipe = TrainRecipe.read("robust_vgg", {"projections.0.kappa": "null", "data.train": "12800", "epochs": "100", "ema": "null"})
+    recipe = TrainRecipe.read(
+        "robust_vgg_published", {"projections.0.kappa": "null", "data.train": "12800", "epochs": "100", "ema": "null"}
+    )
     splits = recipe.data.load()
     run = Run(recipe, splits.test, given.device)
     shipped = checkpoints_folder() / "robust_vgg"

@@ -199,7 +199,7 @@ def projection(task: Task) -> dict[str, float | None]:
         return {"projection_speedup": None}
     settings = {"projections.0.kappa": "null", "validate_with": "null", "batch_size": str(task.batch)}
     split = task.load()
-    run = Run(TrainRecipe.read("robust_vgg", settings), split, task.device)
+    run = Run(TrainRecipe.read("robust_vgg_published", settings), split, task.device)
     timed = Timed(run.projections[0], task.device)
     tau = timed.tau_at(0)
     run.projections = [timed]  # type: ignore[list-item]

@@ -27,7 +27,9 @@ RECIPES = sorted(path.stem for path in models_folder().glob("*.yaml"))
 
 
 def test_the_named_models_are_there():
-    assert {"digits_mlp", "digits_conv", "digits_sandwich", "robust_vgg", "robust_vgg_small"} <= set(RECIPES)
+    assert {"digits_mlp", "digits_conv", "digits_sandwich", "robust_vgg", "robust_vgg_published", "robust_vgg_small"} <= set(
+        RECIPES
+    )
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -37,8 +39,8 @@ def test_a_recipe_resolves_and_its_resolved_copy_is_itself(name):
     assert recipe.about and recipe.about == yaml.safe_load((models_folder() / f"{name}.yaml").read_text())["about"]
 
 
-def test_robust_vgg_is_the_published_recipe():
-    recipe = TrainRecipe.read("robust_vgg")
+def test_robust_vgg_published_is_the_published_recipe():
+    recipe = TrainRecipe.read("robust_vgg_published")
     assert recipe.attack and recipe.attack.norm == "l2" and recipe.attack.eps == 2.0 and recipe.attack.steps == 5
     projection = recipe.projections[0]
     assert (projection.tau, projection.kappa, projection.operator, recipe.epochs) == (0.8, 50, "reshaped", 501)
@@ -57,7 +59,7 @@ OVERRIDES = {
 
 @pytest.mark.parametrize("fields, holds", OVERRIDES.values(), ids=OVERRIDES.keys())
 def test_any_field_is_a_flag(fields, holds):
-    assert holds(TrainRecipe.read("robust_vgg", fields))
+    assert holds(TrainRecipe.read("robust_vgg_published", fields))
 
 
 MISTAKES = {
@@ -76,7 +78,7 @@ MISTAKES = {
 @pytest.mark.parametrize("fields, line", MISTAKES.values(), ids=MISTAKES.keys())
 def test_a_mistake_is_one_line(fields, line):
     with pytest.raises(UserError, match=line) as caught:
-        TrainRecipe.read("robust_vgg", fields)
+        TrainRecipe.read("robust_vgg_published", fields)
     assert "\n" not in str(caught.value)
 
 

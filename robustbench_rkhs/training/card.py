@@ -38,7 +38,7 @@ def training_card(
         f"- Penalties: {'; '.join(_described(p) for p in recipe.penalties) or 'none'}; "
         f"projections: {', '.join(f'{p.name} ({p.operator}, tau {p.tau})' for p in recipe.projections) or 'none'}",
         f"- Optimizer: {named[0]}; schedule: {named[1]}; running mean of the weights: {recipe.ema or 'none'}",
-        f"- {recipe.epochs} epochs, batches of {recipe.batch_size}, {recipe.precision}, seed {recipe.seed}",
+        f"- {_length(recipe, records)}, batches of {recipe.batch_size}, {recipe.precision}, seed {recipe.seed}",
         f"- {_place(trained)}, {trained['seconds']} s of training, {trained['date']}, torch {trained['torch']}",
         f"- Epoch {best_epoch + 1} was the best on validation ({', '.join(validation)})"
         if validation
@@ -66,6 +66,13 @@ def training_card(
     chosen = "Validation numbers chose the epoch; they are not results. " if validation else ""
     lines += ["", f"{chosen}`recipe.yaml` holds every setting."]
     return "\n".join(lines) + "\n"
+
+
+def _length(recipe: TrainRecipe, records: list[dict[str, Any]]) -> str:
+    """How many epochs were trained, and the time limit where that decided."""
+    if recipe.seconds is None:
+        return f"{recipe.epochs} epochs"
+    return f"{len(records)} epochs: what a limit of {recipe.seconds:g} seconds allowed"
 
 
 def _place(trained: dict[str, Any]) -> str:
