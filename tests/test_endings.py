@@ -40,7 +40,8 @@ def interrupted(*given, **named):
 
 
 def written(folder, out):
-    return {path.suffix for path in (folder / out).rglob("*") if path.is_file() and "parts" not in path.parts}
+    files = (path for path in (folder / out).rglob("*") if path.is_file() and path.name != ".gitignore")
+    return {path.suffix for path in files if "parts" not in path.parts}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from heard import messages_into
 from torch import nn
 
 from robustbench_rkhs import UserError, load_model
@@ -49,7 +50,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_file_s_builder_with_arguments_and_a_warning_of_random_weights(own: Path) -> None:
     said: list[str] = []
-    named = load_model(f"{own}/nets.py:build:width=8,depth=2", None, "digits", said.append)
+    named = load_model(f"{own}/nets.py:build:width=8,depth=2", None, "digits", on_event=messages_into(said))
     assert [tuple(weight.shape) for weight in named.model.parameters() if weight.dim() == 2] == [(8, 64), (8, 8), (10, 8)]
     assert not named.model.training and len(said) == 1 and "WARNING" in said[0] and "--weights" in said[0]
     assert named.test.data == "digits" and named.test.classes == 10
@@ -58,7 +59,7 @@ def test_a_file_s_builder_with_arguments_and_a_warning_of_random_weights(own: Pa
 def test_given_weights_are_no_random_ones(own: Path) -> None:
     said: list[str] = []
     torch.save(load_model(f"{own}/nets.py:build").model.state_dict(), own / "mine.pth")
-    named = load_model(f"{own}/nets.py:build", str(own / "mine.pth"), None, said.append)
+    named = load_model(f"{own}/nets.py:build", str(own / "mine.pth"), None, on_event=messages_into(said))
     assert named.name == "mine" and not said
 
 
@@ -122,7 +123,7 @@ class Timm(SimpleNamespace):
 def test_a_model_of_timm_is_normalised_as_it_says(online: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timm_models, "_library", lambda: Timm(online=online))
     said: list[str] = []
-    named = load_model("timm:tiny.in1k", None, None, said.append)
+    named = load_model("timm:tiny.in1k", None, None, on_event=messages_into(said))
     x = torch.rand(2, 3, 4, 4)
     mean, std = torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1), torch.tensor([0.2, 0.25, 0.5]).view(3, 1, 1)
     torch.testing.assert_close(named.model(x), named.model[1]((x - mean) / std))

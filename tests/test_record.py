@@ -141,7 +141,7 @@ def test_a_plot_shows_both_accuracies_on_the_axes_given_or_new_ones(done):
     axes = done.plot()
     assert axes is done.plot(axes)
     labels = " ".join(text.get_text() for text in axes.get_legend().get_texts())
-    assert "certified" in labels and "robust" in labels and axes.get_xlabel().startswith("l2")
+    assert "certified: proved" in labels and "not broken" in labels and axes.get_xlabel().startswith("l2")
     assert "model" in axes.get_title(loc="left") and axes.figure.get_axes() == [axes]
 
 
