@@ -26,14 +26,15 @@ QUICK = (PGD(steps=10, targets=0),)
 
 
 class Rounded(nn.Module):
-    """Logits cut to a grid: no gradient anywhere."""
+    """Numbers cut to a grid before a last layer: no gradient anywhere, and no attack looks through it."""
 
     def __init__(self, net, grid):
         super().__init__()
         self.net, self.grid = net, grid
 
     def forward(self, x):
-        return (self.net(x) / self.grid).round() * self.grid
+        logits = (self.net(x) / self.grid).round() * self.grid
+        return nn.functional.linear(logits, torch.eye(logits.shape[1]))
 
 
 def masked(images=10):
@@ -145,8 +146,9 @@ def board(models, folder):
 
 def test_the_board_never_ranks_a_doubtful_model_without_its_mark(tmp_path):
     strong, weak = synthetic("strong", scale=2.0, images=40, diagnostics=SAID, marks=["black_box"]), synthetic("weak", scale=0.3)
+    few = synthetic("weak", scale=0.3, images=40)
     undiagnosed = synthetic("strong", scale=2.0, images=60)  # larger, so it is the one on the board
-    for models in ([strong, weak], [strong, undiagnosed, weak], [undiagnosed, strong, weak]):
+    for models in ([strong, few], [strong, undiagnosed, weak], [undiagnosed, strong, weak]):
         text, frame = board(models, tmp_path)
         ranked = frame[frame["status"] == "ranked"].set_index("model")["marks"]
         assert ranked.loc["strong"].str.contains("doubtful: black_box").all() and ranked.loc["weak"].isna().all()
@@ -161,8 +163,8 @@ def test_every_table_shows_the_mark_and_its_words(tmp_path):
     csv, md, tex = write_tables([one, other], tmp_path / "all")
     frame = pd.read_csv(csv).set_index("model")["marks"]
     assert (frame.loc["m"] == "black_box: queries break 12 of 60").all() and frame.loc["n"].isna().all()
-    assert md.read_text().count("- m: doubtful: black_box: queries break 12 of 60") == 1 and "n: doubtful" not in md.read_text()
-    assert "% m: doubtful: black_box: queries break 12 of 60" in tex.read_text()
+    assert md.read_text().count("- † m: doubtful: black_box: queries break 12 of 60") == 1 and "n: doubtful" not in md.read_text()
+    assert "m: doubtful: black\\_box: queries break 12 of 60" in tex.read_text()
     assert "DOUBTFUL: black_box" in str(console(one).title) and "DOUBTFUL" not in str(console(other).title)
 
 
