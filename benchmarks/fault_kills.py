@@ -28,6 +28,8 @@ TYPED_EVERY = 16
 SIGNALS, WEIGHTS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP), (7, 1, 1, 1)
 CODES = (None, 0, 130)
 """How a command may end after a signal: killed, done before it, interrupted."""
+TRAINED = "already holds this recipe, trained"
+"""What a training says, and ends with 2, that was killed or done once all was stored: nothing is left to do."""
 VOLATILE = ("seconds", "date", "command", "eta", "images_per_second", "train_seconds", "peak_memory")
 """Fields that differ between two honest runs."""
 
@@ -158,19 +160,20 @@ def kills(stage: Path, scratch: Path, count: int, seed: int, only: str | None = 
             where = f"{scenario.name}, {way}, turn {turn}, seed {seed}"
             for moment, how in zip(moments, signals, strict=True):
                 ended = child(_run(scenario, way), place, fault_stage.LIMIT, moment, how)
+                done = ended.code == 0 or TRAINED in ended.said
                 said = f"{where}, {how.name} after {moment:.3f} s"
-                if ended.code != 0:
+                if not done:
                     counts.tried[scenario.name] += 1
                     counts.ways[f"{way}, {how.name}"] += 1
                 counts.fault("over_time", said, ended.late)
                 counts.fault("orphans", said, ended.orphans)
                 counts.fault("tracebacks", f"{said}: {ended.said[-300:]}", ended.traceback)
-                counts.fault("stuck", f"{said}: exit code {ended.code}: {ended.said[-300:]}", ended.code not in CODES)
-                if ended.code == 0:
+                counts.fault("stuck", f"{said}: exit code {ended.code}: {ended.said[-300:]}", not done and ended.code not in CODES)
+                if done:
                     break
             ended = child(_run(scenario, way), place, fault_stage.LIMIT)
             counts.fault("tracebacks", f"{where}: {ended.said[-300:]}", ended.traceback)
-            if ended.code != 0:
+            if ended.code != 0 and TRAINED not in ended.said:
                 counts.fault("stuck", f"{where}: {ended.said[-300:]}")
                 continue
             counts.compare(wanted, scenario.result(place), where)

@@ -31,3 +31,8 @@ def killed_at(count: int) -> OnEvent:
     """Kills a training at its `count`-th step."""
     steps = iter(range(1, count))
     return killed_when(lambda event: isinstance(event, TrainingStep) and next(steps, None) is None)
+
+
+def steps_of(events: list[Event]) -> list[TrainingStep]:
+    """The steps among these events."""
+    return [event for event in events if isinstance(event, TrainingStep)]

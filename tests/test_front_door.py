@@ -342,7 +342,7 @@ WRONG_CALLS = {
     "a function's radii": (certify, (lambda x: NET(x), X, Y), {}, "margin, liplt, eclipse, crown: no proven"),
     "a backward pass that fails": (
         attack,
-        (lambda x: NoBackward.apply(NET(x)), X, Y),
+        (lambda x: NET(NoBackward.apply(x)), X, Y),  # before the network: a copy of the logits is looked through
         {"eps": 1.0},
         "attack 'superdeepfool' failed: ValueError: no backward",
     ),

@@ -134,3 +134,28 @@ def test_a_shift_in_the_last_layer_is_taken_out():
     assert reader.hides and torch.allclose(gaps, wanted, atol=1e-2)
     usual = Reader(nn.Linear(8, 5))
     assert usual(x).logits is not None and usual.hides is False
+
+
+def test_a_last_operation_inside_a_function_of_its_own_keeps_its_gradient():
+    """What is seen inside an autograd.Function carries no gradient: the output is attacked instead."""
+
+    class Last(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, weight):
+            out = torch.tanh(x @ weight)
+            ctx.save_for_backward(out, weight)
+            return out
+
+        @staticmethod
+        def backward(ctx, slope):
+            out, weight = ctx.saved_tensors
+            return (slope * (1 - out.square())) @ weight.T, None
+
+    class Net(torch.nn.Module):
+        def forward(self, x):
+            return Last.apply(x.flatten(1), torch.eye(4)[:, :3])
+
+    x = torch.tensor([[0.5, 0.4, 0.1, 0.2], [0.1, 0.6, 0.4, 0.3]]).view(2, 1, 2, 2)
+    y = x.flatten(1)[:, :3].argmax(1)
+    moved = PGD(eps=0.5, steps=20)(Net(), x, y, torch.arange(2)).images
+    assert (Net()(moved).argmax(1) != y).all()

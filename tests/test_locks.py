@@ -12,6 +12,7 @@ import torch
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.events import TrainingStep
 from robustbench_rkhs.runtime.locks import SILENT, alone
 from robustbench_rkhs.training.loop import _check_folder, train
 
@@ -52,13 +53,14 @@ def test_a_training_is_refused_before_it_begins_and_a_killed_one_leaves_no_lock(
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe()
 
-    def report(record):
-        there.send("begun")
-        there.recv()  # for ever
+    def wait_for_ever(event):
+        if isinstance(event, TrainingStep):
+            there.send("begun")
+            there.recv()
 
-    other = context.Process(target=train, args=(TINY, tmp_path / "mine"), kwargs={"report": report})
+    other = context.Process(target=train, args=(TINY, tmp_path / "mine"), kwargs={"on_event": wait_for_ever})
     other.start()
-    assert here.recv() == "begun"
+    assert here.poll(60) and here.recv() == "begun"
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "mine").iterdir()}
     with pytest.raises(UserError, match=f"process {other.pid} on"):
         train(TINY | {"epochs": 2}, tmp_path / "mine", fresh=True)
@@ -90,7 +92,9 @@ def test_evaluations_that_write_the_same_parts_do_not_damage_each_other(tmp_path
     for worker in workers:
         worker.join()
     assert found == dict(zip(radii, alone_digests, strict=True)) and all(worker.exitcode == 0 for worker in workers)
-    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".") or path.suffix == ".part"]
+    assert not [
+        path for path in tmp_path.rglob("*") if path.name != ".gitignore" and (path.name.startswith(".") or path.suffix == ".part")
+    ]
     for eps, digest in found.items():  # and what they left is read as it stands
         assert verdicts.digest(evaluate(model, (x, y), eps=eps, folder=tmp_path, **given).table) == digest
 

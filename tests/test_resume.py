@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from heard import Killed, killed_at, messages_into
+from heard import Killed, killed_at, messages_into, steps_of
 
 from robustbench_rkhs.nodes import paths
 from robustbench_rkhs.nodes.node import UserError
@@ -82,7 +82,7 @@ def test_an_unfinished_training_survives_an_upgrade(tmp_path):
         train(tiny(batch_size=25), tmp_path / "cut")
     seen = []
     train(tiny(), tmp_path / "cut", on_event=seen.append)
-    assert seen[0].epoch == 1 and same_weights(tmp_path / "whole", tmp_path / "cut")
+    assert steps_of(seen)[0].epoch == 1 and same_weights(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_a_state_of_an_unknown_field_is_told_in_one_line(tmp_path):
@@ -158,7 +158,7 @@ def test_a_fresh_start_forgets_the_old_state_at_once(tmp_path):
         train(tiny(), tmp_path / "m", fresh=True, on_event=killed_at(1))
     seen = []
     train(tiny(), tmp_path / "m", on_event=seen.append)
-    assert (seen[0].epoch, seen[0].step) == (0, 1)
+    assert (steps_of(seen)[0].epoch, steps_of(seen)[0].step) == (0, 1)
 
 
 @pytest.fixture

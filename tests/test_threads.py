@@ -14,6 +14,7 @@ from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime import threads as clocked
+from robustbench_rkhs.runtime.events import TrainingStep
 from robustbench_rkhs.runtime.threads import Threads, measured, threads
 from robustbench_rkhs.training import threads as of_training
 from robustbench_rkhs.training.loop import train
@@ -91,7 +92,9 @@ def test_trial_steps_leave_the_training_where_it_was(tmp_path, speed):
 def test_a_resumed_training_keeps_its_threads_and_the_user_overrides_them(tmp_path, monkeypatch, speed):
     seen = []
 
-    def watch(record):
+    def watch(event):
+        if not isinstance(event, TrainingStep):
+            return
         seen.append(torch.get_num_threads())
         if len(seen) == 3:
             raise KeyboardInterrupt
@@ -100,14 +103,14 @@ def test_a_resumed_training_keeps_its_threads_and_the_user_overrides_them(tmp_pa
     for folder in ("kept", "given"):
         seen.clear()
         with pytest.raises(KeyboardInterrupt):
-            train(TINY, tmp_path / folder, save_seconds=0, report=watch)
+            train(TINY, tmp_path / folder, save_seconds=0, on_event=watch)
         assert set(seen) == {2}
     monkeypatch.setattr(of_training, "measured", lambda step: Threads(1, 2, 1.0, 2.0))  # the machine has become busy
     seen[:] = [0] * 3
-    train(TINY, tmp_path / "kept", report=watch)
+    train(TINY, tmp_path / "kept", on_event=watch)
     assert set(seen[3:]) == {2} and "2 of 2 threads, as measured" in (tmp_path / "kept" / "README.md").read_text()
     seen[:] = [0] * 3
-    train(TINY, tmp_path / "given", report=watch, threads=1)
+    train(TINY, tmp_path / "given", on_event=watch, threads=1)
     assert set(seen[3:]) == {1}
 
 

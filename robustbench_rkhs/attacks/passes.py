@@ -35,6 +35,7 @@ class Pass(NamedTuple):
     own: Float[Tensor, "some classes"]
     logits: Float[Tensor, "some classes"]
     value: Float[Tensor, " some"]
+    """In the images' type, whatever the logits' type: half, or float64."""
     gradient: Float[Tensor, "some *image"]
 
 
@@ -49,7 +50,7 @@ def slope_of(read: Read, images: Float[Tensor, "some *image"], rows: Int[Tensor,
         own, logits = read(leaf)
         lowered = value(logits, rows)
         gradient = input_gradient(lowered.sum(), leaf)
-    return Pass(own.detach(), logits.detach(), lowered.detach(), gradient)
+    return Pass(own.detach(), logits.detach(), lowered.detach().to(images.dtype), gradient)
 
 
 def gap_slopes(
@@ -69,7 +70,7 @@ def gap_slopes(
         with torch.enable_grad():
             gap = gap_to(logits, y, column)
             gradient = input_gradient(gap.sum(), leaf, keep=place + 1 < classes.shape[1])
-        yield told, gap.detach(), gradient
+        yield told, gap.detach().to(images.dtype), gradient
 
 
 def boundaries_of(

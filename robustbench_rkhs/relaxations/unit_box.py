@@ -32,7 +32,8 @@ def drop(
     low, high = (-center).clamp_max(0)[:, None], ((1 - center) * (1 + 4 * UNIT)).clamp_min(0)[:, None]
     eps = radius[:, None]
     with torch.no_grad():
-        top = slopes.norm(dim=2) / eps.clamp_min(1e-300)
+        smallest = torch.finfo(eps.dtype).tiny ** 0.5  # a ball of radius 0 too has a finite multiplier
+        top = slopes.norm(dim=2) / eps.clamp_min(smallest)
         less, more = torch.full_like(top, SMALLEST).log2(), torch.zeros_like(top)
         safe = torch.where(top > 0, top, 1.0)
         for _ in range(HALVINGS):
