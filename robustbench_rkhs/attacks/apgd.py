@@ -118,6 +118,8 @@ class APGD(EngineAttack):
             aims = self._aims(engine, at)
             order = aims.new_zeros(len(engine.x), aims.shape[1]).index_copy(0, at, aims)
             ranks = list(range(aims.shape[1]))[self.skipped :]
+        if not ranks:
+            return
         groups = [ranks[:1], *(ranks[first : first + self.parallel] for first in range(1, len(ranks), self.parallel))]
         for restart in staged(range(self.restarts)):
             for some in staged(groups, weights=[len(group) for group in groups]):
