@@ -500,6 +500,27 @@ def _shared(m, x):
     return m.act(y - 0.5) + y
 
 
+TYPED = {
+    "normalised": lambda x: (x - 0.1307) / 0.3081,
+    "divided": lambda x: x / 0.3081,
+    "times": lambda x: x * 0.9,
+    "times from the left": lambda x: 0.9 * x,
+    "subtracted from": lambda x: 0.1 - x,
+    "added": lambda x: x + 1e-9,
+    "functions": lambda x: torch.div(torch.sub(x, 0.1), 0.7),
+    "in place": lambda x: (x * 1.0).sub_(0.1).mul_(0.3),
+}
+
+
+@pytest.mark.parametrize("written", TYPED, ids=list(TYPED))
+def test_a_number_in_a_forward_is_taken_as_it_is_typed(written):
+    """By way of float32 it would differ from the float64 model by 1e-8, and be refused as another function."""
+    model = made(lambda m, x: TYPED[written](m.fc(TYPED[written](x))), fc=nn.Linear(4, 3))
+    same(model, (4,), 1e-15)
+    x = torch.rand(2, 4)
+    assert (MarginCertificate()(model, x, model(x).argmax(1), torch.arange(2)).radius > 0).all()
+
+
 def _overwritten(m, x):
     y = x * 2
     return m.act(y) + y

@@ -63,7 +63,7 @@ def test_a_stream_reads_what_it_is_asked_for_and_nothing_else() -> None:
     assert stream.shape == whole.shape and stream.dtype == whole.dtype and len(stream) == COUNT and read == [0]
     some = torch.tensor([4, 2, 9])
     assert torch.equal(stream[some], whole[some]) and read == [0, 4, 2, 9]
-    for index in (3, -1, slice(2, 5), slice(0, 0), torch.arange(COUNT) % 2 == 0):
+    for index in (3, -1, torch.tensor(3), np.int64(-1), slice(2, 5), slice(0, 0), torch.arange(COUNT) % 2 == 0):
         assert torch.equal(stream[index], whole[index])
     assert torch.equal(torch.cat(list(stream.split(5))), whole) and torch.equal(torch.stack(list(stream)), whole)
     assert torch.equal(stream.at(some).to(torch.float64)[1], whole[2].double())

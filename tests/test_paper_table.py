@@ -106,6 +106,13 @@ def test_what_cannot_be_compared_or_is_not_known_is_told():
         made([a, b], names=["x"])
 
 
+def test_two_functions_of_one_name_are_told():
+    a, b, _ = several()
+    table = made([told(a, weights="first", key="first"), told(a, weights="second", key="second"), b], wanted=["a", "b"])
+    assert any(note.startswith("a: 2 different functions have this name") for note in table.notes)
+    assert not any(note.startswith("b:") for note in table.notes)
+
+
 def test_files_are_the_same_twice_and_the_csv_has_everything(tmp_path):
     first = write_paper_table(made(several()), tmp_path / "x")
     again = write_paper_table(made(several()), tmp_path / "y")

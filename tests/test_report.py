@@ -12,9 +12,10 @@ from rich.console import Console
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.reports import draw_curve, draw_tradeoff, report, write_leaderboard, write_tables
+from robustbench_rkhs.reports.entries import best_of
 from robustbench_rkhs.reports.tables import console, console_attacks, markdown
 from robustbench_rkhs.runtime.sinks import for_latex
-from robustbench_rkhs.verdicts import About, Evaluation
+from robustbench_rkhs.verdicts import About, Brief, Evaluation
 
 EPSILONS = (0.25, 0.5, 1.0)
 
@@ -166,6 +167,15 @@ def test_the_largest_evaluation_of_the_same_weights_stands_on_the_board(tmp_path
     assert list(frame["images"]) == [60, 60, 60]
     _, frame = board([], tmp_path)
     assert len(frame) == 0
+
+
+def test_sending_a_model_again_changes_no_entry():
+    """Of equal submissions the first stands; of one's own evaluations the last."""
+    first, again = (synthetic("x", submitted=date, date=date) for date in ("2026-01-01", "2026-01-02"))
+    assert {best_of([Brief.of(one) for one in order]).about.date for order in ([first, again], [again, first])} == {"2026-01-01"}
+    earlier, later = (synthetic("x", date=date) for date in ("2026-01-03", "2026-01-04"))
+    for order in ([earlier, first, later], [later, earlier, first]):
+        assert best_of([Brief.of(one) for one in order]).about.date == "2026-01-04"
 
 
 @pytest.mark.parametrize("minimal", [False, True])

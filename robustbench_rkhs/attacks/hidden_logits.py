@@ -85,8 +85,8 @@ class Reader:
         with Recorder() as recorder:
             own = self.model(images)
         logits = self._behind(own, recorder.made) if isinstance(own, Tensor) and own.dim() == 2 else own
-        if isinstance(own, Tensor) and own.requires_grad and not logits.requires_grad:  # inside an autograd.Function
-            self.hides, logits = False, own
+        if images.requires_grad and isinstance(own, Tensor) and own.requires_grad and not logits.requires_grad:
+            self.hides, logits = False, own  # recorded inside an autograd.Function
         if self.hides is None and len(images):
             self.hides = logits is not own
         return Outputs(own, logits)

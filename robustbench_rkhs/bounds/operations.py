@@ -214,7 +214,8 @@ def per_channel(value: Any, before: tuple[int, ...]) -> Tensor:
     """A constant as one number, or one per channel. Raises Uncertifiable where it is neither."""
     if not isinstance(value, int | float | Tensor) or (isinstance(value, Tensor) and value.is_complex()):
         raise Uncertifiable(f"expected a constant number or tensor, found {type(value).__name__}")
-    constant = torch.as_tensor(value).detach().to("cpu", torch.float64)
+    exact = value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)  # not by way of float32
+    constant = exact.detach().to("cpu", torch.float64)
     if not constant.isfinite().all():
         raise Uncertifiable("expected a finite constant, found NaN or infinity")
     if constant.numel() == 1 and constant.dim() <= len(before) + 1:

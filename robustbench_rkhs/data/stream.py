@@ -49,7 +49,7 @@ class Stream(Tensor):
         return len(self._positions)
 
     def __getitem__(self, index: Any) -> Tensor:
-        if isinstance(index, int | np.integer):
+        if isinstance(index, int | np.integer) or (isinstance(index, Tensor) and not index.dim() and index.dtype != torch.bool):
             return self[np.array([range(len(self))[int(index)]])][0]
         chosen = self._positions[index.cpu().numpy() if isinstance(index, Tensor) else index]
         if not len(chosen):

@@ -94,17 +94,20 @@ def _seniority(one: Brief) -> tuple[str, str, str]:
 
 def best_of(members: Sequence[Brief]) -> Brief:
     """The evaluation that represents a model: sealed and complete; then on most images, by most attacks, by those of most passes;
-    of the same attacks, the latest."""
+    of the same attacks one's own, the latest, before what was submitted, the earliest, so that sending it again changes nothing."""
     spent: dict[str, float] = {}
     for one in members:
         spent[one.attacks] = max(one.passes, spent.get(one.attacks, 0.0))
 
     def worth(one: Brief) -> tuple[Any, ...]:
         about = one.about
-        said = one.sealed, about.complete, one.images, len(about.protocol), spent[one.attacks]
-        return *said, about.date, len(about.certificates), one.content
+        return one.sealed, about.complete, one.images, len(about.protocol), spent[one.attacks]
 
-    return max(members, key=worth)
+    best = [one for one in members if worth(one) == max(map(worth, members))]
+    own = [one for one in best if not one.about.submitted]
+    if own:
+        return max(own, key=lambda one: (one.about.date, len(one.about.certificates), one.content))
+    return min(best, key=lambda one: (one.about.submitted, one.about.date, -len(one.about.certificates), one.content))
 
 
 def _judge(one: Brief, eps: float, unsound: int, doubts: dict[str, str]) -> tuple[dict[str, Any], str, str, str]:

@@ -43,7 +43,8 @@ def table_models(
     numbers = functions(briefs)
     for number, one in zip(numbers, briefs, strict=True):
         kin.setdefault(number, []).append(one)
-    own = {id(one): kin[number] for number, one in zip(numbers, briefs, strict=True)}
+    functions_of = {id(one): number for number, one in zip(numbers, briefs, strict=True)}
+    own = {id(one): kin[functions_of[id(one)]] for one in briefs}
     alike = {one.about.model: one for one in comparable(here, fewest=1).chosen}
     apart = {id(one): why for one, why in comparable(here, fewest=1).apart}
     rows = []
@@ -52,6 +53,9 @@ def table_models(
         others = own[id(brief)]
         judged = cache.pooled(brief, others)
         differs = [f"not comparable with the others: {apart[id(brief)]}"] if id(brief) in apart and len(models) > 1 else []
+        namesakes = len({functions_of[id(one)] for one in here if one.about.model == model})
+        if namesakes > 1:
+            differs.append(f"{namesakes} different functions have this name; the row is that of weights {brief.about.weights[:8]}")
         rows.append(TableModel(name, judged, judged.evaluation(), (*differs, *_doubts(judged, others))))
     return rows
 

@@ -110,7 +110,7 @@ def _reason(one: Brief, chosen: Sequence[Brief], eps: float | None) -> str:
         return _attacks(one, first)
     if eps is None and set(about.epsilons) != set(first.about.epsilons):
         return f"eps {_list(one)}, those drawn have {_list(first)}"
-    return "an earlier evaluation of a model that is drawn"
+    return "another evaluation of a model that is drawn: the later by date, then with more certificates, is"
 
 
 def _attacks(one: Brief, drawn: Brief) -> str:

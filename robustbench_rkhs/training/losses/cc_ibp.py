@@ -3,17 +3,13 @@
 from typing import Literal
 
 from jaxtyping import Float, Int
-from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from robustbench_rkhs.nodes.node import Real
-from robustbench_rkhs.relaxations import ball, interval_margins, trace
-from robustbench_rkhs.runtime.modes import per_image
-from robustbench_rkhs.training.losses.searched import SearchedLoss
+from robustbench_rkhs.training.losses.searched import MixedLoss
 
 
-class CCIBP(SearchedLoss):
+class CCIBP(MixedLoss):
     r"""Cross-entropy of convex combinations of attacked and worst-case logit differences, mean over the batch.
 
     .. math:: CE\big( -[(1 - \alpha)\, m(x') + \alpha\, \underline m(x)],\, y \big), \qquad m_j = f_y - f_j, \qquad
@@ -31,17 +27,9 @@ class CCIBP(SearchedLoss):
     """
 
     name: Literal["cc_ibp"] = "cc_ibp"
-    attack_eps: Real | None = Field(None, ge=0)
-    """eps': radius of the ball of the attack; default: eps. At small radii a larger one is recommended."""
-    alpha: Real = Field(0.1, ge=0, le=1)
-    """Share of the worst-case differences."""
 
-    def __call__(
-        self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Tensor, keys: Int[Tensor, " batch"] | None = None
+    def mixed(
+        self, logits: Float[Tensor, "batch classes"], worst: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]
     ) -> Float[Tensor, ""]:
-        attacked = self.attacked(model, x.detach(), y, keys, self.eps if self.attack_eps is None else self.attack_eps)
-        logits = model(attacked).float()
         differences = logits.gather(1, y[:, None]) - logits
-        with per_image(model):
-            worst = interval_margins(trace(model, ball(x, self.eps, self.norm, self.box)), y)
         return functional.cross_entropy(-((1 - self.alpha) * differences + self.alpha * worst), y)

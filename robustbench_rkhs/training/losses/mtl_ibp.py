@@ -3,17 +3,13 @@
 from typing import Literal
 
 from jaxtyping import Float, Int
-from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from robustbench_rkhs.nodes.node import Real
-from robustbench_rkhs.relaxations import ball, interval_margins, trace
-from robustbench_rkhs.runtime.modes import per_image
-from robustbench_rkhs.training.losses.searched import SearchedLoss
+from robustbench_rkhs.training.losses.searched import MixedLoss
 
 
-class MtlIbp(SearchedLoss):
+class MtlIbp(MixedLoss):
     r"""Adversarial and worst-case cross-entropy, mean over the batch.
 
     .. math:: (1 - \alpha)\, CE(f(x'), y) + \alpha\, CE(-\underline m(x), y), \qquad
@@ -31,16 +27,8 @@ class MtlIbp(SearchedLoss):
     """
 
     name: Literal["mtl_ibp"] = "mtl_ibp"
-    attack_eps: Real | None = Field(None, ge=0)
-    """eps': radius of the ball of the attack; default: eps. At small radii a larger one is recommended."""
-    alpha: Real = Field(0.1, ge=0, le=1)
-    """Weight of the worst-case term."""
 
-    def __call__(
-        self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Tensor, keys: Int[Tensor, " batch"] | None = None
+    def mixed(
+        self, logits: Float[Tensor, "batch classes"], worst: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]
     ) -> Float[Tensor, ""]:
-        attacked = self.attacked(model, x.detach(), y, keys, self.eps if self.attack_eps is None else self.attack_eps)
-        adversarial = functional.cross_entropy(model(attacked).float(), y)
-        with per_image(model):
-            worst = interval_margins(trace(model, ball(x, self.eps, self.norm, self.box)), y)
-        return (1 - self.alpha) * adversarial + self.alpha * functional.cross_entropy(-worst, y)
+        return (1 - self.alpha) * functional.cross_entropy(logits, y) + self.alpha * functional.cross_entropy(-worst, y)

@@ -3,13 +3,14 @@
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from robustbench_rkhs.nodes.node import Real, Seed
 from robustbench_rkhs.nodes.threat_model import Box, Norm
+from robustbench_rkhs.relaxations import ball, interval_margins, trace
 from robustbench_rkhs.runtime.counter_rng import draws
 from robustbench_rkhs.runtime.modes import per_image
 from robustbench_rkhs.training.losses.base import LossNode
@@ -50,3 +51,27 @@ class SearchedLoss(LossNode):
                 step_size=self.step_size or 2.5 * eps / self.steps,
                 box=self.box,
             )
+
+
+class MixedLoss(SearchedLoss):
+    """Base class of losses that mix an attacked image with interval bounds around the image."""
+
+    attack_eps: Real | None = Field(None, ge=0)
+    """eps': radius of the ball of the attack; default: eps. At small radii a larger one is recommended."""
+    alpha: Real = Field(0.1, ge=0, le=1)
+    """Share of the worst case."""
+
+    def mixed(
+        self, logits: Float[Tensor, "batch classes"], worst: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]
+    ) -> Float[Tensor, ""]:
+        """The loss, from the logits at the attacked images and lower bounds of f_y - f_j around the images."""
+        raise NotImplementedError
+
+    def __call__(
+        self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Tensor, keys: Int[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, ""]:
+        attacked = self.attacked(model, x.detach(), y, keys, self.eps if self.attack_eps is None else self.attack_eps)
+        logits = model(attacked).float()
+        with per_image(model):
+            worst = interval_margins(trace(model, ball(x, self.eps, self.norm, self.box)), y)
+        return self.mixed(logits, worst, y)
