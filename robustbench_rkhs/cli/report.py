@@ -26,6 +26,7 @@ def _report(
     table: str | None = None,
     names: Names = (),
     name: str = "paper",
+    site: Path | None = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -34,6 +35,7 @@ def _report(
     $ rkhs-report
     $ rkhs-report --publish digits_mlp
     $ rkhs-report --adversarials mine.npz
+    $ rkhs-report --site site
     $ rkhs-report --table "robust@0.25,0.5 certified@36/255" --model digits_mlp digits_sandwich --names Ours Sandwich
 
     OUT/local holds the reports of this machine, which git ignores. OUT itself holds what is published, and only --publish,
@@ -56,11 +58,17 @@ def _report(
             OUT/local/tables/NAME.tex (booktabs), .md and .csv. Best in bold, ties by the paired test underlined.
         names: Names to print in the table, one for each of --model.
         name: Name of the table's files.
+        site: Write web pages to this folder, and nothing else: boards, models, comparison, methods. They open from the file
+            system, without a network, and show all tables in OUT. What did not change is left as it is.
         as_json: Print one JSON object on stdout, with the path of every file.
     """
     from robustbench_rkhs.reports.places import Places
     from robustbench_rkhs.reports.update import update
 
+    if site is not None:
+        if publish or withdraw or published or adversarials or model or table is not None or names:
+            raise UserError("--site writes all pages of OUT: expected it with no other option than --out, --as-json and --quiet")
+        return _site(out, site, as_json, quiet)
     if table is not None or names:
         if publish or withdraw or published or adversarials:
             raise UserError(
@@ -94,6 +102,19 @@ def _report(
         printed(f"{kind}: {_in_short(paths)}")
     if as_json:
         emit(found.written)
+
+
+def _site(out: Path, folder: Path, as_json: bool, quiet: bool) -> None:
+    """Build the site, and say where to open it."""
+    from robustbench_rkhs.site import build_site
+
+    with shown(console_of_width(120, stderr=False), quiet):
+        built = build_site(out, folder)
+    for line in built.unread:
+        printed(f"not read: {line}", stderr=True)
+    printed(f"site: {built.boards} boards, {built.models} models: open {built.folder / 'index.html'}")
+    if as_json:
+        emit({"site": built.files})
 
 
 def _table(out: Path, text: str, models: Names, names: Names, name: str) -> list[Path]:

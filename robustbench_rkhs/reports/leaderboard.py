@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 from robustbench_rkhs.reports.entries import ASIDE, Entry, board
+from robustbench_rkhs.reports.standing import ALPHA, Standing
 from robustbench_rkhs.reports.tables import Code, bullets, csv, limits, markdown, write_bytes
 from robustbench_rkhs.runtime.sinks import for_markdown
-from robustbench_rkhs.verdicts import Brief, BriefCache, Evaluation, comparable, holm, mcnemar_all, typed
+from robustbench_rkhs.verdicts import Brief, BriefCache, Evaluation, typed
 
-ALPHA = 0.05
 HEAD = ["rank", "model", "clean", "robust [95%]", "certified [95%]", "open", "images", "attacks", "marks"]
 HEAD += ["date", "device", "weights", "data digest", "seed", "command"]
 APART = "Not ranked: other images or attacks"
@@ -20,9 +20,9 @@ READ = """Ranked by robust accuracy, then by certified accuracy. *robust*: the s
 every attack named; it bounds the true robust accuracy from above, *certified* bounds it from below, and *open* is what lies
 between. Limits are Clopper-Pearson 95%. Adversarial images found in any evaluation of the same function count.
 
-How to read a rank: it orders estimates, not models. The lines under a table say which neighbours differ significantly (exact
-McNemar test on the images they share, Holm-corrected over all pairs of the table, 5%). A difference that is not significant
-does not show that two models are equally robust.
+How to read a rank: it orders estimates, not models. A model that does not differ significantly from the best of a rank shares
+that rank (exact McNemar test on the images they share, Holm-corrected over all pairs of the table, 5%). The lines under a table
+say which neighbours differ. A difference that is not significant does not show that two models are equally robust.
 
 Ranked with each other are evaluations on the same images by the same attacks: those on most images. Others are shown apart.
 
@@ -48,11 +48,11 @@ def write_leaderboard(
     for (data, _, norm, box, eps), entries in board(evaluations, cache).items():
         where = "" if box == "unit" else ", no box"
         text += [f"## {for_markdown(data)}, {norm}{where}, eps {typed(eps, [entry.brief.about for entry in entries])}", ""]
-        ranked, beside = _compared(entries, eps)
-        ranks = _ranks(ranked)
+        stand = Standing.of(entries, eps)
+        ranked, ranks, beside = stand.ranked, stand.ranks, stand.beside
         if ranked:
             text += [markdown(HEAD, [_cells(entry, str(rank)) for entry, rank in zip(ranked, ranks, strict=True)])]
-            text += [f"{line}\n" for line in [*_neighbours(ranked, eps), *_doubts(ranked)]]
+            text += [f"{line}\n" for line in [*_neighbours(stand), *_doubts(ranked)]]
         if beside:
             text += [f"### {APART}", "", markdown(HEAD, [_cells(entry, "") for entry, _ in beside])]
             text += ["\n".join(bullets([f"{entry.brief.about.model}: {why}" for entry, why in beside])), ""]
@@ -76,34 +76,12 @@ def write_leaderboard(
     return [written, write_bytes(folder / "leaderboard.csv", csv(frame))]
 
 
-def _compared(entries: Sequence[Entry], eps: float) -> tuple[list[Entry], list[tuple[Entry, str]]]:
-    """The entries that are ranked with each other, and those on other images or by other attacks, with the reason."""
-    sound = [entry for entry in entries if entry.status == "ranked"]
-    apart = {id(one): why for one, why in comparable([entry.brief for entry in sound], eps, fewest=1).apart}
-    beside = [(entry, apart[id(entry.brief)]) for entry in sound if id(entry.brief) in apart]
-    return [entry for entry in sound if id(entry.brief) not in apart], beside
-
-
-def _ranks(ranked: Sequence[Entry]) -> list[int]:
-    """1 for the first; equal numbers share a rank."""
-    scores = [(entry.row["robust"], entry.row["certified"]) for entry in ranked]
-    return [scores.index(score) + 1 for score in scores]
-
-
-def _neighbours(ranked: Sequence[Entry], eps: float) -> list[str]:
+def _neighbours(stand: Standing) -> list[str]:
     """One line per pair of neighbours in the ranking: significant or not, on the images they share."""
-    index = np.unique(np.concatenate([entry.brief.index for entry in ranked]))
-    right, answered = np.zeros((2, len(ranked), len(index)), dtype=bool)
-    for place, entry in enumerate(ranked):
-        images = np.searchsorted(index, entry.brief.index)
-        right[place, images], answered[place, images] = entry.brief.robust[eps], True
-    tests, shared = mcnemar_all(right, answered)
-    first, second = np.triu_indices(len(ranked), 1)
-    adjusted = dict(zip(zip(first.tolist(), second.tolist(), strict=True), holm(tests[first, second]), strict=True))
     lines = []
-    for place in range(len(ranked) - 1):
-        names = " and ".join(entry.brief.about.model for entry in ranked[place : place + 2])
-        p, images = adjusted[place, place + 1], shared[place, place + 1]
+    for place in range(len(stand.ranked) - 1):
+        names = " and ".join(entry.brief.about.model for entry in stand.ranked[place : place + 2])
+        p, images = stand.adjusted[place, place + 1], stand.shared[place, place + 1]
         verdict = "differ significantly" if p <= ALPHA else "do not differ significantly"
         lines.append(f"{names} {verdict} on the {images} images they share (adjusted p = {p:.2g})")
     return ["\n".join(bullets(lines))] if lines else []

@@ -1,0 +1,64 @@
+"""Who stands where in a section of the leaderboard: ranks, with ties by the paired test, and the entries that are apart."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from robustbench_rkhs.reports.entries import Entry
+from robustbench_rkhs.verdicts import comparable, holm, mcnemar_all
+
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The entries that are ranked with each other, and the sound ones that are not, at one eps."""
+
+    ranked: list[Entry]
+    """By robust, then certified accuracy."""
+    ranks: list[int]
+    """1 for the first. A model that does not differ significantly from the best of a rank shares that rank."""
+    beside: list[tuple[Entry, str]]
+    """On other images or by other attacks, with what differs."""
+    adjusted: Float[np.ndarray, "models models"]
+    """Holm-adjusted p-values of the paired test, over all pairs."""
+    shared: Int[np.ndarray, "models models"]
+    """Images that both of a pair were evaluated on."""
+
+    @classmethod
+    def of(cls, entries: Sequence[Entry], eps: float) -> "Standing":
+        """The standing of the entries of a section. Cost: two products of (models x images) matrices."""
+        sound = [entry for entry in entries if entry.status == "ranked"]
+        apart = {id(one): why for one, why in comparable([entry.brief for entry in sound], eps, fewest=1).apart}
+        ranked = [entry for entry in sound if id(entry.brief) not in apart]
+        beside = [(entry, apart[id(entry.brief)]) for entry in sound if id(entry.brief) in apart]
+        adjusted, shared = _paired(ranked, eps)
+        return cls(ranked, _ranks(adjusted), beside, adjusted, shared)
+
+
+def _paired(ranked: Sequence[Entry], eps: float) -> tuple[np.ndarray, np.ndarray]:
+    """Holm-adjusted McNemar p-values of all pairs (1 on the diagonal), and the images that each pair shares."""
+    adjusted = np.ones((len(ranked), len(ranked)))
+    if not ranked:
+        return adjusted, np.zeros((0, 0), dtype=np.int64)
+    index = np.unique(np.concatenate([entry.brief.index for entry in ranked]))
+    right, answered = np.zeros((2, len(ranked), len(index)), dtype=bool)
+    for place, entry in enumerate(ranked):
+        images = np.searchsorted(index, entry.brief.index)
+        right[place, images], answered[place, images] = entry.brief.robust[eps], True
+    tests, shared = mcnemar_all(right, answered)
+    first, second = np.triu_indices(len(ranked), 1)
+    adjusted[first, second] = adjusted[second, first] = holm(tests[first, second])
+    return adjusted, shared
+
+
+def _ranks(adjusted: np.ndarray) -> list[int]:
+    """Down the order: a rank is shared with the best of it, up to the first model than which that one is significantly better."""
+    ranks, best = list[int](), 0
+    for place in range(len(adjusted)):
+        if place and adjusted[best, place] <= ALPHA:
+            best = place
+        ranks.append(best + 1)
+    return ranks

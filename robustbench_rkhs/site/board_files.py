@@ -1,0 +1,78 @@
+"""The files of a board: its page, and the same as csv and JSON."""
+
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pandas as pd
+
+from robustbench_rkhs.reports.tables import csv
+from robustbench_rkhs.site.boards import COLUMNS, Board
+from robustbench_rkhs.site.pages import write_changed, write_page
+
+READ = (
+    ("Robust", "the share of images that are certified or withstood every attack; the true robust accuracy is at most this"),
+    ("Certified", "the share of images that are proved robust; the true robust accuracy is at least this"),
+    ("Open", "what lies between: neither proved nor broken"),
+    ("Limits", "in brackets, Clopper-Pearson 95%"),
+    (
+        "Rank",
+        "models that do not differ significantly from the best of a rank share it (exact McNemar test on the images they share, "
+        "Holm-corrected over all pairs of the board, 5%). That two models share a rank does not show that they are equally robust",
+    ),
+)
+"""How to read a board."""
+
+
+def write_board(board: Board, stem: Path) -> list[Path]:
+    """STEM.html, .csv and .json. Raises UserError where they cannot be written."""
+    page = write_page(
+        stem.with_name(f"{stem.name}.html"),
+        "board.html",
+        "../",
+        title=board.title,
+        board=board,
+        columns=COLUMNS,
+        read=READ,
+        filters=filters(board),
+        compare=compared(board),
+    )
+    stated = {"title": board.title, "protocol": dict(board.protocol), "eps": board.section[4], "ranked": board.rows}
+    stated |= {"not_comparable": board.apart, "not_ranked": board.aside, "pairs": board.pairs}
+    text = json.dumps(stated, indent=1, ensure_ascii=False, allow_nan=False)
+    return [
+        page,
+        write_changed(stem.with_name(f"{stem.name}.csv"), csv(_frame(board)).encode()),
+        write_changed(stem.with_name(f"{stem.name}.json"), f"{text}\n".encode()),
+    ]
+
+
+def filters(board: Board) -> dict[str, list[str]]:
+    """By column, the values to choose from, where there are at least two and not too many."""
+    found = {}
+    for column in COLUMNS:
+        values = sorted({str(row[column.key]) for row in board.rows if row[column.key]})
+        if column.filtered and 2 <= len(values) <= 40:
+            found[column.key] = values
+    return found
+
+
+def compared(board: Board) -> str:
+    """The state of the compare page with the first models of a board."""
+    data, digest, norm, box, eps = board.section
+    names = ",".join(dict.fromkeys(row["page"] for row in board.rows[:4] if row["page"]))
+    return urlencode({"d": "/".join([data, digest[:12], norm, box]), "m": names, "eps": f"{eps!r}"})
+
+
+def _frame(board: Board) -> pd.DataFrame:
+    """Every entry, one row each, with the status of those that are not ranked."""
+    rows: list[dict[str, Any]] = []
+    for status, members in (("ranked", board.rows), ("not comparable", board.apart), ("", board.aside)):
+        for row in members:
+            flat = {key: "; ".join(map(str, one)) if isinstance(one, list | tuple) else one for key, one in row.items()}
+            flat.pop("doubts", None)
+            rows.append({"status": row.get("status", status), "reason": ""} | flat)
+    first = ["status", "rank", "model"]
+    columns = [*first, *(name for name in dict.fromkeys(key for row in rows for key in row) if name not in first)]
+    return pd.DataFrame(rows, columns=columns)

@@ -1,0 +1,211 @@
+"""Boards: one for each data set, norm, box and eps, with its protocol, its rows, and what is not ranked."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from robustbench_rkhs.nodes.names import file_word
+from robustbench_rkhs.nodes.radius_text import radius_file_word
+from robustbench_rkhs.reports.entries import ASIDE, Entry, Section
+from robustbench_rkhs.reports.standing import ALPHA, Standing
+from robustbench_rkhs.site.site_models import Identity, SiteModel, identity
+from robustbench_rkhs.site.training_facts import TrainingFacts
+from robustbench_rkhs.verdicts import typed
+from robustbench_rkhs.verdicts.axes import in_words
+
+SHARES = ("clean", "robust", "certified")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a board."""
+
+    key: str
+    title: str
+    numeric: bool = False
+    major: bool = False
+    """Shown on a phone, too."""
+    shown: bool = True
+    """Shown at first; others are chosen."""
+    filtered: bool = False
+    """Its values can be chosen from a list."""
+
+
+COLUMNS = (
+    Column("rank", "Rank", numeric=True, major=True),
+    Column("model", "Model", major=True),
+    Column("clean", "Clean", numeric=True),
+    Column("robust", "Robust", numeric=True, major=True),
+    Column("certified", "Certified", numeric=True, major=True),
+    Column("open", "Open", numeric=True),
+    Column("parameters", "Parameters", numeric=True),
+    Column("cost", "Training cost", numeric=True),
+    Column("how", "How trained", filtered=True),
+    Column("extra", "Extra data", filtered=True, shown=False),
+    Column("marks", "Marks"),
+    Column("passes", "Attack passes per image", numeric=True, shown=False),
+    Column("date", "Evaluated"),
+    Column("device", "Device", filtered=True, shown=False),
+    Column("weights", "Weights", shown=False),
+    Column("key", "Function", shown=False),
+    Column("data_digest", "Data digest", shown=False),
+    Column("seed", "Seed", numeric=True, shown=False),
+    Column("command", "Command", shown=False),
+)
+
+
+@dataclass(frozen=True)
+class Board:
+    """One board."""
+
+    section: Section
+    slug: str
+    title: str
+    eps: str
+    """As it was typed."""
+    protocol: tuple[tuple[str, str], ...]
+    """What all its entries have in common: a word and its value."""
+    rows: tuple[dict[str, Any], ...]
+    pairs: tuple[str, ...]
+    """A line on each pair of neighbours."""
+    apart: tuple[dict[str, Any], ...]
+    """Sound entries on other images or by other attacks: `reason` says what is missing, `completes` the command that adds it."""
+    aside: tuple[dict[str, Any], ...]
+    """Entries that are refused, incomplete or unsealed, with the reason; no number of them is shown."""
+    contents: tuple[str, ...]
+    """Digests of all that the page depends on."""
+
+
+def boards(
+    sections: Mapping[Section, Sequence[Entry]], models: Mapping[Identity, SiteModel], facts: Mapping[Identity, TrainingFacts]
+) -> list[Board]:
+    """The boards of all sections, in their order."""
+    slugs = _slugs(sections)
+    return [_board(section, slugs[section], entries, models, facts) for section, entries in sections.items()]
+
+
+def _board(
+    section: Section,
+    slug: str,
+    entries: Sequence[Entry],
+    models: Mapping[Identity, SiteModel],
+    facts: Mapping[Identity, TrainingFacts],
+) -> Board:
+    data, _, norm, box, eps = section
+    text = typed(eps, [entry.brief.about for entry in entries])
+    stand = Standing.of(entries, eps)
+
+    def row(entry: Entry, rank: int | None = None, **more: str) -> dict[str, Any]:
+        who = identity(entry.brief.about)
+        return _row(entry, rank, models.get(who), facts.get(who, TrainingFacts())) | more
+
+    first = stand.ranked[0] if stand.ranked else None
+    apart = [row(entry, reason=why, completes=_completing(entry, first)) for entry, why in stand.beside]
+    aside = [_refused(entry, models.get(identity(entry.brief.about))) for entry in entries if entry.status != "ranked"]
+    rows = [row(entry, rank) for entry, rank in zip(stand.ranked, stand.ranks, strict=True)]
+    shown = [facts[one].digest for entry in entries if (one := identity(entry.brief.about)) in facts]
+    contents = *(entry.brief.content for entry in entries), *(repr(entry.public) for entry in entries), *shown
+    title = f"{in_words(data, norm, box)}, eps {text}"
+    return Board(
+        section, slug, title, text, _protocol(section, first), tuple(rows), _pairs(stand), tuple(apart), tuple(aside), contents
+    )
+
+
+def _slugs(sections: Mapping[Section, Sequence[Entry]]) -> dict[Section, str]:
+    """Distinct file names: with digits of the data's digest where the same data set is there in two versions."""
+    plain = {section: _slug(section, entries) for section, entries in sections.items()}
+    taken = list(plain.values())
+    return {section: slug if taken.count(slug) == 1 else f"{slug}-{section[1][:6]}" for section, slug in plain.items()}
+
+
+def _slug(section: Section, entries: Sequence[Entry]) -> str:
+    data, _, norm, box, eps = section
+    word = radius_file_word(typed(eps, [entry.brief.about for entry in entries]))
+    return "-".join([file_word(data), norm, *(["nobox"] if box == "none" else []), f"eps{file_word(word)}"])
+
+
+def _row(entry: Entry, rank: int | None, model: SiteModel | None, facts: TrainingFacts) -> dict[str, Any]:
+    """The cells of one entry: numbers as numbers, the rest as text."""
+    about, row = entry.brief.about, entry.row
+    found: dict[str, Any] = {"rank": rank, "model": about.model, "page": model.slug if model else "", "aliases": entry.aliases}
+    for share in (*SHARES, "open"):
+        found[share] = _number(row[share])
+        found[f"{share}_low"], found[f"{share}_high"] = _number(row.get(f"{share}_low")), _number(row.get(f"{share}_high"))
+    found |= {
+        "parameters": facts.parameters,
+        "cost": facts.seconds,
+        "cost_text": facts.cost,
+        "how": facts.how,
+        "extra": facts.extra,
+    }
+    found |= {"marks": marked(entry), "doubts": dict(entry.doubts), "passes": round(entry.brief.passes, 1), "date": about.date}
+    found |= {"device": about.device, "weights": about.weights[:12], "key": entry.key[:12], "data_digest": about.data_digest[:12]}
+    return found | {"seed": about.seed, "command": about.command, "images": entry.brief.images, "attacks": list(about.protocol)}
+
+
+def marked(entry: Entry) -> list[str]:
+    """The marks of an entry, one text each, with what its diagnoses said."""
+    found = [mark for mark in entry.marks.split("; ") if mark and not mark.startswith("doubtful")]
+    found += [f"doubtful, {name}: {words}" if words else f"doubtful: {name}" for name, words in entry.doubts.items()]
+    return found + ([f"also submitted as {', '.join(entry.aliases)}"] if entry.aliases else [])
+
+
+def _refused(entry: Entry, model: SiteModel | None) -> dict[str, Any]:
+    about = entry.brief.about
+    found = {
+        "model": about.model,
+        "page": model.slug if model else "",
+        "status": ASIDE[entry.status].lower(),
+        "reason": entry.reason,
+    }
+    return found | {"weights": about.weights[:12], "command": about.command}
+
+
+def _protocol(section: Section, first: Entry | None) -> tuple[tuple[str, str], ...]:
+    """What was done to every ranked entry."""
+    data, digest, norm, box, _ = section
+    inside = "pixels in [0, 1]" if box == "unit" else "none: pixels may leave [0, 1]"
+    said = [("Data", f"{data} (digest {digest[:12] or 'unknown'})"), ("Norm", norm), ("Box", inside)]
+    if first is None:
+        return tuple(said)
+    about, settings = first.brief.about, first.brief.about.settings
+    said += [("Images", f"{first.brief.images:,}, drawn {settings.get('order', 'in order')}, seed {about.seed}")]
+    said += [("Attacks", ", ".join(about.protocol))]
+    named = [_settings(one) for one in settings.get("attacks") or [] if isinstance(one, dict)]
+    said += [("Their settings", "; ".join(named) or f"effort {settings.get('effort', 'unknown')}")]
+    said += [("Diagnosis", ", ".join(one.name for one in about.diagnostics) or "none")]
+    return *said, ("Audit", "a minimal-norm attack on every certified image")
+
+
+def _settings(node: dict[str, Any]) -> str:
+    """The settings of a method, those that were left at their default as well."""
+    rest = ", ".join(f"{name} {value}" for name, value in node.items() if name != "name" and value is not None)
+    return f"{node.get('name', '?')} ({rest})" if rest else str(node.get("name", "?"))
+
+
+def _pairs(stand: Standing) -> tuple[str, ...]:
+    lines = []
+    for place in range(len(stand.ranked) - 1):
+        one, other = (entry.brief.about.model for entry in stand.ranked[place : place + 2])
+        p, images = stand.adjusted[place, place + 1], stand.shared[place, place + 1]
+        verdict = "differ significantly" if p <= ALPHA else "do not differ significantly"
+        lines.append(f"{one} and {other} {verdict} on the {images} images they share (adjusted p = {p:.2g})")
+    return tuple(lines)
+
+
+def _completing(entry: Entry, first: Entry | None) -> str:
+    """The command that evaluates an entry as those that are ranked were: theirs, with its name."""
+    if first is None:
+        return ""
+    words = first.brief.about.command.split(" ")
+    if "--model" not in words:
+        return ""
+    at = words.index("--model") + 1
+    end = next((place for place in range(at, len(words)) if words[place].startswith("-")), len(words))
+    return " ".join([*words[:at], entry.brief.about.model, *words[end:]])
+
+
+def _number(value: Any) -> float | None:
+    """A number, or None where it is withheld."""
+    return None if value is None or math.isnan(value) else float(value)

@@ -1,0 +1,74 @@
+"use strict";
+// What all pages share: the theme, the data of script files, and a page's state in its address.
+var rkhs = {
+  data: {},
+  listeners: [],
+
+  theme() { return document.documentElement.dataset.theme; },
+
+  // The script files of data that are wanted, one after the other; resolved when all are there.
+  load(files) {
+    return Promise.all(files.filter(([key]) => !(key in rkhs.data)).map(([key, url]) => new Promise((done, failed) => {
+      const script = document.createElement("script");
+      script.src = url;
+      script.onload = () => done(key);
+      script.onerror = () => failed(new Error(`cannot load ${url}`));
+      document.head.append(script);
+    })));
+  },
+
+  // The state of a page is the part of its address behind #, so that a link keeps it.
+  state() { return new URLSearchParams(location.hash.slice(1)); },
+  keep(state) {
+    const text = state.toString();
+    if (text !== location.hash.slice(1)) { history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search); }
+  },
+
+  element(name, attributes = {}, ...children) {
+    const made = document.createElement(name);
+    for (const [key, value] of Object.entries(attributes)) {
+      if (key.startsWith("on")) { made.addEventListener(key.slice(2), value); }
+      else if (typeof value === "boolean") { made[key] = value; }
+      else { made.setAttribute(key, value); }
+    }
+    made.append(...children);
+    return made;
+  },
+
+  percent(share) { return share === null || share === undefined ? "withheld" : `${(100 * share).toFixed(1)}%`; },
+
+  // Vega's colours on either background.
+  config() {
+    const ink = rkhs.theme() === "dark" ? "#e8e8e8" : "#1c1c1c", grid = rkhs.theme() === "dark" ? "#3a3f45" : "#e3e3e3";
+    const words = { labelColor: ink, titleColor: ink };
+    return {
+      background: "transparent", font: "system-ui, sans-serif", view: { stroke: "transparent" },
+      axis: { ...words, gridColor: grid, domainColor: ink, tickColor: ink, labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal" },
+      legend: { ...words, labelFontSize: 12, titleFontSize: 12 }, title: { color: ink }, text: { color: ink },
+    };
+  },
+
+  draw(place, spec, datasets) {
+    const again = () => vegaEmbed(place, { ...spec, datasets, config: rkhs.config() }, {
+      actions: { export: true, source: false, compiled: false, editor: false }, renderer: "svg", tooltip: { theme: rkhs.theme() },
+    });
+    place.redraw = again;
+    return again();
+  },
+};
+
+(function () {
+  const button = document.getElementById("theme");
+  const told = () => {
+    const dark = rkhs.theme() === "dark";
+    button.textContent = dark ? "Light mode" : "Dark mode";
+  };
+  button.hidden = false;
+  button.addEventListener("click", () => {
+    document.documentElement.dataset.theme = rkhs.theme() === "dark" ? "light" : "dark";
+    try { localStorage.setItem("theme", rkhs.theme()); } catch { /* as in theme.js */ }
+    told();
+    document.querySelectorAll(".chart").forEach((place) => { if (place.redraw) { place.redraw(); } });
+  });
+  told();
+})();

@@ -1,0 +1,97 @@
+"""The site: its numbers are those of the tables, only what changed is made again, hostile text stays text, no torch."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from test_places import stored
+from test_report import synthetic, trio
+
+from robustbench_rkhs import verdicts
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.site import build_site
+from robustbench_rkhs.site.assets import classic
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A site of three models."""
+    folder = tmp_path_factory.mktemp("site")
+    for place, one in enumerate(trio()):
+        digits = f"{place + 1}" * 64
+        keep(folder, replace(one, about=one.about.but(key=digits, job=digits[:12])))
+    return folder, build_site(folder, folder / "site")
+
+
+def keep(folder: Path, one: verdicts.Evaluation) -> Path:
+    return verdicts.write(one, folder / "verdicts" / one.about.model / f"l2-{one.about.job}.parquet")
+
+
+def test_a_board_holds_the_numbers_of_the_tables(built):
+    folder, site = built
+    assert (site.boards, site.models, site.unread) == (3, 3, [])
+    for one in trio():
+        for row in one.summary().to_dict("records"):
+            stated = json.loads((folder / "site" / "boards" / f"digits-l2-eps{row['eps']:g}.json").read_text())
+            own = next(entry for entry in stated["ranked"] if entry["model"] == one.about.model)
+            for share in ("clean", "robust", "certified", "open", "robust_low", "certified_high"):
+                assert own[share] == pytest.approx(row[share], abs=1e-15)
+            page = (folder / "site" / "boards" / f"digits-l2-eps{row['eps']:g}.html").read_text()
+            cell = f'{100 * row["robust"]:.1f}% <span class="ci">[{100 * row["robust_low"]:.1f}, {100 * row["robust_high"]:.1f}]'
+            assert cell in page and one.about.model in page
+    frame = pd.read_csv(folder / "site" / "boards" / "digits-l2-eps0.25.csv")
+    assert list(frame["rank"]) == sorted(frame["rank"]) and set(frame["status"]) == {"ranked"}
+
+
+def test_only_what_changed_is_made_again(built):
+    folder, site = built
+    before = {path: path.stat().st_mtime_ns for path in (folder / "site").rglob("*") if path.is_file()}
+    assert build_site(folder, folder / "site").files == site.files
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_entries_by_other_attacks_are_apart_with_the_command_that_completes_them(tmp_path):
+    for one, digit in (("a", "1"), ("b", "2")):
+        stored(tmp_path, one, digit, key=digit * 64)
+    stored(tmp_path, "few", "3", images=40, key="3" * 64)
+    build_site(tmp_path, tmp_path / "site")
+    stated = json.loads((tmp_path / "site" / "boards" / "digits-l2-eps0.5.json").read_text())
+    assert [one["model"] for one in stated["ranked"]] == ["a", "b"]
+    (apart,) = stated["not_comparable"]
+    assert apart["reason"] == "40 images, those drawn have 60" and apart["completes"] == "rkhs-eval --model few"
+    page = (tmp_path / "site" / "boards" / "digits-l2-eps0.5.html").read_text()
+    assert "Not comparable" in page and "rkhs-eval --model few" in page
+
+
+def test_hostile_text_stays_text(tmp_path):
+    one = synthetic(
+        "plain", command="<script>alert(1)</script> \u202e", device='"><img src=x onerror=alert(1)>', key="1" * 64, job="1" * 12
+    )
+    keep(tmp_path, one)
+    build_site(tmp_path, tmp_path / "site")
+    for path in (tmp_path / "site").rglob("*.html"):
+        text = path.read_text()
+        assert "<script>alert" not in text and "<img src=x" not in text and "\u202e" not in text
+
+
+def test_the_site_is_built_without_torch(built):
+    folder, _ = built
+    code = "import sys; from robustbench_rkhs.site import build_site; from pathlib import Path; "
+    code += (
+        "build_site(Path(sys.argv[1]), Path(sys.argv[2])); assert not any(name.split('.')[0] == 'torch' for name in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder), str(folder / "again")], capture_output=True, text=True, env=os.environ
+    )
+    assert done.returncode == 0, done.stderr[-800:]
+
+
+def test_another_bundle_of_datatables_is_one_clear_line():
+    assert classic("var a=1;export{a as default};").endswith("window.DataTable=a;\n})();\n")
+    with pytest.raises(UserError, match="another DataTables bundle than expected"):
+        classic("var a = 1;")
