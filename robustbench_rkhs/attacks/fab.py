@@ -112,6 +112,8 @@ class FAB(EngineAttack):
     def rescue(self, engine: Engine) -> None:
         """A run from an adversarial example anywhere in the box, for images that have none yet."""
         for at in found_anywhere(engine, self.rescues).split(self.batch_size):
+            if len(at) == 0:
+                return  # x.view(len(x), -1) takes no empty batch
             images = engine.images[at]
             target = engine.logits(at, images).scatter(1, engine.y[at][:, None], -torch.inf).argmax(1) if self.targets else None
             self._run(engine, at, images, target)

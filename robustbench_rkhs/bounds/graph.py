@@ -145,7 +145,7 @@ class _Builder:
 
     def _value(self, argument: Any) -> Any:
         """An argument with constants and shapes substituted; values that depend on the image stay symbols."""
-        return fx.node.map_arg(argument, lambda one: one if one in self.depths else self.traced.values[one])
+        return known.in_tuples(fx.node.map_arg(argument, lambda one: one if one in self.depths else self.traced.values[one]))
 
     def _outputs(self, node: fx.Node) -> tuple[int, ...]:
         return tuple(self.traced.values[node].shape[1:])
@@ -206,6 +206,8 @@ class _Builder:
             if len(self.traced.values[node].shape) < 2 or len(self.traced.values[node]) != len(self.traced.values[args[0]]):
                 raise Uncertifiable(f"no rule for reshaping the batch to {tuple(self.traced.values[node].shape)}")
             layers = known.reshaped(before, self._outputs(node))
+        elif target in known.ON_SHAPES:
+            layers = _call(known.ON_SHAPES[target], (before, *args), keywords)
         elif target in known.MEAN:
             layers = _call(known.mean, (before, *args), keywords)
         elif target in known.ADAPTIVE:

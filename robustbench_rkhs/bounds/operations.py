@@ -75,6 +75,45 @@ def _convolution(
     return _weighted(nn.Conv2d(*sizes, stride, padding, dilation, groups, bias is not None), weight, bias)
 
 
+def batch_norm(
+    before: tuple[int, ...],
+    x: Any,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> list[nn.Module]:
+    """A normalisation by statistics that the forward passes on."""
+    if training or running_mean is None or running_var is None:
+        raise Uncertifiable("it normalises by the batch, mixing images")
+    if len(before) not in (1, 3):
+        raise Uncertifiable(f"no rule for a batch norm of images of {before}")
+    layer = (nn.BatchNorm1d if len(before) == 1 else nn.BatchNorm2d)(before[0], eps, dtype=torch.float64)
+    given = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+    for name, values in given.items():
+        if values is not None:
+            getattr(layer, name).data = values.detach().double().clone()
+    return [layer.requires_grad_(False).eval()]
+
+
+def _torch_batch_norm(
+    before: tuple[int, ...],
+    x: Any,
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    var: Any,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn: bool,
+) -> list[nn.Module]:
+    return batch_norm(before, x, mean, var, weight, bias, training, momentum, eps)
+
+
 def _weighted(layer: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:
     layer.weight = nn.Parameter(weight.detach().double().clone(), requires_grad=False)
     if bias is not None:
@@ -116,6 +155,9 @@ for _target in (torch.tanh, torch.tanh_, functional.tanh, "tanh", "tanh_"):
 for _target in (torch.sigmoid, torch.sigmoid_, functional.sigmoid, "sigmoid", "sigmoid_"):
     LAYERS[_target] = lambda x: nn.Sigmoid()
 
+ON_SHAPES: dict[Any, Callable[..., list[nn.Module]]] = {functional.batch_norm: batch_norm, torch.batch_norm: _torch_batch_norm}
+"""Operations whose layers depend on the shape that they are given: functions of it and of the arguments."""
+
 ADD = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
 SUBTRACT = frozenset({operator.sub, operator.isub, torch.sub, torch.subtract, "sub", "sub_", "subtract"})
 MULTIPLY = frozenset({operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply"})
@@ -145,6 +187,13 @@ SIZES = frozenset(
 )
 """Operations that may read the shape of an image, which is known, or check it."""
 IN_PLACE = frozenset({operator.iadd, operator.isub, operator.imul, operator.itruediv})
+
+
+def in_tuples(value: Any) -> Any:
+    """Arguments with every list in them as a tuple, as layers hold sizes."""
+    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+        return tuple(in_tuples(one) for one in value)
+    return {key: in_tuples(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
 def module_layers(path: str, module: nn.Module, before: tuple[int, ...]) -> list[nn.Module]:

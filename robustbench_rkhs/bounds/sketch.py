@@ -161,7 +161,7 @@ class _Graph:
             if after.dim() < 2 or len(after) != len(before):
                 return f"no rule for reshaping the batch to {tuple(after.shape)}"
             return _said(known.reshaped, tuple(before.shape[1:]), tuple(after.shape[1:]))
-        listed = known.NEGATE | known.MEAN | known.ADAPTIVE | known.ADAPTIVE_MAX | known.LAYERS.keys()
+        listed = known.NEGATE | known.MEAN | known.ADAPTIVE | known.ADAPTIVE_MAX | known.LAYERS.keys() | known.ON_SHAPES.keys()
         return "" if node.target in listed else "no rule for this operation"
 
     def _module_lacks(self, module: nn.Module, node: fx.Node, before: tuple[int, ...]) -> str:
@@ -181,7 +181,7 @@ class _Graph:
             if node.op == "call_module":
                 module, path = self.root.get_submodule(str(node.target)), user_path(str(node.target))
             elif node.target in known.LAYERS:
-                args = fx.node.map_arg((node.args, node.kwargs), lambda one: self.values[one])
+                args = known.in_tuples(fx.node.map_arg((node.args, node.kwargs), lambda one: self.values[one]))
                 module, path = known.LAYERS[node.target](*args[0], **args[1]), place(node)[0]
             else:
                 return

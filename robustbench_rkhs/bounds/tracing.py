@@ -142,16 +142,29 @@ def check(model: nn.Module) -> None:
     for path, module in parts(model):
         kind = type(module)
         try:
-            if kind.__name__ == "OptimizedModule" or isinstance(module, torch.jit.ScriptModule):
+            if isinstance(module, torch.jit.ScriptModule):
+                raise Uncertifiable("it is compiled to TorchScript, whose code no rule reads; certify the nn.Module it was made of")
+            if kind.__name__ == "OptimizedModule":
                 raise Uncertifiable("it is compiled, which no rule covers; certify the original model")
             intact(module, kind)
             if module.training:
                 raise Uncertifiable(f"it is in training mode: {advice(module)}")
             changed = [name for name in CALLS if getattr(kind, name, None) is not getattr(nn.Module, name, None)]
+            if _generated(kind):
+                changed.remove("__call__")
             if changed and (foreign(module) or isinstance(module, nn.Sequential)):
                 raise Uncertifiable(f"{kind.__name__} overrides {', '.join(changed)} of Module")
         except Uncertifiable as refused:
             raise Uncertifiable(f"{named(path, module)}: {refused}") from None
+
+
+def _generated(kind: type) -> bool:
+    """Whether this is the class of one fx.GraphModule, whose `__call__` runs that of nn.Module and prints the code of an error."""
+    call = vars(kind).get("__call__")
+    whole = (
+        kind.__bases__ == (fx.GraphModule,) and getattr(call, "__qualname__", "") == "GraphModule.recompile.<locals>.call_wrapped"
+    )
+    return whole and call.__module__ == fx.graph_module.__name__
 
 
 _PLAIN = (bool, int, float, str, tuple, list, dict, set, type(None))

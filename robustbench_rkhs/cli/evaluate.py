@@ -52,7 +52,7 @@ def _evaluate(
     first, and no condition is known to fail; 130: interrupted, the table is written and nothing is drawn.
 
     Args:
-        model: Names in checkpoints/, checkpoint folders, or package.module:builder.
+        model: Names in checkpoints/, checkpoint folders, package.module:builder, or FILE.onnx.
         weights: Weights (.safetensors, or .pth of a plain state dict) for a recipe or builder.
         data: Data set or FILE.npz instead of the recipe's.
         smooth: sigma=0.25,n=10000,...: evaluate the vote under Gaussian noise, certified; see rkhs-list certificates smoothing.

@@ -22,7 +22,7 @@ def _rank(
     $ rkhs-rank --model protein_1_34
 
     Args:
-        model: Names in checkpoints/, checkpoint folders, or package.module:builder.
+        model: Names in checkpoints/, checkpoint folders, package.module:builder, or FILE.onnx.
         data: Data set instead of the recipe's.
         allow_code: Your own packages, modules, folders or .py files whose code a checkpoint folder may name and import.
         device: auto, cpu, cuda, cuda:1 ...

@@ -12,6 +12,7 @@ from robustbench_rkhs.nodes.code_names import TYPED, cause, load, split
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import with_fields
 from robustbench_rkhs.runtime.digests import check_state
+from robustbench_rkhs.zoo.containers import unwrapped
 
 
 def is_builder(name: str) -> bool:
@@ -41,6 +42,7 @@ def load_builder(name: str) -> tuple[nn.Module, str]:
         raise
     except BaseException as error:  # the user's code may raise anything, also SystemExit
         raise UserError(f"{name} failed: {cause(error)}") from None
+    model = model if isinstance(model, nn.Module) else unwrapped(model)[0]  # a torch.export program, say
     if not isinstance(model, nn.Module):
         raise UserError(f"{name} returned {type(model).__name__}, expected an nn.Module")
     check_state(model.state_dict())

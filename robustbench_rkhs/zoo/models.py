@@ -11,15 +11,15 @@ from robustbench_rkhs.data.given import Bounds
 from robustbench_rkhs.evaluation.predictions import answer
 from robustbench_rkhs.layers.normalize import Normalize
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.events import Message, emit
 from robustbench_rkhs.runtime.modes import evaluating
+from robustbench_rkhs.zoo.containers import unpacked, unwrapped
 
 HALF = (torch.float16, torch.bfloat16)
 """Types that are too coarse for attacked pixels: such a model runs in its own type, while its images stay float32."""
 
 FAR = 16.0
 """Logits whose mean is more than this many times their spread lose significant digits when cast from float64."""
-WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-"""Wrappers that spread a model over devices and compute the same."""
 
 
 class Function(nn.Module):
@@ -62,30 +62,25 @@ def picked(out: Any) -> Any:
 
 
 def as_module(model: Any) -> nn.Module:
-    """The model, or a function of images, as a module. Raises UserError for anything else."""
+    """The network inside a model (`containers`), or a function of images as a module. Raises UserError for anything else."""
     if isinstance(model, type):
         raise UserError(f"expected a model, found the class {model.__name__}: pass {model.__name__}(...)")
-    if isinstance(model, WRAPPERS):
-        return as_module(model.module)  # the same function, whose layers certificates can see
-    if (original := compiled_from(model)) is not None:
-        return as_module(original)
+    model, names = unwrapped(model)
+    if isinstance(model, nn.Module):
+        model, held = unpacked(model)
+        names += held
     if isinstance(model, nn.Module):
         if any(tensor.is_inference() for tensor in [*model.parameters(), *model.buffers()]):
             raise UserError("the model's weights were made in torch.inference_mode(), so no gradient passes it: make it outside")
         if any(tensor.device.type == "meta" for tensor in [*model.parameters(), *model.buffers()]):
             raise UserError("expected a model with weights, found one on the device 'meta', which has none")
+        if names:
+            emit(Message(text=f"evaluated and certified: the network inside {', '.join(names)}"))
         return model
     if callable(model):
         return Function(model)
     what = "nothing" if model is None else type(model).__name__
     raise UserError(f"expected a model (an nn.Module, a function of images, or a name as after --model), found {what}")
-
-
-def compiled_from(model: Any) -> Any:
-    """What `torch.compile` made this of: the same function, differentiable twice at one point; None for anything else."""
-    if type(model).__name__ == "OptimizedModule":
-        return model._orig_mod
-    return getattr(model, "_torchdynamo_orig_callable", None) if not isinstance(model, nn.Module) else None
 
 
 def home_of(model: nn.Module) -> torch.device | None:

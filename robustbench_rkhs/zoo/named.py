@@ -27,7 +27,8 @@ from robustbench_rkhs.zoo.builders import is_builder, load_builder
 from robustbench_rkhs.zoo.data_names import SETS, named_data
 from robustbench_rkhs.zoo.hub import fetched
 from robustbench_rkhs.zoo.images import test_images
-from robustbench_rkhs.zoo.models import adapted
+from robustbench_rkhs.zoo.models import adapted, as_module
+from robustbench_rkhs.zoo.onnx_files import load_onnx
 from robustbench_rkhs.zoo.timm_models import load_timm
 
 
@@ -88,9 +89,10 @@ def load_model(
 ) -> NamedModel:
     """A model by name: a checkpoint's name or folder, a recipe with `weights`, your own code, or a model of a library.
 
-    `nets.py:build`, `package.module:build`, either with arguments (`nets.py:build:width=8,depth=2`); `timm:resnet18.a1_in1k`;
-    `hf:owner/name`, a Hub repository in the format of our checkpoint folders. `weights`: .safetensors or .pth of a plain state
-    dict. `data`: a data set's name, a file or a folder, instead of the recipe's; it is read when `.test` is accessed.
+    `nets.py:build`, `package.module:build`, either with arguments (`nets.py:build:width=8,depth=2`); `net.onnx`;
+    `timm:resnet18.a1_in1k`; `hf:owner/name`, a Hub repository in the format of our checkpoint folders. `weights`: .safetensors or
+    .pth of a plain state dict. `data`: a data set's name, a file or a folder, instead of the recipe's; it is read when `.test` is
+    accessed.
     `allow_code`: packages, modules, folders or .py files whose code a checkpoint folder here may name, `["mynets"]`; a recipe in
     it that names other code is refused, and nothing is imported. Warnings (such as random weights) are in `.notes` and are
     also events (`on_event`). Raises UserError in one line.
@@ -110,6 +112,10 @@ def _loaded(name: str, weights: str | None, data: Any, allow_code: Iterable[str]
         named = replace(_checkpoint(fetched(name.removeprefix("hf:")), images, limits=STRANGERS), name=name.rpartition("/")[2])
         if images is None and type(named.data) not in SETS.values():
             raise UserError(f"model {name!r}: its recipe names its own data; name them here by --data")
+    elif name.endswith(".onnx"):
+        named = _onnx(name, weights, images)
+    elif name.endswith(".pt2"):
+        raise UserError(f"model {name!r} is not read here: torch.export.load it in a function of yours, --model FILE.py:BUILDER")
     elif name.endswith((".safetensors", ".pth", ".pt")):
         raise UserError(
             f"model {name!r} is a file of weights, not a network: --model NAME or FILE.py:BUILDER, with --weights {name}"
@@ -122,7 +128,7 @@ def _loaded(name: str, weights: str | None, data: Any, allow_code: Iterable[str]
         named = _checkpoint(find_checkpoint(name), images, code)
     for line in named.notes:
         emit(Message(text=line))
-    return named
+    return replace(named, model=as_module(named.model))
 
 
 def _typed(argument: str, value: Any) -> str:
@@ -153,6 +159,14 @@ def _built(name: str, weights: str | None, data: DataSet | None) -> NamedModel:
         return NamedModel(title, model.eval(), data, notes=(random_weights(name, model),) if _any(model) else ())
     checkpoint.fill(model, checkpoint.read_weights(Path(weights)), weights)
     return NamedModel(Path(weights).stem, model.eval(), data)
+
+
+def _onnx(name: str, weights: str | None, data: DataSet | None) -> NamedModel:
+    if weights is not None:
+        raise UserError(f"model {name!r} holds its own weights: leave out --weights")
+    found = load_onnx(Path(name))
+    baked = f"{name} was exported for batches of {found.batch}: its graph is run on any number of images, which was compared"
+    return NamedModel(Path(name).stem, found.model, data, notes=() if found.batch is None else (baked,))
 
 
 def _timm(name: str, weights: str | None, data: DataSet | None) -> NamedModel:
