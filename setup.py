@@ -1,4 +1,4 @@
-"""The one step that setup.cfg cannot say: a wheel carries the recipes of models/ and the checkpoints that are small enough."""
+"""The one step that setup.cfg cannot say: a wheel carries models/, the checkpoints that are small enough, and pages of docs/."""
 
 import shutil
 from pathlib import Path
@@ -10,10 +10,12 @@ CHECKPOINTS = ("digits_conv", "digits_gloro", "digits_mlp", "digits_sandwich", "
 """Shipped whole: 0.8 MB."""
 WITHOUT_WEIGHTS = ("robust_vgg", "cifar10_radius")
 """Shipped without model.safetensors (up to 20 MB): their cards and digests."""
+PAGES = ("glossary.md", "trust.md")
+"""Pages of docs/ that the site shows."""
 
 
 class WithModels(build_py):
-    """Copies models/ and checkpoints/ into the package, where `nodes/paths.py` looks for them."""
+    """Copies models/, checkpoints/ and pages of docs/ into the package, where `nodes/paths.py` looks for them."""
 
     def run(self) -> None:
         super().run()
@@ -22,6 +24,9 @@ class WithModels(build_py):
         shipped = Path(self.build_lib) / "robustbench_rkhs" / "_shipped"
         shutil.rmtree(shipped, ignore_errors=True)
         shutil.copytree("models", shipped / "models")
+        (shipped / "docs").mkdir()
+        for page in PAGES:
+            shutil.copyfile(f"docs/{page}", shipped / "docs" / page)
         for name in CHECKPOINTS + WITHOUT_WEIGHTS:
             left = ["model.safetensors"] if name in WITHOUT_WEIGHTS else []
             left += ["last.safetensors", "resume.pt", "*.part"]

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from test_places import stored
@@ -16,6 +18,8 @@ from robustbench_rkhs import verdicts
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.site import build_site
 from robustbench_rkhs.site.assets import classic
+from robustbench_rkhs.site.markup import docstring, formula, markdown
+from robustbench_rkhs.site.model_data import curve_rows
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +99,73 @@ def test_another_bundle_of_datatables_is_one_clear_line():
     assert classic("var a=1;export{a as default};").endswith("window.DataTable=a;\n})();\n")
     with pytest.raises(UserError, match="another DataTables bundle than expected"):
         classic("var a = 1;")
+
+
+def test_a_model_page_holds_its_data_and_the_rows_of_every_image(built):
+    folder, _ = built
+    one = next(one for one in trio() if one.about.model == "sandwich_cnn")
+    frame = pd.read_parquet(folder / "site" / "data" / "sandwich_cnn-digits-l2.parquet")
+    pd.testing.assert_frame_equal(frame[list(verdicts.images(one))], verdicts.images(one), check_dtype=False)
+    text = (folder / "site" / "data" / "sandwich_cnn-digits-l2.js").read_text()
+    data = json.loads(text.removeprefix('rkhs.data["sandwich_cnn-digits-l2"]=').removesuffix(";\n"))
+    assert data["index"] == frame["index"].tolist() and {len(one) for one in data["states"].values()} == {len(frame)}
+    for rounded, exact, broken, distance in zip(
+        data["certified"], frame["certified"], data["broken"], frame["broken"], strict=True
+    ):
+        assert exact * (1 - 1e-5) <= rounded <= exact and (broken is None or distance <= broken <= distance * (1 + 1e-5))
+        assert (broken is None) == np.isinf(distance)
+    page = (folder / "site" / "models" / "sandwich_cnn.html").read_text()
+    for row in one.summary().to_dict("records"):
+        assert f"{100 * row['certified']:.1f}% [{100 * row['certified_low']:.1f}" in page
+    for kind in ("svg", "png"):
+        assert (folder / "site" / "data" / f"sandwich_cnn-digits-l2.{kind}").stat().st_size > 2000
+
+
+@pytest.mark.parametrize("count", [60, 3000])
+def test_a_thinned_curve_is_on_the_safe_side(count):
+    steps = verdicts.accuracy_steps(synthetic("many", images=count, seed=5, minimal=True, curve=True))
+    rows = np.array(curve_rows(steps))
+    assert len(rows) <= 402 and (np.diff(rows[:, 0]) > 0).all()
+    asked = np.linspace(0, 1, 2001)
+    at = np.searchsorted(rows[:, 0], asked, side="right") - 1
+    assert (rows[at, 1] <= steps.certified.at(asked) + 1e-6).all() and (rows[at, 2] >= steps.empirical.at(asked) - 1e-6).all()
+    assert np.abs(rows[at, 2] - steps.empirical.at(asked)).max() <= (0.01 if count > 400 else 1e-6)
+
+
+def test_one_changed_model_leaves_the_pages_of_others(tmp_path):
+    for name, digit in (("a", "1"), ("b", "2")):
+        stored(tmp_path, name, digit, key=digit * 64)
+    build_site(tmp_path, tmp_path / "site")
+    pages = [tmp_path / "site" / "models" / f"{name}.html" for name in "ab"]
+    before = [page.stat().st_mtime_ns for page in pages]
+    stored(tmp_path, "b", "4", key="2" * 64, images=61)
+    build_site(tmp_path, tmp_path / "site")
+    after = [page.stat().st_mtime_ns for page in pages]
+    assert after[0] == before[0] and after[1] != before[1]
+    (tmp_path / "verdicts" / "a" / f"l2-{'1' * 12}.parquet").unlink()
+    build_site(tmp_path, tmp_path / "site")
+    assert not pages[0].exists() and pages[1].exists() and not list((tmp_path / "site" / "data").glob("a-*"))
+
+
+def test_cards_and_pages_of_text_are_there(built):
+    folder, _ = built
+    page = (folder / "site" / "methods" / "attacks-pgd.html").read_text()
+    assert "<math" in page and "Gradient steps of each restart." in page
+    glossary = (folder / "site" / "glossary.html").read_text()
+    assert "A certificate covers the ball of radius eps." in glossary and "{term}" not in glossary
+    assert "Five states, no sixth" in (folder / "site" / "trust.html").read_text()
+
+
+def test_markdown_and_formulas_are_text_and_nothing_else():
+    text = markdown("# A\n<b>z</b> [k](javascript:alert) [f](file.md) ![i](http://x/y.png)")
+    assert "<h2>A</h2>" in text and "<b>" not in text and "<img" not in text and " f " in text
+    assert "href" not in text.replace('href="http://x/y.png"', "")
+    assert "<code>a</code>" in docstring("`a` <i>") and "<i>" not in docstring("`a` <i>")
+    assert str(formula(r"\frac{1}{")).startswith(("<p", "<pre>"))
+
+
+def test_links_lead_to_files_of_the_site(built):
+    folder, _ = built
+    for path in (folder / "site").rglob("*.html"):
+        for link in re.findall(r'(?:href|src)="([^"#]+)', path.read_text()):
+            assert link.startswith("data:") or (path.parent / link).is_file(), f"{path}: {link}"

@@ -1,5 +1,6 @@
 """Building the site: what changed since the last time is made again, the rest stays as it is."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,9 +12,13 @@ from robustbench_rkhs.runtime.events import PhaseStarted, emit
 from robustbench_rkhs.runtime.steps import stepped
 from robustbench_rkhs.site.assets import check_installed, versions, write_assets
 from robustbench_rkhs.site.board_files import write_board
-from robustbench_rkhs.site.boards import boards
+from robustbench_rkhs.site.boards import Board, boards
+from robustbench_rkhs.site.compare_page import write_compare
+from robustbench_rkhs.site.model_files import FilesOf
+from robustbench_rkhs.site.model_page import write_model
 from robustbench_rkhs.site.pages import site_digest, write_page
-from robustbench_rkhs.site.site_models import site_models
+from robustbench_rkhs.site.site_models import Identity, SiteModel, site_models
+from robustbench_rkhs.site.text_pages import methods_digest, trust_digest, write_glossary, write_methods, write_trust
 from robustbench_rkhs.site.training_facts import training_facts
 
 
@@ -47,7 +52,6 @@ def build_site(out: Path, folder: Path) -> SiteBuilt:
     drawn = Drawn(folder)
     libraries = [site_digest(), *versions()]
     found.files += drawn.once("assets", folder / "assets", libraries, write_assets)
-    emit(PhaseStarted(phase="boards"))
     ranked = boards(board(briefs, cache), models, facts)
     with stepped("pages", "", len(ranked), "boards") as step:
         for one in ranked:
@@ -55,17 +59,36 @@ def build_site(out: Path, folder: Path) -> SiteBuilt:
             found.files += drawn.once("board", stem, [*libraries, *one.contents], partial(write_board, one))
             step.add()
             step.tell(detail=one.title)
-    found.files.append(
-        write_page(
-            folder / "index.html",
-            "index.html",
-            "",
-            title="Boards",
-            boards=ranked,
-            models=list(models.values()),
-            unread=found.unread,
-        )
-    )
+    where, files = standings(ranked, models), FilesOf(out)
+    with stepped("pages", "", len(models), "models") as step:
+        for who, model in models.items():
+            own = files.of(model)
+            inputs = [*(one.content for one in model.history), facts[who].digest, *own.digests, repr(where[who])]
+            make = partial(write_model, model, facts[who], own, where[who])
+            found.files += drawn.once("model", folder / "models" / model.slug, [*libraries, *inputs], make)
+            step.add()
+            step.tell(detail=model.name)
+    found.files += drawn.once("methods", folder / "methods", [*libraries, methods_digest()], lambda _: write_methods(folder))
+    found.files += drawn.once("trust", folder / "trust", [*libraries, trust_digest(out)], lambda _: write_trust(folder, out))
+    found.files += write_glossary(folder)
+    found.files += write_compare(folder, models, facts, ranked)
+    values = {"boards": ranked, "models": list(models.values()), "unread": found.unread}
+    found.files.append(write_page(folder / "index.html", "index.html", "", title="Boards", **values))
     drawn.save(others=False)
     found.boards, found.models = len(ranked), len(models)
+    return found
+
+
+def standings(ranked: Sequence[Board], models: Mapping[Identity, SiteModel]) -> dict[Identity, dict[str, list[tuple[str, str]]]]:
+    """By model, then by the stem of its domain: the boards it stands on, as eps and page."""
+    found: dict[Identity, dict[str, list[tuple[str, str]]]] = {who: {} for who in models}
+    slugs = {model.slug: who for who, model in models.items()}
+    for one in ranked:
+        for row in (*one.rows, *one.apart, *one.aside):
+            if (who := slugs.get(row["page"])) is None:
+                continue
+            for domain in models[who].domains:
+                about = domain.brief.about
+                if (about.data, about.data_digest, about.norm, about.box) == one.section[:4]:
+                    found[who].setdefault(domain.stem, []).append((one.eps, one.slug))
     return found

@@ -49,8 +49,13 @@ var rkhs = {
   },
 
   draw(place, spec, datasets) {
-    const again = () => vegaEmbed(place, { ...spec, datasets, config: rkhs.config() }, {
-      actions: { export: true, source: false, compiled: false, editor: false }, renderer: "svg", tooltip: { theme: rkhs.theme() },
+    const dark = { "#0072B2": "#5ab4ea", "#000000": "#f0f0f0", "#8C1C4B": "#e884ae", "#5B3FBF": "#b3a1f2" };
+    const coloured = () => {
+      const text = JSON.stringify(spec);
+      return JSON.parse(rkhs.theme() === "dark" ? Object.entries(dark).reduce((one, [from, to]) => one.replaceAll(from, to), text) : text);
+    };
+    const again = () => vegaEmbed(place, { ...coloured(), datasets, config: rkhs.config() }, {
+      actions: false, renderer: "svg", tooltip: { theme: rkhs.theme() },
     });
     place.redraw = again;
     return again();

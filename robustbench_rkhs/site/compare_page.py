@@ -1,0 +1,34 @@
+"""The compare page: chosen models side by side, from the data scripts of their pages."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from robustbench_rkhs.site.boards import Board
+from robustbench_rkhs.site.charts import curve_chart, tradeoff_chart
+from robustbench_rkhs.site.pages import write_data, write_page
+from robustbench_rkhs.site.site_models import Identity, SiteModel
+from robustbench_rkhs.site.training_facts import TrainingFacts
+
+
+def write_compare(
+    folder: Path, models: Mapping[Identity, SiteModel], facts: Mapping[Identity, TrainingFacts], ranked: Sequence[Board]
+) -> list[Path]:
+    """FOLDER/compare.html, and data/models.js, which names every model with its data file. Raises Unwritable."""
+    places: dict[str, dict[str, Any]] = {}
+    for who, model in models.items():
+        for domain in model.domains:
+            place = places.setdefault(
+                domain.place, {"title": domain.title, "norm": domain.brief.about.norm, "models": [], "boards": []}
+            )
+            own = {"page": model.slug, "name": model.name, "stem": domain.stem, "images": domain.brief.images}
+            place["models"].append(own | {"parameters": facts[who].parameters, "cost": facts[who].seconds})
+    for board in ranked:
+        data, digest, norm, box, eps = board.section
+        if (found := places.get("/".join([data, digest[:12], norm, box]))) is not None:
+            keys = ("page", "clean", "robust", "certified")
+            found["boards"].append({"eps": eps, "text": board.eps, "rows": [[row[key] for key in keys] for row in board.rows]})
+    norms = sorted({place["norm"] for place in places.values()})
+    specs = {"curves": {norm: curve_chart(norm, several=True) for norm in norms}, "tradeoff": tradeoff_chart()}
+    page = write_page(folder / "compare.html", "compare.html", "", title="Compare models", boards=ranked)
+    return [page, write_data(folder / "data" / "models.js", "models", {"places": places, "specs": specs})]

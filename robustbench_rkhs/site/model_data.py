@@ -1,0 +1,93 @@
+"""A model's data for the browser: per image radii and states, its curve, and the points where every attack ran."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from robustbench_rkhs.site.site_models import SiteDomain, SiteModel
+from robustbench_rkhs.verdicts import AccuracySteps, Evaluation, accuracy_steps, images, states
+
+DIGITS = 6
+"""Significant digits of radii in the browser: certified ones rounded down, distances up. The parquet file holds all of them."""
+STEPS = 400
+"""Most steps of a curve in the browser; between them the certified share is the lower one, the other the upper one."""
+LETTERS = {"wrong": "w", "broken": "b", "certified": "c", "survived": "s", "untested": "u"}
+"""States in short: one letter an image."""
+
+
+def image_table(evaluation: Evaluation) -> pd.DataFrame:
+    """One row per image: `verdicts.images`, and a column `state@EPS` for each eps."""
+    found = images(evaluation)
+    for eps in evaluation.about.epsilons:
+        found[f"state@{evaluation.about.words(eps)}"] = states(evaluation, eps).loc[found["index"], "state"].to_numpy()
+    return found
+
+
+def model_data(model: SiteModel, domain: SiteDomain, evaluation: Evaluation, table: pd.DataFrame) -> dict[str, Any]:
+    """What the model and compare pages draw. Infinite distances are null."""
+    about, steps = evaluation.about, accuracy_steps(evaluation)
+    certificates, proved_by = np.unique(table["certificate"].to_numpy(dtype=str), return_inverse=True)
+    attacks, broken_by = np.unique(table["attack"].to_numpy(dtype=str), return_inverse=True)
+    said = {eps: states(evaluation, eps).loc[table["index"], "state"].map(LETTERS) for eps in sorted(set(about.epsilons))}
+    return {
+        "model": model.name,
+        "page": model.slug,
+        "place": domain.place,
+        "sample": domain.brief.sample,
+        "norm": about.norm,
+        "eps": [[eps, about.words(eps)] for eps in sorted(set(about.epsilons))],
+        "index": table["index"].tolist(),
+        "label": table["label"].tolist(),
+        "predicted": table["predicted"].tolist(),
+        "certified": down(table["certified"].to_numpy(dtype=np.float64)),
+        "broken": up(table["broken"].to_numpy(dtype=np.float64)),
+        "certificates": certificates.tolist(),
+        "proved_by": proved_by.tolist(),
+        "attacks": attacks.tolist(),
+        "broken_by": broken_by.tolist(),
+        "states": {repr(eps): "".join(letters) for eps, letters in said.items()},
+        "steps": curve_rows(steps),
+        "points": point_rows(steps, evaluation),
+    }
+
+
+def curve_rows(steps: AccuracySteps) -> list[list[float]]:
+    """Rows of eps, certified and not broken: each holds up to the next. Empty where every accuracy is withheld."""
+    corners = np.unique(np.concatenate([steps.empirical.eps, steps.certified.eps, [steps.empirical.end]]))
+    if len(corners) > STEPS:
+        corners = np.unique(np.append(corners[:: -(-len(corners) // STEPS)], steps.empirical.end))
+    following = np.append(corners[1:], steps.empirical.end)
+    upper = steps.empirical.at(corners)
+    inside = np.maximum(np.nextafter(following, 0), corners)  # a share falls just after its corner
+    lower = np.minimum(steps.certified.at(corners), steps.certified.at(inside))
+    if np.isnan(upper).any() or np.isnan(lower).any():
+        return []
+    rows: list[list[float]] = np.stack([corners, lower, upper], axis=1).tolist()
+    return rows
+
+
+def point_rows(steps: AccuracySteps, evaluation: Evaluation) -> list[dict[str, Any]]:
+    """The eps at which every attack ran, with robust and certified accuracy and their limits."""
+    keys = [part + end for part in ("robust", "certified") for end in ("", "_low", "_high")]
+    return [
+        {"eps": row["eps"], "text": evaluation.about.words(row["eps"]), **{key: row[key] for key in keys}} for row in steps.tested
+    ]
+
+
+def down(radii: np.ndarray) -> list[float]:
+    """Rounded down to DIGITS significant digits."""
+    return [_rounded(float(radius), -1) for radius in radii]
+
+
+def up(distances: np.ndarray) -> list[float | None]:
+    """Rounded up; None where none is known."""
+    return [_rounded(float(distance), 1) if np.isfinite(distance) else None for distance in distances]
+
+
+def _rounded(value: float, way: int) -> float:
+    short = float(f"{value:.{DIGITS}g}")
+    if (short - value) * way >= 0:
+        return short
+    unit = 10.0 ** (np.floor(np.log10(abs(value))) - DIGITS + 1)
+    return float(f"{short + way * unit:.{DIGITS}g}")

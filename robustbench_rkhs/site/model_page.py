@@ -1,0 +1,94 @@
+"""The page of a model, with the data that it draws and offers."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from shutil import copyfile
+from typing import Any
+
+import pandas as pd
+
+from robustbench_rkhs.runtime.files import write_whole
+from robustbench_rkhs.site import model_tables as tables
+from robustbench_rkhs.site.charts import curve_chart, still
+from robustbench_rkhs.site.markup import markdown
+from robustbench_rkhs.site.model_data import image_table, model_data
+from robustbench_rkhs.site.model_files import LARGEST, ModelFiles, tightness_grid
+from robustbench_rkhs.site.pages import write_data, write_page
+from robustbench_rkhs.site.site_models import SiteDomain, SiteModel
+from robustbench_rkhs.site.training_facts import TrainingFacts
+from robustbench_rkhs.verdicts import Evaluation, doubts
+
+
+def write_model(
+    model: SiteModel, facts: TrainingFacts, files: ModelFiles, standings: Mapping[str, list[tuple[str, str]]], stem: Path
+) -> list[Path]:
+    """STEM.html and the files of the model in data/ and files/ beside its folder.
+
+    standings: by the stem of a domain, the boards it stands on: eps, and the name of the page. Raises UserError where a table is
+    gone or a file cannot be written. Cost: 0.7 s for 200 images.
+    """
+    top, written, sections = stem.parent.parent, list[Path](), list[dict[str, Any]]()
+    for domain in model.domains:
+        evaluation = domain.evaluation()
+        table = image_table(evaluation)
+        written += _write_data(top, model, domain, evaluation, table)
+        sections.append(_section(domain, evaluation, table) | {"boards": standings.get(domain.stem, [])})
+    offered = []
+    for one in files.files:
+        whole = one.path.stat().st_size <= LARGEST
+        copy = top / "files" / model.slug / one.path.name
+        if whole:
+            write_whole(copy, partial(copyfile, one.path))
+            written.append(copy)
+        offered.append({"name": one.path.name, "what": one.what, "check": one.check, "whole": whole})
+    picture = None
+    if files.picture is not None:
+        picture = top / "files" / model.slug / files.picture.name
+        write_whole(picture, partial(copyfile, files.picture))
+        written.append(picture)
+    page = write_page(
+        stem.with_name(f"{stem.name}.html"),
+        "model.html",
+        "../",
+        title=model.name,
+        model=model,
+        about=model.domains[0].brief.about,
+        facts=facts,
+        card=markdown(facts.card, 3) if facts.card else None,
+        sections=sections,
+        offered=offered,
+        picture=picture.name if picture else None,
+        tightness=tightness_grid(files.tightness),
+        history=tables.history_grid(model.history),
+    )
+    return [page, *written]
+
+
+def _section(domain: SiteDomain, evaluation: Evaluation, table: pd.DataFrame) -> dict[str, Any]:
+    """What the page says of one data set, norm and box."""
+    grids = [tables.class_grid(evaluation, table), tables.attack_grid(evaluation), tables.certificate_grid(evaluation)]
+    return {
+        "stem": domain.stem,
+        "title": domain.title,
+        "command": evaluation.about.command,
+        "spec": curve_chart(evaluation.about.norm),
+        "summary": tables.summary_grid(evaluation),
+        "grids": [grid for grid in [*grids, tables.diagnosis_grid(evaluation)] if grid is not None and grid.rows],
+        "nearest": tables.nearest_grid(evaluation, table),
+        "doubts": doubts(evaluation, *domain.kin),
+        "notes": tables.notes(evaluation),
+        "images": len(table),
+    }
+
+
+def _write_data(top: Path, model: SiteModel, domain: SiteDomain, evaluation: Evaluation, table: pd.DataFrame) -> list[Path]:
+    """The data script, the per-image table as parquet, and the figure as svg and png."""
+    data, stem = model_data(model, domain, evaluation, table), top / "data" / domain.stem
+    parquet = stem.with_name(f"{stem.name}.parquet")
+    write_whole(parquet, lambda temporary: table.to_parquet(temporary, index=False, compression="zstd"))
+    named = {"model": model.name}
+    steps = [dict(zip(("eps", "certified", "broken"), row, strict=True)) | named for row in data["steps"]]
+    drawn = {"steps": steps, "points": [row | named for row in data["points"]]}
+    figures = still(curve_chart(evaluation.about.norm), drawn, f"{model.name}: {domain.title}", stem)
+    return [write_data(stem.with_name(f"{stem.name}.js"), domain.stem, data), parquet, *figures]

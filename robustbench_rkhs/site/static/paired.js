@@ -1,0 +1,47 @@
+"use strict";
+// The paired comparison of two models on the images they share.
+rkhs.paired = {
+  // The letters of `verdicts.states`: what counts as right, by part.
+  right: { robust: "cs", certified: "c", clean: "bcsu" },
+
+  // Whether each image is right, by index; null where that is not known.
+  answers(data, part, eps) {
+    const letters = Object.entries(data.states).find(([key]) => Number(key) === eps)?.[1];
+    if (!letters) { return new Map(); }
+    const known = (letter) => (part === "robust" && letter === "u" ? null : rkhs.paired.right[part].includes(letter));
+    return new Map(data.index.map((index, at) => [index, known(letters[at])]));
+  },
+
+  // Counts of the images that both answered: both right, only the first, only the second, neither.
+  counts(first, second) {
+    const found = { both: 0, only_first: 0, only_second: 0, neither: 0, discordant: [] };
+    for (const [index, a] of first) {
+      const b = second.get(index);
+      if (a === null || b === null || b === undefined) { continue; }
+      found[a ? (b ? "both" : "only_first") : (b ? "only_second" : "neither")] += 1;
+      if (a !== b) { found.discordant.push(index); }
+    }
+    found.images = found.both + found.only_first + found.only_second + found.neither;
+    return found;
+  },
+
+  // The difference of two paired shares with its 95% interval (Bonett and Price, 2012: one more in each discordant cell).
+  difference({ only_first: b, only_second: c, images }) {
+    if (!images) { return null; }
+    const p = (b + 1) / (images + 2), q = (c + 1) / (images + 2);
+    const half = 1.959963984540054 * Math.sqrt((p + q - (p - q) ** 2) / (images + 2));
+    return { share: (b - c) / images, low: Math.max(p - q - half, -1), high: Math.min(p - q + half, 1) };
+  },
+
+  // Exact McNemar: the two-sided binomial tail of the discordant images.
+  mcnemar({ only_first: b, only_second: c }) {
+    const n = b + c, least = Math.min(b, c);
+    if (b === c) { return 1; }
+    let log = -n * Math.LN2, tail = 0;
+    for (let k = 0; k <= least; k += 1) {
+      tail += Math.exp(log);
+      log += Math.log(n - k) - Math.log(k + 1);
+    }
+    return Math.min(1, 2 * tail);
+  },
+};

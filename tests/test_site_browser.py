@@ -1,0 +1,125 @@
+"""The site in a real browser, from disk: no error, nothing from the network, no fault found by axe, the numbers of our own tests."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_report import trio
+from test_site import keep
+
+from robustbench_rkhs import verdicts
+from robustbench_rkhs.site import build_site
+
+CHROMIUM = os.environ.get("RKHS_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (RKHS_CHROMIUM names it)")
+PAGES = ("index", "boards/digits-l2-eps0.5", "models/plain", "compare", "methods", "methods/attacks-pgd", "glossary", "trust")
+SIZES = {"desktop, light": (1280, 900, "light"), "phone, dark": (390, 844, "dark")}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    for place, one in enumerate(trio()):
+        digits = f"{place + 1}" * 64
+        keep(folder, replace(one, about=one.about.but(key=digits, job=digits[:12])))
+    build_site(folder, folder / "site")
+    return folder / "site"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as running:
+        found = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+class Visit:
+    """A page that was opened from disk, and what went wrong in it."""
+
+    def __init__(self, browser, site: Path, width=1280, height=900, scheme="light", **more):
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, offline=True, **more)
+        self.site, self.page, self.faults = site, context.new_page(), []
+        self.page.on("console", lambda one: self.faults.append(one.text) if one.type in ("error", "warning") else None)
+        self.page.on("pageerror", lambda one: self.faults.append(str(one)))
+        self.page.on(
+            "request", lambda one: self.faults.append(one.url) if not one.url.startswith(("file:", "data:", "blob:")) else None
+        )
+
+    def open(self, name: str, state: str = ""):
+        self.page.goto(f"file://{self.site}/{name}.html{state}")
+        self.page.wait_for_load_state("load")
+        if name == "compare":
+            self.page.wait_for_selector("#front svg")
+        return self.page
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_page_works_offline_and_axe_finds_no_fault(site, browser, size):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    width, height, scheme = SIZES[size]
+    visit = Visit(browser, site, width, height, scheme)
+    for name in PAGES:
+        page = visit.open(name)
+        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, f"{name} is wider than the screen"
+        faults = [
+            f"{one['id']}: {one['nodes'][0]['html'][:200]}"
+            for one in axe.run(page, options={"preload": False}).response["violations"]
+        ]
+        assert not faults and not visit.faults, f"{name}: {faults} {visit.faults}"
+
+
+def test_a_board_sorts_searches_and_keeps_its_state_in_the_address(site, browser):
+    visit = Visit(browser, site)
+    page = visit.open("boards/digits-l2-eps0.5")
+    names = lambda: page.locator("#ranked tbody th").all_inner_texts()  # noqa: E731
+    assert sorted(names()) == ["plain", "robust_vgg", "sandwich_cnn"]
+    for way in ("asc", "desc"):
+        page.get_by_role("button", name="Certified").first.click()
+        page.wait_for_function(f"location.hash.includes('sort=certified%3A{way}')")
+    stated = json.loads((site / "boards" / "digits-l2-eps0.5.json").read_text())["ranked"]
+    by_certified = [one["model"] for one in sorted(stated, key=lambda one: one["certified"], reverse=True)]
+    assert names() == by_certified
+    page.get_by_label("Search:").fill("sandwich")
+    page.get_by_text("Columns").click()
+    page.get_by_label("Seed").check()
+    assert names() == ["sandwich_cnn"] and "q=sandwich" in page.url and "seed" in page.url
+    again = Visit(browser, site)
+    other = again.open("boards/digits-l2-eps0.5", "#" + page.url.partition("#")[2])
+    assert other.locator("#ranked tbody th").all_inner_texts() == ["sandwich_cnn"]
+    assert other.get_by_role("columnheader", name="Seed").is_visible() and not visit.faults + again.faults
+
+
+def test_without_javascript_there_is_a_table(site, browser):
+    visit = Visit(browser, site, java_script_enabled=False)
+    page = visit.open("boards/digits-l2-eps0.5")
+    assert page.locator("#ranked tbody tr").count() == 3 and page.locator("#ranked tbody tr").first.is_visible()
+    page = visit.open("models/plain")
+    assert page.get_by_text("images nearest to falling").first.is_visible() and page.locator("img.still").first.is_visible()
+
+
+def test_paired_numbers_are_those_of_our_own_tests(site, browser):
+    visit = Visit(browser, site)
+    page = visit.open("compare", "#m=robust_vgg,plain,sandwich_cnn&eps=0.5")
+    models = {one.about.model: verdicts.robust_images(one, 0.5).to_numpy() for one in trio()}
+    first = models["robust_vgg"]
+    rows = [row.inner_text().split("\t") for row in page.locator("#pairs tbody tr").all()]
+    assert [row[1] for row in rows] == ["plain", "sandwich_cnn"]
+    for _, name, images, both, only_first, only_second, neither, difference, p in rows:
+        other = models[name]
+        counts = [len(first), (first & other).sum(), (first & ~other).sum(), (~first & other).sum(), (~first & ~other).sum()]
+        assert list(map(int, (images, both, only_first, only_second, neither))) == counts
+        share, low, high = map(float, difference.replace("[", "").replace("]", "").replace(",", "").split())
+        assert share == pytest.approx(100 * (first.mean() - other.mean()), abs=0.051) and low < share < high
+        assert float(p) == pytest.approx(verdicts.mcnemar(first, other), rel=0.06)
+    cases = [(0, 0), (1, 0), (3, 3), (10, 4), (700, 620), (0, 1000)]
+    found = page.evaluate("cases => cases.map(([b, c]) => rkhs.paired.mcnemar({only_first: b, only_second: c}))", cases)
+    for (b, c), value in zip(cases, found, strict=True):
+        right = np.array([[True, False]] * b + [[False, True]] * c, dtype=bool).reshape(-1, 2)
+        assert value == pytest.approx(verdicts.mcnemar(right[:, 0], right[:, 1]), rel=1e-8)
+    assert not visit.faults
