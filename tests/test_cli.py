@@ -51,8 +51,9 @@ def test_train_evaluate_report(home):
     assert config["data"] == "digits" and "--epochs 2" in card
     out, _ = rkhs("evaluate", "--model", "digits_mlp", "--eps", "0.1", "36/255", *FAST, folder=home)
     assert "certified" in out and "curves:" in out and "verdicts:" in out
-    for path in out.split("curves:")[1].splitlines()[0].split():
-        assert (home / path).stat().st_size > 1000
+    (curves,) = out.split("curves:")[1].splitlines()[0].split()
+    stem, _, suffixes = curves.partition(".{")
+    assert suffixes == "pdf,png,svg}" and all((home / f"{stem}.{one}").stat().st_size > 1000 for one in ("pdf", "png", "svg"))
     again, _ = rkhs("evaluate", "--model", "digits_mlp", "--eps", "0.1", "36/255", *FAST, folder=home)
     assert again.splitlines()[1:] == out.splitlines()[1:]  # the first line tells the time
     listed, _ = rkhs("report", folder=home)
@@ -141,7 +142,13 @@ MISTAKES = {
     "samples": (["evaluate", "--model", "digits_mlp", "--eps", "0.1", "--samples", "9999"], "1 to 500 samples"),
     "require": (["evaluate", "--model", "digits_mlp", "--eps", "0.1", "--require", "robust>0"], "robust@1.0>=0.45"),
     "device": (["evaluate", "--model", "digits_mlp", "--eps", "0.1", "--device", "cudaa"], "cannot be used here"),
-    "misspelt field": (["train", "--model", "digits_mlp", "--epoch", "3"], "did you mean 'epochs'"),
+    "no number": (
+        ["evaluate", "--model", "digits_mlp", "--eps", "0.1", "--bits", "x"],
+        "--bits: expected a whole number, found 'x'",
+    ),
+    "no switch": (["evaluate", "--model", "digits_mlp", "--eps", "0.1", "--curve", "abc"], "--curve: expected true or false"),
+    "code to train": (["train", "--model", "own.py:build"], "`network: own.py:build`"),
+    "misspelt field": (["train", "--model", "digits_mlp", "--epoch", "3"], "did you mean '--epochs'"),
     "loose word": (["train", "--model", "digits_mlp", "epochs=3"], "unexpected argument 'epochs=3'"),
     "no value": (["train", "--model", "digits_mlp", "--epochs"], "--epochs needs a value"),
     "card": (["listing", "attacks", "pdg"], "did you mean 'pgd'"),
@@ -179,6 +186,20 @@ def test_no_write_permission_and_a_full_disk_are_one_line(home):
         with pytest.raises(UserError, match=r"cannot write .*: No space left"):
             write_whole(home / "full.txt", fill)
         assert not list(home.glob("*.part")) and not (home / "full.txt").exists()
+
+
+def test_bad_flags_are_refused_before_pytorch_is_loaded(home):
+    script = "import sys\nfrom robustbench_rkhs.cli.evaluate import main\nsys.argv = ['rkhs-eval', *{words}]\n"
+    script += "try: main()\nexcept SystemExit as left: assert left.code == 2\nassert 'torch' not in sys.modules"
+    flags = ["--model", "digits_mlp", "--eps"]
+    for words in (
+        [*flags, "x"],
+        [*flags, "1", "--device", "cudaa"],
+        [*flags, "1", "--samples", "0"],
+        [*flags, "1", "--norm", "l3"],
+    ):
+        done = subprocess.run([sys.executable, "-c", script.format(words=words)], cwd=home, capture_output=True, text=True)
+        assert done.returncode == 0 and done.stderr.startswith("error: "), done.stderr
 
 
 def test_help_and_listing_import_no_torch(home):

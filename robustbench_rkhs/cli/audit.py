@@ -7,7 +7,7 @@ from robustbench_rkhs.cli.command import AllowCode, AsJson, Names, Weights, comm
 from robustbench_rkhs.cli.display import Quiet, shown
 from robustbench_rkhs.cli.endings import code_of
 from robustbench_rkhs.cli.screen import console_of_width, ending
-from robustbench_rkhs.cli.values import Folder
+from robustbench_rkhs.cli.values import Device, Folder
 
 
 def _audit(
@@ -18,7 +18,7 @@ def _audit(
     weights: Weights = None,
     data: str | None = None,
     allow_code: AllowCode = (),
-    device: str = "auto",
+    device: Device = "auto",
     out: Folder = Path("reports"),
     as_json: AsJson = False,
     quiet: Quiet = False,

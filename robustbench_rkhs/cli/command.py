@@ -21,6 +21,7 @@ from robustbench_rkhs.cli.refusals import check_flags, checked, read_words
 from robustbench_rkhs.cli.screen import emit, json_alone, printed
 from robustbench_rkhs.evaluation.settings import EvalSettings
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.runtime.seals import SetAside
 from robustbench_rkhs.runtime.sinks import for_line
 
@@ -68,7 +69,9 @@ class Command:
         check_flags(list(inspect.signature(bound).parameters.values()), args, open_ended=False)
         found: Any = read_words(bound, args)
         typed = {name: found.keywords.pop(name) for name in list(found.keywords) if name in EvalSettings.model_fields}
-        return self._begun(functools.partial(found, given(typed, EvalSettings)))
+        fields = given(typed, EvalSettings)
+        parse(EvalSettings, {"eps": "0", **fields}, Path(sys.argv[0]).name)  # before PyTorch is loaded
+        return self._begun(functools.partial(found, fields))
 
     def _begun(self, call: Call) -> Call:
         """Runs the call; on a terminal, first prints why nothing happens in the first seconds."""

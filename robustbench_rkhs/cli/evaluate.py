@@ -12,8 +12,8 @@ from robustbench_rkhs.cli.command import AllowCode, AsJson, Names, Weights, comm
 from robustbench_rkhs.cli.condition import Condition
 from robustbench_rkhs.cli.display import Quiet, shown
 from robustbench_rkhs.cli.endings import code_of, completeness
-from robustbench_rkhs.cli.screen import console_of_width, emit, told
-from robustbench_rkhs.cli.values import Folder, Target
+from robustbench_rkhs.cli.screen import console_of_width, emit, folded, told
+from robustbench_rkhs.cli.values import Device, Folder, Target
 from robustbench_rkhs.cli.warnings import warnings_of
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime import events
@@ -28,7 +28,7 @@ def _evaluate(
     smooth: str | None = None,
     twin: str | None = None,
     allow_code: AllowCode = (),
-    device: str = "auto",
+    device: Device = "auto",
     out: Folder = Path("reports"),
     as_json: AsJson = False,
     require: Names = (),
@@ -172,7 +172,7 @@ def _shown(screen: Any, done: Any, out: Path, more: Mapping[str, list[Path]], dr
     from robustbench_rkhs.reports.update import draw_run
 
     screen.print(console(done))
-    if len(done.about.certificates) > 1:
+    if done.about.certificates:
         screen.print(console_certificates(done))
     screen.print(console_attacks(done))
     places = Places(out)
@@ -182,7 +182,7 @@ def _shown(screen: Any, done: Any, out: Path, more: Mapping[str, list[Path]], dr
     for line in warnings_of(done):
         told(screen, line)
     for kind, paths in {"verdicts": [done.path], **written}.items():
-        told(screen, f"{kind}: {' '.join(str(path) for path in paths)}")
+        told(screen, f"{kind}: {' '.join(folded(paths))}")
     return written
 
 

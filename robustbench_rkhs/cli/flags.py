@@ -107,6 +107,9 @@ def spelt(words: Sequence[str]) -> list[str]:
             if plain in seen:
                 raise UserError(f"{flag} and {seen[plain]}: given twice, give it once (several values follow one flag)")
             seen[plain] = flag
+            after = words[place + 1] if place + 1 < len(words) else "--"
+            if plain in SWITCHES and not equals and not after.startswith("-") and after.lower() not in ("true", "false"):
+                raise UserError(f"{flag}: expected true or false, or no value, found {after!r}")
             if plain in SWITCHES and not equals and (name != plain or not _value_follows(words, place)):
                 word = f"--{plain}={'true' if name == plain else 'false'}"
             word = f"{flag}={norm_named(value)}" if equals and name == "norm" else word

@@ -5,14 +5,14 @@ from pathlib import Path
 from robustbench_rkhs.cli.command import AllowCode, AsJson, Names, command, typed_command, usable_device
 from robustbench_rkhs.cli.display import Quiet, shown
 from robustbench_rkhs.cli.screen import console_of_width, emit, printed
-from robustbench_rkhs.cli.values import Folder
+from robustbench_rkhs.cli.values import Device, Folder
 
 
 def _rank(
     model: Names,
     data: str | None = None,
     allow_code: AllowCode = (),
-    device: str = "auto",
+    device: Device = "auto",
     out: Folder = Path("reports"),
     as_json: AsJson = False,
     quiet: Quiet = False,

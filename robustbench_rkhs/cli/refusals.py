@@ -19,6 +19,10 @@ CHECKS = (FieldInfo, AfterValidator)
 """Parts of an annotation that check values."""
 MISSING = re.compile(r"Missing from \S+: (.*)")
 """Tyro's message about a missing positional argument, followed by its help."""
+PARSED = re.compile(r"Error parsing (?P<flag>--\S+): no type matching (?P<kind>.+?) could be instantiated from \[(?P<value>.*?)\]")
+"""Tyro's message about a value of another type."""
+KINDS = {"INT": "a whole number", "FLOAT": "a number"}
+"""Its words for types."""
 FRAME = re.compile(r"[╭╮╰╯│─]+|-{4,}")
 """Characters of the frame around tyro's messages."""
 
@@ -103,4 +107,7 @@ def _line(text: str) -> str:
     if found := MISSING.match(said):
         places = " ".join(re.findall(r"\{[\w,]+\}|(?<![\w.])[A-Z]{3,}(?![\w.])", found[1]))
         return f"expected {places or found[1]}, found none; --help says what it takes"
+    if found := PARSED.match(said):
+        kinds = [KINDS.get(one, one) for one in re.split(r"[|\s]+", found["kind"]) if one not in ("", "{None}")]
+        return f"{found['flag']}: expected {' or '.join(kinds)}, found {found['value']}"
     return said.rstrip(".") or "not such a command: see --help"

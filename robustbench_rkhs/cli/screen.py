@@ -4,7 +4,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
 from pathlib import Path
@@ -32,6 +32,18 @@ def console_of_width(width: int, stderr: bool) -> "Console":
     if not screen.is_terminal:
         screen.width = width
     return screen
+
+
+def folded(paths: Iterable[str | Path | None]) -> list[str]:
+    """Paths as text, those that differ by their suffix alone as one: curve.{pdf,png,svg}."""
+    suffixes: dict[str, list[str]] = {}
+    for path in paths:
+        stem, dot, suffix = str(path).rpartition(".")
+        suffixes.setdefault(stem if dot else str(path), []).append(suffix if dot else "")
+    return [
+        f"{stem}.{{{','.join(sorted(some))}}}" if len(some) > 1 else f"{stem}.{some[0]}".rstrip(".")
+        for stem, some in suffixes.items()
+    ]
 
 
 def told(screen: "Console", line: str) -> None:

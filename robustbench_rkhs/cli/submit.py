@@ -9,7 +9,7 @@ from robustbench_rkhs.cli.command import AsJson, Names, Weights, command, failur
 from robustbench_rkhs.cli.display import Quiet, shown
 from robustbench_rkhs.cli.endings import COMPLETE, code_of
 from robustbench_rkhs.cli.screen import console_of_width, ending, told
-from robustbench_rkhs.cli.values import Count, Folder
+from robustbench_rkhs.cli.values import Count, Device, Folder
 from robustbench_rkhs.nodes.limits import Limits
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse, with_fields
@@ -21,7 +21,7 @@ def _submit(
     what: Annotated[Literal["checkpoint", "adversarials"], tyro.conf.Positional],
     path: Annotated[Path, tyro.conf.Positional],
     sample: Count = 100,
-    device: str = "auto",
+    device: Device = "auto",
     out: Folder = Path("reports"),
     model: str | None = None,
     weights: Weights = None,

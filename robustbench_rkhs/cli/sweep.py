@@ -9,7 +9,7 @@ import tyro
 from robustbench_rkhs.cli.command import command, note, typed_command, usable_device
 from robustbench_rkhs.cli.display import Quiet, shown
 from robustbench_rkhs.cli.screen import console_of_width, emit, told
-from robustbench_rkhs.cli.values import Folder
+from robustbench_rkhs.cli.values import Device, Folder
 from robustbench_rkhs.nodes.names import folder_of
 from robustbench_rkhs.runtime.extras import require
 
@@ -22,7 +22,7 @@ def _sweep(
     /,
     sweep: str,
     name: str | None = None,
-    device: str = "auto",
+    device: Device = "auto",
     out: Folder = Path("sweeps"),
     reports: Folder = LOCAL,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,

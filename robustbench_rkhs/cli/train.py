@@ -5,7 +5,7 @@ import os
 from robustbench_rkhs.cli.command import command, note, typed_command, usable_device
 from robustbench_rkhs.cli.display import Quiet, shown
 from robustbench_rkhs.cli.screen import console_of_width, printed
-from robustbench_rkhs.cli.values import Folder
+from robustbench_rkhs.cli.values import Device, Folder
 
 
 def _train(
@@ -13,7 +13,7 @@ def _train(
     /,
     model: str,
     out: Folder | None = None,
-    device: str = "auto",
+    device: Device = "auto",
     fresh: bool = False,
     half: bool = False,
     threads: int | None = None,

@@ -1,5 +1,6 @@
 """Types of the flags that are not fields of a recipe: their values are checked before anything else is done."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,9 @@ from pydantic import AfterValidator, Field
 
 OTHER_FILES = {".npy", ".pt", ".pth", ".pkl", ".safetensors", ".zip", ".h5", ".csv", ".json", ".parquet", ".png"}
 """Suffixes of files of other kinds."""
+
+DEVICE = re.compile(r"auto|(cpu|mps|cuda|xpu|hpu|xla|npu|meta)(:[0-9]{1,3})?")
+"""Names of devices."""
 
 
 def _folder(path: Path) -> Path:
@@ -25,6 +29,15 @@ def _file(path: Path) -> Path:
     return path
 
 
+def _device(name: str) -> str:
+    """A device's name; whether there is such a device is asked once PyTorch is loaded. Raises ValueError."""
+    if not DEVICE.fullmatch(name):
+        raise ValueError(f"{name!r} cannot be used here: expected auto, cpu, mps, cuda, cuda:1 ...")
+    return name
+
+
+Device = Annotated[str, AfterValidator(_device)]
+"""Where to compute."""
 Folder = Annotated[Path, AfterValidator(_folder)]
 """Folder for results."""
 Target = Annotated[Path, AfterValidator(_file)]

@@ -10,6 +10,7 @@ from robustbench_rkhs.cli.command import Weights, command, usable_device
 from robustbench_rkhs.cli.failures import Call, left
 from robustbench_rkhs.cli.flags import readable
 from robustbench_rkhs.cli.screen import printed
+from robustbench_rkhs.cli.values import Device
 from robustbench_rkhs.nodes.guard import guarded
 from robustbench_rkhs.nodes.limits import OWN, STRANGERS
 from robustbench_rkhs.nodes.node import UserError
@@ -20,7 +21,7 @@ def _verify_adversarials(
     model: str | None = None,
     weights: Weights = None,
     data: str | None = None,
-    device: str = "auto",
+    device: Device = "auto",
 ) -> int:
     """Re-check files of adversarial images: each image is compared with the data and classified again by the model.
 

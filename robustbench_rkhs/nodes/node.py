@@ -26,14 +26,15 @@ NEAREST = 5
 def did_you_mean(found: str, known: Iterable[str], before: str = "", listing: str = "") -> str:
     """A suggestion and the known names, as the end of an error line. `before`: prefix of each name, such as `--`.
 
-    `listing`: the command that lists all names; from a long list only the nearest names are then printed.
+    From a long list only the nearest names are printed. `listing`: the command that lists all of them.
     """
     names = sorted(known)
     close = _nearest(found, names, 1, 0.55)
     hint = f"did you mean {before + close[0]!r}? " if close else ""
-    if listing and len(names) > FEW:
+    if len(names) > FEW:
         nearest = _nearest(found, names, NEAREST, 0.0)
-        return f"{hint}nearest: {', '.join(before + name for name in nearest)}; all {len(names)}: {listing}"
+        where = f"; all {len(names)}: {listing}" if listing else f", and {len(names) - len(nearest)} more"
+        return f"{hint}nearest: {', '.join(before + name for name in nearest)}{where}"
     return f"{hint}known: {', '.join(before + name for name in names) or 'none'}"
 
 

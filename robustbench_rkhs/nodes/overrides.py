@@ -7,7 +7,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from robustbench_rkhs.nodes.node import Node, UserError
+from robustbench_rkhs.nodes.node import Node, UserError, did_you_mean
 
 
 def override_all(stored: dict[str, Any], overrides: dict[str, Any], kind: type[Node]) -> list[str]:
@@ -34,6 +34,9 @@ def override(stored: dict[str, Any], key: str, text: Any, kind: type[Node] | Non
     at: Any = stored
     kinds = [kind] if kind else []
     parts = key.split(".")
+    if kind and parts[0] not in kind.model_fields and parts[0] not in stored:
+        known = [one.replace("_", "-") for one in kind.model_fields]
+        raise UserError(f"unknown flag or field --{key}; {did_you_mean(parts[0], known, before='--')}")
     for part, after in zip(parts, [*parts[1:], None], strict=True):
         if isinstance(at, list):
             if not part.isdigit() or int(part) >= len(at):

@@ -41,6 +41,10 @@ def _same(one: Path, other: Path) -> bool:
 
 def find_recipe(name: str) -> Path:
     """The recipe file for a model name or path. Raises UserError with a suggestion."""
+    if name.partition(":")[2] or name.endswith(".py"):
+        raise UserError(
+            f"expected a name in models/ or a .yaml recipe, found {name!r}: code is named inside a recipe, as `network: {name}`"
+        )
     return _find(name, models_folders(), "recipe", "model", "rkhs-list models")
 
 

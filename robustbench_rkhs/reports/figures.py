@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from robustbench_rkhs.runtime.files import write_whole
 from robustbench_rkhs.runtime.sinks import for_line, for_terminal
 from robustbench_rkhs.verdicts import Record, digest, marks
 from robustbench_rkhs.verdicts.axes import domain
+from robustbench_rkhs.verdicts.remembered import remembered
 
 STYLE: Any = {
     "text.parse_math": False,
@@ -105,7 +107,7 @@ def sources(evaluations: Sequence[Record]) -> list[str]:
         about = one.about
         ran = "+".join(about.protocol) or "no attacks"
         line = f"{one.table['index'].nunique():,} images, seed {about.seed}, attacks {ran}, {about.date}"
-        told.setdefault(line, []).append(f"{name} {digest(one.table)[:12]}")
+        told.setdefault(line, []).append(f"{name} {remembered(one, ('digest',), partial(digest, one.table))[:12]}")
         words = about.command.split(" ")
         general = " ".join("NAME" if word == about.model and several.count(about.command) == 1 else word for word in words)
         commands.setdefault(general, {})[about.command] = None

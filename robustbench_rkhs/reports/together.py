@@ -11,6 +11,7 @@ from robustbench_rkhs.reports.own_files import Written, domain_stem
 from robustbench_rkhs.reports.tables import bullets, write_bytes, write_tables
 from robustbench_rkhs.reports.tradeoff import draw_tradeoff
 from robustbench_rkhs.verdicts import Apart, Brief, Choice, Evaluation, comparable, no_function, typed
+from robustbench_rkhs.verdicts.remembered import remembering
 
 MOST = 12
 """Models of a figure, where none are named."""
@@ -25,6 +26,11 @@ def draw_together(briefs: Sequence[Brief], drawn: Drawn, most: int | None = None
     most: models of a figure, those of the highest robust accuracy; all where not given. Nothing is drawn of one model alone.
     Returns the paths by kind, and a line on each evaluation that is not drawn, which all-DATA-NORM-apart.md lists as well.
     """
+    with remembering():
+        return _draw_groups(briefs, drawn, most)
+
+
+def _draw_groups(briefs: Sequence[Brief], drawn: Drawn, most: int | None) -> tuple[Written, list[str]]:
     groups: dict[str, list[Brief]] = {}
     for one in briefs:
         if one.about.epsilons:

@@ -22,7 +22,10 @@ TAGS = ((0xFE00, 0xFE0F), (0xE0000, 0xE0FFF))
 
 def for_line(text: Any) -> str:
     """Plain text on one line: whitespace collapses to one blank, invisible characters become escapes (`\\u202e`)."""
-    found = ESCAPES.sub("", str(text))
+    found = str(text)
+    if found.isascii() and found.isprintable():
+        return " ".join(found.split())
+    found = ESCAPES.sub("", found)
     return " ".join("".join(one if _seen(one) else _written(one) for one in found).split())
 
 

@@ -77,7 +77,7 @@ class Brief:
             return self.held
         if self.path is None:
             raise ValueError("a brief has a table or the path of one")
-        return read(self.path)
+        return read(self.path, lambda one: content(one) == self.content)
 
     def row(self, eps: float) -> dict[str, Any]:
         """The row of the summary at one of its eps."""

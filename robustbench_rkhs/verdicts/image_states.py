@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 
 from robustbench_rkhs.nodes.node import UserError, as_number
 from robustbench_rkhs.verdicts.record import Record
+from robustbench_rkhs.verdicts.remembered import remembered
 from robustbench_rkhs.verdicts.schema import ANSWERS
 
 STATES = ["wrong", "broken", "certified", "survived", "untested"]
@@ -34,6 +35,10 @@ class Evidence:
     @classmethod
     def of(cls, evaluation: Record, norm: str | None = None) -> "Evidence":
         """Reduce the table. Raises UserError where it mixes models or data, or an image has no prediction."""
+        return remembered(evaluation, ("evidence", norm), lambda: cls._of(evaluation, norm))
+
+    @classmethod
+    def _of(cls, evaluation: Record, norm: str | None) -> "Evidence":
         table, about = evaluation.table, evaluation.about
         norm, box = norm or about.norm, about.box
         for column in ("model", "weights", "data", "split"):
