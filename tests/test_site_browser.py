@@ -1,4 +1,4 @@
-"""The site in a real browser, from disk: no error, nothing from the network, no fault found by axe, the numbers of our own tests."""
+"""The site in a real browser, from disk: no error, nothing from the network, no fault found by axe, our own tests' numbers."""
 
 import json
 import os
