@@ -12,6 +12,7 @@ from robustbench_rkhs.bounds.network import Step, merged, pair_bounds
 from robustbench_rkhs.bounds.sketch import Layer
 from robustbench_rkhs.lipschitz.activations import slopes
 from robustbench_rkhs.lipschitz.bounds import SLACK, TINY, UNIT, Uncertifiable, affine, product, upwards
+from robustbench_rkhs.lipschitz.euclidean import length, lengths
 from robustbench_rkhs.runtime.clock import afford, ask
 
 WIDEST, WIDEST_IMAGE = 2048, 4096
@@ -140,7 +141,7 @@ def _scaled(run: list[Step], step: Step) -> tuple[Tensor, float, float]:
     if peak == 0:
         return matrix, 0.0, error
     scaled = matrix / peak
-    return scaled, peak, (error / peak + UNIT * scaled.norm().item() + TINY * scaled.numel()) * (1 + SLACK)
+    return scaled, peak, (error / peak + UNIT * length(scaled) + TINY * scaled.numel()) * (1 + SLACK)
 
 
 def _advanced(form: _Form, run: list[Step], step: Step, interval: tuple[float, float]) -> _Form:
@@ -160,7 +161,7 @@ def _advanced(form: _Form, run: list[Step], step: Step, interval: tuple[float, f
     width = math.sqrt(largest * apart * (1 + math.sqrt(1 + both / apart)))  # where the smallest eigenvalue of `after` is largest
     if not 0 < width < math.inf:
         return nothing
-    weight, error = weight / width, error / width * (1 + SLACK) + UNIT * weight.norm().item() / width
+    weight, error = weight / width, error / width * (1 + SLACK) + UNIT * length(weight) / width
     slanted = before + both * weight.T @ weight if both else before
     schur = half**2 * weight @ (weight.T if form.matrix is None and not both else torch.linalg.solve(slanted, weight.T))
     schur = (schur + schur.T) / 2
@@ -207,8 +208,8 @@ def _slack(before: Tensor, weight: Tensor, error: float, after: Tensor, interval
     2 e |W| + e^2, and the two sides by e. Four times what is needed.
     """
     low, high = interval
-    both, half, size = abs(low * high), abs(low + high) / 2, weight.norm().item()
-    entries = before.norm().item() + both * size**2 + 2 * half * size + after.norm().item() + math.sqrt(len(after))
+    both, half, size = abs(low * high), abs(low + high) / 2, length(weight)
+    entries = length(before) + both * size**2 + 2 * half * size + length(after) + math.sqrt(len(after))
     moved = both * (2 * error * size + error**2) + half * error
     return float((4 * (len(weight) + 4) * UNIT * entries + moved + TINY) * (1 + SLACK))
 
@@ -251,7 +252,7 @@ def _norm(form: _Form, run: list[Step], step: Step) -> float:
     kappa = math.sqrt(_inner(form.matrix, weight)) * (1 + 1e-6) if weight.isfinite().all() else 0.0
     if not 0 < kappa < math.inf or peak == 0:
         return math.inf if peak or error else 0.0
-    error = error / kappa * (1 + SLACK) + UNIT * weight.norm().item() / kappa
+    error = error / kappa * (1 + SLACK) + UNIT * length(weight) / kappa
     if not proved(form.matrix, weight / kappa, error, torch.zeros(len(weight), len(weight), dtype=torch.float64), (0.0, 2.0)):
         return math.inf
     return upwards(peak * kappa)
@@ -269,17 +270,22 @@ def _pairs(form: _Form, rows: Tensor, error: float) -> Float64[Tensor, "classes 
         return differences(rows, error) * form.size
     count, rows = form.matrix.shape[0], rows / peak
     afford(float(count) ** 3)
-    error = (error / peak + UNIT * rows.norm().item() + TINY * rows.numel()) * (1 + SLACK)
+    error = (error / peak + UNIT * length(rows) + TINY * rows.numel()) * (1 + SLACK)
     solved = torch.linalg.solve(form.matrix, rows.T).T
-    rests = (rows - solved @ form.matrix).norm(dim=1)
-    rests = rests + 4 * (count + 4) * UNIT * (rows.norm(dim=1) + solved.norm(dim=1) * form.matrix.norm())
+    rests = lengths(rows - solved @ form.matrix)
+    rests = rests + 4 * (count + 4) * UNIT * (lengths(rows) + lengths(solved) * length(form.matrix))
     found = []
     for row, one, rest in zip(rows, solved, rests, strict=True):
         ask()
         d, s, p = row - rows, one - solved, rest + rests
-        long, wide = d.norm(dim=1) * (1 + SLACK) + TINY, s.norm(dim=1) * (1 + SLACK) + TINY
-        rounding = 4 * (count + 4) * UNIT * long * wide
+        by = torch.maximum(d.abs().amax(1), p)  # over it, no product under- or overflows
+        by = torch.where(by > 0, by, 1.0)
+        d, s, p = d / by[:, None], s / by[:, None], p / by
+        long, wide = lengths(d) + TINY, lengths(s) + TINY
+        rounding = 4 * (count + 8) * UNIT * long * wide
         # the differences d and s round too, by a unit of each entry: the rounded s is used as it is, d with its error
         squared = (s * d).sum(1) + wide * p + p**2 / form.floor + rounding
-        found.append(squared.clamp_min(0).sqrt() + (2 * error + 2 * UNIT * long) / math.sqrt(form.floor))
+        found.append(
+            (squared.clamp_min(0).sqrt() + 2 * UNIT * long / math.sqrt(form.floor)) * by + 2 * error / math.sqrt(form.floor)
+        )
     return torch.stack(found) * (1 + SLACK) * upwards(peak) * form.size

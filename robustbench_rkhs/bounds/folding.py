@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from robustbench_rkhs.lipschitz.bounds import SLACK, TINY, Bound, rule, upwards, weights
 from robustbench_rkhs.lipschitz.convolution import pair
+from robustbench_rkhs.lipschitz.euclidean import length
 from robustbench_rkhs.lipschitz.rounding import constants, fan
 
 
@@ -36,7 +37,7 @@ def _(module: FoldedConv2d | FoldedLinear, shape: tuple[int, ...]) -> Bound:
 @constants.register(FoldedLinear)
 def _(module: FoldedConv2d | FoldedLinear, shape: tuple[int, ...]) -> float:
     places = module(torch.zeros(1, *shape, dtype=torch.float64)).numel() / len(module.sizes)
-    return float(module.sizes.norm().item() * math.sqrt(places))
+    return length(module.sizes) * math.sqrt(places) * (1 + SLACK)
 
 
 def _made(kind: Any, old: nn.Module, weight: Tensor, bias: Tensor, sizes: Tensor) -> nn.Module:

@@ -17,6 +17,7 @@ from robustbench_rkhs.bounds.sketch import sketch
 from robustbench_rkhs.layers import Concatenate
 from robustbench_rkhs.lipschitz.activations import elementwise, slopes
 from robustbench_rkhs.lipschitz.bounds import SLACK, TINY, UNIT, Bound, Uncertifiable, affine, product, rule, spectral, upwards
+from robustbench_rkhs.lipschitz.euclidean import length, lengths
 from robustbench_rkhs.lipschitz.guard import branches, foreign, leaves, named, parts
 from robustbench_rkhs.lipschitz.rounding import relative_rounding
 from robustbench_rkhs.runtime.clock import ask
@@ -141,7 +142,7 @@ def centred(chains: Sequence[list[Step]], shape: tuple[int, ...]) -> float:
     body = materialise(run) * middle
     shortcut = materialise(straight[0]) if straight[0] else torch.eye(inputs, dtype=torch.float64)
     error = abs(middle) * _materialised_error(run) + (_materialised_error(straight[0]) if straight[0] else 0.0)
-    error += 4 * UNIT * (body.norm().item() + shortcut.norm().item())
+    error += 4 * UNIT * (length(body) + length(shortcut))
     return upwards(spectral(body + shortcut) + error + upwards(half * product([merged(before), merged(after)])))
 
 
@@ -253,14 +254,11 @@ def materialise(run: list[Step]) -> Float64[Tensor, "outputs inputs"]:
 
 
 def _differences(rows: Float64[Tensor, "classes inputs"]) -> Float64[Tensor, "classes classes"]:
-    """||row_y - row_j||_2, scaled so that no square under- or overflows."""
+    """||row_y - row_j||_2."""
     norms = []
     for row in rows:
         ask()
-        difference = rows - row
-        peak = difference.abs().amax(1)
-        scaled = difference / torch.where(peak > 0, peak, 1)[:, None]
-        norms.append(scaled.norm(dim=1) * peak)
+        norms.append(lengths(rows - row))
     return torch.stack(norms)
 
 

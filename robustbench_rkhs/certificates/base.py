@@ -9,6 +9,10 @@ from torch import Tensor, nn
 from robustbench_rkhs.bounds.sketch import Sketch
 from robustbench_rkhs.nodes.node import Node
 
+FURTHEST = 1e4
+"""No radius is claimed beyond this, with pixels in [0, 1]: far enough from the image, the model as it runs (float32) overflows,
+whatever holds in real arithmetic."""
+
 
 class Certified(NamedTuple):
     """The proved radii and how they were obtained. On the CPU."""

@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
+from robustbench_rkhs.certificates.base import FURTHEST
 from robustbench_rkhs.runtime.clock import OutOfTime, ask
 
-LARGEST = 1e4
-"""The largest radius that is tried, with pixels in [0, 1]."""
+LARGEST = FURTHEST
+"""The largest radius that is searched for."""
 TRIES = 60
 """Most balls tried for one image."""
 
@@ -85,7 +86,7 @@ class _Search:
             # far apart: the geometric mean; close: the midpoint
             apart = (high > 4 * low) & (self.step == 0)
             between = torch.where(apart, (low * high).sqrt(), (low + high) / 2)
-            self.try_balls(going, torch.where(high.isinf(), (4 * low).clamp_min(1e-3), between))
+            self.try_balls(going, torch.where(high.isinf(), (4 * low).clamp(1e-3, max(LARGEST, self.end)), between))
 
     def going(self, wanted: Tensor) -> Tensor:
         return (self.open & wanted).nonzero().flatten()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from robustbench_rkhs.bounds import Step, opened
 from robustbench_rkhs.layers import Normalize, Residual, Scale
 from robustbench_rkhs.lipschitz import Uncertifiable, fan
-from robustbench_rkhs.lipschitz.bounds import UNIT
+from robustbench_rkhs.lipschitz.bounds import TINY, UNIT
 from robustbench_rkhs.lipschitz.guard import named
 from robustbench_rkhs.lipschitz.rounding import constants, relative_rounding
 from robustbench_rkhs.runtime.clock import ask
@@ -57,7 +57,9 @@ def in_float32(x: Tensor) -> bool:
     return x.dtype == torch.float32 and x.device.type == "cpu"
 
 
-def evaluated_error(model: nn.Module, chain: list[Step], x: Tensor) -> tuple[Float64[Tensor, " batch"], float]:
+def evaluated_error(
+    model: nn.Module, chain: list[Step], x: Tensor
+) -> tuple[Float64[Tensor, " batch"], float, Float64[Tensor, " batch"]]:
     """`float32_error` at these images, for the model whose chain this is.
 
     Raises Uncertifiable for a network of another type, or whose layers do more than sums of products in float32.
@@ -69,11 +71,15 @@ def evaluated_error(model: nn.Module, chain: list[Step], x: Tensor) -> tuple[Flo
     if kinds - {torch.float32}:
         raise Uncertifiable(f"no float32 claim about a network with weights in {', '.join(sorted(map(str, kinds)))}")
     found = [float32_error(chain, part) for part in x.to("cpu", torch.float64).split(BATCH)]
-    return torch.cat([error for error, _ in found] or [x.new_zeros(0).double()]), max((slope for _, slope in found), default=0.0)
+    nothing = [x.new_zeros(0, device="cpu").double()]
+    error, far = torch.cat([one for one, _, _ in found] or nothing), torch.cat([one for _, _, one in found] or nothing)
+    return error, max((slope for _, slope, _ in found), default=0.0), far
 
 
-def float32_error(chain: list[Step], x: Float64[Tensor, "batch *image"]) -> tuple[Float64[Tensor, " batch"], float]:
-    r"""(e, s) so that the float32 logits of any float32 image x' with ||x' - x||_2 <= r err by at most e + s r in l2.
+def float32_error(
+    chain: list[Step], x: Float64[Tensor, "batch *image"]
+) -> tuple[Float64[Tensor, " batch"], float, Float64[Tensor, " batch"]]:
+    r"""(e, s, f) so that the float32 logits of any float32 image x' with ||x' - x||_2 <= r <= f err by at most e + s r in l2.
 
     .. math:: E_k \le L_k E_{k-1} + \gamma_k \left( \lVert\, |W_k| |h_{k-1}(x)| + |b_k| \,\rVert
               + A_k (P_{k-1} r + E_{k-1}) \right) + \tau_k, \qquad P_k = L_k P_{k-1}, \quad A_k \ge \lVert\, |W_k| \,\rVert_2
@@ -81,11 +87,13 @@ def float32_error(chain: list[Step], x: Float64[Tensor, "batch *image"]) -> tupl
     with gamma_k the rounding of a sum of that many products at the unit roundoff 2^-24 (in any order, with or without fused
     multiply-add, never by Winograd or Fourier transforms: NNPACK is off in every evaluation here), and tau_k the loss by
     underflow, 2^-126 per operation. Layers that only choose (ReLU, max-pooling) round nothing; others err in proportion
-    to the bound of their output. Each E_k is affine in r. e is infinite where a sum could overflow.
+    to the bound of their output. Each E_k is affine in r. e is infinite where a sum could
+    overflow at x; f is the radius within which none can.
     Raises Uncertifiable, naming the layer, for layers that do more than such sums in float32. Cost: one float64 forward pass.
     """
-    e, s = _through(chain, x, torch.zeros(len(x), dtype=torch.float64), 0.0, 1.0)[1:3]
-    return e, s
+    far: list[Tensor] = [torch.full((len(x),), torch.inf, dtype=torch.float64)]
+    e, s = _through(chain, x, torch.zeros(len(x), dtype=torch.float64), 0.0, 1.0, far)[1:3]
+    return e, s, torch.stack(far).amin(0)
 
 
 def _rounding(step: Step, h: Tensor, local: float, norm: Tensor) -> tuple[Tensor, float]:
@@ -112,12 +120,17 @@ def _rounding(step: Step, h: Tensor, local: float, norm: Tensor) -> tuple[Tensor
     return gamma * absolute(h.abs()).flatten(1).norm(dim=1), gamma * math.sqrt(row * column)
 
 
-def _through(chain: list[Step], h: Tensor, e: Tensor, s: float, prefix: float) -> tuple[Tensor, Tensor, float, float]:
-    """Outputs, error at the image, error per unit of radius, and the Lipschitz bound of all layers so far."""
+def _through(
+    chain: list[Step], h: Tensor, e: Tensor, s: float, prefix: float, far: list[Tensor]
+) -> tuple[Tensor, Tensor, float, float]:
+    """Outputs, error at the image, error per unit of radius, and the Lipschitz bound of all layers so far.
+
+    `far`: gets each layer's radius within which its sums do not overflow.
+    """
     for step in chain:
         ask()
         if isinstance(step.module, Residual):
-            parts = [_through(branch, h, e, s, prefix) for branch in step.branches]
+            parts = [_through(branch, h, e, s, prefix, far) for branch in step.branches]
             size = torch.stack([part.flatten(1).norm(dim=1) + error for part, error, _, _ in parts]).sum(0)
             h = torch.stack([part for part, *_ in parts]).sum(0)
             e = torch.stack([error for _, error, _, _ in parts]).sum(0) + 2 * len(parts) * SINGLE * size
@@ -134,10 +147,12 @@ def _through(chain: list[Step], h: Tensor, e: Tensor, s: float, prefix: float) -
             raise Uncertifiable(f"{named(step.path, step.module)}: sums of {max(rows, columns)} products are too long for float32")
         lost = 4 * (rows + 16) * math.sqrt(outputs) * LEAST
         norm = h.flatten(1).norm(dim=1) * (1 + 1e-9)
-        size = step.bound.value * (norm + e) + constants(step.module, step.inputs)
+        fixed, most = constants(step.module, step.inputs), LARGEST / (rows * columns) ** 0.25
+        size = step.bound.value * (norm + e) + fixed
+        far.append((most - size) / (step.bound.value * (prefix + s) * (1 + 1e-9) + TINY))
         here, growth = _rounding(step, h, local, norm)
         e = step.bound.value * e + here + growth * e + lost
-        e = torch.where(size * (rows * columns) ** 0.25 > LARGEST, torch.inf, e)
+        e = torch.where(size > most, torch.inf, e)
         s = step.bound.value * s + growth * (prefix + s)
         prefix = step.bound.value * prefix
         h = step.module(h)

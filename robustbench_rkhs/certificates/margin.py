@@ -18,9 +18,9 @@ class MarginCertificate(PairwiseCertificate):
 
     L_yj: `bounds.pairs`, in logits per unit l2 of input. e: bound of the float64 rounding of the logits. Rounded
     down, so that the label's logit is strictly the largest on the whole closed ball; 0 where the image is
-    misclassified or tied, infinite where no difference of logits depends on the image. In float64, for the network in
-    real arithmetic; linf by the inclusion of balls. The model is only read; a float64 copy runs on the CPU. Exact for
-    affine models, up to 1e-9. Raises Uncertifiable, naming the layer, where a bound is not proved.
+    misclassified or tied, at most 1e4 (`base.FURTHEST`), also where no difference of logits depends on the image.
+    In float64, for the network in real arithmetic; linf by the inclusion of balls. The model is only read; a float64 copy
+    runs on the CPU. Exact for affine models, up to 1e-9. Raises Uncertifiable, naming the layer, where a bound is not proved.
     Cost: one float64 forward pass, and the bounds once per state of the model (cached by the digest of its weights).
     Source: Tsuzuku et al., NeurIPS 2018, with one bound per pair of classes.
     """

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from robustbench_rkhs.bounds import Step, opened, reached, steps
 from robustbench_rkhs.bounds.sketch import Sketch
-from robustbench_rkhs.certificates.base import Certificate, Certified
+from robustbench_rkhs.certificates.base import FURTHEST, Certificate, Certified
 from robustbench_rkhs.certificates.float32 import BATCH, FLOAT32, evaluated_error, in_float32
 from robustbench_rkhs.certificates.rounding import logits_and_error
 from robustbench_rkhs.lipschitz import Uncertifiable
@@ -115,12 +115,13 @@ class PairwiseCertificate(Certificate):
             # a private copy of the images, as a layer may work in place
             images = x.detach().to("cpu", torch.float64)
             logits, error, late = _logits(chain, images.clone(), len(bounds))
+            furthest = torch.full_like(error, FURTHEST)
             if self.network == "float32":
-                error, bounds = self._in_float32(model, chain, images, error, bounds)
+                error, bounds, furthest = self._in_float32(model, chain, images, error, bounds)
         finite = images.flatten(1).isfinite().all(1) & logits.isfinite().all(1)
         gaps = logits.gather(1, y[:, None]) - logits - 2 * error[:, None]
-        radii = (gaps / bounds[y]).masked_fill(gaps <= 0, 0.0)  # a bound of zero: constant, so an infinite radius
-        radius = radii.scatter(1, y[:, None], torch.inf).amin(1) * (1 - 1e-12)
+        radii = (gaps / bounds[y]).masked_fill(gaps <= 0, 0.0)  # a bound of zero: constant, so as far as any claim goes
+        radius = torch.minimum(radii.scatter(1, y[:, None], torch.inf).amin(1) * (1 - 1e-12), furthest)
         if norm == "linf":
             radius = radius / (math.sqrt(math.prod(shape)) * (1 + 1e-12))
         reasons = [
@@ -130,13 +131,14 @@ class PairwiseCertificate(Certificate):
 
     def _in_float32(
         self, model: nn.Module, chain: list[Step], images: Tensor, error: Tensor, bounds: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Errors and bounds with which the same quotient is a radius of the float32 network: both logits err by e + s r.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Errors and bounds with which the same quotient is a radius of the float32 network: both logits err by e + s r. And the
+        radius within which float32 holds all its sums.
 
         Raises Uncertifiable where that is not bounded.
         """
-        more, slope = evaluated_error(model, chain, images)
-        return error + more, bounds + 2 * slope
+        more, slope, furthest = evaluated_error(model, chain, images)
+        return error + more, bounds + 2 * slope, furthest.clamp(0, FURTHEST)
 
     def chain_and_bounds(self, model: nn.Module, shape: tuple[int, ...]) -> tuple[list[Step], Tensor]:
         """The float64 chain and the pair bounds, cached by the digest of all that they depend on. Must not be modified."""

@@ -7,6 +7,7 @@ from torch import nn
 
 from robustbench_rkhs.certificates.pairwise import reach_of
 from robustbench_rkhs.lipschitz import Uncertifiable, rule
+from robustbench_rkhs.lipschitz.bounds import product
 from robustbench_rkhs.relaxations.interval import Step, Trace, forked
 
 
@@ -38,7 +39,7 @@ def _visit(steps: list[Step], known: Mapping[str, float], found: dict[str, float
         found[step.path] = size
         for branch in step.branches:
             _visit(branch, known, found, size, whole)
-        size = size * _norm(step) * (1 + 1e-12)
+        size = product([size, _norm(step)])
 
 
 def _prefixes(path: str) -> list[str]:

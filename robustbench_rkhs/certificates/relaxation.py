@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robustbench_rkhs.bounds import opened
 from robustbench_rkhs.bounds.sketch import Sketch
-from robustbench_rkhs.certificates.base import Certificate, Certified
+from robustbench_rkhs.certificates.base import FURTHEST, Certificate, Certified
 from robustbench_rkhs.certificates.bisection import largest
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.lipschitz.bounds import weights
@@ -22,7 +22,7 @@ from robustbench_rkhs.nodes.node import Real, UserError
 from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.nodes.threat_model import Box, Norm
 from robustbench_rkhs.relaxations import ball
-from robustbench_rkhs.relaxations.full_crown import BENDS, KINKS, NUMBERS, Found, affine, kinked, proved_trace, widest
+from robustbench_rkhs.relaxations.full_crown import BENDS, KINKS, NUMBERS, Found, kinked, proved_trace, widest
 from robustbench_rkhs.relaxations.interval import Trace
 from robustbench_rkhs.relaxations.region import Region
 from robustbench_rkhs.relaxations.rounding import LEAST, UNIT
@@ -99,7 +99,7 @@ class RelaxationCertificate(Certificate):
                 if str(refused).startswith("certificate "):
                     raise
                 raise Uncertifiable(str(refused)) from None
-            radius = torch.where(finite, proved, 0.0).cpu()
+            radius = torch.where(finite, proved, 0.0).clamp_max(FURTHEST).cpu()
         reasons = [
             "error" if not fine else "timeout" if late else "" for fine, late in zip(finite.tolist(), cut.tolist(), strict=True)
         ]
@@ -165,13 +165,12 @@ class Balls:
 
     def proved(self, part: Int[Tensor, " some"], radii: Float64[Tensor, " some"]) -> Float64[Tensor, " some"]:
         """The same, in one batch."""
-        trace, (margins, shares) = self.bounded(part, radii)
+        margins, shares = self.bounded(part, radii)[1]
         others = margins.scatter(1, self.y[part][:, None], torch.inf).amin(1)
         reach = shares.amin(1) * radii * (1 - 8 * UNIT)
         if self.cut:
             reach = torch.zeros_like(reach)  # a ball cut by the box does not scale in proportion
-        if not affine(trace):
-            reach = torch.minimum(reach, radii)  # the lines hold only in this ball
+        reach = torch.minimum(reach, radii)  # lines and errors hold only in this ball, also where no kink bends the lines
         return torch.where(others > 0, torch.maximum(radii, reach), reach).nan_to_num(nan=0.0, posinf=torch.inf)
 
     def bounded(self, part: Int[Tensor, " some"], radii: Float64[Tensor, " some"]) -> tuple[Trace, Found]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from robustbench_rkhs.bounds import Step
 from robustbench_rkhs.lipschitz import gathered
 from robustbench_rkhs.lipschitz.bounds import TINY, UNIT
+from robustbench_rkhs.lipschitz.euclidean import lengths
 from robustbench_rkhs.lipschitz.rounding import constants, relative_rounding
 from robustbench_rkhs.runtime.clock import ask
 
@@ -29,12 +30,12 @@ def logits_and_error(
         ask()
         if step.branches:
             parts = [logits_and_error(branch, h, error) for branch in step.branches]
-            size = torch.stack([part.flatten(1).norm(dim=1) for part, _ in parts]).sum(0)
+            size = torch.stack([lengths(part.flatten(1)) for part, _ in parts]).sum(0)
             h = gathered(step.module, [part for part, _ in parts])
             error = torch.stack([gathered for _, gathered in parts]).sum(0) + 4 * UNIT * len(parts) * size + TINY
             continue
         inputs, outputs = math.prod(step.inputs), math.prod(step.bound.shape)
-        size = step.bound.value * h.flatten(1).norm(dim=1) + constants(step.module, step.inputs)
+        size = step.bound.value * lengths(h.flatten(1)) + constants(step.module, step.inputs)
         local = relative_rounding(step.module, inputs, outputs) * size
         h = step.module(h)
         error = step.bound.value * error + local + TINY

@@ -160,7 +160,7 @@ class Tilted(Balls):
 
     def rows(self, found: Trace, balls: dict[str, Ball], pairs: Int[Tensor, "rows 2"], part: Tensor) -> Rows:
         """f_y - f_j for these pairs (place, other class j)."""
-        place, other = pairs.T
+        place, other = pairs.to(self.x.device).T
         lines = margin_rows(self.y[part], found.after.center.shape[1], found.after.center)
         lines = Lines(lines.slopes[place, other][:, None], lines.offsets[place, other][:, None])
         return Rows(indexed(found.steps, place), lines, balls_at(balls, found.steps, place), place)

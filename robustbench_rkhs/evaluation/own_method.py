@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from robustbench_rkhs.attacks.base import Attack, Attacked
 from robustbench_rkhs.attacks.foreign import ForeignAttack
 from robustbench_rkhs.attacks.library_model import frozen
-from robustbench_rkhs.certificates.base import Certified
+from robustbench_rkhs.certificates.base import FURTHEST, Certified
 from robustbench_rkhs.nodes.code_names import is_ours
 from robustbench_rkhs.nodes.node import Node
 from robustbench_rkhs.runtime.clock import ask
@@ -65,7 +65,7 @@ def checked_attacked(found: object, x: Tensor) -> Attacked:
 
 
 def checked_certified(found: object, images: int) -> Certified:
-    """The result of a certificate, checked. Raises ValueError where it is not a `Certified` for this number of images."""
+    """The result of a certificate, its radii at most FURTHEST. Raises ValueError where it is not a `Certified` for these images."""
     if not isinstance(found, Certified):
         raise ValueError(f"expected Certified(radius, reason, failure_probability), found {type(found).__name__}")
     if found.radius.shape != (images,) or len(found.reason) != images or found.failure_probability.shape != (images,):
@@ -77,4 +77,4 @@ def checked_certified(found: object, images: int) -> Certified:
     unknown = [reason for reason in found.reason if reason not in REASONS]
     if unknown:
         raise ValueError(f"expected reasons among {', '.join(REASONS[1:])} or none, found {unknown[0]!r}")
-    return found
+    return found._replace(radius=found.radius.clamp_max(FURTHEST))

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from robustbench_rkhs.lipschitz.bounds import UNIT
+from robustbench_rkhs.lipschitz.euclidean import length
 
 
 @singledispatch
@@ -38,7 +39,7 @@ def constants(module: nn.Module, shape: tuple[int, ...]) -> float:
 
     A layer with a bias before its activation must: a bias that the activation cuts off at zero is still added and rounded.
     """
-    return float(module(torch.zeros(1, *shape, dtype=torch.float64)).norm().item())
+    return length(module(torch.zeros(1, *shape, dtype=torch.float64)))
 
 
 @constants.register

@@ -37,8 +37,8 @@ def optimised(rows: Rows, tilts: Tilts, target: Float[Tensor, " batch"], search:
     paths = list(tilts)
     data = rows.to(torch.float32)
     best = {path: Tilt(tilt.slope.float().clone(), tilt.multiplier.float().clone()) for path, tilt in tilts.items()}
-    found = torch.full((len(target),), -math.inf)
-    active = torch.arange(len(target))
+    found = torch.full((len(target),), -math.inf, dtype=torch.float32, device=target.device)  # as the search, whatever the default
+    active = torch.arange(len(target), device=target.device)
     goal = target.float()
     state = _State([best[path].slope for path in paths], [best[path].multiplier for path in paths])
     before = found.clone()

@@ -7,12 +7,13 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
+from robustbench_rkhs.lipschitz.euclidean import lengths
 from robustbench_rkhs.relaxations.full_crown import Tighten, keep, proved_trace
 from robustbench_rkhs.relaxations.interval import Step, Trace, Walk, trace
 from robustbench_rkhs.relaxations.interval import through as through
 from robustbench_rkhs.relaxations.lagrangian import Ball
 from robustbench_rkhs.relaxations.region import Region
-from robustbench_rkhs.relaxations.rounding import UNIT, most, rounded, widened
+from robustbench_rkhs.relaxations.rounding import LEAST, UNIT, most, rounded, widened
 
 MIXING = (nn.Linear, nn.Conv1d, nn.Conv2d)
 """Layers whose rows have norms of their own."""
@@ -35,8 +36,8 @@ def balls_of(
 
 def _visit(steps: list[Step], radius: Tensor, reach: Mapping[str, float], found: dict[str, Ball]) -> None:
     for step in steps:
-        off = step.before.radius.flatten(1).norm(dim=1) * (1 + 4 * UNIT * step.before.radius[0].numel())
-        size = (reach.get(step.path, math.inf) * radius + off) * (1 + 8 * UNIT)
+        off = lengths(step.before.radius.flatten(1))
+        size = (reach.get(step.path, math.inf) * radius + off) * (1 + 8 * UNIT) + LEAST
         found[step.path] = Ball(step.before.center, size)
         for branch in step.branches:
             _visit(branch, radius, reach, found)

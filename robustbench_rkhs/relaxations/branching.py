@@ -75,7 +75,7 @@ def branched(rows: Rows, tilts: Tilts, target: Float64[Tensor, " one"], most: in
 
 def split(rows: Rows, tilts: Tilts, where: Split) -> tuple[Rows, Tilts]:
     """Both sides of each kink, at most zero and at least zero in turn, with the slope of that side."""
-    both = rows.of(where.of.repeat_interleave(2))._replace(image=torch.arange(2 * len(where.of)))
+    both = rows.of(where.of.repeat_interleave(2))._replace(image=torch.arange(2 * len(where.of), device=where.of.device))
     paths = [step.path for step in kinks_of(rows.steps)]
     tilts = _of(tilts, where.of.repeat_interleave(2))
     regions = {}
@@ -113,15 +113,16 @@ def _chosen(rows: Rows, tilts: Tilts) -> Split | None:
         return None
     tried = min(TRIED, score.shape[1])
     picked = score.topk(tried, largest=False)
-    sizes = torch.tensor([free.shape[1] for free in unsure])
+    sizes = torch.tensor([free.shape[1] for free in unsure], device=score.device)
     ends = sizes.cumsum(0)
     where = picked.indices.flatten()
     layer = torch.searchsorted(ends, where, right=True)
-    of, unit = torch.arange(len(score)).repeat_interleave(tried), where - (ends - sizes)[layer]
+    number = torch.arange(len(score), device=score.device)
+    of, unit = number.repeat_interleave(tried), where - (ends - sizes)[layer]
     parts, begun = split(rows, tilts, Split(of, layer, unit))
     value = valued(parts, doubled(begun), False)[0].view(len(score), tried, 2)
     goodness = (value.amin(2) + 0.1 * value.amax(2)).masked_fill(picked.values.isinf(), -torch.inf)
-    best = goodness.argmax(1) + tried * torch.arange(len(score))
+    best = goodness.argmax(1) + tried * number
     return Split(of[best], layer[best], unit[best])
 
 
@@ -131,7 +132,9 @@ def _joined(parts: list[Rows]) -> Rows:
     lines = [torch.cat([part.lines[k] for part in parts]) for k in (0, 1)]  # type: ignore[misc]
     balls = {path: Ball(*(torch.cat([part.balls[path][k] for part in parts]) for k in (0, 1))) for path in paths}
     steps = _joined_steps([part.steps for part in parts])
-    return Rows(steps, first.lines._replace(slopes=lines[0], offsets=lines[1]), balls, torch.arange(len(lines[0])))
+    return Rows(
+        steps, first.lines._replace(slopes=lines[0], offsets=lines[1]), balls, torch.arange(len(lines[0]), device=lines[0].device)
+    )
 
 
 def _joined_steps(runs: list[list[Step]]) -> list[Step]:

@@ -9,8 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustbench_rkhs.layers import GroupSort, MaxMin
+from robustbench_rkhs.lipschitz.euclidean import lengths
 from robustbench_rkhs.relaxations.expansion import Exchange
-from robustbench_rkhs.relaxations.interval import Step, Trace, Walk, forked, trace
+from robustbench_rkhs.relaxations.interval import Step, Trace, Walk, trace
 from robustbench_rkhs.relaxations.linear_bounds import AFFINE, DIAGONAL, MOVES, Lines, chain_back, margin_rows
 from robustbench_rkhs.relaxations.region import Region
 from robustbench_rkhs.relaxations.rounding import LEAST, UNIT, most, rounded, widened
@@ -33,7 +34,7 @@ class Found(NamedTuple):
     margins: Float[Tensor, "batch classes"]
     """Lower bounds over the region; zero at j = y."""
     radii: Float[Tensor, "batch classes"]
-    """Radius around each image within which the lines are above zero, if they held everywhere; infinite at j = y."""
+    """Share of the region's radius within which the lines are above zero, if they held everywhere; infinite at j = y."""
 
 
 def proved_trace(model: nn.Module, region: Region, linear: bool) -> Trace:
@@ -117,14 +118,12 @@ def least_proved(rows: Lines, region: Region) -> tuple[Tensor, Tensor]:
     sums = torch.einsum("brn,bn->br", absolute, center.abs() + radius) + rows.offsets.abs()
     middle = middle - 2 * rows.errors - unit * sums - LEAST
     weighted = slopes * radius[:, None]
-    length = (weighted.norm(dim=2) if region.round else weighted.abs().sum(2)) * (1 + unit)
-    least = torch.minimum(length, drop(slopes, center, radius[:, 0], True)) if region.unit else length
+    length = (lengths(weighted) if region.round else weighted.abs().sum(2)) * (1 + unit) + LEAST
+    least = length
+    if region.unit:
+        cut = drop(slopes, center, radius[:, 0], True)
+        least = torch.where(cut < length, cut, length)
     return middle - least - 4 * UNIT * (middle.abs() + length), (middle / length).clamp_min(0) * (1 - 8 * UNIT)
-
-
-def affine(found: Trace) -> bool:
-    """Whether there is no kink anywhere: then the linear bounds hold everywhere."""
-    return all(forked(step.module) or isinstance(step.module, (*AFFINE, *DIAGONAL)) for step in _all(found.steps))
 
 
 def backward(found: Trace, y: Int[Tensor, " batch"], steps: list[Step] | None = None) -> tuple[Tensor, Tensor]:

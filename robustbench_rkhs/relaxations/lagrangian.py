@@ -1,5 +1,6 @@
 """One linear lower bound of a kink from a ball and intervals together: the Lagrangian of both."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -58,6 +59,8 @@ def lagrangian(
     points no further apart, and a parabola of curvature m at a point within d of its constrained minimum is at most 2 m d^2
     above it (at an end of the interval that only one of both reaches, its slope is at most m d). So p_i is computed at most
     2 m d^2 <= 128 u^2 ((|c| + |r|)^2 / m + m x0^2) too high, besides 8 u of each of its three terms; sums add n u of all terms.
+    The side is chosen by values that round, too: where the wrong one is, it lies above the right one by no more than both rounded.
+    So the terms at the minimisers of both sides are charged, the larger of the two.
     """
     slope = left + (1 - left) * tilt.slope
     r = slope * c
@@ -66,12 +69,17 @@ def lagrangian(
     with torch.no_grad():
         above = _least(c - r, m, center, low.clamp_min(0), high.clamp_min(0))
         below = _least(left * c - r, m, center, low.clamp_max(0), high.clamp_max(0))
-        right = (c - r) * above + m / 2 * (above - center).square() <= (left * c - r) * below + m / 2 * (below - center).square()
+        right = (c - r) * above + _bowl(m, above - center) <= (left * c - r) * below + _bowl(m, below - center)
         z = torch.where(right, above, below)
         bent = torch.where(z > 0, z, left * z)
-    parts = c * bent - r * z + m / 2 * (z - center).square()
-    balls = torch.where(tilt.multiplier > 0, tilt.multiplier / 2 * ball.radius[:, None].square(), 0.0)
-    return Bent(r, parts, balls, _errors(c, r, m, z, bent, center, balls) if proved else None)
+    parts = c * bent - r * z + _bowl(m, z - center)
+    balls = torch.where(tilt.multiplier > 0, _bowl(tilt.multiplier, ball.radius[:, None]), 0.0)
+    return Bent(r, parts, balls, _errors(c, r, m, left, above, below, center, balls) if proved else None)
+
+
+def _bowl(m: Tensor, z: Tensor) -> Tensor:
+    """m z^2 / 2, in an order in which z^2 alone neither under- nor overflows."""
+    return m / 2 * z * z
 
 
 def _least(linear: Tensor, m: Tensor, center: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -80,13 +88,16 @@ def _least(linear: Tensor, m: Tensor, center: Tensor, low: Tensor, high: Tensor)
     return torch.minimum(torch.maximum(center - moved, low), high)
 
 
-def _errors(c: Tensor, r: Tensor, m: Tensor, z: Tensor, bent: Tensor, center: Tensor, balls: Tensor) -> Tensor:
+def _errors(c: Tensor, r: Tensor, m: Tensor, left: float, above: Tensor, below: Tensor, center: Tensor, balls: Tensor) -> Tensor:
     with torch.no_grad():
-        count = c[0, 0].numel()
-        size = (c * bent).abs() + (r * z).abs() + m * (z - center).square()
-        square = (c.abs() + r.abs()).square()
-        missed = torch.where(m > 0, square / m, 0.0) + m * center.square()
+        count, square = math.prod(c.shape[2:]), c.abs() + r.abs()
+        size = torch.maximum(_size(c, r, m, above, center), _size(left * c, r, m, below, center))
+        missed = torch.where(m > 0, square * (square / m), 0.0) + m * center * center
         return 4 * UNIT * (count + 64) * (size.flatten(2).sum(2) + balls) + 128 * UNIT**2 * missed.flatten(2).sum(2)
+
+
+def _size(c: Tensor, r: Tensor, m: Tensor, z: Tensor, center: Tensor) -> Tensor:
+    return (c * z).abs() + (r * z).abs() + 2 * _bowl(m, z - center)
 
 
 def first_multiplier(

@@ -24,6 +24,7 @@ from robustbench_rkhs.relaxations.expansion import Exchange
 from robustbench_rkhs.relaxations.interval import NoRule, Step, Trace, diagonal, forked, kink
 from robustbench_rkhs.relaxations.planes import Bent, Planes, lines_of_gap, lines_of_kink, lines_of_smooth, lines_of_windows
 from robustbench_rkhs.relaxations.region import Region, wide
+from robustbench_rkhs.relaxations.rounding import LEAST, most
 from robustbench_rkhs.relaxations.unit_box import drop
 from robustbench_rkhs.runtime.clock import ask
 
@@ -105,7 +106,8 @@ def chain_back(steps: list[Step], rows: Lines) -> Lines:
 
     Rounding: A' = A W and b' = b + A c are computed, with sums of n terms. For every possible input u, A (W u + c) + b differs
     from A' u + b' by at most gamma_n (|A| (|W| |u| + |c|) + |b|): |A| is multiplied with the step's `size` (which bounds
-    |W| |u| + |c|) and `unit` (which is 2 n units of roundoff or more), and accumulated in `errors`.
+    |W| |u| + |c|) and `unit` (which is 2 n units of roundoff or more), and accumulated in `errors`. Products that underflow lose at
+    most LEAST of each entry of A', times |u|.
     """
     for step in reversed(steps):
         ask()
@@ -115,6 +117,8 @@ def chain_back(steps: list[Step], rows: Lines) -> Lines:
             if step.size is not None:
                 charged = torch.einsum("brn,bn->br", rows.slopes.detach().abs().flatten(2), step.size.flatten(1))
                 errors = errors + step.unit * (charged + rows.offsets.detach().abs())
+                if step.unit:
+                    errors = errors + LEAST * (1 + most(step.before).flatten(1).sum(1, keepdim=True))
             moved = moved._replace(errors=errors)
         rows = moved
     return rows

@@ -27,7 +27,12 @@ UNIT = 2.0**-53
 SMOOTH = 256
 """Assumed largest error of exp, tanh and sigmoid, in units of roundoff, relative to size plus one."""
 LEAST = 1e-290
-"""Added to every radius, against underflow."""
+"""Added to every radius, against underflow: a product that underflows loses at most 2^-1022."""
+MOVING = (
+    *(nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.ZeroPad2d, nn.PixelUnshuffle, nn.PixelShuffle),
+    *(SpaceToDepth, PadChannels, FirstFeatures),
+)
+"""Layers that move, drop or pad values."""
 
 
 def most(region: Region) -> Tensor:
@@ -41,15 +46,18 @@ def rounded(step: Step, after: Region) -> tuple[Step, Region]:
     A sum of n products in any order errs by at most gamma_n sum |w| |u|, gamma_n = n u / (1 - n u), u = 2^-53. `size` bounds
     that sum with |c| for the constant, as the layer's absolute weights times the absolute input values; it is itself
     computed within a relative gamma_n. `unit` is 4 n u, four times what is needed: n counts terms forward, terms backward
-    (nine times, for borders that are read again) and outputs, over which the offsets are summed.
+    (nine times, for borders that are read again) and outputs, over which the offsets are summed. LEAST covers what underflows in
+    the size; what underflows in its product with a row is covered in `chain_back`. Layers that only move values round nothing.
     """
     inputs, outputs = step.before.center[0].numel(), after.center[0].numel()
     if forked(step.module):
         parts = len(step.branches)
         return step, after._replace(radius=after.radius + 8 * parts * UNIT * most(after) + LEAST)
+    if isinstance(step.module, MOVING):
+        return step._replace(size=torch.zeros_like(after.center), unit=0.0), after
     smooth = isinstance(step.module, nn.Tanh | nn.Sigmoid | nn.ELU)
     unit = 4 * UNIT * (9 * max(fan(step.module, inputs, outputs)) + outputs + (SMOOTH if smooth else 64))
-    size = magnitude(step.module, most(step.before))
+    size = magnitude(step.module, most(step.before)) + LEAST
     return step._replace(size=size, unit=unit), widened(after, unit * size)
 
 
@@ -73,24 +81,6 @@ def widened(region: Region, by: Tensor) -> Region:
 def magnitude(module: nn.Module, size: Tensor) -> Tensor:
     """|W| size + |c|; for functions between lines, the sizes of these lines."""
     raise NotImplementedError(type(module).__name__)
-
-
-@magnitude.register(nn.Identity)
-@magnitude.register(nn.Dropout)
-@magnitude.register(nn.Dropout2d)
-def _(module: nn.Module, size: Tensor) -> Tensor:
-    return torch.zeros_like(size)
-
-
-@magnitude.register(nn.ZeroPad2d)
-@magnitude.register(nn.PixelUnshuffle)
-@magnitude.register(nn.PixelShuffle)
-@magnitude.register(SpaceToDepth)
-@magnitude.register(PadChannels)
-@magnitude.register(FirstFeatures)
-@magnitude.register(nn.Flatten)
-def _(module: nn.Module, size: Tensor) -> Tensor:
-    return torch.zeros_like(module(size))
 
 
 @magnitude.register(ScaledAveragePool)

@@ -35,6 +35,8 @@ class Tightened(NamedTuple):
             return region
         lower, upper = region.lower.flatten(1).clone(), region.upper.flatten(1).clone()
         unsure = (lower < 0) & (upper > 0)
+        if not unsure.any():  # linear bounds know every sign
+            return region
         for some in unsure.nonzero().split(max(1, NUMBERS // (2 * widest(steps)))):
             ask()
             place, unit = some.T
@@ -59,8 +61,7 @@ class Tightened(NamedTuple):
         """One row for each value, then one for minus each value."""
         both = torch.cat([place, place])
         ones = region.center.new_zeros(len(both), 1, region.center[0].numel())
-        ones[torch.arange(len(both)), 0, torch.cat([unit, unit])] = torch.cat(
-            [torch.ones(len(place)), -torch.ones(len(place))]
-        ).double()
+        number = torch.arange(len(both), device=ones.device)
+        ones[number, 0, torch.cat([unit, unit])] = torch.where(number < len(place), 1.0, -1.0).to(ones)
         lines = Lines(ones.unflatten(2, region.center.shape[1:]), ones.new_zeros(len(both), 1))
-        return Rows(indexed(steps, both), lines, balls_at(self.balls, steps, both), torch.arange(len(both)))
+        return Rows(indexed(steps, both), lines, balls_at(self.balls, steps, both), number)

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from robustbench_rkhs.lipschitz.euclidean import lengths
 from robustbench_rkhs.relaxations.rounding import UNIT
 
 HALVINGS = 24
@@ -33,20 +34,20 @@ def drop(
     eps = radius[:, None]
     with torch.no_grad():
         smallest = torch.finfo(eps.dtype).tiny ** 0.5  # a ball of radius 0 too has a finite multiplier
-        top = slopes.norm(dim=2) / eps.clamp_min(smallest)
+        top = lengths(slopes) / eps.clamp_min(smallest)
         less, more = torch.full_like(top, SMALLEST).log2(), torch.zeros_like(top)
         safe = torch.where(top > 0, top, 1.0)
         for _ in range(HALVINGS):
             middle = (less + more) / 2
             d = torch.minimum(torch.maximum(-slopes / (safe * middle.exp2())[..., None], low), high)
-            longer = d.norm(dim=2) > eps
+            longer = lengths(d) > eps
             less, more = torch.where(longer, middle, less), torch.where(longer, more, middle)
         m = safe * more.exp2()
         d = torch.minimum(torch.maximum(-slopes / m[..., None], low), high)
-    parts, paid = slopes * d, m / 2 * eps.square()
-    value = -(parts + m[..., None] / 2 * d.square()).sum(2) + paid
+    parts, paid = slopes * d, m / 2 * eps * eps  # in this order: eps^2 alone may underflow
+    value = -(parts + m[..., None] / 2 * d * d).sum(2) + paid
     if proved:
-        size = (parts.abs() + m[..., None] * d.square()).sum(2) + paid
-        missed = 8 * UNIT**2 * slopes.square().sum(2) / m
+        size = (parts.abs() + m[..., None] * d * d).sum(2) + paid
+        missed = 8 * UNIT**2 * (slopes * (slopes / m[..., None])).sum(2)
         value = value + 4 * UNIT * (slopes.shape[2] + 64) * size + missed
     return value

@@ -24,7 +24,7 @@ class Linear(Affine):
         expected(bias is None or bias.shape == weight.shape[:1], "a bias does not fit its weight")
         super().__init__(inputs, (*inputs[:-1], weight.shape[0]))
         self.weight, self.bias, self.fan = weight, bias, max(weight.shape)
-        self.constant = 0.0 if bias is None else float(np.linalg.norm(bias)) * math.sqrt(size(inputs[:-1])) * (1 + 1e-9)
+        self.constant = 0.0 if bias is None else norms.frobenius(bias) * math.sqrt(size(inputs[:-1])) * (1 + 1e-9)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         return self.apply(x) if self.bias is None else self.apply(x) + self.bias
@@ -56,7 +56,7 @@ class Diagonal(Affine):
         around = (-1, *(1,) * (len(inputs) - 1))
         self.center, self.scale, self.shift = (numbers.reshape(around) for numbers in (center, scale, shift))
         all_of_it = np.abs(self.center * self.scale) + np.abs(self.shift)
-        self.constant = float(np.linalg.norm(np.broadcast_to(all_of_it, inputs))) * (1 + 1e-9)
+        self.constant = norms.frobenius(np.broadcast_to(all_of_it, inputs))
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         result: np.ndarray = (x - self.center) * self.scale + self.shift

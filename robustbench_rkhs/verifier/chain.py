@@ -83,7 +83,7 @@ class Branches(Operation):
         half = max(high - middle, middle - low) * (1 + 4 * UNIT)
         body, error = dense(before + after)
         shortcut, other = dense(straight[0]) if straight[0] else (np.eye(inputs), 0.0)
-        sizes = abs(middle) * float(np.linalg.norm(body)) + float(np.linalg.norm(shortcut))
+        sizes = abs(middle) * norms.frobenius(body) + norms.frobenius(shortcut)
         error = (abs(middle) * error + other + 4 * UNIT * sizes) * (1 + 1e-9)
         return (norms.norm(middle * body + shortcut) + error + half * product(before) * product(after)) * (1 + 16 * UNIT)
 
@@ -178,7 +178,7 @@ def dense(run: Sequence[Operation]) -> tuple[np.ndarray, float]:
         part = identity[start : start + BATCH]
         x, error = part.reshape(-1, *(run[-1].outputs if by_rows else run[0].inputs)), 0.0
         for operation in reversed(run) if by_rows else run:
-            length = float(np.linalg.norm(x)) * (1 + 1e-9)
+            length = norms.frobenius(x)
             error = operation.bound * error * FREE
             error += operation.moved(length, by_rows)
             x = operation.adjoint(x) if by_rows else operation.apply(x)

@@ -47,7 +47,7 @@ class Convolution(Affine):
         self.copies = 9 if circular else 1
         taps = kernel[0] * kernel[1]
         self.fan = taps * max(columns, self.copies * rows // groups)
-        self.constant = 0.0 if bias is None else float(np.linalg.norm(bias)) * math.sqrt(math.prod(places)) * (1 + 1e-9)
+        self.constant = 0.0 if bias is None else norms.frobenius(bias) * math.sqrt(math.prod(places)) * (1 + 1e-9)
 
     def _around(self, axis: int) -> np.ndarray:
         before, after = self.padding[axis]

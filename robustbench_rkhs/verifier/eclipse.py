@@ -76,7 +76,7 @@ def _run(run: Sequence[Operation], turn: Operation) -> tuple[np.ndarray, float]:
 
 def _divided(weight: np.ndarray, error: float, by: float) -> tuple[np.ndarray, float]:
     found = weight / by
-    return found, (error / by + UNIT * float(np.linalg.norm(found)) + TINY * found.size) * (1 + 1e-9)
+    return found, (error / by + UNIT * norms.frobenius(found) + TINY * found.size) * (1 + 1e-9)
 
 
 def _advanced(form: Form, run: Sequence[Operation], turn: Activation, entry: dict[str, Any]) -> Form:
@@ -135,8 +135,8 @@ def _proved(before: np.ndarray, weight: np.ndarray, error: float, after: np.ndar
 def _slack(before: np.ndarray, weight: np.ndarray, error: float, after: np.ndarray, interval: tuple[float, float]) -> float:
     """How far rounding and the weight's error move the matrix in l2 norm: by Frobenius norms, sums of n terms n + 2 units."""
     low, high = interval
-    both, half, length = low * high, (low + high) / 2, float(np.linalg.norm(weight))
-    entries = float(np.linalg.norm(before)) + both * length**2 + 2 * half * length + float(np.linalg.norm(after))
+    both, half, length = low * high, (low + high) / 2, norms.frobenius(weight)
+    entries = norms.frobenius(before) + both * length**2 + 2 * half * length + norms.frobenius(after)
     entries += math.sqrt(len(after))
     rounding = 4 * (len(weight) + 4) * UNIT * entries
     return (rounding + both * (2 * error * length + error**2) + half * error) * (1 + 1e-9) + TINY
@@ -164,9 +164,9 @@ def _pairs(form: Form, rows: np.ndarray, error: float) -> np.ndarray:
         long, wide = (np.sqrt((a**2).sum(1)) * (1 + 1e-9) + TINY for a in (d, s))
         rest = np.sqrt(((d - s @ form.matrix) ** 2).sum(1)) * (1 + 1e-9)
         units = 4 * (len(form.matrix) + 4) * UNIT
-        rest = rest + units * (long + wide * float(np.linalg.norm(form.matrix)))
+        rest = rest + units * (long + wide * norms.frobenius(form.matrix))
         squared = (s * d).sum(1) + units * long * wide + wide * rest + rest**2 / form.floor
-        moved = (2 * error / peak + 4 * UNIT * (long + float(np.linalg.norm(rows / peak)))) / math.sqrt(form.floor)
+        moved = (2 * error / peak + 4 * UNIT * (long + norms.frobenius(rows / peak))) / math.sqrt(form.floor)
         found[y] = (np.sqrt(np.maximum(squared, 0)) + moved) * peak
     found = found * form.size * (1 + 1e-10)
     np.fill_diagonal(found, 0)

@@ -32,7 +32,7 @@ class Fourier(Affine):
         super().__init__(inputs, (matrices.shape[1], *places))
         self.torus, self.matrices, self.bias = torus, matrices, bias
         self.fan = max(matrices.shape[1:])
-        self.constant = 0.0 if bias is None else float(np.linalg.norm(bias)) * math.sqrt(math.prod(places)) * (1 + 1e-9)
+        self.constant = 0.0 if bias is None else norms.frobenius(bias) * math.sqrt(math.prod(places)) * (1 + 1e-9)
 
     def _multiplied(self, x: np.ndarray, matrices: np.ndarray, places: Torus) -> np.ndarray:
         waves = np.fft.rfft2(x, s=self.torus)

@@ -104,10 +104,11 @@ class Rows:
     def _affine(self, operation: Operation, c: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         c = c.reshape(len(c), *operation.outputs)
         flat, length = c.reshape(len(c), -1), lengths(c)
-        start = operation(np.zeros((1, *operation.inputs)))
+        nothing = np.zeros((1, *operation.inputs))
+        start, unsure = operation(nothing), operation.error(nothing, np.zeros(1))[0]
         off = np.array([operation.moved(float(one), True) for one in length])
         count = 4 * (flat.shape[1] + 64) * UNIT
-        error = off * self._longest(path) + length * (float(np.max(operation.local(0.0))) + count * lengths(start)[0])
+        error = off * self._longest(path) + length * (unsure + count * lengths(start)[0])
         return operation.adjoint(c), flat @ start.ravel(), error * (1 + 1e-9) + TINY
 
     def _branches(self, operation: Branches, c: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -124,21 +125,29 @@ class Rows:
 
     def _kink(self, operation: Activation, c: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The inequality of `bounds`. r is what is computed. A minimiser is computed to within d = 8 u ((|c| + |r|) / m + |h0|),
-        which raises its parabola by at most 2 m d^2; each term of the value errs by a few u, their sum by n u of all terms."""
+        which raises its parabola by at most 2 m d^2; each term of the value errs by a few u, their sum by n u of all terms.
+        Rounding may choose the wrong side of the kink: the terms at both are charged, the larger of the two."""
         left, c = operation.slopes[0], c.reshape(len(c), -1)
         m, center, rho = self.multipliers[path][:, None], self.inputs[path][0].reshape(len(c), -1), self._ball(path)
         row = (left + (1 - left) * self.slopes[path]) * c
         right, wrong = c - row, left * c - row
         above, below = np.maximum(center - right / m, 0), np.minimum(center - wrong / m, 0)
-        first, second = (part * z + m / 2 * (z - center) ** 2 for part, z in ((right, above), (wrong, below)))
+        first, second = (part * z + _bowl(m, z - center) for part, z in ((right, above), (wrong, below)))
         z = np.where(first <= second, above, below)
         bent = np.where(z > 0, z, left * z)
-        ball = m[:, 0] / 2 * rho**2
-        value = (c * bent - row * z + m / 2 * (z - center) ** 2).sum(1) - ball
-        terms = (np.abs(c * bent) + np.abs(row * z) + m * (z - center) ** 2).sum(1) + ball
-        missed = ((np.abs(c) + np.abs(row)) ** 2 / m + m * center**2).sum(1)
+        ball = _bowl(m[:, 0], rho)
+        value = (c * bent - row * z + _bowl(m, z - center)).sum(1) - ball
+        both = (np.abs(part * z) + np.abs(row * z) + 2 * _bowl(m, z - center) for part, z in ((c, above), (left * c, below)))
+        terms, longest = np.maximum(*both).sum(1) + ball, np.abs(c) + np.abs(row)
+        missed = (longest * (longest / m) + m * center * center).sum(1)
         error = 8 * (c.shape[1] + 64) * UNIT * terms + 512 * UNIT**2 * missed
         return row.reshape(len(c), *operation.inputs), value, error * (1 + 1e-9) + TINY
+
+
+def _bowl(m: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """m z^2 / 2, in an order in which z^2 alone neither under- nor overflows."""
+    value: np.ndarray = m / 2 * z * z
+    return value
 
 
 def radii_proved(

@@ -116,6 +116,14 @@ def positive(matrix: np.ndarray, slack: float) -> bool:
     return factored(lowered)
 
 
+def frobenius(values: np.ndarray) -> float:
+    """Root of the sum of squares of real entries, rounded up; scaled, so that no square under- or overflows."""
+    peak = float(np.abs(values).max(initial=0.0))
+    if peak == 0 or not math.isfinite(peak):
+        return peak
+    return max(math.sqrt(float(((values / peak) ** 2).sum())) * peak * (1 + 1e-9), TINY)
+
+
 def absolute(rows: np.ndarray, columns: np.ndarray) -> float:
     """Upper bound of the norm of |A| from its row sums and column sums: sqrt of the product of the largest."""
     largest = math.sqrt(float(rows.max(initial=0.0))) * math.sqrt(float(columns.max(initial=0.0)))
