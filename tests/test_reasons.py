@@ -11,8 +11,8 @@ from torch import nn
 from robustbench_rkhs.evaluation.predictions import ask, classes_of
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import cause, reason
-from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.training.recipe import TrainRecipe
+from robustbench_rkhs.zoo.weights import read_weights
 
 LONG = "the layer wanted " + "a very particular shape, " * 20 + "and the end of the line"
 
@@ -61,8 +61,8 @@ def test_a_model_that_raises_is_quoted_whole(call) -> None:
 
 def test_files_that_cannot_be_read_are_quoted_in_one_line(tmp_path: Path) -> None:
     for name, read in (
-        ("a.safetensors", checkpoint.read_weights),
-        ("a.pth", checkpoint.read_weights),
+        ("a.safetensors", lambda path: read_weights(str(path))),
+        ("a.pth", lambda path: read_weights(str(path))),
         ("a.yaml", TrainRecipe.read),
     ):
         (tmp_path / name).write_text("a: [1,\n: }")

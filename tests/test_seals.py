@@ -187,7 +187,7 @@ def test_a_flipped_bit_of_a_checkpoint_is_refused(trained):
     for name in ("config.json", "recipe.yaml", "model.safetensors"):
         assert unchanged_or_refused(folder / name, read, 331) > 10
     last, metrics = folder / "last.safetensors", folder / "metrics.jsonl"
-    assert unchanged_or_refused(last, lambda: {name: t.tolist() for name, t in checkpoint.read_weights(last).items()}, 331) > 10
+    assert unchanged_or_refused(last, lambda: {name: t.tolist() for name, t in checkpoint.read_safetensors(last).items()}, 331) > 10
     assert unchanged_or_refused(metrics, lambda: runs._records(folder), 331) > 4
 
 

@@ -34,7 +34,7 @@ def _audit(
     Args:
         model: Name in checkpoints/, checkpoint folder, or package.module:builder.
         claim: certified@EPS=SHARE, robust@EPS=SHARE or clean=SHARE; shares from 0 to 1.
-        weights: Weights (.safetensors, or .pth of a plain state dict) for a recipe or builder.
+        weights: Weights for a recipe or builder: .safetensors or .pth (.pt .ckpt .bin ...); FILE:state_dict[0] for a part of it.
         data: Data set or FILE.npz instead of the recipe's.
         allow_code: Your own packages, modules, folders or .py files whose code a checkpoint folder may name and import.
         device: auto, cpu, cuda, cuda:1 ...

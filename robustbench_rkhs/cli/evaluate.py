@@ -53,7 +53,7 @@ def _evaluate(
 
     Args:
         model: Names in checkpoints/, checkpoint folders, package.module:builder, or FILE.onnx.
-        weights: Weights (.safetensors, or .pth of a plain state dict) for a recipe or builder.
+        weights: Weights for a recipe or builder: .safetensors or .pth (.pt .ckpt .bin ...); FILE:state_dict[0] for a part of it.
         data: Data set or FILE.npz instead of the recipe's.
         smooth: sigma=0.25,n=10000,...: evaluate the vote under Gaussian noise, certified; see rkhs-list certificates smoothing.
         twin: A model as for --model, of the same data and classes but trained without defence: its adversarial images are tried

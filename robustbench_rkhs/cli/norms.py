@@ -33,7 +33,7 @@ def _norms(
         eps: Radii of the perturbations, l2 in pixels of [0, 1].
         training_samples: Number of training images whose margins are measured, at most.
         seed: Seed of the choice of images and of all random numbers.
-        weights: Weights (.safetensors, or .pth of a plain state dict) for a recipe or builder.
+        weights: Weights for a recipe or builder: .safetensors or .pth (.pt .ckpt .bin ...); FILE:state_dict[0] for a part of it.
         data: Data set or FILE.npz instead of the recipe's.
         allow_code: Your own packages, modules, folders or .py files whose code a checkpoint folder may name and import.
         out: Folder for local/norms/MODEL-DIGEST.*, which git ignores until rkhs-report --publish norms/MODEL-DIGEST.

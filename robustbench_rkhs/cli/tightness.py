@@ -28,7 +28,7 @@ def _tightness(
         model: Name in checkpoints/, checkpoint folder, or package.module:builder.
         samples: Number of test images (a seeded stratified subset), at most.
         seed: Seed of the choice of images and of all random numbers.
-        weights: Weights (.safetensors, or .pth of a plain state dict) for a recipe or builder.
+        weights: Weights for a recipe or builder: .safetensors or .pth (.pt .ckpt .bin ...); FILE:state_dict[0] for a part of it.
         data: Data set or FILE.npz instead of the recipe's.
         allow_code: Your own packages, modules, folders or .py files whose code a checkpoint folder may name and import.
         out: Folder for local/tightness/MODEL-DIGEST.*, which git ignores until rkhs-report --publish tightness/MODEL-DIGEST; the

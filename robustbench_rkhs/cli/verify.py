@@ -32,7 +32,7 @@ def _verify_adversarials(
     Args:
         files: FILE.npz as written by rkhs-eval --save-adversarials.
         model: Name in checkpoints/, checkpoint folder or package.module:builder; default: the checkpoint named in the file.
-        weights: Weights (.safetensors, or .pth of a plain state dict) for a recipe or builder.
+        weights: Weights for a recipe or builder: .safetensors or .pth (.pt .ckpt .bin ...); FILE:state_dict[0] for a part of it.
         data: Data set or FILE.npz instead of the recipe's.
         device: auto, cpu, cuda, cuda:1 ...
     """

@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -269,27 +268,6 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             return {name: stored.get_tensor(name) for name in stored.keys()}
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{path} is not a readable safetensors file: {reason_of(error)}") from None
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """A .safetensors file, or a .pth file of a plain state dict (read with weights_only: nothing is executed)."""
-    if not path.is_file():
-        raise UserError(f"no weights file {str(path)!r}")
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    if path.suffix not in (".pth", ".pt"):
-        raise UserError(f"expected weights as .safetensors, .pth or .pt, found {path.name!r}")
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for foreign bytes
-        reason = "it holds objects: save model.state_dict()" if isinstance(error, UnpicklingError) else reason_of(error)
-        raise UserError(f"{path} is not a plain state dict of tensors (nothing else is loaded): {reason}") from None
-    for key in ("state_dict", "model"):
-        if isinstance(stored, dict) and isinstance(stored.get(key), dict):
-            stored = stored[key]
-    if not isinstance(stored, dict) or not all(isinstance(tensor, Tensor) for tensor in stored.values()):
-        raise UserError(f"{path}: expected a state dict of tensors, found {type(stored).__name__}")
-    return stored
 
 
 def fill(model: nn.Module, state: dict[str, Tensor], source: str) -> None:

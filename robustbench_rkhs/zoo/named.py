@@ -30,6 +30,7 @@ from robustbench_rkhs.zoo.images import test_images
 from robustbench_rkhs.zoo.models import adapted, as_module
 from robustbench_rkhs.zoo.onnx_files import load_onnx
 from robustbench_rkhs.zoo.timm_models import load_timm
+from robustbench_rkhs.zoo.weights import SUFFIXES, fill_matched, read_weights
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,9 @@ def load_model(
     """A model by name: a checkpoint's name or folder, a recipe with `weights`, your own code, or a model of a library.
 
     `nets.py:build`, `package.module:build`, either with arguments (`nets.py:build:width=8,depth=2`); `net.onnx`;
-    `timm:resnet18.a1_in1k`; `hf:owner/name`, a Hub repository in the format of our checkpoint folders. `weights`: .safetensors or
-    .pth of a plain state dict. `data`: a data set's name, a file or a folder, instead of the recipe's; it is read when `.test` is
-    accessed.
+    `timm:resnet18.a1_in1k`; `hf:owner/name`, a Hub repository in the format of our checkpoint folders. `weights`: .safetensors,
+    or a file of torch.save, read with weights_only; `FILE:state_dict[0]` for a part of it. `data`: a data set's name, a file or a
+    folder, instead of the recipe's; it is read when `.test` is accessed.
     `allow_code`: packages, modules, folders or .py files whose code a checkpoint folder here may name, `["mynets"]`; a recipe in
     it that names other code is refused, and nothing is imported. Warnings (such as random weights) are in `.notes` and are
     also events (`on_event`). Raises UserError in one line.
@@ -116,7 +117,7 @@ def _loaded(name: str, weights: str | None, data: Any, allow_code: Iterable[str]
         named = _onnx(name, weights, images)
     elif name.endswith(".pt2"):
         raise UserError(f"model {name!r} is not read here: torch.export.load it in a function of yours, --model FILE.py:BUILDER")
-    elif name.endswith((".safetensors", ".pth", ".pt")):
+    elif name.endswith((".safetensors", *SUFFIXES)):
         raise UserError(
             f"model {name!r} is a file of weights, not a network: --model NAME or FILE.py:BUILDER, with --weights {name}"
         )
@@ -149,16 +150,23 @@ def _recipe(name: str, weights: str, data: DataSet | None) -> NamedModel:
     recipe = TrainRecipe.read(name)
     test = (data or recipe.data).test()
     model = checkpoint.build(recipe, test.shape, test.classes)
-    checkpoint.fill(model, checkpoint.read_weights(Path(weights)), weights)
-    return NamedModel(Path(weights).stem, model.eval(), test)
+    name, notes = _filled(model, weights)
+    return NamedModel(name, model.eval(), test, notes=notes)
+
+
+def _filled(model: nn.Module, weights: str) -> tuple[str, tuple[str, ...]]:
+    """Load weights into the model; a name for it, and what is to be said about the file."""
+    read = read_weights(weights)
+    renamed = fill_matched(model, read, weights)
+    return read.name, tuple(line for line in (read.said, f"{weights}: {renamed}" if renamed else "") if line)
 
 
 def _built(name: str, weights: str | None, data: DataSet | None) -> NamedModel:
     model, title = load_builder(name)
     if weights is None:
         return NamedModel(title, model.eval(), data, notes=(random_weights(name, model),) if _any(model) else ())
-    checkpoint.fill(model, checkpoint.read_weights(Path(weights)), weights)
-    return NamedModel(Path(weights).stem, model.eval(), data)
+    name, notes = _filled(model, weights)
+    return NamedModel(name, model.eval(), data, notes=notes)
 
 
 def _onnx(name: str, weights: str | None, data: DataSet | None) -> NamedModel:
@@ -171,9 +179,8 @@ def _onnx(name: str, weights: str | None, data: DataSet | None) -> NamedModel:
 
 def _timm(name: str, weights: str | None, data: DataSet | None) -> NamedModel:
     made = load_timm(name.removeprefix("timm:"), pretrained=weights is None)
-    if weights is not None:
-        checkpoint.fill(made.net, checkpoint.read_weights(Path(weights)), weights)
-    return NamedModel(made.name, made.model.eval(), data, shape=made.shape, classes=made.classes, notes=made.notes)
+    notes = made.notes if weights is None else (*made.notes, *_filled(made.net, weights)[1])
+    return NamedModel(made.name, made.model.eval(), data, shape=made.shape, classes=made.classes, notes=notes)
 
 
 def random_weights(name: str, model: nn.Module) -> str:
