@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from robustbench_rkhs.bounds import operations as known
 from robustbench_rkhs.bounds.coarse import coarse_weights
-from robustbench_rkhs.bounds.tracing import Holder, Recorder, Values, check, place, user_path
+from robustbench_rkhs.bounds.tracing import Holder, Recorder, Values, check, in_autocast, place, user_path
 from robustbench_rkhs.lipschitz import guard
 from robustbench_rkhs.lipschitz.bounds import Uncertifiable
 from robustbench_rkhs.nodes.reasons import reason
@@ -46,6 +46,8 @@ class Sketch(NamedTuple):
     """Why there is no Lipschitz bound, with everything that lacks a rule; empty where types and shapes allow one."""
     layers: tuple[Layer, ...] = ()
     """The layers in the order they run; empty where the model could not be run on shapes alone."""
+    contexts: frozenset[str] = frozenset()
+    """Context managers of torch in which operations of its own code run, such as torch.no_grad."""
 
 
 def sketch(model: nn.Module, shape: tuple[int, ...]) -> Sketch:
@@ -72,12 +74,14 @@ def sketch(model: nn.Module, shape: tuple[int, ...]) -> Sketch:
         with torch.no_grad():
             recorder = Recorder()
             graph = recorder.trace(Holder(without_numbers(model)))
+            if rounded := in_autocast(recorder):
+                return Sketch(f"{guard.named('', model)}: {rounded}", (), frozenset(recorder.contexts))
             values = Values(root := fx.GraphModule(recorder.root, graph))
             values.run(torch.empty(2, *shape, device="meta"))
     except Exception:  # the model's own code, which may need numbers
         return Sketch()
     found = _Graph(root, graph, values.found)
-    return Sketch(in_one_line(found.lacks) if lacks else "", tuple(found.layers))
+    return Sketch(in_one_line(found.lacks) if lacks else "", tuple(found.layers), frozenset(recorder.contexts))
 
 
 def in_one_line(lacks: Sequence[Lack]) -> str:

@@ -12,6 +12,7 @@ from torch.fx.node import _get_qualified_name
 from robustbench_rkhs.lipschitz.bounds import Uncertifiable
 from robustbench_rkhs.lipschitz.guard import foreign, intact, named, parts
 from robustbench_rkhs.nodes.reasons import reason
+from robustbench_rkhs.runtime import contexts
 from robustbench_rkhs.runtime.modes import advice
 
 PREFIX = "model"
@@ -64,7 +65,19 @@ class Symbol(fx.Proxy):
 
 
 class Recorder(fx.Tracer):
-    """Traces into modules that have no rule and are not from torch.nn."""
+    """Traces into modules that have no rule and are not from torch.nn; notes the context managers around their operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.contexts: set[str] = set()
+
+    def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
+        with contexts.noting_autocast(self.contexts):
+            return super().trace(root, concrete_args)
+
+    def create_node(self, *args: Any, **keywords: Any) -> fx.Node:
+        self.contexts |= contexts.active()
+        return super().create_node(*args, **keywords)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not foreign(m) and not isinstance(m, nn.Sequential)
@@ -100,6 +113,8 @@ def trace(model: nn.Module, shape: tuple[int, ...]) -> Traced:
         raise
     except Exception as refused:  # the model's own code runs here, and may raise anything
         raise Uncertifiable(f"{named('', model)}: its forward cannot be traced: {reason(refused)}") from None
+    if rounded := in_autocast(recorder):
+        raise Uncertifiable(f"{named('', model)}: {rounded}")
     root = fx.GraphModule(recorder.root, graph)
     values = Values(root)
     try:
@@ -110,6 +125,16 @@ def trace(model: nn.Module, shape: tuple[int, ...]) -> Traced:
     if changed:
         raise Uncertifiable(f"{named('', model)}: its forward changes {changed[0]}")
     return Traced(double, root, graph, values.found)
+
+
+def in_autocast(recorder: Recorder) -> str:
+    """Why a forward that runs under autocast has no certificate; empty for others. Without gradients a proof is the same."""
+    if contexts.AUTOCAST not in recorder.contexts:
+        return ""
+    return (
+        f"its forward runs under {contexts.AUTOCAST}, which rounds its numbers to half precision, further than any bound here "
+        "covers: leave it out of forward"
+    )
 
 
 def images(shape: tuple[int, ...], count: int, seed: int) -> Tensor:

@@ -7,10 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustbench_rkhs.bounds.sketch import sketch
 from robustbench_rkhs.data.given import Bounds
 from robustbench_rkhs.evaluation.predictions import answer
 from robustbench_rkhs.layers.normalize import Normalize
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime import contexts
 from robustbench_rkhs.runtime.events import Message, emit
 from robustbench_rkhs.runtime.modes import evaluating
 from robustbench_rkhs.zoo.containers import unpacked, unwrapped
@@ -81,6 +83,17 @@ def as_module(model: Any) -> nn.Module:
         return Function(model)
     what = "nothing" if model is None else type(model).__name__
     raise UserError(f"expected a model (an nn.Module, a function of images, or a name as after --model), found {what}")
+
+
+def say_hidden_gradients(model: nn.Module, shape: tuple[int, ...]) -> None:
+    """A message where the model's own forward switches gradients off, which attacks need and proofs don't."""
+    if found := sorted(sketch(model, shape).contexts & {contexts.NO_GRAD, contexts.INFERENCE}):
+        line = f"the model's forward runs under {' and '.join(found)}: attacks see no gradient of what is computed there"
+        emit(
+            Message(
+                text=f"WARNING: {line}, so what survives proves little (certificates are not affected); leave it out of forward"
+            )
+        )
 
 
 def home_of(model: nn.Module) -> torch.device | None:

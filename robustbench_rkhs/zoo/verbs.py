@@ -47,7 +47,7 @@ from robustbench_rkhs.runtime.steps import stepped
 from robustbench_rkhs.verdicts import Evaluation, doubts
 from robustbench_rkhs.zoo.data_names import named_data
 from robustbench_rkhs.zoo.images import as_split, layouts
-from robustbench_rkhs.zoo.models import adapted, as_module, dtype_of, home_of
+from robustbench_rkhs.zoo.models import adapted, as_module, dtype_of, home_of, say_hidden_gradients
 from robustbench_rkhs.zoo.named import NamedModel, load_model
 
 Eps = Any
@@ -124,6 +124,7 @@ def evaluate(
         if twin is not None:
             twin = as_module(load_model(twin).model if isinstance(twin, str | Path) else getattr(twin, "model", twin))
         opened = enter(model, data, name=name, device=device, preprocessing=preprocessing, bounds=bounds)
+        say_hidden_gradients(opened.model, tuple(opened.split.shape))
         if opened.given is not None:
             far = float(opened.rounding(queried.norm).amax())
             kind = str(opened.split.x.dtype).removeprefix("torch.")
