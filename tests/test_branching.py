@@ -1,5 +1,7 @@
 """Branch and bound: proves up to the true radius of small networks, and never beyond it."""
 
+from functools import partial
+
 import pytest
 import torch
 from test_sdp_crown import rows_of
@@ -8,6 +10,8 @@ from torch import nn
 from robustbench_rkhs.certificates import SdpCrownCertificate
 from robustbench_rkhs.relaxations.ascent import Search, optimised
 from robustbench_rkhs.relaxations.branching import Split, branched, split
+from robustbench_rkhs.relaxations.coupled_ascent import Choice
+from robustbench_rkhs.relaxations.region import Region
 from robustbench_rkhs.relaxations.rows import doubled, kinks_of, started, valued
 
 F64 = torch.float64
@@ -39,7 +43,7 @@ def test_the_true_radius_is_nearly_reached_and_never_passed(seed):
         for share in (0.9, 1.02):
             rows = rows_of(model, x[at : at + 1], y[at : at + 1], share * true, torch.tensor([[0, 1 - int(y[at])]]))
             tilts = optimised(rows, started(rows), torch.zeros(1, dtype=F64), Search(40))
-            found = branched(rows, tilts, torch.full((1,), 1e-6, dtype=F64), 400)
+            found = branched(rows, Choice(tilts, {}), torch.full((1,), 1e-6, dtype=F64), 400)
             if share > 1 and nearest[at] < 1:
                 assert not found.proved
             elif share < 1:
@@ -53,8 +57,10 @@ def test_both_sides_of_a_split_cover_the_part_and_hold_what_they_say():
     rows = rows_of(model, x[:1], y[:1], 0.8, torch.tensor([[0, 1 - int(y[0])]]))
     first = kinks_of(rows.steps)[0]
     unsure = ((first.before.lower < 0) & (first.before.upper > 0)).flatten(1)[0].nonzero().flatten()
-    parts, _ = split(rows, started(rows), Split(torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long), unsure[:1]))
-    before = kinks_of(parts.steps)[0].before
+    regions = {step.path: Region(step.before.center, step.before.radius) for step in kinks_of(rows.steps)}
+    none = torch.zeros(1, dtype=torch.long)
+    parts, _ = split(regions, started(rows), Split(none, none, unsure[:1]))
+    before = parts[first.path]
     unit = int(unsure[0])
     assert before.upper[0, unit] == 0 and before.lower[1, unit] == 0
     assert before.lower[0, unit] == first.before.lower[0, unit] and before.upper[1, unit] == first.before.upper[0, unit]
@@ -65,6 +71,7 @@ def test_both_sides_of_a_split_cover_the_part_and_hold_what_they_say():
 def test_the_certificate_proves_more_with_parts_and_is_never_above_the_truth():
     model, x, y, nearest = small(0)
     asked, keys, radius = (0.25,), torch.arange(6), {}
+    plain = partial(SdpCrownCertificate, search=False, steps=20, intervals=1, couplings=0)
     for domains in (0, 40):
-        radius[domains] = SdpCrownCertificate(search=False, domains=domains, steps=20, intervals=1)(model, x, y, keys, asked).radius
+        radius[domains] = plain(domains=domains)(model, x, y, keys, asked).radius
     assert (radius[40] < nearest).all() and (radius[40] >= radius[0] - 1e-9).all() and (radius[40] > radius[0]).any()

@@ -9,25 +9,30 @@ from jaxtyping import Float64, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from robustbench_rkhs.certificates.counterexamples import refuted
 from robustbench_rkhs.certificates.reach import reach
 from robustbench_rkhs.certificates.relaxation import Balls, RelaxationCertificate
 from robustbench_rkhs.nodes.node import Real
 from robustbench_rkhs.relaxations.ascent import Search, optimised
 from robustbench_rkhs.relaxations.balls import ball_trace, balls_of
 from robustbench_rkhs.relaxations.branching import branched
+from robustbench_rkhs.relaxations.coupled_ascent import Choice, begun, coupled
+from robustbench_rkhs.relaxations.couplings import Chain, bounded, chain_of, curvatures
 from robustbench_rkhs.relaxations.full_crown import Found, Tighten, keep, linear_proof, proved_trace, tighten
 from robustbench_rkhs.relaxations.interval import Trace
 from robustbench_rkhs.relaxations.lagrangian import Ball, Tilt
 from robustbench_rkhs.relaxations.linear_bounds import Lines, margin_rows
+from robustbench_rkhs.relaxations.links import Link, links
 from robustbench_rkhs.relaxations.rounding import LEAST, UNIT
 from robustbench_rkhs.relaxations.rows import Rows, Tilts, balls_at, doubled, indexed, started, tiltable, valued
 from robustbench_rkhs.relaxations.tightened import Tightened
+from robustbench_rkhs.runtime.clock import Clock, OutOfTime, ask, limited
 
 AIM = 1e-4
 """Rows are optimised until they lie this far above zero, relative to the difference of logits: float32 rounds in between."""
 
-NEAR = 0.5
-"""Branching is tried where a bound lies at most this share of the difference of logits below zero."""
+NEAR = 0.6
+"""Couplings and branching are tried where a bound lies at most this share of the difference of logits below zero."""
 
 
 class SdpCrownCertificate(RelaxationCertificate):
@@ -57,8 +62,13 @@ class SdpCrownCertificate(RelaxationCertificate):
     """Where the bound falls short of a requested eps, it is tried again with tighter intervals, at layers with at most this many
     uncertain values."""
 
-    domains: int = Field(0, ge=0)
+    couplings: int = Field(200, ge=0)
+    """Where it still falls short, gradient steps of a third try with quadratic terms that couple the layers (l2, and chains of
+    affine layers and ReLUs alone)."""
+    domains: int = Field(2000, ge=0)
     """Branch and bound: at most this many parts of a ball for each pair of classes that still falls short of a requested eps."""
+    seconds: Real = Field(60.0, gt=0)
+    """Longest time for an image's branch and bound."""
 
     def balls(self, model: nn.Module, twin: nn.Module, x: Tensor, y: Tensor, epsilons: Sequence[float]) -> Balls:
         return Tilted(self, model, twin, x, y, epsilons)
@@ -77,6 +87,7 @@ class Tilted(Balls):
         sample = proved_trace(twin, self.around(x.new_zeros(1, *x.shape[1:]), x.new_zeros(1)), False)
         self.reach = reach(model, tuple(x.shape[1:]), sample)
         self.kept: dict[tuple[int, int], tuple[float, Tilts]] = {}
+        self.links: list[Link] | None = None
 
     def bounded(self, part: Int[Tensor, " some"], radii: Float64[Tensor, " some"]) -> tuple[Trace, Found]:
         moved = radii if self.l2 else radii * math.sqrt(self.x[0].numel()) * (1 + 4 * UNIT)
@@ -89,26 +100,59 @@ class Tilted(Balls):
             hook = Tightened(some, self.method.intervals, Search(min(50, self.method.steps), self.method.rate)).__call__
             closer, (raised, reached) = self.stage(part[again], radii[again], some, hook)
             margins[again], shares[again] = torch.maximum(margins[again], raised), torch.maximum(shares[again], reached)
-            if self.method.domains:
-                margins[again] = self.branch(closer, some, part[again], margins[again])
+            margins[again] = self.further(closer, some, part[again], margins[again], radii[again])
         return found, Found(margins, shares)
 
-    def branch(self, found: Trace, balls: dict[str, Ball], part: Tensor, margins: Tensor) -> Tensor:
-        """The margins, where those that are not too far below zero are bounded on parts."""
+    def further(self, found: Trace, balls: dict[str, Ball], part: Tensor, margins: Tensor, radii: Tensor) -> Tensor:
+        """The margins, where those that are not too far below zero are bounded by coupled layers, and on parts."""
         gaps, margins = self.gaps(part), margins.clone()
         for place, y in enumerate(self.y[part].tolist()):
             short = [other for other in range(margins.shape[1]) if other != y and margins[place, other] <= 0]
             short.sort(key=lambda other: float(margins[place, other] / gaps[place, other]))
-            if short and margins[place, short[0]] < -NEAR * gaps[place, short[0]]:
+            if not short or not gaps[place, short[0]] > 0 or margins[place, short[0]] < -NEAR * gaps[place, short[0]]:
                 continue  # the worst one decides
-            for other in short:
-                rows = self.rows(found, balls, torch.tensor([[place, other]]), part)
-                key = int(part[place]), other
-                aim = AIM * gaps[place, other][None]
-                if key not in self.kept or not branched(rows, self.kept[key][1], aim, self.method.domains).proved:
-                    break
-                margins[place, other] = LEAST  # above zero, nobody knows how far
+            if any((int(part[place]), other) not in self.kept for other in short):
+                continue
+            x, eps, unit = self.x[part[place]], float(radii[place]), self.method.box == "unit"
+            if any(refuted(self.model, x, y, other, eps, self.method.norm, unit) for other in short):
+                continue
+            rows = self.rows(found, balls, torch.tensor([[place, other] for other in short]), part)
+            tilts = [self.kept[int(part[place]), other][1] for other in short]
+            joined = {path: Tilt(*(torch.cat([one[path][k].float() for one in tilts]) for k in (0, 1))) for path in tilts[0]}
+            at = place, torch.tensor(short, device=margins.device)
+            margins[at] = torch.maximum(margins[at], self.settle(rows, joined, AIM * gaps[at], part[place]))
         return margins
+
+    def settle(self, rows: Rows, tilts: Tilts, aim: Tensor, image: Tensor) -> Tensor:
+        """Bounds of all rows of one image; those above zero that were proved part by part are as good as zero."""
+        chain = self.chain(image) if self.l2 and self.method.couplings else None
+        choice, curved, value = Choice(tilts, {}), None, torch.full_like(aim, -math.inf)
+        if chain is not None:
+            choice = coupled(rows, begun(tilts, chain), aim, Search(self.method.couplings, 0.1), chain)
+            curved = curvatures(choice.double().couplings, chain)
+            value = bounded(rows, choice.double().tilts, curved, chain)
+        if not self.method.domains:
+            return value
+        try:
+            with limited(Clock(self.method.seconds)):
+                for at in value.argsort().tolist():
+                    one = torch.tensor([at], device=value.device)
+                    if value[at] > 0:
+                        break
+                    curves = None if curved is None else curved.of(one)
+                    if not branched(rows.of(one), choice.of(one), aim[one], self.method.domains, chain, curves).proved:
+                        break  # this one stays open, and so does the image
+                    value[at] = LEAST  # above zero, nobody knows how far
+        except OutOfTime:
+            ask()
+        return value
+
+    def chain(self, image: Tensor) -> Chain | None:
+        """The chain of the network around one image, if it is one."""
+        if self.links is None:
+            sample = proved_trace(self.model, self.around(self.x[:1], self.x.new_zeros(1)), False)
+            self.links = links(sample.steps)
+        return chain_of(self.model, self.x[image][None], self.links) if self.links else None
 
     @property
     def l2(self) -> bool:

@@ -40,7 +40,7 @@ def optimised(rows: Rows, tilts: Tilts, target: Float[Tensor, " batch"], search:
     found = torch.full((len(target),), -math.inf, dtype=torch.float32, device=target.device)  # as the search, whatever the default
     active = torch.arange(len(target), device=target.device)
     goal = target.float()
-    state = _State([best[path].slope for path in paths], [best[path].multiplier for path in paths])
+    state = Adam([best[path].slope for path in paths], [best[path].multiplier for path in paths])
     before = found.clone()
     try:
         for count in range(search.steps + 1):
@@ -76,7 +76,7 @@ def optimised(rows: Rows, tilts: Tilts, target: Float[Tensor, " batch"], search:
     return best
 
 
-class _State:
+class Adam:
     """Adam on slopes and the logarithms of multipliers."""
 
     def __init__(self, slopes: list[Tensor], multipliers: list[Tensor]) -> None:

@@ -7,13 +7,15 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 
 from robustbench_rkhs.relaxations.ascent import Search, optimised
+from robustbench_rkhs.relaxations.coupled_ascent import Choice, coupled
+from robustbench_rkhs.relaxations.couplings import Chain, Curved, bounded, guessed
 from robustbench_rkhs.relaxations.interval import Step
-from robustbench_rkhs.relaxations.lagrangian import Ball, Tilt
+from robustbench_rkhs.relaxations.lagrangian import Tilt
 from robustbench_rkhs.relaxations.region import Region
 from robustbench_rkhs.relaxations.rows import Rows, Tilts, doubled, kinks_of, valued
 from robustbench_rkhs.runtime.clock import ask
 
-BATCH = 16
+BATCH = 32
 """Parts that are split at once."""
 TRIED = 8
 """Kinks that are tried for each part."""
@@ -41,55 +43,106 @@ class Split(NamedTuple):
     """The value in its layer."""
 
 
-def branched(rows: Rows, tilts: Tilts, target: Float64[Tensor, " one"], most: int) -> Branched:
+class Parts(NamedTuple):
+    """Parts of one row's region; all else is the same for all of them."""
+
+    regions: dict[str, Region]
+    """The intervals of each kink."""
+    tilts: Tilts
+    value: Float64[Tensor, " parts"]
+    """Proved bounds."""
+
+    def of(self, which: Int[Tensor, " some"]) -> "Parts":
+        regions = {path: Region(one.center[which], one.radius[which]) for path, one in self.regions.items()}
+        return Parts(regions, _of(self.tilts, which), self.value[which])
+
+
+class Whole(NamedTuple):
+    """The row that is bounded part by part."""
+
+    rows: Rows
+    chain: Chain | None
+    curved: Curved | None
+    """Curvatures that all parts share (`couplings`); None: balls and intervals alone."""
+
+    def at(self, regions: dict[str, Region]) -> Rows:
+        """The row once for each part."""
+        count = len(next(iter(regions.values())).center)
+        many = self.rows.of(self.rows.image.new_zeros(count))
+        return many._replace(steps=_placed(many.steps, regions), image=torch.arange(count, device=many.image.device))
+
+    def curves(self, count: int) -> Curved:
+        assert self.curved is not None
+        return self.curved.of(self.rows.image.new_zeros(count))
+
+    def improved(self, rows: Rows, tilts: Tilts, target: Tensor) -> Tilts:
+        if self.chain is None:
+            return optimised(rows, tilts, target, ASCENT)
+        return coupled(rows, Choice(tilts, {}), target, ASCENT, self.chain, self.curves(len(target))).tilts
+
+    def proved(self, rows: Rows, tilts: Tilts) -> Tensor:
+        if self.chain is None:
+            return valued(rows, doubled(tilts), True)[0]
+        return bounded(rows, doubled(tilts), self.curves(len(rows.image)), self.chain)
+
+    def guessed(self, rows: Rows, tilts: Tilts, shares: dict[str, Tensor] | None = None) -> Tensor:
+        if self.chain is None:
+            return valued(rows, doubled(tilts), False, shares)[0]
+        return guessed(rows, doubled(tilts), self.curves(len(rows.image)), self.chain, shares)
+
+
+def branched(
+    rows: Rows, choice: Choice, target: Float64[Tensor, " one"], most: int, chain: Chain | None = None, curved: Curved | None = None
+) -> Branched:
     r"""Whether one row is above zero over its region, proved on at most `most` parts.
 
     A part is the region where some values before kinks are at most, others at least zero: the intervals of these values are
-    cut at zero. The bound of `lagrangian` holds on it for any slopes and multipliers, since it only uses that the inputs of
-    the kink lie in their ball and interval. Both sides of a split cover the part, so a row above zero on every part is above zero.
+    cut at zero. The bound of `lagrangian` (or, in a `chain` with curvatures, of `couplings`) holds on it for any slopes and
+    multipliers, since it only uses that the inputs of the kink lie in their ball and interval. Both sides of a split cover the
+    part, so a row above zero on every part is above zero.
     No multiplier is needed for a split: a slope beyond that of the side that is left is that multiplier.
 
     The parts with the best bounds come first, which keeps their list short. Kinks with the most negative share of the constant are
     tried with the slopes at hand; the pair with the best worse side is kept. Each part is proved in float64 with its rounding.
     """
-    whole, count = [(float("-inf"), rows, tilts)], 0
-    while whole:
+    whole, count = Whole(rows, chain, curved), 0
+    regions = {step.path: Region(step.before.center, step.before.radius) for step in kinks_of(rows.steps)}
+    left = Parts(regions, choice.tilts, torch.full_like(target, -torch.inf))
+    while len(left.value):
         ask()
         if count >= most:
             return Branched(False, count)
-        whole.sort(key=lambda part: -part[0])
-        now, whole = whole[:BATCH], whole[BATCH:]
-        joined, slopes = _joined([part for _, part, _ in now]), _together([tilt for _, _, tilt in now])
-        chosen = _chosen(joined, slopes)
+        order = left.value.argsort(descending=True)
+        now, left = left.of(order[:BATCH]), left.of(order[BATCH:])
+        chosen = _chosen(whole, now)
         if chosen is None:  # no kink is left that could lie on both sides
             return Branched(False, count)
-        parts, begun = split(joined, slopes, chosen)
-        best = optimised(parts, begun, target.expand(len(parts.image)), ASCENT)
-        value = valued(parts, doubled(best), True)[0]
+        regions, tilts = split(now.regions, now.tilts, chosen)
+        parts = whole.at(regions)
+        tilts = whole.improved(parts, tilts, target.expand(len(parts.image)))
+        value = whole.proved(parts, tilts)
         count += len(value)
-        for at in (value <= 0).nonzero().flatten().tolist():
-            one = torch.tensor([at])
-            whole.append((float(value[at]), parts.of(one), _of(best, one)))
+        short = (value <= 0).nonzero().flatten()
+        left = _together(left, Parts(regions, tilts, value).of(short))
     return Branched(True, count)
 
 
-def split(rows: Rows, tilts: Tilts, where: Split) -> tuple[Rows, Tilts]:
+def split(regions: dict[str, Region], tilts: Tilts, where: Split) -> tuple[dict[str, Region], Tilts]:
     """Both sides of each kink, at most zero and at least zero in turn, with the slope of that side."""
-    both = rows.of(where.of.repeat_interleave(2))._replace(image=torch.arange(2 * len(where.of), device=where.of.device))
-    paths = [step.path for step in kinks_of(rows.steps)]
-    tilts = _of(tilts, where.of.repeat_interleave(2))
-    regions = {}
-    for number, (path, step) in enumerate(zip(paths, kinks_of(both.steps), strict=True)):
-        center, radius = step.before.center.flatten(1).clone(), step.before.radius.flatten(1).clone()
-        slope = tilts[path].slope.flatten(1).clone()
+    twice = where.of.repeat_interleave(2)
+    found, tilts = {}, _of(tilts, twice)
+    for number, (path, region) in enumerate(regions.items()):
+        center, radius = region.center[twice].flatten(1), region.radius[twice].flatten(1)
+        lower, upper, slope = center - radius, center + radius, tilts[path].slope.flatten(1).clone()
         at = (where.layer == number).nonzero().flatten()
-        for side, limit in ((0, step.before.lower), (1, step.before.upper)):
+        for side, limit in ((0, lower), (1, upper)):
             row, unit = 2 * at + side, where.unit[at]
-            half = limit.flatten(1)[row, unit] / 2  # exact, and so is its sum or difference with itself
+            half = limit[row, unit] / 2  # exact, and so is its sum or difference with itself
             center[row, unit], radius[row, unit], slope[row, unit] = half, half.abs(), float(side)
-        regions[path] = Region(center.view_as(step.before.center), radius.view_as(step.before.radius))
+        shape = (-1, *region.center.shape[1:])
+        found[path] = Region(center.view(shape), radius.view(shape))
         tilts[path] = Tilt(slope.view_as(tilts[path].slope), tilts[path].multiplier)
-    return both._replace(steps=_placed(both.steps, regions)), tilts
+    return found, tilts
 
 
 def _placed(steps: list[Step], regions: dict[str, Region]) -> list[Step]:
@@ -101,55 +154,36 @@ def _placed(steps: list[Step], regions: dict[str, Region]) -> list[Step]:
     ]
 
 
-def _chosen(rows: Rows, tilts: Tilts) -> Split | None:
+def _chosen(whole: Whole, parts: Parts) -> Split | None:
     """The kink of each part whose worse side is bounded best; None where a part has none left."""
     shares: dict[str, Tensor] = {}
-    valued(rows, doubled(tilts), False, shares)
-    kinks = kinks_of(rows.steps)
-    unsure = [((step.before.lower < 0) & (step.before.upper > 0)).flatten(1) for step in kinks]
-    parts_of = [torch.where(free, shares[step.path].flatten(1), torch.inf) for free, step in zip(unsure, kinks, strict=True)]
-    score = torch.cat(parts_of, 1)
+    whole.guessed(whole.at(parts.regions), parts.tilts, shares)
+    unsure = {path: ((one.lower < 0) & (one.upper > 0)).flatten(1) for path, one in parts.regions.items()}
+    score = torch.cat([torch.where(free, shares[path].flatten(1), torch.inf) for path, free in unsure.items()], 1)
     if bool(score.isinf().all(1).any()):
         return None
     tried = min(TRIED, score.shape[1])
     picked = score.topk(tried, largest=False)
-    sizes = torch.tensor([free.shape[1] for free in unsure], device=score.device)
+    sizes = torch.tensor([free.shape[1] for free in unsure.values()], device=score.device)
     ends = sizes.cumsum(0)
     where = picked.indices.flatten()
     layer = torch.searchsorted(ends, where, right=True)
     number = torch.arange(len(score), device=score.device)
     of, unit = number.repeat_interleave(tried), where - (ends - sizes)[layer]
-    parts, begun = split(rows, tilts, Split(of, layer, unit))
-    value = valued(parts, doubled(begun), False)[0].view(len(score), tried, 2)
+    regions, tilts = split(parts.regions, parts.tilts, Split(of, layer, unit))
+    value = whole.guessed(whole.at(regions), tilts).view(len(score), tried, 2)
     goodness = (value.amin(2) + 0.1 * value.amax(2)).masked_fill(picked.values.isinf(), -torch.inf)
     best = goodness.argmax(1) + tried * number
     return Split(of[best], layer[best], unit[best])
 
 
-def _joined(parts: list[Rows]) -> Rows:
-    """Several batches as one."""
-    first, paths = parts[0], list(parts[0].balls)
-    lines = [torch.cat([part.lines[k] for part in parts]) for k in (0, 1)]  # type: ignore[misc]
-    balls = {path: Ball(*(torch.cat([part.balls[path][k] for part in parts]) for k in (0, 1))) for path in paths}
-    steps = _joined_steps([part.steps for part in parts])
-    return Rows(
-        steps, first.lines._replace(slopes=lines[0], offsets=lines[1]), balls, torch.arange(len(lines[0]), device=lines[0].device)
-    )
-
-
-def _joined_steps(runs: list[list[Step]]) -> list[Step]:
-    found = []
-    for steps in zip(*runs, strict=True):
-        center, radius = (torch.cat([step.before[k] for step in steps]) for k in (0, 1))
-        sizes = [step.size for step in steps if step.size is not None]
-        branches = tuple(_joined_steps(list(branch)) for branch in zip(*(step.branches for step in steps), strict=True))
-        region = steps[0].before._replace(center=center, radius=radius)
-        found.append(steps[0]._replace(before=region, size=torch.cat(sizes) if sizes else None, branches=branches))
-    return found
-
-
-def _together(tilts: list[Tilts]) -> Tilts:
-    return {path: Tilt(*(torch.cat([one[path][k] for one in tilts]) for k in (0, 1))) for path in tilts[0]}
+def _together(one: Parts, other: Parts) -> Parts:
+    regions = {
+        path: Region(torch.cat([part.center, other.regions[path].center]), torch.cat([part.radius, other.regions[path].radius]))
+        for path, part in one.regions.items()
+    }
+    tilts = {path: Tilt(*(torch.cat([part[k], other.tilts[path][k]]) for k in (0, 1))) for path, part in one.tilts.items()}
+    return Parts(regions, tilts, torch.cat([one.value, other.value]))
 
 
 def _of(tilts: Tilts, which: Tensor) -> Tilts:

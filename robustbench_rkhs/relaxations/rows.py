@@ -68,12 +68,12 @@ def _cast(steps: list[Step], dtype: torch.dtype) -> list[Step]:
     ]
 
 
-def _bending(steps: list[Step], bend: Callable[[Step], Callable[[Tensor, float], Bent]]) -> list[Step]:
+def bending(steps: list[Step], bend: Callable[[Step], Callable[[Tensor, float], Bent]]) -> list[Step]:
     """The steps with this bound at every kink."""
     return [
         step._replace(size=None, bend=bend(step))
         if isinstance(step.module, KINKS)
-        else step._replace(branches=tuple(_bending(branch, bend) for branch in step.branches))
+        else step._replace(branches=tuple(bending(branch, bend) for branch in step.branches))
         for step in steps
     ]
 
@@ -93,7 +93,7 @@ def started(rows: Rows) -> Tilts:
         return bound
 
     if rows.steps:
-        chain_back(_bending(rows.steps, bend), rows.lines._replace(errors=None))
+        chain_back(bending(rows.steps, bend), rows.lines._replace(errors=None))
     return found
 
 
@@ -114,7 +114,7 @@ def valued(rows: Rows, tilts: Tilts, proved: bool, parts: dict[str, Tensor] | No
         return bound
 
     begun = rows.lines._replace(errors=torch.zeros_like(rows.lines.offsets) if proved else None)
-    moved, region = chain_back(_bending(rows.steps, bend), begun), rows.steps[0].before
+    moved, region = chain_back(bending(rows.steps, bend), begun), rows.steps[0].before
     if not proved:
         value = least(moved, region)
         return value[:, 0], torch.zeros_like(value[:, 0])
