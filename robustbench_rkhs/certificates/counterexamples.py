@@ -37,4 +37,5 @@ def refuted(model: nn.Module, x: Float64[Tensor, " *image"], label: int, other: 
 def _within(d: Tensor, eps: float, norm: Norm) -> Tensor:
     if norm == "linf":
         return d.clamp(-eps, eps)
-    return d * (eps / d.flatten(1).norm(dim=1).clamp_min(1e-300)).clamp(max=1).view(-1, *[1] * (d.dim() - 1))
+    shrunk: Tensor = d * (eps / d.flatten(1).norm(dim=1).clamp_min(1e-300)).clamp(max=1).view(-1, *[1] * (d.dim() - 1))
+    return shrunk

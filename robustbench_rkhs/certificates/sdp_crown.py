@@ -35,6 +35,10 @@ NEAR = 0.6
 """Couplings and branching are tried where a bound lies at most this share of the difference of logits below zero."""
 
 
+CLOSE = 0.15
+"""Parts are tried where the bound then lies at most this share below zero."""
+
+
 class SdpCrownCertificate(RelaxationCertificate):
     r"""The largest ball over which linear bounds from balls and intervals keep the label's logit above every other.
 
@@ -120,24 +124,26 @@ class Tilted(Balls):
             tilts = [self.kept[int(part[place]), other][1] for other in short]
             joined = {path: Tilt(*(torch.cat([one[path][k].float() for one in tilts]) for k in (0, 1))) for path in tilts[0]}
             at = place, torch.tensor(short, device=margins.device)
-            margins[at] = torch.maximum(margins[at], self.settle(rows, joined, AIM * gaps[at], part[place]))
+            margins[at] = torch.maximum(margins[at], self.settle(rows, joined, gaps[at], part[place]))
         return margins
 
-    def settle(self, rows: Rows, tilts: Tilts, aim: Tensor, image: Tensor) -> Tensor:
+    def settle(self, rows: Rows, tilts: Tilts, gap: Tensor, image: Tensor) -> Tensor:
         """Bounds of all rows of one image; those above zero that were proved part by part are as good as zero."""
         chain = self.chain(image) if self.l2 and self.method.couplings else None
-        choice, curved, value = Choice(tilts, {}), None, torch.full_like(aim, -math.inf)
+        choice, curved, aim = Choice(tilts, {}), None, AIM * gap
         if chain is not None:
             choice = coupled(rows, begun(tilts, chain), aim, Search(self.method.couplings, 0.1), chain)
             curved = curvatures(choice.double().couplings, chain)
             value = bounded(rows, choice.double().tilts, curved, chain)
+        else:
+            value = valued(rows, doubled(tilts), True)[0]
         if not self.method.domains:
             return value
         try:
             with limited(Clock(self.method.seconds)):
                 for at in value.argsort().tolist():
                     one = torch.tensor([at], device=value.device)
-                    if value[at] > 0:
+                    if value[at] > 0 or value[at] < -CLOSE * gap[at]:
                         break
                     curves = None if curved is None else curved.of(one)
                     if not branched(rows.of(one), choice.of(one), aim[one], self.method.domains, chain, curves).proved:

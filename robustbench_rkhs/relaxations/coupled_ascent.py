@@ -40,8 +40,8 @@ def begun(tilts: Tilts, chain: Chain) -> Choice:
     halved, couplings = {}, {}
     for link in chain.links:
         tilt = tilts[link.path]
-        size = tilt.multiplier.float().clamp_min(1e-12)
-        push = (BEGIN * size).expand(-1, len(link.matrix)).clone()
+        size = tilt.multiplier.float()
+        push = (BEGIN * size).clamp_min(1e-12).expand(-1, len(link.matrix)).clone()
         halved[link.path] = Tilt(tilt.slope.float(), (1 - BEGIN) * size)
         couplings[link.path] = Coupling(push, torch.ones_like(push))
     return Choice(halved, couplings)
@@ -179,4 +179,5 @@ def _powers(matrix: Tensor, before: Tensor, scale: Tensor, ways: Tensor, rounds:
             ways = torch.linalg.qr(moved)[0]
         image = weights.sqrt() * (matrix @ (scaled * ways))
         turned = torch.linalg.eigh(image.mT @ image)[1]
-        return ways @ turned
+        found: Tensor = ways @ turned
+    return found

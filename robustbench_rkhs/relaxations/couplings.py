@@ -139,7 +139,8 @@ def guessed(
     curvature = curved.bowls[first.path][1]
     d, mu = furthest(a, first.matrix, curvature, low, high, eps, curved.least, rounds=20)
     spare = mu / 2 * (eps.square() - d.square().sum(1))
-    return (a * (center + d)).sum(1) + moved.offsets[:, 0] - (curvature * (d @ first.matrix.T).square()).sum(1) / 2 - spare
+    value: Tensor = (a * (center + d)).sum(1) + moved.offsets[:, 0] - (curvature * (d @ first.matrix.T).square()).sum(1) / 2 - spare
+    return value
 
 
 def sides(region: Region) -> tuple[Tensor, Tensor]:
@@ -209,7 +210,8 @@ def _drop(a: Tensor, region: Region, matrix: Tensor, curvature: Tensor, least: T
     terms = mu * eps.square() + mu * length.square() + (raised * y.square()).sum(1)
     value = mu / 2 * eps.square() + (mu * d.square().sum(1) - (raised * y.square()).sum(1)) / 2 + reached
     rough = unit * (terms + (w.abs() * center.abs().clamp_min(1)).sum(1) + raised.amax(1) * (frobenius * length).square())
-    return value + wrong * (eps + length) + rough
+    found: Tensor = value + wrong * (eps + length) + rough
+    return found
 
 
 def furthest(
@@ -235,8 +237,8 @@ def furthest(
 
 
 def _multiplier(s: Tensor, low: Tensor, high: Tensor, eps: Tensor) -> Tensor:
-    """Nearly the mu at which s / mu, clipped to the box, has length eps, and not less: what is not clipped has what length is left."""
-    mu = s.norm(dim=1) / eps.clamp_min(1e-30)
+    """Nearly the mu at which s / mu, clipped to the box, has length eps, and not less: what is not clipped has the length left."""
+    mu: Tensor = s.norm(dim=1) / eps.clamp_min(1e-30)
     if bool(low.isinf().all()):
         return mu
     for _ in range(NARROWER):
