@@ -35,8 +35,9 @@ from robustbench_rkhs.nodes.paths import find_recipe
 from robustbench_rkhs.reports.figures import figure, save
 from robustbench_rkhs.runtime.files import write_text
 from robustbench_rkhs.training.checkpoint import load
-from robustbench_rkhs.training.loop import Run, train
+from robustbench_rkhs.training.loop import train
 from robustbench_rkhs.training.recipe import TrainRecipe
+from robustbench_rkhs.training.run import Run
 from robustbench_rkhs.training.validation import score
 from robustbench_rkhs.verdicts.axes import PALETTE, percent
 

@@ -34,9 +34,9 @@ from robustbench_rkhs.data import Split, Splits
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.reports.figures import figure, save
 from robustbench_rkhs.runtime.files import write_text
-from robustbench_rkhs.training.loop import Run
 from robustbench_rkhs.training.penalties import FunctionNorm
 from robustbench_rkhs.training.recipe import TrainRecipe
+from robustbench_rkhs.training.run import Run
 from robustbench_rkhs.training.validation import validate
 from robustbench_rkhs.verdicts.axes import MARKERS, PALETTE, percent
 

@@ -21,8 +21,9 @@ from robustbench_rkhs.bounds.differentiable import gram_pairs
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.training.device_step import DeviceStep
-from robustbench_rkhs.training.loop import Run, train
+from robustbench_rkhs.training.loop import train
 from robustbench_rkhs.training.recipe import TrainRecipe
+from robustbench_rkhs.training.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 VARIANTS: dict[str, dict[str, str]] = {"eps 1.25": {"attack.eps": "1.25", "attack.step_size": "0.5"}}

@@ -18,9 +18,9 @@ from common import arguments, finish, wait
 from robustbench_rkhs.lipschitz.reshaped import as_matrix, weighted
 from robustbench_rkhs.nodes.paths import checkpoints_folder
 from robustbench_rkhs.training import checkpoint
-from robustbench_rkhs.training.loop import Run
 from robustbench_rkhs.training.projections import SpectralProjection
 from robustbench_rkhs.training.recipe import TrainRecipe
+from robustbench_rkhs.training.run import Run
 
 
 class Timed:
@@ -100,7 +100,12 @@ def main() -> None:
         "data_digest": train.digest,
         "seed": recipe.seed,
     }
-    sources = ["benchmarks/projection.py", "robustbench_rkhs/training/projections.py", "robustbench_rkhs/training/loop.py"]
+    sources = [
+        "benchmarks/projection.py",
+        "robustbench_rkhs/training/projections.py",
+        "robustbench_rkhs/training/loop.py",
+        "robustbench_rkhs/training/run.py",
+    ]
     finish("projection", figures, given, [*sources, "robustbench_rkhs/attacks/pgd.py"])
 
 

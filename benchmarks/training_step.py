@@ -38,9 +38,9 @@ from published_sandwich import times
 
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.lipschitz.reshaped import as_matrix, weighted
-from robustbench_rkhs.training.loop import Run
 from robustbench_rkhs.training.penalties import AdversarialPerturbation
 from robustbench_rkhs.training.recipe import TrainRecipe
+from robustbench_rkhs.training.run import Run
 
 PLAIN = {"attack": "null", "projections": "[]", "penalties": "[]", "validate_with": "null"}
 METHODS: dict[str, dict[str, str]] = {  # a new method adds a line here: what its recipe has that plain training has not
@@ -308,7 +308,9 @@ def main() -> None:
         (ROOT / "robustbench_rkhs/training/losses").glob("*.py")
     )
     files = [f"benchmarks/{name}.py" for name in sources] + [str(path.relative_to(ROOT)) for path in package]
-    files += [f"robustbench_rkhs/{name}" for name in ("training/loop.py", "training/projections.py", "attacks/pgd.py")]
+    files += [
+        f"robustbench_rkhs/{name}" for name in ("training/loop.py", "training/run.py", "training/projections.py", "attacks/pgd.py")
+    ]
     kept = {} if given.quick else others(sources_digest(files))
     figures: dict[str, Any] = {key: value for key, value in kept.items() if key not in PROVENANCE}
     figures.setdefault("parts", {})

@@ -27,10 +27,10 @@ from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.runtime.hashed_rng import hashed_normals, hashed_uniforms
 from robustbench_rkhs.runtime.precision import full_precision
 from robustbench_rkhs.training.device_step import DeviceStep
-from robustbench_rkhs.training.loop import Run
 from robustbench_rkhs.training.losses import Loss
 from robustbench_rkhs.training.penalties import FunctionNorm, Penalty
 from robustbench_rkhs.training.recipe import TrainRecipe
+from robustbench_rkhs.training.run import Run
 
 DEVICE = os.environ.get("RKHS_DEVICE", "cuda")
 pytestmark = [

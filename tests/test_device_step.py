@@ -21,8 +21,9 @@ from robustbench_rkhs.runtime.events import TrainingStep
 from robustbench_rkhs.runtime.hashed_rng import hashed_normals, hashed_uniforms
 from robustbench_rkhs.training.device_step import DeviceStep
 from robustbench_rkhs.training.finite import FiniteWatch
-from robustbench_rkhs.training.loop import Run, train
+from robustbench_rkhs.training.loop import train
 from robustbench_rkhs.training.recipe import TrainRecipe
+from robustbench_rkhs.training.run import Run
 
 ATTACK = {"name": "pgd", "eps": 0.2, "steps": 2, "start": "random", "keep": "last", "loss": "cross_entropy"}
 

@@ -327,7 +327,7 @@ WRONG_CALLS = {
     ),
     "a misspelt argument": (attack, (NET, X, Y), {"eps": 0.1, "nrom": "l2"}, "did you mean 'norm'"),
     "a method for certificates": (certify, (NET, X, Y), {"method": "margin"}, "did you mean 'certificates'"),
-    "eps of certify": (certify, (NET, X, Y), {"eps": 0.1}, "certify: unknown argument 'eps'; known: .*norm"),
+    "eps of certify": (certify, (NET, X, Y), {"eps": 0.1}, "certify: unknown argument 'eps'; nearest: .*model"),
     "no labels": (attack, (NET, X), {"eps": 0.1}, "attack: expected y, found none"),
     "labels twice": (attack, (NET, X, Y), {"y": Y}, "argument 'y' is given twice"),
     "eps by position": (attack, (NET, X, Y, 0.1), {}, r"at most 3 arguments by position \(model, x, y\), found 4"),

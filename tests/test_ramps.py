@@ -13,10 +13,11 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.ramps import Ramp
 from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.training.adaptive import Adaptive
-from robustbench_rkhs.training.loop import Run, train
+from robustbench_rkhs.training.loop import train
 from robustbench_rkhs.training.losses import CrossEntropy
 from robustbench_rkhs.training.penalties import GradientPenalty
 from robustbench_rkhs.training.recipe import TrainRecipe
+from robustbench_rkhs.training.run import Run
 
 share = st.floats(0, 1)
 

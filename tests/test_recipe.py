@@ -17,10 +17,10 @@ from robustbench_rkhs.nodes.node import FEW, UserError
 from robustbench_rkhs.nodes.one_of import LISTED, names_of
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.nodes.paths import find_checkpoint, find_recipe, models_folder
-from robustbench_rkhs.training.loop import Run
 from robustbench_rkhs.training.losses import Loss
 from robustbench_rkhs.training.penalties import Penalty
 from robustbench_rkhs.training.recipe import TrainRecipe
+from robustbench_rkhs.training.run import Run
 from robustbench_rkhs.zoo import named_data
 
 RECIPES = sorted(path.stem for path in models_folder().glob("*.yaml"))

@@ -406,7 +406,7 @@ def test_training_noise_has_its_size_and_is_counted(tmp_path):
     first = noisy(x, 0.25, keys, 0, 7)
     assert abs(first.std() - 0.25) < 0.01 and torch.equal(noisy(x[3:5], 0.25, keys[3:5], 0, 7), first[3:5])
     assert noisy(x, 0.0, keys) is x
-    from robustbench_rkhs.training.loop import Run
+    from robustbench_rkhs.training.run import Run
 
     finals = []
     for scale in (0.0, 0.25, 0.25):

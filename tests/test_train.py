@@ -12,8 +12,9 @@ from torch import nn
 
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.training import checkpoint, optimizers
-from robustbench_rkhs.training.loop import train, update_average
+from robustbench_rkhs.training.loop import train
 from robustbench_rkhs.training.recipe import TrainRecipe
+from robustbench_rkhs.training.run import update_average
 from robustbench_rkhs.training.validation import validate
 
 TINY = {
@@ -107,7 +108,7 @@ def test_a_gradient_that_is_not_finite_names_the_step(tmp_path):
 
 
 def test_the_attack_warms_up(tmp_path):
-    from robustbench_rkhs.training.loop import Run
+    from robustbench_rkhs.training.run import Run
 
     recipe = tiny(attack={"name": "pgd", "eps": 0.4, "step_size": 0.1, "steps": 2}, attack_warmup=0.5)
     run = Run(recipe, recipe.data.load().test, "cpu")

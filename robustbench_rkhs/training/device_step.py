@@ -13,7 +13,7 @@ from robustbench_rkhs.nodes.reasons import cause
 from robustbench_rkhs.runtime.counter_rng import mix
 
 if TYPE_CHECKING:
-    from robustbench_rkhs.training.loop import Run
+    from robustbench_rkhs.training.run import Run
 
 WARM = 3
 """Warm-up steps before a capture, whose changes are undone: libraries choose their kernels in them."""

@@ -11,7 +11,7 @@ from robustbench_rkhs.runtime.distributed import world
 from robustbench_rkhs.runtime.threads import AFFORDABLE, Threads, given, measured
 
 if TYPE_CHECKING:
-    from robustbench_rkhs.training.loop import Run
+    from robustbench_rkhs.training.run import Run
 
 
 def chosen(run: "Run", split: Split, asked: int | None) -> Threads:

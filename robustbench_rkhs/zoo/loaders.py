@@ -7,7 +7,7 @@ from typing import Any
 from robustbench_rkhs.evaluation.loaders import Loaded
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.zoo.named import load_model, smoothed
-from robustbench_rkhs.zoo.verbs import enter
+from robustbench_rkhs.zoo.opened import enter
 
 
 @dataclass(frozen=True)
