@@ -220,3 +220,17 @@ def test_files_are_named_apart(tmp_path):
     names = [path.name for path in report([one, again, no_box, other], tmp_path, leaderboard=False)["tables"]]
     assert len(set(names)) == len(names) and "a_b-digits-l2-nobox.md" in names and "all-digits-l2.md" in names
     assert not (tmp_path / "leaderboard.md").exists()
+
+
+def test_what_ran_less_is_not_comparable_and_says_what_completes_it(tmp_path):
+    diagnosis = {"name": "zero_gradients", "tripped": False, "value": 0.0, "threshold": 0.1, "words": "fine", "cost": 1.0}
+    whole = [synthetic(name, seed=place, diagnostics=[diagnosis]) for place, name in enumerate(("a", "b"))]
+    bought = synthetic("bought", images=4, clean=1.0, scale=9.0, diagnostics=[diagnosis])
+    undiagnosed = synthetic("undiagnosed", scale=9.0)
+    text, frame = board([*whole, bought, undiagnosed], tmp_path)
+    here = frame[frame["eps"] == 0.5].set_index("model")
+    assert set(here.index[here["status"] == "ranked"]) == {"a", "b"}
+    assert here.loc["bought", "reason"] == "4 images, those drawn have 60"
+    assert here.loc["undiagnosed", "reason"] == "no diagnosis was run, those ranked were diagnosed"
+    assert text.count("### Not comparable") == 3
+    assert "- bought: 4 images, those drawn have 60; `rkhs-eval --model bought` completes it" in text

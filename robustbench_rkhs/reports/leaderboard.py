@@ -10,12 +10,12 @@ import pandas as pd
 from robustbench_rkhs.reports.entries import ASIDE, Entry, board
 from robustbench_rkhs.reports.standing import ALPHA, Standing
 from robustbench_rkhs.reports.tables import Code, bullets, csv, limits, markdown, write_bytes
-from robustbench_rkhs.runtime.sinks import for_markdown
+from robustbench_rkhs.runtime.sinks import for_markdown, for_markdown_code
 from robustbench_rkhs.verdicts import Brief, BriefCache, Evaluation, typed
 
 HEAD = ["rank", "model", "clean", "robust [95%]", "certified [95%]", "open", "images", "attacks", "marks"]
 HEAD += ["date", "device", "weights", "data digest", "seed", "command"]
-APART = "Not ranked: other images or attacks"
+APART = "Not comparable"
 READ = """Ranked by robust accuracy, then by certified accuracy. *robust*: the share of images that are certified or withstood
 every attack named; it bounds the true robust accuracy from above, *certified* bounds it from below, and *open* is what lies
 between. Limits are Clopper-Pearson 95%. Adversarial images found in any evaluation of the same function count.
@@ -24,7 +24,9 @@ How to read a rank: it orders estimates, not models. A model that does not diffe
 that rank (exact McNemar test on the images they share, Holm-corrected over all pairs of the table, 5%). The lines under a table
 say which neighbours differ. A difference that is not significant does not show that two models are equally robust.
 
-Ranked with each other are evaluations on the same images by the same attacks: those on most images. Others are shown apart.
+Ranked with each other are evaluations on the same images by the same attacks: those on most images. Where some of them were
+diagnosed, and their certified images audited, the others must have been, too. What ran less is listed as not comparable, with
+what is missing and the command that completes it. Training on the test images is not seen by any of this.
 
 A model with a breach (a certificate that an attack contradicts), or whose answer to an image depends on its batch, is refused,
 one with untested images is incomplete, and one whose
@@ -55,7 +57,7 @@ def write_leaderboard(
             text += [f"{line}\n" for line in [*_neighbours(stand), *_doubts(ranked)]]
         if beside:
             text += [f"### {APART}", "", markdown(HEAD, [_cells(entry, "") for entry, _ in beside])]
-            text += ["\n".join(bullets([f"{entry.brief.about.model}: {why}" for entry, why in beside])), ""]
+            text += ["\n".join(_missing(stand)), ""]
         for status, title in ASIDE.items():
             aside = [entry for entry in entries if entry.status == status]
             if aside:
@@ -85,6 +87,16 @@ def _neighbours(stand: Standing) -> list[str]:
         verdict = "differ significantly" if p <= ALPHA else "do not differ significantly"
         lines.append(f"{names} {verdict} on the {images} images they share (adjusted p = {p:.2g})")
     return ["\n".join(bullets(lines))] if lines else []
+
+
+def _missing(stand: Standing) -> list[str]:
+    """What each entry that is apart lacks, and the command that completes it."""
+    lines = []
+    for entry, why in stand.beside:
+        command = for_markdown_code(stand.completes(entry))
+        lines += [*bullets([f"{entry.brief.about.model}: {why}"])]
+        lines[-1] += f"; {command} completes it" if command else ""
+    return lines
 
 
 def _doubts(ranked: Sequence[Entry]) -> list[str]:

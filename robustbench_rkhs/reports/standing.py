@@ -21,7 +21,7 @@ class Standing:
     ranks: list[int]
     """1 for the first. A model that does not differ significantly from the best of a rank shares that rank."""
     beside: list[tuple[Entry, str]]
-    """On other images or by other attacks, with what differs."""
+    """On other images or by other attacks, or without what the ranked ones went through, with what is missing."""
     adjusted: Float[np.ndarray, "models models"]
     """Holm-adjusted p-values of the paired test, over all pairs."""
     shared: Int[np.ndarray, "models models"]
@@ -32,10 +32,31 @@ class Standing:
         """The standing of the entries of a section. Cost: two products of (models x images) matrices."""
         sound = [entry for entry in entries if entry.status == "ranked"]
         apart = {id(one): why for one, why in comparable([entry.brief for entry in sound], eps, fewest=1).apart}
+        alike = [entry for entry in sound if id(entry.brief) not in apart]
+        apart |= {id(entry.brief): why for entry in alike if (why := _ran_less(entry, alike, eps))}
         ranked = [entry for entry in sound if id(entry.brief) not in apart]
         beside = [(entry, apart[id(entry.brief)]) for entry in sound if id(entry.brief) in apart]
         adjusted, shared = _paired(ranked, eps)
         return cls(ranked, _ranks(adjusted), beside, adjusted, shared)
+
+    def completes(self, entry: Entry) -> str:
+        """The command that evaluates an entry as the ranked ones were: theirs, with its name; empty where none is known."""
+        words = self.ranked[0].brief.about.command.split(" ") if self.ranked else []
+        if "--model" not in words:
+            return ""
+        at = words.index("--model") + 1
+        end = next((place for place in range(at, len(words)) if words[place].startswith("-")), len(words))
+        return " ".join([*words[:at], entry.brief.about.model, *words[end:]])
+
+
+def _ran_less(entry: Entry, others: Sequence[Entry], eps: float) -> str:
+    """The diagnosis or audit that others of the same images and attacks went through and this one did not; empty where none."""
+    if not entry.brief.about.diagnostics and any(one.brief.about.diagnostics for one in others):
+        return "no diagnosis was run, those ranked were diagnosed"
+    unaudited = {id(one): int(one.row["count_certified"] - one.row["count_audited"]) if eps > 0 else 0 for one in others}
+    if (left := unaudited[id(entry)]) and any(one.row["count_certified"] and not unaudited[id(one)] for one in others):
+        return f"{left} certified images were not audited, those of the ranked were"
+    return ""
 
 
 def _paired(ranked: Sequence[Entry], eps: float) -> tuple[np.ndarray, np.ndarray]:

@@ -21,6 +21,12 @@ READ = (
         "models that do not differ significantly from the best of a rank share it (exact McNemar test on the images they share, "
         "Holm-corrected over all pairs of the board, 5%). That two models share a rank does not show that they are equally robust",
     ),
+    (
+        "Not comparable",
+        "evaluated on other images or by other attacks than the ranked ones, or without the diagnosis or the audit that they went "
+        "through",
+    ),
+    ("Not seen", "training on the test images: nothing here can tell it from a good model"),
 )
 """How to read a board."""
 

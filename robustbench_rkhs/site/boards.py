@@ -101,7 +101,7 @@ def _board(
         return _row(entry, rank, models.get(who), facts.get(who, TrainingFacts())) | more
 
     first = stand.ranked[0] if stand.ranked else None
-    apart = [row(entry, reason=why, completes=_completing(entry, first)) for entry, why in stand.beside]
+    apart = [row(entry, reason=why, completes=stand.completes(entry)) for entry, why in stand.beside]
     aside = [_refused(entry, models.get(identity(entry.brief.about))) for entry in entries if entry.status != "ranked"]
     rows = [row(entry, rank) for entry, rank in zip(stand.ranked, stand.ranks, strict=True)]
     shown = [facts[one].digest for entry in entries if (one := identity(entry.brief.about)) in facts]
@@ -192,18 +192,6 @@ def _pairs(stand: Standing) -> tuple[str, ...]:
         verdict = "differ significantly" if p <= ALPHA else "do not differ significantly"
         lines.append(f"{one} and {other} {verdict} on the {images} images they share (adjusted p = {p:.2g})")
     return tuple(lines)
-
-
-def _completing(entry: Entry, first: Entry | None) -> str:
-    """The command that evaluates an entry as those that are ranked were: theirs, with its name."""
-    if first is None:
-        return ""
-    words = first.brief.about.command.split(" ")
-    if "--model" not in words:
-        return ""
-    at = words.index("--model") + 1
-    end = next((place for place in range(at, len(words)) if words[place].startswith("-")), len(words))
-    return " ".join([*words[:at], entry.brief.about.model, *words[end:]])
 
 
 def _number(value: Any) -> float | None:

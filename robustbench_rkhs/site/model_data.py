@@ -7,6 +7,7 @@ import pandas as pd
 
 from robustbench_rkhs.site.site_models import SiteDomain, SiteModel
 from robustbench_rkhs.verdicts import AccuracySteps, Evaluation, accuracy_steps, images, states
+from robustbench_rkhs.verdicts.remembered import remembered
 
 DIGITS = 6
 """Significant digits of radii in the browser: certified ones rounded down, distances up. The parquet file holds all of them."""
@@ -18,7 +19,7 @@ LETTERS = {"wrong": "w", "broken": "b", "certified": "c", "survived": "s", "unte
 
 def image_table(evaluation: Evaluation) -> pd.DataFrame:
     """One row per image: `verdicts.images`, and a column `state@EPS` for each eps."""
-    found = images(evaluation)
+    found = remembered(evaluation, ("images",), lambda: images(evaluation)).copy()
     for eps in evaluation.about.epsilons:
         found[f"state@{evaluation.about.words(eps)}"] = states(evaluation, eps).loc[found["index"], "state"].to_numpy()
     return found
@@ -29,7 +30,7 @@ def model_data(model: SiteModel, domain: SiteDomain, evaluation: Evaluation, tab
     about, steps = evaluation.about, accuracy_steps(evaluation)
     certificates, proved_by = np.unique(table["certificate"].to_numpy(dtype=str), return_inverse=True)
     attacks, broken_by = np.unique(table["attack"].to_numpy(dtype=str), return_inverse=True)
-    said = {eps: states(evaluation, eps).loc[table["index"], "state"].map(LETTERS) for eps in sorted(set(about.epsilons))}
+    said = {eps: table[f"state@{about.words(eps)}"].map(LETTERS) for eps in sorted(set(about.epsilons))}
     return {
         "model": model.name,
         "page": model.slug,
@@ -77,17 +78,21 @@ def point_rows(steps: AccuracySteps, evaluation: Evaluation) -> list[dict[str, A
 
 def down(radii: np.ndarray) -> list[float]:
     """Rounded down to DIGITS significant digits."""
-    return [_rounded(float(radius), -1) for radius in radii]
+    return _rounded(radii, -0.5)
 
 
 def up(distances: np.ndarray) -> list[float | None]:
     """Rounded up; None where none is known."""
-    return [_rounded(float(distance), 1) if np.isfinite(distance) else None for distance in distances]
+    found = _rounded(np.where(np.isfinite(distances), distances, 0.0), 0.5)
+    return [one if known else None for one, known in zip(found, np.isfinite(distances).tolist(), strict=True)]
 
 
-def _rounded(value: float, way: int) -> float:
-    short = float(f"{value:.{DIGITS}g}")
-    if (short - value) * way >= 0:
-        return short
-    unit = 10.0 ** (np.floor(np.log10(abs(value))) - DIGITS + 1)
-    return float(f"{short + way * unit:.{DIGITS}g}")
+def _rounded(values: np.ndarray, way: float) -> list[float]:
+    """Half a unit of the last digit up or down, then rounded to the nearest, where digits are lost: never on the other side."""
+    with np.errstate(divide="ignore"):
+        unit = np.where(values > 0, 10.0 ** (np.floor(np.log10(values)) - DIGITS + 1), 0.0)
+    moved = (values + way * unit).tolist()
+    return [
+        short if (short := float(f"{value:.{DIGITS}g}")) == value else float(f"{other:.{DIGITS}g}")
+        for value, other in zip(values.tolist(), moved, strict=True)
+    ]

@@ -18,6 +18,7 @@ from robustbench_rkhs.site.pages import write_data, write_page
 from robustbench_rkhs.site.site_models import SiteDomain, SiteModel
 from robustbench_rkhs.site.training_facts import TrainingFacts
 from robustbench_rkhs.verdicts import Evaluation, doubts
+from robustbench_rkhs.verdicts.remembered import remembering
 
 
 def write_model(
@@ -31,9 +32,10 @@ def write_model(
     top, written, sections = stem.parent.parent, list[Path](), list[dict[str, Any]]()
     for domain in model.domains:
         evaluation = domain.evaluation()
-        table = image_table(evaluation)
-        written += _write_data(top, model, domain, evaluation, table)
-        sections.append(_section(domain, evaluation, table) | {"boards": standings.get(domain.stem, [])})
+        with remembering():
+            table = image_table(evaluation)
+            written += _write_data(top, model, domain, evaluation, table)
+            sections.append(_section(domain, evaluation, table) | {"boards": standings.get(domain.stem, [])})
     offered = []
     for one in files.files:
         whole = one.path.stat().st_size <= LARGEST

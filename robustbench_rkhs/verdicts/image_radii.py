@@ -5,6 +5,7 @@ import pandas as pd
 
 from robustbench_rkhs.verdicts.image_states import Evidence, counted, proved
 from robustbench_rkhs.verdicts.record import Record
+from robustbench_rkhs.verdicts.remembered import remembered
 
 REASONS = ["timeout", "error", "unknown", "refused"]
 """Reasons why an image has no proof, the one most worth another try first."""
@@ -83,7 +84,7 @@ def by_certificate(evaluation: Record) -> pd.DataFrame:
     images without any proof, by reason; seconds: total time; arithmetic for which its radii hold.
     """
     evidence, table, about = Evidence.of(evaluation), evaluation.table, evaluation.about
-    best = images(evaluation)
+    best = remembered(evaluation, ("images",), lambda: images(evaluation))
     right = evidence.index[evidence.correct]
     rows = []
     for name in about.certificates:

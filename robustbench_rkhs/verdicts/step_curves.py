@@ -59,13 +59,13 @@ def accuracy_steps(evaluation: Record) -> AccuracySteps:
     evidence, about = Evidence.of(evaluation), evaluation.about
     right, images = evidence.correct, max(len(evidence.index), 1)
     largest = float(max(about.epsilons, default=0.0))
-    radii, distances = evidence.certified[right], evidence.broken[right]
+    radii, distances = np.sort(evidence.certified[right]), np.sort(evidence.broken[right])
     falls = np.unique(np.append(distances[distances <= largest], 0.0))
-    left = np.array([(distances > eps).sum() for eps in falls]) / images
+    left = (len(distances) - np.searchsorted(distances, falls, side="right")) / images  # those above
     full = searched(evaluation)
     ends = radii if full else np.array(about.epsilons)
     ends = np.unique(np.append(ends[(ends > 0) & (ends < largest)], largest))  # each share holds up to its end
-    proved = np.array([right.sum(), *((radii >= end).sum() for end in ends)]) / images
+    proved = np.array([right.sum(), *(len(radii) - np.searchsorted(radii, ends, side="left"))]) / images  # those at or above
     begins = np.array([0.0, *(np.nextafter(end, np.inf) for end in [0.0, *ends[:-1]])])
     if no_function(evaluation):  # then no accuracy is told, at no eps
         left, proved = left * np.nan, proved * np.nan
