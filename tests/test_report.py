@@ -226,7 +226,7 @@ def test_what_ran_less_is_not_comparable_and_says_what_completes_it(tmp_path):
     diagnosis = {"name": "zero_gradients", "tripped": False, "value": 0.0, "threshold": 0.1, "words": "fine", "cost": 1.0}
     whole = [synthetic(name, seed=place, diagnostics=[diagnosis]) for place, name in enumerate(("a", "b"))]
     bought = synthetic("bought", images=4, clean=1.0, scale=9.0, diagnostics=[diagnosis])
-    undiagnosed = synthetic("undiagnosed", scale=9.0)
+    undiagnosed = synthetic("undiagnosed", scale=9.0, marks=["undiagnosed"])
     text, frame = board([*whole, bought, undiagnosed], tmp_path)
     here = frame[frame["eps"] == 0.5].set_index("model")
     assert set(here.index[here["status"] == "ranked"]) == {"a", "b"}
