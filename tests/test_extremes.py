@@ -28,11 +28,13 @@ from robustbench_rkhs.relaxations.lagrangian import Ball, Tilt, lagrangian
 from robustbench_rkhs.relaxations.linear_bounds import Lines
 from robustbench_rkhs.relaxations.region import Region
 from robustbench_rkhs.relaxations.unit_box import drop
+from robustbench_rkhs.verifier import eclipse
 from robustbench_rkhs.verifier import lagrangian as checked
 from robustbench_rkhs.verifier.activations import Activation
 from robustbench_rkhs.verifier.affine import Linear
-from robustbench_rkhs.verifier.chain import Branches
+from robustbench_rkhs.verifier.chain import Branches, dense
 from robustbench_rkhs.verifier.norms import frobenius
+from robustbench_rkhs.verifier.proof import Rejected
 
 F64 = torch.float64
 RELAXED = {"ibp": IBPCertificate, "crown": CrownCertificate, "alpha_crown": AlphaCrownCertificate, "sdp_crown": SdpCrownCertificate}
@@ -359,3 +361,24 @@ def test_the_search_is_in_float32_whatever_the_default_type_is():
     finally:
         torch.set_default_dtype(torch.float32)
     torch.testing.assert_close(after, before, rtol=0.05, atol=0)
+
+
+def test_errors_whose_squares_under_or_overflow_are_kept():
+    tiny = Branches((1,), [[Linear((1,), np.array([[1.0]]), np.array([1e-160]))], [Activation((1,), "relu", ())]], False)
+    before = np.full(1, 1e-170)
+    assert tiny.error(np.full((1, 1), 1e-160), before)[0] >= 1.4e-170
+    matrix, error = dense([Linear((2,), np.full((2, 2), 1e-160), None), Linear((2,), np.full((2, 2), 1.0 / 3), None)])
+    assert error >= 1e-176 and matrix.shape == (2, 2)
+    assert dense([Linear((2,), np.full((2, 2), 1e100), None), Linear((2,), np.full((2, 2), 1e100), None)])[1] > 1e180
+
+
+def test_a_witness_that_leaves_a_singular_matrix_is_rejected():
+    chain = [Linear((2,), np.eye(2), None), Activation((2,), "relu", ()), Linear((2,), np.array([[1.0, 1.0], [0.0, 1.0]]), None)]
+    for scale in (1e-300, 0.49, 0.5, 0.7, 1.0, 1e300):
+        for floor in (1e-300, 1e-17, 0.1, 1.0, 1e300):
+            with np.errstate(all="ignore"):
+                try:
+                    found = eclipse.pairs(chain, [{"at": 1, "scale": scale, "floor": floor}], 2)
+                except Rejected:
+                    continue
+            assert found[0, 1] >= 1.0  # the second pixel alone does not count, the first moves the difference by itself

@@ -209,8 +209,8 @@ def _slack(before: Tensor, weight: Tensor, error: float, after: Tensor, interval
     """
     low, high = interval
     both, half, size = abs(low * high), abs(low + high) / 2, length(weight)
-    entries = length(before) + both * size**2 + 2 * half * size + length(after) + math.sqrt(len(after))
-    moved = both * (2 * error * size + error**2) + half * error
+    entries = length(before) + both * size * size + 2 * half * size + length(after) + math.sqrt(len(after))
+    moved = both * (2 * error * size + error * error) + half * error
     return float((4 * (len(weight) + 4) * UNIT * entries + moved + TINY) * (1 + SLACK))
 
 

@@ -91,7 +91,7 @@ class Branches(Operation):
         result: np.ndarray
         parts = [forward(chain, x, before) for chain in self.chains]
         if not self.added:
-            result = np.sqrt(np.sum([error**2 for _, error in parts], axis=0)) * (1 + 1e-9) + TINY
+            result = np.hypot.reduce([error for _, error in parts]) * (1 + 1e-9) + TINY  # squares of errors may underflow
             return result
         moved = 4 * UNIT * len(parts) * np.sum([lengths(y) for y, _ in parts], axis=0)
         result = (np.sum([error for _, error in parts], axis=0) + moved) * (1 + 1e-9) + TINY
@@ -172,7 +172,7 @@ def _small(inputs: int, outputs: int) -> bool:
 def dense(run: Sequence[Operation]) -> tuple[np.ndarray, float]:
     """The matrix (outputs, inputs) of a run of affine operations, and a bound of its rounding error in the Frobenius norm."""
     inputs, outputs = size(run[0].inputs), size(run[-1].outputs)
-    by_rows, parts, square = outputs <= inputs, [], 0.0
+    by_rows, parts, total = outputs <= inputs, [], 0.0
     identity = np.eye(outputs if by_rows else inputs)
     for start in range(0, len(identity), BATCH):
         part = identity[start : start + BATCH]
@@ -183,9 +183,9 @@ def dense(run: Sequence[Operation]) -> tuple[np.ndarray, float]:
             error += operation.moved(length, by_rows)
             x = operation.adjoint(x) if by_rows else operation.apply(x)
         parts.append(x.reshape(len(part), -1))
-        square += error**2
+        total = math.hypot(total, error)
     matrix = np.concatenate(parts)
-    return matrix if by_rows else matrix.T, math.sqrt(square) * (1 + 1e-9)
+    return matrix if by_rows else matrix.T, total * (1 + 1e-9)
 
 
 def pairs(chain: Chain, classes: int) -> np.ndarray:

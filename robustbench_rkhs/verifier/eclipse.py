@@ -95,7 +95,7 @@ def _advanced(form: Form, run: Sequence[Operation], turn: Activation, entry: dic
     before = np.eye(weight.shape[1]) if form.matrix is None else form.matrix
     both, half = low * high, (low + high) / 2
     slanted = before + both * weight.T @ weight if both else before
-    inner = weight.T if form.matrix is None and not both else np.linalg.solve(slanted, weight.T)
+    inner = weight.T if form.matrix is None and not both else _solved(slanted, weight.T)
     schur = half**2 * weight @ inner
     schur = (schur + schur.T) / 2
     lowered = 8 * _slack(before, weight, error, identity - schur, (low, high))
@@ -136,10 +136,17 @@ def _slack(before: np.ndarray, weight: np.ndarray, error: float, after: np.ndarr
     """How far rounding and the weight's error move the matrix in l2 norm: by Frobenius norms, sums of n terms n + 2 units."""
     low, high = interval
     both, half, length = low * high, (low + high) / 2, norms.frobenius(weight)
-    entries = norms.frobenius(before) + both * length**2 + 2 * half * length + norms.frobenius(after)
+    entries = norms.frobenius(before) + both * length * length + 2 * half * length + norms.frobenius(after)
     entries += math.sqrt(len(after))
     rounding = 4 * (len(weight) + 4) * UNIT * entries
-    return (rounding + both * (2 * error * length + error**2) + half * error) * (1 + 1e-9) + TINY
+    return (rounding + both * (2 * error * length + error * error) + half * error) * (1 + 1e-9) + TINY
+
+
+def _solved(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
+    try:
+        return np.linalg.solve(matrix, right)
+    except np.linalg.LinAlgError:
+        raise Rejected("eclipse: a step leaves a singular matrix") from None
 
 
 def _pairs(form: Form, rows: np.ndarray, error: float) -> np.ndarray:
@@ -160,7 +167,7 @@ def _pairs(form: Form, rows: np.ndarray, error: float) -> np.ndarray:
             found[y] = 2 * error / math.sqrt(form.floor)
             continue
         d = d / peak
-        s = np.linalg.solve(form.matrix, d.T).T
+        s = _solved(form.matrix, d.T).T
         long, wide = (np.sqrt((a**2).sum(1)) * (1 + 1e-9) + TINY for a in (d, s))
         rest = np.sqrt(((d - s @ form.matrix) ** 2).sum(1)) * (1 + 1e-9)
         units = 4 * (len(form.matrix) + 4) * UNIT

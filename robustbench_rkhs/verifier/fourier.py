@@ -96,7 +96,7 @@ class Reflection(Operation):
         return result
 
     def _bound(self) -> float:
-        square = self.inner.bound**2 * (1 + 4 * UNIT)
+        square = self.inner.bound * self.inner.bound * (1 + 4 * UNIT)
         return 1.0 if square <= 1 else (2 * square - 1) * (1 + 4 * UNIT)
 
     def local(self, size: np.ndarray | float) -> np.ndarray | float:
