@@ -354,10 +354,10 @@ def test_sdp_crown_runs_on_every_shape_of_network(name, fields):
 def test_the_search_is_in_float32_whatever_the_default_type_is():
     model, x = odd()["kinks in a row"].double(), torch.rand(2, 3, dtype=F64)
     y = model(x).argmax(1)
-    before = radii(SdpCrownCertificate(search=False, steps=30), model, x, y, (0.3, 1.5, 3.0))
+    before = radii(SdpCrownCertificate(search=False, steps=5), model, x, y, (0.3, 3.0))
     torch.set_default_dtype(F64)
     try:
-        after = radii(SdpCrownCertificate(search=False, steps=30), model, x, y, (0.3, 1.5, 3.0))
+        after = radii(SdpCrownCertificate(search=False, steps=5), model, x, y, (0.3, 3.0))
     finally:
         torch.set_default_dtype(torch.float32)
     torch.testing.assert_close(after, before, rtol=0.05, atol=0)

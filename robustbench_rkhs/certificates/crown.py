@@ -19,7 +19,8 @@ class CrownCertificate(LinearCertificate):
 
     The lines hold over the tried ball of radius eps, hence in every smaller one. At each kink a value lies between two lines,
     over bounds that are themselves linear bounds back to the image (intersected with intervals). * is 2 (l2) or 1 (linf). e_j:
-    bound of the float64 rounding, accumulated on the way (`relaxations.rounding`). Exact for affine models, up to 1e-9, with `search`.
+    bound of the float64 rounding, accumulated on the way (`relaxations.rounding`). With `search` exact for affine
+    models, up to 1e-9.
     The requested epsilons are tried first, from the smallest; then the radius is searched by bisection. Computed in float64, on
     the images' GPU or the CPU; the claim is about the network in real arithmetic with its weights as given.
     Raises Uncertifiable, naming the layer, for a layer without bounds. Cost: for each radius tried, two backward
