@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,7 +17,7 @@ from test_report import synthetic, trio
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.site import build_site
+from robustbench_rkhs.site import build_site, side_by_side
 from robustbench_rkhs.site.assets import classic
 from robustbench_rkhs.site.markup import docstring, formula, markdown
 from robustbench_rkhs.site.model_data import curve_rows
@@ -169,3 +170,16 @@ def test_links_lead_to_files_of_the_site(built):
     for path in (folder / "site").rglob("*.html"):
         for link in re.findall(r'(?:href|src)="([^"#]+)', path.read_text()):
             assert link.startswith("data:") or (path.parent / link).is_file(), f"{path}: {link}"
+
+
+def test_several_processes_write_the_same_files(built, tmp_path, monkeypatch):
+    folder, site = built
+    monkeypatch.setattr(side_by_side, "MANY", 2)
+    monkeypatch.setattr("robustbench_rkhs.site.build.MANY", 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    shutil.copytree(folder / "verdicts", tmp_path / "verdicts")
+    again = build_site(tmp_path, tmp_path / "site")
+    names = [path.relative_to(folder / "site") for path in site.files]
+    assert names == [path.relative_to(tmp_path / "site") for path in again.files]
+    for name in names:
+        assert (folder / "site" / name).read_bytes() == (tmp_path / "site" / name).read_bytes(), name

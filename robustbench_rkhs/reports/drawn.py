@@ -31,14 +31,25 @@ class Drawn:
 
         inputs: digests and settings that decide their content.
         """
-        key = f"{kind}:{stem.relative_to(self.folder).as_posix()}"
-        digest = hashlib.sha256("\n".join([kind, code_digest(), *inputs]).encode()).hexdigest()
-        known = self._before.get(key, {})
-        paths = [self.folder / str(name) for name in known.get("files", [])]
-        if known.get("inputs") != digest or not paths or not all(path.is_file() for path in paths):
-            paths = make(stem)
-        self._now[key] = {"inputs": digest, "files": [path.relative_to(self.folder).as_posix() for path in paths]}
+        paths = self.known(kind, stem, inputs)
+        return self.keep(kind, stem, inputs, make(stem)) if paths is None else paths
+
+    def known(self, kind: str, stem: Path, inputs: Sequence[str]) -> list[Path] | None:
+        """The files that were made of these inputs, which stay; None where they are to be made (again)."""
+        before = self._before.get(self._key(kind, stem), {})
+        paths = [self.folder / str(name) for name in before.get("files", [])]
+        if before.get("inputs") != _digest(kind, inputs) or not paths or not all(path.is_file() for path in paths):
+            return None
+        return self.keep(kind, stem, inputs, paths)
+
+    def keep(self, kind: str, stem: Path, inputs: Sequence[str], paths: list[Path]) -> list[Path]:
+        """Record files that were made of these inputs."""
+        files = [path.relative_to(self.folder).as_posix() for path in paths]
+        self._now[self._key(kind, stem)] = {"inputs": _digest(kind, inputs), "files": files}
         return paths
+
+    def _key(self, kind: str, stem: Path) -> str:
+        return f"{kind}:{stem.relative_to(self.folder).as_posix()}"
 
     def save(self, others: bool) -> None:
         """Write the record. `others`: whether what was not asked for this time stays; else its files are removed, too."""
@@ -50,6 +61,10 @@ class Drawn:
                     path.unlink(missing_ok=True)
         if found != self._before:
             write_record(self.folder / NAME, found, indent=1, durable=False)
+
+
+def _digest(kind: str, inputs: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join([kind, code_digest(), *inputs]).encode()).hexdigest()
 
 
 @cache

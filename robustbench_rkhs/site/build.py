@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.reports.drawn import Drawn
 from robustbench_rkhs.reports.entries import board
 from robustbench_rkhs.reports.places import Places
@@ -14,12 +15,18 @@ from robustbench_rkhs.site.assets import check_installed, versions, write_assets
 from robustbench_rkhs.site.board_files import write_board
 from robustbench_rkhs.site.boards import Board, boards
 from robustbench_rkhs.site.compare_page import write_compare
-from robustbench_rkhs.site.model_files import FilesOf
+from robustbench_rkhs.site.model_files import FilesOf, ModelFiles
 from robustbench_rkhs.site.model_page import write_model
 from robustbench_rkhs.site.pages import site_digest, write_page
+from robustbench_rkhs.site.side_by_side import MANY, side_by_side
 from robustbench_rkhs.site.site_models import Identity, SiteModel, site_models
 from robustbench_rkhs.site.text_pages import methods_digest, trust_digest, write_glossary, write_methods, write_trust
-from robustbench_rkhs.site.training_facts import training_facts
+from robustbench_rkhs.site.training_facts import TrainingFacts, training_facts
+from robustbench_rkhs.verdicts import BriefCache
+from robustbench_rkhs.verdicts.store import table_paths
+
+SAVED = 300
+"""Files after which the record of what was made is saved."""
 
 
 @dataclass
@@ -45,6 +52,7 @@ def build_site(out: Path, folder: Path) -> SiteBuilt:
     places, found = Places(out), SiteBuilt(folder)
     emit(PhaseStarted(phase="reading verdicts"))
     cache = places.cache()
+    _sum_up(places, cache)
     briefs = cache.read_all(places.verdicts, found.unread.append)
     briefs += cache.read_all(places.submitted, found.unread.append)
     models = site_models(briefs)
@@ -60,14 +68,7 @@ def build_site(out: Path, folder: Path) -> SiteBuilt:
             step.add()
             step.tell(detail=one.title)
     where, files = standings(ranked, models), FilesOf(out)
-    with stepped("pages", "", len(models), "models") as step:
-        for who, model in models.items():
-            own = files.of(model)
-            inputs = [*(one.content for one in model.history), facts[who].digest, *own.digests, repr(where[who])]
-            make = partial(write_model, model, facts[who], own, where[who])
-            found.files += drawn.once("model", folder / "models" / model.slug, [*libraries, *inputs], make)
-            step.add()
-            step.tell(detail=model.name)
+    found.files += _write_models(models, facts, files, where, drawn, libraries)
     found.files += drawn.once("methods", folder / "methods", [*libraries, methods_digest()], lambda _: write_methods(folder))
     found.files += drawn.once("trust", folder / "trust", [*libraries, trust_digest(out)], lambda _: write_trust(folder, out))
     found.files += write_glossary(folder)
@@ -77,6 +78,66 @@ def build_site(out: Path, folder: Path) -> SiteBuilt:
     drawn.save(others=False)
     found.boards, found.models = len(ranked), len(models)
     return found
+
+
+def _sum_up(places: Places, cache: BriefCache) -> None:
+    """Sum up tables that are new, by several processes where there are many."""
+    known = {path.stem for path in cache.folder.glob("*.json")} if cache.folder is not None else set()
+    paths = table_paths(places.verdicts)
+    if len(paths) - len(known) >= MANY:
+        for _ in side_by_side(partial(_summed_up, cache), paths):
+            pass
+
+
+def _summed_up(cache: BriefCache, path: Path) -> None:
+    try:
+        cache.read(path)
+    except UserError:
+        pass  # it is named when all are read
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A model whose page is made."""
+
+    model: SiteModel
+    facts: TrainingFacts
+    files: ModelFiles
+    standings: Mapping[str, list[tuple[str, str]]]
+    stem: Path
+
+    def done(self) -> list[Path]:
+        return write_model(self.model, self.facts, self.files, self.standings, self.stem)
+
+
+def _write_models(
+    models: Mapping[Identity, SiteModel],
+    facts: Mapping[Identity, TrainingFacts],
+    files: FilesOf,
+    where: Mapping[Identity, dict[str, list[tuple[str, str]]]],
+    drawn: Drawn,
+    libraries: Sequence[str],
+) -> list[Path]:
+    """The pages of all models; those whose tables did not change stay."""
+    written, tasks, made_of = list[Path](), list[_Task](), list[list[str]]()
+    with stepped("pages", "", len(models), "models") as step:
+        for who, model in models.items():
+            own, stem = files.of(model), drawn.folder / "models" / model.slug
+            contents = [one.content for one in model.history]
+            inputs = [*libraries, *contents, facts[who].digest, *own.digests, repr(where[who])]
+            if (known := drawn.known("model", stem, inputs)) is not None:
+                written += known
+                step.add()
+            else:
+                tasks.append(_Task(model, facts[who], own, where[who], stem))
+                made_of.append(inputs)
+        for task, inputs, paths in zip(tasks, made_of, side_by_side(_Task.done, tasks), strict=True):
+            written += drawn.keep("model", task.stem, inputs, paths)
+            if len(written) % SAVED < len(paths):
+                drawn.save(others=True)  # an interrupted build goes on here
+            step.add()
+            step.tell(detail=task.model.name)
+    return written
 
 
 def standings(ranked: Sequence[Board], models: Mapping[Identity, SiteModel]) -> dict[Identity, dict[str, list[tuple[str, str]]]]:

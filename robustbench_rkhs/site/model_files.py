@@ -60,7 +60,7 @@ class FilesOf:
         files = [ModelFile(path, "adversarial images", f"rkhs-verify {path.name}") for path in found]
         proof = self.out / "proofs" / model.name
         if (proof / "proof.json").is_file() and self._is_of(proof / "proof.json", model):
-            check = f"rkhs-verify {model.name}"
+            check = "rkhs-verify FOLDER, with both files in one folder"
             files += [ModelFile(path, "certificate file", check) for path in sorted(proof.glob("proof.*"))]
         shown = [self._beside("pictures", f"nearest-{path.stem}", ".png") for path in found]
         picture = next((path for path in shown if path is not None), None)

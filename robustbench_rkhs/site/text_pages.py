@@ -1,13 +1,13 @@
 """The pages of text: methods from their cards, the glossary, and why the numbers can be trusted."""
 
-import json
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from robustbench_rkhs.listing import KINDS, cards
+from robustbench_rkhs.listing import KINDS, PACKAGE, cards
 from robustbench_rkhs.nodes.documents import json_of, read_text
 from robustbench_rkhs.nodes.limits import OWN
 from robustbench_rkhs.nodes.node import UserError
@@ -32,8 +32,13 @@ def write_methods(folder: Path) -> list[Path]:
 
 
 def methods_digest() -> str:
-    """What the pages of methods depend on."""
-    return json.dumps({kind: [[card.text, card.fields] for card in cards(kind).values()] for kind in KINDS})
+    """sha256 over the sources that the cards are read from."""
+    sha = hashlib.sha256()
+    for kind, place in KINDS.items():
+        source = PACKAGE / place
+        for path in sorted(source.rglob("*.py")) if source.is_dir() else [source]:
+            sha.update(kind.encode() + path.read_bytes())
+    return sha.hexdigest()
 
 
 def write_glossary(folder: Path) -> list[Path]:

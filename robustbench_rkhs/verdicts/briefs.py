@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int
 
 from robustbench_rkhs.verdicts.about import About
 from robustbench_rkhs.verdicts.evaluation import Evaluation
+from robustbench_rkhs.verdicts.remembered import remembering
 from robustbench_rkhs.verdicts.schema import COLUMNS
 from robustbench_rkhs.verdicts.soundness import breaches
 from robustbench_rkhs.verdicts.store import read
@@ -52,6 +53,11 @@ class Brief:
         """
         if isinstance(one, Brief):
             return one
+        with remembering():
+            return cls._summed_up(one)
+
+    @classmethod
+    def _summed_up(cls, one: Evaluation) -> "Brief":
         about, table = one.about, one.table
         epsilons = sorted(set(about.epsilons))
         attacks, index = by_attack(one), np.unique(table["index"].to_numpy())

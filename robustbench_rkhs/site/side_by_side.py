@@ -1,0 +1,56 @@
+"""Work on many tables by several processes."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context
+from types import ModuleType
+from typing import TypeVar
+
+from robustbench_rkhs.runtime.children import end_with
+
+Task = TypeVar("Task")
+Done = TypeVar("Done")
+MANY = 32
+"""Tasks from which other processes are worth their start, about 3 s each."""
+MOST = 8
+"""Most processes: each takes about 300 MB."""
+
+
+def side_by_side(work: Callable[[Task], Done], tasks: Sequence[Task]) -> Iterator[Done]:
+    """The results of all tasks, in their order; by one process per core where there are many. `work` has to be importable.
+
+    What is left when a process is killed is done in this one.
+    """
+    processes, count = min(_cores(), MOST), 0
+    if len(tasks) >= MANY and processes >= 2:
+        pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=end_with, initargs=(os.getpid(),))
+        with pool:
+            with _without_main():
+                results = pool.map(work, tasks, chunksize=4)
+            try:
+                for done in results:
+                    yield done
+                    count += 1
+            except BrokenProcessPool:
+                pass
+    yield from map(work, tasks[count:])
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Processes that start within it do not run the caller's script again, which may lack `if __name__ == "__main__"`."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
