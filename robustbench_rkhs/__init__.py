@@ -1,6 +1,7 @@
 """Train regularized and Lipschitz-bounded classifiers, attack them, certify them, publish both radii of every image.
 
-The verbs, each imported when it is first used: `load_model`, `train`, `evaluate`, `robust_accuracy`, `attack`, `certify`, `report`.
+The verbs, each imported when it is first used: `load_model`, `train`, `evaluate`, `robust_accuracy`, `attack`, `certify`,
+`plain_export`, `report`.
 """
 
 import importlib
@@ -13,6 +14,7 @@ VERBS = {
     "robust_accuracy": "robustbench_rkhs.zoo",
     "attack": "robustbench_rkhs.zoo",
     "certify": "robustbench_rkhs.zoo",
+    "plain_export": "robustbench_rkhs.zoo",
     "train": "robustbench_rkhs.training.named",
     "report": "robustbench_rkhs.reports",
     "TrainRecipe": "robustbench_rkhs.training.recipe",

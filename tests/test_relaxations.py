@@ -340,12 +340,11 @@ def hooked():
 
 
 REFUSED = {
-    "unknown": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.Softplus()), "layer '2' \\(Softplus\\): no rule"),
+    "unknown": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.Tanhshrink()), "layer '2' \\(Tanhshrink\\): no rule"),
     "nested": (lambda: nn.Sequential(nn.Flatten(), nn.Sequential(nn.GLU())), "layer '1.0' \\(GLU\\)"),
-    "in a branch": (lambda: nn.Sequential(Residual(nn.GELU(), nn.Identity()), nn.Flatten()), "'0.body' \\(GELU\\)"),
+    "in a branch": (lambda: nn.Sequential(Residual(nn.Tanhshrink(), nn.Identity()), nn.Flatten()), "'0.body' \\(Tanhshrink\\)"),
     "overridden": (lambda: nn.Sequential(nn.Flatten(), Doubled(36, 3)), "'1' \\(Doubled\\): it overrides forward of Linear"),
     "hooked": (lambda: nn.Sequential(nn.Flatten(), hooked()), "it carries hooks"),
-    "steep": (lambda: nn.Sequential(nn.Flatten(), nn.LeakyReLU(-1.0)), "in \\[0, 1\\], found -1.0"),
     "no statistics": (lambda: nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False)), "no running statistics"),
     "flattened batch": (lambda: nn.Sequential(nn.Flatten(0)), "flattens the batch"),
     "not Sequential": (lambda: nn.Bilinear(3, 3, 3), "layer 'model' \\(Bilinear\\)"),

@@ -2,7 +2,7 @@
 
 from robustbench_rkhs.bounds.eclipse import eclipse_pairs
 from robustbench_rkhs.bounds.liplt import liplt_pairs, reached
-from robustbench_rkhs.bounds.network import Step, combined, joined, opened, pairs, stacked, steps, upper
+from robustbench_rkhs.bounds.network import Step, combined, joined, margins_of, opened, pairs, stacked, steps, upper
 
 __all__ = [
     "Step",
@@ -10,6 +10,7 @@ __all__ = [
     "eclipse_pairs",
     "joined",
     "liplt_pairs",
+    "margins_of",
     "opened",
     "pairs",
     "reached",

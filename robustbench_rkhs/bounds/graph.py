@@ -1,25 +1,37 @@
 """Conversion of a traced module, made of a closed list of operations, to a chain of layers with rules."""
 
 import inspect
+import math
+import operator
 import re
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
+from robustbench_rkhs.bounds import constants
 from robustbench_rkhs.bounds import operations as known
+from robustbench_rkhs.bounds import rearranging as moving
+from robustbench_rkhs.bounds.casts import precision_of
 from robustbench_rkhs.bounds.coarse import coarse_steps
 from robustbench_rkhs.bounds.folding import added, folded
 from robustbench_rkhs.bounds.operations import UNCOMPUTED
 from robustbench_rkhs.bounds.sketch import sketch
 from robustbench_rkhs.bounds.tracing import Traced, images, place, trace, user_path
-from robustbench_rkhs.layers import Concatenate, Residual
+from robustbench_rkhs.layers import Concatenate, MaxMin, Residual
+from robustbench_rkhs.layers.traced_maps import Pick
 from robustbench_rkhs.lipschitz.bounds import Uncertifiable
 from robustbench_rkhs.lipschitz.guard import named
 from robustbench_rkhs.nodes.reasons import reason
 
 CLOSE = 1e-8
 """Tolerance between the outputs of chain and model, relative to the largest: float64 rounding of deep networks."""
+VIEWS = (*UNCOMPUTED, Pick)
+"""Layers whose operation may return the memory that it was given."""
+CLONES = ("clone", torch.clone)
+OWN = {torch.float32: 1e-3, torch.float64: CLOSE}
+"""The same in the model's own type."""
 MOST = 20_000
 """Most layers of a chain: computation shared by branches is written out in each of them."""
 
@@ -41,6 +53,8 @@ class Operation(NamedTuple):
     inputs: tuple[fx.Node, ...]
     layers: tuple[tuple[nn.Module, ...], ...]
     """The layers on each value."""
+    after: tuple[nn.Module, ...] = ()
+    """The layers on what was joined."""
 
 
 def chained(model: nn.Module, shape: tuple[int, ...]) -> nn.Sequential:
@@ -61,7 +75,8 @@ def chained(model: nn.Module, shape: tuple[int, ...]) -> nn.Sequential:
         if rounded := _rounded(model, shape):
             raise Uncertifiable(f"{named('', model)}: {rounded}")
         chain = _Builder(traced, shape, type(model).__name__).chain()
-        if not all(_agrees(traced.model, chain, images(shape, count, count) * count) for count in (3, 1)):
+        own = traced.model is not traced.root or _agrees_itself(model, chain, images(shape, 3, 3))
+        if not own or not all(_agrees(traced.model, chain, images(shape, count, count) * count) for count in (3, 1)):
             raise Uncertifiable(f"{named('', model)}: the traced graph does not compute what the model does")
     return chain
 
@@ -87,6 +102,18 @@ def _agrees(model: nn.Module, chain: nn.Module, x: Tensor) -> bool:
     return wanted.shape == found.shape and bool((wanted - found).abs().max() <= CLOSE * wanted.abs().max())
 
 
+def _agrees_itself(model: nn.Module, chain: nn.Module, x: Tensor) -> bool:
+    """Whether the model as it is, in its own type, gives the chain's outputs up to its rounding."""
+    own = precision_of(model)
+    home = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), x.device)
+    try:
+        wanted = model(x.to(home, own)).to(x)
+    except Exception:  # the model's own code
+        return False
+    found = chain(x)
+    return wanted.shape == found.shape and bool((wanted - found).abs().max() <= OWN[own] * wanted.abs().max())
+
+
 class _Builder:
     """Converts a traced graph to layers."""
 
@@ -99,6 +126,8 @@ class _Builder:
         self.parents: dict[fx.Node, fx.Node] = {}
         """The dominator of a value: the last value through which all paths to it go."""
         self.depths: dict[fx.Node, int] = {}
+        self.parts: set[fx.Node] = set()
+        """Operations that return several parts of one value."""
         self.source, self.sink = self._read()
 
     def chain(self) -> nn.Sequential:
@@ -112,8 +141,11 @@ class _Builder:
         sizes: set[fx.Node] = set()
         for node in nodes[1:-1]:
             try:
-                if not any(one in self.depths or one in sizes for one in node.all_input_nodes):
+                if not any(one in self.depths or one in sizes or one in self.parts for one in node.all_input_nodes):
                     continue  # a constant
+                if node.target in moving.SPLITS and node.args and node.args[0] in self.depths:
+                    self.parts.add(node)
+                    continue
                 if not isinstance(self.traced.values[node], Tensor):
                     if node.target not in known.SIZES:
                         raise Uncertifiable("no rule for this operation")
@@ -159,7 +191,7 @@ class _Builder:
         if _overwrites(node, self.traced.root):
             self.writes[root] += 1
             self.roots[node] = root, self.writes[root]
-        elif not operation.join and all(isinstance(one, UNCOMPUTED) for one in operation.layers[0]):
+        elif node.target not in CLONES and not operation.join and all(isinstance(o, VIEWS) for o in operation.layers[0]):
             self.roots[node] = root, version
         else:
             self.roots[node], self.writes[node] = (node, 0), 0
@@ -188,10 +220,23 @@ class _Builder:
         target = node.target
         args, keywords = self._value(node.args), self._value(node.kwargs)
         if target in known.CONCATENATE:
-            return self._concatenation(args, keywords)
+            return self._concatenation(target, args, keywords)
+        if target in moving.STACKS:
+            return self._arranged(target, list(args[0]), (list(args[0]), *args[1:]), keywords)
+        if target in known.EXTREMES and len(args) == 2 and all(isinstance(one, fx.Node) for one in args):
+            return self._extreme(target, args)
+        if target is operator.getitem and node.args[0] in self.parts:
+            return self._part(node, args)
         if target in known.ADD | known.SUBTRACT | known.MULTIPLY | known.DIVIDE:
             return self._arithmetic(target, args, keywords)
         read = [one for one in node.all_input_nodes if one in self.depths]
+        if target in moving.MATMUL and len(read) == 1 and len(args) == 2:
+            left = args[0] is read[0]
+            return Operation("", (read[0],), (tuple(moving.product(self._outputs(read[0]), args[1 if left else 0], left)),))
+        if target in moving.LINEAR and len(read) == 1:
+            put = moving.in_place_of(read[0], args)
+            layers = moving.dense(self._outputs(read[0]), lambda x: moving.called(target, put(x), keywords))
+            return Operation("", (read[0],), (tuple(layers),))
         if len(read) != 1 or not args or args[0] is not read[0]:
             raise Uncertifiable("no rule for this operation")
         before = self._outputs(args[0])
@@ -201,7 +246,7 @@ class _Builder:
             module = self.traced.root.get_submodule(str(target))
             layers = known.module_layers(user_path(str(target)), module, before)
         elif target in known.NEGATE:
-            layers = known.scaled(-1.0, before)
+            layers = constants.scaled(-1.0, before)
         elif target in known.RESHAPE:
             if len(self.traced.values[node].shape) < 2 or len(self.traced.values[node]) != len(self.traced.values[args[0]]):
                 raise Uncertifiable(f"no rule for reshaping the batch to {tuple(self.traced.values[node].shape)}")
@@ -214,22 +259,63 @@ class _Builder:
             layers = _call(lambda input, output_size: known.adaptive(output_size, before), args, keywords)
         elif target in known.ADAPTIVE_MAX:
             layers = [_call(_adaptive_max, args, keywords)]
+        elif target is functional.pad and _repeats(args, keywords):
+            layers = moving.rearranged([before], lambda x: functional.pad(x[0], *args[1:], **keywords))
         elif target in known.LAYERS:
             layers = [_call(known.LAYERS[target], args, keywords).eval()]
+        elif target in moving.MOVES and (target is not getattr or args[1] in moving.TRANSPOSED):
+            put = moving.in_place_of(args[0], args)
+            layers = moving.rearranged([before], lambda x: moving.called(target, put(x[0]), keywords))
+        elif (
+            getattr(target, "__module__", "").startswith("torchvision.transforms")
+            and getattr(target, "__name__", "") == "normalize"
+        ):
+            layers = _call(known.normalized, (before, *args), keywords)
         else:
             raise Uncertifiable("no rule for this operation")
         return Operation("", (args[0],), (tuple(layers),))
 
-    def _concatenation(self, args: Any, keywords: Any) -> Operation:
+    def _part(self, node: fx.Node, args: Any) -> Operation:
+        """One of the parts into which an operation cuts a value."""
+        whole = node.args[0]
+        assert isinstance(whole, fx.Node)
+        given, keywords = self._value(whole.args), self._value(whole.kwargs)
+        put = moving.in_place_of(given[0], given)
+        layers = moving.rearranged([self._outputs(given[0])], lambda x: moving.called(whole.target, put(x[0]), keywords)[args[1]])
+        return Operation("", (given[0],), (tuple(layers),))
+
+    def _extreme(self, target: Any, args: Any) -> Operation:
+        """The larger or the smaller of two values: both, sorted, and one half of the result."""
+        one, other = args
+        shape = self._outputs(one)
+        if self._outputs(other) != shape:
+            raise Uncertifiable(f"no rule for images of {shape} and {self._outputs(other)}")
+        size = math.prod(shape)
+        index = torch.arange(size) + (0 if target in known.MAXIMA else size)
+        return Operation("cat", (one, other), ((nn.Flatten(),),) * 2, (MaxMin(), Pick(index, shape, (2 * size,))))
+
+    def _arranged(self, target: Any, nodes: list[fx.Node], args: Any, keywords: Any) -> Operation:
+        """Values flattened, concatenated and put in order."""
+        if not all(isinstance(one, fx.Node) for one in nodes):
+            raise Uncertifiable("no rule for a constant beside images")
+        layers = moving.rearranged([self._outputs(one) for one in nodes], lambda x: target(x, *args[1:], **keywords))
+        return Operation("cat", tuple(nodes), ((nn.Flatten(),),) * len(nodes), tuple(layers))
+
+    def _concatenation(self, target: Any, args: Any, keywords: Any) -> Operation:
         tensors, dim = _call(lambda tensors, dim=0, axis=None: (tensors, dim if axis is None else axis), args, keywords)
         tensors = list(tensors)
         if not all(isinstance(one, fx.Node) for one in tensors):
             raise Uncertifiable("no rule for a constant beside images")
         if dim % len(self.traced.values[tensors[0]].shape) != 1:
-            raise Uncertifiable(f"no rule for dimension {dim}, expected 1")
+            return self._arranged(target, tensors, (tensors, dim), {})
         for node, earlier in reversed(list(self.operations.items())):  # cat(a, b, c) = cat(cat(a, b), c), which shares cat(a, b)
             size = len(earlier.inputs)
-            if earlier.join == "cat" and size < len(tensors) and self._flat(node) == self._flat(*tensors[: self._length(node)]):
+            if (
+                earlier.join == "cat"
+                and not earlier.after
+                and size < len(tensors)
+                and self._flat(node) == self._flat(*tensors[: self._length(node)])
+            ):
                 tensors = [node, *tensors[self._length(node) :]]
                 break
         return Operation("cat", tuple(tensors), ((),) * len(tensors))
@@ -239,7 +325,7 @@ class _Builder:
         flat: list[fx.Node] = []
         for node in nodes:
             found = self.operations.get(node)
-            flat += self._flat(*found.inputs) if found and found.join == "cat" else [node]
+            flat += self._flat(*found.inputs) if found and found.join == "cat" and not found.after else [node]
         return flat
 
     def _length(self, node: fx.Node) -> int:
@@ -260,20 +346,22 @@ class _Builder:
                 raise Uncertifiable("no rule for two values that both depend on the image")
             if self._outputs(one) != self._outputs(other):
                 raise Uncertifiable(f"no rule for adding images of {self._outputs(one)} and {self._outputs(other)}")
-            minus = tuple(known.scaled(-1.0, self._outputs(other))) if target in known.SUBTRACT else ()
+            minus = tuple(constants.scaled(-1.0, self._outputs(other))) if target in known.SUBTRACT else ()
             return Operation("sum", (one, other), ((), minus))
         image, constant = (one, other) if left else (other, one)
         before = self._outputs(image)
         if target in known.ADD:
-            layers = known.shifted(constant, before, 1)
+            layers = constants.shifted(constant, before, 1)
         elif target in known.MULTIPLY:
-            layers = known.scaled(constant, before)
+            layers = constants.scaled(constant, before)
         elif target in known.SUBTRACT:
             layers = (
-                known.shifted(constant, before, -1) if left else [*known.scaled(-1.0, before), *known.shifted(constant, before, 1)]
+                constants.shifted(constant, before, -1)
+                if left
+                else [*constants.scaled(-1.0, before), *constants.shifted(constant, before, 1)]
             )
         elif left:
-            layers = known.scaled(1 / known.per_channel(constant, before).reshape(-1, *[1] * (len(before) - 1)), before)
+            layers = constants.scaled(constants.inverse(constant), before)
         else:
             raise Uncertifiable("no rule for a constant divided by a value that depends on the image")
         return Operation("", (image,), (tuple(layers),))
@@ -293,9 +381,10 @@ class _Builder:
                 branches = []
                 for one, layers in zip(operation.inputs, operation.layers, strict=True):
                     branches.append([*self._between(previous, one), *(Item(name, each, self._outputs(one)) for each in layers)])
-                runs.append(
-                    [Item(name, self._joined(operation.join, list(map(_folded, branches)), self._outputs(previous)), outputs)]
-                )
+                joined = self._joined(operation.join, list(map(_folded, branches)), self._outputs(previous))
+                size = (sum(math.prod(self._outputs(one)) for one in operation.inputs),)
+                ends = [size if operation.after else outputs, *[size] * (len(operation.after) - 1), outputs]
+                runs.append([Item(name, one, at) for one, at in zip((joined, *operation.after), ends, strict=False)])
             self.made += len(runs[-1])
             if self.made > MOST:
                 raise Uncertifiable(
@@ -312,6 +401,12 @@ class _Builder:
             return merged
         one, other = map(_sequence, branches)
         return Residual(one, other)
+
+
+def _repeats(args: Any, keywords: Any) -> bool:
+    """Whether a padding repeats pixels."""
+    mode = args[2] if len(args) > 2 else keywords.get("mode", "constant")
+    return mode in ("reflect", "replicate", "circular")
 
 
 def _adaptive_max(input: Any, output_size: Any, return_indices: bool = False) -> nn.Module:

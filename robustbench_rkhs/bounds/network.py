@@ -175,7 +175,7 @@ def pairs(model: nn.Module, shape: tuple[int, ...], classes: int) -> Float64[Ten
     is affine throughout has the exact constant (up to a relative 1e-9).
     Raises Uncertifiable as `upper` does, and where the model does not end in `classes` logits.
     """
-    return pair_bounds(steps(model, shape), shape, classes)
+    return pair_bounds(steps(margins_of(opened(model, tuple(shape))), shape), shape, classes)
 
 
 def pair_bounds(chain: list[Step], shape: tuple[int, ...], classes: int) -> Float64[Tensor, "classes classes"]:
@@ -316,6 +316,25 @@ def opened(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
             raise Uncertifiable(sketch(model, shape).refusal or str(refused)) from None
         return chained(model, shape)
     return model
+
+
+def margins_of(chain: nn.Module) -> nn.Module:
+    """A chain without a log-softmax at its end: all differences of its outputs are the same, and so are classes and margins."""
+    if not isinstance(chain, nn.Sequential) or not len(chain):
+        return chain
+    last = chain[-1]
+    if type(last) is nn.LogSoftmax and last.dim in (1, -1):
+        return margins_of(_with_end(chain, None))
+    inner = margins_of(last) if type(last) is nn.Sequential else last
+    return chain if inner is last else _with_end(chain, inner)
+
+
+def _with_end(chain: nn.Sequential, last: nn.Module | None) -> nn.Sequential:
+    *kept, (name, _) = chain._modules.items()
+    shorter = nn.Sequential()
+    shorter._modules.update([*kept, *([] if last is None else [(name, last)])])
+    shorter.training = chain.training
+    return shorter
 
 
 def _equal_rows(run: list[Step]) -> Tensor | None:

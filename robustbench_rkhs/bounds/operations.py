@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustbench_rkhs.layers import Scale
+from robustbench_rkhs.bounds.constants import numbers, per_channel, scaled, shifted
+from robustbench_rkhs.bounds.rearranging import reduced
+from robustbench_rkhs.bounds.tracing import is_torchvision_normalize
+from robustbench_rkhs.layers.traced_maps import Pick
 from robustbench_rkhs.lipschitz.bounds import Uncertifiable
 from robustbench_rkhs.lipschitz.guard import leaves
 
@@ -73,6 +76,88 @@ def _convolution(
 ) -> nn.Module:
     sizes = (weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]))
     return _weighted(nn.Conv2d(*sizes, stride, padding, dilation, groups, bias is not None), weight, bias)
+
+
+def _log_softmax(x: Any, dim: Any = None, _stacklevel: int = 3, dtype: None = None) -> nn.Module:
+    if dtype is not None:
+        raise Uncertifiable("no rule for a log-softmax in another type")
+    return nn.LogSoftmax(dim)
+
+
+def _softmax(x: Any, dim: Any = None, *rest: Any, **options: Any) -> nn.Module:
+    raise Uncertifiable("no rule for a softmax; at the end of a model, leave it out: the largest class is the same")
+
+
+def _interpolate(
+    x: Any,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> nn.Module:
+    if antialias:
+        raise Uncertifiable("no rule for antialias")
+    return nn.Upsample(size, scale_factor, mode, align_corners, recompute_scale_factor)
+
+
+def _transposed(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> nn.Module:
+    sizes = (weight.shape[0], weight.shape[1] * groups, tuple(weight.shape[2:]))
+    return _weighted(nn.ConvTranspose2d(*sizes, stride, padding, output_padding, groups, bias is not None, dilation), weight, bias)
+
+
+def _convolution_3d(
+    x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> nn.Module:
+    sizes = (weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]))
+    return _weighted(nn.Conv3d(*sizes, stride, padding, dilation, groups, bias is not None), weight, bias)
+
+
+def clamp(before: tuple[int, ...], x: Any, min: Any = None, max: Any = None) -> list[nn.Module]:
+    """Values cut off at numbers: a ReLU around each limit; both limits are nn.Hardtanh."""
+    low, high = (None if limit is None else float(per_channel(limit, ()).item()) for limit in (min, max))
+    if low is not None and high is not None and low < high:
+        return [nn.Hardtanh(low, high)]
+    if low is not None and high is None:
+        return [nn.ReLU()] if low == 0 else [numbers(before, 1.0, -low), nn.ReLU(), numbers(before, 1.0, low)]
+    if high is not None and low is None:
+        return [numbers(before, -1.0, high), nn.ReLU(), numbers(before, -1.0, high)]
+    raise Uncertifiable(f"expected limits in order, found {min} and {max}")
+
+
+def summed(before: tuple[int, ...], x: Any, dim: Any = None, keepdim: bool = False, dtype: None = None) -> list[nn.Module]:
+    """A sum over dimensions."""
+    if dtype is not None:
+        raise Uncertifiable("no rule for a sum in another type")
+    return reduced(before, dim, keepdim, False)
+
+
+def largest(before: tuple[int, ...], x: Any, dim: Any = (), keepdim: bool = False) -> list[nn.Module]:
+    """The largest value of each channel."""
+    found = sorted(d % (len(before) + 1) for d in ([dim] if isinstance(dim, int) else dim))
+    if found != [2, 3] or len(before) != 3:
+        raise Uncertifiable(f"no rule for the largest value over dimensions {dim} of (batch, *{before})")
+    pool = nn.MaxPool2d(before[1:])
+    return [pool] if keepdim else [pool, nn.Flatten()]
+
+
+def normalized(before: tuple[int, ...], x: Any, mean: Any, std: Any, inplace: bool = False) -> list[nn.Module]:
+    """torchvision's normalize: (x - mean) / std by channel."""
+    if inplace:
+        raise Uncertifiable("it writes into its image: leave out inplace=True")
+    sides = (1,) * (len(before) - 1)
+    center, spread = (torch.tensor([float(one) for one in values], dtype=torch.float64).view(-1, *sides) for values in (mean, std))
+    return [*shifted(center, before, -1), *scaled(1 / spread, before)]
 
 
 def batch_norm(
@@ -140,6 +225,16 @@ LAYERS: dict[Any, Callable[..., nn.Module]] = {
     functional.dropout: _dropout,
     functional.dropout2d: _dropout,
     functional.pad: _pad,
+    functional.mish: lambda x, inplace=False: nn.Mish(),
+    functional.hardsigmoid: lambda x, inplace=False: nn.Hardsigmoid(),
+    functional.interpolate: _interpolate,
+    functional.conv_transpose2d: _transposed,
+    functional.conv3d: _convolution_3d,
+    **dict.fromkeys((functional.log_softmax, torch.log_softmax, "log_softmax"), _log_softmax),
+    **dict.fromkeys((functional.softmax, torch.softmax, "softmax"), _softmax),
+    torch.abs: lambda x: nn.LeakyReLU(-1.0),
+    "abs": lambda x: nn.LeakyReLU(-1.0),
+    operator.abs: lambda x: nn.LeakyReLU(-1.0),
     functional.pixel_unshuffle: lambda x, downscale_factor: nn.PixelUnshuffle(downscale_factor),
     functional.pixel_shuffle: lambda x, upscale_factor: nn.PixelShuffle(upscale_factor),
     functional.linear: _linear,
@@ -155,13 +250,23 @@ for _target in (torch.tanh, torch.tanh_, functional.tanh, "tanh", "tanh_"):
 for _target in (torch.sigmoid, torch.sigmoid_, functional.sigmoid, "sigmoid", "sigmoid_"):
     LAYERS[_target] = lambda x: nn.Sigmoid()
 
-ON_SHAPES: dict[Any, Callable[..., list[nn.Module]]] = {functional.batch_norm: batch_norm, torch.batch_norm: _torch_batch_norm}
+ON_SHAPES: dict[Any, Callable[..., list[nn.Module]]] = {
+    functional.batch_norm: batch_norm,
+    torch.batch_norm: _torch_batch_norm,
+    **dict.fromkeys((torch.sum, "sum"), summed),
+    **dict.fromkeys((torch.amax, "amax"), largest),
+    **dict.fromkeys((torch.clamp, torch.clip, "clamp", "clip", "clamp_", "clip_"), clamp),
+    **dict.fromkeys((torch.clamp_min, "clamp_min", "clamp_min_"), lambda before, x, min: clamp(before, x, min)),
+    **dict.fromkeys((torch.clamp_max, "clamp_max", "clamp_max_"), lambda before, x, max: clamp(before, x, None, max)),
+}
 """Operations whose layers depend on the shape that they are given: functions of it and of the arguments."""
 
 ADD = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
 SUBTRACT = frozenset({operator.sub, operator.isub, torch.sub, torch.subtract, "sub", "sub_", "subtract"})
 MULTIPLY = frozenset({operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply"})
 DIVIDE = frozenset({operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide, "div", "div_", "divide"})
+MAXIMA: frozenset[Any] = frozenset({torch.maximum, torch.max, "maximum", "max"})
+EXTREMES: frozenset[Any] = MAXIMA | frozenset({torch.minimum, torch.min, "minimum", "min"})
 NEGATE = frozenset({operator.neg, torch.neg, "neg"})
 CONCATENATE = frozenset({torch.cat, torch.concat, torch.concatenate})
 RESHAPE = frozenset({torch.reshape, "view", "reshape"})
@@ -179,9 +284,16 @@ SIZES = frozenset(
         operator.mod,
         operator.neg,
         operator.eq,
+        operator.ne,
+        operator.lt,
+        operator.le,
+        operator.gt,
+        operator.ge,
         torch._assert,
         int,
+        len,
         "size",
+        "numel",
         "dim",
     }
 )
@@ -200,6 +312,8 @@ def module_layers(path: str, module: nn.Module, before: tuple[int, ...]) -> list
     """A leaf of the graph as layers with rules, checked as in `guard.leaves`, with in-place work switched off."""
     if isinstance(module, SELF_NORMALISING):
         raise Uncertifiable(OWN_SPREAD)
+    if is_torchvision_normalize(module):
+        return normalized(before, None, module.mean, module.std, bool(module.inplace))
     if type(module) is nn.AdaptiveAvgPool2d:
         return adaptive(module.output_size, before)
     list(leaves(module, path))
@@ -225,61 +339,21 @@ def adaptive(size: Any, before: tuple[int, ...]) -> list[nn.Module]:
 def mean(
     before: tuple[int, ...], x: Any, dim: Any = None, keepdim: bool = False, dtype: None = None, axis: Any = None
 ) -> list[nn.Module]:
-    """The mean over all pixels of each channel."""
+    """The mean over all pixels of each channel, or over other dimensions."""
     dims = axis if dim is None else dim
     found = sorted(d % (len(before) + 1) for d in ([dims] if isinstance(dims, int) else dims or ()))
-    if dtype is not None or found != list(range(2, len(before) + 1)) or len(before) not in (2, 3):
-        raise Uncertifiable(f"no rule for the mean over dimensions {dims} of (batch, *{before})")
+    if dtype is not None:
+        raise Uncertifiable("no rule for a mean in another type")
+    if found != list(range(2, len(before) + 1)) or len(before) not in (2, 3):
+        return reduced(before, dims, keepdim, True)
     pool = nn.AdaptiveAvgPool2d(1) if len(before) == 3 else nn.AdaptiveAvgPool1d(1)
     return [pool] if keepdim else [pool, nn.Flatten()]
 
 
 def reshaped(before: tuple[int, ...], after: tuple[int, ...]) -> list[nn.Module]:
-    """A reshape that keeps the order: each image flattened to a vector, or unchanged."""
+    """A reshape that keeps the order."""
     if before == after:
         return []
-    if after != (math.prod(before),):
+    if math.prod(after) != math.prod(before):
         raise Uncertifiable(f"no rule for reshaping images of {before} to {after}")
-    return [nn.Flatten()]
-
-
-def scaled(value: Any, before: tuple[int, ...]) -> list[nn.Module]:
-    """Multiplication by a number, or one number per channel."""
-    constant = per_channel(value, before)
-    if constant.numel() == 1:
-        return [] if constant.item() == 1 else [Scale(constant.item())]
-    return [_fixed(before, weight=constant)]
-
-
-def shifted(value: Any, before: tuple[int, ...], sign: float) -> list[nn.Module]:
-    """Addition (sign 1) or subtraction (sign -1) of a number, or one number per channel."""
-    constant = per_channel(value, before)
-    if not constant.any():
-        return []
-    return [_fixed(before, bias=constant) if sign > 0 else _fixed(before, running_mean=constant)]
-
-
-def per_channel(value: Any, before: tuple[int, ...]) -> Tensor:
-    """A constant as one number, or one per channel. Raises Uncertifiable where it is neither."""
-    if not isinstance(value, int | float | Tensor) or (isinstance(value, Tensor) and value.is_complex()):
-        raise Uncertifiable(f"expected a constant number or tensor, found {type(value).__name__}")
-    exact = value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)  # not by way of float32
-    constant = exact.detach().to("cpu", torch.float64)
-    if not constant.isfinite().all():
-        raise Uncertifiable("expected a finite constant, found NaN or infinity")
-    if constant.numel() == 1 and constant.dim() <= len(before) + 1:
-        return constant.reshape(1)
-    spread = (1,) * (len(before) + 1 - constant.dim()) + tuple(constant.shape)
-    if spread != (1, before[0], *(1,) * (len(before) - 1)):
-        raise Uncertifiable(f"expected one number or one per channel, found shape {tuple(constant.shape)} on {before}")
-    return constant.reshape(-1)
-
-
-def _fixed(before: tuple[int, ...], **tensors: Tensor) -> nn.Module:
-    """A batch norm of variance one that scales and shifts by constants."""
-    if len(before) not in (1, 3):
-        raise Uncertifiable(f"no rule for a constant per channel on images of {before}")
-    norm = (nn.BatchNorm1d if len(before) == 1 else nn.BatchNorm2d)(before[0], eps=0.0, dtype=torch.float64)
-    for name, values in tensors.items():
-        getattr(norm, name).data = values.expand(before[0]).clone()
-    return norm.requires_grad_(False).eval()
+    return [nn.Flatten()] if len(after) == 1 else [Pick(torch.arange(math.prod(before)), after, before)]

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from robustbench_rkhs.bounds import operations as known
+from robustbench_rkhs.bounds import rearranging as moving
+from robustbench_rkhs.bounds.casts import precision_of, without_casts
 from robustbench_rkhs.bounds.coarse import coarse_weights
-from robustbench_rkhs.bounds.tracing import Holder, Recorder, Values, check, in_autocast, place, user_path
+from robustbench_rkhs.bounds.tracing import Holder, Recorder, Values, check, in_autocast, is_torchvision_normalize, place, user_path
 from robustbench_rkhs.lipschitz import guard
 from robustbench_rkhs.lipschitz.bounds import Uncertifiable
 from robustbench_rkhs.nodes.reasons import reason
@@ -72,10 +74,11 @@ def sketch(model: nn.Module, shape: tuple[int, ...]) -> Sketch:
         return Sketch(str(refused) if lacks else "")
     try:
         with torch.no_grad():
-            recorder = Recorder()
+            recorder = Recorder(torch.empty(2, *shape, device="meta"))
             graph = recorder.trace(Holder(without_numbers(model)))
             if rounded := in_autocast(recorder):
                 return Sketch(f"{guard.named('', model)}: {rounded}", (), frozenset(recorder.contexts))
+            without_casts(graph, recorder.root, precision_of(model))
             values = Values(root := fx.GraphModule(recorder.root, graph))
             values.run(torch.empty(2, *shape, device="meta"))
     except Exception:  # the model's own code, which may need numbers
@@ -152,10 +155,13 @@ class _Graph:
     def _missing(self, node: fx.Node) -> str:
         """Why an operation has no rule, as far as its type and shapes tell."""
         read = [one for one in node.all_input_nodes if one in self.images]
-        if node.target in known.CONCATENATE | known.ADD | known.SUBTRACT:
-            return "" if read else "no rule for this operation"
+        if node.target in known.CONCATENATE | known.ADD | known.SUBTRACT | moving.STACKS | known.EXTREMES:
+            two = len(read) == 2 or node.target not in known.EXTREMES
+            return "" if read and two else "no rule for this operation"
         if node.target in known.MULTIPLY | known.DIVIDE:
             return "no rule for two values that both depend on the image" if len(read) > 1 else ""
+        if node.target in moving.MATMUL | moving.LINEAR:
+            return "" if len(read) == 1 else "no rule for two values that both depend on the image"
         if len(read) != 1 or not node.args or node.args[0] is not read[0]:
             return "no rule for this operation"
         before, after = self.values[read[0]], self.values[node]
@@ -166,6 +172,9 @@ class _Graph:
                 return f"no rule for reshaping the batch to {tuple(after.shape)}"
             return _said(known.reshaped, tuple(before.shape[1:]), tuple(after.shape[1:]))
         listed = known.NEGATE | known.MEAN | known.ADAPTIVE | known.ADAPTIVE_MAX | known.LAYERS.keys() | known.ON_SHAPES.keys()
+        listed |= moving.MOVES | moving.SPLITS
+        if getattr(node.target, "__module__", "").startswith("torchvision.transforms") and node.target.__name__ == "normalize":  # type: ignore[union-attr]
+            return ""
         return "" if node.target in listed else "no rule for this operation"
 
     def _module_lacks(self, module: nn.Module, node: fx.Node, before: tuple[int, ...]) -> str:
@@ -173,6 +182,8 @@ class _Graph:
             return "no rule for a layer with several arguments" if guard.known(module) else "no rule for this type of layer"
         if isinstance(module, known.SELF_NORMALISING):
             return known.OWN_SPREAD
+        if is_torchvision_normalize(module):
+            return ""
         if type(module) is nn.AdaptiveAvgPool2d:
             return _said(known.adaptive, module.output_size, before)
         return "" if guard.known(module) else "no rule for this type of layer"

@@ -1,20 +1,27 @@
 """Tracing: a module's forward pass as a graph of operations, recorded by running it on a symbol."""
 
 import copy
+import math
 import operator
+import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import _get_qualified_name
 
+from robustbench_rkhs.bounds.casts import precision_of, without_casts
+from robustbench_rkhs.bounds.lengths import Unknown, asserted, recording_lengths
 from robustbench_rkhs.lipschitz.bounds import Uncertifiable
 from robustbench_rkhs.lipschitz.guard import foreign, intact, named, parts
 from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.runtime import contexts
 from robustbench_rkhs.runtime.modes import advice
 
+TORCHVISION = ("torchvision.transforms.functional", "torchvision.transforms.v2.functional")
+"""Modules whose functions are recorded as they are, where they were imported: they ask a symbol for its type."""
 PREFIX = "model"
 """The traced model's name in the module that holds it."""
 CALLS = ("__call__", "_call_impl", "_wrapped_call_impl", "_slow_forward", "__getattr__", "__getattribute__")
@@ -29,11 +36,16 @@ PUBLIC = {
 """Public names of internal torch functions."""
 
 
+def is_torchvision_normalize(module: nn.Module) -> bool:
+    """Whether this is torchvision's Normalize, of either version."""
+    return type(module).__name__ == "Normalize" and type(module).__module__.startswith("torchvision.transforms")
+
+
 class Traced(NamedTuple):
     """A model's operations, in the order they run."""
 
     model: nn.Module
-    """A float64 copy on the CPU."""
+    """A float64 copy on the CPU; its graph where the forward casts to the model's own type, which float64 must not pass through."""
     root: fx.GraphModule
     graph: fx.Graph
     values: dict[fx.Node, Any]
@@ -67,19 +79,38 @@ class Symbol(fx.Proxy):
 class Recorder(fx.Tracer):
     """Traces into modules that have no rule and are not from torch.nn; notes the context managers around their operations."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, example: Tensor | None = None) -> None:
+        """`example`: images, by whose shape questions about sizes are answered; without them, such a forward is not traced."""
+        searched = [math, *(sys.modules[name] for name in TORCHVISION if name in sys.modules)]
+        wrapped: Any = tuple(searched) if example is not None else (math,)
+        super().__init__(autowrap_modules=wrapped)
         self.contexts: set[str] = set()
+        self.example = example
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
-        with contexts.noting_autocast(self.contexts):
+        with contexts.noting_autocast(self.contexts), recording_lengths(root) if self.example is not None else nullcontext():
             return super().trace(root, concrete_args)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """The answer to a comparison of sizes, which does not depend on the number of images; any other is refused."""
+        if self.example is None:
+            return bool(super().to_bool(obj))
+        try:
+            with torch.no_grad():
+                values = Values(fx.GraphModule(self.root, _until(obj.node)))
+                values.run(self.example)
+                found = {node: value for node, value in zip(self.graph.nodes, values.found.values(), strict=False)}
+                return asserted(obj.node, found)
+        except (Unknown, IndexError, TypeError, RuntimeError):
+            return bool(super().to_bool(obj))
 
     def create_node(self, *args: Any, **keywords: Any) -> fx.Node:
         self.contexts |= contexts.active()
         return super().create_node(*args, **keywords)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if self.example is not None and is_torchvision_normalize(m):
+            return True
         return not foreign(m) and not isinstance(m, nn.Sequential)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -106,7 +137,7 @@ def trace(model: nn.Module, shape: tuple[int, ...]) -> Traced:
     """
     check(model)
     double = copy.deepcopy(model).to("cpu", torch.float64).requires_grad_(False)
-    before, recorder = _state(double), Recorder()
+    before, recorder = _state(double), Recorder(images(shape, 2, 0))
     try:
         graph = recorder.trace(Holder(double))
     except Uncertifiable:
@@ -115,6 +146,10 @@ def trace(model: nn.Module, shape: tuple[int, ...]) -> Traced:
         raise Uncertifiable(f"{named('', model)}: its forward cannot be traced: {reason(refused)}") from None
     if rounded := in_autocast(recorder):
         raise Uncertifiable(f"{named('', model)}: {rounded}")
+    try:
+        cast = without_casts(graph, recorder.root, precision_of(model))
+    except Uncertifiable as refused:
+        raise Uncertifiable(f"{named('', model)}: {refused}") from None
     root = fx.GraphModule(recorder.root, graph)
     values = Values(root)
     try:
@@ -124,7 +159,7 @@ def trace(model: nn.Module, shape: tuple[int, ...]) -> Traced:
     changed = sorted(name for name, value in _state(double).items() if not _same(before.get(name), value))
     if changed:
         raise Uncertifiable(f"{named('', model)}: its forward changes {changed[0]}")
-    return Traced(double, root, graph, values.found)
+    return Traced(root if cast else double, root, graph, values.found)
 
 
 def in_autocast(recorder: Recorder) -> str:
@@ -135,6 +170,17 @@ def in_autocast(recorder: Recorder) -> str:
         f"its forward runs under {contexts.AUTOCAST}, which rounds its numbers to half precision, further than any bound here "
         "covers: leave it out of forward"
     )
+
+
+def _until(last: fx.Node) -> fx.Graph:
+    """The graph so far, up to an operation."""
+    graph, copied = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in last.graph.nodes:
+        copied[node] = graph.node_copy(node, copied.__getitem__)
+        if node is last:
+            break
+    graph.output(copied[last])
+    return graph
 
 
 def images(shape: tuple[int, ...], count: int, seed: int) -> Tensor:

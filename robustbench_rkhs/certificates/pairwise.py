@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from robustbench_rkhs.bounds import Step, opened, reached, steps
+from robustbench_rkhs.bounds import Step, margins_of, opened, reached, steps
 from robustbench_rkhs.bounds.sketch import Sketch
 from robustbench_rkhs.certificates.base import FURTHEST, Certificate, Certified
 from robustbench_rkhs.certificates.float32 import BATCH, FLOAT32, evaluated_error, in_float32
@@ -163,7 +163,7 @@ def reach_of(model: nn.Module, shape: tuple[int, ...]) -> dict[str, float]:
 
 def _read(model: nn.Module, shape: tuple[int, ...]) -> _Known:
     """The model's float64 chain and what was computed from it."""
-    model = opened(model, shape)  # from here on any other module is a chain, and the digest covers all of it
+    model = margins_of(opened(model, shape))  # from here on any other module is a chain, and the digest covers all of it
     key = _digest(model, shape)
     known = _known.get(key)
     if known is None:

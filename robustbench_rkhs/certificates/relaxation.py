@@ -11,7 +11,7 @@ from jaxtyping import Float, Float64, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from robustbench_rkhs.bounds import opened
+from robustbench_rkhs.bounds import margins_of, opened
 from robustbench_rkhs.bounds.sketch import Sketch
 from robustbench_rkhs.certificates.base import FURTHEST, Certificate, Certified
 from robustbench_rkhs.certificates.bisection import largest
@@ -86,7 +86,7 @@ class RelaxationCertificate(Certificate):
             images[~finite] = 0.0
             proved, cut = images.new_zeros(len(images)), torch.ones_like(finite)
             try:
-                plain = opened(model, tuple(x.shape[1:]))
+                plain = margins_of(opened(model, tuple(x.shape[1:])))
                 proves = self.balls(plain, twin(plain, device), images, labels, epsilons)
                 for some in portions(len(images), max(len(images), 1), GRAIN):  # all at once where no clock runs
                     here = partial(proves.at, some.start)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor, nn
 
-from robustbench_rkhs.bounds import opened
+from robustbench_rkhs.bounds import margins_of, opened
 from robustbench_rkhs.certificates.relaxation import twin
 from robustbench_rkhs.certificates.sdp_crown import AIM, SdpCrownCertificate, Tilted
 from robustbench_rkhs.relaxations.ascent import Search, optimised
@@ -39,7 +39,7 @@ def witness(
 ) -> Witness:
     """The witness for these l2 radii. Cost: up to `method.steps` gradient steps for each image and share of its radius."""
     with torch.inference_mode(False), torch.no_grad():
-        plain = opened(model, tuple(x.shape[1:]))
+        plain = margins_of(opened(model, tuple(x.shape[1:])))
         ways = Tilted(method, plain, twin(plain, torch.device("cpu")), x.detach().cpu().double(), y.detach().cpu())
         found, kept = torch.zeros_like(radius), []
         for at in (radius > 0).nonzero().flatten().tolist():

@@ -36,6 +36,8 @@ def _evaluate(
     save_certificates: Annotated[Folder | None, tyro.conf.arg(aliases=["--certificate"])] = None,
     save_adversarials: Target | None = None,
     bits: int | None = None,
+    vnnlib: Folder | None = None,
+    answers: Path | None = None,
 ) -> int:
     """Certify and attack models; print the table of verdicts; write it, the curve and the report.
 
@@ -69,6 +71,9 @@ def _evaluate(
             attacks; rkhs-verify re-checks it, rkhs-report --adversarials draws it.
         bits: With --save-adversarials: 8 rounds them to pixels k/255 where they stay adversarial within their eps; the file's
             array `bits` is 8 for these, and 0 for those saved as they were found.
+        vnnlib: Folder that gets each open image as VNN-LIB beside the network as ONNX, for verifiers of others (--norm linf).
+        answers: CSV of such a verifier's answers about the files in --vnnlib: counted as foreign, never among the verdicts; a
+            contradiction ends with exit code 1.
     """
     from robustbench_rkhs.cli.settings import eval_recipe
     from robustbench_rkhs.nodes.code_names import TYPED
@@ -85,12 +90,14 @@ def _evaluate(
     _check_outputs(recipe, conditions, len(model), save_certificates, save_adversarials)
     if bits is not None and (save_adversarials is None or not 1 <= bits <= 16):
         raise UserError("--bits: expected 1 to 16, beside --save-adversarials, whose images are rounded")
+    if answers is not None and vnnlib is None:
+        raise UserError("--answers: expected --vnnlib beside it, the folder with the files that the answers are about")
     screen, where = console_of_width(120, stderr=as_json), usable_device(device)
     failed, results, reasons = False, list[dict[str, Any]](), list[str | None]()
     with shown(screen, quiet):
         subjects = [load_model(name, weights, data, allow_code) for name in model]
         other = None if twin is None else load_twin(twin, data, subjects, allow_code)
-        run = _Run(recipe, conditions, screen, where, out, other, save_certificates, save_adversarials, bits)
+        run = _Run(recipe, conditions, screen, where, out, other, save_certificates, save_adversarials, bits, vnnlib, answers)
         loaders = [Typed(name, weights, data, tuple(allow_code), votes or None) for name in model]
         for subject, loader in zip([smoothed(one, **votes) for one in subjects] if votes else subjects, loaders, strict=True):
             found, broke, reason = run.of(subject, loader)
@@ -129,6 +136,8 @@ class _Run:
     save_certificates: Path | None
     save_adversarials: Path | None
     bits: int | None
+    vnnlib: Path | None
+    answers: Path | None
 
     def of(self, subject: Any, loader: Any) -> tuple[dict[str, Any], bool, str | None]:
         """Evaluates one model, prints its tables and writes its files. Returns its JSON, whether it fails the command, and why
@@ -156,7 +165,21 @@ class _Run:
         if self.save_certificates is not None and not stopped:
             self._write_proof(subject, done, self.save_certificates / subject.name)
         failed = _failed(self.screen, done, self.conditions)
+        if self.vnnlib is not None and not stopped:
+            failed |= self._foreign(subject, done, self.vnnlib)
         return _plain(done, written), failed, done.about.incomplete_because
+
+    def _foreign(self, subject: Any, done: Any, folder: Path) -> bool:
+        """Writes the open images for verifiers of others, or reads their answers; whether one contradicts a verdict."""
+        from robustbench_rkhs.zoo.vnnlib import read_answers, write_vnnlib
+
+        if self.answers is None:
+            told(self.screen, f"vnnlib: {write_vnnlib(subject.model, subject.test, done, folder)}")
+            return False
+        found = read_answers(self.answers, done, folder)
+        for line in found.lines:
+            told(self.screen, line)
+        return found.contradictions > 0
 
     def _write_proof(self, subject: Any, done: Any, folder: Path) -> None:
         from robustbench_rkhs.proofs import write_proof

@@ -2,6 +2,7 @@
 
 from robustbench_rkhs.lipschitz import activations as activations  # these register their rules
 from robustbench_rkhs.lipschitz import convolution as convolution
+from robustbench_rkhs.lipschitz import linear_maps as linear_maps
 from robustbench_rkhs.lipschitz import normalizations as normalizations
 from robustbench_rkhs.lipschitz import pools as pools
 from robustbench_rkhs.lipschitz import rearrangements as rearrangements

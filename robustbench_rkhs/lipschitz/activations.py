@@ -13,6 +13,12 @@ GELU_STEEPEST = upwards((1 + math.erf(1)) / 2 + math.exp(-1) / math.sqrt(math.pi
 r"""Largest slope of x Phi(x), 1.1289: its second derivative phi(x) (2 - x^2) is zero at sqrt 2 only (for x > 0), and the slope
 there is Phi(sqrt 2) + sqrt 2 phi(sqrt 2). The slope at -x is one less that at x, so the least is 1 - 1.1289."""
 
+GELU_TANH_STEEPEST = 1.12915
+r"""Above the largest slope of x (1 + tanh(c (x + a x^3))) / 2, c = sqrt(2 / pi), a = 0.044715: 1.12909, near x = 1.41. The slope at
+-x is one less that at x. (tests/test_traced_operations.py proves it on a grid with the bound of the second derivative.)"""
+MISH_SLOPES = (-0.1135, 1.08851)
+"""An interval around the slopes of x tanh(log(1 + e^x)), which lie in [-0.11322, 1.08850] (proved in the same way)."""
+
 SILU_TURN = 2.3994
 r"""Above the root 2.39936 of x tanh(x / 2) = 2, where the slope of x sigmoid(x) is largest: 2.3994 tanh(1.1997) = 2.00006."""
 SILU_STEEPEST = upwards(SILU_TURN / 4 + 0.5)
@@ -62,8 +68,8 @@ def _(module: nn.ELU) -> tuple[float, float]:
 
 @slopes.register
 def _(module: nn.GELU) -> tuple[float, float]:
-    if module.approximate != "none":
-        raise Uncertifiable(f"no rule for approximate={module.approximate!r}, expected 'none'")
+    if module.approximate == "tanh":
+        return 1 - GELU_TANH_STEEPEST, GELU_TANH_STEEPEST
     return 1 - GELU_STEEPEST, GELU_STEEPEST
 
 
@@ -99,6 +105,16 @@ def _(module: nn.Hardswish) -> tuple[float, float]:
 
 
 @slopes.register
+def _(module: nn.Mish) -> tuple[float, float]:
+    return MISH_SLOPES
+
+
+@slopes.register
+def _(module: nn.Hardsigmoid) -> tuple[float, float]:
+    return 0.0, upwards(1 / 6)
+
+
+@slopes.register
 def _(module: nn.PReLU) -> tuple[float, float]:
     weight = weights(module.weight, "slope")
     return min(weight.min().item(), 1.0), max(weight.max().item(), 1.0)
@@ -119,6 +135,8 @@ def _finite(value: float, name: str) -> float:
 @rule.register(nn.CELU)
 @rule.register(nn.SELU)
 @rule.register(nn.Hardswish)
+@rule.register(nn.Mish)
+@rule.register(nn.Hardsigmoid)
 def _(module: nn.Module, shape: tuple[int, ...]) -> Bound:
     """The steepest slope."""
     found = slopes(module)
@@ -134,7 +152,20 @@ def _(module: nn.PReLU, shape: tuple[int, ...]) -> Bound:
     return Bound(max(abs(low), abs(high)), shape)
 
 
-_NEW = (nn.GELU, nn.SiLU, nn.Softplus, nn.Hardtanh, nn.ReLU6, nn.Softsign, nn.CELU, nn.SELU, nn.Hardswish, nn.PReLU)
+_NEW = (
+    nn.GELU,
+    nn.SiLU,
+    nn.Softplus,
+    nn.Hardtanh,
+    nn.ReLU6,
+    nn.Softsign,
+    nn.CELU,
+    nn.SELU,
+    nn.Hardswish,
+    nn.PReLU,
+    nn.Mish,
+    nn.Hardsigmoid,
+)
 for _kind in _NEW:
     fan.register(_kind, lambda module, inputs, outputs: (1, 1))
 

@@ -1,5 +1,7 @@
 """Proven Lipschitz bounds of normalisations whose statistics are fixed."""
 
+import math
+
 from torch import nn
 
 from robustbench_rkhs.lipschitz.bounds import Bound, Uncertifiable, affine, rule, upwards, weights
@@ -28,6 +30,16 @@ def _(module: nn.BatchNorm1d | nn.BatchNorm2d, shape: tuple[int, ...]) -> Bound:
         slopes = slopes * weights(module.weight, "weight").abs()
     steepest = slopes.max().item()
     return Bound(upwards(steepest) if steepest else 0.0, shape)
+
+
+@rule.register
+def _(module: nn.LogSoftmax, shape: tuple[int, ...]) -> Bound:
+    """sqrt(n): its derivative at probabilities p is I - 1 p^T, a projection of norm sqrt(n) |p|. Differences of logits stay."""
+    if len(shape) != 1 or module.dim not in (1, -1):
+        raise Uncertifiable(
+            f"expected a log-softmax over the logits, found dimension {module.dim} of an input of shape {tuple(shape)}"
+        )
+    return Bound(upwards(math.sqrt(shape[0])), shape)
 
 
 for _kind in (nn.BatchNorm1d, nn.BatchNorm2d):

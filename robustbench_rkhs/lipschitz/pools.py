@@ -6,8 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from robustbench_rkhs.lipschitz.bounds import Bound, Uncertifiable, affine, rule, upwards
+from robustbench_rkhs.lipschitz.bounds import Bound, Uncertifiable, affine, rule, spectral, upwards
 from robustbench_rkhs.lipschitz.convolution import Axis, fitting, image_size, operator_norm, pair
+from robustbench_rkhs.lipschitz.linear_maps import matrix, run_on
 from robustbench_rkhs.lipschitz.rounding import fan
 from robustbench_rkhs.nodes.reasons import reason
 
@@ -15,16 +16,26 @@ from robustbench_rkhs.nodes.reasons import reason
 @rule.register
 def _(module: nn.AvgPool2d, shape: tuple[int, ...]) -> Bound:
     channels, *sizes = image_size(shape)
-    if module.ceil_mode:
-        raise Uncertifiable("no rule for ceil_mode")
     kernel, stride, padding = pair(module.kernel_size), pair(module.stride), pair(module.padding)
-    if max(padding) and not module.count_include_pad and module.divisor_override is None:
-        raise Uncertifiable("no rule for count_include_pad=False with padding")
+    if module.ceil_mode or (max(padding) and not module.count_include_pad and module.divisor_override is None):
+        return _cut_off(module, shape)
     axes = tuple(Axis(sizes[i], kernel[i], stride[i], 1, padding[i], padding[i]) for i in (0, 1))
     divisor = module.divisor_override or kernel[0] * kernel[1]
     fitting((axes[0], axes[1]), shape)
     norm = upwards(_sums(axes[0]) * _sums(axes[1]) / abs(divisor))
     return Bound(norm, (channels, axes[0].outputs, axes[1].outputs), "dense")
+
+
+def _cut_off(module: nn.AvgPool2d, shape: tuple[int, ...]) -> Bound:
+    """Windows that end at the border have fewer pixels in their mean: one matrix for each axis, whose norms multiply."""
+    if module.divisor_override is not None:
+        raise Uncertifiable("no rule for ceil_mode with divisor_override")
+    kernel, stride, padding = pair(module.kernel_size), pair(module.stride), pair(module.padding)
+    norm = 1.0
+    for size, k, s, p in zip(shape[1:], kernel, stride, padding, strict=True):
+        pool = nn.AvgPool1d(k, s, p, module.ceil_mode, module.count_include_pad)
+        norm = upwards(norm * spectral(matrix(pool, size)))
+    return Bound(norm, run_on(module, shape), "dense")
 
 
 def _sums(axis: Axis) -> float:
@@ -41,9 +52,12 @@ def _sums(axis: Axis) -> float:
 @rule.register
 def _(module: nn.AdaptiveAvgPool2d, shape: tuple[int, ...]) -> Bound:
     channels, height, width = image_size(shape)
-    if module.output_size not in (1, (1, 1), [1, 1]):
-        raise Uncertifiable(f"no rule for output size {module.output_size}, expected 1")
-    return Bound(upwards(1 / math.sqrt(height * width)), (channels, 1, 1))
+    if module.output_size in (1, (1, 1), [1, 1]):
+        return Bound(upwards(1 / math.sqrt(height * width)), (channels, 1, 1))
+    found, norm = run_on(module, shape), 1.0
+    for size, new in zip(shape[1:], found[1:], strict=True):
+        norm = upwards(norm * spectral(matrix(nn.AdaptiveAvgPool1d(new), size)))
+    return Bound(norm, found, "dense")
 
 
 @rule.register

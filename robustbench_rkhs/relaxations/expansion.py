@@ -6,7 +6,7 @@ from functools import singledispatch
 import torch
 from torch import Tensor, nn
 
-from robustbench_rkhs.layers import GroupSort, Residual
+from robustbench_rkhs.layers import GroupSort, Residual, Scale
 from robustbench_rkhs.layers.borders import Convolution, Padding, ends
 from robustbench_rkhs.layers.fourier import FourierConv, torus_kernel
 from robustbench_rkhs.layers.lowered import hold, linear, plain
@@ -14,6 +14,7 @@ from robustbench_rkhs.layers.maps import FourierAffine
 from robustbench_rkhs.layers.reflection import Reflected
 from robustbench_rkhs.layers.sandwich import Sandwiched
 from robustbench_rkhs.layers.sandwich_conv import FourierSandwich
+from robustbench_rkhs.layers.traced_maps import Diagonal
 from robustbench_rkhs.lipschitz import fan
 from robustbench_rkhs.nodes.node import UserError
 
@@ -105,6 +106,36 @@ def _(operation: GroupSort, like: Tensor) -> nn.Module:
         if len(first):
             rounds.append(Exchange(first, first + 1))
     return nn.Sequential(*rounds)
+
+
+@expanded.register(nn.Hardtanh)
+@expanded.register(nn.ReLU6)
+def _(operation: nn.Hardtanh, like: Tensor) -> nn.Module:
+    """h - relu((h - l) - relu(z - l)) for the limits l and h."""
+    low, high = operation.min_val, operation.max_val
+    plain = [_numbers(like, 1.0, -low), nn.ReLU(), _numbers(like, -1.0, high - low), nn.ReLU(), _numbers(like, -1.0, high)]
+    return nn.Sequential(*plain)
+
+
+@expanded.register
+def _(operation: nn.Hardsigmoid, like: Tensor) -> nn.Module:
+    """1 - relu(6 - relu(z + 3)) / 6."""
+    return nn.Sequential(_numbers(like, 1.0, 3.0), nn.ReLU(), _numbers(like, -1.0, 6.0), nn.ReLU(), _numbers(like, -1 / 6, 1.0))
+
+
+@expanded.register
+def _(operation: nn.LeakyReLU, like: Tensor) -> nn.Module:
+    """s z + (1 - s) relu(z), where the slope s lies outside of [0, 1]: |z| for s = -1."""
+    slope = operation.negative_slope
+    if 0 <= slope <= 1 or type(operation) is not nn.LeakyReLU:
+        return operation
+    return Residual(Scale(slope), nn.Sequential(nn.ReLU(), Scale(1 - slope)))
+
+
+def _numbers(like: Tensor, scale: float, shift: float) -> Diagonal:
+    """scale z + shift."""
+    one = like.new_ones((1,) * like.dim())
+    return Diagonal(scale * one, shift * one)
 
 
 def _shape(like: Tensor) -> Shape:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from robustbench_rkhs.layers import GroupSort, MaxMin
 from robustbench_rkhs.lipschitz.euclidean import lengths
+from robustbench_rkhs.relaxations.curves import CURVES
 from robustbench_rkhs.relaxations.expansion import Exchange
 from robustbench_rkhs.relaxations.interval import Step, Trace, Walk, trace
 from robustbench_rkhs.relaxations.linear_bounds import AFFINE, DIAGONAL, MOVES, Lines, chain_back, margin_rows
@@ -21,7 +22,7 @@ from robustbench_rkhs.runtime.clock import OutOfTime, ask
 NUMBERS = 2**22
 """Largest tensor of slopes, in numbers: 32 MiB in float64; a pass holds a few of them."""
 KINKS = (nn.ReLU, nn.LeakyReLU)
-BENDS = (nn.Tanh, nn.Sigmoid, nn.ELU, nn.MaxPool2d, MaxMin, GroupSort, Exchange)
+BENDS: tuple[type[nn.Module], ...] = (nn.Tanh, nn.Sigmoid, nn.ELU, *CURVES, nn.MaxPool2d, MaxMin, GroupSort, Exchange)
 
 
 Tighten = Callable[[nn.Module, list[Step], Region], Region]

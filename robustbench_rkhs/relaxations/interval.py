@@ -22,6 +22,7 @@ from robustbench_rkhs.layers import (
     ScaledAveragePool,
     SpaceToDepth,
 )
+from robustbench_rkhs.layers.traced_maps import Diagonal
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.relaxations.expansion import Exchange, expanded
 from robustbench_rkhs.relaxations.planes import Bent
@@ -188,6 +189,7 @@ def _(module: nn.Module, region: Region) -> Region:
 @through.register(Normalize)
 @through.register(Scale)
 @through.register(LearnableScale)
+@through.register(Diagonal)
 @through.register(nn.BatchNorm1d)
 @through.register(nn.BatchNorm2d)
 def _(module: nn.Module, region: Region) -> Region:
@@ -199,6 +201,8 @@ def diagonal(module: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and shift of a layer that maps each value separately."""
     if isinstance(module, Scale):
         return like.new_tensor(module.value), like.new_zeros(())
+    if isinstance(module, Diagonal):
+        return module.scale.to(like), module.shift.to(like)
     if isinstance(module, LearnableScale):
         return module.logarithm.exp().to(like), like.new_zeros(())
     if isinstance(module, Normalize):

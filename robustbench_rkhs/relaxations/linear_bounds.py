@@ -20,6 +20,7 @@ from robustbench_rkhs.layers import (
     ScaledAveragePool,
     SpaceToDepth,
 )
+from robustbench_rkhs.layers.traced_maps import Diagonal
 from robustbench_rkhs.relaxations.expansion import Exchange
 from robustbench_rkhs.relaxations.interval import NoRule, Step, Trace, diagonal, forked, kink
 from robustbench_rkhs.relaxations.planes import Bent, Planes, lines_of_gap, lines_of_kink, lines_of_smooth, lines_of_windows
@@ -31,7 +32,7 @@ from robustbench_rkhs.runtime.clock import ask
 POOLS = (nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, ScaledAveragePool)
 MOVES = (nn.ZeroPad2d, nn.PixelUnshuffle, nn.PixelShuffle, SpaceToDepth, PadChannels, FirstFeatures)
 AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, *POOLS, *MOVES)
-DIAGONAL = (Normalize, Scale, LearnableScale, nn.BatchNorm1d, nn.BatchNorm2d)
+DIAGONAL = (Normalize, Scale, LearnableScale, Diagonal, nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 class Lines(NamedTuple):
@@ -161,6 +162,7 @@ def _(module: nn.Flatten, step: Step, rows: Lines) -> Lines:
 @back.register(Normalize)
 @back.register(Scale)
 @back.register(LearnableScale)
+@back.register(Diagonal)
 @back.register(nn.BatchNorm1d)
 @back.register(nn.BatchNorm2d)
 def _(module: nn.Module, step: Step, rows: Lines) -> Lines:

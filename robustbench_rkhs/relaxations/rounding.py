@@ -17,7 +17,9 @@ from robustbench_rkhs.layers import (
     ScaledAveragePool,
     SpaceToDepth,
 )
+from robustbench_rkhs.layers.traced_maps import Diagonal
 from robustbench_rkhs.lipschitz import fan
+from robustbench_rkhs.relaxations.curves import CURVES
 from robustbench_rkhs.relaxations.expansion import Exchange, enlarged
 from robustbench_rkhs.relaxations.interval import Step, diagonal, forked
 from robustbench_rkhs.relaxations.region import Region
@@ -55,7 +57,7 @@ def rounded(step: Step, after: Region) -> tuple[Step, Region]:
         return step, after._replace(radius=after.radius + 8 * parts * UNIT * most(after) + LEAST)
     if isinstance(step.module, MOVING):
         return step._replace(size=torch.zeros_like(after.center), unit=0.0), after
-    smooth = isinstance(step.module, nn.Tanh | nn.Sigmoid | nn.ELU)
+    smooth = isinstance(step.module, (nn.Tanh, nn.Sigmoid, nn.ELU, *CURVES))
     unit = 4 * UNIT * (9 * max(fan(step.module, inputs, outputs)) + outputs + (SMOOTH if smooth else 64))
     size = magnitude(step.module, most(step.before)) + LEAST
     return step._replace(size=size, unit=unit), widened(after, unit * size)
@@ -102,6 +104,7 @@ def _(module: nn.MaxPool2d, size: Tensor) -> Tensor:
 @magnitude.register(Normalize)
 @magnitude.register(Scale)
 @magnitude.register(LearnableScale)
+@magnitude.register(Diagonal)
 @magnitude.register(nn.BatchNorm1d)
 @magnitude.register(nn.BatchNorm2d)
 def _(module: nn.Module, size: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from robustbench_rkhs.zoo.data_names import SETS, named_data
 from robustbench_rkhs.zoo.images import as_split
 from robustbench_rkhs.zoo.models import as_module
 from robustbench_rkhs.zoo.named import NamedModel, load_model, load_twin, smoothed, smoothing_from, training_images
+from robustbench_rkhs.zoo.plain import plain_export
 from robustbench_rkhs.zoo.verbs import attack, certify, evaluate, robust_accuracy
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "load_model",
     "load_twin",
     "named_data",
+    "plain_export",
     "robust_accuracy",
     "smoothed",
     "smoothing_from",

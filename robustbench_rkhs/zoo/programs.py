@@ -91,6 +91,10 @@ def _copied(graph: fx.Graph, node: fx.Node, args: Any, keywords: Any) -> fx.Node
     name, inplace = RENAMED.get(name, name), name.endswith("_")
     if name == "clone":
         args, keywords = args[:1], {}
+    if name == "slice":
+        whole, dim, *ends = (*args, *[None, None, None][len(args) - 2 :]) if len(args) > 1 else (args[0], 0, None, None, None)
+        sides = node.args[0].meta["val"].dim() if "val" in node.args[0].meta else dim + 1  # type: ignore[union-attr]
+        return graph.call_function(operator.getitem, (whole, (*[slice(None)] * (dim % sides), slice(*ends[:3]))))
     if name in ARITHMETIC and len(args) == 2 and not keywords:
         return graph.call_function(ARITHMETIC[name], args)
     if name == "hardtanh_" or (inplace and hasattr(Tensor, name)):

@@ -1,0 +1,151 @@
+"""Proven Lipschitz bounds of linear layers of torch beside convolutions: borders, resizing, transposed and 3-d convolutions."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robustbench_rkhs.lipschitz.bounds import SLACK, Bound, Uncertifiable, affine, rule, spectral, upwards, weights
+from robustbench_rkhs.lipschitz.convolution import Axis, image_size, operator_bound, overlap, pair
+from robustbench_rkhs.lipschitz.rounding import fan
+from robustbench_rkhs.nodes.reasons import reason
+
+BORDERS: tuple[type[Any], ...] = (
+    nn.ReflectionPad1d,
+    nn.ReflectionPad2d,
+    nn.ReplicationPad1d,
+    nn.ReplicationPad2d,
+    nn.CircularPad1d,
+    nn.CircularPad2d,
+)
+"""Paddings that repeat pixels."""
+RESIZED = ("nearest", "nearest-exact", "linear", "bilinear", "bicubic")
+"""Modes of nn.Upsample whose map is one matrix for each axis."""
+
+
+def matrix(along: Callable[[Tensor], Tensor], size: int) -> Tensor:
+    """The matrix of a linear map of sequences: (outputs, inputs)."""
+    return along(torch.eye(size, dtype=torch.float64)[:, None])[:, 0].T
+
+
+def run_on(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that a layer gives. Raises Uncertifiable where it does not take this one."""
+    try:
+        return tuple(module(torch.zeros(1, *shape, dtype=torch.float64)).shape[1:])
+    except (RuntimeError, ValueError, NotImplementedError) as refused:
+        raise Uncertifiable(f"it does not take an input of shape {tuple(shape)}: {reason(refused)}") from None
+
+
+def _borders(module: nn.Module, shape: tuple[int, ...]) -> Bound:
+    """The root of how often a pixel is repeated: along each axis, and their product."""
+    found, mode = run_on(module, shape), {"Refl": "reflect", "Repl": "replicate", "Circ": "circular"}[type(module).__name__[:4]]
+    pads, repeats = list(module.padding), 1  # type: ignore[arg-type]
+    for number, side in enumerate(reversed(shape[1:])):
+        row = torch.arange(side, dtype=torch.float64)[None, None]
+        row = functional.pad(row, (pads[2 * number], pads[2 * number + 1]), mode=mode)
+        repeats *= int(torch.bincount(row.flatten().long()).max())
+    return Bound(upwards(math.sqrt(repeats)) if repeats > 1 else 1.0, found)
+
+
+for _kind in BORDERS:
+    rule.register(_kind, _borders)
+    affine.register(_kind, lambda module: True)
+
+
+def resizing(module: nn.Upsample, sizes: Sequence[int]) -> list[Tensor]:
+    """The matrix of each axis, from the layer's own function on images of one column. Raises Uncertifiable for other modes."""
+    if module.mode not in RESIZED:
+        raise Uncertifiable(f"no rule for mode {module.mode!r}, expected one of {', '.join(RESIZED)}")
+    mode = {"linear": "bilinear", "nearest": "nearest", "nearest-exact": "nearest-exact"}.get(module.mode, module.mode)
+    found = []
+    for number, side in enumerate(sizes):
+        size, factor = (_of_axis(given, number) for given in (module.size, module.scale_factor))
+        options = {"align_corners": module.align_corners} if "nearest" not in mode else {}
+        options["recompute_scale_factor"] = module.recompute_scale_factor
+
+        def along(rows: Tensor, size: int | None = size, factor: float | None = factor) -> Tensor:
+            target = {"size": (int(size), 1)} if size is not None else {"scale_factor": (float(factor or 1), 1.0)}
+            out: Tensor = functional.interpolate(rows[..., None], mode=mode, **target, **options)  # type: ignore[arg-type]  # noqa: B023
+            return out[..., 0]
+
+        found.append(matrix(along, side))
+    return found
+
+
+def _of_axis(given: Any, number: int) -> Any:
+    return given if given is None or isinstance(given, (int, float)) else given[number]
+
+
+@rule.register
+def _(module: nn.Upsample, shape: tuple[int, ...]) -> Bound:
+    """The product of the norms of both matrices: a Kronecker product."""
+    if len(shape) not in (2, 3):
+        raise Uncertifiable(f"expected images or sequences, found shape {tuple(shape)}")
+    norm = math.prod(spectral(one, SLACK) for one in resizing(module, shape[1:]))
+    return Bound(upwards(norm), run_on(module, shape))
+
+
+affine.register(nn.Upsample, lambda module: True)
+
+
+@rule.register
+def _(module: nn.Unflatten, shape: tuple[int, ...]) -> Bound:
+    if module.dim == 0:
+        raise Uncertifiable("it unflattens the batch")
+    return Bound(1.0, run_on(module, shape))
+
+
+@rule.register
+def _(module: nn.ChannelShuffle, shape: tuple[int, ...]) -> Bound:
+    return Bound(1.0, run_on(module, shape))
+
+
+for _kind in (nn.Unflatten, nn.ChannelShuffle):
+    affine.register(_kind, lambda module: True)
+    fan.register(_kind, lambda module, inputs, outputs: (1, 1))
+
+
+@rule.register
+def _(module: nn.ConvTranspose2d, shape: tuple[int, ...]) -> Bound:
+    """The norm of the convolution whose adjoint it is."""
+    weight = weights(module.weight, "weight")
+    if module.bias is not None:
+        weights(module.bias, "bias")
+    channels, *sizes = image_size(shape)
+    if channels != weight.shape[0]:
+        raise Uncertifiable(f"expected {weight.shape[0]} channels, found an input of shape {shape}")
+    found = run_on(module, shape)
+    stride, padding, dilation = (pair(one) for one in (module.stride, module.padding, module.dilation))  # type: ignore[arg-type]
+    axes = [Axis(found[1 + i], weight.shape[2 + i], stride[i], dilation[i], padding[i], padding[i]) for i in (0, 1)]
+    if [axis.outputs for axis in axes] != sizes:
+        raise Uncertifiable(f"no rule for output_padding {module.output_padding} with stride {module.stride}")
+    norm, method = operator_bound(weight.view(module.groups, -1, *weight.shape[1:]), (axes[0], axes[1]))
+    return Bound(norm, found, method)
+
+
+@rule.register
+def _(module: nn.Conv3d, shape: tuple[int, ...]) -> Bound:
+    """The smaller of sqrt(||M||_1 ||M||_inf), and the norm of the reshaped kernel times the root of the most windows with one
+    voxel."""
+    weight = weights(module.weight, "weight")
+    if module.bias is not None:
+        weights(module.bias, "bias")
+    if module.padding_mode != "zeros" or isinstance(module.padding, str):
+        raise Uncertifiable(f"no rule for padding_mode {module.padding_mode!r} with padding {module.padding!r}")
+    found, groups = run_on(module, shape), module.groups
+    pads = [int(pad) for pad in module.padding]
+    axes = [Axis(shape[1 + i], weight.shape[2 + i], module.stride[i], module.dilation[i], pads[i], pads[i]) for i in range(3)]
+    kernel = weight.view(groups, -1, *weight.shape[1:])
+    into, out = kernel.abs().flatten(2).sum(2).amax(1), kernel.abs().sum((1, 3, 4, 5)).amax(1)
+    schur = (into.sqrt() * out.sqrt()).max().item()
+    windows = math.sqrt(math.prod(overlap(axis) for axis in axes))
+    reshaped = spectral(kernel.flatten(2), 0.0) * windows
+    norm = min(upwards(schur, SLACK), upwards(reshaped))
+    return Bound(norm if weight.any() else 0.0, found, "schur" if schur <= reshaped else "reshaped")
+
+
+for _kind in (nn.ConvTranspose2d, nn.Conv3d):
+    affine.register(_kind, lambda module: True)
