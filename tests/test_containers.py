@@ -183,6 +183,59 @@ def test_an_onnx_file_is_certified_as_its_network(free: bool, tmp_path: Path) ->
         load_model(str(path), weights="more.pth")
 
 
+HEAVY = {"Tile": [1, 1, 60_000, 60_000], "ConstantOfShape": [100_000, 1_000_000], "Expand": [1, 10_000_000, 6, 6]}
+
+
+@pytest.mark.parametrize("kind", HEAVY)
+def test_an_onnx_file_that_asks_for_memory_is_refused_before_it_is_taken(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnx2torch", reason="the extra [onnx] is not installed")
+    with pytest.raises(UserError, match=r"heavy\.onnx: a value of shape .* is too large"):
+        load_model(str(onnx_file(tmp_path / "heavy.onnx", "s" if kind == "ConstantOfShape" else "x", kind, HEAVY[kind])))
+
+
+@pytest.mark.parametrize("place", ["node", "value"])
+def test_no_name_of_an_onnx_file_is_run_as_code(place: str, tmp_path: Path) -> None:
+    """torch.fx writes the names of layers into the Python code of a graph's forward, unescaped."""
+    pytest.importorskip("onnx2torch", reason="the extra [onnx] is not installed")
+    mark = tmp_path / "mark"
+    code = f'a", 0) or getattr(__import__("os"), "mkdir")(chr(47)+chr(47).join({mark.parts[1:]!r})) or getattr(self, "b'
+    names = {"name": code} if place == "node" else {"between": code}
+    assert load_model(str(onnx_file(tmp_path / "net.onnx", "x", "Flatten", None, **names))).model(X).shape == (6, 36)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(("inputs", "kind", "line"), [(0, 1, "takes 0 inputs"), (2, 1, "takes 2 inputs"), (1, 7, "floating-point")])
+def test_an_onnx_file_that_takes_no_images_is_one_line(inputs: int, kind: int, line: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnx2torch", reason="the extra [onnx] is not installed")
+    with pytest.raises(UserError, match=line):
+        load_model(str(onnx_file(tmp_path / "net.onnx", "x", "Flatten", None, inputs=inputs, kind=kind)))
+
+
+def onnx_file(
+    path: Path,
+    source: str,
+    operation: str,
+    sizes: list[int] | None,
+    name: str = "n",
+    between: str = "y",
+    inputs: int = 1,
+    kind: int = 1,
+) -> Path:
+    """A file of one operation on images (or on `sizes`, its last input), and the identity."""
+    from onnx import TensorProto, helper
+
+    held = [] if sizes is None else [helper.make_tensor("s", TensorProto.INT64, [len(sizes)], sizes)]
+    asked = [helper.make_tensor_value_info(one, kind, ["N", 1, 6, 6]) for one in ("x", "z")[:inputs]]
+    taken = [source] if source == "s" or sizes is None else [source, "s"]
+    nodes = [
+        helper.make_node(operation, taken, [between], name=name),
+        helper.make_node("Identity", [between], ["out"], name="last"),
+    ]
+    graph = helper.make_graph(nodes, "g", asked, [helper.make_tensor_value_info("out", 1, None)], held)
+    path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]).SerializeToString())
+    return path
+
+
 @pytest.mark.parametrize("method", ["fab", "pgd", "apgd", "ddn", "square", "fmn", "alma"])
 def test_no_attack_asks_about_an_empty_batch(method: str) -> None:
     """Which `x.view(x.shape[0], -1)` refuses."""

@@ -4,6 +4,7 @@ import argparse
 import os
 import pickle
 import re
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -230,3 +231,37 @@ def test_no_foreign_file_is_forgotten() -> None:
     if not FOREIGN.is_dir():
         pytest.skip(f"no foreign networks in {FOREIGN}: set RKHS_FOREIGN")
     assert {str(path.relative_to(FOREIGN)) for path in FOREIGN.rglob("*.pth")} <= THEIRS.keys()
+
+
+def small(**changed: torch.Tensor) -> dict[Any, Any]:
+    return {"0.weight": torch.rand(3, 4), "0.bias": torch.rand(3), **changed}
+
+
+HOSTILE = {
+    "keys that are no names": ({1: torch.rand(3)}, "tensor '1'"),
+    "a name without end": (small(**{"x" * 10**6: torch.rand(3)}), "expected names of up to"),
+    "sparse": (small(**{"0.weight": torch.rand(3, 4).to_sparse()}), "expected a dense tensor"),
+    "of the device meta": (small(**{"0.weight": torch.rand(3, 4, device="meta")}), "expected a dense tensor"),
+    "quantised": (small(**{"0.weight": torch.quantize_per_tensor(torch.rand(3, 4), 0.1, 0, torch.qint8)}), "expected a dense"),
+    "whole numbers": (small(**{"0.weight": torch.ones(3, 4, dtype=torch.int64)}), "expected torch.float32"),
+    "complex": (small(**{"0.weight": torch.rand(3, 4) * 1j}), "expected torch.float32"),
+    "infinite once they are float32": (small(**{"0.weight": torch.full((3, 4), 1e300, dtype=torch.float64)}), "beyond"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_file_of_weights_is_one_line(tmp_path: Path, name: str) -> None:
+    state, line = HOSTILE[name]
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=line) as refused:
+        fill_matched(nn.Sequential(nn.Linear(4, 3)), read_weights(str(tmp_path / "w.pth")), "w.pth")
+    assert len(str(refused.value)) < 500
+
+
+def test_a_file_of_weights_that_unpacks_to_more_than_its_size_is_refused_unread(tmp_path: Path) -> None:
+    torch.save(small(), tmp_path / "w.pth")
+    with zipfile.ZipFile(tmp_path / "w.pth") as plain, zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED) as bomb:
+        for name in plain.namelist():
+            bomb.writestr(name, plain.read(name) + bytes(10**6 if name.endswith("data/0") else 0))
+    with pytest.raises(UserError, match="unpacks to"):
+        read_weights(str(tmp_path / "b.pth"))

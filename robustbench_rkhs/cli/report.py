@@ -67,7 +67,7 @@ def _report(
 
     if site is not None:
         if publish or withdraw or published or adversarials or model or table is not None or names:
-            raise UserError("--site writes all pages of OUT: expected it with no other option than --out, --as-json and --quiet")
+            raise UserError("--site writes all pages of OUT: expected it with no other option than --out, --json and --quiet")
         return _site(out, site, as_json, quiet)
     if table is not None or names:
         if publish or withdraw or published or adversarials:

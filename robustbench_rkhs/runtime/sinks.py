@@ -16,8 +16,8 @@ HIDDEN = ((0x00, 0x1F), (0x7F, 0x9F), (0x200B, 0x200F), (0x202A, 0x202E), (0x206
 """Ranges of control characters, direction marks and overrides, and surrogates."""
 STARTS = re.compile(r"^([#+=-](?=\s|[#=-]|$)|\d+(?=[.)](?:\s|$)))")
 """Line starts that Markdown reads as a heading, a list or a rule."""
-TAGS = ((0xFE00, 0xFE0F), (0xE0000, 0xE0FFF))
-"""Ranges of variation selectors and tags, also invisible."""
+TAGS = ((0xFE00, 0xFE0F), (0xE0000, 0xE0FFF), (0xFFFE, 0xFFFF))
+"""Ranges of variation selectors and tags, also invisible, and what is no character."""
 
 
 def for_line(text: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import altair as alt
 import vl_convert
 
+from robustbench_rkhs.runtime.sinks import for_line
 from robustbench_rkhs.site.pages import write_changed
 from robustbench_rkhs.verdicts.axes import PALETTE, radius_axis
 
@@ -68,7 +69,7 @@ def _spec(chart: Any) -> dict[str, Any]:
 
 def still(spec: dict[str, Any], datasets: dict[str, Any], title: str, stem: Path) -> list[Path]:
     """The chart as STEM.svg and STEM.png on white. Raises Unwritable. Cost: 0.1 s."""
-    whole = {**spec, "width": WIDTH, "title": title, "datasets": datasets, "config": CONFIG}
+    whole = {**spec, "width": WIDTH, "title": for_line(title), "datasets": datasets, "config": CONFIG}
     svg = vl_convert.vegalite_to_svg(whole)
     png = vl_convert.svg_to_png(svg, scale=SCALE)
     written = []

@@ -1,6 +1,7 @@
 """Files beside a model: its nearest adversarial images as a picture, certificates and adversarial images, layer tightness."""
 
 import csv
+import glob
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +77,7 @@ class FilesOf:
 
     def _tightness(self, model: SiteModel) -> Path | None:
         folders = (self.out / "local" / "tightness", self.out / "tightness")
-        for path in (path for folder in folders for path in sorted(folder.glob(f"{model.name}*.csv"))):
+        for path in (path for folder in folders for path in sorted(folder.glob(f"{glob.escape(model.name)}*.csv"))):
             rows = _rows(path)
             if rows and rows[0].get("weights") in {one.about.weights for one in model.history}:
                 return path

@@ -275,18 +275,29 @@ def fill(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
     expected = model.state_dict()
     for name in state:
         if name not in expected:
-            raise UserError(f"{source}: unexpected tensor {name!r}; {did_you_mean(name, expected)[:200]}")
+            raise UserError(f"{source}: unexpected tensor {name[:80]!r}; {did_you_mean(name[:80], expected)[:200]}")
     for name, tensor in expected.items():
         if name not in state:
             raise UserError(f"{source}: tensor {name!r} is missing")
-        if state[name].shape != tensor.shape:
-            raise UserError(f"{source}: {name!r} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}")
-        if state[name].is_complex() != tensor.is_complex() or not state[name].isfinite().all():
-            raise UserError(f"{source}: {name!r} holds NaN, infinity or a foreign type")
+        if reason := _misfit(state[name], tensor):
+            raise UserError(f"{source}: {name!r} {reason}")
     for name, other in _tied(expected):
         if not torch.equal(state[name], state[other]):
             raise UserError(f"{source}: {name!r} and {other!r} are one tensor in this network, and differ")
     model.load_state_dict(state)
+
+
+def _misfit(given: Tensor, expected: Tensor) -> str:
+    """Why a stored tensor can't stand in the place of this one; empty if it can."""
+    if given.layout != torch.strided or given.is_nested or given.is_quantized or given.is_meta:
+        return "is sparse, nested, quantised or empty of numbers, expected a dense tensor"
+    if given.shape != expected.shape:
+        return f"has shape {tuple(given.shape)}, expected {tuple(expected.shape)}"
+    if given.is_floating_point() != expected.is_floating_point() or given.is_complex() != expected.is_complex():
+        return f"holds {given.dtype}, expected {expected.dtype}"
+    if not given.to(expected.dtype).isfinite().all():  # as it will be held: a large float64 is infinite in float32
+        return f"holds NaN, infinity or a number beyond {expected.dtype}"
+    return ""
 
 
 def _tied(state: dict[str, Tensor]) -> Iterator[tuple[str, str]]:

@@ -19,6 +19,7 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.runtime import seals
 from robustbench_rkhs.verdicts.about import About
+from robustbench_rkhs.verdicts.agreement import check_agreement
 from robustbench_rkhs.verdicts.evaluation import Evaluation
 from robustbench_rkhs.verdicts.kept_adversarials import Kept, holding, read_kept, write_kept
 from robustbench_rkhs.verdicts.parts import Noticed, Part
@@ -63,6 +64,10 @@ def read(path: str | Path, known: Callable[[Evaluation], bool] | None = None) ->
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     about = About.read(said, str(path))
+    try:
+        check_agreement(about, table)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     check_name(about, Path(path))
     return Evaluation(table, about, path=Path(path), sealed=sealed)
 

@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,11 @@ NEWEST = 18
 """The newest set of operations that onnx2torch knows well; files of newer ones are converted to it."""
 SMALL = 50_000_000
 """Weights up to which a file is also run by onnx's own evaluator in NumPy, for comparison."""
+
+MOST, MOST_BATCH = 1 << 28, 4096
+"""Numbers in a value for one image, and images of a baked-in batch, up to which a file is read."""
+FLOATS = (1, 10, 11)
+"""ONNX's numbers of float32, float16 and float64."""
 
 
 class OnnxNetwork(NamedTuple):
@@ -43,13 +49,16 @@ def load_onnx(path: Path) -> OnnxNetwork:
         require(package, "onnx", f"--model {path.name}")
     onnx, onnx2torch = importlib.import_module("onnx"), importlib.import_module("onnx2torch")
     try:
-        stored = onnx.load(str(path))
+        stored = _renamed(onnx.load(str(path)))
+        shape, batch = _asked(stored)
+        _check_sizes(importlib.import_module("onnx.shape_inference").infer_shapes(stored, data_prop=True), batch or 1)
         if max(one.version for one in stored.opset_import if one.domain in ("", "ai.onnx")) > NEWEST:
             stored = importlib.import_module("onnx.version_converter").convert_version(stored, NEWEST)
         program = onnx2torch.convert(stored).eval().requires_grad_(False)
+    except UserError as refused:
+        raise UserError(f"{path}: {refused}") from None
     except Exception as error:  # foreign bytes, or an operation that onnx2torch does not know
         raise UserError(f"{path} can't be read by onnx2torch: {cause(error)}") from None
-    shape, batch = _asked(stored, path)
     try:
         with torch.no_grad():
             plain = _plain(copy.deepcopy(program), shape, batch or 2)
@@ -66,7 +75,7 @@ def _check(stored: Any, program: nn.Module, x: Tensor) -> None:
     if sum(tensor.numel() for tensor in program.state_dict().values()) > SMALL:
         return
     evaluator = importlib.import_module("onnx.reference").ReferenceEvaluator(stored)
-    (wanted, *_), found = evaluator.run(None, {evaluator.input_names[0]: x.numpy()}), program(x)
+    (wanted, *_), found = evaluator.run(None, {evaluator.input_names[0]: x.numpy()}), program.forward(x)
     wanted = torch.from_numpy(wanted)
     if found.shape != wanted.shape or not bool((found - wanted).abs().max() <= CLOSE * wanted.abs().max()):
         raise UserError("onnx2torch reads it as another function than onnx itself")
@@ -75,8 +84,6 @@ def _check(stored: Any, program: nn.Module, x: Tensor) -> None:
 def _plain(program: fx.GraphModule, shape: tuple[int, ...], size: int) -> fx.GraphModule:
     """The file's graph on layers of torch.nn and functions of torch."""
     values = values_of(program, torch.rand(size, *shape))
-    if sum(node.op == "placeholder" for node in program.graph.nodes) != 1:
-        raise UserError("it takes several inputs, expected one: the images")
     known: set[fx.Node] = set()
     for number, node in enumerate(list(program.graph.nodes)):
         if node.op in ("placeholder", "output"):
@@ -117,11 +124,38 @@ def _replace(program: fx.GraphModule, node: fx.Node, value: Tensor, name: str) -
         node.replace_all_uses_with(program.graph.get_attr(name))
 
 
-def _asked(stored: Any, path: Path) -> tuple[tuple[int, ...], int | None]:
+def _renamed(stored: Any) -> Any:
+    """The file with names of ours: torch.fx writes those of nodes into Python code, where a name of the file could be code."""
+    graph, names = stored.graph, {"": ""}
+    for number, node in enumerate(graph.node):
+        node.name = f"node_{number}"
+        for values in (node.input, node.output):
+            values[:] = [names.setdefault(one, f"value_{len(names)}") for one in values]
+    for one in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        one.name = names.setdefault(one.name, f"value_{len(names)}")
+    return stored
+
+
+def _asked(stored: Any) -> tuple[tuple[int, ...], int | None]:
     """The shape of the images without the batch, and the batch size if it is baked in."""
     weights = {one.name for one in stored.graph.initializer}
-    (first, *_) = [one for one in stored.graph.input if one.name not in weights]
-    sizes = [side.dim_value or None for side in first.type.tensor_type.shape.dim]
-    if len(sizes) < 2 or None in sizes[1:]:
-        raise UserError(f"{path}: expected an input of known shape (batch, ...), found {sizes}")
+    asked = [one for one in stored.graph.input if one.name not in weights]
+    if len(asked) != 1:
+        raise UserError(f"it takes {len(asked)} inputs, expected one: the images")
+    kind = asked[0].type.tensor_type
+    sizes = [side.dim_value or None for side in kind.shape.dim]
+    if len(sizes) < 2 or not all(side is not None and side > 0 for side in sizes[1:]):
+        raise UserError(f"expected an input of known shape (batch, ...), found {sizes}")
+    if kind.elem_type not in FLOATS:
+        raise UserError("expected an input of floating-point images, found another type")
     return tuple(side for side in sizes[1:] if side), sizes[0]
+
+
+def _check_sizes(inferred: Any, batch: int) -> None:
+    """Raises UserError where a value of the graph is too large for one image, before anything is computed."""
+    graph = inferred.graph
+    for one in (*graph.input, *graph.value_info, *graph.output):
+        sides = [side.dim_value or 1 for side in one.type.tensor_type.shape.dim]
+        numbers = math.prod(sides) // (batch if sides[:1] == [batch] else 1)
+        if batch > MOST_BATCH or numbers > MOST:
+            raise UserError(f"a value of shape {sides} is too large: expected at most {MOST:,} numbers an image")

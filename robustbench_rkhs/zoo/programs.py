@@ -1,11 +1,10 @@
 """Exported programs (torch.export, ONNX) as plain graphs of torch functions that take any number of images."""
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
@@ -139,17 +138,18 @@ def values_of(plain: fx.GraphModule, x: Tensor) -> dict[fx.Node, Any]:
 
 
 def checked(
-    program: Callable[[Tensor], Any], plain: fx.GraphModule, shape: tuple[int, ...], dtype: torch.dtype, size: int | None
+    program: nn.Module, plain: fx.GraphModule, shape: tuple[int, ...], dtype: torch.dtype, size: int | None
 ) -> fx.GraphModule:
     """The graph, if it computes for three batches at once what the program does for each. Raises UserError.
 
-    `size`: the number of images that the program takes; None: any.
+    `size`: the number of images that the program takes; None: any. What is called is `forward`, since a graph itself prints where
+    it fails.
     """
     x = torch.rand(3 * (size or 1), *shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
     try:
         with torch.no_grad():
-            wanted = [pytree.tree_leaves(program(part)) for part in x.split(size or 1)]
-            found, alone = pytree.tree_leaves(plain(x)), pytree.tree_leaves(plain(x[:1]))
+            wanted = [pytree.tree_leaves(program.forward(part)) for part in x.split(size or 1)]
+            found, alone = pytree.tree_leaves(plain.forward(x)), pytree.tree_leaves(plain.forward(x[:1]))
     except Exception as error:  # foreign code
         raise UserError(f"the exported program can't be run as a plain graph on images of shape {shape}: {cause(error)}") from None
     for number, one in enumerate(found):

@@ -4,6 +4,7 @@ import argparse
 import pathlib
 import re
 import types
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustbench_rkhs.nodes.guard import guarded
 from robustbench_rkhs.nodes.node import UserError, did_you_mean
 from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.training.checkpoint import fill, read_safetensors
@@ -38,6 +40,8 @@ PREFIXES = ("module", "_orig_mod", "model", "net", "network", "ema_model", "aver
 """First parts of names that containers and training frameworks put before those of the network."""
 COUNTERS = ("num_batches_tracked", "n_averaged")
 """Last parts of names of counters, on which no output depends."""
+LONGEST = 1000
+"""Most characters of a tensor's name."""
 SHOWN = 6
 """Entries beside the weights that are named, the rest are counted."""
 PLAIN: tuple[Any, ...] = (
@@ -69,6 +73,11 @@ def read_weights(text: str) -> Weights:
 
     Without a part: the file itself, or its only state dict, under the first of KEYS that is there. Raises UserError in one line.
     """
+    with guarded(f"weights {text!r}"):  # a file may hold tensors of any kind
+        return _read(text)
+
+
+def _read(text: str) -> Weights:
     path, part = _split(text)
     if path.name.endswith(".safetensors") and not part:
         return Weights(read_safetensors(path), path.stem, "")
@@ -76,6 +85,8 @@ def read_weights(text: str) -> Weights:
     where, found = ("", stored) if not part else (part, _at(stored, part, path))
     inner, state = _only(found, where, path)
     tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    if long := [name for name in tensors if len(name) > LONGEST]:
+        raise UserError(f"{path}: expected names of up to {LONGEST} characters, found {long[0][:40]!r}")
     beside = [
         *_beside(stored, inner),
         *(f"{name} {_short(value)}" for name, value in state.items() if not isinstance(value, Tensor)),
@@ -149,6 +160,7 @@ def _suffix(path: Path) -> str:
 
 
 def _loaded(path: Path) -> Any:
+    _check_archive(path)
     try:
         with torch.serialization.safe_globals(list(PLAIN)):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -159,6 +171,17 @@ def _loaded(path: Path) -> Any:
             why = "it is TorchScript: save the state_dict() of the module it was made of"
         why = why if isinstance(error, UnpicklingError) or "TorchScript" in str(error) else reason(error)
         raise UserError(f"{path} is not a plain state dict of tensors (nothing else is loaded): {why}") from None
+
+
+def _check_archive(path: Path) -> None:
+    """Raises UserError for a zip file that unpacks to more than its size: torch stores tensors uncompressed, once each."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            whole = sum(one.file_size for one in archive.infolist())
+    except zipfile.BadZipFile:
+        return  # another kind of file, of which torch says so
+    if whole > path.stat().st_size:
+        raise UserError(f"{path} unpacks to {whole:,} bytes, more than it has: torch.save writes no such file")
 
 
 def _at(stored: Any, part: str, path: Path) -> Any:
@@ -226,7 +249,7 @@ def _beside(stored: Any, inner: str) -> list[str]:
 def _short(value: Any) -> str:
     """A value in a few letters."""
     if isinstance(value, Tensor):
-        return f"{value.item():.4g}" if value.numel() == 1 else f"(tensor {tuple(value.shape)})"
+        return f"{value.item():.4g}" if value.numel() == 1 and not value.is_meta else f"(tensor {tuple(value.shape)})"
     if isinstance(value, dict):
         return f"({len(value)} tensors)" if _is_state(value) else f"({len(value)} entries)"
     if isinstance(value, (list, tuple)):
