@@ -238,7 +238,7 @@ def small(**changed: torch.Tensor) -> dict[Any, Any]:
 
 
 HOSTILE = {
-    "keys that are no names": ({1: torch.rand(3)}, "tensor '1'"),
+    "keys that are no names": ({1: torch.rand(3)}, "expected a state dict"),
     "a name without end": (small(**{"x" * 10**6: torch.rand(3)}), "expected names of up to"),
     "sparse": (small(**{"0.weight": torch.rand(3, 4).to_sparse()}), "expected a dense tensor"),
     "of the device meta": (small(**{"0.weight": torch.rand(3, 4, device="meta")}), "expected a dense tensor"),

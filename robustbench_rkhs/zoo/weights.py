@@ -230,7 +230,8 @@ def _only(stored: Any, where: str, path: Path) -> tuple[str, dict[str, Any]]:
             raise UserError(
                 f"{path} holds {len(states)} state dicts: name one, {path.name}:{states[0]}; {', '.join(map(str, states))}"
             )
-        if any(isinstance(value, Tensor) and value.dim() for value in stored.values()):
+        named = all(isinstance(key, str) for key in stored)
+        if named and any(isinstance(value, Tensor) and not value.is_nested and value.dim() for value in stored.values()):
             return where, stored
     raise UserError(f"{path}{f', {where}' if where else ''}: expected a state dict of tensors, found {_short(stored)}")
 
