@@ -170,13 +170,18 @@ def test_the_lines_of_a_curve_hold_and_are_tight_and_its_slopes_are_in_their_int
     generator = torch.Generator().manual_seed(0)
     center = 3 * torch.randn(800, 1, dtype=torch.float64, generator=generator)
     radius = 8 * torch.rand(800, 1, dtype=torch.float64, generator=generator) ** 3
+    radius[700:] = torch.logspace(0, 4, 100, dtype=torch.float64)[:, None]  # where both ends have the same slope
     region = between(center - radius, center + radius)
     lines, values = lines_of_curve(module, region), interval_of_curve(module, region)
-    z = center + radius * torch.linspace(-1, 1, 2001, dtype=torch.float64)
+    even = center + radius * torch.linspace(-1, 1, 2001, dtype=torch.float64)
+    near = torch.linspace(-6, 6, 2001, dtype=torch.float64)  # of the bend
+    z = torch.cat([even, torch.minimum(torch.maximum(near, region.lower), region.upper)], 1)
     f = module(z)
     over, under = lines.over * z + lines.height - f, f - lines.under[:, 0] * z - lines.depth
     assert min(over.min(), under.min(), (f - values.lower).min(), (values.upper - f).min()) >= 0
-    assert max(over.amin(1).max(), under.amin(1).max()) < 1e-3 and (values.upper - f.amax(1, keepdim=True)).max() < 1e-3
+    narrow = slice(0, 700)
+    assert max(over.amin(1)[narrow].max(), under.amin(1)[narrow].max()) < 1e-3
+    assert (values.upper - f.amax(1, keepdim=True))[narrow].max() < 1e-3
     grid = torch.linspace(-25, 25, 500_001, dtype=torch.float64, requires_grad=True)  # steps of 1e-4, |f''| < 3.5
     (slope,) = torch.autograd.grad(module(grid).sum(), grid)
     low, high = slopes(module)

@@ -38,7 +38,7 @@ def without_casts(graph: fx.Graph, root: Any, own: torch.dtype) -> bool:
             continue
         if node.args[0] not in images:
             continue  # a constant, made like the image
-        for kind in _types(node, root, own):
+        for kind in _types(node, root):
             if kind not in BITS or BITS[kind] < BITS[own]:
                 name, type_ = str(own).removeprefix("torch."), str(kind).removeprefix("torch.")
                 raise Uncertifiable(f"its forward casts to {type_}, which rounds what it computes in {name}")
@@ -49,8 +49,8 @@ def without_casts(graph: fx.Graph, root: Any, own: torch.dtype) -> bool:
     return found
 
 
-def _types(node: fx.Node, root: Any, own: torch.dtype) -> list[torch.dtype]:
-    """The types that a cast names; a value of the model has its own type."""
+def _types(node: fx.Node, root: Any) -> list[torch.dtype]:
+    """The types that a cast names. A value of the model counts as float32, the coarsest that its weights may have here."""
     if node.target in NAMED:
         return [NAMED[str(node.target)]]
     given = [*node.args[1:], *node.kwargs.values()]
@@ -61,10 +61,12 @@ def _types(node: fx.Node, root: Any, own: torch.dtype) -> list[torch.dtype]:
         elif isinstance(one, str) and one.startswith("torch."):
             found.append(getattr(torch, one.removeprefix("torch.").removesuffix("Tensor").lower() or "float32", torch.int64))
         elif isinstance(one, Tensor):
-            found.append(own if one.is_floating_point() else one.dtype)
+            found.append(torch.float32 if one.is_floating_point() else one.dtype)
         elif isinstance(one, fx.Node) and one.op == "get_attr":
             held = root
             for part in str(one.target).split("."):
                 held = getattr(held, part)
-            found.append(own if held.is_floating_point() else held.dtype)
+            found.append(torch.float32 if held.is_floating_point() else held.dtype)
+        elif isinstance(one, fx.Node):
+            found.append(torch.float32)
     return found

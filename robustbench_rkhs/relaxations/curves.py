@@ -18,6 +18,7 @@ HALVINGS = 30
 """Halvings of the bracket of each point of tangency; any number gives sound lines."""
 STEEP = 2.0
 """Above the steepest slope of each curve."""
+S_SHAPED = (False, True, False)
 SLACK = 1e-12
 """Added to each line: an error d of a turning point moves a line by less than d^3, and is below 1e-6."""
 
@@ -28,6 +29,8 @@ class Curve(NamedTuple):
     value: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor]
     turns: tuple[float, ...]
+    rises: tuple[bool, ...]
+    """Whether the slope rises (or stays) or falls, before, between and after these points."""
     error: float = 0.0
     """How far the layer's own function differs from `value`."""
 
@@ -70,21 +73,21 @@ def _softplus(module: nn.Softplus) -> Curve:
     if not (math.isfinite(beta) and beta > 0):
         raise NoRule(f"expected a positive beta, found {beta}")
     jump = math.log1p(math.exp(-module.threshold)) / beta
-    return Curve(lambda z: functional.softplus(z, beta, math.inf), lambda z: (beta * z).sigmoid(), (), jump)
+    return Curve(lambda z: torch.logaddexp(beta * z, torch.zeros_like(z)) / beta, lambda z: (beta * z).sigmoid(), (), (True,), jump)
 
 
 CURVES: dict[type[Any], Callable[..., Curve]] = {
     nn.GELU: lambda module: (
-        Curve(partial(functional.gelu, approximate="tanh"), _gelu_tanh_slope, (-1.4185040087908283, 1.4185040087908283))
+        Curve(partial(functional.gelu, approximate="tanh"), _gelu_tanh_slope, (-1.4185040087908283, 1.4185040087908283), S_SHAPED)
         if module.approximate == "tanh"
-        else Curve(functional.gelu, _gelu_slope, (-math.sqrt(2), math.sqrt(2)))
+        else Curve(functional.gelu, _gelu_slope, (-math.sqrt(2), math.sqrt(2)), S_SHAPED)
     ),
-    nn.SiLU: lambda module: Curve(functional.silu, _silu_slope, (-2.3993572805154675, 2.3993572805154675)),
-    nn.Mish: lambda module: Curve(functional.mish, _mish_slope, (-2.2563763963607935, 1.4905711794854282)),
-    nn.Hardswish: lambda module: Curve(functional.hardswish, _hardswish_slope, (-3.0, 3.0)),
+    nn.SiLU: lambda module: Curve(functional.silu, _silu_slope, (-2.3993572805154675, 2.3993572805154675), S_SHAPED),
+    nn.Mish: lambda module: Curve(functional.mish, _mish_slope, (-2.2563763963607935, 1.4905711794854282), S_SHAPED),
+    nn.Hardswish: lambda module: Curve(functional.hardswish, _hardswish_slope, (-3.0, 3.0), (True, True, True)),
     nn.Softplus: lambda module: _softplus(module),
-    nn.Softsign: lambda module: Curve(functional.softsign, lambda z: (1 + z.abs()) ** -2, (0.0,)),
-    nn.SELU: lambda module: Curve(functional.selu, _selu_slope, (0.0,)),
+    nn.Softsign: lambda module: Curve(functional.softsign, lambda z: (1 + z.abs()) ** -2, (0.0,), (True, False)),
+    nn.SELU: lambda module: Curve(functional.selu, _selu_slope, (0.0,), (True, True)),
 }
 """Turning points: the roots of the second derivative, by bisection in float64."""
 
@@ -105,9 +108,8 @@ def extremes(curve: Curve, slope: Tensor, lower: Tensor, upper: Tensor) -> tuple
 
     edges = [lower, *(lower.clamp_min(turn).minimum(upper) for turn in curve.turns), upper]
     lows, highs = [gap(edge) for edge in edges], [gap(edge) for edge in edges]
-    for near, far in pairwise(edges):
+    for (near, far), rises in zip(pairwise(edges), curve.rises, strict=True):
         with torch.no_grad():
-            rises = curve.slope(near + (far - near) * 0.75) >= curve.slope(near + (far - near) * 0.25)
             for _ in range(HALVINGS):
                 middle = (near + far) / 2
                 before = (curve.slope(middle) < slope) == rises
