@@ -183,3 +183,18 @@ def test_several_processes_write_the_same_files(built, tmp_path, monkeypatch):
     assert names == [path.relative_to(tmp_path / "site") for path in again.files]
     for name in names:
         assert (folder / "site" / name).read_bytes() == (tmp_path / "site" / name).read_bytes(), name
+
+
+def test_every_board_as_json_is_of_the_published_form(tmp_path):
+    jsonschema = pytest.importorskip("jsonschema")
+    whole = [synthetic(name, seed=place, key=f"{place}" * 64, job=f"{place}" * 12) for place, name in enumerate("ab", 1)]
+    few, cut = synthetic("few", images=8, key="3" * 64, job="3" * 12), synthetic("cut", complete=False, key="4" * 64, job="4" * 12)
+    for one in (*whole, few, cut):
+        keep(tmp_path, one)
+    build_site(tmp_path, tmp_path / "site")
+    checker = jsonschema.Draft202012Validator(json.loads((tmp_path / "site" / "assets" / "board.schema.json").read_text()))
+    boards = [json.loads(path.read_text()) for path in sorted((tmp_path / "site" / "boards").glob("*.json"))]
+    for stated in boards:
+        checker.validate(stated)
+        assert [len(stated[part]) for part in ("ranked", "not_comparable", "not_ranked")] == [2, 1, 1]
+    assert len(boards) == 3 and not checker.is_valid(boards[0] | {"ranked": [boards[0]["ranked"][0] | {"robust": 1.5}]})

@@ -44,7 +44,13 @@ def write_board(board: Board, stem: Path) -> list[Path]:
         filters=filters(board),
         compare=compared(board),
     )
-    stated = {"title": board.title, "protocol": dict(board.protocol), "eps": board.section[4], "ranked": board.rows}
+    stated = {
+        "$schema": "../assets/board.schema.json",
+        "title": board.title,
+        "protocol": dict(board.protocol),
+        "eps": board.section[4],
+        "ranked": board.rows,
+    }
     stated |= {"not_comparable": board.apart, "not_ranked": board.aside, "pairs": board.pairs}
     text = json.dumps(stated, indent=1, ensure_ascii=False, allow_nan=False)
     return [
