@@ -9,6 +9,7 @@ from scipy.stats import binomtest
 from test_accuracy_steps import told
 from test_report import synthetic
 
+from robustbench_rkhs import verdicts
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.reports.paper_formats import as_latex, as_markdown, write_paper_table
 from robustbench_rkhs.reports.paper_table import paper_table
@@ -147,3 +148,16 @@ def test_plain_tables_print_doubts_too(tmp_path):
         printed = [line for line in path.read_text().splitlines() if not line.startswith("%")]
         assert any("5 of 10 gradients vanish" in line and sign in line for line in printed)
         assert any(f"a{sign}" in line for line in printed) and not any(f"b{sign}" in line for line in printed)
+
+
+def test_adversarial_images_of_other_evaluations_count_also_from_the_cache(tmp_path):
+    weak = synthetic("m", images=50, scale=0.3, seed=1, key="k" * 64)  # breaks what the larger evaluation did not
+    for name, one in (("a", synthetic("m", scale=3.0, seed=1, key="k" * 64)), ("b", weak)):
+        verdicts.write(one, tmp_path / "verdicts" / "m" / f"l2-{name}.parquet")
+    found = []
+    for _ in range(2):
+        cache = BriefCache(tmp_path / "briefs")
+        briefs = cache.read_all(tmp_path / "verdicts", pytest.fail)
+        (row,) = table_models(briefs, ["m"], [], columns_of("robust@0.25"), cache)
+        found += [row.brief.row(0.25)["robust"], summary(row.evaluation, [0.25])["robust"].iloc[0]]
+    assert len(set(found)) == 1 and found[0] < 0.6

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from robustbench_rkhs.nodes.node import UserError, did_you_mean
 from robustbench_rkhs.reports.entries import best_of
 from robustbench_rkhs.reports.table_request import Column
-from robustbench_rkhs.verdicts import Brief, BriefCache, Evaluation, comparable, functions, marks
+from robustbench_rkhs.verdicts import Brief, BriefCache, Evaluation, comparable, functions, marks, pooled
 from robustbench_rkhs.verdicts.axes import domain
 
 
@@ -52,11 +52,14 @@ def table_models(
         brief = alike.get(model) or best_of([one for one in here if one.about.model == model])
         others = own[id(brief)]
         judged = cache.pooled(brief, others)
+        whole = pooled(
+            brief.evaluation(), [other.evaluation() for other in others if other is not brief]
+        )  # the file of `judged` is that of `brief`
         differs = [f"not comparable with the others: {apart[id(brief)]}"] if id(brief) in apart and len(models) > 1 else []
         namesakes = len({functions_of[id(one)] for one in here if one.about.model == model})
         if namesakes > 1:
             differs.append(f"{namesakes} different functions have this name; the row is that of weights {brief.about.weights[:8]}")
-        rows.append(TableModel(name, judged, judged.evaluation(), (*differs, *_doubts(judged, others))))
+        rows.append(TableModel(name, judged, whole, (*differs, *_doubts(judged, others))))
     return rows
 
 
