@@ -234,8 +234,9 @@ REFUSED: dict[str, tuple[Operation, str]] = {
     "flipped batch": (lambda net, x: x.flip(0), "not one entry for each image"),
     "mean over the batch": (lambda net, x: x - x.mean(0, keepdim=True), "over the batch"),
     "softmax": (lambda net, x: x.softmax(1), "no rule for a softmax"),
+    "attention": (lambda net, x: F.scaled_dot_product_attention(x, x, x), "attention multiplies values"),
     "a product": (lambda net, x: x * x, "two values that both depend on the image"),
-    "layer norm": (lambda net, x: F.layer_norm(x, (4,)), "no rule for this operation"),
+    "layer norm": (lambda net, x: F.layer_norm(x, (4,)), "divides by the image's standard deviation"),
     "written through a view": (lambda net, x: (x[:, :1].mul_(2), x)[1] + 0, "overwrites"),
     "antialias": (lambda net, x: F.interpolate(x, size=2, mode="bilinear", antialias=True), "no rule for antialias"),
 }

@@ -219,6 +219,8 @@ class _Builder:
         """The computation of an operation. Raises Uncertifiable where it is not on the list."""
         target = node.target
         args, keywords = self._value(node.args), self._value(node.kwargs)
+        if target in known.REASONS:
+            raise Uncertifiable(known.REASONS[target])
         if target in known.CONCATENATE:
             return self._concatenation(target, args, keywords)
         if target in moving.STACKS:

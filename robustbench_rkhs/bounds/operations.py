@@ -84,10 +84,6 @@ def _log_softmax(x: Any, dim: Any = None, _stacklevel: int = 3, dtype: None = No
     return nn.LogSoftmax(dim)
 
 
-def _softmax(x: Any, dim: Any = None, *rest: Any, **options: Any) -> nn.Module:
-    raise Uncertifiable("no rule for a softmax; at the end of a model, leave it out: the largest class is the same")
-
-
 def _interpolate(
     x: Any,
     size: Any = None,
@@ -231,7 +227,6 @@ LAYERS: dict[Any, Callable[..., nn.Module]] = {
     functional.conv_transpose2d: _transposed,
     functional.conv3d: _convolution_3d,
     **dict.fromkeys((functional.log_softmax, torch.log_softmax, "log_softmax"), _log_softmax),
-    **dict.fromkeys((functional.softmax, torch.softmax, "softmax"), _softmax),
     torch.abs: lambda x: nn.LeakyReLU(-1.0),
     "abs": lambda x: nn.LeakyReLU(-1.0),
     operator.abs: lambda x: nn.LeakyReLU(-1.0),
@@ -265,6 +260,16 @@ ADD = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
 SUBTRACT = frozenset({operator.sub, operator.isub, torch.sub, torch.subtract, "sub", "sub_", "subtract"})
 MULTIPLY = frozenset({operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply"})
 DIVIDE = frozenset({operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide, "div", "div_", "divide"})
+REASONS: dict[Any, str] = {
+    **dict.fromkeys((functional.layer_norm, torch.layer_norm, functional.group_norm, torch.group_norm), OWN_SPREAD),
+    **dict.fromkeys((functional.instance_norm, torch.instance_norm, functional.local_response_norm), OWN_SPREAD),
+    **dict.fromkeys(
+        (functional.softmax, torch.softmax, "softmax"),
+        "no rule for a softmax; at the end of a model, leave it out: the largest class is the same",
+    ),
+    functional.scaled_dot_product_attention: "attention multiplies values that all depend on the image: it has no Lipschitz bound",
+}
+"""Operations that are known and have no rule, and why."""
 MAXIMA: frozenset[Any] = frozenset({torch.maximum, torch.max, "maximum", "max"})
 EXTREMES: frozenset[Any] = MAXIMA | frozenset({torch.minimum, torch.min, "minimum", "min"})
 NEGATE = frozenset({operator.neg, torch.neg, "neg"})

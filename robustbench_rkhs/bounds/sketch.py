@@ -155,6 +155,8 @@ class _Graph:
     def _missing(self, node: fx.Node) -> str:
         """Why an operation has no rule, as far as its type and shapes tell."""
         read = [one for one in node.all_input_nodes if one in self.images]
+        if node.target in known.REASONS:
+            return known.REASONS[node.target]
         if node.target in known.CONCATENATE | known.ADD | known.SUBTRACT | moving.STACKS | known.EXTREMES:
             two = len(read) == 2 or node.target not in known.EXTREMES
             return "" if read and two else "no rule for this operation"
