@@ -21,6 +21,7 @@ from robustbench_rkhs.site import build_site, side_by_side
 from robustbench_rkhs.site.assets import classic
 from robustbench_rkhs.site.markup import docstring, formula, markdown
 from robustbench_rkhs.site.model_data import curve_rows
+from robustbench_rkhs.site.model_files import tightness_grid
 
 
 @pytest.fixture(scope="module")
@@ -198,3 +199,9 @@ def test_every_board_as_json_is_of_the_published_form(tmp_path):
         checker.validate(stated)
         assert [len(stated[part]) for part in ("ranked", "not_comparable", "not_ranked")] == [2, 1, 1]
     assert len(boards) == 3 and not checker.is_valid(boards[0] | {"ranked": [boards[0]["ranked"][0] | {"robust": 1.5}]})
+
+
+def test_a_tightness_report_without_its_columns_is_a_table_without_them(tmp_path):
+    (tmp_path / "t.csv").write_text("row,name\nlayer,<b>\nlayer\nmodel,x\n")
+    grid = tightness_grid(tmp_path / "t.csv")
+    assert grid is not None and len(grid.rows) == 2 and tightness_grid(tmp_path / "absent.csv") is None

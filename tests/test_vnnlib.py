@@ -128,6 +128,7 @@ def _again(found):
     [
         ("a,b\nnet.onnx,net-0-eps-0.vnnlib,perhaps\n", "line 2: expected a .vnnlib and one of"),
         ("net.onnx,NAME,sat\nnet.onnx,NAME,unsat\n", "two answers, sat and unsat"),
+        (f"net.onnx,{'x' * 200_000},sat\n", "cannot be read: Error: field larger than field limit"),
     ],
 )
 def test_a_csv_that_says_nothing_or_two_things_is_refused(text: str, line: str, found, tmp_path: Path) -> None:

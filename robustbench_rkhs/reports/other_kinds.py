@@ -52,8 +52,11 @@ def _images(files: list[Path]) -> int | None:
     """How many images a report is about, as its csv says; None where it does not say."""
     for path in files:
         if path.suffix == ".csv":
-            with path.open(newline="") as handle:
-                first = next(csv.DictReader(handle), {})
+            try:
+                with path.open(newline="") as handle:
+                    first = next(csv.DictReader(handle), {})
+            except (UnicodeDecodeError, csv.Error):
+                return None
             counts = [first[column] for column in COUNTS if first.get(column)]
             return int(float(counts[0])) if counts and counts[0].replace(".", "", 1).isdigit() else None
     return None

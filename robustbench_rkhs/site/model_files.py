@@ -91,7 +91,7 @@ class FilesOf:
 def tightness_grid(path: Path | None) -> Grid | None:
     """The layers of a tightness report: proven and empirical Lipschitz bounds."""
     rows = [] if path is None else [row for row in _rows(path) if row.get("row") == "layer"]
-    cells = [[row["name"], *(_short(row[key]) for key in ("upper", "lower", "ratio"))] for row in rows]
+    cells = [[row.get("name") or "", *(_short(row.get(key) or "") for key in ("upper", "lower", "ratio"))] for row in rows]
     return (
         Grid.of("Layers: proven Lipschitz bound against the largest slope found", ["layer", "proven", "found", "ratio"], cells)
         if cells

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robustbench_rkhs.data import Split
+from robustbench_rkhs.nodes.guard import guarded
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.files import write_whole
 from robustbench_rkhs.verdicts import Evaluation
@@ -79,6 +80,11 @@ def read_answers(path: Path, done: Evaluation, folder: Path) -> Answers:
     They are marked as foreign: counted beside the verdicts and never among them. An image that it proves and an attack broke, or
     that it breaks and a certificate proved, is a contradiction. `folder`: what `write_vnnlib` wrote. Raises UserError.
     """
+    with guarded(f"--answers: {path}, or the images.csv of {folder},"):  # csv raises errors of its own, also for a NUL
+        return _read_answers(path, done, folder)
+
+
+def _read_answers(path: Path, done: Evaluation, folder: Path) -> Answers:
     known = {row["vnnlib"]: row for row in _rows(folder / "images.csv")}
     said = _said(path, known)
     evidence, about = Evidence.of(done), done.about
