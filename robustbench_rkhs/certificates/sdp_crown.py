@@ -71,8 +71,8 @@ class SdpCrownCertificate(RelaxationCertificate):
     affine layers and ReLUs alone)."""
     domains: int = Field(2000, ge=0)
     """Branch and bound: at most this many parts of a ball for each pair of classes that still falls short of a requested eps."""
-    seconds: Real = Field(60.0, gt=0)
-    """Longest time for an image's branch and bound."""
+    seconds: Real = Field(20.0, gt=0)
+    """Longest time for an image's search of couplings, and again for its branch and bound."""
 
     def balls(self, model: nn.Module, twin: nn.Module, x: Tensor, y: Tensor, epsilons: Sequence[float]) -> Balls:
         return Tilted(self, model, twin, x, y, epsilons)
@@ -132,7 +132,8 @@ class Tilted(Balls):
         chain = self.chain(image) if self.l2 and self.method.couplings else None
         choice, curved, aim = Choice(tilts, {}), None, AIM * gap
         if chain is not None:
-            choice = coupled(rows, begun(tilts, chain), aim, Search(self.method.couplings, 0.1), chain)
+            with limited(Clock(self.method.seconds)):
+                choice = coupled(rows, begun(tilts, chain), aim, Search(self.method.couplings, 0.1), chain)
             curved = curvatures(choice.double().couplings, chain)
             value = bounded(rows, choice.double().tilts, curved, chain)
         else:
