@@ -36,7 +36,7 @@ NEAR = 0.6
 
 
 CLOSE = 0.15
-"""Parts are tried where the bound then lies at most this share below zero."""
+"""Parts are tried where the bound with couplings then lies at most this share below zero."""
 
 
 class SdpCrownCertificate(RelaxationCertificate):
@@ -144,7 +144,7 @@ class Tilted(Balls):
             with limited(Clock(self.method.seconds)):
                 for at in value.argsort().tolist():
                     one = torch.tensor([at], device=value.device)
-                    if value[at] > 0 or value[at] < -CLOSE * gap[at]:
+                    if value[at] > 0 or value[at] < -(NEAR if chain is None else CLOSE) * gap[at]:
                         break
                     curves = None if curved is None else curved.of(one)
                     if not branched(rows.of(one), choice.of(one), aim[one], self.method.domains, chain, curves).proved:
