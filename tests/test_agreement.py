@@ -1,11 +1,13 @@
 """Tables that were sealed by somebody else: what reports and file names are made of is checked, and reports go on past the rest."""
 
+import numpy as np
 import pytest
 from test_report import synthetic
 
 from robustbench_rkhs import UserError, verdicts
 from robustbench_rkhs.reports.places import Places
 from robustbench_rkhs.site.charts import curve_chart, still
+from robustbench_rkhs.site.model_data import down
 from robustbench_rkhs.verdicts import store
 
 GOOD = synthetic("good", images=8)
@@ -27,6 +29,7 @@ FORGED = {
     "too many radii": ({"epsilons": [place / 1e4 for place in range(20_000)]}, {}),
     "a radius below 0": ({"epsilons": [-1.0]}, {}),
     "too many attacks": ({"protocol": [f"a{place}" for place in range(50_000)]}, {}),
+    "settings of another form": ({"settings": {"certificates": 5}}, {}),
     "a long key": ({"key": "1" * 1000}, {}),
 }
 
@@ -42,6 +45,10 @@ def test_a_forged_table_is_named_and_left_out(kind, tmp_path):
     unread = []
     assert [one.about.model for one in Places(tmp_path).cache().read_all(tmp_path / "verdicts", unread.append)] == ["good"]
     assert len(unread) == 1 and "\n" not in unread[0] and len(unread[0]) < 500
+
+
+def test_an_infinite_certified_radius_is_drawn_as_a_large_one():
+    assert down(np.array([np.inf, 0.5])) == [1e12, 0.5]
 
 
 def test_a_chart_is_drawn_whatever_its_title(tmp_path):

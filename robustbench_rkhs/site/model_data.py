@@ -11,6 +11,8 @@ from robustbench_rkhs.verdicts.remembered import remembered
 
 DIGITS = 6
 """Significant digits of radii in the browser: certified ones rounded down, distances up. The parquet file holds all of them."""
+LARGEST = 1e12
+"""The largest certified radius in the browser."""
 STEPS = 400
 """Most steps of a curve in the browser; between them the certified share is the lower one, the other the upper one."""
 LETTERS = {"wrong": "w", "broken": "b", "certified": "c", "survived": "s", "untested": "u"}
@@ -77,8 +79,8 @@ def point_rows(steps: AccuracySteps, evaluation: Evaluation) -> list[dict[str, A
 
 
 def down(radii: np.ndarray) -> list[float]:
-    """Rounded down to DIGITS significant digits."""
-    return _rounded(radii, -0.5)
+    """Rounded down to DIGITS significant digits; JSON has no infinity, so that LARGEST stands for it."""
+    return _rounded(np.minimum(radii, LARGEST), -0.5)
 
 
 def up(distances: np.ndarray) -> list[float | None]:

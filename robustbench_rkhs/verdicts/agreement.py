@@ -33,6 +33,9 @@ def check_agreement(about: About, table: pd.DataFrame) -> None:
             raise UserError(f"its rows are of the {name} {found!r}, its description says {said!r}")
     if table["split"].nunique() > 1:
         raise UserError("its rows are of several splits of the data, expected one")
+    listed = about.settings.get("certificates", [])
+    if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
+        raise UserError("its settings of certificates are no list of mappings")
     if max(len(about.protocol), len(about.certificates)) > METHODS:
         raise UserError(f"it names {max(len(about.protocol), len(about.certificates)):,} methods, expected at most {METHODS:,}")
     if len(about.epsilons) > RADII or not all(math.isfinite(eps) and eps >= 0 for eps in about.epsilons):

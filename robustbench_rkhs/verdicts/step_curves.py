@@ -84,7 +84,7 @@ def searched(evaluation: Record) -> bool:
     if about.curve is not None:
         return about.curve
     settings = about.settings.get("certificates", [])
-    stopping = {one["name"] for one in settings if one.get("search") is False or one.get("stopping", "fixed") != "fixed"}
+    stopping = {str(one.get("name")) for one in settings if one.get("search") is False or one.get("stopping", "fixed") != "fixed"}
     table = evaluation.table
     own = table["method"].str.split("#").str[0].isin(stopping) & (table["kind"] == "certificate")
     return not bool((own & (table["radius"] > 0)).any())
