@@ -71,6 +71,8 @@ def save(drawn: Figure, stem: str | Path) -> list[Path]:
     for text in drawn.findobj(Text):
         whole = for_terminal(text.get_text())
         text.set_text(whole if text.get_gid() == SMALL_PRINT else whole[:LONGEST])
+    drawn.draw_without_rendering()
+    drawn.set_layout_engine("none")  # laid out once, not for each format
     for kind, metadata in UNDATED.items():
         path = Path(f"{stem}.{kind}")
 

@@ -15,6 +15,8 @@ REACHES = (1.0, 1.8, 3.0, 4.5, 6.5, 9.0)
 """Multiples of the gap that are tried, nearest first."""
 SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
 """Directions that are tried: right, left, above, below, then the corners."""
+Box = tuple[float, float, float, float]
+"""Left, low, right, high, in pixels. (Plain numbers: matplotlib's boxes take most of the time.)"""
 ALIGNED = {1: ("left", "bottom"), 0: ("center", "center"), -1: ("right", "top")}
 
 
@@ -34,11 +36,11 @@ def label_points(
     assert drawn is not None
     drawn.draw_without_rendering()
     renderer: Any = FigureCanvasAgg(drawn).get_renderer()  # type: ignore[no-untyped-call]
-    inside = axes.get_window_extent().frozen()
+    inside = _corners(axes.get_window_extent())
     scale = drawn.dpi / 72
     pixels = [axes.transData.transform(point) for point in points]
     marks = [*pixels, *(axes.transData.transform(point) for point in others)]
-    taken = [Bbox.from_bounds(x - 5 * scale, y - 5 * scale, 10 * scale, 10 * scale) for x, y in marks]
+    taken = [(x - 5 * scale, y - 5 * scale, x + 5 * scale, y + 5 * scale) for x, y in marks]
     for (x, y), text, colour, at in zip(points, texts, colours, pixels, strict=True):
         trial = axes.text(0, 0, text, fontsize=9.5)
         size = trial.get_window_extent(renderer)
@@ -49,7 +51,7 @@ def label_points(
             across, along = right * step, up * step
             left = at[0] + across * scale - {1: 0.0, 0: size.width / 2, -1: size.width}[right]
             low = at[1] + along * scale - {1: 0.0, 0: size.height / 2, -1: size.height}[up]
-            box = Bbox.from_bounds(left, low, size.width, size.height)
+            box = left, low, left + size.width, low + size.height
             hidden = sum(_shared(box, other) for other in taken) + _outside(box, inside)
             places.append((hidden, len(places), across, along, (right, up), reach, box))
             if not hidden:
@@ -62,12 +64,17 @@ def label_points(
         axes.annotate(text, (x, y), (across, along), textcoords="offset points", zorder=6, path_effects=halo, **look)
 
 
-def _shared(one: Bbox, other: Bbox) -> float:
+def _corners(box: Bbox) -> Box:
+    return float(box.x0), float(box.y0), float(box.x1), float(box.y1)
+
+
+def _shared(one: Box, other: Box) -> float:
     """The area that two boxes share, in square pixels."""
-    both = Bbox.intersection(one, other)
-    return 0.0 if both is None else float(both.width * both.height)
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return width * height if width > 0 and height > 0 else 0.0
 
 
-def _outside(box: Bbox, frame: Bbox) -> float:
+def _outside(box: Box, frame: Box) -> float:
     """The area of a box outside a frame, in square pixels."""
-    return float(box.width * box.height) - _shared(box, frame)
+    return (box[2] - box[0]) * (box[3] - box[1]) - _shared(box, frame)
