@@ -516,7 +516,7 @@ TYPED = {
 def test_a_number_in_a_forward_is_taken_as_it_is_typed(written):
     """By way of float32 it would differ from the float64 model by 1e-8, and be refused as another function."""
     model = made(lambda m, x: TYPED[written](m.fc(TYPED[written](x))), fc=nn.Linear(4, 3))
-    same(model, (4,), 1e-15)
+    same(model, (4,), 1e-13)
     x = torch.rand(2, 4)
     assert (MarginCertificate()(model, x, model(x).argmax(1), torch.arange(2)).radius > 0).all()
 

@@ -20,6 +20,8 @@ from robustbench_rkhs.runtime.extras import require
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (
+    "docs/glossary.md",
+    "docs/trust.md",
     "robustbench_rkhs",
     "models",
     "checkpoints",
@@ -50,6 +52,7 @@ def wheel(tmp_path_factory):
             ignore = shutil.ignore_patterns("__pycache__", "mine", "resume.pt", "*.part")
             shutil.copytree(ROOT / name, source / name, ignore=ignore)
         else:
+            (source / name).parent.mkdir(exist_ok=True)
             shutil.copy(ROOT / name, source / name)
     (source / "checkpoints" / "digits_mlp" / "resume.pt").write_bytes(b"an unfinished training")
     code = "from setuptools import build_meta; build_meta.build_wheel('dist')"

@@ -40,7 +40,7 @@ def test_labels_lie_apart_and_axes_hug_the_points(kept):
 
 
 def test_the_front_is_what_nothing_dominates():
-    points = [tuple(point) for point in np.random.default_rng(0).random((40, 2))]
+    points = [(float(a), float(b)) for a, b in np.random.default_rng(0).random((40, 2))]
     front = [point for point, best in zip(points, pareto(points), strict=True) if best]
     assert front == [a for a in points if not any(b[0] >= a[0] and b[1] >= a[1] and b != a for b in points)]
     xs, ys = staircase(points, 0.0, 0.0)

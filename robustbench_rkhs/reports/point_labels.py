@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patheffects import withStroke
-from matplotlib.transforms import Bbox
+from matplotlib.transforms import BboxBase
 
 GAP = 7.5
 """Points between a marker's centre and its label."""
@@ -64,7 +64,7 @@ def label_points(
         axes.annotate(text, (x, y), (across, along), textcoords="offset points", zorder=6, path_effects=halo, **look)
 
 
-def _corners(box: Bbox) -> Box:
+def _corners(box: BboxBase) -> Box:
     return float(box.x0), float(box.y0), float(box.x1), float(box.y1)
 
 
