@@ -113,7 +113,7 @@ def test_a_model_without_a_rule_is_audited_all_the_same():
     class Odd(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.act, self.last = nn.Linear(16, 8), nn.Mish(), nn.Linear(8, 2)
+            self.first, self.act, self.last = nn.Linear(16, 8), nn.Softmax(1), nn.Linear(8, 2)
 
         def forward(self, x):
             return self.last(3 * self.act(self.first(x.flatten(1))))
@@ -382,7 +382,9 @@ def test_a_model_that_runs_in_float32_alone_is_still_judged():
             self.last = nn.Linear(16, 2)
 
         def forward(self, x):
-            return self.last(x.flatten(1).float())
+            if x.dtype != torch.float32:
+                raise RuntimeError("float32 images alone")
+            return self.last(x.flatten(1))
 
     torch.manual_seed(0)
     model = Single().eval()

@@ -107,6 +107,23 @@ def test_what_cannot_be_compared_or_is_not_known_is_told():
         made([a, b], names=["x"])
 
 
+def test_the_domain_of_a_table_is_that_of_the_most_asked_radii_then_of_most_images():
+    """A trial in another norm on a few images never takes the place of the evaluation on many."""
+    large, other = synthetic("a", 200, seed=1), told(synthetic("a", 20, seed=2), norm="linf")
+    elsewhere = told(synthetic("a", 60, seed=3), epsilons=(3.0,))
+    for models in ([large, other, elsewhere], [other, elsewhere, large]):
+        assert "200 test images" in made(models, "robust@0.25").caption
+    with pytest.raises(UserError, match=r"evaluated on .*l2 at eps 0.25, 0.5, 1; .*infinity at eps 0.25, 0.5, 1: ask for robust@"):
+        made([large, told(synthetic("a", 200, seed=2), norm="linf")], "robust@0.25")
+
+
+def test_the_limits_of_the_caption_reach_as_far_as_those_of_any_share():
+    table = made([synthetic("a", 20, 0.95, 0.4, seed=4)])
+    cells = [cell for _, cells in table.rows for cell in cells if cell.share == cell.share]
+    farthest = max(max(cell.high - cell.share, cell.share - cell.low) for cell in cells)
+    assert f"at most {100 * farthest:.1f} points either way" in table.caption
+
+
 def test_two_functions_of_one_name_are_told():
     a, b, _ = several()
     table = made([told(a, weights="first", key="first"), told(a, weights="second", key="second"), b], wanted=["a", "b"])

@@ -699,7 +699,7 @@ def test_the_evaluation_writes_a_certificate_file(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(sys, "argv", ["rkhs-eval", *flags, "--device", "cpu", "--certificate", str(tmp_path / "proofs")])
     with pytest.raises(SystemExit) as ended:
         evaluate_main()
-    assert ended.value.code == 0 and "digits_mlp (verified)" in capsys.readouterr().out
+    assert ended.value.code == 0 and "digits_mlp (verified: " in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "proofs").rglob("*")) == ["digits_mlp", "proof.json", "proof.npz"]
     monkeypatch.setattr(sys, "argv", ["rkhs-verify", str(tmp_path / "proofs" / "digits_mlp"), "--samples", "3"])
     with pytest.raises(SystemExit) as ended:

@@ -184,8 +184,14 @@ class _Run:
     def _write_proof(self, subject: Any, done: Any, folder: Path) -> None:
         from robustbench_rkhs.proofs import write_proof
 
-        write_proof(subject.model, subject.test.sample(self.recipe.samples, self.recipe.seed, self.recipe.order), done, folder)
-        told(self.screen, f"certificate: {folder} (verified)")
+        sample = subject.test.sample(self.recipe.samples, self.recipe.seed, self.recipe.order)
+        found = write_proof(subject.model, sample, done, folder)
+        held = []
+        for eps, row in zip(sorted(set(self.recipe.eps)), done.summary().to_dict("records"), strict=True):
+            count, whole = int((found.radius >= eps).sum()), row["count_certified"]
+            more = "" if count >= whole else ", the others by radii that such files do not hold"
+            held.append(f"{count} of {whole} certified at {done.about.words(eps)}{more}")
+        told(self.screen, f"certificate: {folder} (verified: {'; '.join(held)})")
 
 
 def _shown(screen: Any, done: Any, out: Path, more: Mapping[str, list[Path]], drawn: bool) -> dict[str, list[Path]]:

@@ -148,12 +148,19 @@ def _published(out: Path, publish: Names, withdraw: Names) -> "Updated":
     return publication.draw_published(out)
 
 
+FOLDERS = 3
+"""Folders that are named."""
+
+
 def _in_short(paths: Sequence[Path]) -> str:
     """One file by its path; for several, their number in each folder."""
     if len(paths) == 1:
         return str(paths[0])
     folders = [path.parent for path in paths]
-    return ", ".join(f"{folders.count(folder)} files in {folder}" for folder in dict.fromkeys(folders)) or "none"
+    counts = {folder: folders.count(folder) for folder in dict.fromkeys(folders)}
+    told = [f"{count} file{'s' if count > 1 else ''} in {folder}" for folder, count in counts.items()]
+    more = f", and {sum(counts.values()) - sum(list(counts.values())[:FOLDERS])} in {len(told) - FOLDERS} more folders"
+    return ", ".join(told[:FOLDERS]) + (more if len(told) > FOLDERS else "") or "none"
 
 
 main = command(_report, quick=True)

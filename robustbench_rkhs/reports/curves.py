@@ -6,7 +6,17 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from robustbench_rkhs.reports.figures import figure, legend_above, names, same_domain, save, shortened, small_print, sources
+from robustbench_rkhs.reports.figures import (
+    farthest_limit,
+    figure,
+    legend_above,
+    names,
+    same_domain,
+    save,
+    shortened,
+    small_print,
+    sources,
+)
 from robustbench_rkhs.reports.natural_order import natural
 from robustbench_rkhs.verdicts import AccuracySteps, Record, accuracy_steps
 from robustbench_rkhs.verdicts.axes import GREY, MARKERS, PALETTE, domain
@@ -52,9 +62,9 @@ def draw_curve(evaluations: Sequence[Record], stem: str | Path, titles: Sequence
 
 def _limits(steps: Sequence[AccuracySteps]) -> str:
     """The widest 95% limits in the figure, in place of bars that would hide one another."""
-    rows = [(row[f"{part}_low"], row[f"{part}_high"]) for one in steps for row in one.points for part in ("robust", "certified")]
-    widest = max((high - low for low, high in rows if low == low), default=0.0)
-    return f"Clopper-Pearson 95% limits of each share: at most {50 * widest:.1f} points either way"
+    rows = [row for one in steps for row in one.points]
+    farthest = 100 * farthest_limit(rows, ("robust", "certified"))
+    return f"Clopper-Pearson 95% limits of each share: at most {farthest:.1f} points either way"
 
 
 def _partly(steps: Sequence[AccuracySteps], labels: Sequence[str]) -> list[str]:

@@ -139,6 +139,12 @@ def names(evaluations: Sequence[Record]) -> list[str]:
     return [f"{name} #{full[:place].count(name) + 1}" if full.count(name) > 1 else name for place, name in enumerate(full)]
 
 
+def farthest_limit(rows: Sequence[Any], parts: Sequence[str]) -> float:
+    """How far a 95% limit lies from its share, at most, over these rows of summaries; 0 where no share is known."""
+    ends = [abs(row[f"{part}_{end}"] - row[part]) for row in rows for part in parts for end in ("low", "high")]
+    return float(max((one for one in ends if one == one), default=0.0))
+
+
 def legend_above(drawn: Figure, handles: Sequence[Artist], title: str, columns: int) -> None:
     """The title and the legend above all axes, for figures without room beside them."""
     words = [str(one.get_label()).replace("\n", " ") for one in handles]

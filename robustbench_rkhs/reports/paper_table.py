@@ -153,10 +153,9 @@ def _caption(models: Sequence[TableModel], columns: Sequence[Column], cells: Seq
             "Bold: best of its column; underlined: no significant difference from it (exact McNemar test on the same images,"
         )
         parts.append("Holm-corrected, 5%).")
-    ends = [(cell.low, cell.high) for row in cells for cell in row if cell.share == cell.share]
+    ends = [max(cell.high - cell.share, cell.share - cell.low) for row in cells for cell in row if cell.share == cell.share]
     if ends:
-        widest = max((high - low) / 2 for low, high in ends)
-        parts.append(f"Clopper-Pearson 95% limits: at most {100 * widest:.1f} points either way.")
+        parts.append(f"Clopper-Pearson 95% limits: at most {100 * max(ends):.1f} points either way.")
     return " ".join(parts)
 
 

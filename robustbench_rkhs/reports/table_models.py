@@ -31,6 +31,8 @@ def table_models(
     differs. Raises UserError for a model without verdicts, several data sets, norms or boxes, or as many names as models.
     """
     known = list(dict.fromkeys(one.about.model for one in briefs if one.about.epsilons))
+    if not known:
+        raise UserError("--table: no verdicts; run rkhs-eval first")
     for model in models:
         if model not in known:
             raise UserError(f"--model {model!r}: no verdicts; {did_you_mean(model, known)}")
@@ -73,11 +75,27 @@ def _one_domain(asked: Sequence[Brief], models: Sequence[str], columns: Sequence
         where = "; ".join(f"{name}: {', '.join(sorted({one.about.model for one in group}))}" for name, group in groups.items())
         raise UserError(f"--table: expected models evaluated on one data set, norm and box, found {where}")
     radii = {column.eps for column in columns if column.quantity == "robust"}
-    best = {name: sum(len(radii & set(one.about.epsilons)) for one in group) / len(group) for name, group in whole.items()}
-    first = [name for name, count in best.items() if count == max(best.values())]
+    worth = {name: _worth(group, models, radii) for name, group in whole.items()}
+    first = [name for name, one in worth.items() if one == max(worth.values())]
     if len(first) > 1:
-        raise UserError(f"--table: these models were evaluated in several domains ({'; '.join(first)}): name one eps of it")
+        had = "; ".join(f"{name} at eps {', '.join(_epsilons(whole[name]))}" for name in first)
+        raise UserError(f"--table: these models were evaluated on {had}: ask for robust@ one of these")
     return whole[first[0]]
+
+
+def _worth(group: Sequence[Brief], models: Sequence[str], radii: set[float]) -> tuple[int, int]:
+    """How many of the asked radii the evaluations of a domain have, over all models, and on how many images at least."""
+    count, images = 0, []
+    for model in models:
+        own = [one for one in group if one.about.model == model]
+        best = max(own, key=lambda one: (len(radii & set(one.about.epsilons)), one.images))
+        count += len(radii & set(best.about.epsilons))
+        images.append(best.images)
+    return count, min(images)
+
+
+def _epsilons(group: Sequence[Brief]) -> list[str]:
+    return [group[0].about.words(eps) for eps in sorted({eps for one in group for eps in one.about.epsilons})]
 
 
 def _doubts(one: Brief, kin: Sequence[Brief]) -> list[str]:

@@ -91,7 +91,10 @@ def console(evaluation: Record) -> Table:
         table.add_row(evaluation.about.words(row["eps"]), *shown)
     if marks(evaluation):
         table.title = f"{table.title}, DOUBTFUL: {', '.join(marks(evaluation))}"
-    table.caption = "percent with 95% limits, images below; open: neither proved nor broken"
+    table.caption = (
+        "percent with 95% limits, images below; open: neither proved nor broken;\n"
+        "audited: certified, and attacked all the same; inferred: no attack ran at this very eps, but at a larger one"
+    )
     if why := no_function(evaluation):
         table.caption = f"withheld, as the answer to an image is no function of that image: {why}"
         return table

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.reports.figures import figure, names, same_domain, save, shortened, small_print, sources
+from robustbench_rkhs.reports.figures import farthest_limit, figure, names, same_domain, save, shortened, small_print, sources
 from robustbench_rkhs.reports.pareto import staircase
 from robustbench_rkhs.reports.point_labels import label_points
 from robustbench_rkhs.verdicts import Record, no_function, summary, typed
@@ -48,7 +48,13 @@ def draw_tradeoff(evaluations: Sequence[Record], eps: float, stem: str | Path) -
         axes.set_xlabel("clean accuracy")
         axes.set_ylabel(f"accuracy at eps {text}")
         axes.set_title(f"{domain(evaluations[0].about)}, {images_in_words(evaluations)}", loc="left")
-        axes.legend(handles=_code(_widest(rows)), loc="upper left", bbox_to_anchor=(1.01, 1.02), borderaxespad=0, handlelength=2.4)
+        axes.legend(
+            handles=_code(farthest_limit(rows, ("clean", "robust", "certified"))),
+            loc="upper left",
+            bbox_to_anchor=(1.01, 1.02),
+            borderaxespad=0,
+            handlelength=2.4,
+        )
         small_print(drawn, sources(evaluations))
         tops = [(row["clean"], row["robust"] if row["robust"] == row["robust"] else row["certified"]) for row in rows]
         others = [(row["clean"], row["certified"]) for row in rows]
@@ -76,13 +82,7 @@ def _zoom(axes: Axes, rows: Sequence[Any]) -> None:
         percent(axes, axis)
 
 
-def _widest(rows: Sequence[Any]) -> float:
-    """Half of the widest 95% limits of any share in the plot."""
-    parts = [(row[f"{part}_low"], row[f"{part}_high"]) for row in rows for part in ("clean", "robust", "certified")]
-    return max(float(high - low) / 2 for low, high in parts if low == low)
-
-
-def _code(widest: float) -> list[Any]:
+def _code(farthest: float) -> list[Any]:
     """The legend: the visual code."""
     point: dict[str, Any] = {"ls": "", "marker": "o", "color": GREY, "ms": 8, "mew": 1.5}
     return [
@@ -91,5 +91,5 @@ def _code(widest: float) -> list[Any]:
         Line2D([], [], label="certified: proved", **point),
         Line2D([], [], color="#999999", lw=1.1, ls=EMPIRICAL, label="Pareto front, empirical"),
         Line2D([], [], color="#999999", lw=1.1, ls=CERTIFIED, label="Pareto front, certified"),
-        Line2D([], [], ls="", label=f"95% limits: at most\n{100 * widest:.1f} points either way"),
+        Line2D([], [], ls="", label=f"95% limits: at most\n{100 * farthest:.1f} points either way"),
     ]

@@ -20,7 +20,7 @@
     columns: keys.map((key, at) => ({ visible: chosen ? chosen.has(key) : first[at], name: key })),
     search: { search: given.get("q") || "" },
     layout: { topStart: null, topEnd: "search", bottomStart: "info", bottomEnd: count > 100 ? ["pageLength", "paging"] : null },
-    language: { search: "Search: ", info: "_TOTAL_ models", infoFiltered: "of _MAX_", infoEmpty: "no models" },
+    language: { search: "Search: ", info: "models: _TOTAL_", infoFiltered: "of _MAX_", infoEmpty: "no models" },
   });
 
   const selects = {};
