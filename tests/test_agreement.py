@@ -56,3 +56,10 @@ def test_a_chart_is_drawn_whatever_its_title(tmp_path):
     row = {"eps": 0.0, "certified": 0.5, "broken": 0.5, "model": "m"}
     written = still(curve_chart("l2"), {"steps": [row], "points": []}, "a\0b \x1b \uffff", tmp_path / "chart")
     assert [path.suffix for path in written] == [".svg", ".png"] and all(path.stat().st_size > 100 for path in written)
+
+
+def test_a_radius_that_nobody_typed_is_told_in_four_digits_and_read_again(tmp_path):
+    eps = 0.0483712345
+    about = GOOD.about.but(epsilons=(eps,), eps_text=("0.04837",))
+    path = verdicts.write(type(GOOD)(GOOD.table, about), tmp_path / "table.parquet")
+    assert verdicts.read(path).about.words(eps) == "0.04837"

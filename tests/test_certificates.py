@@ -351,7 +351,7 @@ def _nan():
         (nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3)), "BatchNorm1d"),
         (_nan(), "NaN"),
         (nn.Sequential(nn.Linear(5, 3)), "expected 5 features"),
-        (nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (2, 3))), "Unflatten"),
+        (nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (2, 3))), "expected 3 logits"),
     ],
 )
 def test_what_is_not_proved_is_refused(certificate, model, message):

@@ -194,14 +194,14 @@ def test_pth_files_are_never_unpickled(folder, tmp_path):
     torch.save({"state_dict": state, "bomb": Bomb()}, tmp_path / "bomb.pth")
     (tmp_path / "raw.pth").write_bytes(pickle.dumps(Bomb()))
     torch.save([1, 2], tmp_path / "list.pth")
-    for name, line in (("bomb.pth", "plain state dict"), ("raw.pth", "plain state dict"), ("list.pth", "found list")):
+    for name, line in (("bomb.pth", "plain state dict"), ("raw.pth", "plain state dict"), ("list.pth", r"found \(list of 2\)")):
         with pytest.raises(UserError, match=line):
             load_model("digits_mlp", str(tmp_path / name))
     with pytest.raises(UserError, match="no weights file"):
         load_model("digits_mlp", str(tmp_path / "nowhere.pth"))
     with pytest.raises(UserError, match=r"expected weights as \.safetensors"):
-        (tmp_path / "x.bin").write_bytes(b"")
-        load_model("digits_mlp", str(tmp_path / "x.bin"))
+        (tmp_path / "x.txt").write_bytes(b"")
+        load_model("digits_mlp", str(tmp_path / "x.txt"))
 
 
 def test_unknown_models_are_guessed():

@@ -63,7 +63,7 @@ def test_any_field_is_a_flag(fields, holds):
 
 
 MISTAKES = {
-    "misspelt key": ({"epoch": "3"}, "unknown key 'epoch' of TrainRecipe; did you mean 'epochs'"),
+    "misspelt key": ({"epoch": "3"}, "unknown flag or field --epoch; did you mean '--epochs'"),
     "misspelt nested key": ({"attack.epss": "1"}, "attack: unknown key 'epss' of PGD; did you mean 'eps'"),
     "misspelt method": ({"schedule.name": "cosin"}, "unknown name 'cosin'; did you mean 'cosine'"),
     "not a number": ({"attack.eps": "big"}, "attack.eps: .*found 'big'"),

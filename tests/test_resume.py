@@ -235,7 +235,7 @@ def test_a_training_is_called_by_name_from_python_as_from_the_command_line(home)
 
 REFUSED = {
     "a misspelt model": (("smal",), {}, "unknown model 'smal'; did you mean 'small'"),
-    "a misspelt field": (("small",), {"epoch": 1}, "did you mean 'epochs'"),
+    "a misspelt field": (("small",), {"epoch": 1}, "did you mean '--epochs'"),
     "a finished training": (("small",), {}, "already holds this recipe, trained"),
     "no folder": ((dict(TINY),), {}, "needs a folder"),
     "a number": ((3,), {}, "expected a model's name, a mapping .* found int"),

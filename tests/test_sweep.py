@@ -169,7 +169,7 @@ def test_a_changed_sweep_is_refused_by_name(home):
     ("fields", "words"),
     [
         ({"sede": 1}, "did you mean 'seed'"),
-        ({"vary": {"optimiser.lr": [0.1]}}, "did you mean 'optimizer'"),
+        ({"vary": {"optimiser.lr": [0.1]}}, "did you mean '--optimizer'"),
         ({"vary": {"optimizer.lrr": [0.1]}}, "did you mean 'lr'"),
         ({"vary": {"optimizer.lr": [0.1, -1.0]}}, "greater than"),
         ({"vary": {"penalties.1.weight": [0.1]}}, "position from 0 to 0"),

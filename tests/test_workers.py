@@ -98,6 +98,7 @@ class Mortal(nn.Module):
         self.model, self.home, self.folder, self.doomed, self.times = model, os.getpid(), folder, doomed, times
 
     def forward(self, x):
+        assert (x == x).all()  # refused by certificates in every process alike
         deaths = len(list(self.folder.iterdir()))
         if os.getpid() != self.home and torch.is_grad_enabled() and deaths < self.times and self.doomed(x):
             (self.folder / f"{os.getpid()}").touch()

@@ -31,7 +31,7 @@ class Function(nn.Module):
         super().__init__()
         self.function = function
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x: Any) -> Any:
         return self.function(x)
 
 

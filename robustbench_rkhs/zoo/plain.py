@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from robustbench_rkhs.layers.frozen import freeze
+from robustbench_rkhs.nodes.arguments import checked_arguments
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import cause
 from robustbench_rkhs.relaxations.expansion import expanded
@@ -28,6 +29,7 @@ OPSET = 17
 """Set of ONNX operations, which verifiers know."""
 
 
+@checked_arguments()
 def plain_export(model: Any, shape: Sequence[int], onnx: str | Path | None = None) -> fx.GraphModule:
     """The model as a graph of torch functions and constants, without any code of this package; in eval mode, on the CPU.
 
