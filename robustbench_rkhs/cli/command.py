@@ -124,7 +124,8 @@ def _pairs(rest: list[str]) -> dict[str, str]:
     while position < len(rest):
         flag, equals, value = rest[position].partition("=")
         if not flag.startswith("--"):
-            raise UserError(f"unexpected argument {rest[position]!r}; expected flags such as --epochs 3 or --attack.eps 1.0")
+            flags = "flags such as --epochs 3 or --attack.eps 1.0, and a list as one value: '[16, 16]'"
+            raise UserError(f"unexpected argument {rest[position]!r}; expected {flags}")
         if not equals:
             position += 1
             if position == len(rest):

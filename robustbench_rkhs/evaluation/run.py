@@ -297,7 +297,7 @@ class _Run:
             complete = True
         except KeyboardInterrupt:
             self.note(incomplete_because="interrupted")
-            emit(Message(text="interrupted: the table holds what was finished; the same command goes on from here"))
+            emit(Message(text="interrupted: the table holds what was finished; the same command goes on after it"))
         except OutOfTime:
             self.note(incomplete_because="budget")
             seconds = f"{self.recipe.budget:g} s"
