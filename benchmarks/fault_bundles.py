@@ -5,8 +5,8 @@ import json
 import os
 import random
 import shutil
-import subprocess
 import struct
+import subprocess
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
