@@ -75,6 +75,59 @@ def test_a_container_is_certified_and_identified_as_the_network_inside(name: str
     assert torch.equal(attack(container, X, Y, eps=0.5, attacks=("fab",)), attack(NET, X, Y, eps=0.5, attacks=("fab",)))
 
 
+class Negated(nn.DataParallel):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return -super().forward(x)
+
+
+class ModelEma(nn.Module):
+    """Of a library's name, but of its own forward."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return -self.module(x)
+
+
+def with_hook(model: nn.Module) -> nn.Module:
+    model.register_forward_hook(lambda module, given, out: -out)
+    return model
+
+
+OTHER = {
+    "its own forward": lambda: Negated(NET),
+    "an average with its own forward": lambda: ModelEma(NET),
+    "a hook": lambda: with_hook(nn.DataParallel(NET)),
+    "a hook on an average": lambda: with_hook(AveragedModel(NET)),
+    "a hook on a compiled model": lambda: with_hook(torch.compile(NET, backend="eager")),
+    "a replaced forward": lambda: replaced(nn.DataParallel(NET)),
+    "inside": lambda: Spread(Negated(NET)),
+}
+
+
+def replaced(model: nn.Module) -> nn.Module:
+    model.forward = lambda x: -NET(x)  # type: ignore[method-assign]
+    return model
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_a_container_that_computes_something_besides_is_not_set_aside(name: str) -> None:
+    """It would be evaluated, and certified, as another function than it is."""
+    model = OTHER[name]().eval()
+    with torch.no_grad():
+        assert torch.equal(as_module(model)(X), -NET(X))
+    assert key_of(as_module(model)) != key_of(NET)
+    y = (-NET(X)).argmax(1)
+    try:
+        radii = certify(model, X, y)
+    except UserError:
+        return
+    closest = attack(as_module(model), X, y, attacks=("ddn",))
+    assert (radii <= (closest - X).flatten(1).norm(dim=1) * (1 + 1e-5)).all()
+
+
 def test_a_distributed_model_counts_as_its_network() -> None:
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:

@@ -30,6 +30,8 @@ NAMED: dict[str, Callable[[Any], Any]] = {
     "ModelEmaV3": lambda model: model.module,  # of timm, which need not be there
 }
 """Containers of libraries that are not imported here, by the name of their class."""
+LIBRARIES = ("torch.", "timm.")
+"""Where a class of such a name has its library's forward."""
 HOOKS: dict[type, Callable[[Any, nn.Module], Tensor]] = {
     SpectralNorm: lambda hook, layer: hook.compute_weight(layer, do_power_iteration=False),
     WeightNorm: lambda hook, layer: hook.compute_weight(layer),
@@ -45,15 +47,28 @@ SOURCES: dict[type, tuple[str, ...]] = {
 
 
 def inside(model: Any) -> Any:
-    """The network inside a container, itself perhaps one; None for anything else."""
+    """The network inside a container, itself perhaps one; None for anything else, and for one that computes something besides."""
     for kind, read in INSIDE.items():
         if isinstance(model, kind):
-            return read(model)
-    if type(model).__name__ in NAMED and not type(model).__module__.startswith("robustbench_rkhs"):
-        return NAMED[type(model).__name__](model)
+            return read(model) if _adds_nothing(model, kind) else None
+    if type(model).__name__ in NAMED and isinstance(model, nn.Module) and not _hooked(model):
+        known = type(model).__module__.startswith(LIBRARIES) or type(model).forward is nn.Module.forward
+        return NAMED[type(model).__name__](model) if known else None
     if isinstance(model, nn.Module):
         return plain_program(model) if is_exported(model) else None
     return getattr(model, "_torchdynamo_orig_callable", None)  # a compiled function
+
+
+def _adds_nothing(model: Any, kind: type) -> bool:
+    """Whether a container is used as its library made it: no forward of its own, no hooks on it."""
+    if not isinstance(model, nn.Module):
+        return True
+    own = type(model).forward is not kind.forward or type(model).__call__ is not kind.__call__ or "forward" in vars(model)  # type: ignore[attr-defined]
+    return not own and not _hooked(model)
+
+
+def _hooked(model: nn.Module) -> bool:
+    return bool(model._forward_hooks or model._forward_pre_hooks)
 
 
 def unwrapped(model: Any) -> tuple[Any, list[str]]:

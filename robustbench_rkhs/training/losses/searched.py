@@ -1,5 +1,6 @@
 """Fields and inner attack of losses that bound the network around an attacked image."""
 
+from abc import abstractmethod
 from typing import ClassVar
 
 import torch
@@ -61,11 +62,11 @@ class MixedLoss(SearchedLoss):
     alpha: Real = Field(0.1, ge=0, le=1)
     """Share of the worst case."""
 
+    @abstractmethod
     def mixed(
         self, logits: Float[Tensor, "batch classes"], worst: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]
     ) -> Float[Tensor, ""]:
         """The loss, from the logits at the attacked images and lower bounds of f_y - f_j around the images."""
-        raise NotImplementedError
 
     def __call__(
         self, model: nn.Module, x: Float[Tensor, "batch *image"], y: Tensor, keys: Int[Tensor, " batch"] | None = None
