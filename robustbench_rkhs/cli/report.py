@@ -107,7 +107,10 @@ def _report(
 def _site(out: Path, folder: Path, as_json: bool, quiet: bool) -> None:
     """Build the site, and say where to open it."""
     from robustbench_rkhs.site import build_site
+    from robustbench_rkhs.verdicts.store import table_paths
 
+    if not table_paths(out / "verdicts"):
+        raise UserError(f"no verdicts in {out / 'verdicts'}: run rkhs-eval first")
     with shown(console_of_width(120, stderr=False), quiet):
         built = build_site(out, folder)
     for line in built.unread:

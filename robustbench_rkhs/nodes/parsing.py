@@ -20,7 +20,7 @@ def parse(kind: type[Model], stored: dict[str, Any], source: str, code: Code = C
     try:
         return kind.model_validate(stored, context={"code": code})
     except ValidationError as error:
-        raise UserError(f"{source}: {explain(error)}") from None
+        raise UserError(f"{source}: {explain(error).removeprefix('recipe: ')}") from None
 
 
 def explain(error: ValidationError) -> str:

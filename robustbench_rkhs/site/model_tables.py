@@ -68,7 +68,7 @@ def attack_grid(evaluation: Evaluation) -> Grid:
         time = f"{seconds.get(row['attack'], 0.0):.1f} s"
         counts = [str(row["attacked"]), str(row["broken"])]
         rows.append([row["attack"], evaluation.about.words(row["eps"]), *counts, alone, missed, passes, time])
-    head = ["attack", "eps", "images", "broken", "accuracy under it", "missed", "passes", "time at all eps"]
+    head = ["attack", "eps", "images", "broken", "not broken", "missed", "passes", "time at all eps"]
     return Grid.of("Attacks, each on the images left to it", head, rows)
 
 
