@@ -208,3 +208,32 @@ def test_an_attack_finds_what_is_near_and_nothing_in_a_ball_that_is_safe():
             assert refuted(model, one, label, 1 - label, 1.2 * float(nearest[at]) + 0.01, "l2", False)
             assert refuted(model, one, label, 1 - label, 1.2 * float(nearest[at]) + 0.01, "linf", False)
             assert not refuted(model, one, label, 1 - label, 0.98 * float(nearest[at]) - 0.01, "l2", False)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_numbers_beyond_float32_are_searched_without_an_error_and_prove_nothing_false(scale):
+    model, x = chain("mlp")
+    y = model(x).argmax(1)
+    for number, factor in ((1, scale), (3, 1 / scale)):
+        model[number].weight.mul_(factor)
+    model[1].bias.mul_(scale)  # the same function
+    pairs = torch.tensor([(a, b) for a in range(2) for b in range(3) if b != int(y[a])])
+    eye = torch.eye(3, dtype=F64)
+    truth = torch.tensor([lowest(model, x[a], eye[y[a]] - eye[b], 0.5, False) for a, b in pairs.tolist()])
+    rows = rows_of(model, x, y, 0.5, pairs)
+    around = chain_of(model, x, links(rows.steps))
+    goal = torch.full((len(pairs),), torch.inf, dtype=F64)
+    best = coupled(rows, begun(started(rows), around), goal, Search(20, 0.1), around).double()
+    assert (bounded(rows, best.tilts, curvatures(best.couplings, around), around) <= truth).all()
+
+
+def test_curvatures_that_overflow_bound_nothing():
+    model, x = chain("mlp")
+    rows = rows_of(model, x[:1], torch.tensor([0]), 0.3, torch.tensor([[0, 1], [0, 2]]))
+    around = chain_of(model, x[:1], links(rows.steps))
+    choice = begun(started(rows), around).double()
+    for number in (0, 1):
+        couplings = dict(choice.couplings)
+        path = around.links[number].path
+        couplings[path] = couplings[path]._replace(push=torch.full_like(couplings[path].push, math.inf))
+        assert (bounded(rows, choice.tilts, curvatures(couplings, around), around) == -math.inf).all()

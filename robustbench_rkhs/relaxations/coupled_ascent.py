@@ -171,13 +171,16 @@ def _curved(
 
 
 def _powers(matrix: Tensor, before: Tensor, scale: Tensor, ways: Tensor, rounds: int) -> Tensor:
-    """Orthonormal vectors nearer to the largest eigenvectors of P^-1 W' L W P^-1, the largest last."""
+    """Orthonormal vectors nearer to the largest eigenvectors of P^-1 W' L W P^-1, the largest last.
+
+    Where float32 overflows, they are of no use, and nor is the row's value: LAPACK refuses such numbers, so they are zeros here.
+    """
     with torch.no_grad():
         scaled, weights = 1 / scale[:, :, None], before[:, :, None]
         for _ in range(rounds):
             moved = scaled * (matrix.T @ (weights * (matrix @ (scaled * ways))))
-            ways = torch.linalg.qr(moved)[0]
+            ways = torch.linalg.qr(moved.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))[0]
         image = weights.sqrt() * (matrix @ (scaled * ways))
-        turned = torch.linalg.eigh(image.mT @ image)[1]
+        turned = torch.linalg.eigh((image.mT @ image).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))[1]
         found: Tensor = ways @ turned
     return found

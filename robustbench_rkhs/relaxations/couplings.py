@@ -172,7 +172,7 @@ def bends(
 
 
 def curvatures(couplings: Couplings, chain: Chain) -> Curved:
-    """Curvatures with proved norms, from the last kink back."""
+    """Curvatures with proved norms, from the last kink back; not finite where they overflow, which `bounded` leaves alone."""
     bowls: dict[str, tuple[Tensor, Tensor]] = {}
     last = couplings[chain.links[-1].path].push
     after, cost = torch.zeros_like(last), last.new_zeros(len(last))
@@ -182,13 +182,14 @@ def curvatures(couplings: Couplings, chain: Chain) -> Curved:
         bowls[link.path] = after, before
         cost = cost + (before * (4 * chain.off[link.path]).square()).sum(1) / SPARE * 1.01
         scale = couplings[chain.links[number - 1].path].scale if number else torch.ones_like(link.matrix[:1])
-        sizes = [
-            norm((one.sqrt()[:, None] * link.matrix / p)[None])
-            for one, p in zip(before, scale.expand(len(before), -1), strict=True)
-        ]
+        sizes = [_norm(one.sqrt()[:, None] * link.matrix / p) for one, p in zip(before, scale.expand(len(before), -1), strict=True)]
         square = before.new_tensor(sizes).square() * (1 + 4 * SPARE) + LEAST
         after = square[:, None] * scale.square() * (1 + 8 * UNIT)
     return Curved(bowls, square, cost)
+
+
+def _norm(matrix: Tensor) -> float:
+    return norm(matrix[None]) if bool(matrix.isfinite().all()) else math.inf
 
 
 def _drop(a: Tensor, region: Region, matrix: Tensor, curvature: Tensor, least: Tensor) -> Tensor:
