@@ -114,7 +114,7 @@ class Made(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.operation, self.norm = operation, T.Normalize([0.5, 0.4], [0.25, 0.2])
-        self.bias = nn.Parameter(torch.randn(3))
+        self.bias, self.count = nn.Parameter(torch.randn(3)), nn.Parameter(torch.zeros(1).int(), requires_grad=False)
         for name, shape in {"w": (32, 7), "m": (4, 4), "k": (2, 3, 3, 3)}.items():
             self.register_buffer(name, torch.randn(shape))
         self.eval()
@@ -233,6 +233,14 @@ REFUSED: dict[str, tuple[Operation, str]] = {
     "one image of the batch": (lambda net, x: x - x[:1], "not one entry for each image"),
     "flipped batch": (lambda net, x: x.flip(0), "not one entry for each image"),
     "mean over the batch": (lambda net, x: x - x.mean(0, keepdim=True), "over the batch"),
+    "a quarter of the number of images": (lambda net, x: x * (1 + len(x) // 4), "computes with the number of images"),
+    "as wide as there are images": (lambda net, x: F.pad(x, (0, x.shape[0] // 100)), "computes with the number of images"),
+    "pixels of all images": (lambda net, x: x + x.numel() // 10**6, "computes with the number of images"),
+    "rolled batch": (lambda net, x: torch.roll(x, 6, 0), "rolls the batch"),
+    "rolled batch and rows": (lambda net, x: x.roll((6, 1), (-4, 2)), "rolls the batch"),
+    "the type of a buffer": (lambda net, x: x * (2 if net.m.dtype == torch.float32 else 1), "other operations in its own type"),
+    "to the integers of a weight": (lambda net, x: (x * 2.0**16).to(net.count.dtype).float() / 2.0**16, "casts to int32"),
+    "other pixels in float32": (lambda net, x: F.interpolate(x, size=83, mode="nearest-exact"), "take different pixels"),
     "softmax": (lambda net, x: x.softmax(1), "no rule for a softmax"),
     "attention": (lambda net, x: F.scaled_dot_product_attention(x, x, x), "attention multiplies values"),
     "a product": (lambda net, x: x * x, "two values that both depend on the image"),
@@ -261,6 +269,8 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "ReplicationPad2d": (nn.ReplicationPad2d(2), (2, 4, 4)),
     "CircularPad2d": (nn.CircularPad2d(1), (2, 4, 4)),
     "ReflectionPad1d": (nn.ReflectionPad1d(2), (2, 5)),
+    "ReflectionPad1d of vectors": (nn.ReflectionPad1d(2), (5,)),
+    "ReplicationPad2d of matrices": (nn.ReplicationPad2d(2), (4, 4)),
     "nearest": (nn.Upsample(scale_factor=1.5), (1, 4, 4)),
     "bilinear": (nn.Upsample((3, 7), mode="bilinear", align_corners=True), (2, 4, 5)),
     "bicubic": (nn.Upsample(scale_factor=2, mode="bicubic"), (1, 4, 4)),

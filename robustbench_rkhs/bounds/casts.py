@@ -38,7 +38,7 @@ def without_casts(graph: fx.Graph, root: Any, own: torch.dtype) -> bool:
             continue
         if node.args[0] not in images:
             continue  # a constant, made like the image
-        for kind in _types(node, root):
+        for kind in _types(node, root, images):
             if kind not in BITS or BITS[kind] < BITS[own]:
                 name, type_ = str(own).removeprefix("torch."), str(kind).removeprefix("torch.")
                 raise Uncertifiable(f"its forward casts to {type_}, which rounds what it computes in {name}")
@@ -49,8 +49,11 @@ def without_casts(graph: fx.Graph, root: Any, own: torch.dtype) -> bool:
     return found
 
 
-def _types(node: fx.Node, root: Any) -> list[torch.dtype]:
-    """The types that a cast names. A value of the model counts as float32, the coarsest that its weights may have here."""
+def _types(node: fx.Node, root: Any, images: set[fx.Node]) -> list[torch.dtype]:
+    """The types that a cast names. A value of the model counts as float32, the coarsest that its weights may have here.
+
+    Raises Uncertifiable for a type that the forward computes.
+    """
     if node.target in NAMED:
         return [NAMED[str(node.target)]]
     given = [*node.args[1:], *node.kwargs.values()]
@@ -62,11 +65,22 @@ def _types(node: fx.Node, root: Any) -> list[torch.dtype]:
             found.append(getattr(torch, one.removeprefix("torch.").removesuffix("Tensor").lower() or "float32", torch.int64))
         elif isinstance(one, Tensor):
             found.append(torch.float32 if one.is_floating_point() else one.dtype)
-        elif isinstance(one, fx.Node) and one.op == "get_attr":
-            held = root
-            for part in str(one.target).split("."):
-                held = getattr(held, part)
-            found.append(torch.float32 if held.is_floating_point() else held.dtype)
         elif isinstance(one, fx.Node):
-            found.append(torch.float32)
+            found.append(_type_of(one, root, images))
+        elif not isinstance(one, str | bool | torch.device | torch.memory_format | None):
+            raise Uncertifiable(f"its forward casts to {one}, which is no type with a rule")
     return found
+
+
+def _type_of(one: fx.Node, root: Any, images: set[fx.Node]) -> torch.dtype:
+    """The type of a value, or that it is."""
+    if one in images:
+        return torch.float32
+    if one.target is getattr and one.args[1] == "dtype" and isinstance(one.args[0], fx.Node):
+        return _type_of(one.args[0], root, images)
+    if one.op != "get_attr":
+        raise Uncertifiable("its forward casts to a type that it computes")
+    held = root
+    for part in str(one.target).split("."):
+        held = getattr(held, part)
+    return torch.float32 if held.is_floating_point() else held.dtype

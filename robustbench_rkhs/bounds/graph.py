@@ -16,6 +16,7 @@ from robustbench_rkhs.bounds import rearranging as moving
 from robustbench_rkhs.bounds.casts import precision_of
 from robustbench_rkhs.bounds.coarse import coarse_steps
 from robustbench_rkhs.bounds.folding import added, folded
+from robustbench_rkhs.bounds.lengths import steady
 from robustbench_rkhs.bounds.operations import UNCOMPUTED
 from robustbench_rkhs.bounds.sketch import sketch
 from robustbench_rkhs.bounds.tracing import Traced, images, place, trace, user_path
@@ -151,6 +152,9 @@ class _Builder:
                         raise Uncertifiable("no rule for this operation")
                     sizes.add(node)
                     continue
+                for one in sizes.intersection(node.all_input_nodes):
+                    if not steady(one, self.traced.values, self.depths):
+                        raise Uncertifiable("it computes with the number of images")
                 self._add(node, self._operation(node))
             except Uncertifiable as refused:
                 raise Uncertifiable(self._named(node, refused)) from None
@@ -267,6 +271,7 @@ class _Builder:
             layers = [_call(known.LAYERS[target], args, keywords).eval()]
         elif target in moving.MOVES and (target is not getattr or args[1] in moving.TRANSPOSED):
             put = moving.in_place_of(args[0], args)
+            moving.keeps_batch(target, args, keywords, len(before) + 1)
             layers = moving.rearranged([before], lambda x: moving.called(target, put(x[0]), keywords))
         elif (
             getattr(target, "__module__", "").startswith("torchvision.transforms")

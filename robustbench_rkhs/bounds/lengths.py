@@ -3,10 +3,11 @@
 import builtins
 import operator
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from robustbench_rkhs.lipschitz.guard import foreign
@@ -64,6 +65,36 @@ def asserted(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
     if type(found) is not bool:
         raise Unknown
     return found
+
+
+COUNTS = (*range(1, 258), *(10**power for power in range(3, 13)))
+"""Numbers of images for which a size is computed: a size that grows with them, however slowly, differs for one of these."""
+
+
+def steady(node: fx.Node, values: dict[fx.Node, Any], images: Container[fx.Node]) -> bool:
+    """Whether what an operation reads of shapes is the number of images itself, or the same for any number of them.
+
+    `images`: the values that hold one entry for each image.
+    """
+    try:
+        found = [_counted(node, values, images, count) for count in COUNTS]
+    except Exception:  # a size by which is divided may be zero, say
+        return False
+    if isinstance(found[0], tuple):
+        whole = [(size[0] == count, *size[1:]) for size, count in zip(found, COUNTS, strict=True)]
+        return all(one == whole[0] for one in whole)
+    return all(one == found[0] for one in found) or found == list(COUNTS)
+
+
+def _counted(node: fx.Node, values: dict[fx.Node, Any], images: Container[fx.Node], count: int) -> Any:
+    """What an operation on shapes gives for another number of images."""
+    if isinstance(values[node], Tensor):
+        return torch.empty(count, *values[node].shape[1:], device="meta") if node in images else values[node]
+    if not any(isinstance(one, fx.Node) for one in node.all_input_nodes):
+        return values[node]
+    args, keywords = fx.node.map_arg((node.args, node.kwargs), lambda one: _counted(one, values, images, count))
+    target: Any = node.target
+    return getattr(args[0], target)(*args[1:], **keywords) if isinstance(target, str) else target(*args, **keywords)
 
 
 @contextmanager

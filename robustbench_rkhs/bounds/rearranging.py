@@ -68,6 +68,16 @@ def _put(image: fx.Node, value: Any, x: Tensor) -> Any:
     return value
 
 
+def keeps_batch(target: Any, args: Sequence[Any], keywords: Any, dims: int) -> None:
+    """Raises Uncertifiable where an operation rolls images past each other, which two images rolled twice do not show."""
+    if target not in (torch.roll, "roll"):
+        return
+    found = args[2] if len(args) > 2 else keywords.get("dims")
+    over = (found,) if isinstance(found, int) else found
+    if not over or any(not isinstance(dim, int) or dim % dims == 0 for dim in over):
+        raise Uncertifiable("it rolls the batch, mixing images")
+
+
 def rearranged(shapes: Sequence[Shape], run: Callable[[list[Tensor]], Tensor]) -> list[nn.Module]:
     """The layers on the values of images of these shapes, flattened one after the other, that give what `run` gives.
 

@@ -14,6 +14,7 @@ from torch.fx.node import _get_qualified_name
 
 from robustbench_rkhs.bounds.casts import precision_of, without_casts
 from robustbench_rkhs.bounds.lengths import Unknown, asserted, recording_lengths
+from robustbench_rkhs.bounds.own_type import same_operations
 from robustbench_rkhs.lipschitz.bounds import Uncertifiable
 from robustbench_rkhs.lipschitz.guard import foreign, intact, named, parts
 from robustbench_rkhs.nodes.reasons import reason
@@ -146,6 +147,8 @@ def trace(model: nn.Module, shape: tuple[int, ...]) -> Traced:
         raise Uncertifiable(f"{named('', model)}: its forward cannot be traced: {reason(refused)}") from None
     if rounded := in_autocast(recorder):
         raise Uncertifiable(f"{named('', model)}: {rounded}")
+    if not _alike(model, shape, graph, recorder.root):
+        raise Uncertifiable(f"{named('', model)}: its forward runs other operations in its own type than in float64")
     try:
         cast = without_casts(graph, recorder.root, precision_of(model))
     except Uncertifiable as refused:
@@ -160,6 +163,19 @@ def trace(model: nn.Module, shape: tuple[int, ...]) -> Traced:
     if changed:
         raise Uncertifiable(f"{named('', model)}: its forward changes {changed[0]}")
     return Traced(root if cast else double, root, graph, values.found)
+
+
+def _alike(model: nn.Module, shape: tuple[int, ...], graph: fx.Graph, root: Any) -> bool:
+    """Whether the model's own forward is that of its float64 copy: it may ask a tensor for its type, and branch."""
+    kinds = {tensor.dtype for tensor in [*model.parameters(), *model.buffers()] if tensor.is_floating_point()}
+    if kinds <= {torch.float64}:
+        return True
+    recorder = Recorder(images(shape, 2, 0).to(precision_of(model)))
+    try:
+        own = recorder.trace(Holder(copy.deepcopy(model).to("cpu").requires_grad_(False)))
+    except Exception:  # the model's own code, which was traced in float64
+        return False
+    return same_operations(graph, own, (root, recorder.root))
 
 
 def in_autocast(recorder: Recorder) -> str:

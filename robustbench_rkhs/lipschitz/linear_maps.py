@@ -32,22 +32,26 @@ def matrix(along: Callable[[Tensor], Tensor], size: int) -> Tensor:
 
 
 def run_on(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that a layer gives. Raises Uncertifiable where it does not take this one."""
+    """The shape that a layer gives. Raises Uncertifiable where it does not take this one, or does not keep two images apart."""
     try:
-        return tuple(module(torch.zeros(1, *shape, dtype=torch.float64)).shape[1:])
+        found = tuple(module(torch.zeros(2, *shape, dtype=torch.float64)).shape)
     except (RuntimeError, ValueError, NotImplementedError) as refused:
         raise Uncertifiable(f"it does not take an input of shape {tuple(shape)}: {reason(refused)}") from None
+    if found[:1] != (2,):
+        raise Uncertifiable(f"it mixes images of shape {tuple(shape)}")
+    return found[1:]
 
 
 def _borders(module: nn.Module, shape: tuple[int, ...]) -> Bound:
-    """The root of how often a pixel is repeated: along each axis, and their product."""
-    found, mode = run_on(module, shape), {"Refl": "reflect", "Repl": "replicate", "Circ": "circular"}[type(module).__name__[:4]]
-    pads, repeats = list(module.padding), 1  # type: ignore[arg-type]
-    for number, side in enumerate(reversed(shape[1:])):
-        row = torch.arange(side, dtype=torch.float64)[None, None]
-        row = functional.pad(row, (pads[2 * number], pads[2 * number + 1]), mode=mode)
-        repeats *= int(torch.bincount(row.flatten().long()).max())
-    return Bound(upwards(math.sqrt(repeats)) if repeats > 1 else 1.0, found)
+    """The root of how often a pixel is repeated at most, counted on an image of numbers.
+
+    Counted, not derived from the padding: torch reads a batch of vectors as one sequence of that many channels and pads it all
+    the same, so that the padded axes do not follow from the shape.
+    """
+    found, size = run_on(module, shape), math.prod(shape)
+    picked = module(torch.arange(2 * size, dtype=torch.float64).view(2, *shape))
+    repeats = int(torch.bincount(picked.flatten().long()).max()) if picked.numel() else 0
+    return Bound(upwards(math.sqrt(repeats)) if repeats > 1 else float(repeats), found)
 
 
 for _kind in BORDERS:
@@ -59,6 +63,8 @@ def resizing(module: nn.Upsample, sizes: Sequence[int]) -> list[Tensor]:
     """The matrix of each axis, from the layer's own function on images of one column. Raises Uncertifiable for other modes."""
     if module.mode not in RESIZED:
         raise Uncertifiable(f"no rule for mode {module.mode!r}, expected one of {', '.join(RESIZED)}")
+    if why := jumping(module, (1, *sizes)):
+        raise Uncertifiable(why)
     mode = {"linear": "bilinear", "nearest": "nearest", "nearest-exact": "nearest-exact"}.get(module.mode, module.mode)
     found = []
     for number, side in enumerate(sizes):
@@ -73,6 +79,19 @@ def resizing(module: nn.Upsample, sizes: Sequence[int]) -> list[Tensor]:
 
         found.append(matrix(along, side))
     return found
+
+
+def jumping(module: nn.Upsample, shape: tuple[int, ...]) -> str:
+    """Why a nearest-neighbour resizing has no rule: rounding decides which pixel is nearest, another one in float32. Else empty."""
+    if "nearest" not in module.mode:
+        return ""
+    for number, side in enumerate(shape[1:]):
+        row = torch.arange(side, dtype=torch.float64).view(1, 1, *[side if i == number else 1 for i in range(len(shape) - 1)])
+        image = row.expand(1, 4, *shape[1:]).contiguous()
+        forms = [image, image.float(), *([image.float().to(memory_format=torch.channels_last)] if image.dim() == 4 else [])]
+        if not all(torch.equal(module(form).double(), module(image)) for form in forms):
+            return f"in mode {module.mode!r}, float32 and float64 take different pixels of an image with sides {tuple(shape[1:])}"
+    return ""
 
 
 def _of_axis(given: Any, number: int) -> Any:
@@ -135,6 +154,8 @@ def _(module: nn.Conv3d, shape: tuple[int, ...]) -> Bound:
         weights(module.bias, "bias")
     if module.padding_mode != "zeros" or isinstance(module.padding, str):
         raise Uncertifiable(f"no rule for padding_mode {module.padding_mode!r} with padding {module.padding!r}")
+    if len(shape) != 4:
+        raise Uncertifiable(f"expected images of (channel, depth, height, width), found shape {tuple(shape)}")
     found, groups = run_on(module, shape), module.groups
     pads = [int(pad) for pad in module.padding]
     axes = [Axis(shape[1 + i], weight.shape[2 + i], module.stride[i], module.dilation[i], pads[i], pads[i]) for i in range(3)]

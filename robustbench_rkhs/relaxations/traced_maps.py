@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustbench_rkhs.layers.traced_maps import Along, Pick, along
-from robustbench_rkhs.lipschitz.linear_maps import BORDERS
+from robustbench_rkhs.lipschitz.linear_maps import BORDERS, jumping
 from robustbench_rkhs.relaxations.curves import CURVES, interval_of_curve, lines_of_curve
 from robustbench_rkhs.relaxations.interval import NoRule, Step, through
 from robustbench_rkhs.relaxations.linear_bounds import Lines, adjoint, back, bent
@@ -18,21 +18,23 @@ WEIGHTLESS: tuple[type[Any], ...] = (Pick, nn.Upsample, nn.Unflatten, nn.Channel
 """Linear maps without parameters, whose entries are not negative."""
 
 
-def _weightless(module: nn.Module) -> nn.Module:
+def _weightless(module: nn.Module, like: Tensor) -> nn.Module:
     if isinstance(module, nn.Upsample) and module.mode == "bicubic":
         raise NoRule("no bounds for mode 'bicubic', whose weights are of both signs")
+    if isinstance(module, nn.Upsample) and (why := jumping(module, tuple(like.shape[1:]))):
+        raise NoRule(why)
     return module
 
 
 def _through(module: nn.Module, region: Region) -> Region:
     """No row has two entries of one input, but two rows may share one: then an ellipsoid becomes its box."""
     each = isinstance(module, nn.Unflatten | nn.ChannelShuffle) or (isinstance(module, Pick) and module.repeats <= 1)
-    return Region(_weightless(module)(region.center), module(region.radius), region.round and each)
+    return Region(_weightless(module, region.center)(region.center), module(region.radius), region.round and each)
 
 
 def _back(module: nn.Module, step: Step, rows: Lines) -> Lines:
     flat = rows.slopes.flatten(0, 1)
-    slopes = adjoint(_weightless(module), (len(flat), *step.before.center.shape[1:]), flat)
+    slopes = adjoint(module, (len(flat), *step.before.center.shape[1:]), flat)
     return Lines(slopes.unflatten(0, rows.slopes.shape[:2]), rows.offsets)
 
 
