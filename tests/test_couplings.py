@@ -15,13 +15,14 @@ from robustbench_rkhs.layers import Normalize, Residual
 from robustbench_rkhs.relaxations import ball
 from robustbench_rkhs.relaxations.ascent import Search, optimised
 from robustbench_rkhs.relaxations.branching import branched
-from robustbench_rkhs.relaxations.coupled_ascent import Choice, begun, coupled
+from robustbench_rkhs.relaxations.coupled_ascent import THOROUGH, Choice, begun, coupled
 from robustbench_rkhs.relaxations.couplings import Coupling, bounded, chain_of, curvatures, guessed
 from robustbench_rkhs.relaxations.full_crown import proved_trace
 from robustbench_rkhs.relaxations.lagrangian import Ball, Tilt
 from robustbench_rkhs.relaxations.links import links
 from robustbench_rkhs.relaxations.parabola import Bowl, parabola
 from robustbench_rkhs.relaxations.rows import doubled, started, valued
+from robustbench_rkhs.runtime.clock import OutOfTime
 
 F64 = torch.float64
 
@@ -225,6 +226,25 @@ def test_numbers_beyond_float32_are_searched_without_an_error_and_prove_nothing_
     goal = torch.full((len(pairs),), torch.inf, dtype=F64)
     best = coupled(rows, begun(started(rows), around), goal, Search(20, 0.1), around).double()
     assert (bounded(rows, best.tilts, curvatures(best.couplings, around), around) <= truth).all()
+
+
+def test_a_search_asks_for_the_time_within_a_step_and_ends_with_what_it_has(monkeypatch):
+    model, x = chain("mlp")
+    rows = rows_of(model, x[:1], torch.tensor([0]), 0.3, torch.tensor([[0, 1], [0, 2]]))
+    around, tilts, goal = chain_of(model, x[:1], links(rows.steps)), started(rows), torch.full((2,), torch.inf, dtype=F64)
+    for most in (1, THOROUGH // 2, 3 * THOROUGH // 2):  # all of them before the first value is known
+        left = iter(range(most))
+
+        def asked(left=left):
+            if next(left, None) is None:
+                raise OutOfTime
+
+        monkeypatch.setattr("robustbench_rkhs.relaxations.coupled_ascent.ask", asked)
+        first, found = begun(tilts, around), coupled(rows, begun(tilts, around), goal, Search(5, 0.1), around)
+        assert next(left, None) is None
+        for path in first.tilts:
+            assert torch.equal(first.tilts[path].multiplier, found.tilts[path].multiplier)
+            assert torch.equal(first.couplings[path].push, found.couplings[path].push)
 
 
 def test_curvatures_that_overflow_bound_nothing():

@@ -72,7 +72,8 @@ class SdpCrownCertificate(RelaxationCertificate):
     domains: int = Field(2000, ge=0)
     """Branch and bound: at most this many parts of a ball for each pair of classes that still falls short of a requested eps."""
     seconds: Real = Field(20.0, gt=0)
-    """Longest time for an image's search of couplings, and again for its branch and bound."""
+    """Longest time for an image's search of couplings, and again for its branch and bound. The proof of what the search found
+    comes on top: a norm for each row and layer, as long as the eigenvalues of a matrix of the layer's order take."""
 
     def balls(self, model: nn.Module, twin: nn.Module, x: Tensor, y: Tensor, epsilons: Sequence[float]) -> Balls:
         return Tilted(self, model, twin, x, y, epsilons)

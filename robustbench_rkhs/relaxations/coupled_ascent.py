@@ -178,6 +178,7 @@ def _powers(matrix: Tensor, before: Tensor, scale: Tensor, ways: Tensor, rounds:
     with torch.no_grad():
         scaled, weights = 1 / scale[:, :, None], before[:, :, None]
         for _ in range(rounds):
+            ask()
             moved = scaled * (matrix.T @ (weights * (matrix @ (scaled * ways))))
             ways = torch.linalg.qr(moved.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))[0]
         image = weights.sqrt() * (matrix @ (scaled * ways))

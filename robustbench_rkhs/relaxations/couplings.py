@@ -18,6 +18,7 @@ from robustbench_rkhs.relaxations.planes import Bent
 from robustbench_rkhs.relaxations.region import Region
 from robustbench_rkhs.relaxations.rounding import LEAST, UNIT
 from robustbench_rkhs.relaxations.rows import Rows, Tilts, bending, kinks_of
+from robustbench_rkhs.runtime.clock import ask
 
 SPARE = 2.0**-30
 """Relative share by which curvatures are raised for the rounding of the centres and of the matrices."""
@@ -231,6 +232,7 @@ def furthest(
         d = torch.zeros_like(a) if begun is None else begun
         mu = least
         for _ in range(rounds):
+            ask()
             s = ((d @ matrix.T) * curvature) @ matrix - a
             mu = torch.maximum(_multiplier(s, low, high, eps), least)
             d = torch.minimum(torch.maximum(s / mu[:, None], low), high)
