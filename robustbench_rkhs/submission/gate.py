@@ -50,6 +50,10 @@ class Incomplete(UserError):
         self.because = because
 
 
+class Held(UserError):
+    """The leaderboard would change in a way that no submission may cause by itself: a person decides."""
+
+
 def check(path: Path, limits: Limits = STRANGERS) -> str:
     """Check that a folder holds only weights and a recipe (no code, links or oversized files); its name. Raises UserError."""
     if not path.is_dir():
@@ -102,6 +106,7 @@ def submit(
     command: str = "",
     limits: Limits = STRANGERS,
     on_event: OnEvent | None = None,
+    approved: bool = False,
 ) -> Iterator[str]:
     """Check, evaluate and publish a checkpoint; yields a progress line per step.
 
@@ -110,7 +115,7 @@ def submit(
     function, the submission is held for manual review, its verdicts in OUT/submissions. A function already listed under another
     name keeps its row, which then shows both names.
     `limits`: resource limits for its files and for its evaluation, which runs in a separate process. `on_event` is called with
-    every event of the evaluation.
+    every event of the evaluation. `approved`: a person allows what would be held.
     """
     name = check(path, limits)
     said = checkpoint.described(path, limits=limits)
@@ -139,7 +144,8 @@ def submit(
         _gate(full, name, staged)
         if not own:
             full = replace(full, about=full.about.but(submitted=datetime.now(UTC).isoformat(timespec="seconds")))
-        _check_effect(out, full, f"{name} is held for manual review", staged, own)
+        if not approved:
+            _check_effect(out, full, f"{name} is held for manual review", staged, own)
         if twin := twin_on_board(existing, full):
             yield f"the same function as {twin}, whose row stays: also submitted as {name}"
         target = folder_of(out / "verdicts", name)
@@ -162,10 +168,12 @@ def submit_adversarials(
     out: Path,
     command: str = "",
     limits: Limits = STRANGERS,
+    approved: bool = False,
 ) -> Iterator[str]:
     """Check submitted adversarial images; confirmed ones count against every evaluation of the same function.
 
     Yields progress lines. Raises UserError if the file is not valid or no image is confirmed; the leaderboard is then unchanged.
+    `approved`: a person allows what would be held.
     """
     with guarded(path):
         stored = verdicts.read_adversarials(path, limits)
@@ -174,7 +182,8 @@ def submit_adversarials(
     if not judged.confirmed.any():
         raise UserError(f"{path} is refused: none of its {len(judged.reasons)} images is confirmed")
     done = as_evaluation(judged, path, device, command)
-    _check_effect(out, done, f"{path} is held for manual review", path)
+    if not approved:
+        _check_effect(out, done, f"{path} is held for manual review", path)
     stem = f"{stored.about.norm}-{str(done.about.file_sha256)[:12]}"
     folder = verdicts.Published(out / "submitted").begin()
     written = verdicts.write(done, folder_of(folder, judged.named.name) / f"{stem}.parquet")
@@ -231,9 +240,9 @@ def _check_name(name: str, path: Path, existing: list[Brief]) -> str:
 
 
 def _check_effect(out: Path, new: Evaluation, held: str, kept: Path, own: str = "") -> None:
-    """Raises UserError if the leaderboard would change in a way that no submission may cause."""
+    """Raises Held if the leaderboard would change in a way that no submission may cause."""
     if reason := refused_change(_existing(out), new, own, Places(out).cache()):
-        raise UserError(f"{held}: {reason} (kept in {kept})")
+        raise Held(f"{held}: {reason} (kept in {kept})")
 
 
 def _gate(done: Evaluation, name: str, staged: Path) -> None:
