@@ -1,16 +1,12 @@
 """Conversion of a traced module, made of a closed list of operations, to a chain of layers with rules."""
 
-import inspect
 import math
-import operator
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional
 
-from robustbench_rkhs.bounds import constants
 from robustbench_rkhs.bounds import operations as known
 from robustbench_rkhs.bounds import rearranging as moving
 from robustbench_rkhs.bounds.casts import precision_of
@@ -18,9 +14,10 @@ from robustbench_rkhs.bounds.coarse import coarse_steps
 from robustbench_rkhs.bounds.folding import added, folded
 from robustbench_rkhs.bounds.lengths import steady
 from robustbench_rkhs.bounds.operations import UNCOMPUTED
+from robustbench_rkhs.bounds.reading import Operation, Reader
 from robustbench_rkhs.bounds.sketch import sketch
-from robustbench_rkhs.bounds.tracing import Traced, images, place, trace, user_path
-from robustbench_rkhs.layers import Concatenate, MaxMin, Residual
+from robustbench_rkhs.bounds.tracing import Traced, images, place, trace
+from robustbench_rkhs.layers import Concatenate, Residual
 from robustbench_rkhs.layers.traced_maps import Pick
 from robustbench_rkhs.lipschitz.bounds import Uncertifiable
 from robustbench_rkhs.lipschitz.guard import named
@@ -44,18 +41,6 @@ class Item(NamedTuple):
     layer: nn.Module
     outputs: tuple[int, ...]
     """Output shape without the batch dimension."""
-
-
-class Operation(NamedTuple):
-    """The computation of one operation: layers in sequence, or a join of several values."""
-
-    join: str
-    """'' for layers on one value; 'sum' or 'cat'."""
-    inputs: tuple[fx.Node, ...]
-    layers: tuple[tuple[nn.Module, ...], ...]
-    """The layers on each value."""
-    after: tuple[nn.Module, ...] = ()
-    """The layers on what was joined."""
 
 
 def chained(model: nn.Module, shape: tuple[int, ...]) -> nn.Sequential:
@@ -120,7 +105,6 @@ class _Builder:
 
     def __init__(self, traced: Traced, shape: tuple[int, ...], title: str) -> None:
         self.traced, self.shape, self.title, self.made = traced, shape, title, 0
-        self.operations: dict[fx.Node, Operation] = {}
         self.roots: dict[fx.Node, tuple[fx.Node, int]] = {}
         """The value whose memory a value shares, and how often that had been overwritten."""
         self.writes: dict[fx.Node, int] = {}
@@ -129,6 +113,7 @@ class _Builder:
         self.depths: dict[fx.Node, int] = {}
         self.parts: set[fx.Node] = set()
         """Operations that return several parts of one value."""
+        self.reader = Reader(traced, self.depths, self.parts)
         self.source, self.sink = self._read()
 
     def chain(self) -> nn.Sequential:
@@ -155,7 +140,7 @@ class _Builder:
                 for one in sizes.intersection(node.all_input_nodes):
                     if not steady(one, self.traced.values, self.depths):
                         raise Uncertifiable("it computes with the number of images")
-                self._add(node, self._operation(node))
+                self._add(node, self.reader.read(node))
             except Uncertifiable as refused:
                 raise Uncertifiable(self._named(node, refused)) from None
         (found,) = output.args
@@ -179,17 +164,9 @@ class _Builder:
             return text if text.startswith(start) else f"{start}: {text}"
         return f"no proven Lipschitz bound for {path or 'the model'} (operation {operation}): {refused}"
 
-    def _value(self, argument: Any) -> Any:
-        """An argument with constants and shapes substituted; values that depend on the image stay symbols."""
-        return known.in_tuples(fx.node.map_arg(argument, lambda one: one if one in self.depths else self.traced.values[one]))
-
-    def _outputs(self, node: fx.Node) -> tuple[int, ...]:
-        return tuple(self.traced.values[node].shape[1:])
-
     def _add(self, node: fx.Node, operation: Operation) -> None:
         for one in operation.inputs:
             self._check_kept(one)
-        self.operations[node] = operation
         first = operation.inputs[0]
         root, version = self.roots[first]
         if _overwrites(node, self.traced.root):
@@ -219,177 +196,25 @@ class _Builder:
                 other = self.parents[other]
         return one
 
-    def _operation(self, node: fx.Node) -> Operation:
-        """The computation of an operation. Raises Uncertifiable where it is not on the list."""
-        target = node.target
-        args, keywords = self._value(node.args), self._value(node.kwargs)
-        if target in known.REASONS:
-            raise Uncertifiable(known.REASONS[target])
-        if target in known.CONCATENATE:
-            return self._concatenation(target, args, keywords)
-        if target in moving.STACKS:
-            return self._arranged(target, list(args[0]), (list(args[0]), *args[1:]), keywords)
-        if target in known.EXTREMES and len(args) == 2 and all(isinstance(one, fx.Node) for one in args):
-            return self._extreme(target, args)
-        if target is operator.getitem and node.args[0] in self.parts:
-            return self._part(node, args)
-        if target in known.ADD | known.SUBTRACT | known.MULTIPLY | known.DIVIDE:
-            return self._arithmetic(target, args, keywords)
-        read = [one for one in node.all_input_nodes if one in self.depths]
-        if target in moving.MATMUL and len(read) == 1 and len(args) == 2:
-            left = args[0] is read[0]
-            return Operation("", (read[0],), (tuple(moving.product(self._outputs(read[0]), args[1 if left else 0], left)),))
-        if target in moving.LINEAR and len(read) == 1:
-            put = moving.in_place_of(read[0], args)
-            layers = moving.dense(self._outputs(read[0]), lambda x: moving.called(target, put(x), keywords))
-            return Operation("", (read[0],), (tuple(layers),))
-        if len(read) != 1 or not args or args[0] is not read[0]:
-            raise Uncertifiable("no rule for this operation")
-        before = self._outputs(args[0])
-        if node.op == "call_module":
-            if len(args) > 1 or keywords:
-                raise Uncertifiable("no rule for a layer with several arguments")
-            module = self.traced.root.get_submodule(str(target))
-            layers = known.module_layers(user_path(str(target)), module, before)
-        elif target in known.NEGATE:
-            layers = constants.scaled(-1.0, before)
-        elif target in known.RESHAPE:
-            if len(self.traced.values[node].shape) < 2 or len(self.traced.values[node]) != len(self.traced.values[args[0]]):
-                raise Uncertifiable(f"no rule for reshaping the batch to {tuple(self.traced.values[node].shape)}")
-            layers = known.reshaped(before, self._outputs(node))
-        elif target in known.ON_SHAPES:
-            layers = _call(known.ON_SHAPES[target], (before, *args), keywords)
-        elif target in known.MEAN:
-            layers = _call(known.mean, (before, *args), keywords)
-        elif target in known.ADAPTIVE:
-            layers = _call(lambda input, output_size: known.adaptive(output_size, before), args, keywords)
-        elif target in known.ADAPTIVE_MAX:
-            layers = [_call(_adaptive_max, args, keywords)]
-        elif target is functional.pad and _repeats(args, keywords):
-            layers = moving.rearranged([before], lambda x: functional.pad(x[0], *args[1:], **keywords))
-        elif target in known.LAYERS:
-            layers = [_call(known.LAYERS[target], args, keywords).eval()]
-        elif target in moving.MOVES and (target is not getattr or args[1] in moving.TRANSPOSED):
-            put = moving.in_place_of(args[0], args)
-            moving.keeps_batch(target, args, keywords, len(before) + 1)
-            layers = moving.rearranged([before], lambda x: moving.called(target, put(x[0]), keywords))
-        elif (
-            getattr(target, "__module__", "").startswith("torchvision.transforms")
-            and getattr(target, "__name__", "") == "normalize"
-        ):
-            layers = _call(known.normalized, (before, *args), keywords)
-        else:
-            raise Uncertifiable("no rule for this operation")
-        return Operation("", (args[0],), (tuple(layers),))
-
-    def _part(self, node: fx.Node, args: Any) -> Operation:
-        """One of the parts into which an operation cuts a value."""
-        whole = node.args[0]
-        assert isinstance(whole, fx.Node)
-        given, keywords = self._value(whole.args), self._value(whole.kwargs)
-        put = moving.in_place_of(given[0], given)
-        layers = moving.rearranged([self._outputs(given[0])], lambda x: moving.called(whole.target, put(x[0]), keywords)[args[1]])
-        return Operation("", (given[0],), (tuple(layers),))
-
-    def _extreme(self, target: Any, args: Any) -> Operation:
-        """The larger or the smaller of two values: both, sorted, and one half of the result."""
-        one, other = args
-        shape = self._outputs(one)
-        if self._outputs(other) != shape:
-            raise Uncertifiable(f"no rule for images of {shape} and {self._outputs(other)}")
-        size = math.prod(shape)
-        index = torch.arange(size) + (0 if target in known.MAXIMA else size)
-        return Operation("cat", (one, other), ((nn.Flatten(),),) * 2, (MaxMin(), Pick(index, shape, (2 * size,))))
-
-    def _arranged(self, target: Any, nodes: list[fx.Node], args: Any, keywords: Any) -> Operation:
-        """Values flattened, concatenated and put in order."""
-        if not all(isinstance(one, fx.Node) for one in nodes):
-            raise Uncertifiable("no rule for a constant beside images")
-        layers = moving.rearranged([self._outputs(one) for one in nodes], lambda x: target(x, *args[1:], **keywords))
-        return Operation("cat", tuple(nodes), ((nn.Flatten(),),) * len(nodes), tuple(layers))
-
-    def _concatenation(self, target: Any, args: Any, keywords: Any) -> Operation:
-        tensors, dim = _call(lambda tensors, dim=0, axis=None: (tensors, dim if axis is None else axis), args, keywords)
-        tensors = list(tensors)
-        if not all(isinstance(one, fx.Node) for one in tensors):
-            raise Uncertifiable("no rule for a constant beside images")
-        if dim % len(self.traced.values[tensors[0]].shape) != 1:
-            return self._arranged(target, tensors, (tensors, dim), {})
-        for node, earlier in reversed(list(self.operations.items())):  # cat(a, b, c) = cat(cat(a, b), c), which shares cat(a, b)
-            size = len(earlier.inputs)
-            if (
-                earlier.join == "cat"
-                and not earlier.after
-                and size < len(tensors)
-                and self._flat(node) == self._flat(*tensors[: self._length(node)])
-            ):
-                tensors = [node, *tensors[self._length(node) :]]
-                break
-        return Operation("cat", tuple(tensors), ((),) * len(tensors))
-
-    def _flat(self, *nodes: fx.Node) -> list[fx.Node]:
-        """The values joined by a concatenation of concatenations."""
-        flat: list[fx.Node] = []
-        for node in nodes:
-            found = self.operations.get(node)
-            flat += self._flat(*found.inputs) if found and found.join == "cat" and not found.after else [node]
-        return flat
-
-    def _length(self, node: fx.Node) -> int:
-        return len(self._flat(node))
-
-    def _arithmetic(self, target: Any, args: Any, keywords: Any) -> Operation:
-        """Sums and differences of values, and their sums, differences, products and quotients with constants."""
-        if (
-            keywords.get("alpha", 1) != 1
-            or keywords.get("rounding_mode") is not None
-            or set(keywords) - {"alpha", "other", "rounding_mode"}
-        ):
-            raise Uncertifiable(f"no rule for the options {sorted(keywords)}")
-        one, other = (*args, keywords["other"]) if "other" in keywords else args
-        left, right = isinstance(one, fx.Node), isinstance(other, fx.Node)
-        if left and right:
-            if target not in known.ADD | known.SUBTRACT:
-                raise Uncertifiable("no rule for two values that both depend on the image")
-            if self._outputs(one) != self._outputs(other):
-                raise Uncertifiable(f"no rule for adding images of {self._outputs(one)} and {self._outputs(other)}")
-            minus = tuple(constants.scaled(-1.0, self._outputs(other))) if target in known.SUBTRACT else ()
-            return Operation("sum", (one, other), ((), minus))
-        image, constant = (one, other) if left else (other, one)
-        before = self._outputs(image)
-        if target in known.ADD:
-            layers = constants.shifted(constant, before, 1)
-        elif target in known.MULTIPLY:
-            layers = constants.scaled(constant, before)
-        elif target in known.SUBTRACT:
-            layers = (
-                constants.shifted(constant, before, -1)
-                if left
-                else [*constants.scaled(-1.0, before), *constants.shifted(constant, before, 1)]
-            )
-        elif left:
-            layers = constants.scaled(constants.inverse(constant), before)
-        else:
-            raise Uncertifiable("no rule for a constant divided by a value that depends on the image")
-        return Operation("", (image,), (tuple(layers),))
-
     def _between(self, start: fx.Node, end: fx.Node) -> list[Item]:
         """The layers that compute the value `end` from the value `start`, which dominates it."""
         runs: list[list[Item]] = []
         while end is not start:
-            operation, outputs = self.operations[end], self._outputs(end)
+            operation, outputs = self.reader.operations[end], self.reader.outputs(end)
             name = ".".join(filter(None, [place(end)[0], re.sub(r"_\d+$", "", end.name) if end.op != "call_module" else ""]))
             if not operation.join:
                 (previous,), (layers,) = operation.inputs, operation.layers
                 shapes = [outputs if number == len(layers) - 1 else None for number in range(len(layers))]
-                runs.append([Item(name, one, at or self._outputs(previous)) for one, at in zip(layers, shapes, strict=True)])
+                runs.append([Item(name, one, at or self.reader.outputs(previous)) for one, at in zip(layers, shapes, strict=True)])
             else:
                 previous = self.parents[end]
                 branches = []
                 for one, layers in zip(operation.inputs, operation.layers, strict=True):
-                    branches.append([*self._between(previous, one), *(Item(name, each, self._outputs(one)) for each in layers)])
-                joined = self._joined(operation.join, list(map(_folded, branches)), self._outputs(previous))
-                size = (sum(math.prod(self._outputs(one)) for one in operation.inputs),)
+                    branches.append(
+                        [*self._between(previous, one), *(Item(name, each, self.reader.outputs(one)) for each in layers)]
+                    )
+                joined = self._joined(operation.join, list(map(_folded, branches)), self.reader.outputs(previous))
+                size = (sum(math.prod(self.reader.outputs(one)) for one in operation.inputs),)
                 ends = [size if operation.after else outputs, *[size] * (len(operation.after) - 1), outputs]
                 runs.append([Item(name, one, at) for one, at in zip((joined, *operation.after), ends, strict=False)])
             self.made += len(runs[-1])
@@ -408,25 +233,6 @@ class _Builder:
             return merged
         one, other = map(_sequence, branches)
         return Residual(one, other)
-
-
-def _repeats(args: Any, keywords: Any) -> bool:
-    """Whether a padding repeats pixels."""
-    mode = args[2] if len(args) > 2 else keywords.get("mode", "constant")
-    return mode in ("reflect", "replicate", "circular")
-
-
-def _adaptive_max(input: Any, output_size: Any, return_indices: bool = False) -> nn.Module:
-    return nn.AdaptiveMaxPool2d(output_size, return_indices)
-
-
-def _call(function: Any, args: Any, keywords: Any) -> Any:
-    """The function's value. Raises Uncertifiable for unknown options."""
-    try:
-        inspect.signature(function).bind(*args, **keywords)
-    except TypeError as refused:
-        raise Uncertifiable(f"no rule for these options: {refused}") from None
-    return function(*args, **keywords)
 
 
 def _overwrites(node: fx.Node, root: fx.GraphModule) -> bool:
