@@ -10,7 +10,7 @@ from torch import nn
 from robustbench_rkhs.certificates import SdpCrownCertificate
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.layers import Concatenate, Residual
-from robustbench_rkhs.verifier import lagrangian
+from robustbench_rkhs.verifier import couplings, lagrangian
 from robustbench_rkhs.verifier.activations import Activation
 from robustbench_rkhs.verifier.affine import Linear
 from robustbench_rkhs.verifier.chain import Branches
@@ -30,11 +30,12 @@ def graph():
     return model.eval(), x, model(x).argmax(1)
 
 
-def file_of(build, folder):
+def file_of(build, folder, radius=None):
     model, x, y = build()
     classes = model(x).shape[1]
     asked = (0.02, 0.1, 0.2, 0.3)
-    radius = SdpCrownCertificate(search=False, intervals=0)(model, x, y, torch.arange(len(x)), asked).radius
+    if radius is None:
+        radius = SdpCrownCertificate(search=False, intervals=0)(model, x, y, torch.arange(len(x)), asked).radius
     split = Split("arrays", "test", x, y, torch.arange(len(x)), classes, "0" * 64)
     nothing = np.zeros(len(x))
     return put(model, split, nothing, folder, sdp_crown=radius.numpy()), radius
@@ -43,6 +44,13 @@ def file_of(build, folder):
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
     return file_of(trained, tmp_path_factory.mktemp("witness") / "stored")
+
+
+@pytest.fixture(scope="module")
+def coupled(tmp_path_factory):
+    """Radii of which balls alone do not prove the largest."""
+    radius = torch.tensor([0.6, 0.6, 0.4, 0.6, 0.6, 0.3, 0.3, 0.3], dtype=torch.float64)
+    return file_of(trained, tmp_path_factory.mktemp("witness") / "coupled", radius)
 
 
 @pytest.mark.parametrize("build", [trained, graph])
@@ -131,6 +139,133 @@ def test_one_changed_number_is_not_verified(change, stored, tmp_path):
 def test_an_unchanged_copy_is_verified(stored, tmp_path):
     assert (verify(forged(stored[0], tmp_path / "same", lambda proof, arrays: None)).radius > 0).all()
     assert read(stored[0]).array(_row(read(stored[0]).about)["witness"]["slopes"][0]).dtype == np.float32
+
+
+def _more(proof):
+    return _row(proof)["witness"]["coupled"]
+
+
+def _scaled(key, kink, by):
+    def change(proof, arrays):
+        name = _more(proof)[key][kink]
+        arrays[name] = arrays[name].astype("<f8")
+        arrays[name][2] *= by
+
+    return change
+
+
+def _negative_push(proof, arrays):
+    arrays[_more(proof)["pushes"][0]][0, 0] *= -1
+
+
+def _no_scale(proof, arrays):
+    _more(proof)["scales"].pop()
+
+
+def _flat_scale(proof, arrays):
+    arrays[_more(proof)["scales"][0]][1] = 0
+
+
+def _infinite_push(proof, arrays):
+    arrays[_more(proof)["pushes"][1]][0, 0] = np.inf
+
+
+def _longer_claim(proof, arrays):
+    arrays[_row(proof)["radii"]][arrays[_more(proof)["rows"]][0, 0]] *= 1.3
+
+
+def _more_of_couplings(proof, arrays):
+    _more(proof)["twice"] = _more(proof)["norms"]
+
+
+COUPLED = {
+    "push before": (_scaled("pushes", 0, 1e3), Rejected, "its lower bound is"),
+    "push behind": (_scaled("pushes", 1, 1e3), Rejected, "its lower bound is"),
+    "no push": (_scaled("pushes", 1, 1e-24), Rejected, "its lower bound is"),
+    "huge push": (_scaled("pushes", 1, 1e30), Rejected, "its lower bound is"),
+    "negative push": (_negative_push, Malformed, "not above zero"),
+    "infinite push": (_infinite_push, Malformed, "not finite"),
+    "no scale": (_no_scale, Malformed, "expected scales of 1 kinks"),
+    "flat scale": (_flat_scale, Malformed, "not above zero"),
+    "longer claim": (_longer_claim, Rejected, "its lower bound is"),
+    "key": (_more_of_couplings, Malformed, "of couplings"),
+}
+
+
+def test_couplings_are_verified(coupled):
+    folder, radius = coupled
+    assert (verify(folder).radius == radius.numpy()).all()
+    assert len(read(folder).array(_more(read(folder).about)["rows"])) >= 7
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_one_changed_number_of_couplings_is_not_verified(name, coupled, tmp_path):
+    change, kind, words = COUPLED[name]
+    with pytest.raises(kind, match=words):
+        verify(forged(coupled[0], tmp_path / "forged", change))
+
+
+@pytest.mark.parametrize("by", [0.0, 0.5, 0.999, 1.001, 2.0, np.inf, np.nan, -1.0])
+def test_claimed_norms_of_couplings_are_not_trusted(by, coupled, tmp_path):
+    """Whatever is claimed: the radii stay those that are proved, or the file is refused."""
+
+    def change(proof, arrays):
+        arrays[_more(proof)["norms"]] *= by
+
+    copy = forged(coupled[0], tmp_path / "forged", change)
+    if by in (1.001, 2.0):
+        with pytest.raises(Rejected, match="its lower bound is"):
+            verify(copy)
+    else:
+        assert (verify(copy).radius == coupled[1].numpy()).all()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_bounds_of_random_couplings_lie_below_sampled_points(seed):
+    """Any slopes, multipliers and curvatures, against points of the ball and a descent from the lowest of them."""
+    rng = np.random.default_rng(seed)
+    chain = [
+        Linear((5,), rng.normal(size=(7, 5)), rng.normal(size=7)),
+        Activation((7,), "leaky_relu", (0.1 * (seed % 3),)),
+        Linear((7,), rng.normal(size=(6, 7)) / 2, rng.normal(size=6)),
+        Linear((6,), rng.normal(size=(6, 6)) / 2, rng.normal(size=6)),
+        Activation((6,), "relu", ()),
+        Linear((6,), rng.normal(size=(3, 6)), rng.normal(size=3)),
+    ]
+    links = couplings.links(chain)
+    x, radius, rows = rng.normal(size=(4, 5)), np.array([1e-6, 0.1, 0.3, 1.0]), rng.normal(size=(4, 3))
+    sizes = {link.path: len(link.matrix) for link in links}
+    draw = {path: 0.1 * np.exp(rng.normal(size=(4, size))) for path, size in sizes.items()}
+    bounds = couplings.CoupledRows(
+        chain,
+        x,
+        radius,
+        {path: rng.normal(size=(4, size)) * 0.3 + 0.5 for path, size in sizes.items()},
+        {path: np.exp(rng.normal(size=4)) for path in sizes},
+        pushes=draw,
+        scales={links[0].path: np.exp(0.3 * rng.normal(size=(4, 7)))},
+        norms={path: np.zeros(4) for path in sizes},
+    ).bounds(rows)
+    ways = rng.normal(size=(4, 3000, 5))
+    ways *= rng.uniform(size=(4, 3000, 1)) ** 0.2 / np.linalg.norm(ways, axis=2, keepdims=True)
+    lowest = _lowest(chain, x, radius, rows, ways)
+    assert (bounds <= lowest).all() and np.isfinite(bounds).all()
+
+
+def _lowest(chain, x, radius, rows, ways):
+    """The least value of each row at these points of the unit ball, scaled, then at smaller and smaller steps from the best."""
+    best, low = ways[:, :1], np.full(len(x), np.inf)
+    for step in (None, 0.3, 0.1, 0.03, 0.01):
+        points = ways if step is None else best + step * ways
+        points = points / np.maximum(np.linalg.norm(points, axis=2, keepdims=True), 1)
+        values = (x[:, None] + radius[:, None, None] * points).reshape(-1, x.shape[1])
+        for operation in chain:
+            values = operation(values)
+        value = (values.reshape(len(x), -1, rows.shape[1]) * rows[:, None]).sum(2)
+        at = value.argmin(1)
+        best = np.where((value.min(1) < low)[:, None, None], points[np.arange(len(x)), at][:, None], best)
+        low = np.minimum(low, value.min(1))
+    return low
 
 
 def test_operations_without_a_re_check_are_named():

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from robustbench_rkhs.bounds import Step
 from robustbench_rkhs.bounds.eclipse import Advanced, Restarted, eclipse_proof
-from robustbench_rkhs.certificates import LipLTCertificate, MarginCertificate, SdpCrownCertificate
+from robustbench_rkhs.certificates import LipLTCertificate, MarginCertificate
 from robustbench_rkhs.certificates.float32 import FLOAT32
 from robustbench_rkhs.certificates.rounding import logits_and_error
-from robustbench_rkhs.certificates.witness import witness
 from robustbench_rkhs.data import Split
-from robustbench_rkhs.lipschitz import Uncertifiable, affine
+from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.lipschitz.activations import slopes
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.proofs.layers_written import written
+from robustbench_rkhs.proofs.witnesses import Written, write_witness
 from robustbench_rkhs.runtime.files import Unwritable, flush
 from robustbench_rkhs.verdicts import Evaluation
 from robustbench_rkhs.verifier.build import ACTIVATIONS
@@ -61,7 +61,7 @@ def write_proof(model: nn.Module, split: Split, evaluation: Evaluation, folder: 
         _prove(model, chain, split, certificates, arrays)
         for number, row in enumerate(certificates):
             if row["checkable"] and kind_of(row["method"]) == "sdp_crown":
-                _witness(number, row, model, chain, split, evaluation.about.norm, arrays)
+                write_witness(number, row, Written(model, split, chain, rows, evaluation.about.norm), arrays)
         parts = [logits_and_error(chain, part) for part in split.x.detach().cpu().double().split(BATCH)]
     arrays["logits"], arrays["error"] = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
     arrays["best"] = best(certificates, arrays)
@@ -222,52 +222,6 @@ def _prove(
             continue
         row.update(pairs=f"pairs_{number}", witness=witness)
         arrays[f"pairs_{number}"] = found.numpy()
-
-
-def _witness(
-    number: int, row: dict[str, Any], model: nn.Module, chain: list[Step], split: Split, norm: str, arrays: dict[str, np.ndarray]
-) -> None:
-    """Slopes and multipliers of every image that balls alone prove; its radius becomes what they prove."""
-    if reason := _unwitnessed(chain, norm):
-        row.update(checkable=False, reason=reason)
-        return
-    radius = torch.from_numpy(arrays[row["radii"]].astype("<f8"))
-    found = witness(SdpCrownCertificate(search=False), model, split.x, split.y, torch.where(radius.isfinite(), radius, 0.0))
-    arrays[row["radii"]] = found.radius.numpy()
-    names = [f"witness_{number}_slopes_{kink}" for kink in range(len(kinks_of_chain(chain)))]
-    parts = found.slopes or [torch.zeros(0, count) for count in kinks_of_chain(chain)]
-    arrays |= {name: slopes.numpy() for name, slopes in zip(names, parts, strict=True)}
-    arrays[f"witness_{number}_rows"] = found.rows.numpy().astype("<i8").reshape(-1, 2)
-    arrays[f"witness_{number}_multipliers"] = found.multipliers.reshape(len(found.rows), len(names)).numpy()
-    row.update(
-        pairs=None, witness={"rows": f"witness_{number}_rows", "slopes": names, "multipliers": f"witness_{number}_multipliers"}
-    )
-
-
-def _unwitnessed(chain: list[Step], norm: str) -> str:
-    """Why linear bounds of this network cannot be re-checked; empty if they can."""
-    if norm != "l2":
-        return "its linear bounds are re-checked in l2 alone"
-    for step in chain:
-        module = step.module
-        inner = next(filter(None, (_unwitnessed(branch, norm) for branch in step.branches)), "")
-        if inner:
-            return inner
-        bent = isinstance(module, nn.ReLU) or (isinstance(module, nn.LeakyReLU) and 0 <= module.negative_slope <= 1)
-        if not step.branches and not affine(module) and not bent:
-            return f"linear bounds through {type(module).__name__} ({step.path}) are not re-checked"
-    return ""
-
-
-def kinks_of_chain(chain: list[Step]) -> list[int]:
-    """The number of values at each ReLU, in order."""
-    found: list[int] = []
-    for step in chain:
-        for branch in step.branches:
-            found += kinks_of_chain(branch)
-        if isinstance(step.module, nn.ReLU | nn.LeakyReLU):
-            found.append(math.prod(step.inputs))
-    return found
 
 
 def best(certificates: list[dict[str, Any]], arrays: dict[str, np.ndarray]) -> np.ndarray:

@@ -9,21 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from . import build, eclipse, lagrangian, liplt, weights
+from . import build, weights
 from .chain import Branches, forward, pairs
+from .claims import SLACK, Claim, TiltedClaim
 from .norms import Unproved
-from .operations import Operation, expected, size
+from .operations import Operation, expected
 from .proof import Proof, Rejected, number, read
 
-SLACK = 1e-6
-"""Relative tolerance of claims against the bounds proved here. Reported radii never exceed what is proved here."""
 BATCH = 64
 METHODS = ("margin", "liplt", "eclipse", "sdp_crown")
 """Certificates that are re-checked."""
-Outputs = tuple[np.ndarray, np.ndarray]
-"""Logits, and bounds of their rounding."""
-Found = tuple[np.ndarray, list[str]]
-"""Radii proved here, and why one is 0."""
 KEYS = {"method", "checkable", "reason", "radii", "pairs", "witness"}
 
 
@@ -73,73 +68,6 @@ def verify(folder: str | Path, samples: int | None = None, checkpoint: str | Pat
     return Verdict(proof, proof.array("index")[:looked], radius, layers, notes)
 
 
-@dataclass
-class Claim:
-    """A certificate whose radii are re-checked."""
-
-    number: int
-    """Its place in the proof's list."""
-    method: str
-    radii: np.ndarray
-    pairs: Any
-    """Name of the array of its pair bounds."""
-    witness: Any
-    slopes: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    """Recomputed pair bounds, once proved."""
-
-    def found(self, proof: Proof, chain: Sequence[Operation], part: slice, x: np.ndarray, outputs: Outputs) -> Found:
-        """The radii of some images that are proved here, and why one is 0."""
-        logits, error = outputs
-        return radii(logits, error, proof.array("label")[part], self.slopes, size(proof.shape), proof.about["norm"])
-
-    def prove(self, proof: Proof, chain: Sequence[Operation], simple: np.ndarray) -> None:
-        """Recompute the pair bounds, at most `simple` (norm products). Raises Rejected if a claimed one is smaller."""
-        kind, classes = self.method.partition("#")[0], proof.classes
-        claimed = proof.numbers(self.pairs, classes, classes)
-        self.slopes = simple
-        if kind != "margin":
-            way = eclipse.pairs if kind == "eclipse" else liplt.pairs
-            self.slopes = np.minimum(simple, way(chain, self.witness, classes))
-        else:
-            expected(self.witness == [], "margin has no witness")
-        for y, j in zip(*np.nonzero(~(self.slopes <= claimed * (1 + SLACK))), strict=True):
-            words = f"claimed bound {claimed[y, j]:.6g}, re-checked {self.slopes[y, j]:.6g}"
-            raise Rejected(f"{self.method}, classes {y} and {j}: {words}")
-
-
-@dataclass
-class TiltedClaim(Claim):
-    """A certificate by linear bounds from balls: slopes and multipliers for each image and pair of classes."""
-
-    rows: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), int))
-    parts: list[np.ndarray] = field(default_factory=list)
-    multipliers: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
-
-    def prove(self, proof: Proof, chain: Sequence[Operation], simple: np.ndarray) -> None:
-        """Read the witness; the bounds are computed image by image."""
-        expected(proof.about["norm"] == "l2" and self.pairs is None, f"{self.method} is re-checked in l2 alone")
-        fine = isinstance(self.witness, dict) and set(self.witness) == {"rows", "slopes", "multipliers"}
-        expected(fine and isinstance(self.witness["slopes"], list), "expected rows, slopes and multipliers as witness")
-        places = list(lagrangian.kinks(chain))
-        expected(len(places) == len(self.witness["slopes"]), f"expected slopes of {len(places)} kinks")
-        self.rows = proof.array(self.witness["rows"], None, 2)
-        expected(self.rows.dtype.kind == "i", "rows do not hold whole numbers")
-        count, images = len(self.rows), len(proof.array("images"))
-        inside = (self.rows >= 0).all() and (self.rows[:, 0] < images).all() and (self.rows[:, 1] < proof.classes).all()
-        expected(bool(inside), "rows name images or classes that do not exist")
-        names = zip(self.witness["slopes"], places, strict=True)
-        self.parts = [proof.numbers(name, count, size(kink.inputs)) for name, (_, kink) in names]
-        self.multipliers = proof.numbers(self.witness["multipliers"], count, len(places))
-        finite = all(np.isfinite(part).all() for part in (*self.parts, self.multipliers))
-        expected(finite and bool((self.multipliers > 0).all()), "slopes or multipliers are not finite, or not above zero")
-
-    def found(self, proof: Proof, chain: Sequence[Operation], part: slice, x: np.ndarray, outputs: Outputs) -> Found:
-        at = np.nonzero((self.rows[:, 0] >= part.start) & (self.rows[:, 0] < part.stop))[0]
-        rows = self.rows[at] - np.array([part.start, 0])
-        slopes, label = [one[at] for one in self.parts], proof.array("label")[part]
-        return lagrangian.radii_proved(chain, x, label, self.radii[part], rows, slopes, self.multipliers[at], proof.classes)
-
-
 def _claims(proof: Proof, count: int, notes: list[str]) -> list[Claim]:
     """The certificates that can be re-checked; adds a note for each other one."""
     rows = proof.about["certificates"]
@@ -153,6 +81,8 @@ def _claims(proof: Proof, count: int, notes: list[str]) -> list[Claim]:
             continue
         known = isinstance(row["method"], str) and row["method"].partition("#")[0] in METHODS
         expected(known, f"there is no re-check of certificate {row['method']!r}")
+        if row["reason"]:
+            notes.append(f"{row['method']}: {row['reason']}")
         kind = TiltedClaim if row["method"].partition("#")[0] == "sdp_crown" else Claim
         claims.append(kind(place, row["method"], radii, row["pairs"], row["witness"]))
     expected(bool(claims), "there is no certificate to re-check")
@@ -216,30 +146,6 @@ def _radii(proof: Proof, chain: Sequence[Operation], claims: list[Claim], looked
                     raise Rejected(f"{where}: {claim.method} claims radius {value:.6g}, {words}")
                 best[start + at] = max(best[start + at], min(value, own[at]))
     return best
-
-
-def radii(
-    logits: np.ndarray, error: np.ndarray, label: np.ndarray, slopes: np.ndarray, pixels: int, norm: str
-) -> tuple[np.ndarray, list[str]]:
-    """min_j (f_y - f_j - 2 e) / L_yj, rounded down, and per image the reason if it is 0."""
-    rows = np.arange(len(label))
-    gaps = logits[rows, label][:, None] - logits
-    gaps = gaps - 2 * error[:, None] - 4 * 2.0**-53 * np.abs(gaps)
-    others = np.where(np.arange(logits.shape[1]) == label[:, None], np.inf, 0.0)
-    found = np.where(gaps > 0, gaps / slopes[label], 0.0)
-    found = np.where(others > 0, np.inf, found).min(1) * (1 - 1e-12)
-    if norm == "linf":
-        found = found / (math.sqrt(pixels) * (1 + 1e-12))
-    wrong = logits.argmax(1) != label
-    why = [
-        f"but the network predicts class {logits[i].argmax()} and the label is {label[i]}"
-        if wrong[i]
-        else "but it is tied"
-        if not found[i] > 0
-        else ""
-        for i in rows
-    ]
-    return np.where(np.isnan(found), 0.0, found), why
 
 
 def rounded(value: float) -> str:

@@ -1,6 +1,6 @@
 """Re-check of linear bounds from l2 balls: slopes and multipliers for each kink, image and pair of classes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,7 +9,11 @@ from .activations import Activation
 from .chain import Branches, Chain
 from .liplt import Path, reached
 from .norms import TINY, UNIT
-from .operations import Malformed, Operation, lengths, size
+from .operations import Malformed, Operation, lengths
+
+Found = tuple[np.ndarray, list[str]]
+"""Radii proved here, and why one is 0."""
+NOTHING = "but it has no rows for each other class"
 
 
 def kinks(chain: Chain, path: Path = ()) -> Iterator[tuple[Path, Activation]]:
@@ -55,16 +59,25 @@ class Rows:
         rounding of h0. Affine operations: c' (A u + b) = (A' c)' u + c' b. At the image: c' x >= c' x0 - |c| radius.
         Rounding: an error of l2 length e in a row costs e times the longest input there can be; see `_kink` for kinks.
         """
-        self.reach = reached(self.chain)
-        self._forward(self.chain, self.x, np.zeros(len(self.x)), ())
+        self._begun()
         c, constant, error = self._back(self.chain, rows.astype(np.float64), ())
         flat, image = c.reshape(len(c), -1), self.x.reshape(len(c), -1)
         middle = (flat * image).sum(1)
         count = 8 * (flat.shape[1] + 64) * UNIT
         error = error + count * (np.abs(flat * image).sum(1) + np.abs(constant)) + TINY
         error = error + 16 * UNIT * (np.abs(middle) + np.abs(constant) + error)
-        result: np.ndarray = middle + constant - error - lengths(flat) * self.radius * (1 + count)
+        result: np.ndarray = middle + constant - error - self._fall(flat) * (1 + count)
         return result
+
+    def _begun(self) -> None:
+        """What is known of the network at the image."""
+        self.reach = self.reach or reached(self.chain)
+        self._forward(self.chain, self.x, np.zeros(len(self.x)), ())
+
+    def _fall(self, a: np.ndarray) -> np.ndarray:
+        """How far the rows fall at most within the ball."""
+        fall: np.ndarray = lengths(a) * self.radius
+        return fall
 
     def _forward(self, chain: Chain, x: np.ndarray, error: np.ndarray, path: Path) -> None:
         for at, operation in enumerate(chain):
@@ -150,35 +163,39 @@ def _bowl(m: np.ndarray, z: np.ndarray) -> np.ndarray:
     return value
 
 
-def radii_proved(
-    chain: Chain,
-    x: np.ndarray,
-    label: np.ndarray,
-    claimed: np.ndarray,
-    rows: np.ndarray,
-    slopes: Sequence[np.ndarray],
-    multipliers: np.ndarray,
-    classes: int,
-) -> tuple[np.ndarray, list[str]]:
-    """The claimed l2 radius of each image where the rows of all other classes are proved above zero over its ball, else 0.
+@dataclass
+class Witness:
+    """What is stored of the rows of some images."""
 
-    `rows`: (image, other class) of each row; `slopes`: one array for each kink, in order; `multipliers`: (rows, kinks).
-    """
-    found, why = np.zeros(len(x)), ["but it has no rows for each other class"] * len(x)
-    places = list(kinks(chain))
-    for number in np.unique(rows[:, 0]):
-        at = np.nonzero(rows[:, 0] == number)[0]
-        others = np.delete(np.arange(classes), label[number])
-        if not claimed[number] > 0 or not np.array_equal(np.sort(rows[at, 1]), others):
-            continue
-        images, radius = np.repeat(x[number][None], len(at), axis=0), np.full(len(at), claimed[number])
-        own = {path: slopes[k][at].reshape(len(at), size(kink.inputs)) for k, (path, kink) in enumerate(places)}
-        rate = {path: multipliers[at, k] for k, (path, _) in enumerate(places)}
-        eye = np.eye(classes)
-        bound = Rows(chain, images, radius, own, rate).bounds(eye[label[number]][None] - eye[rows[at, 1]])
-        if bool((bound > 0).all()):
-            found[number], why[number] = claimed[number], ""
-        else:
-            worst = int(np.nan_to_num(bound, nan=-np.inf).argmin())
-            why[number] = f"but against class {rows[at[worst], 1]} its lower bound is {bound[worst]:.4g}"
-    return found, why
+    rows: np.ndarray
+    """(image, other class) of each row."""
+    slopes: list[np.ndarray]
+    """(rows, values) for each kink, in order."""
+    multipliers: np.ndarray
+    """(rows, kinks)"""
+    reach: dict[Path, float]
+    """Of the network (`liplt.reached`)."""
+
+    def made(self, chain: Chain, at: np.ndarray, x: np.ndarray, radius: np.ndarray) -> Rows:
+        """Some of the rows, over balls around these images."""
+        places = list(kinks(chain))
+        own = {path: self.slopes[k][at] for k, (path, _) in enumerate(places)}
+        return Rows(chain, x, radius, own, {path: self.multipliers[at, k] for k, (path, _) in enumerate(places)}, self.reach)
+
+    def proved(self, chain: Chain, part: slice, x: np.ndarray, label: np.ndarray, claimed: np.ndarray, classes: int) -> Found:
+        """The claimed l2 radius of each image where the rows of all other classes are proved above zero over its ball, else 0."""
+        found, why = np.zeros(len(x)), [NOTHING] * len(x)
+        for place, number in enumerate(range(part.start, part.stop)):
+            at = np.nonzero(self.rows[:, 0] == number)[0]
+            others = np.delete(np.arange(classes), label[place])
+            if not claimed[place] > 0 or not np.array_equal(np.sort(self.rows[at, 1]), others):
+                continue
+            images, radius = np.repeat(x[place][None], len(at), axis=0), np.full(len(at), claimed[place])
+            eye = np.eye(classes)
+            bound = self.made(chain, at, images, radius).bounds(eye[label[place]][None] - eye[self.rows[at, 1]])
+            if bool((bound > 0).all()):
+                found[place], why[place] = claimed[place], ""
+            else:
+                worst = int(np.nan_to_num(bound, nan=-np.inf).argmin())
+                why[place] = f"but against class {self.rows[at[worst], 1]} its lower bound is {bound[worst]:.4g}"
+        return found, why
