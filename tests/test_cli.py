@@ -169,7 +169,7 @@ def test_the_process_itself_exits_with_2(home):
     script = "from robustbench_rkhs.cli.evaluate import main; main()"
     flags = ["--model", "digits_mpl", "--eps", "1"]
     done = subprocess.run([sys.executable, "-c", script, *flags], cwd=home, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("error: unknown model 'digits_mpl'")
+    assert done.returncode == 2 and done.stderr.startswith("-c: loading digits_mpl ...\nerror: unknown model 'digits_mpl'")
 
 
 def test_no_write_permission_and_a_full_disk_are_one_line(home):

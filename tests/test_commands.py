@@ -380,11 +380,12 @@ def test_flags_are_read_from_the_fields_of_the_recipe_itself():
     assert list(EvalSettings.model_fields) == list(EvalRecipe.model_fields)
 
 
-@pytest.mark.parametrize("watched", [True, False])
-def test_who_watches_a_terminal_is_told_why_nothing_happens_yet(watched, monkeypatch, capsys):
+def test_a_command_says_at_once_what_it_loads_unless_quiet(monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "torch")
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: watched, raising=False)
-    main_of("rkhs-eval").read(["--model", "digits_mlp", "--eps", "1"])
-    assert capsys.readouterr().err == ("loading PyTorch ...\n" if watched else "")
+    monkeypatch.setattr(sys, "argv", ["/bin/rkhs-eval"])
+    flags = ["--model", "digits_mlp", "net\x1b[2J.onnx", "--eps", "1"]
+    main_of("rkhs-eval").read(flags)
+    assert capsys.readouterr() == ("", "rkhs-eval: loading digits_mlp net.onnx ...\n")
+    main_of("rkhs-eval").read([*flags, "--quiet"])
     main_of("rkhs-list").read([])
-    assert not capsys.readouterr().err
+    assert capsys.readouterr() == ("", "")

@@ -1,6 +1,7 @@
 """The plan of an evaluation: certificates are tried on a pilot, and the cheapest order that settles as much is what runs."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from heard import messages_into
@@ -8,11 +9,15 @@ from torch import nn
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.certificates import CrownCertificate, IBPCertificate, MarginCertificate
+from robustbench_rkhs.certificates.bisection import largest
 from robustbench_rkhs.evaluation import certificate_job
+from robustbench_rkhs.evaluation.certificate_blocks import sized, whole
 from robustbench_rkhs.evaluation.multiply_adds import MultiplyAdds
 from robustbench_rkhs.evaluation.plan import PILOT, SURE, Plan, Trial, pilot, planned
 from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.runtime.cost import estimated
+from robustbench_rkhs.runtime.heartbeat import gauge, metered
+from robustbench_rkhs.verdicts import Noticed, Part
 
 
 def trial(label, cost, *proved, refused=False):
@@ -143,10 +148,34 @@ def test_what_an_interrupted_certificate_found_is_in_the_table(proved, monkeypat
 
     monkeypatch.setattr(certificate_job, "_attempt", stopped)
     done = evaluate(net, (x, y), eps=(eps,), certificates=(MarginCertificate(), IBPCertificate()), block=4, **SETTINGS)
-    assert not done.about.complete and len(rows(done, "ibp")) == 8 and len(rows(done, "margin")) == 30
+    assert not done.about.complete and len(rows(done, "ibp")) == 2 + 4 and len(rows(done, "margin")) == 30
 
 
 def test_no_more_images_than_a_pilot_has_need_no_plan(proved):
     net, x, y, eps = proved
     done = evaluate(net, (x[:6], y[:6]), eps=(10 * eps,), **SETTINGS)
     assert not done.about.left_out and len(rows(done, "alpha_crown")) == 6
+
+
+@pytest.mark.parametrize(
+    ("cost", "most", "size"), [(0, 64, 16), (10**6, 64, 16), (10**6, 5, 5), (5 * 10**8, 64, 4), (10**12, 64, 1)]
+)
+def test_blocks_are_small_where_an_image_is_expensive(cost, most, size):
+    counted = Noticed(decided={"multiply_adds": 2 * cost} if cost else {})
+    first = Part(pd.DataFrame({"state_reason": ["", "unknown"]}), counted)
+    assert sized(first, most) == size
+    assert whole([first, first], 5) is None and len(whole([first, first], 4).table) == 4
+
+
+def test_what_is_done_inside_a_block_is_told():
+    heard = []
+
+    def proves(which, radii):  # the first images are proved at 0.5, all at 0.25
+        heard.append((round(meter.share, 9), meter.detail))
+        return torch.where((which < 3) | (radii < 0.3), radii, 0.0)
+
+    with metered() as meter:
+        note = gauge()
+        zero = torch.zeros(4, dtype=torch.float64)
+        largest(proves, zero, (0.25, 0.5, 1.0), False, 0.1, tell=lambda done, what: note(done / 4, what))
+    assert heard == [(0, ""), (0, "at 0.25"), (0, "at 0.5"), (0.25, "at 1")]

@@ -8,12 +8,15 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from robustbench_rkhs.certificates.base import FURTHEST
+from robustbench_rkhs.nodes.radius_text import radius_text
 from robustbench_rkhs.runtime.clock import OutOfTime, ask
 
 LARGEST = FURTHEST
 """The largest radius that is searched for."""
 TRIES = 60
 """Most balls tried for one image."""
+Tell = Callable[[int, str], None]
+"""Hears how many images are settled, and what is tried on the others."""
 
 
 class Largest(NamedTuple):
@@ -32,15 +35,16 @@ def largest(
     search: bool,
     tolerance: float,
     step: float | None = None,
+    tell: Tell = lambda settled, doing: None,
 ) -> Largest:
     """The largest radius per image that `proves` (positions, radii of balls) -> radii has proved.
 
     `zero`: one zero per image. `search`: go beyond the requested epsilons, up to a relative gap of `tolerance`; with a `step` only
     up to the largest of them, and to a gap of the step. The clock is checked after each round of balls; `proves` may be cut short
-    by it, too, and returns NaN for balls that it did not reach.
+    by it, too, and returns NaN for balls that it did not reach. `tell` is called before each round of balls.
     """
     asked = sorted({float(eps) for eps in epsilons if 0 < eps < float("inf")})
-    found = _Search(proves, zero, asked, search, tolerance, step)
+    found = _Search(proves, zero, asked, search, tolerance, step, tell)
     try:
         found.run()
     except OutOfTime:
@@ -59,7 +63,9 @@ class _Search:
         search: bool,
         tolerance: float,
         step: float | None = None,
+        tell: Tell = lambda settled, doing: None,
     ) -> None:
+        self.tell = tell
         self.proves, self.epsilons, self.search, self.tolerance = proves, epsilons, search, tolerance
         self.best, self.failed = zero.clone(), torch.full_like(zero, torch.inf)
         self.step, self.end = (0.0, LARGEST) if step is None else (step, max(epsilons, default=0.0))
@@ -76,12 +82,14 @@ class _Search:
         ask()
         for eps in self.epsilons:  # where a ball was not proved, no larger one is tried
             going = self.going(self.failed.isinf() & (self.best < eps))
+            self.tell(int((~self.unsettled()).sum()), f"at {radius_text(eps)}")
             self.try_balls(going, self.best.new_full((len(going),), eps))
         for _ in range(TRIES if self.search else 0):
             self.failed = self.failed.masked_fill(self.failed <= self.best, torch.inf)
             going = self.going(self.searching())
             if not len(going):
                 break
+            self.tell(len(self.best) - len(going), "the largest radius")
             low, high = self.best[going], self.failed[going]
             # far apart: the geometric mean; close: the midpoint
             apart = (high > 4 * low) & (self.step == 0)

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -27,6 +27,7 @@ from robustbench_rkhs.relaxations.interval import Trace
 from robustbench_rkhs.relaxations.region import Region
 from robustbench_rkhs.relaxations.rounding import LEAST, UNIT
 from robustbench_rkhs.runtime.clock import GRAIN, OutOfTime, ask, portions
+from robustbench_rkhs.runtime.heartbeat import gauge
 from robustbench_rkhs.runtime.modes import advice
 
 IMAGES = 64
@@ -87,10 +88,11 @@ class RelaxationCertificate(Certificate):
             proved, cut = images.new_zeros(len(images)), torch.ones_like(finite)
             try:
                 plain = margins_of(opened(model, tuple(x.shape[1:])))
-                proves = self.balls(plain, twin(plain, device), images, labels, epsilons)
+                proves, note = self.balls(plain, twin(plain, device), images, labels, epsilons), gauge()
                 for some in portions(len(images), max(len(images), 1), GRAIN):  # all at once where no clock runs
                     here = partial(proves.at, some.start)
-                    proved[some], cut[some] = largest(here, proved[some], epsilons, self.search, self.tolerance, self.step)
+                    tell = partial(_noted, note, some.start, len(images))
+                    proved[some], cut[some] = largest(here, proved[some], epsilons, self.search, self.tolerance, self.step, tell)
             except OutOfTime:  # the others are left as they are
                 pass
             except Uncertifiable:
@@ -104,6 +106,11 @@ class RelaxationCertificate(Certificate):
             "error" if not fine else "timeout" if late else "" for fine, late in zip(finite.tolist(), cut.tolist(), strict=True)
         ]
         return Certified(radius, reasons, torch.zeros_like(radius))
+
+
+def _noted(note: Callable[[float, str], None], before: int, images: int, settled: int, doing: str) -> None:
+    """Note how far a search is: so many settled here, besides those before."""
+    note((before + settled) / images, doing)
 
 
 class LinearCertificate(RelaxationCertificate):

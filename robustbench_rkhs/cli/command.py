@@ -52,7 +52,7 @@ class Command:
     """Every field of EvalRecipe is a flag, and the typed ones are passed on. Maps a field to another default than the recipe's,
     or leaves it out (None)."""
     quick: bool = False
-    """It never imports PyTorch, so it prints no message about loading it."""
+    """It never imports PyTorch, so it says nothing about loading."""
 
     def read(self, words: Sequence[str]) -> Call:
         """Parses these words into a call. Raises UserError, or SystemExit after --help."""
@@ -74,9 +74,12 @@ class Command:
         return self._begun(functools.partial(found, fields))
 
     def _begun(self, call: Call) -> Call:
-        """Runs the call; on a terminal, first prints why nothing happens in the first seconds."""
-        if not self.quick and sys.stderr.isatty() and "torch" not in sys.modules:
-            print("loading PyTorch ...", file=sys.stderr, flush=True)
+        """The call; first says on stderr what is loaded, as nothing else is heard for some seconds, unless --quiet was typed."""
+        given: Mapping[str, Any] = getattr(call, "keywords", {})
+        if not self.quick and not given.get("quiet") and "torch" not in sys.modules:
+            models = given.get("model") or "PyTorch"
+            named = models if isinstance(models, str) else " ".join(map(str, models))
+            printed(f"{Path(sys.argv[0]).name}: loading {named} ...", stderr=True)
         return call
 
     def __call__(self) -> None:

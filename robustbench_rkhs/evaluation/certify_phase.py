@@ -13,6 +13,7 @@ from robustbench_rkhs.certificates.pairwise import PairwiseCertificate
 from robustbench_rkhs.data import Stream
 from robustbench_rkhs.evaluation.admission import admitted
 from robustbench_rkhs.evaluation.cache_key import settings_of
+from robustbench_rkhs.evaluation.certificate_blocks import FIRST, cost_of, cut, refused, sized, whole
 from robustbench_rkhs.evaluation.certificate_job import unproved
 from robustbench_rkhs.evaluation.certified_curve import PARTS, full_cost, pays, searched, searching
 from robustbench_rkhs.evaluation.multiply_adds import MultiplyAdds
@@ -115,7 +116,7 @@ class CertifyPhase:
         elif work.recipe.curve is None:
             for label, method in methods.items():
                 here = self.unsettled()
-                self.count(label, self.run(method, label, here, counted=True))
+                self.count(label, whole(self.run(method, label, here, counted=True), len(here)))
             tried, order = places, tuple(self.costs)  # what had nothing left to settle is not searched with, either
         searching_all = self.searches(order, tried)
         self.curve &= searching_all or not order
@@ -126,10 +127,10 @@ class CertifyPhase:
                 places = self.unsettled()
                 self.run(methods[label], label, places[~np.isin(places, tried)])
 
-    def count(self, label: str, parts: Sequence[Part]) -> None:
+    def count(self, label: str, part: Part | None) -> None:
         """Note the counted cost per image of a certificate at the requested epsilons, unless it was refused or not reached."""
-        if len(parts) == 1 and len(parts[0].table) and not _refused(parts[0]):
-            self.costs[label] = trial(label, parts[0]).cost
+        if part is not None and not refused(part):
+            self.costs[label] = cost_of(part)
 
     def searches(self, order: Sequence[str], tried: Places) -> bool:
         """Whether radii are searched: as the recipe says, else where that costs less than the attacks, by what was counted."""
@@ -159,15 +160,15 @@ class CertifyPhase:
     def plan(self, methods: Mapping[str, Certificate], tried: Places) -> Plan:
         """The plan from the pilot: decided once, and read again after a resumption. The pilot's rows count like any others."""
         work, before = self.work, self.work.certified[tried].tolist()
-        parts = [self.run(method, label, tried, counted=True) for label, method in methods.items()]
-        for label, part in zip(methods, parts, strict=True):
+        parts = {label: whole(self.run(method, label, tried, counted=True), len(tried)) for label, method in methods.items()}
+        for label, part in parts.items():
             self.count(label, part)
         settings = {label: settings_of(method) for label, method in methods.items()}
         job = work.plan(tried, {"epsilons": work.epsilons, "before": before, "certificates": settings})
         if work.scheduler.store.open(job) is not None:
-            if not all(parts):
+            trials = [trial(label, part) for label, part in parts.items() if part is not None]
+            if len(trials) < len(methods):
                 return Plan(tuple(methods), ())  # no time for the pilot: run as many as possible
-            trials = [trial(label, part) for label, (part,) in zip(methods, parts, strict=True)]
             work.scheduler.store.put(job, decision(work, planned(trials, work.epsilons, before)))
         plan = Plan(**{name: tuple(labels) for name, labels in work.scheduler.store.take(job).noticed.decided.items()})
         work.leave_out(plan.left_out, f"settled nothing beyond the others on {len(tried)} images of a pilot")
@@ -176,28 +177,31 @@ class CertifyPhase:
     def run(self, certify: Certificate, label: str, places: Places, counted: bool = False) -> list[Part]:
         """One certificate on these images, in blocks if its cost is per image; the results of those reached in time.
 
-        `counted`: all in one job, with the cost counted.
+        The cost per image is counted on the first block: it decides how many images the others have. Each block is kept once it is
+        done. `counted`: the cost of the others is counted, too.
         """
+        if not len(places):
+            return []
         work, own = self.work, self.clocks.setdefault(label, Clock(self.work.recipe.certify_seconds))
-        apart = not counted and (certify.image_by_image or isinstance(work.subject.split.x, Stream))
-        size = max(work.recipe.block if apart else len(places), 1)
-        blocks = [places[start : start + size] for start in range(0, len(places), size)]
-        given = {"counted": True} if counted else {}
+        most, apart = work.recipe.block, certify.image_by_image
+        size = min(FIRST, most) if apart else most if isinstance(work.subject.split.x, Stream) else len(places)
+        blocks = cut(places, size)
         found: dict[int, Part] = {}
 
         def block(number: int) -> Chain:
             left = min(own.left(), self.share.left())
             if left <= 0:
                 raise OutOfTime
+            given = {"counted": True} if counted or (apart and not number) else {}
             found[number] = yield work.certify(certify, label, blocks[number], left if math.isfinite(left) else None, **given)
 
-        refused, late = False, False
+        late = False
         try:
             with work.follower.step("certificates", label, len(places)) as step:
-                for number in range(min(len(blocks), 1)):  # the first block alone: a refusal concerns the model, not these images
-                    work.advance(step, [block(number)], blocks[:1])
-                    refused = _refused(found[number])
-                if not refused:
+                work.advance(step, [block(0)], blocks[:1])  # the first alone: a refusal concerns the model, not these images
+                if apart:
+                    blocks = [blocks[0], *cut(places[len(blocks[0]) :], sized(found[0], most))]
+                if not refused(found[0]):
                     work.advance(step, (block(number) for number in range(1, len(blocks))), blocks[1:])
         except OutOfTime:
             late = True  # images that were not reached have rows that say so
@@ -216,7 +220,7 @@ class CertifyPhase:
             self.work.note(found[number])
             radius = found[number].table["radius"].to_numpy(dtype=np.float64)
             certified[blocks[number]] = np.maximum(certified[blocks[number]], np.where(radius > 0, radius, -1.0))
-            if _refused(found[number]):
+            if refused(found[number]):
                 break
 
 
@@ -228,15 +232,10 @@ def labels(certificates: Sequence[Certificate]) -> list[str]:
 
 def trial(label: str, part: Part) -> Trial:
     """The pilot's result of a certificate, from its part."""
-    cost = float(part.noticed.decided["multiply_adds"]) / len(part.table)
-    return Trial(label, cost, tuple(part.table["radius"].tolist()), _refused(part))
+    return Trial(label, cost_of(part), tuple(part.table["radius"].tolist()), refused(part))
 
 
 def decision(work: Work, plan: Plan) -> Part:
     """A plan as a job's result."""
     nothing = work.subject.rows(work.subject.positions(()), ())
     return Part(nothing, Noticed(decided={"order": list(plan.order), "left_out": list(plan.left_out)}))
-
-
-def _refused(part: Part) -> bool:
-    return bool((part.table["state_reason"] == "refused").all())

@@ -97,3 +97,17 @@ def staged(
             done += weight
     finally:  # whoever leaves early is done with all of them
         meter.share, meter.width, meter.detail = start + width, rest, before
+
+
+def gauge() -> Callable[[float, str], None]:
+    """A function that notes what share (0 to 1) of the item under way is done by now, and what is done with the rest.
+
+    For work whose parts end in no known order; it contains no `staged` loop.
+    """
+    meter = _meter.get() or Meter()
+    start, width = meter.share, meter.width
+
+    def note(share: float, detail: str) -> None:
+        meter.share, meter.detail = start + width * share, detail
+
+    return note

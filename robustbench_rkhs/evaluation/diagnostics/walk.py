@@ -9,6 +9,7 @@ from torch import Tensor
 from robustbench_rkhs.attacks.ball import fading, per_image, random_offset, steepest
 from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.objective import gap, likeliest_classes, margin
+from robustbench_rkhs.runtime.heartbeat import staged
 
 Lowered = Callable[[Tensor, Tensor], Tensor]
 """(logits, positions of their images) -> one number per row, to be minimised."""
@@ -37,7 +38,7 @@ def descend(engine: Engine, at: Int[Tensor, " some"], images: Tensor, lowered: L
     Cost: `steps` forward and backward passes and a last forward pass; a broken image leaves, and so does one with a zero
     gradient, which would stay at the same point.
     """
-    for number in range(steps):
+    for number in staged(range(steps)):
         keep = engine.standing(at)
         at, images = at[keep], images[keep]
         if not len(at):
@@ -61,14 +62,15 @@ def random_start(engine: Engine, at: Int[Tensor, " some"], draw: int) -> Tensor:
 
 def restarts(engine: Engine, steps: int, count: int, targets: int = 0, first: int = 0) -> None:
     """Runs on the margin, from the image itself (number 0) and from random points; then towards the runner-up classes."""
-    for number in range(first, first + count):
+    others = likeliest_classes(engine.clean, engine.y, targets)
+    runs = count + others.shape[1]
+    for number in staged(range(first, first + count), share=count / max(runs, 1)):
         at = engine.open()
         if not len(at):
             return
         start = random_start(engine, at, number) if number else engine.x[at]
         descend(engine, at, start, lambda logits, where: margins(logits, engine.y[where]), steps)
-    others = likeliest_classes(engine.clean, engine.y, targets)
-    for target in others.unbind(1):
+    for target in staged(others.unbind(1)):
         at = engine.open()
         if not len(at):
             return
