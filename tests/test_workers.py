@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import pytest
@@ -17,12 +18,15 @@ from robustbench_rkhs.attacks import DDN, Ensemble, FoolboxAttack, Square
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.data.given import given_split
 from robustbench_rkhs.evaluation.diagnostics.transfer import Transfer
-from robustbench_rkhs.evaluation.engines import Processes, started
+from robustbench_rkhs.evaluation.engine_choice import Here
+from robustbench_rkhs.evaluation.engines import Processes
+from robustbench_rkhs.evaluation.engines.start import started
 from robustbench_rkhs.evaluation.jobs import Job
 from robustbench_rkhs.evaluation.loaders import Held, Loader, RunnerMaker
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.evaluation.runner import Runner
+from robustbench_rkhs.evaluation.store import Store
 from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.children import WorkerKilled
@@ -207,7 +211,8 @@ def test_the_users_error_in_a_worker_is_the_users_error_here():
 
 
 def test_workers_on_another_device_are_refused():
-    with pytest.raises(UserError, match="on a CPU or on GPUs, found device 'mps'"), started(print, 2, "mps", print):
+    runner = Runner(SimpleNamespace(device="mps"))
+    with pytest.raises(UserError, match="on a CPU or on GPUs, found device 'mps'"), started(Here(), runner, None, 2, Store()):
         pass
 
 

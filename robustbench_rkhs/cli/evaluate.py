@@ -8,13 +8,15 @@ from typing import Annotated, Any
 
 import tyro
 
-from robustbench_rkhs.cli.command import AllowCode, AsJson, Names, Weights, command, failure, typed_command, usable_device
+from robustbench_rkhs.cli.command import AllowCode, AsJson, Names, Weights, command, failure, typed_command
 from robustbench_rkhs.cli.condition import Condition
 from robustbench_rkhs.cli.display import Quiet, shown
 from robustbench_rkhs.cli.endings import code_of, completeness
+from robustbench_rkhs.cli.engines import chosen_engine, leading, submitted
 from robustbench_rkhs.cli.screen import console_of_width, emit, folded, told
-from robustbench_rkhs.cli.values import Device, Folder, Target
+from robustbench_rkhs.cli.values import Device, EngineName, Folder, Target
 from robustbench_rkhs.cli.warnings import warnings_of
+from robustbench_rkhs.evaluation.engine_choice import AnyEngine, Submitit, engine_from
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime import events
 
@@ -38,6 +40,7 @@ def _evaluate(
     bits: int | None = None,
     vnnlib: Folder | None = None,
     answers: Path | None = None,
+    engine: EngineName = "here",
 ) -> int:
     """Certify and attack models; print the table of verdicts; write it, the curve and the report.
 
@@ -61,7 +64,7 @@ def _evaluate(
         twin: A model as for --model, of the same data and classes but trained without defence: its adversarial images are tried
             on every survivor (transfer attack). Cost: at most 330 passes per image and eps.
         allow_code: Your own packages, modules, folders or .py files whose code a checkpoint folder may name and import.
-        device: auto, cpu, cuda, cuda:1 ...
+        device: auto, cpu, cuda, cuda:1 ...; cuda:0,cuda:1 computes on both.
         out: Folder for results: verdicts/MODEL/ gets the table, local/ the figures of the run; git ignores both until
             rkhs-report --publish MODEL.
         as_json: Print one JSON object on stdout, the tables on stderr.
@@ -74,7 +77,11 @@ def _evaluate(
         vnnlib: Folder that gets each open image as VNN-LIB beside the network as ONNX, for verifiers of others (--norm linf).
         answers: CSV of such a verifier's answers about the files in --vnnlib: counted as foreign, never among the verdicts; a
             contradiction ends with exit code 1.
+        engine: What computes: here; torchrun or srun, in each process that these start; submitit:tasks=8,partition=NAME, a Slurm
+            job array; ray:gpus=1, a cluster. The table is the same with any of them.
     """
+    if isinstance(array := engine_from(engine), Submitit):
+        return submitted(array)
     from robustbench_rkhs.cli.settings import eval_recipe
     from robustbench_rkhs.nodes.code_names import TYPED
     from robustbench_rkhs.zoo import load_model, load_twin, smoothed, smoothing_from
@@ -92,12 +99,15 @@ def _evaluate(
         raise UserError("--bits: expected 1 to 16, beside --save-adversarials, whose images are rounded")
     if answers is not None and vnnlib is None:
         raise UserError("--answers: expected --vnnlib beside it, the folder with the files that the answers are about")
-    screen, where = console_of_width(120, stderr=as_json), usable_device(device)
+    choice, where = chosen_engine(engine, device)
     failed, results, reasons = False, list[dict[str, Any]](), list[str | None]()
-    with shown(screen, quiet):
+    with leading(choice) as leads, shown(screen := console_of_width(120, stderr=as_json), quiet or not leads):
         subjects = [load_model(name, weights, data, allow_code) for name in model]
         other = None if twin is None else load_twin(twin, data, subjects, allow_code)
-        run = _Run(recipe, conditions, screen, where, out, other, save_certificates, save_adversarials, bits, vnnlib, answers)
+        if not leads:
+            save_certificates = save_adversarials = vnnlib = None
+        files = (save_certificates, save_adversarials, bits, vnnlib, answers)
+        run = _Run(recipe, conditions, screen, where, out, other, *files, choice, leads)
         loaders = [Typed(name, weights, data, tuple(allow_code), votes or None) for name in model]
         for subject, loader in zip([smoothed(one, **votes) for one in subjects] if votes else subjects, loaders, strict=True):
             found, broke, reason = run.of(subject, loader)
@@ -106,7 +116,7 @@ def _evaluate(
             reasons.append(reason)
             if reasons[-1] == "interrupted":
                 break
-    if as_json:
+    if as_json and leads:
         emit({"evaluations": results, "complete": len(results) == len(subjects) and all(one["complete"] for one in results)})
     return code_of(failed, reasons)
 
@@ -138,6 +148,9 @@ class _Run:
     bits: int | None
     vnnlib: Path | None
     answers: Path | None
+    engine: AnyEngine
+    leads: bool
+    """Whether this process writes figures and files: of several ranks, the first."""
 
     def of(self, subject: Any, loader: Any) -> tuple[dict[str, Any], bool, str | None]:
         """Evaluates one model, prints its tables and writes its files. Returns its JSON, whether it fails the command, and why
@@ -159,9 +172,12 @@ class _Run:
             device=self.device,
             command=typed_command(),
             loader=loader,
+            engine=self.engine,
         )
         stopped = done.about.incomplete_because == "interrupted"
-        written = _shown(self.screen, done, self.out, {} if saved is None else {"adversarials": [saved]}, drawn=not stopped)
+        written = _shown(
+            self.screen, done, self.out, {} if saved is None else {"adversarials": [saved]}, drawn=self.leads and not stopped
+        )
         if self.save_certificates is not None and not stopped:
             self._write_proof(subject, done, self.save_certificates / subject.name)
         failed = _failed(self.screen, done, self.conditions)

@@ -6,6 +6,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from robustbench_rkhs.evaluation.engine_choice import engine_from
+from robustbench_rkhs.nodes.node import UserError
+
 OTHER_FILES = {".npy", ".pt", ".pth", ".pkl", ".safetensors", ".zip", ".h5", ".csv", ".json", ".parquet", ".png"}
 """Suffixes of files of other kinds."""
 
@@ -31,11 +34,22 @@ def _file(path: Path) -> Path:
 
 def _device(name: str) -> str:
     """A device's name; whether there is such a device is asked once PyTorch is loaded. Raises ValueError."""
-    if not DEVICE.fullmatch(name):
+    if not all(map(DEVICE.fullmatch, name.split(","))):
         raise ValueError(f"{name!r} cannot be used here: expected auto, cpu, mps, cuda, cuda:1 ...")
     return name
 
 
+def _engine(text: str) -> str:
+    """An engine's name and options. Raises ValueError."""
+    try:
+        engine_from(text)
+    except UserError as error:
+        raise ValueError(str(error).removeprefix("--engine: ")) from None
+    return text
+
+
+EngineName = Annotated[str, AfterValidator(_engine)]
+"""What computes."""
 Device = Annotated[str, AfterValidator(_device)]
 """Where to compute."""
 Folder = Annotated[Path, AfterValidator(_folder)]

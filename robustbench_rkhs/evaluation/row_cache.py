@@ -32,14 +32,24 @@ class RowCache:
         self.folder, self.images = folder, images
         self.parts: list[Part] = []
         self.where: dict[Pair, tuple[int, int]] = {}
-        for path in sorted(folder.glob("*.parquet")) if folder else []:
+        self._known = set[str]()
+        """Names of the files that were read or written."""
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the parts that other processes wrote meanwhile."""
+        for path in sorted(self.folder.glob("*.parquet")) if self.folder else []:
+            if path.name in self._known:
+                continue
+            self._known.add(path.name)
             try:
-                part = verdicts.read_part(path, images)
+                part = verdicts.read_part(path, self.images)
                 if (digest_of(part.noticed.part, 32), name_of(part.table)) != (path.parent.name, path.stem):
                     raise Damaged(path, "it holds the part of another job")
                 self._hold(part)
             except UserError as damaged:
                 verdicts.set_part_aside(path, damaged)  # and done again
+                self._known.discard(path.name)
 
     def __contains__(self, pair: Pair) -> bool:
         return pair in self.where
@@ -47,7 +57,9 @@ class RowCache:
     def put(self, done: Part, identity: dict[str, Any], finished: bool = True) -> None:
         """Keep a part; in memory alone where not `finished`."""
         if self.folder and finished:
-            verdicts.write_part(done.of(identity), self.folder / f"{name_of(done.table)}.parquet")
+            path = self.folder / f"{name_of(done.table)}.parquet"
+            verdicts.write_part(done.of(identity), path)
+            self._known.add(path.name)
         self._hold(done)
 
     def take(self, pairs: Sequence[Pair]) -> Part:

@@ -30,11 +30,14 @@ from robustbench_rkhs.evaluation.constant import diagnosed_constant, protocol_of
 from robustbench_rkhs.evaluation.counting import given_up
 from robustbench_rkhs.evaluation.diagnosis_phase import DiagnosisPhase
 from robustbench_rkhs.evaluation.diagnostics.transfer import Transfer
-from robustbench_rkhs.evaluation.engines import Engine, started
+from robustbench_rkhs.evaluation.engine_choice import AnyEngine, Here
+from robustbench_rkhs.evaluation.engines import Engine
+from robustbench_rkhs.evaluation.engines.start import started
 from robustbench_rkhs.evaluation.first_look import FirstLook
 from robustbench_rkhs.evaluation.independence import IMAGES, independence
+from robustbench_rkhs.evaluation.job_log import JobLog
 from robustbench_rkhs.evaluation.jobs import Job
-from robustbench_rkhs.evaluation.loaders import Loader, RunnerMaker
+from robustbench_rkhs.evaluation.loaders import Loader
 from robustbench_rkhs.evaluation.phase_state import Work
 from robustbench_rkhs.evaluation.predictions import ask, classes_of
 from robustbench_rkhs.evaluation.progress import Follower
@@ -86,6 +89,7 @@ def evaluate(
     device: str = "cpu",
     command: str = "",
     loader: Loader | None = None,
+    engine: AnyEngine | None = None,
     on_event: OnEvent | None = None,
     **settings: Any,
 ) -> Evaluation:
@@ -100,8 +104,8 @@ def evaluate(
     k / (2^bits - 1) where that leaves them adversarial within eps (`attacks/bit_depth.py`); their column `bits` says where.
     `twin`: a network of the same data and classes, trained without defence: what breaks it is tried on every survivor (rows of
     method `transfer`), and the diagnosis compares. `loader`: where processes on other devices get the same model and images;
-    without it they are sent along. `on_event` is called
-    with every event (`runtime/events.py`).
+    without it they are sent along. `engine`: what computes the jobs (`evaluation/engine_choice.py`); the table is the same with any
+    of them, and folder/name/jobs/ says where each job was computed. `on_event` is called with every event (`runtime/events.py`).
     Interrupted by the keyboard, or when `budget` seconds are used up, it returns (and writes) what there is: images that no
     protocol reached are untested; where there is no time to ask about each image once, fewer are taken, which a line says. The
     model, its mode and gradients are left as they were.
@@ -110,6 +114,9 @@ def evaluate(
     """
     recipe = recipe or parse(EvalRecipe, {"eps": tuple(eps), **settings}, "evaluate", TYPED)
     recipe = for_smoothed(recipe) if isinstance(model, Smoothed) else recipe
+    engine = engine or Here()
+    if recipe.workers is None and recipe.threads is None and engine != Here():
+        recipe = recipe.model_copy(update={"threads": 1})  # as with workers: what is found depends on no number of cores
     split, clock = _as_split(model, data).sample(recipe.samples, recipe.seed, recipe.order), Clock(recipe.budget)
     exact = split.x.dtype in (torch.float32, torch.float64)
     if adversarials is None:
@@ -138,9 +145,10 @@ def evaluate(
             if isinstance(model, Smoothed):
                 run.note(smoothed=model.extra_repr())
             runner = Runner(subject, run.transfer)
-            with started(runner, recipe.workers, device, partial(RunnerMaker.of, runner, loader)) as engine:
+            with started(engine, runner, loader, recipe.workers, store) as computing:
                 run.note(device=describe(device))
-                table, complete = run.all(engine, store, clock)
+                log = JobLog(own and own / "jobs", engine.name)
+                table, complete = run.all(computing, store, clock, log)
             if bits is not None and nearest is not None:
                 round_nearest(subject, nearest, recipe.norm, run.epsilons, bits, recipe.block)
         emit(Finished(seconds=clock.passed(), complete=complete))
@@ -265,12 +273,12 @@ class _Run:
             emit(Message(text=f"every accuracy is withheld: {found.name}: {found.words}"))
             self.note(diagnostics=(found,), marks=(*self.about.marks, found.name))
 
-    def all(self, engine: Engine, store: Store, clock: Clock) -> tuple[pd.DataFrame, bool]:
+    def all(self, engine: Engine, store: Store, clock: Clock, log: JobLog) -> tuple[pd.DataFrame, bool]:
         """Predictions, certificates, attacks, diagnosis; what there is when the keyboard interrupts or the budget is used up."""
         complete = False
         bounds = BoundsSoFar(self.subject.split.index.tolist(), self.epsilons, self.recipe.norm, self.box)
         follower = Follower(engine, bounds, clock)
-        scheduler = Scheduler(engine, store, follower.seen, partial(instead, self.subject))
+        scheduler = Scheduler(engine, store, follower.seen, partial(instead, self.subject), log.note)
         work = Work(self.subject, self.recipe, self.box, scheduler, clock, follower)
         attacks: AttackPhase | None = None
         diagnosis: DiagnosisPhase | None = None

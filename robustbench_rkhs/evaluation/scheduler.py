@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import NamedTuple
 
-from robustbench_rkhs.evaluation.engines import Engine
+from robustbench_rkhs.evaluation.engines import Engine, Outcome
 from robustbench_rkhs.evaluation.jobs import Job
 from robustbench_rkhs.evaluation.store import Store
 from robustbench_rkhs.runtime.children import WorkerKilled
@@ -36,9 +36,11 @@ class Scheduler:
         store: Store,
         seen: Callable[[Part], None] = lambda part: None,
         instead: Instead = lambda job, why: None,
+        note: Callable[[Outcome], None] = lambda outcome: None,
     ) -> None:
-        """`seen` is called with every result, computed or read; `instead` with what no worker survived."""
-        self.engine, self.store, self.seen, self.instead = engine, store, seen, instead
+        """`seen` is called with every result, computed or read; `instead` with what no worker survived; `note` with every outcome
+        of the engine."""
+        self.engine, self.store, self.seen, self.instead, self.note = engine, store, seen, instead, note
         self.computing: set[Chain] = set()
         """Chains of which a job was computed, not only read; without those that ended."""
         self.given_up: list[str] = []
@@ -87,8 +89,13 @@ class Scheduler:
 
     def _receive(self) -> Chain | None:
         """Wait for a result, and take its chain on; the chain where it has ended."""
-        job, found = self.engine.result()
+        outcome = self.engine.result()
+        self.note(outcome)
+        job, found = outcome.job, outcome.found
         chain, whole, again = self._under_way.pop(job.name)
+        if found is None:  # another process has stored it
+            part = self._stored(chain, whole)
+            return None if part is None else self._advance(chain, part)
         if isinstance(found, WorkerKilled) and (instead := self.instead(job, str(found))) is not None:
             self.given_up.append(str(found))
             found = instead

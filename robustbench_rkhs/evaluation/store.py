@@ -34,6 +34,12 @@ class Store:
             return job.at(missing) if missing else None
         return None if self._found(job) else job
 
+    def elsewhere(self, job: Job) -> bool:
+        """Whether another process has stored all of a job by now."""
+        if job.by_image:
+            self._cache(job).refresh()
+        return self.open(job) is None
+
     def take(self, job: Job) -> Part:
         """The result of a job that is stored."""
         if job.by_image:

@@ -27,25 +27,46 @@ def alone(folder: Path, what: str) -> Iterator[None]:
     when the process ends; a lock of another machine is judged by its age.
     """
     path = folder.parent / f".{folder.name}.lock"
-    handle = _taken(path, folder, what)
-    stop = threading.Event()
-    threading.Thread(target=_refresh, args=(path, stop), daemon=True).start()
+    try:
+        handle = _attempt(path, what)
+    except OSError as error:
+        raise Unwritable(f"cannot write {folder}, nor its lock {path}: {error.strerror}") from None
+    if isinstance(handle, dict):
+        who = f"process {handle.get('pid', '?')} on {handle.get('host', '?')} since {handle.get('since', '?')}"
+        line = f"{folder} is in use by {who} ({handle.get('what', what)}): wait for it, end it, or choose another folder"
+        raise UserError(line)
+    claim = Claim(path, handle)
     try:
         yield
     finally:
-        stop.set()
-        path.unlink(missing_ok=True)
-        os.close(handle)
+        claim.release()
 
 
-def _taken(path: Path, folder: Path, what: str) -> int:
-    """Acquire the lock; its open file. Raises UserError."""
+class Claim:
+    """A lock that this process holds until it is released or the process ends."""
+
+    def __init__(self, path: Path, handle: int) -> None:
+        self.path, self._handle, self._stop = path, handle, threading.Event()
+        threading.Thread(target=_refresh, args=(path, self._stop), daemon=True).start()
+
+    def release(self) -> None:
+        """Give the lock up."""
+        self._stop.set()
+        self.path.unlink(missing_ok=True)
+        os.close(self._handle)
+
+
+def claimed(path: Path, what: str) -> Claim | None:
+    """The lock at PATH, or None where another process holds it. Raises OSError where it cannot be written."""
+    handle = _attempt(path, what)
+    return None if isinstance(handle, dict) else Claim(path, handle)
+
+
+def _attempt(path: Path, what: str) -> int | dict[str, Any]:
+    """The open file of the lock, once acquired; else what is known of the process that holds it. Raises OSError."""
     while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise Unwritable(f"cannot write {folder}, nor its lock {path}: {error.strerror}") from None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         held, known = False, True
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -56,9 +77,7 @@ def _taken(path: Path, folder: Path, what: str) -> int:
         owner = _owner(handle)
         if held or _works(owner, path, known):
             os.close(handle)
-            who = f"process {owner.get('pid', '?')} on {owner.get('host', '?')} since {owner.get('since', '?')}"
-            line = f"{folder} is in use by {who} ({owner.get('what', what)}): wait for it, end it, or choose another folder"
-            raise UserError(line)
+            return owner
         if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
             _sign(handle, what)
             return handle

@@ -19,6 +19,7 @@ from robustbench_rkhs.certificates.refusals import refusals
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.data.given import given_tensor
 from robustbench_rkhs.evaluation import run
+from robustbench_rkhs.evaluation.engine_choice import AnyEngine, engine_from
 from robustbench_rkhs.evaluation.independence import independence
 from robustbench_rkhs.evaluation.loaders import Loader
 from robustbench_rkhs.evaluation.own_method import checked_attacked, checked_certified, fenced
@@ -63,6 +64,7 @@ def evaluate(
     twin: Any = None,
     command: str = "",
     loader: Loader | None = None,
+    engine: AnyEngine | str = "here",
     on_event: OnEvent | None = None,
     **settings: Any,
 ) -> Evaluation:
@@ -82,7 +84,8 @@ def evaluate(
     image, or a .npz file for them; by default they are kept if they are few and there is no folder. `bits`: 8 rounds them to pixels
     k/255 where they stay adversarial within their eps, so that a picture file holds them; their column `bits` says which. `twin`:
     a network of the same data (or its name), trained without defence, whose adversarial images are tried too. `loader`: how
-    processes on other devices load the same model and images; by default these are sent to them.
+    processes on other devices load the same model and images; by default these are sent to them. `engine`: what computes, as after
+    --engine (`"ray:gpus=1"`); the table is the same with any.
     `on_event` is called with every event (`runtime/events.py`): phases, progress, bounds so far. Without it, work that takes longer
     than two seconds writes a line to stderr every few seconds.
     If interrupted by the keyboard, or after `budget` seconds, it returns a partial table.
@@ -108,6 +111,7 @@ def evaluate(
             "twin": twin,
             "command": command,
             "loader": loader,
+            "engine": engine_from(engine) if isinstance(engine, str) else engine,
         }
         return run.evaluate(opened.model, opened.split, queried, name=opened.name, device=opened.device, **given)
 

@@ -1,6 +1,6 @@
-"""Engines: compute jobs in this process, in several processes, or in one per device."""
+"""Engines: compute jobs in this process, in several, in the ranks of torchrun or srun, or on a Ray cluster."""
 
-from robustbench_rkhs.evaluation.engines.base import Engine, Outcome
-from robustbench_rkhs.evaluation.engines.here import InProcess, Processes, started
+from robustbench_rkhs.evaluation.engines.base import Engine, Outcome, Place
+from robustbench_rkhs.evaluation.engines.here import InProcess, Processes
 
-__all__ = ["Engine", "InProcess", "Outcome", "Processes", "started"]
+__all__ = ["Engine", "InProcess", "Outcome", "Place", "Processes"]

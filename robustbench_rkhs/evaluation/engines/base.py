@@ -1,5 +1,7 @@
 """The protocol of an engine: jobs are submitted, results come back in any order."""
 
+import os
+import socket
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from robustbench_rkhs.evaluation.jobs import Job
@@ -7,11 +9,28 @@ from robustbench_rkhs.runtime.heartbeat import Meter
 from robustbench_rkhs.verdicts import Part
 
 
+class Place(NamedTuple):
+    """A process of a machine."""
+
+    host: str
+    pid: int
+
+    @classmethod
+    def here(cls) -> "Place":
+        """This process."""
+        return cls(socket.gethostname(), os.getpid())
+
+
 class Outcome(NamedTuple):
     """A job that ended, with a result or an exception."""
 
     job: Job
-    found: Part | BaseException
+    found: Part | BaseException | None
+    """None: another process has stored it."""
+    place: Place | None = None
+    """Where it was computed; None where it was not."""
+    seconds: float = 0.0
+    """How long that took, on the clock of the engine."""
 
 
 @runtime_checkable

@@ -4,15 +4,14 @@ import multiprocessing
 import os
 import pickle
 import signal
+import socket
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
-import torch
-
-from robustbench_rkhs.evaluation.engines.base import Engine, Outcome
+from robustbench_rkhs.evaluation.engines.base import Outcome, Place
 from robustbench_rkhs.evaluation.engines.worker import Work, serve
 from robustbench_rkhs.evaluation.jobs import Job
 from robustbench_rkhs.nodes.node import UserError
@@ -20,6 +19,7 @@ from robustbench_rkhs.runtime.children import WorkerKilled
 from robustbench_rkhs.runtime.clock import OutOfTime
 from robustbench_rkhs.runtime.events import Event, emit
 from robustbench_rkhs.runtime.heartbeat import EVERY, Meter, beat, metered
+from robustbench_rkhs.verdicts import Part
 
 HINT = "; with fewer --workers or a smaller --block each has more memory, and the same command goes on from here"
 
@@ -49,19 +49,26 @@ class InProcess:
         self.work, self._queue = work, deque[Job]()
         self._now: list[tuple[Job, Meter]] = []
 
+    @property
+    def waiting(self) -> bool:
+        """Whether a job was submitted whose result nobody asked for yet."""
+        return bool(self._queue)
+
     def submit(self, job: Job) -> None:
         self._queue.append(job)
 
     def result(self) -> Outcome:
-        job = self._queue.popleft()
+        job, started = self._queue.popleft(), time.monotonic()
+        found: Part | BaseException
         with metered() as meter:
             self._now = [(job, meter)]
             try:
-                return Outcome(job, self.work(job))
+                found = self.work(job)
             except (Exception, OutOfTime) as error:
-                return Outcome(job, error)
+                found = error
             finally:
                 self._now = []
+        return Outcome(job, found, Place.here(), time.monotonic() - started)
 
     def under_way(self) -> list[tuple[Job, Meter]]:
         return self._now
@@ -83,6 +90,8 @@ class Processes:
         self._here = InProcess(work)
         self._workers: dict[Connection, Worker] = {}
         self._busy: dict[Connection, tuple[Job, Meter]] = {}
+        self._begun: dict[str, float] = {}
+        """When each running job was begun, by its name."""
         self._idle: list[Connection] = []
         self._again = deque[Job]()
         """Jobs whose worker was killed."""
@@ -107,11 +116,11 @@ class Processes:
             self._replaced(pipe)
             pipe = self._idle.pop()
             pipe.send_bytes(message)
-        self._busy[pipe] = job, Meter()
+        self._busy[pipe], self._begun[job.name] = (job, Meter()), time.monotonic()
 
     def result(self) -> Outcome:
         while True:
-            if self._here._queue:
+            if self._here.waiting:
                 return self._here.result()
             if self._again and not self._busy:
                 self.submit(self._again.popleft())
@@ -131,7 +140,9 @@ class Processes:
                 emit(found)
             else:
                 self._idle.append(ready)
-                return Outcome(self._busy.pop(ready)[0], found)
+                job, _ = self._busy.pop(ready)
+                place = Place(socket.gethostname(), self._workers[ready].process.pid)
+                return Outcome(job, found, place, time.monotonic() - self._begun.pop(job.name))
 
     def under_way(self) -> list[tuple[Job, Meter]]:
         return [*self._busy.values(), *self._here.under_way()]
@@ -191,27 +202,3 @@ class Processes:
         if pipe in self._idle:
             self._idle.remove(pipe)
         self._check(self._start(dead.make))
-
-
-@contextmanager
-def started(work: Work, workers: int | None, device: str, make: Callable[[str], Callable[[], Work]]) -> Iterator[Engine]:
-    """The engine of an evaluation: this process where `workers` is None or 1, else so many, on one thread each.
-
-    On a CPU they share what is in memory; on GPUs each has a device, in turn, and what `make(device)` makes there. Raises
-    UserError where there can be none.
-    """
-    count, kind = workers or 1, torch.device(device).type
-    if count > 1 and kind not in ("cpu", "cuda"):
-        raise UserError(f"workers compute on a CPU or on GPUs, found device {device!r}: leave out workers")
-    engine: Engine = InProcess(work)
-    try:
-        if count > 1 and kind == "cuda":
-            devices = [device] if ":" in device else [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-            engine = Processes([make(devices[number % len(devices)]) for number in range(count)], work, "spawn")
-        elif count > 1 and "fork" in multiprocessing.get_all_start_methods():
-            engine = Processes([lambda: work] * count, work)
-        elif count > 1:
-            engine = Processes([make(device)] * count, work, "spawn")
-        yield engine
-    finally:
-        engine.stop()

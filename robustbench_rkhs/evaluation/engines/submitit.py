@@ -1,0 +1,80 @@
+"""The engine of a Slurm job array: its tasks are ranks of one command, and a task that is pre-empted is queued again."""
+
+import importlib
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from robustbench_rkhs.evaluation import engine_choice
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.children import WorkerKilled
+from robustbench_rkhs.runtime.extras import require
+
+RESTARTS = 100
+"""How often a task is queued again."""
+
+
+class Ended(NamedTuple):
+    """The end of a command, and what it printed."""
+
+    code: int
+    output: str
+    errors: str
+
+
+class Task:
+    """One task: the command as rank NUMBER of COUNT. Slurm's signal of a pre-emption or time limit queues it again as it is."""
+
+    def __init__(self, words: Sequence[str], folder: Path, number: int, count: int) -> None:
+        self.words, self.folder, self.number, self.count = list(words), folder, number, count
+
+    def __call__(self) -> Ended:
+        ranks = {"RKHS_RANK": str(self.number), "RKHS_RANKS": str(self.count)}
+        done = subprocess.run(self.words, cwd=self.folder, env=os.environ | ranks, capture_output=True, text=True, check=False)
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+    def checkpoint(self, *arguments: Any, **more: Any) -> Any:
+        """What is queued again: the same, as the parts on disk are all that it knows."""
+        submitit: Any = importlib.import_module("submitit")
+        return submitit.helpers.DelayedSubmission(self, *arguments, **more)
+
+
+class JobArray:
+    """The command, submitted as an array of `choice.tasks` ranks. Only their parts on the shared disk are exchanged."""
+
+    def __init__(self, choice: engine_choice.Submitit, words: Sequence[str], folder: Path) -> None:
+        """Submits. Raises UserError where the queue refuses."""
+        require("submitit", "slurm", "--engine submitit")
+        submitit: Any = importlib.import_module("submitit")
+        logs = Path(choice.folder)
+        try:
+            logs.mkdir(parents=True, exist_ok=True)
+            executor = submitit.AutoExecutor(folder=logs / "%j", cluster=choice.cluster, slurm_max_num_timeout=RESTARTS)
+            executor.update_parameters(name="rkhs-eval", timeout_min=choice.minutes, cpus_per_task=choice.cpus)
+            executor.update_parameters(gpus_per_node=choice.gpus, mem_gb=choice.memory, tasks_per_node=1)
+            if executor.cluster == "slurm":
+                executor.update_parameters(slurm_array_parallelism=choice.tasks, slurm_partition=choice.partition)
+            tasks = [Task(words, folder, number, choice.tasks) for number in range(choice.tasks)]
+            self._jobs = executor.submit_array(tasks) if executor.cluster == "slurm" else [executor.submit(one) for one in tasks]
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(f"--engine submitit: {str(error).strip().splitlines()[0]}") from None
+
+    @property
+    def names(self) -> str:
+        """The numbers of its jobs."""
+        return " ".join(str(job.job_id) for job in self._jobs)
+
+    def result(self) -> Ended:
+        """Waits for all tasks; the end of the first rank, or of the first that was not lost. Raises WorkerKilled if all were."""
+        lost = []
+        ends: list[Ended] = []
+        for job in self._jobs:
+            try:
+                ends.append(Ended(*job.result()))
+            except Exception as error:  # of the queue: cancelled, out of memory, a node that failed
+                lost.append(f"{job.job_id}: {str(error).strip().splitlines()[-1]}")
+        if not ends:
+            raise WorkerKilled(f"no task of the job array ended: {lost[0]}; the same command goes on from here")
+        return ends[0]

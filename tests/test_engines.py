@@ -1,0 +1,133 @@
+"""Engines: the same table from ranks that share a folder and from a cluster, whichever of them are killed; and where a job ran."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from robustbench_rkhs import verdicts
+from robustbench_rkhs.attacks import DDN, FoolboxAttack, SuperDeepFool
+from robustbench_rkhs.evaluation.engine_choice import Here, Ranks, Ray, Submitit, engine_from
+from robustbench_rkhs.evaluation.engines.ranks import VARIABLES, Rank
+from robustbench_rkhs.evaluation.run import evaluate
+from robustbench_rkhs.nodes.node import UserError
+
+SETTINGS = {
+    "eps": (0.02, 0.06, 0.2),
+    "attacks": (SuperDeepFool(), DDN(steps=6), FoolboxAttack(attack="deepfool")),
+    "block": 5,
+    "rechecked": 3,
+    "seed": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def scene():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+    x = torch.rand(26, 1, 4, 4)
+    with torch.no_grad():
+        model[5].bias -= model(x).mean(0)  # every class is predicted
+        return model, (x, model(x).argmax(1))
+
+
+@pytest.fixture(scope="module")
+def whole(scene):
+    done = evaluate(*scene, workers=1, **SETTINGS)
+    assert done.about.complete
+    return verdicts.digest(done.table)
+
+
+def rank(number, count, scene, folder, say):
+    """One of several processes that run the same evaluation."""
+    os.environ.update({"RKHS_RANK": str(number), "RKHS_RANKS": str(count)})
+    torch.set_num_threads(1)
+    done = evaluate(*scene, folder=folder, engine=Ranks(), **SETTINGS)
+    say.put((number, done.about.complete, verdicts.digest(done.table)))
+
+
+def ranks(count, scene, folder):
+    """So many of them, running, and the queue in which each tells its table."""
+    context = multiprocessing.get_context("fork")
+    said = context.Queue()
+    started = [context.Process(target=rank, args=(number, count, scene, folder, said)) for number in range(count)]
+    for process in started:
+        process.start()
+    return started, said
+
+
+def logged(folder):
+    """The lines of all logs of jobs."""
+    return [json.loads(line) for path in Path(folder).glob("model/jobs/*.jsonl") for line in path.read_text().splitlines()]
+
+
+def test_ranks_share_the_work_and_each_has_the_whole_table(scene, whole, tmp_path):
+    processes, said = ranks(2, scene, tmp_path)
+    told = [said.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join()
+    assert [(complete, digest) for _, complete, digest in told] == [(True, whole)] * 2
+    jobs = [(line["job"], line["pid"]) for line in logged(tmp_path) if line["phase"] != "predict"]
+    assert len({name for name, _ in jobs}) == len(jobs)  # each was computed once, by one of them
+    assert {pid for _, pid in jobs} <= {process.pid for process in processes}
+    assert not list(tmp_path.glob("**/*.lock"))
+    assert len(list(tmp_path.glob("model/*.parquet"))) == 1
+
+
+def test_ranks_that_are_killed_lose_and_double_nothing(scene, whole, tmp_path):
+    chance = random.Random(7)
+    for _ in range(3):
+        processes, _ = ranks(2, scene, tmp_path)
+        time.sleep(chance.uniform(0.05, 0.6))
+        for process in processes:
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+    processes, said = ranks(2, scene, tmp_path)
+    time.sleep(0.3)
+    os.kill(processes[0].pid, signal.SIGKILL)  # what it had in hand is taken over
+    told = said.get(timeout=120)
+    for process in processes:
+        process.join()
+    assert told[1:] == (True, whole)
+    assert verdicts.digest(evaluate(*scene, workers=1, folder=tmp_path, **SETTINGS).table) == whole
+
+
+def test_a_rank_is_told_by_its_launcher():
+    assert [names for names in VARIABLES] and Rank.mine({"RANK": "1", "WORLD_SIZE": "4"}) == Rank(1, 4)
+    assert Rank.mine({"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}) == Rank(0, 2)
+    with pytest.raises(UserError, match="no rank: start it by torchrun"):
+        Rank.mine({})
+
+
+def test_an_engine_is_chosen_by_name_and_options():
+    assert engine_from("here") == Here() and engine_from("ray:gpus=0.5,cpus=2") == Ray(gpus=0.5, cpus=2)
+    assert engine_from("submitit:tasks=8,cluster=local") == Submitit(tasks=8, cluster="local")
+    for text, line in (("rey", "did you mean 'ray'"), ("ray:gpu=1", "gpu"), ("submitit:tasks=0", "tasks"), ("ray:gpus=-1", "gpus")):
+        with pytest.raises(UserError, match=line) as refused:
+            engine_from(text)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("engine", "line"), [(Ranks(), "need"), (Submitit(), "submitted by a command")])
+def test_engines_that_cannot_compute_here_are_refused(scene, engine, line, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=line):
+        evaluate(*scene, engine=engine, **SETTINGS)
+    with pytest.raises(UserError, match="leave out --workers"):
+        evaluate(*scene, engine=engine, workers=2, **SETTINGS)
+
+
+def test_a_cluster_has_the_same_table_and_says_where_it_was_computed(scene, whole, tmp_path):
+    pytest.importorskip("ray", reason="ray is not installed")
+    done = evaluate(*scene, folder=tmp_path, engine=Ray(), **SETTINGS)
+    assert done.about.complete and verdicts.digest(done.table) == whole
+    lines = logged(tmp_path)
+    assert {line["engine"] for line in lines} == {"ray"} and os.getpid() not in {line["pid"] for line in lines}
