@@ -131,3 +131,17 @@ def test_a_cluster_has_the_same_table_and_says_where_it_was_computed(scene, whol
     assert done.about.complete and verdicts.digest(done.table) == whole
     lines = logged(tmp_path)
     assert {line["engine"] for line in lines} == {"ray"} and os.getpid() not in {line["pid"] for line in lines}
+
+
+def test_the_simulation_of_many_workers_agrees_with_closed_forms(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    from engine_simulation import Fleet, efficiency, enlarged, limit, wall
+
+    equal = [[1.0] * 12, [2.0] * 6]
+    assert wall(equal, Fleet(3, 0.0)) == 4 + 4 and efficiency(equal, Fleet(3, 0.0)) == 1
+    assert wall(equal, Fleet(3, 0.5)) == 4 * 1.5 + 2 * 2.5
+    assert wall([[5.0, 1.0, 1.0]], Fleet(100, 0.0)) == 5  # no worker helps the longest job
+    assert wall([[1.0] * 100], Fleet(1000, 0.0, serial=0.1)) == pytest.approx(100 * 0.1 + 1)  # one job after the other is given out
+    assert limit([[1.0] * 100], Fleet(1000, 0.0, serial=0.1)).startswith("the process that gives out")
+    assert wall([[1.0] * 4], Fleet(4, 0.0, slow=1.0)) == 4
+    assert [len(phase) for phase in enlarged(equal, 10)] == [120, 60]
