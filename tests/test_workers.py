@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Literal
 
 import pytest
@@ -211,7 +210,8 @@ def test_the_users_error_in_a_worker_is_the_users_error_here():
 
 
 def test_workers_on_another_device_are_refused():
-    runner = Runner(SimpleNamespace(device="mps"))
+    model, x, y = scene(2)
+    runner = Runner(Subject(model, model, given_split(x, y, 3), "net", "", "mps", 0))
     with pytest.raises(UserError, match="on a CPU or on GPUs, found device 'mps'"), started(Here(), runner, None, 2, Store()):
         pass
 
