@@ -48,6 +48,7 @@ var rkhs = {
     };
   },
 
+  // `ast`: expressions are interpreted, so that a host may forbid scripts made of text (CSP without unsafe-eval).
   draw(place, spec, datasets) {
     const dark = { "#0072B2": "#5ab4ea", "#000000": "#f0f0f0", "#8C1C4B": "#e884ae", "#5B3FBF": "#b3a1f2" };
     const coloured = () => {
@@ -55,7 +56,7 @@ var rkhs = {
       return JSON.parse(rkhs.theme() === "dark" ? Object.entries(dark).reduce((one, [from, to]) => one.replaceAll(from, to), text) : text);
     };
     const again = () => vegaEmbed(place, { ...coloured(), datasets, config: rkhs.config() }, {
-      actions: false, renderer: "svg", tooltip: { theme: rkhs.theme() },
+      ast: true, actions: false, renderer: "svg", tooltip: { theme: rkhs.theme() },
     });
     place.redraw = again;
     return again();

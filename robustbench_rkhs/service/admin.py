@@ -1,0 +1,97 @@
+"""What a person decides: approve, re-run, hide and show submissions. Tokens: see `token.py`."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.reports.update import update
+from robustbench_rkhs.service import lifecycle
+from robustbench_rkhs.service.database import Database
+from robustbench_rkhs.service.evaluating import build_site_alone
+from robustbench_rkhs.service.public_text import public
+from robustbench_rkhs.service.settings import Settings
+from robustbench_rkhs.service.state import add_to_log, state_of, write_queue, write_state
+from robustbench_rkhs.service.submission import Status, Submission
+from robustbench_rkhs.service.wakeups import WakeUps
+
+PERSON = (Status.WAITING, Status.HELD, Status.FAILED)
+"""What waits for a person."""
+OVER = (*PERSON, Status.ACCEPTED, Status.REFUSED)
+
+
+class Admin:
+    """The admin's desk, beside a service that runs or not."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.database = settings, Database(settings)
+
+    def approve(self, number: int) -> str:
+        """Let a submission that waits for a person be evaluated; what the gate held is published. Raises UserError."""
+        return self._queued(number, PERSON, "approved by a person", approved=True)
+
+    def rerun(self, number: int) -> str:
+        """Evaluate a submission again, which is over. Raises UserError."""
+        return self._queued(number, OVER, "to be evaluated again, as a person asked")
+
+    def _queued(self, number: int, statuses: tuple[Status, ...], why: str, **values: object) -> str:
+        values |= {"status": Status.QUEUED, "attempt": 0, "reason": "", "started_at": None, "ended_at": None}
+        one = lifecycle.change(self.database, number, statuses, queued_at=time.time(), **values)
+        if one is None:
+            raise UserError(f"{self._found(number)}; expected one that is {', '.join(statuses)}")
+        self._tell(one, why)
+        WakeUps(self.settings).wake()
+        return f"submission {number} is {why}: it is queued"
+
+    def hide(self, number: int, reason: str) -> str:
+        """Show neither its names nor its log, and take its tables off the board. Raises UserError."""
+        one = lifecycle.change(self.database, number, OVER, hidden=public(reason, self.settings) or "no reason given")
+        if one is None:
+            raise UserError(f"{self._found(number)}; expected one that is over")
+        self._move(one, self.settings.out, self._apart(one))
+        self._tell(one, f"hidden by a person: {one.hidden}")
+        return f"submission {number} is hidden: {one.hidden}"
+
+    def show(self, number: int) -> str:
+        """Undo `hide`. Raises UserError."""
+        one = lifecycle.change(self.database, number, hidden="")
+        if one is None:
+            raise UserError(self._found(number))
+        self._move(one, self._apart(one), self.settings.out)
+        self._tell(one, "shown again")
+        return f"submission {number} is shown again"
+
+    def waiting(self) -> list[str]:
+        """A line on each submission that waits for a person."""
+        found = [one for status in PERSON for one in lifecycle.listed(self.database, status)[0]]
+        return [
+            f"{one.id}  {one.kind} {one.name} of {one.sender}, {one.status}: {one.reason or 'not evaluated yet'}" for one in found
+        ]
+
+    def _found(self, number: int) -> str:
+        one = lifecycle.of_number(self.database, number)
+        return f"submission {number} is {state_of(self.settings, one).status}" if one else f"there is no submission {number}"
+
+    def _tell(self, one: Submission, line: str) -> None:
+        """Write it into its log, its state, and the queue."""
+        waiting = lifecycle.queue(self.database)
+        add_to_log(self.settings, one.number, line)
+        write_state(self.settings, one, waiting)
+        write_queue(self.settings, waiting)
+
+    def _apart(self, one: Submission) -> Path:
+        return self.settings.folder / "hidden" / str(one.number)
+
+    def _move(self, one: Submission, source: Path, target: Path) -> None:
+        """Move the submission's own tables, and draw the board without or with them."""
+        tables = [Path(name) for name in json.loads(one.tables)]
+        moved = False
+        for table in tables:
+            if (source / table).is_file():
+                (target / table).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(source / table, target / table)
+                moved = True
+        if moved:
+            update(self.settings.out)
+            build_site_alone(self.settings)

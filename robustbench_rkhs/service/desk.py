@@ -1,0 +1,145 @@
+"""The desk of the service: takes uploads, and says where each submission stands."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.service import lifecycle
+from robustbench_rkhs.service.access import Access
+from robustbench_rkhs.service.bundles import Bundle, incoming, keep
+from robustbench_rkhs.service.database import Database
+from robustbench_rkhs.service.guarding import Guard, guard
+from robustbench_rkhs.service.lifecycle import NameTaken, Queue
+from robustbench_rkhs.service.multipart import NAME, Form, receive
+from robustbench_rkhs.service.public_text import public
+from robustbench_rkhs.service.settings import Kind, Settings
+from robustbench_rkhs.service.state import State, add_to_log, state_of, write_queue, write_state
+from robustbench_rkhs.service.submission import Status, Submission
+from robustbench_rkhs.service.token import Token
+from robustbench_rkhs.service.wakeups import WakeUps
+
+FRESH = 0.5
+"""Seconds for which the queue is not read again."""
+LOOK = 1.0
+"""Seconds between two looks at a submission that somebody watches."""
+AT_ONCE = 2
+"""Uploads that are checked at the same time."""
+
+
+class Desk:
+    """What the pages and the API do."""
+
+    def __init__(self, settings: Settings, guard: Guard = guard) -> None:
+        self.settings, self.guard = settings, guard
+        self.database, self.wakeups = Database(settings), WakeUps(settings)
+        self.access = Access(self.database)
+        self.watching = 0
+        """Streams of events that are open."""
+        self._checks = threading.BoundedSemaphore(AT_ONCE)
+        self._queue: tuple[float, Queue] | None = None
+
+    def queue(self) -> Queue:
+        """The queue, as it was half a second ago at most."""
+        known = self._queue
+        if known is None or time.monotonic() - known[0] > FRESH:
+            known = self._queue = time.monotonic(), lifecycle.queue(self.database)
+        return known[1]
+
+    def state(self, number: int) -> State:
+        """Where a submission stands. Raises HTTPException (404)."""
+        one = lifecycle.of_number(self.database, number)
+        if one is None:
+            raise HTTPException(404, f"there is no submission {number}")
+        return state_of(self.settings, one, self.queue() if one.status == Status.QUEUED else None)
+
+    async def states(self, number: int) -> AsyncIterator[State]:
+        """The state now, and whenever it has changed; ends when nothing happens any more."""
+        last = None
+        while True:
+            now = await run_in_threadpool(self.state, number)
+            if now != last:
+                yield now
+                last = now
+            if now.over:
+                return
+            await asyncio.sleep(LOOK)
+
+    async def take(self, request: Request, kind: Kind) -> tuple[State, bool]:
+        """Take an upload: its submission, and whether it is new.
+
+        Raises HTTPException: 401, 403 or 429 before anything is read, 4xx for what is refused; then nothing is kept.
+        """
+        token = await run_in_threadpool(self.access.upload, request, kind)
+        with incoming(self.settings) as folder:
+            form = await receive(request, folder, self.settings.upload, self.settings.upload_seconds)
+            return await run_in_threadpool(self._taken, _bundle(kind, folder, form), token)
+
+    def _taken(self, bundle: Bundle, token: Token) -> tuple[State, bool]:
+        digest = bundle.digest()
+        known = lifecycle.of_digest(self.database, digest)
+        if known is None:
+            known, new = self._added(bundle, digest, token)
+        else:
+            new = False
+        return self.state(known.number), new
+
+    def _added(self, bundle: Bundle, digest: str, token: Token) -> tuple[Submission, bool]:
+        """Check the bundle, keep it, and put it into the queue. Raises HTTPException (409 or 422)."""
+        try:
+            with self._checks:
+                self.guard(bundle, self.settings)
+            if bundle.kind == "checkpoint":
+                lifecycle.own_name(self.database, bundle.name, token.id or 0)
+        except NameTaken as error:
+            raise HTTPException(409, str(error)) from None
+        except UserError as error:
+            raise HTTPException(422, public(error, self.settings)) from None
+        size = bundle.size
+        keep(self.settings, bundle, digest)
+        one, new = lifecycle.add(
+            self.database,
+            Submission(
+                digest=digest,
+                kind=bundle.kind,
+                name=bundle.name,
+                size=size,
+                token=token.id or 0,
+                sender=token.name,
+                status=Status.WAITING if self.settings.moderated else Status.QUEUED,
+                queued_at=time.time(),
+            ),
+        )
+        if new:
+            self._queue = None
+            waiting = self.queue()
+            add_to_log(self.settings, one.number, f"received {size:,} bytes from {token.name}, digest {digest[:12]}")
+            write_state(self.settings, one, waiting)
+            write_queue(self.settings, waiting)
+            self.wakeups.wake()
+        return one, new
+
+
+def _bundle(kind: Kind, folder: Path, form: Form) -> Bundle:
+    """The files of a form as a bundle. Raises HTTPException (422)."""
+    if kind == "adversarials":
+        if len(form.files) != 1 or form.files[0].suffix != ".npz":
+            raise HTTPException(422, "expected one file, FILE.npz")
+        return Bundle(kind, form.files[0].name, form.files[0])
+    name = form.fields.get("name", "")
+    if not NAME.fullmatch(name):
+        raise HTTPException(422, "name: expected the model's name, of letters, digits, _ . - (64 at most)")
+    if not form.files:
+        raise HTTPException(422, "expected the files of a checkpoint folder, found none")
+    holder = folder / ".bundle"
+    target = holder / name
+    target.mkdir(parents=True)
+    for file in form.files:
+        file.rename(target / file.name)
+    return Bundle(kind, name, target)

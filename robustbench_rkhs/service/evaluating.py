@@ -1,0 +1,130 @@
+"""Evaluates one submission by the gate, in a process of its own: `python -m robustbench_rkhs.service.evaluating`.
+
+Its messages are lines of the log, events of the evaluation, and the outcome; then it brings the site up to date.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from robustbench_rkhs.nodes.names import folder_of
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.parsing import parse
+from robustbench_rkhs.runtime.children import confine, end_with, messages
+from robustbench_rkhs.runtime.events import AnyEvent, Event, Message
+from robustbench_rkhs.service.bundles import kept
+from robustbench_rkhs.service.lifecycle import Outcome
+from robustbench_rkhs.service.settings import Settings
+from robustbench_rkhs.service.submission import Status, Submission
+
+EVENT: TypeAdapter[Any] = TypeAdapter(AnyEvent)
+Tell = Callable[[Event], object]
+"""What is called with events; a Message becomes a line of the log."""
+Evaluate = Callable[[Settings, Submission, Tell], Outcome]
+"""Evaluates a submission. Raises EvaluationFailed where that decided nothing."""
+SITE = 3600.0
+"""Seconds, over those of an evaluation, for the gate's own work and the site."""
+
+
+class EvaluationFailed(Exception):
+    """An evaluation ended without a decision: it is tried again."""
+
+
+def evaluate(settings: Settings, one: Submission, tell: Tell) -> Outcome:
+    """Evaluate a submission by the gate. Raises EvaluationFailed, with the reason."""
+    job = {"kind": one.kind, "path": str(kept(settings, one.digest)), "name": one.name, "approved": one.approved}
+    outcome = None
+    try:
+        for message in messages(__name__, {"settings": settings.model_dump(mode="json"), **job}, _longer(settings)):
+            if "event" in message:
+                tell(EVENT.validate_python(message["event"]))
+            elif "status" in message:
+                tables = tuple(map(str, message["tables"]))
+                outcome = Outcome(Status(message["status"]), str(message["reason"]), tables)
+    except (UserError, ValueError) as error:
+        if outcome is None:
+            raise EvaluationFailed(str(error)) from None
+        tell(Message(text=f"the site could not be brought up to date: {error}"))
+    if outcome is None:
+        raise EvaluationFailed("the evaluating process ended without a result")
+    return outcome
+
+
+def build_site_alone(settings: Settings) -> None:
+    """Bring the site up to date, in a process of its own. Raises UserError."""
+    for _ in messages(__name__, {"settings": settings.model_dump(mode="json"), "kind": "site"}, _longer(settings)):
+        pass
+
+
+def _longer(settings: Settings) -> Any:
+    """The limits of the gate's process, which waits for the one that evaluates."""
+    return settings.limits.model_copy(update={"seconds": 2 * settings.limits.seconds + SITE})
+
+
+def _work(job: dict[str, Any], send: Callable[..., None]) -> None:
+    settings = parse(Settings, job["settings"], "settings")
+    if job["kind"] == "site":
+        return _site(settings)
+    from robustbench_rkhs.submission.gate import Held, Incomplete
+
+    before, steps = _tables(settings, job), _steps(settings, job, lambda event: send(event=event.model_dump(mode="json")))
+    try:
+        for line in steps:
+            send(event=Message(text=line).model_dump(mode="json"))
+    except (Held, Incomplete) as error:
+        return send(status=Status.HELD, reason=str(error), tables=[])
+    except UserError as error:
+        return send(status=Status.REFUSED, reason=str(error), tables=[])
+    send(status=Status.ACCEPTED, reason="", tables=sorted(_tables(settings, job) - before or _tables(settings, job)))
+    _site(settings)
+
+
+def _steps(settings: Settings, job: dict[str, Any], on_event: Tell) -> Any:
+    """The gate's work on a submission, step by step."""
+    from robustbench_rkhs.evaluation.recipe import EvalRecipe
+    from robustbench_rkhs.nodes.code_names import code_in
+    from robustbench_rkhs.submission import gate
+
+    path = Path(job["path"])
+    both: dict[str, Any] = {"device": settings.device, "out": settings.out, "limits": settings.limits}
+    both |= {"command": "rkhs-serve", "approved": job["approved"]}
+    if job["kind"] == "checkpoint":
+        recipe = parse(EvalRecipe, settings.protocol, "protocol", code_in(settings.protocol))
+        return gate.submit(path, recipe, sample=settings.sample, on_event=on_event, **both)
+    confine(settings.limits, memory=settings.device == "cpu")
+    return gate.submit_adversarials(path, **both)
+
+
+def _tables(settings: Settings, job: dict[str, Any]) -> set[str]:
+    """Tables of the board that this submission may have written: paths below OUT."""
+    if job["kind"] == "checkpoint":
+        found = folder_of(settings.out / "verdicts", job["name"]).glob("*.parquet")
+    else:
+        with Path(job["path"]).open("rb") as file:
+            sha = hashlib.file_digest(file, "sha256").hexdigest()
+        found = (settings.out / "submitted").glob(f"*/*-{sha[:12]}.parquet")
+    return {path.relative_to(settings.out).as_posix() for path in found}
+
+
+def _site(settings: Settings) -> None:
+    from robustbench_rkhs.site import build_site
+
+    build_site(settings.out, settings.site)
+
+
+if __name__ == "__main__":
+    OUTPUT = os.dup(1)
+    os.dup2(2, 1)  # keep what libraries print out of the messages
+
+    def _send(**message: Any) -> None:
+        os.write(OUTPUT, json.dumps(message).encode() + b"\n")
+
+    given = json.loads(sys.stdin.buffer.read())
+    end_with(int(given["parent"]))
+    _work(given, _send)

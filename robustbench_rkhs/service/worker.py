@@ -1,0 +1,138 @@
+"""The worker: claims one submission after the other and evaluates it: `python -m robustbench_rkhs.service.worker`.
+
+The settings come on standard input, as JSON, with the worker's name.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.parsing import parse
+from robustbench_rkhs.nodes.reasons import cause
+from robustbench_rkhs.runtime.children import end_with
+from robustbench_rkhs.runtime.events import Event
+from robustbench_rkhs.service import lifecycle
+from robustbench_rkhs.service.database import Database
+from robustbench_rkhs.service.evaluating import Evaluate, EvaluationFailed, build_site_alone, evaluate
+from robustbench_rkhs.service.lifecycle import Outcome
+from robustbench_rkhs.service.live import Live
+from robustbench_rkhs.service.public_text import public
+from robustbench_rkhs.service.settings import Settings
+from robustbench_rkhs.service.state import add_to_log, write_live, write_queue, write_state
+from robustbench_rkhs.service.submission import Submission
+from robustbench_rkhs.service.wakeups import WakeUps
+
+EVERY = 1.0
+"""Seconds between two states of a running evaluation."""
+
+
+class Worker:
+    """Evaluates what waits."""
+
+    def __init__(self, settings: Settings, name: str, evaluate: Evaluate = evaluate) -> None:
+        self.settings, self.name, self.evaluate = settings, name, evaluate
+        self.database = Database(settings)
+
+    def work(self) -> bool:
+        """Evaluate the oldest submission that waits; False if there is none."""
+        one = lifecycle.claim(self.database, self.name, self.settings.lease)
+        if one is None:
+            return False
+        live, alive = Live(), threading.Event()
+        write_live(self.settings, one.number, live)
+        add_to_log(self.settings, one.number, f"attempt {one.attempt} of {self.settings.attempts} begins")
+        self._show(one)
+        beat = threading.Thread(target=self._beat, args=(one.number, alive), daemon=True)
+        beat.start()
+        try:
+            self._ended(one, live, self.evaluate(self.settings, one, self._teller(one, live)))
+        except Exception as error:  # EvaluationFailed, or a fault of ours, which must not leave the submission behind
+            if not isinstance(error, EvaluationFailed):
+                traceback.print_exc()
+            self._failed(one, public(cause(error), self.settings))
+        finally:
+            alive.set()
+            beat.join()
+        return True
+
+    def _ended(self, one: Submission, live: Live, outcome: Outcome) -> None:
+        """Store how it ended, unless the submission was taken from this worker meanwhile."""
+        outcome = Outcome(outcome.status, public(outcome.reason, self.settings), outcome.tables)
+        write_live(self.settings, one.number, live.public(self.settings))
+        if lifecycle.end(self.database, one.number, self.name, outcome):
+            add_to_log(self.settings, one.number, f"{outcome.status}{': ' if outcome.reason else ''}{outcome.reason}")
+            self._show(one)
+
+    def _failed(self, one: Submission, why: str) -> None:
+        """The evaluation decided nothing: it is tried again, or waits for a person."""
+        changed = lifecycle.give_back(self.database, self.settings.attempts, worker=self.name, why=f"the evaluation failed ({why})")
+        told_of(self.settings, self.database, changed)
+
+    def _show(self, one: Submission) -> None:
+        """Write its state and the queue."""
+        waiting = lifecycle.queue(self.database)
+        write_queue(self.settings, waiting)
+        if (now := lifecycle.of_number(self.database, one.number)) is not None:
+            write_state(self.settings, now, waiting)
+
+    def _teller(self, one: Submission, live: Live) -> Callable[[Event], object]:
+        """A listener that keeps the log, and writes the progress about once a second."""
+        due = 0.0
+
+        def tell(event: Event) -> None:
+            nonlocal due
+            if line := live.note(event):
+                add_to_log(self.settings, one.number, line)
+            if time.monotonic() >= due:
+                due = time.monotonic() + EVERY
+                write_live(self.settings, one.number, live.public(self.settings))
+                write_state(self.settings, one)
+
+        return tell
+
+    def _beat(self, number: int, alive: threading.Event) -> None:
+        """Signs of life until the evaluation ends."""
+        while not alive.wait(self.settings.lease / 4):
+            lifecycle.refresh(self.database, number, self.name, self.settings.lease)
+
+
+def told_of(settings: Settings, database: Database, changed: list[Submission]) -> None:
+    """Say in the log and the state of each submission that it was taken from a worker."""
+    waiting = lifecycle.queue(database)
+    for one in changed:
+        add_to_log(settings, one.number, one.reason or "its worker was stopped: it is evaluated from the start")
+        write_state(settings, one, waiting)
+    if changed:
+        write_queue(settings, waiting)
+
+
+def run_worker(settings: Settings, name: str, evaluate: Evaluate = evaluate) -> None:
+    """Work until a signal ends it."""
+    worker = Worker(settings, name, evaluate)
+    WakeUps(settings, worker.work).run()
+
+
+def main(evaluate: Evaluate = evaluate, begin: Callable[[Settings], object] = lambda settings: None) -> None:
+    """Run the worker of the settings on standard input; it ends with its parent. `begin` is called first."""
+    given = json.loads(sys.stdin.buffer.read())
+    end_with(int(given["parent"]))
+    settings = parse(Settings, given["settings"], "settings")
+    begin(settings)
+    run_worker(settings, f"{given['name']}-{os.getpid()}", evaluate)
+
+
+def _first_site(settings: Settings) -> None:
+    """The site as the tables are now; a service works without one."""
+    try:
+        build_site_alone(settings)
+    except UserError as error:
+        print(f"note: no site: {error}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main(begin=_first_site)
