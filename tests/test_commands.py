@@ -36,6 +36,7 @@ COMMANDS = {
     "rkhs-rank": "rank",
     "rkhs-list": "listing",
     "rkhs-submit": "submit",
+    "rkhs-serve": "serve",
     "rkhs-norms": "norms",
     "rkhs-audit": "audit",
     "rkhs-tightness": "tightness",

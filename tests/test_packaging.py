@@ -153,8 +153,8 @@ def test_what_is_required_and_what_is_an_extra():
     assert {"torch", "torchvision", "pyautoattack", "foolbox", "pandas", "matplotlib"} <= required
     assert not required & {"optuna", "numba"}
     assert extras["sweep"] == {"optuna"} and extras["brendel_bethge"] == {"numba"}
-    served = {"fastapi", "uvicorn", "sqlmodel", "huey", "ray", "submitit"}
-    assert not extras["test"] & (served | extras["docs"])
+    assert not extras["test"] & ({"ray", "submitit"} | extras["docs"]) and extras["site"] | extras["serve"] <= extras["test"]
+    assert extras["site"] < extras["serve"]
 
 
 def test_a_missing_extra_is_one_line(monkeypatch):

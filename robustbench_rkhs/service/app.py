@@ -46,11 +46,11 @@ def create_app(desk: Desk) -> FastAPI:
         found = schema()
         parts = found.setdefault("components", {})
         parts["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-        for path in found["paths"].values():
-            for operation in path.values():
-                if "422" in operation["responses"]:
-                    reference = {"schema": {"$ref": "#/components/schemas/Refused"}}
-                    operation["responses"]["422"] = {"description": "Refused", "content": {"application/json": reference}}
+        refused = {"application/json": {"schema": {"$ref": "#/components/schemas/Refused"}}}
+        for operation in (operation for path in found["paths"].values() for operation in path.values()):
+            for code, answer in operation["responses"].items():
+                if code >= "400":
+                    answer["content"] = refused
         return found
 
     app.openapi = with_token  # type: ignore[method-assign]

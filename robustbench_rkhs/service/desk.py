@@ -40,6 +40,7 @@ class Desk:
         self.settings, self.guard = settings, guard
         self.database, self.wakeups = Database(settings), WakeUps(settings)
         self.access = Access(self.database)
+        self.fresh = FRESH
         self.watching = 0
         """Streams of events that are open."""
         self._checks = threading.BoundedSemaphore(AT_ONCE)
@@ -48,7 +49,7 @@ class Desk:
     def queue(self) -> Queue:
         """The queue, as it was half a second ago at most."""
         known = self._queue
-        if known is None or time.monotonic() - known[0] > FRESH:
+        if known is None or time.monotonic() - known[0] > self.fresh:
             known = self._queue = time.monotonic(), lifecycle.queue(self.database)
         return known[1]
 

@@ -52,9 +52,10 @@ class Worker:
         try:
             self._ended(one, live, self.evaluate(self.settings, one, self._teller(one, live)))
         except Exception as error:  # EvaluationFailed, or a fault of ours, which must not leave the submission behind
-            if not isinstance(error, EvaluationFailed):
+            known = isinstance(error, EvaluationFailed)
+            if not known:
                 traceback.print_exc()
-            self._failed(one, public(cause(error), self.settings))
+            self._failed(one, public(str(error) if known else cause(error), self.settings))
         finally:
             alive.set()
             beat.join()
