@@ -283,7 +283,7 @@ WRONG_FLAGS = [
     ("rkhs-eval", ["--model", "digits_mlp", "--eps"], "--eps needs a value"),
     ("rkhs-eval", ["digits_mlp", "--eps", "1"], "expected a flag, found 'digits_mlp'; did you mean --model digits_mlp?"),
     ("rkhs-eval", [*OWN, "--eps", "1", "--save-adversarials", "found.pt"], "expected FILE.npz or a folder, found 'found.pt'"),
-    ("rkhs-submit", [], "expected {checkpoint,adversarials} PATH, found none"),
+    ("rkhs-submit", [], "expected {checkpoint,adversarials,check,comment} PATH, found none"),
     ("rkhs-submit", ["checkpoint"], "expected PATH, found none"),
     ("rkhs-pictures", [], "expected {deformations,learning,curves,square_wave,vae}, found none"),
     ("rkhs-eval", ["--model", "--eps", "1"], "--model needs a value"),

@@ -13,12 +13,19 @@ def eval_recipe(typed: dict[str, Any], command: str, code: Code = CLOSED, **defa
 
     `code`: the code that the methods may name.
     """
-    settings = defaults | typed
+    recipe: EvalRecipe = parse(EvalRecipe, method_fields(defaults | typed), command, code)
+    return recipe
+
+
+def method_fields(typed: dict[str, Any]) -> dict[str, Any]:
+    """The typed fields, each attack and certificate as a mapping of its fields. Raises UserError in one line."""
+    settings = dict(typed)
     if "attacks" in settings:
         settings["attacks"] = [attack_from(one) if isinstance(one, str) else one for one in settings["attacks"]]
-    if "certificates" in typed:
-        named = typed["certificates"]
+    if "certificates" in settings:
+        named = settings["certificates"]
         if "none" in named and len(named) > 1:
             raise UserError(f"--certificates {' '.join(named)}: expected certificates, or only none")
-        settings["certificates"] = [certificate_from(text) for text in named if text != "none"]
-    return parse(EvalRecipe, settings, command, code)
+        some = [one for one in named if one != "none"]
+        settings["certificates"] = [certificate_from(one) if isinstance(one, str) else one for one in some]
+    return settings

@@ -1,5 +1,6 @@
 """EvalRecipe: every setting of an evaluation."""
 
+from collections.abc import Mapping
 from typing import Any, get_args
 
 from pydantic import Field, model_validator
@@ -43,6 +44,13 @@ class EvalRecipe(EvalSettings):
         for certificate in self.certificates:
             refuse_contradiction(certificate, self.norm, self.eps)
         return self
+
+
+def typed_certificates(settings: Mapping[str, Any]) -> list[Any]:
+    """The certificates of stored settings as they were typed: `portfolio` where they are the default ones. For `EvalRecipe`."""
+    stored: list[Any] = list(settings.get("certificates") or [])
+    usual = EvalRecipe(**{key: settings[key] for key in ("norm", "eps", "effort") if key in settings})
+    return ["portfolio"] if stored == usual.model_dump(mode="json")["certificates"] else stored
 
 
 ATTACKS = set(names_of(AnyAttack))

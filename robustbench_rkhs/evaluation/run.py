@@ -50,6 +50,7 @@ from robustbench_rkhs.evaluation.sizing import sized
 from robustbench_rkhs.evaluation.store import Store
 from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.evaluation.threads import chosen
+from robustbench_rkhs.evaluation.training_accuracy import above_training
 from robustbench_rkhs.identity import identity_of, key_of
 from robustbench_rkhs.layers.frozen import freeze
 from robustbench_rkhs.networks.smoothed import Smoothed
@@ -86,6 +87,7 @@ def evaluate(
     adversarials: bool | str | Path | None = None,
     bits: Any = None,
     twin: nn.Module | None = None,
+    training: Split | None = None,
     device: str = "cpu",
     command: str = "",
     loader: Loader | None = None,
@@ -103,7 +105,8 @@ def evaluate(
     keeps them where there is no folder and the images take at most 1 GiB. `bits`: their pixels are rounded to
     k / (2^bits - 1) where that leaves them adversarial within eps (`attacks/bit_depth.py`); their column `bits` says where.
     `twin`: a network of the same data and classes, trained without defence: what breaks it is tried on every survivor (rows of
-    method `transfer`), and the diagnosis compares. `loader`: where processes on other devices get the same model and images;
+    method `transfer`), and the diagnosis compares. `training`: training images, whose accuracy is compared with that on the test
+    images (`evaluation/training_accuracy.py`). `loader`: where processes on other devices get the same model and images;
     without it they are sent along. `engine`: what computes the jobs (`evaluation/engine_choice.py`); the table is the same with any
     of them, and folder/name/jobs/ says where each job was computed. `on_event` is called with every event (`runtime/events.py`).
     Interrupted by the keyboard, or when `budget` seconds are used up, it returns (and writes) what there is: images that no
@@ -149,6 +152,8 @@ def evaluate(
                 run.note(device=describe(device))
                 log = JobLog(own and own / "jobs", engine.name)
                 table, complete = run.all(computing, store, clock, log)
+            if training is not None and complete:
+                run.compare_training(training)
             if bits is not None and nearest is not None:
                 round_nearest(subject, nearest, recipe.norm, run.epsilons, bits, recipe.block)
         emit(Finished(seconds=clock.passed(), complete=complete))
@@ -254,10 +259,22 @@ class _Run:
             "job": self.digest,
         }
         self.about = About.read(known, "evaluate")
+        self.logits: Tensor | None = None
+        """Its answers to the images."""
 
     def note(self, **fields: Any) -> None:
         """What is known now of the evaluation."""
         self.about = self.about.but(**fields)
+
+    def compare_training(self, training: Split) -> None:
+        """Note whether it is better on the test images than on training images; a smoothed model is not asked."""
+        logits = self.logits
+        if logits is None or isinstance(self.subject.queried, Smoothed):
+            return
+        right = int((logits.argmax(1).cpu() == self.subject.split.y.cpu()).sum())
+        found = above_training(self.subject.queried, training, right, len(logits), self.subject.device)
+        marks = (*self.about.marks, *([found.name] if found.tripped else []))
+        self.note(diagnostics=(*self.about.diagnostics, found), marks=marks)
 
     def ask_alone(self, work: Work, clock: Clock) -> None:
         """Find out whether answers depend on the batch, while there is time; the images are asked here, on no worker."""
@@ -283,6 +300,7 @@ class _Run:
         attacks: AttackPhase | None = None
         diagnosis: DiagnosisPhase | None = None
         work.predict()
+        self.logits = work.logits
         self.ask_alone(work, clock)
         if self.constant is not None:
             emit(Message(text=self.constant.words))

@@ -26,7 +26,8 @@ say which neighbours differ. A difference that is not significant does not show 
 
 Ranked with each other are evaluations on the same images by the same attacks: those on most images. Where some of them were
 diagnosed, and their certified images audited, the others must have been, too. What ran less is listed as not comparable, with
-what is missing and the command that completes it. Training on the test images is not seen by any of this.
+what is missing and the command that completes it. A submission whose test accuracy is more than three standard errors above
+its training accuracy is marked *test_above_training*; training on both is not seen by this, nor by anything else here.
 
 A model with a breach (a certificate that an attack contradicts), or whose answer to an image depends on its batch, is refused,
 one with untested images is incomplete, and one whose

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from robustbench_rkhs.reports.entries import Entry
-from robustbench_rkhs.verdicts import UNDIAGNOSED, comparable, holm, mcnemar_all
+from robustbench_rkhs.verdicts import UNDIAGNOSED, comparable, diagnosed, holm, mcnemar_all
 
 ALPHA = 0.05
 
@@ -51,7 +51,7 @@ class Standing:
 
 def _ran_less(entry: Entry, others: Sequence[Entry], eps: float) -> str:
     """The diagnosis or audit that others of the same images and attacks went through and this one did not; empty where none."""
-    if UNDIAGNOSED in entry.doubts and any(one.brief.about.diagnostics for one in others):
+    if UNDIAGNOSED in entry.doubts and any(diagnosed(one.brief) for one in others):
         return "no diagnosis was run, those ranked were diagnosed"
     unaudited = {id(one): int(one.row["count_certified"] - one.row["count_audited"]) if eps > 0 else 0 for one in others}
     if (left := unaudited[id(entry)]) and any(one.row["count_certified"] and not unaudited[id(one)] for one in others):

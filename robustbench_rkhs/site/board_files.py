@@ -26,7 +26,11 @@ READ = (
         "evaluated on other images or by other attacks than the ranked ones, or without the diagnosis or the audit that they went "
         "through",
     ),
-    ("Not seen", "training on the test images: nothing here can tell it from a good model"),
+    (
+        "Not seen",
+        "training on the test images as well as on the training images: a submission is marked where its test accuracy is more "
+        "than three standard errors above its training accuracy, which training on both hides",
+    ),
 )
 """How to read a board."""
 

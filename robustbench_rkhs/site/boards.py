@@ -11,7 +11,7 @@ from robustbench_rkhs.reports.entries import ASIDE, Entry, Section
 from robustbench_rkhs.reports.standing import ALPHA, Standing
 from robustbench_rkhs.site.site_models import Identity, SiteModel, identity
 from robustbench_rkhs.site.training_facts import TrainingFacts
-from robustbench_rkhs.verdicts import typed
+from robustbench_rkhs.verdicts import TEST_ABOVE_TRAINING, typed
 from robustbench_rkhs.verdicts.axes import in_words
 
 SHARES = ("clean", "robust", "certified")
@@ -174,7 +174,7 @@ def _protocol(section: Section, first: Entry | None) -> tuple[tuple[str, str], .
     said += [("Attacks", ", ".join(about.protocol))]
     named = [_settings(one) for one in settings.get("attacks") or [] if isinstance(one, dict)]
     said += [("Their settings", "; ".join(named) or f"effort {settings.get('effort', 'unknown')}")]
-    said += [("Diagnosis", ", ".join(one.name for one in about.diagnostics) or "none")]
+    said += [("Diagnosis", ", ".join(one.name for one in about.diagnostics if one.name != TEST_ABOVE_TRAINING) or "none")]
     return *said, ("Audit", "a minimal-norm attack on every certified image")
 
 

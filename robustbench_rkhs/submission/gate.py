@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -28,10 +29,13 @@ from robustbench_rkhs.reports.update import update
 from robustbench_rkhs.runtime.events import OnEvent, listening
 from robustbench_rkhs.runtime.ignored import ignored
 from robustbench_rkhs.runtime.locks import alone
+from robustbench_rkhs.runtime.seals import read_record, write_record
 from robustbench_rkhs.submission.adversarials import Judged, judge, named_by
-from robustbench_rkhs.submission.confined import evaluations
+from robustbench_rkhs.submission.confined import Claims, evaluations
 from robustbench_rkhs.submission.effect import refused_change, twin_on_board
+from robustbench_rkhs.submission.foreseen import foreseen
 from robustbench_rkhs.submission.look_alikes import looks_like
+from robustbench_rkhs.submission.owners import check_owner, claimed, names_owned, owner_of
 from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.training.recipe import TrainRecipe
 from robustbench_rkhs.verdicts import About, Brief, Evaluation
@@ -107,55 +111,95 @@ def submit(
     limits: Limits = STRANGERS,
     on_event: OnEvent | None = None,
     approved: bool = False,
+    sender: str = "",
+    table: Path | None = None,
+    seed: int | None = None,
+    publish: bool = True,
 ) -> Iterator[str]:
     """Check, evaluate and publish a checkpoint; yields a progress line per step.
 
     Raises UserError with the reason for a refusal; the leaderboard is then unchanged. A name that looks like another one is
-    refused. The new leaderboard is computed first: if another row would change for any reason but adversarial images of its own
-    function, the submission is held for manual review, its verdicts in OUT/submissions. A function already listed under another
-    name keeps its row, which then shows both names.
+    refused, and so is one that belongs to another sender. The new leaderboard is computed first: if another row would change for
+    any reason but adversarial images of its own function, the submission is held for manual review, its verdicts in
+    OUT/submissions. A function already listed under another name keeps its row, which then shows both names.
     `limits`: resource limits for its files and for its evaluation, which runs in a separate process. `on_event` is called with
-    every event of the evaluation. `approved`: a person allows what would be held.
+    every event of the evaluation. `approved`: a person allows what would be held. `sender`: sha256 of the sender's public key,
+    empty where it was sent without one; whoever sends a name first has it. `table`: the sender's own table (of any origin), with
+    which the sample is compared. `seed`: of the sample's images; where not given it is drawn here, so that the sender cannot choose
+    them, and a line says it. Where the full evaluation takes fewer images than there are, its own are those of the recipe, the same
+    for everybody. `publish` False: nothing is written outside OUT/submissions, and the last line says what would be.
     """
     name = check(path, limits)
     said = checkpoint.described(path, limits=limits)
     existing = _existing(out)
-    own = _check_name(name, path, existing)
+    own = _check_name(name, path, existing, names_owned(out))
+    check_owner(out, name, sender)
     x, y = known_data(said.recipe).test_arrays()
     if (ours := arrays_digest(x, y)) != said.config.get("data_digest"):
         found = str(said.config.get("data_digest"))[:64]
         raise UserError(f"{path}: trained for data of digest {found}, ours is {ours}")
+    new = publish and not own and all(one.about.model != name for one in existing)
     yield f"checked: {name}, {said.numbers:,} numbers, digest {said.weights[:12]}"
     staged = folder_of(ignored(out / "submissions"), name)
-    with alone(staged, "a submission"):
-        looks = [recipe.model_copy(update={"samples": min(sample, len(y))}), recipe]
-        done = evaluations(path, name, looks, device, staged, command, limits)
+    with alone(staged, "a submission"), claimed(out, name, sender, new, (Incomplete, Held)):
+        seed = _drawn(staged, said.weights) if seed is None else seed
+        count = min(sample, len(y))
+        looks = [recipe.model_copy(update={"samples": None if table else count, "seed": seed, "order": "stratified"}), recipe]
+        told: list[str] = []
+        claims = {"claims": Claims(table, count, seed, told.append)} if table else {}
+        done = evaluations(path, name, looks, device, staged, command, limits, **claims)
         with listening(on_event):
             first = next(done)
-        if any(one.about.model == name and one.about.key != first.about.key and not own for one in existing):
+        if any(one.about.model == name and one.about.key != first.about.key and not own for one in existing) and (
+            not sender or owner_of(out, name) != sender
+        ):
             raise UserError(f"{name!r} is the name of another function on the leaderboard: choose another for the folder")
         _gate(first, name, staged)
         row = verdicts.summary(first).iloc[-1]
         images = len(verdicts.states(first, 0.0))
-        yield f"sample of {images}: clean {row['clean']:.1%}, robust at {radius_text(row['eps'])} {row['robust']:.1%}"
+        line = f"sample of {images}: clean {row['clean']:.1%}, robust at {radius_text(row['eps'])} {row['robust']:.1%}"
+        yield f"{line}; images drawn by the gate, seed {seed}"
+        yield from told
         with listening(on_event):
             full = next(done)
         done.close()
         _gate(full, name, staged)
         if not own:
             full = replace(full, about=full.about.but(submitted=datetime.now(UTC).isoformat(timespec="seconds")))
+        if not approved and (reason := foreseen(first, full)):
+            raise Held(f"{name} is held for manual review: {reason} (verdicts kept in {staged})")
         if not approved:
             _check_effect(out, full, f"{name} is held for manual review", staged, own)
         if twin := twin_on_board(existing, full):
             yield f"the same function as {twin}, whose row stays: also submitted as {name}"
+        for words in (one.words for one in full.about.diagnostics if one.tripped and one.name == verdicts.TEST_ABOVE_TRAINING):
+            yield f"marked: {words}"
         target = folder_of(out / "verdicts", name)
-        target.mkdir(parents=True, exist_ok=True)
         published = target / (full.path or staged).name
-    if all(one.path != published for one in existing):  # else the same evaluation is already published
-        verdicts.Published(out / "verdicts").begin()
-        verdicts.write(full, published)
+        if publish:
+            target.mkdir(parents=True, exist_ok=True)
+            verdicts.Published(out / "verdicts").begin()
+            if all(one.path != published for one in existing):  # else the same evaluation is already published
+                verdicts.write(full, published)
+    if not publish:
+        row = verdicts.summary(full).iloc[-1]
+        shares = (
+            f"clean {row['clean']:.1%}, robust at {radius_text(row['eps'])} {row['robust']:.1%}, certified {row['certified']:.1%}"
+        )
+        yield f"would be accepted: {name}, {shares} of {len(verdicts.states(full, 0.0))} images; nothing was published"
+    elif all(one.path != published for one in existing):
         shutil.rmtree(staged, ignore_errors=True)
         yield from _shown(out, f"accepted: {published}")
+
+
+def _drawn(staged: Path, weights: str) -> int:
+    """A seed for the images of the sample, drawn once for these weights, so that an evaluation out of its budget goes on."""
+    path = staged / f"drawn-{weights[:16]}.json"
+    if path.is_file():
+        return int(read_record(path)["seed"])
+    seed = secrets.randbelow(2**31)
+    write_record(path, {"seed": seed})
+    return seed
 
 
 def submit_adversarials(
@@ -169,11 +213,12 @@ def submit_adversarials(
     command: str = "",
     limits: Limits = STRANGERS,
     approved: bool = False,
+    publish: bool = True,
 ) -> Iterator[str]:
     """Check submitted adversarial images; confirmed ones count against every evaluation of the same function.
 
     Yields progress lines. Raises UserError if the file is not valid or no image is confirmed; the leaderboard is then unchanged.
-    `approved`: a person allows what would be held.
+    `approved`: a person allows what would be held. `publish` False: nothing is written, and the last line says what would be.
     """
     with guarded(path):
         stored = verdicts.read_adversarials(path, limits)
@@ -184,6 +229,9 @@ def submit_adversarials(
     done = as_evaluation(judged, path, device, command)
     if not approved:
         _check_effect(out, done, f"{path} is held for manual review", path)
+    if not publish:
+        yield f"would be accepted: {judged.confirmed.sum()} images of {judged.named.name}; nothing was published"
+        return
     stem = f"{stored.about.norm}-{str(done.about.file_sha256)[:12]}"
     folder = verdicts.Published(out / "submitted").begin()
     written = verdicts.write(done, folder_of(folder, judged.named.name) / f"{stem}.parquet")
@@ -228,13 +276,13 @@ def as_evaluation(judged: Judged, path: Path, device: str, command: str = "") ->
     return Evaluation(verdicts.merge([said, found]), About.read(words, str(path)))
 
 
-def _check_name(name: str, path: Path, existing: list[Brief]) -> str:
+def _check_name(name: str, path: Path, existing: list[Brief], owned: list[str]) -> str:
     """The name if it is a model of this repository, else empty. Raises UserError if it equals, or looks like, another model's."""
     listed = {found.stem for found in models_folder().glob("*.yaml")}
     mine = models_folder().resolve().parent / "checkpoints" / name
     if name in listed and mine.resolve() != path.resolve():
         raise UserError(f"{name!r} is the name of a listed model: choose another for the folder")
-    if other := looks_like(name, listed | {one.about.model for one in existing}):
+    if other := looks_like(name, listed | {one.about.model for one in existing} | set(owned)):
         raise UserError(f"{name!r} reads like {other!r}, which is listed: choose another for the folder")
     return name if name in listed else ""
 

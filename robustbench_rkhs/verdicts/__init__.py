@@ -11,7 +11,17 @@ from robustbench_rkhs.verdicts.image_states import STATES, states
 from robustbench_rkhs.verdicts.keeping import keep
 from robustbench_rkhs.verdicts.kept_adversarials import Kept, Nearest, holding
 from robustbench_rkhs.verdicts.kinship import functions, same_function
-from robustbench_rkhs.verdicts.model_marks import BATCH_DEPENDENT, NO_FUNCTION, RANDOMISED, UNDIAGNOSED, doubts, marks, no_function
+from robustbench_rkhs.verdicts.model_marks import (
+    BATCH_DEPENDENT,
+    NO_FUNCTION,
+    RANDOMISED,
+    TEST_ABOVE_TRAINING,
+    UNDIAGNOSED,
+    diagnosed,
+    doubts,
+    marks,
+    no_function,
+)
 from robustbench_rkhs.verdicts.parts import Noticed, Part
 from robustbench_rkhs.verdicts.published import Published
 from robustbench_rkhs.verdicts.record import Record
@@ -38,6 +48,7 @@ __all__ = [
     "NO_FUNCTION",
     "RANDOMISED",
     "STATES",
+    "TEST_ABOVE_TRAINING",
     "UNDIAGNOSED",
     "About",
     "AccuracySteps",
@@ -71,6 +82,7 @@ __all__ = [
     "clopper_pearson",
     "comparable",
     "curve",
+    "diagnosed",
     "digest",
     "doubts",
     "functions",

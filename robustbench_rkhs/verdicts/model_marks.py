@@ -7,6 +7,10 @@ UNDIAGNOSED = "undiagnosed"
 BATCH_DEPENDENT, RANDOMISED = "batch_dependent", "randomised"
 """Marks of a model whose answer to an image is no function of that image: of its batch, or drawn."""
 NO_FUNCTION = (BATCH_DEPENDENT, RANDOMISED)
+TEST_ABOVE_TRAINING = "test_above_training"
+"""Mark of a model that is better on test images than on its training images."""
+ABOUT_THE_MODEL = (*NO_FUNCTION, TEST_ABOVE_TRAINING)
+"""Diagnoses that say nothing of whether attacks can be believed."""
 UNKNOWN = "no diagnosis was run, so nothing says whether its attacks can be believed"
 
 
@@ -23,9 +27,14 @@ def marks(*evaluations: Described) -> dict[str, str]:
                 found.setdefault(one.name, one.words)
         for name in evaluation.about.marks:
             found.setdefault(name, UNKNOWN if name == UNDIAGNOSED else "")
-    if any(one.name not in NO_FUNCTION for evaluation in evaluations for one in evaluation.about.diagnostics):
+    if any(map(diagnosed, evaluations)):
         found.pop(UNDIAGNOSED, None)
     return found
+
+
+def diagnosed(evaluation: Described) -> bool:
+    """Whether it was diagnosed for attacks that cannot be believed."""
+    return any(one.name not in ABOUT_THE_MODEL for one in evaluation.about.diagnostics)
 
 
 def no_function(evaluation: Described) -> str:
