@@ -1,6 +1,5 @@
 """The SDP-CROWN certificate: linear bounds from balls and intervals together, with free slopes, per image."""
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -9,6 +8,7 @@ from jaxtyping import Float64, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from robustbench_rkhs.certificates.boxes import Boxes, Limits
 from robustbench_rkhs.certificates.counterexamples import refuted
 from robustbench_rkhs.certificates.reach import reach
 from robustbench_rkhs.certificates.relaxation import Balls, RelaxationCertificate
@@ -18,12 +18,12 @@ from robustbench_rkhs.relaxations.balls import ball_trace, balls_of
 from robustbench_rkhs.relaxations.branching import branched
 from robustbench_rkhs.relaxations.coupled_ascent import Choice, begun, coupled
 from robustbench_rkhs.relaxations.couplings import Chain, bounded, chain_of, curvatures
-from robustbench_rkhs.relaxations.full_crown import Found, Tighten, keep, linear_proof, proved_trace, tighten
+from robustbench_rkhs.relaxations.full_crown import Found, Tighten, keep, linear_proof, proved_trace
 from robustbench_rkhs.relaxations.interval import Trace
 from robustbench_rkhs.relaxations.lagrangian import Ball, Tilt
 from robustbench_rkhs.relaxations.linear_bounds import Lines, margin_rows
 from robustbench_rkhs.relaxations.links import Link, links
-from robustbench_rkhs.relaxations.rounding import LEAST, UNIT
+from robustbench_rkhs.relaxations.rounding import LEAST
 from robustbench_rkhs.relaxations.rows import Rows, Tilts, balls_at, doubled, indexed, started, tiltable, valued
 from robustbench_rkhs.relaxations.tightened import Tightened
 from robustbench_rkhs.runtime.clock import Clock, OutOfTime, ask, limited
@@ -49,9 +49,10 @@ class SdpCrownCertificate(RelaxationCertificate):
     kink, image and pair of classes, and one multiplier for each layer, image and pair, are optimised by gradient steps;
     every choice is sound. Slopes are free where the sign is known, too: that is most of the gain.
     The requested epsilons are tried first, from the smallest, each from the slopes of the last; a radius that is tried is first
-    bounded with the slopes at hand. Computed in float64 with its rounding bounded (the search in float32), about the network in
-    real arithmetic with its weights as given. The bound contains those of `margin`, `crown` and `alpha_crown` with
-    intervals as its special cases.
+    bounded with the slopes at hand. In linf there are no balls: intervals by `crown`, lines with a slope for each kink and row,
+    and intervals bounded anew with optimised slopes (`certificates.boxes`). Computed in float64 with its rounding bounded (the
+    search in float32), about the network in real arithmetic with its weights as given. The bound contains those of `margin` (in
+    l2), `crown` and `alpha_crown` with intervals as its special cases.
     Raises Uncertifiable, naming the layer, for a layer without bounds. Cost: for each radius tried, up to `steps` differentiated
     backward passes per pair of classes still open. Source: SDP-CROWN (arXiv 2506.06665) for the inequality of the ball alone;
     ours: one Lagrangian for ball and interval, slopes free everywhere, rounding, and any graph of certified layers.
@@ -59,9 +60,9 @@ class SdpCrownCertificate(RelaxationCertificate):
 
     name: Literal["sdp_crown"] = "sdp_crown"
     steps: int = Field(200, ge=0)
-    """Gradient steps at most for each radius tried."""
+    """Gradient steps at most for each radius tried; at most 50 of them in linf."""
     rate: Real = Field(0.3, gt=0)
-    """Step size of Adam at the start; it falls to 2% of this."""
+    """Step size of Adam at the start in l2; it falls to 2% of this."""
     intervals: int = Field(512, ge=0)
     """Where the bound falls short of a requested eps, it is tried again with tighter intervals, at layers with at most this many
     uncertain values."""
@@ -76,11 +77,13 @@ class SdpCrownCertificate(RelaxationCertificate):
     comes on top: a norm for each row and layer, as long as the eigenvalues of a matrix of the layer's order take."""
 
     def balls(self, model: nn.Module, twin: nn.Module, x: Tensor, y: Tensor, epsilons: Sequence[float]) -> Balls:
+        if self.norm == "linf":
+            return Boxes(self, Limits(self.steps, self.intervals, self.domains, self.seconds), twin, x, y, epsilons)
         return Tilted(self, model, twin, x, y, epsilons)
 
 
 class Tilted(Balls):
-    """Balls around images, and the slopes and multipliers that served last for each image and other class."""
+    """l2 balls around images, and the slopes and multipliers that served last for each image and other class."""
 
     method: SdpCrownCertificate
 
@@ -95,9 +98,8 @@ class Tilted(Balls):
         self.links: list[Link] | None = None
 
     def bounded(self, part: Int[Tensor, " some"], radii: Float64[Tensor, " some"]) -> tuple[Trace, Found]:
-        moved = radii if self.l2 else radii * math.sqrt(self.x[0].numel()) * (1 + 4 * UNIT)
-        balls = balls_of(self.model, self.x[part], moved, self.reach)
-        found, (margins, shares) = self.stage(part, radii, balls, keep if self.l2 else tighten)
+        balls = balls_of(self.model, self.x[part], radii, self.reach)
+        found, (margins, shares) = self.stage(part, radii, balls, keep)
         short = (margins.scatter(1, self.y[part][:, None], torch.inf).amin(1) <= 0) & self.right(part)
         again = (short & torch.isin(radii, self.asked)).nonzero().flatten()
         if len(again) and self.method.intervals:
@@ -130,7 +132,7 @@ class Tilted(Balls):
 
     def settle(self, rows: Rows, tilts: Tilts, gap: Tensor, image: Tensor) -> Tensor:
         """Bounds of all rows of one image; those above zero that were proved part by part are as good as zero."""
-        chain = self.chain(image) if self.l2 and self.method.couplings else None
+        chain = self.chain(image) if self.method.couplings else None
         choice, curved, aim = Choice(tilts, {}), None, AIM * gap
         if chain is not None:
             with limited(Clock(self.method.seconds)):
@@ -162,14 +164,10 @@ class Tilted(Balls):
             self.links = links(sample.steps)
         return chain_of(self.model, self.x[image][None], self.links) if self.links else None
 
-    @property
-    def l2(self) -> bool:
-        return self.method.norm == "l2"
-
     def stage(self, part: Tensor, radii: Tensor, balls: dict[str, Ball], hook: Tighten) -> tuple[Trace, Found]:
         """The bounds with intervals that `hook` tightens."""
         y = self.y[part]
-        found = ball_trace(self.model, self.around(self.x[part], radii), balls if self.l2 else {}, hook)
+        found = ball_trace(self.model, self.around(self.x[part], radii), balls, hook)
         margins, shares = linear_proof(found, y)
         pairs = ((margins <= 0) & self.right(part)[:, None]).scatter(1, y[:, None], False).nonzero()
         if len(pairs) and tiltable(found.steps):

@@ -41,7 +41,7 @@ class Rows(NamedTuple):
         """In another type, without rounding allowed for."""
         lines = Lines(self.lines.slopes.to(dtype), self.lines.offsets.to(dtype))
         balls = {path: Ball(ball.center.to(dtype), ball.radius.to(dtype)) for path, ball in self.balls.items()}
-        return Rows(_cast(self.steps, dtype), lines, balls, self.image)
+        return Rows(cast(self.steps, dtype), lines, balls, self.image)
 
 
 def indexed(steps: list[Step], which: Int[Tensor, " some"]) -> list[Step]:
@@ -56,13 +56,13 @@ def indexed(steps: list[Step], which: Int[Tensor, " some"]) -> list[Step]:
     ]
 
 
-def _cast(steps: list[Step], dtype: torch.dtype) -> list[Step]:
+def cast(steps: list[Step], dtype: torch.dtype) -> list[Step]:
     return [
         step._replace(
             module=step.module if step.branches else copy.deepcopy(step.module).to(dtype),
             before=step.before._replace(center=step.before.center.to(dtype), radius=step.before.radius.to(dtype)),
             size=None,
-            branches=tuple(_cast(branch, dtype) for branch in step.branches),
+            branches=tuple(cast(branch, dtype) for branch in step.branches),
         )
         for step in steps
     ]
