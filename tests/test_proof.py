@@ -626,8 +626,8 @@ def test_other_norm_and_other_certificates(tmp_path):
     x, y = torch.rand(3, 1, 2, 2), torch.zeros(3, dtype=torch.int64)
     split = Split("arrays", "test", x, y, torch.arange(3), 3, "0" * 64)
     radius = MarginCertificate().radii(model, x, y).numpy()
-    verdict = verify(put(model, split, radius, tmp_path / "two", crown=9.0))
-    assert any("not re-checked: crown" in note for note in verdict.notes) and verdict.radius.max() < 9
+    verdict = verify(put(model, split, radius, tmp_path / "two", smoothing=9.0))
+    assert any("not re-checked: smoothing" in note for note in verdict.notes) and verdict.radius.max() < 9
 
 
 class Net(nn.Module):
@@ -708,7 +708,7 @@ def test_the_evaluation_writes_a_certificate_file(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(sys, "argv", ["rkhs-eval", *flags, "--certify", "none", "--certificate", str(tmp_path / "no")])
     with pytest.raises(SystemExit) as ended:
         evaluate_main()
-    assert ended.value.code == 2 and "need the radii of --certify margin, liplt or eclipse" in capsys.readouterr().err
+    assert ended.value.code == 2 and "need radii of --certify margin, liplt" in capsys.readouterr().err
 
 
 def test_refusals_write_nothing(tmp_path):

@@ -19,6 +19,7 @@ from robustbench_rkhs.cli.warnings import warnings_of
 from robustbench_rkhs.evaluation.engine_choice import AnyEngine, Submitit, engine_from
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime import events
+from robustbench_rkhs.verifier.check import METHODS
 
 
 def _evaluate(
@@ -127,8 +128,9 @@ def _check_outputs(
     """Checks before any model is loaded: conditions at other eps, files that cannot be written. Raises UserError."""
     for condition in conditions:
         condition.answerable(recipe.eps)
-    if certificates is not None and not {"margin", "liplt", "eclipse"} & {one.label for one in recipe.certificates}:
-        raise UserError("--save-certificates: certificate files need the radii of --certify margin, liplt or eclipse")
+    if certificates is not None and not any(one.label.partition("#")[0] in METHODS for one in recipe.certificates):
+        names = f"{', '.join(METHODS[:-1])} or {METHODS[-1]}"
+        raise UserError(f"--save-certificates: certificate files need radii of --certify {names}")
     if adversarials is not None and adversarials.suffix == ".npz" and models > 1:
         raise UserError(f"--save-adversarials: {adversarials} is one file for {models} models; expected a folder")
 

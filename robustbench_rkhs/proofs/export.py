@@ -25,22 +25,17 @@ from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.lipschitz.activations import slopes
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.proofs.layers_written import written
-from robustbench_rkhs.proofs.witnesses import Written, write_witness
+from robustbench_rkhs.proofs.witnesses import RELAXED, Written, write_witness
 from robustbench_rkhs.runtime.files import Unwritable, flush
 from robustbench_rkhs.verdicts import Evaluation
 from robustbench_rkhs.verifier.build import ACTIVATIONS
-from robustbench_rkhs.verifier.check import Verdict, verify
+from robustbench_rkhs.verifier.check import METHODS, Verdict, verify
 from robustbench_rkhs.verifier.operations import Malformed
 from robustbench_rkhs.verifier.proof import FORMAT, VERSION, Rejected, array_digest, digest_of
 
 BATCH = 64
-KINDS = ("margin", "liplt", "eclipse", "sdp_crown")
-"""Certificates that the verifier can re-check."""
 REASONS = {
     "smoothing": "its proof is a count of random draws",
-    "crown": "its proof is a linear relaxation at each image, which is not re-checked",
-    "alpha_crown": "its proof is a linear relaxation at each image, which is not re-checked",
-    "ibp": "its proof is a box around each image, which is not re-checked",
 }
 """Reasons why other certificates are only listed."""
 FILES = ("proof.npz", "proof.json")
@@ -60,7 +55,7 @@ def write_proof(model: nn.Module, split: Split, evaluation: Evaluation, folder: 
         rows = _rows(chain, arrays)
         _prove(model, chain, split, certificates, arrays)
         for number, row in enumerate(certificates):
-            if row["checkable"] and kind_of(row["method"]) == "sdp_crown":
+            if row["checkable"] and kind_of(row["method"]) in RELAXED:
                 write_witness(number, row, Written(model, split, chain, rows, evaluation.about.norm), arrays)
         parts = [logits_and_error(chain, part) for part in split.x.detach().cpu().double().split(BATCH)]
     arrays["logits"], arrays["error"] = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
@@ -168,7 +163,9 @@ def _claims(split: Split, evaluation: Evaluation, arrays: dict[str, np.ndarray])
     images = split.x.detach().cpu().contiguous().numpy()
     input_digests = {index: hashlib.sha256(image.tobytes()).hexdigest() for index, image in zip(indices, images, strict=True)}
     proofs, asked = table[(table["kind"] == "certificate") & (table["method"] != "prediction")], set[int]()
-    methods = sorted(proofs["method"].unique(), key=lambda method: KINDS.index(kind_of(method)) if kind_of(method) in KINDS else 9)
+    methods = sorted(
+        proofs["method"].unique(), key=lambda method: METHODS.index(kind_of(method)) if kind_of(method) in METHODS else 9
+    )
     for number, method in enumerate(methods):
         found = proofs[proofs["method"] == method]
         known = {int(row["index"]): row for row in found.to_dict("records")}
@@ -181,7 +178,7 @@ def _claims(split: Split, evaluation: Evaluation, arrays: dict[str, np.ndarray])
         row = {"method": method, "checkable": not reason, "reason": reason, "radii": f"radii_{number}"}
         rows.append({**row, "pairs": None, "witness": None})
     if asked != set(indices):
-        raise UserError(f"no certificate file: it needs the radii of --certify {' or '.join(KINDS)} on all images")
+        raise UserError(f"no certificate file: it needs the radii of --certify {' or '.join(METHODS)} on all images")
     return rows
 
 
@@ -192,7 +189,7 @@ def kind_of(method: str) -> str:
 
 def _unchecked(method: str, arithmetic: set[str]) -> str:
     """The reason why a certificate's radii cannot be re-checked; empty if they can."""
-    if kind_of(method) not in KINDS:
+    if kind_of(method) not in METHODS:
         return REASONS.get(kind_of(method), "its proof is more than bounds of layers, which is all that is re-checked")
     if arithmetic - {"real", FLOAT32}:  # a radius that covers the rounding of float32 holds in real arithmetic all the more
         return f"its claim is about the network as {' and '.join(sorted(arithmetic))} computes it, not in real arithmetic"
@@ -204,7 +201,7 @@ def _prove(
 ) -> None:
     """Pair bounds and witness of every certificate that can be re-checked; one without a proof for this model is only listed."""
     for number, row in enumerate(certificates):
-        if not row["checkable"] or kind_of(row["method"]) == "sdp_crown":
+        if not row["checkable"] or kind_of(row["method"]) in RELAXED:
             continue
         witness: list[Any] = []
         try:

@@ -9,14 +9,19 @@ from torch import nn
 
 from robustbench_rkhs.bounds import Step
 from robustbench_rkhs.certificates import SdpCrownCertificate
-from robustbench_rkhs.certificates.witness import Stored, witness
+from robustbench_rkhs.certificates.witness import SMALLER, Stored, witness
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.lipschitz import affine
+from robustbench_rkhs.runtime.clock import ask
 from robustbench_rkhs.verifier import build
 from robustbench_rkhs.verifier.chain import forward
 from robustbench_rkhs.verifier.check import BATCH
-from robustbench_rkhs.verifier.claims import Claim, TiltedClaim
+from robustbench_rkhs.verifier.claims import Claim, RelaxedClaim, TiltedClaim
+from robustbench_rkhs.verifier.operations import Malformed
 from robustbench_rkhs.verifier.proof import Proof
+
+RELAXED = ("sdp_crown", "crown", "alpha_crown", "ibp")
+"""Certificates that are proved image by image."""
 
 
 class Written(NamedTuple):
@@ -31,13 +36,25 @@ class Written(NamedTuple):
 
 
 def write_witness(number: int, row: dict[str, Any], about: Written, arrays: dict[str, np.ndarray]) -> None:
-    """Slopes, multipliers and couplings of every image that they prove; its radius becomes what they prove."""
-    if reason := _unwitnessed(about.chain, about.norm):
-        row.update(checkable=False, reason=reason)
-        return
+    """What proves the radii again; they become what is proved so. One that cannot be re-checked for this network is only listed."""
     asked = arrays[row["radii"]].astype("<f8")
-    radius = torch.from_numpy(np.where(np.isfinite(asked), asked, 0.0))
-    split = about.split
+    arrays[row["radii"]] = np.where(np.isfinite(asked), asked, 0.0)
+    try:
+        if row["method"].partition("#")[0] == "sdp_crown" and not _untilted(about.chain, about.norm):
+            _tilted(number, row, about, arrays)
+        else:
+            row.update(pairs=None, witness=[])
+            _relaxed(RelaxedClaim(number, row["method"], arrays[row["radii"]], None, []), about, arrays)
+    except Malformed as refused:
+        arrays[row["radii"]] = asked
+        row.update(checkable=False, reason=f"it is not re-checked for this network: {refused}", witness=None)
+        return
+    row["reason"] = _fewer(arrays[row["radii"]], asked)
+
+
+def _tilted(number: int, row: dict[str, Any], about: Written, arrays: dict[str, np.ndarray]) -> None:
+    """Slopes, multipliers and couplings of every image that they prove."""
+    split, radius = about.split, torch.from_numpy(arrays[row["radii"]])
     found = witness(SdpCrownCertificate(search=False), about.model, split.x, split.y, radius)
     arrays[row["radii"]] = found.radius.numpy()
     counts = _kinks(about.chain)
@@ -45,8 +62,20 @@ def write_witness(number: int, row: dict[str, Any], about: Written, arrays: dict
     if len(found.coupled.rows):
         entry["coupled"] = _stored(f"witness_{number}_coupled", found.coupled, counts, arrays)
     row.update(pairs=None, witness=entry)
-    _keep_proved(TiltedClaim(number, row["method"], arrays[row["radii"]], None, entry), about, arrays)
-    row["reason"] = _fewer(arrays[row["radii"]], asked)
+    claim = TiltedClaim(number, row["method"], arrays[row["radii"]], None, entry)
+    claim.radii[:] = _proved(claim, about, arrays)
+
+
+def _relaxed(claim: RelaxedClaim, about: Written, arrays: dict[str, np.ndarray]) -> None:
+    """The largest share of each radius that the verifier proves."""
+    asked, best = claim.radii.copy(), np.zeros_like(claim.radii)
+    for share in SMALLER:
+        ask()
+        claim.radii[:] = np.where(best > 0, 0.0, asked * share)
+        if not claim.radii.any():
+            break
+        best = np.maximum(best, _proved(claim, about, arrays))
+    claim.radii[:] = best
 
 
 def _fewer(radii: np.ndarray, asked: np.ndarray) -> str:
@@ -54,21 +83,18 @@ def _fewer(radii: np.ndarray, asked: np.ndarray) -> str:
     missing, smaller = int(((radii == 0) & (asked > 0)).sum()), int(((radii > 0) & (radii < asked)).sum())
     if not missing and not smaller:
         return ""
-    proved = "what is written proves less than was proved with intervals and parts"
-    return f"{proved}: {smaller} of {len(asked)} radii are smaller here, {missing} are missing"
+    return f"of {len(asked)} radii, {smaller} are smaller than evaluated and {missing} are missing: this much is proved again"
 
 
-def _keep_proved(claim: Claim, about: Written, arrays: dict[str, np.ndarray]) -> None:
-    """Sets the radii to zero that the verifier does not accept."""
+def _proved(claim: Claim, about: Written, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """The radii that the verifier accepts, else 0."""
     split = about.split
     x, label = split.x.detach().cpu().double().numpy(), split.y.cpu().numpy().astype("<i8")
     proof = Proof({"norm": about.norm}, {**arrays, "images": x, "label": label}, tuple(split.shape), split.classes)
     chain = build.chain(proof, about.rows, tuple(split.shape))
     claim.prove(proof, chain, np.zeros(0))
-    for start in range(0, len(x), BATCH):
-        part = slice(start, min(start + BATCH, len(x)))
-        own, _ = claim.found(proof, chain, part, x[part], forward(chain, x[part]))
-        claim.radii[part] = np.minimum(claim.radii[part], own)
+    parts = [slice(start, min(start + BATCH, len(x))) for start in range(0, len(x), BATCH)]
+    return np.concatenate([claim.found(proof, chain, part, x[part], forward(chain, x[part]))[0] for part in parts])
 
 
 def _stored(name: str, part: Stored, counts: list[int], arrays: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -90,19 +116,15 @@ def _each(name: str, parts: list[torch.Tensor], arrays: dict[str, np.ndarray]) -
     return [f"{name}_{kink}" for kink in range(len(parts))]
 
 
-def _unwitnessed(chain: list[Step], norm: str) -> str:
-    """Why linear bounds of this network cannot be re-checked; empty if they can."""
-    if norm != "l2":
-        return "its linear bounds are re-checked in l2 alone"
+def _untilted(chain: list[Step], norm: str) -> bool:
+    """Whether the network has no bounds from balls alone: in linf, or with other kinks than ReLUs."""
     for step in chain:
         module = step.module
-        inner = next(filter(None, (_unwitnessed(branch, norm) for branch in step.branches)), "")
-        if inner:
-            return inner
         bent = isinstance(module, nn.ReLU) or (isinstance(module, nn.LeakyReLU) and 0 <= module.negative_slope <= 1)
-        if not step.branches and not affine(module) and not bent:
-            return f"linear bounds through {type(module).__name__} ({step.path}) are not re-checked"
-    return ""
+        other = not step.branches and not affine(module) and not bent
+        if other or any(_untilted(branch, norm) for branch in step.branches):
+            return True
+    return norm != "l2"
 
 
 def _kinks(chain: list[Step]) -> list[int]:

@@ -11,13 +11,13 @@ import numpy as np
 
 from . import build, weights
 from .chain import Branches, forward, pairs
-from .claims import SLACK, Claim, TiltedClaim
+from .claims import SLACK, Claim, RelaxedClaim, TiltedClaim
 from .norms import Unproved
 from .operations import Operation, expected
 from .proof import Proof, Rejected, number, read
 
 BATCH = 64
-METHODS = ("margin", "liplt", "eclipse", "sdp_crown")
+METHODS = ("margin", "liplt", "eclipse", "sdp_crown", "crown", "alpha_crown", "ibp")
 """Certificates that are re-checked."""
 KEYS = {"method", "checkable", "reason", "radii", "pairs", "witness"}
 
@@ -83,7 +83,9 @@ def _claims(proof: Proof, count: int, notes: list[str]) -> list[Claim]:
         expected(known, f"there is no re-check of certificate {row['method']!r}")
         if row["reason"]:
             notes.append(f"{row['method']}: {row['reason']}")
-        kind = TiltedClaim if row["method"].partition("#")[0] == "sdp_crown" else Claim
+        name = row["method"].partition("#")[0]
+        tilted = name == "sdp_crown" and row["witness"] != []
+        kind = TiltedClaim if tilted else Claim if name in ("margin", "liplt", "eclipse") else RelaxedClaim
         claims.append(kind(place, row["method"], radii, row["pairs"], row["witness"]))
     expected(bool(claims), "there is no certificate to re-check")
     return claims

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from . import eclipse, lagrangian, liplt
+from . import crown, eclipse, lagrangian, liplt
 from .couplings import CoupledWitness, links
 from .lagrangian import NOTHING, Found, Witness
 from .operations import Operation, expected, size
@@ -80,6 +80,20 @@ class TiltedClaim(Claim):
             kept = [old if new == NOTHING else new for old, new in zip(why, words, strict=True)]
             why = ["" if best[at] > 0 else kept[at] for at in range(len(x))]
         return best, why
+
+
+@dataclass
+class RelaxedClaim(Claim):
+    """A certificate by relaxations around each image, computed anew: no witness is needed."""
+
+    def prove(self, proof: Proof, chain: Sequence[Operation], simple: np.ndarray) -> None:
+        """Raises Malformed for a network with an operation without intervals."""
+        expected(self.witness == [] and self.pairs is None, f"{self.method} has no witness")
+        expected(chain[-1].outputs == (proof.classes,), f"expected {proof.classes} logits")
+
+    def found(self, proof: Proof, chain: Sequence[Operation], part: slice, x: np.ndarray, outputs: Outputs) -> Found:
+        label, linear = proof.array("label")[part], self.method.partition("#")[0] != "ibp"
+        return crown.radii_proved(chain, x, label, self.radii[part], proof.classes, proof.about["norm"], linear)
 
 
 def _plain(proof: Proof, chain: Sequence[Operation], entry: dict[str, Any]) -> Witness:

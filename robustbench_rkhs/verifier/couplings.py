@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .activations import Activation
+from .backward import Moved
 from .chain import Chain, dense
 from .lagrangian import Rows, Witness
 from .liplt import Path
@@ -115,12 +116,13 @@ class CoupledRows(Rows):
         except Unproved:
             return math.inf
 
-    def _kink(self, operation: Activation, c: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _kink(self, operation: Operation, c: np.ndarray, path: Path) -> Moved:
         r"""c' f(h) - D/2 |f(h) - u|^2 >= r' h + sum_i p_i - m/2 rho^2 - L/2 |h - v|^2, where p_i is the least of two convex
         parabolas, one on each side of zero. A parabola of curvature at least k on a half line is at most g^2 / (2 k) below its
         value at a point where its derivative is g, or, at the end, points outwards by all but g. So nothing depends on how the
         point was found; g is bounded by the derivative as computed, plus its rounding. Each side has its own lower bound.
         """
+        assert isinstance(operation, Activation)
         left, c = operation.slopes[0], c.reshape(len(c), -1)
         link = next(one for one in self.links if one.path == path)
         m, v = self.multipliers[path][:, None], self.inputs[path][0].reshape(len(c), -1)

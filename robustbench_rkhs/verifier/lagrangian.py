@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .activations import Activation
+from .backward import Backward, Moved
 from .chain import Branches, Chain
 from .liplt import Path, reached
 from .norms import TINY, UNIT
@@ -31,14 +32,9 @@ def kinks(chain: Chain, path: Path = ()) -> Iterator[tuple[Path, Activation]]:
 
 
 @dataclass
-class Rows:
-    """Differences of logits, each about one image and over one ball, with what the witness says of them."""
+class Rows(Backward):
+    """Differences of logits, each about one image and over one l2 ball, with what the witness says of them."""
 
-    chain: Chain
-    x: np.ndarray
-    """The image of each row."""
-    radius: np.ndarray
-    """Its l2 ball."""
     slopes: dict[Path, np.ndarray]
     """For each kink (rows, values): the new slope relative to the two sides, any number."""
     multipliers: dict[Path, np.ndarray]
@@ -60,24 +56,12 @@ class Rows:
         Rounding: an error of l2 length e in a row costs e times the longest input there can be; see `_kink` for kinks.
         """
         self._begun()
-        c, constant, error = self._back(self.chain, rows.astype(np.float64), ())
-        flat, image = c.reshape(len(c), -1), self.x.reshape(len(c), -1)
-        middle = (flat * image).sum(1)
-        count = 8 * (flat.shape[1] + 64) * UNIT
-        error = error + count * (np.abs(flat * image).sum(1) + np.abs(constant)) + TINY
-        error = error + 16 * UNIT * (np.abs(middle) + np.abs(constant) + error)
-        result: np.ndarray = middle + constant - error - self._fall(flat) * (1 + count)
-        return result
+        return self._finish(*self._back(self.chain, rows.astype(np.float64), ()))
 
     def _begun(self) -> None:
         """What is known of the network at the image."""
         self.reach = self.reach or reached(self.chain)
         self._forward(self.chain, self.x, np.zeros(len(self.x)), ())
-
-    def _fall(self, a: np.ndarray) -> np.ndarray:
-        """How far the rows fall at most within the ball."""
-        fall: np.ndarray = lengths(a) * self.radius
-        return fall
 
     def _forward(self, chain: Chain, x: np.ndarray, error: np.ndarray, path: Path) -> None:
         for at, operation in enumerate(chain):
@@ -97,49 +81,11 @@ class Rows:
         length: np.ndarray = lengths(self.inputs[path][0]) + self._ball(path)
         return length
 
-    def _back(self, chain: Chain, c: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows before the chain, their constants and their errors."""
-        constant, error = np.zeros(len(c)), np.zeros(len(c))
-        for at in range(len(chain) - 1, -1, -1):
-            operation, here = chain[at], (*path, at)
-            if operation.affine:
-                found = self._affine(operation, c, here)
-            elif isinstance(operation, Branches):
-                found = self._branches(operation, c, here)
-            else:
-                assert isinstance(operation, Activation)
-                found = self._kink(operation, c, here)
-            c, added, more = found
-            error = error + more + 4 * UNIT * (np.abs(constant) + np.abs(added))
-            constant = constant + added
-        return c, constant, error
-
-    def _affine(self, operation: Operation, c: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        c = c.reshape(len(c), *operation.outputs)
-        flat, length = c.reshape(len(c), -1), lengths(c)
-        nothing = np.zeros((1, *operation.inputs))
-        start, unsure = operation(nothing), operation.error(nothing, np.zeros(1))[0]
-        off = np.array([operation.moved(float(one), True) for one in length])
-        count = 4 * (flat.shape[1] + 64) * UNIT
-        error = off * self._longest(path) + length * (unsure + count * lengths(start)[0])
-        return operation.adjoint(c), flat @ start.ravel(), error * (1 + 1e-9) + TINY
-
-    def _branches(self, operation: Branches, c: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        c = c.reshape(len(c), *operation.outputs)
-        shares = [c] * len(operation.chains) if operation.added else np.split(c, np.cumsum(operation.channels)[:-1], axis=1)
-        parts = [
-            self._back(one, share, (*path, number))
-            for number, (one, share) in enumerate(zip(operation.chains, shares, strict=True))
-        ]
-        rows, constants = [part[0].reshape(len(c), *operation.inputs) for part in parts], [part[1] for part in parts]
-        summed = np.sum([lengths(row) for row in rows], axis=0) * self._longest(path) + np.sum(np.abs(constants), axis=0)
-        error = np.sum([part[2] for part in parts], axis=0) + 4 * UNIT * len(parts) * summed
-        return np.sum(rows, axis=0), np.sum(constants, axis=0), error
-
-    def _kink(self, operation: Activation, c: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _kink(self, operation: Operation, c: np.ndarray, path: Path) -> Moved:
         """The inequality of `bounds`. r is what is computed. A minimiser is computed to within d = 8 u ((|c| + |r|) / m + |h0|),
         which raises its parabola by at most 2 m d^2; each term of the value errs by a few u, their sum by n u of all terms.
         Rounding may choose the wrong side of the kink: the terms at both are charged, the larger of the two."""
+        assert isinstance(operation, Activation)
         left, c = operation.slopes[0], c.reshape(len(c), -1)
         m, center, rho = self.multipliers[path][:, None], self.inputs[path][0].reshape(len(c), -1), self._ball(path)
         row = (left + (1 - left) * self.slopes[path]) * c
