@@ -28,6 +28,7 @@ VERBS = {
     "rerun": "NUMBER",
     "hide": "NUMBER",
     "show": "NUMBER",
+    "stop": "",
 }
 """What an admin can do, and with what."""
 PACKAGES = ("fastapi", "uvicorn", "sqlmodel", "huey", "python_multipart")
@@ -62,7 +63,7 @@ def _serve(
 
     The first start makes a token and prints it once. Every field of the evaluation's recipe is a flag: the same protocol for all
     checkpoints. An admin's commands: admin token NAME, revoke NAME, tokens, waiting, approve NUMBER, rerun NUMBER, hide NUMBER
-    --reason TEXT, show NUMBER; each beside a service that runs or not.
+    --reason TEXT, show NUMBER, stop; each beside a service that runs or not.
 
     Args:
         words: admin and a command; nothing: serve.
@@ -121,7 +122,7 @@ def _run(settings: "Settings", host: str, port: int, as_json: bool) -> None:
 def _admin(words: tuple[str, ...], folder: Path, scopes: Names, hourly: int, reason: str, fields: list[str]) -> list[str]:
     """Do what the words say; the lines to print. Raises UserError."""
     from robustbench_rkhs.service.admin import Admin
-    from robustbench_rkhs.service.serving import kept_settings
+    from robustbench_rkhs.service.serving import kept_settings, stop
     from robustbench_rkhs.service.settings import KINDS
     from robustbench_rkhs.service.token import make_token, revoke_token, tokens
 
@@ -134,6 +135,8 @@ def _admin(words: tuple[str, ...], folder: Path, scopes: Names, hourly: int, rea
         raise UserError(f"--{fields[0].replace('_', '-')}: not for rkhs-serve admin")
     if len(rest) != bool(VERBS[verb]):
         raise UserError(f"expected rkhs-serve admin {verb} {VERBS[verb] or '(nothing more)'}, found {' '.join(rest) or 'nothing'}")
+    if verb == "stop":
+        return [f"the service, process {stop(folder)}, has ended"]
     admin = Admin(kept_settings(folder))
     match verb:
         case "token":

@@ -1,7 +1,11 @@
 """Running a service: the web server in this process, the worker in another."""
 
+import fcntl
 import json
+import os
+import signal
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +26,8 @@ FIRST = 100
 """Uploads in an hour of the first token."""
 MOST = 1000
 """Connections at once."""
+PATIENCE = 60
+"""Seconds to wait for a service to end."""
 STOP = 3
 """Seconds for open answers to end when the service stops."""
 
@@ -71,6 +77,28 @@ def kept_settings(folder: Path) -> Settings:
         return parse(Settings, json.loads(path.read_bytes()), str(path))
     except (OSError, ValueError):
         raise UserError(f"no service in {str(folder)!r}: run rkhs-serve --folder {folder} first") from None
+
+
+def stop(folder: Path) -> int:
+    """End the service in this folder, on this machine, and wait for its end; its process. Raises UserError."""
+    lock = folder.parent / f".{folder.name}.lock"
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while the service holds it
+    except BlockingIOError:
+        owner = json.loads(lock.read_bytes())
+    except OSError:
+        raise UserError(f"no service runs in {folder}") from None
+    else:
+        raise UserError(f"no service runs in {folder}")
+    if owner["host"] != socket.gethostname():
+        raise UserError(f"the service in {folder} runs on {owner['host']}: stop it there")
+    os.kill(owner["pid"], signal.SIGTERM)
+    for _ in range(PATIENCE * 10):
+        if not lock.exists():
+            return int(owner["pid"])
+        time.sleep(0.1)
+    raise UserError(f"the service, process {owner['pid']}, has not ended after {PATIENCE} s")
 
 
 def _bound(host: str, port: int) -> socket.socket:
