@@ -279,6 +279,10 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "AdaptiveAvgPool2d": (nn.AdaptiveAvgPool2d((3, 2)), (2, 5, 5)),
     "ConvTranspose2d": (nn.ConvTranspose2d(2, 4, 3, 2, 1, 1, groups=2), (2, 4, 3)),
     "dilated ConvTranspose2d": (nn.ConvTranspose2d(2, 3, 2, 1, dilation=2), (2, 3, 3)),
+    "ConvTranspose1d": (nn.ConvTranspose1d(2, 4, 3, 2, 1, 1, groups=2), (2, 5)),
+    "dilated ConvTranspose1d": (nn.ConvTranspose1d(2, 3, 3, 1, 2, dilation=2), (2, 6)),
+    "ConvTranspose3d": (nn.ConvTranspose3d(2, 2, 2, 2), (2, 2, 1, 3)),
+    "overlapping ConvTranspose3d": (nn.ConvTranspose3d(2, 4, 3, 2, 1, 1, groups=2), (2, 2, 2, 3)),
     "ChannelShuffle": (nn.ChannelShuffle(2), (4, 2, 2)),
     "Unflatten": (nn.Unflatten(1, (2, 4)), (8,)),
 }
@@ -293,10 +297,12 @@ def test_linear_layers_of_torch_have_the_norm_of_their_matrix(name: str) -> None
     zero = double(torch.zeros(1, *shape, dtype=torch.float64))
     matrix = (double(torch.eye(size, dtype=torch.float64).view(size, *shape)) - zero).flatten(1).T
     truth = torch.linalg.matrix_norm(matrix, 2).item()
-    assert truth * (1 - 1e-9) <= upper(nn.Sequential(double), shape).value <= truth * (1 + 1e-6)
-    net = nn.Sequential(double, nn.Flatten(), nn.Linear(matrix.shape[0], 3)).float().eval()
-    x = torch.rand(3, *shape)
-    weight = (net[2].weight.double() @ matrix).detach()
+    loose = 3 if name == "overlapping ConvTranspose3d" else 1 + 1e-6  # from windows and sums of its kernel, not from its matrix
+    assert truth * (1 - 1e-9) <= upper(nn.Sequential(double), shape).value <= truth * loose
+    layers = [double, nn.Flatten(), nn.Linear(matrix.shape[0], 3)]
+    net = nn.Sequential(*([nn.Unflatten(1, shape)] if len(shape) > 3 else []), *layers).float().eval()
+    x = torch.rand(3, *shape) if len(shape) <= 3 else torch.rand(3, size)
+    weight = (net[-1].weight.double() @ matrix).detach()
     y, logits = net(x).argmax(1), net(x).double()
     gaps = (logits.gather(1, y[:, None]) - logits) / (weight[y][:, None] - weight[None]).norm(dim=2)
     exact = gaps.scatter(1, y[:, None], torch.inf).amin(1)
@@ -306,4 +312,4 @@ def test_linear_layers_of_torch_have_the_norm_of_their_matrix(name: str) -> None
                 certify(net, x, y, certificates=(certificate,))
             continue
         radii = certify(net, x, y, certificates=(certificate,))
-        assert (radii <= exact * (1 + 1e-4)).all() and (radii >= exact * (0.999 if certificate == "margin" else 0.98)).all()
+        assert (radii <= exact * (1 + 1e-4)).all() and (radii >= exact * (0.999 / loose if certificate == "margin" else 0.98)).all()

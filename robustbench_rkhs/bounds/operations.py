@@ -109,7 +109,9 @@ def _transposed(
     dilation: Any = 1,
 ) -> nn.Module:
     sizes = (weight.shape[0], weight.shape[1] * groups, tuple(weight.shape[2:]))
-    return _weighted(nn.ConvTranspose2d(*sizes, stride, padding, output_padding, groups, bias is not None, dilation), weight, bias)
+    kinds: Any = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    kind = kinds[weight.dim() - 3]
+    return _weighted(kind(*sizes, stride, padding, output_padding, groups, bias is not None, dilation), weight, bias)
 
 
 def _convolution_3d(
@@ -224,7 +226,7 @@ LAYERS: dict[Any, Callable[..., nn.Module]] = {
     functional.mish: lambda x, inplace=False: nn.Mish(),
     functional.hardsigmoid: lambda x, inplace=False: nn.Hardsigmoid(),
     functional.interpolate: _interpolate,
-    functional.conv_transpose2d: _transposed,
+    **dict.fromkeys((functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d), _transposed),
     functional.conv3d: _convolution_3d,
     **dict.fromkeys((functional.log_softmax, torch.log_softmax, "log_softmax"), _log_softmax),
     torch.abs: lambda x: nn.LeakyReLU(-1.0),

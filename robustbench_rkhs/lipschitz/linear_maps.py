@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustbench_rkhs.lipschitz.bounds import SLACK, Bound, Uncertifiable, affine, rule, spectral, upwards, weights
-from robustbench_rkhs.lipschitz.convolution import Axis, image_size, operator_bound, overlap, pair
+from robustbench_rkhs.lipschitz.convolution import Axis, operator_bound, overlap
 from robustbench_rkhs.lipschitz.rounding import fan
 from robustbench_rkhs.nodes.reasons import reason
 
@@ -127,28 +127,44 @@ for _kind in (nn.Unflatten, nn.ChannelShuffle):
     fan.register(_kind, lambda module, inputs, outputs: (1, 1))
 
 
-@rule.register
-def _(module: nn.ConvTranspose2d, shape: tuple[int, ...]) -> Bound:
-    """The norm of the convolution whose adjoint it is."""
-    weight = weights(module.weight, "weight")
+def _adjoint_axes(module: Any, shape: tuple[int, ...]) -> tuple[Tensor, list[Axis], tuple[int, ...]]:
+    """The kernel (groups, outputs, inputs, taps) and the axes of the convolution whose adjoint a transposed one is, and the shape
+    that it gives."""
+    weight, dims = weights(module.weight, "weight"), len(module.kernel_size)
     if module.bias is not None:
         weights(module.bias, "bias")
-    channels, *sizes = image_size(shape)
-    if channels != weight.shape[0]:
-        raise Uncertifiable(f"expected {weight.shape[0]} channels, found an input of shape {shape}")
+    if len(shape) != dims + 1 or shape[0] != weight.shape[0]:
+        raise Uncertifiable(f"expected {weight.shape[0]} channels and {dims} dimensions besides, found an input of shape {shape}")
     found = run_on(module, shape)
-    stride, padding, dilation = (pair(one) for one in (module.stride, module.padding, module.dilation))  # type: ignore[arg-type]
-    axes = [Axis(found[1 + i], weight.shape[2 + i], stride[i], dilation[i], padding[i], padding[i]) for i in (0, 1)]
-    if [axis.outputs for axis in axes] != sizes:
+    stride, padding, dilation, taps = module.stride, module.padding, module.dilation, weight.shape[2:]
+    axes = [Axis(found[1 + i], taps[i], stride[i], dilation[i], padding[i], padding[i]) for i in range(dims)]
+    if tuple(axis.outputs for axis in axes) != shape[1:]:
         raise Uncertifiable(f"no rule for output_padding {module.output_padding} with stride {module.stride}")
-    norm, method = operator_bound(weight.view(module.groups, -1, *weight.shape[1:]), (axes[0], axes[1]))
+    return weight.view(module.groups, -1, *weight.shape[1:]), axes, found
+
+
+@rule.register(nn.ConvTranspose1d)
+@rule.register(nn.ConvTranspose2d)
+def _(module: nn.ConvTranspose1d | nn.ConvTranspose2d, shape: tuple[int, ...]) -> Bound:
+    """The norm of the convolution whose adjoint it is; a sequence is an image of height one."""
+    kernel, axes, found = _adjoint_axes(module, shape)
+    if len(axes) == 1:
+        kernel, axes = kernel[:, :, :, None], [Axis(1, 1, 1, 1, 0, 0), *axes]
+    norm, method = operator_bound(kernel, (axes[0], axes[1]))
+    return Bound(norm, found, method)
+
+
+@rule.register
+def _(module: nn.ConvTranspose3d, shape: tuple[int, ...]) -> Bound:
+    """The norm of the convolution whose adjoint it is."""
+    kernel, axes, found = _adjoint_axes(module, shape)
+    norm, method = _volumes(kernel, axes)
     return Bound(norm, found, method)
 
 
 @rule.register
 def _(module: nn.Conv3d, shape: tuple[int, ...]) -> Bound:
-    """The smaller of sqrt(||M||_1 ||M||_inf), and the norm of the reshaped kernel times the root of the most windows with one
-    voxel."""
+    """`_volumes`, for zero padding."""
     weight = weights(module.weight, "weight")
     if module.bias is not None:
         weights(module.bias, "bias")
@@ -156,17 +172,22 @@ def _(module: nn.Conv3d, shape: tuple[int, ...]) -> Bound:
         raise Uncertifiable(f"no rule for padding_mode {module.padding_mode!r} with padding {module.padding!r}")
     if len(shape) != 4:
         raise Uncertifiable(f"expected images of (channel, depth, height, width), found shape {tuple(shape)}")
-    found, groups = run_on(module, shape), module.groups
-    pads = [int(pad) for pad in module.padding]
+    found, pads = run_on(module, shape), [int(pad) for pad in module.padding]
     axes = [Axis(shape[1 + i], weight.shape[2 + i], module.stride[i], module.dilation[i], pads[i], pads[i]) for i in range(3)]
-    kernel = weight.view(groups, -1, *weight.shape[1:])
+    norm, method = _volumes(weight.view(module.groups, -1, *weight.shape[1:]), axes)
+    return Bound(norm, found, method)
+
+
+def _volumes(kernel: Tensor, axes: Sequence[Axis]) -> tuple[float, str]:
+    """The smaller of sqrt(||M||_1 ||M||_inf), and the norm of the reshaped kernel times the root of the most windows with one
+    voxel."""
     into, out = kernel.abs().flatten(2).sum(2).amax(1), kernel.abs().sum((1, 3, 4, 5)).amax(1)
     schur = (into.sqrt() * out.sqrt()).max().item()
     windows = math.sqrt(math.prod(overlap(axis) for axis in axes))
     reshaped = spectral(kernel.flatten(2), 0.0) * windows
     norm = min(upwards(schur, SLACK), upwards(reshaped))
-    return Bound(norm if weight.any() else 0.0, found, "schur" if schur <= reshaped else "reshaped")
+    return norm if kernel.any() else 0.0, "schur" if schur <= reshaped else "reshaped"
 
 
-for _kind in (nn.ConvTranspose2d, nn.Conv3d):
+for _kind in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Conv3d):
     affine.register(_kind, lambda module: True)

@@ -67,11 +67,15 @@ def _(module: Along, size: Tensor) -> Tensor:
 
 def _transposed(module: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     options = (module.stride, module.padding, module.output_padding, module.groups, module.dilation)
-    return functional.conv_transpose2d(x, weight, bias, *options)
+    ways = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)
+    result: Tensor = ways[len(module.kernel_size) - 1](x, weight, bias, *options)
+    return result
 
 
-@through.register
-def _(module: nn.ConvTranspose2d, region: Region) -> Region:
+@through.register(nn.ConvTranspose1d)
+@through.register(nn.ConvTranspose2d)
+@through.register(nn.ConvTranspose3d)
+def _(module: Any, region: Region) -> Region:
     weight, bias = wide(module.weight), None if module.bias is None else wide(module.bias)
     return Region(_transposed(module, region.center, weight, bias), _transposed(module, region.radius, weight.abs(), None))
 
@@ -92,8 +96,10 @@ def _by_adjoint(linear: Callable[[Tensor], Tensor], module: nn.Module, step: Ste
     return Lines(slopes.unflatten(0, rows.slopes.shape[:2]), offsets)
 
 
-@back.register
-def _(module: nn.ConvTranspose2d, step: Step, rows: Lines) -> Lines:
+@back.register(nn.ConvTranspose1d)
+@back.register(nn.ConvTranspose2d)
+@back.register(nn.ConvTranspose3d)
+def _(module: Any, step: Step, rows: Lines) -> Lines:
     return _by_adjoint(lambda x: _transposed(module, x, wide(module.weight), None), module, step, rows)
 
 
@@ -102,8 +108,10 @@ def _(module: nn.Conv3d, step: Step, rows: Lines) -> Lines:
     return _by_adjoint(lambda x: module._conv_forward(x, wide(module.weight), None), module, step, rows)
 
 
-@magnitude.register
-def _(module: nn.ConvTranspose2d, size: Tensor) -> Tensor:
+@magnitude.register(nn.ConvTranspose1d)
+@magnitude.register(nn.ConvTranspose2d)
+@magnitude.register(nn.ConvTranspose3d)
+def _(module: Any, size: Tensor) -> Tensor:
     return _transposed(module, size, module.weight.abs(), None if module.bias is None else module.bias.abs())
 
 
