@@ -1,13 +1,16 @@
 """rkhs-report: redraw all reports from the verdicts alone."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from robustbench_rkhs.cli.command import AsJson, Names, command, typed_command
 from robustbench_rkhs.cli.display import Quiet, shown
 from robustbench_rkhs.cli.screen import console_of_width, emit, printed
-from robustbench_rkhs.cli.values import Count, Folder
+from robustbench_rkhs.cli.values import Count, Device, Folder
 from robustbench_rkhs.nodes.node import UserError
 
 if TYPE_CHECKING:
@@ -27,6 +30,9 @@ def _report(
     names: Names = (),
     name: str = "paper",
     site: Path | None = None,
+    rejudge: bool = False,
+    cheap: Annotated[float, Field(ge=0)] = 60.0,
+    device: Device = "cpu",
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -36,6 +42,7 @@ def _report(
     $ rkhs-report --publish digits_mlp
     $ rkhs-report --adversarials mine.npz
     $ rkhs-report --site site
+    $ rkhs-report --rejudge
     $ rkhs-report --table "robust@0.25,0.5 certified@36/255" --model digits_mlp digits_sandwich --names Ours Sandwich
 
     OUT/local holds the reports of this machine, which git ignores. OUT itself holds what is published, and only --publish,
@@ -60,6 +67,10 @@ def _report(
         name: Name of the table's files.
         site: Write web pages to this folder, and nothing else: boards, models, comparison, methods. They open from the file
             system, without a network, and show all tables in OUT. What did not change is left as it is.
+        rejudge: Evaluate again, with today's code, what older code evaluated and is cheap; name the rest with its commands, and
+            draw what is new. With --model, only these.
+        cheap: With --rejudge: the most seconds that an evaluation took to be done again.
+        device: With --rejudge: cpu, cuda ...
         as_json: Print one JSON object on stdout, with the path of every file.
     """
     from robustbench_rkhs.reports.places import Places
@@ -69,6 +80,10 @@ def _report(
         if publish or withdraw or published or adversarials or model or table is not None or names:
             raise UserError("--site writes all pages of OUT: expected it with no other option than --out, --json and --quiet")
         return _site(out, site, as_json, quiet)
+    if rejudge:
+        if publish or withdraw or published or adversarials or table is not None or names:
+            raise UserError("--rejudge evaluates again: expected no other option than --out, --model, --cheap, --device, --json")
+        return _rejudge(out, model, cheap, device, as_json, quiet)
     if table is not None or names:
         if publish or withdraw or published or adversarials:
             raise UserError(
@@ -102,6 +117,26 @@ def _report(
         printed(f"{kind}: {_in_short(paths)}")
     if as_json:
         emit(found.written)
+
+
+def _rejudge(out: Path, models: Names, cheap: float, device: str, as_json: bool, quiet: bool) -> None:
+    """Evaluate stale tables again, tell what became of each, and draw what is new."""
+    from robustbench_rkhs.audit.rejudging import rejudge
+    from robustbench_rkhs.reports.update import update
+
+    found = []
+    with shown(console_of_width(120, stderr=as_json), quiet):
+        for one in rejudge(out, models, cheap, device):
+            printed(one.line, stderr=as_json)
+            if one.command:
+                printed(f"  {one.command}", stderr=as_json)
+            found.append(one)
+        if any(one.done for one in found):
+            update(out, models)
+    done = sum(one.done is not None for one in found)
+    printed(f"stale: {len(found)} tables, {done} evaluated again, {len(found) - done} left with their commands", stderr=as_json)
+    if as_json:
+        emit({"stale": [dataclasses.asdict(one) for one in found]})
 
 
 def _site(out: Path, folder: Path, as_json: bool, quiet: bool) -> None:

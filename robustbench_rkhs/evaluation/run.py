@@ -243,6 +243,7 @@ class _Run:
             "seed": recipe.seed,
             "device": describe(subject.device),
             "date": date.today().isoformat(),
+            "evaluator": verdicts.evaluator(),
             "versions": {"torch": torch.__version__, "python": platform.python_version()},
             "data": split.data,
             "data_digest": split.digest,

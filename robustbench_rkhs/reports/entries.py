@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from robustbench_rkhs.verdicts import NO_FUNCTION, Brief, BriefCache, Evaluation, functions, marks
+from robustbench_rkhs.verdicts import NO_FUNCTION, Brief, BriefCache, Evaluation, functions, marks, stale
 
 ASIDE = {"incomplete": "Incomplete", "unsealed": "Unsealed", "refused": "Refused"}
 """Statuses that are not ranked, with the titles of their tables."""
@@ -93,8 +93,11 @@ def _seniority(one: Brief) -> tuple[str, str, str]:
 
 
 def best_of(members: Sequence[Brief]) -> Brief:
-    """The evaluation that represents a model: sealed and complete; then on most images, by most attacks, by those of most passes;
-    of the same attacks one's own, the latest, before what was submitted, the earliest, so that sending it again changes nothing."""
+    """The evaluation that represents a model: sealed and complete; then on most images, by most attacks, by those of most passes.
+
+    Of the same attacks one's own, the latest (of one day, that of today's code), comes before what was submitted, the earliest, so
+    that sending it again changes nothing.
+    """
     spent: dict[str, float] = {}
     for one in members:
         spent[one.attacks] = max(one.passes, spent.get(one.attacks, 0.0))
@@ -106,7 +109,10 @@ def best_of(members: Sequence[Brief]) -> Brief:
     best = [one for one in members if worth(one) == max(map(worth, members))]
     own = [one for one in best if not one.about.submitted]
     if own:
-        return max(own, key=lambda one: (one.about.date, len(one.about.certificates), one.content))
+        date = max(one.about.date for one in own)
+        latest = [one for one in own if one.about.date == date]
+        fresh = [one for one in latest if len(latest) == 1 or not stale(one)] or latest
+        return max(fresh, key=lambda one: (len(one.about.certificates), one.content))
     return min(best, key=lambda one: (one.about.submitted, one.about.date, -len(one.about.certificates), one.content))
 
 

@@ -11,7 +11,7 @@ from robustbench_rkhs.reports.entries import ASIDE, Entry, board
 from robustbench_rkhs.reports.standing import ALPHA, Standing
 from robustbench_rkhs.reports.tables import Code, bullets, csv, limits, markdown, write_bytes
 from robustbench_rkhs.runtime.sinks import for_markdown, for_markdown_code
-from robustbench_rkhs.verdicts import Brief, BriefCache, Evaluation, typed
+from robustbench_rkhs.verdicts import Brief, BriefCache, Evaluation, stale, typed
 
 HEAD = ["rank", "model", "clean", "robust [95%]", "certified [95%]", "open", "images", "attacks", "marks"]
 HEAD += ["date", "device", "weights", "data digest", "seed", "command"]
@@ -38,11 +38,16 @@ evaluation or another: its survivors may only be hard to attack; lines under the
 
 
 def write_leaderboard(
-    evaluations: Sequence[Evaluation | Brief], folder: str | Path, unread: Sequence[str] = (), cache: BriefCache | None = None
+    evaluations: Sequence[Evaluation | Brief],
+    folder: str | Path,
+    unread: Sequence[str] = (),
+    cache: BriefCache | None = None,
+    today: bool = False,
 ) -> list[Path]:
     """folder/leaderboard.md and folder/leaderboard.csv: one section for each data set, norm, box and eps.
 
-    `unread`: a line on each table that could not be read, for the end of the file. `cache`: as for `board`.
+    `unread`: a line on each table that could not be read, for the end of the file. `cache`: as for `board`. `today`: with the mark
+    *stale* on tables that older code made, which depends on the code that writes this; what is published does not.
 
     A function has one entry, even if it was evaluated under several names: the evaluation on most images (then the latest)
     represents it. A breach in any of them refuses the model. Raises UserError where the files cannot be written.
@@ -65,6 +70,9 @@ def write_leaderboard(
                 text += [f"### {title}", ""]
                 text += bullets([f"{one.brief.about.model} ({one.brief.about.weights[:12]}): {one.reason}" for one in aside])
                 text += [""]
+        if today:
+            old = bullets([f"{one.brief.about.model} is stale: {why}" for one in entries if (why := stale(one.brief))])
+            text += [*old, ""] if old else []
         rows += [_record(entry, str(rank), (data, norm, box)) for entry, rank in zip(ranked, ranks, strict=True)]
         rows += [_record(entry, "", (data, norm, box)) | {"status": "apart", "reason": why} for entry, why in beside]
         rows += [_record(entry, "", (data, norm, box)) for entry in entries if entry.status != "ranked"]

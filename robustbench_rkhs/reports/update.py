@@ -63,5 +63,5 @@ def update(out: Path, models: Sequence[str] = ()) -> Updated:
     together, found.apart = draw_together(briefs, drawn, None if models else MOST)
     merge_into(found.written, together)
     drawn.save(others=bool(models))
-    found.written["leaderboard"] = write_leaderboard([*briefs, *submitted], places.local, found.unread, cache)
+    found.written["leaderboard"] = write_leaderboard([*briefs, *submitted], places.local, found.unread, cache, today=True)
     return found

@@ -22,6 +22,11 @@ READ = (
         "Holm-corrected over all pairs of the board, 5%). That two models share a rank does not show that they are equally robust",
     ),
     (
+        "Stale",
+        "made by older code of the attacks, certificates or evaluation, or by unknown code: the same command may find more today. "
+        "rkhs-report --rejudge evaluates again what is cheap and names the rest",
+    ),
+    (
         "Not comparable",
         "evaluated on other images or by other attacks than the ranked ones, or without the diagnosis or the audit that they went "
         "through",

@@ -11,7 +11,7 @@ from robustbench_rkhs.reports.entries import ASIDE, Entry, Section
 from robustbench_rkhs.reports.standing import ALPHA, Standing
 from robustbench_rkhs.site.site_models import Identity, SiteModel, identity
 from robustbench_rkhs.site.training_facts import TrainingFacts
-from robustbench_rkhs.verdicts import TEST_ABOVE_TRAINING, typed
+from robustbench_rkhs.verdicts import TEST_ABOVE_TRAINING, stale, typed
 from robustbench_rkhs.verdicts.axes import in_words
 
 SHARES = ("clean", "robust", "certified")
@@ -105,7 +105,7 @@ def _board(
     aside = [_refused(entry, models.get(identity(entry.brief.about))) for entry in entries if entry.status != "ranked"]
     rows = [row(entry, rank) for entry, rank in zip(stand.ranked, stand.ranks, strict=True)]
     shown = [facts[one].digest for entry in entries if (one := identity(entry.brief.about)) in facts]
-    contents = *(entry.brief.content for entry in entries), *(repr(entry.public) for entry in entries), *shown
+    contents = *(entry.brief.content for entry in entries), *(f"{entry.public!r} {stale(entry.brief)}" for entry in entries), *shown
     title = f"{in_words(data, norm, box)}, eps {text}"
     return Board(
         section, slug, title, text, _protocol(section, first), tuple(rows), _pairs(stand), tuple(apart), tuple(aside), contents
@@ -141,6 +141,7 @@ def _row(entry: Entry, rank: int | None, model: SiteModel | None, facts: Trainin
     }
     found |= {"marks": marked(entry), "doubts": dict(entry.doubts), "passes": round(entry.brief.passes, 1), "date": about.date}
     found |= {"device": about.device, "weights": about.weights[:12], "key": entry.key[:12], "data_digest": about.data_digest[:12]}
+    found |= {"stale": stale(entry.brief)}
     return found | {"seed": about.seed, "command": about.command, "images": entry.brief.images, "attacks": list(about.protocol)}
 
 
@@ -148,6 +149,7 @@ def marked(entry: Entry) -> list[str]:
     """The marks of an entry, one text each, with what its diagnoses said."""
     found = [mark for mark in entry.marks.split("; ") if mark and not mark.startswith("doubtful")]
     found += [f"doubtful, {name}: {words}" if words else f"doubtful: {name}" for name, words in entry.doubts.items()]
+    found += [f"stale: {why}"] if (why := stale(entry.brief)) else []
     return found + ([f"also submitted as {', '.join(entry.aliases)}"] if entry.aliases else [])
 
 

@@ -6,6 +6,7 @@ from robustbench_rkhs.verdicts.brief_cache import BriefCache
 from robustbench_rkhs.verdicts.briefs import Brief
 from robustbench_rkhs.verdicts.comparability import Apart, Choice, called, comparable, unfit
 from robustbench_rkhs.verdicts.evaluation import AdversarialImages, Evaluation
+from robustbench_rkhs.verdicts.evaluator import evaluator, stale
 from robustbench_rkhs.verdicts.image_radii import by_certificate, images
 from robustbench_rkhs.verdicts.image_states import STATES, states
 from robustbench_rkhs.verdicts.keeping import keep
@@ -85,6 +86,7 @@ __all__ = [
     "diagnosed",
     "digest",
     "doubts",
+    "evaluator",
     "functions",
     "holding",
     "holm",
@@ -105,6 +107,7 @@ __all__ = [
     "robust_range",
     "same_function",
     "set_part_aside",
+    "stale",
     "states",
     "summary",
     "typed",

@@ -83,6 +83,8 @@ class About(Node):
     date: str = ""
     command: str = ""
     versions: dict[str, str] = Field({})
+    evaluator: dict[str, str] = Field({})
+    """Digests of the code that made it, by part (`verdicts/evaluator.py`); empty in older tables."""
     data_digest: str = ""
     key: str = ""
     """Key of the model's function: digest of its structure, tensors, normalisation and smoothing."""
