@@ -6,6 +6,8 @@ from torch import nn
 
 from robustbench_rkhs import evaluate, verdicts
 from robustbench_rkhs.attacks.fab import FAB
+from robustbench_rkhs.attacks.fmn import FMN
+from robustbench_rkhs.attacks.superdeepfool import SuperDeepFool
 from robustbench_rkhs.data.given import given_split
 from robustbench_rkhs.evaluation.constant import diagnosed_constant
 from robustbench_rkhs.evaluation.diagnostics import diagnose
@@ -72,6 +74,8 @@ def test_random_starts_break_images_without_a_gradient():
     for norm in ("l2", "linf"):
         fell = [model(FAB(norm=norm, targets=3, rescues=n)(model, x, y, torch.arange(12)).images).argmax(1) != y for n in (0, 4)]
         assert not fell[0].any() and fell[1].all()
+        for attack in (SuperDeepFool(norm=norm), FMN(norm=norm)):
+            assert (model(attack(model, x, y, torch.arange(12)).images).argmax(1) != y).all()
 
 
 def test_what_the_evaluation_broke_does_not_survive_the_whole_box():

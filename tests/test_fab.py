@@ -105,7 +105,7 @@ def test_any_shape_and_few_classes_down_to_the_exact_distance(norm, shape, class
 
 def test_two_classes_need_one_gradient():
     oracle = affine(2, images=4)
-    attacked = FAB(steps=5)(oracle.model, oracle.x, oracle.y, torch.arange(4))
+    attacked = FAB(steps=5, closer=0)(oracle.model, oracle.x, oracle.y, torch.arange(4))
     assert attacked.backwards.tolist() == [5] * 4 and attacked.forwards.tolist() == [1 + 5 + 1 + 3] * 4
 
 

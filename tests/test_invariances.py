@@ -9,6 +9,7 @@ from torch import nn
 
 from robustbench_rkhs.attacks.alma import ALMA
 from robustbench_rkhs.attacks.apgd import APGD
+from robustbench_rkhs.attacks.ball import distances
 from robustbench_rkhs.attacks.ddn import DDN
 from robustbench_rkhs.attacks.efforts import protocol_of
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
@@ -60,6 +61,24 @@ def test_no_change_hides_anything_from_the_protocol(change, norm):
             found = attack.aimed(norm=norm, eps=None, seed=0)(oracle.model, oracle.x, oracle.y, keys, near)
             fell |= oracle.model(found.images).argmax(1) != oracle.y
         assert fell.all()
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_no_image_stands_under_a_bias_of_1e6_that_the_plain_table_breaks(norm):
+    """At 1e6 float32 rounds logits of usual size to sixteenths, so each adversarial image is asked again of the shifted model."""
+    oracle = affine(6, (1, 4, 4), scale=2.0, seed=3, images=12)
+    shifted = copy.deepcopy(oracle.model)
+    with torch.no_grad():
+        shifted[-1].bias += 1e6
+    keys, eps = torch.arange(12), oracle.distance(norm).median().item()
+    right = shifted(oracle.x).argmax(1) == oracle.y
+    fooled, fell = torch.zeros_like(right), torch.zeros_like(right)
+    for attack in protocol_of("quick", norm):
+        aimed = attack.aimed(norm=norm, eps=eps, seed=0)
+        for model, into in ((oracle.model, fooled), (shifted, fell)):
+            images = aimed(model, oracle.x, oracle.y, keys).images
+            into |= (shifted(images).argmax(1) != oracle.y) & (distances(oracle.x, images, norm) <= eps)
+    assert fooled.any() and right.any() and (fell | ~fooled)[right].all()
 
 
 def test_a_shift_that_float32_cannot_resolve_is_marked():

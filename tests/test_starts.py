@@ -10,6 +10,7 @@ from torch import nn
 from robustbench_rkhs.attacks.alma import ALMA
 from robustbench_rkhs.attacks.ball import distances
 from robustbench_rkhs.attacks.ddn import DDN
+from robustbench_rkhs.attacks.fab import FAB
 from robustbench_rkhs.attacks.fmn import FMN
 from robustbench_rkhs.nodes.node import UserError
 
@@ -92,12 +93,37 @@ def test_a_finite_eps_ends_an_image_when_it_fell_and_leaves_the_others(attack):
     assert torch.equal(none.images, x) and none.forwards.tolist() == [1] * 6
 
 
+class Prototypes(nn.Module):
+    """Class 0 has one prototype, class 1 two: the nearer of these hides the nearer boundary, which is the other's."""
+
+    def forward(self, x):
+        away = x.flatten(1)[:, None] - torch.tensor([[0.5, 0.74], [0.5, 0.788], [0.812, 0.5]]).to(x)
+        scores = -away.square().sum(2)
+        return torch.stack([scores[:, 0], scores[:, 1:].amax(1)], 1)
+
+
+@pytest.mark.parametrize("attack", [DDN(), FMN(), FMN(norm="linf"), ALMA(), ALMA(norm="linf"), FAB(), FAB(norm="linf")])
+def test_random_starts_find_a_nearer_boundary_that_no_descent_from_the_image_leads_to(attack):
+    x, y = torch.full((3, 1, 1, 2), 0.5), torch.zeros(3, dtype=torch.int64)
+    normal, gap = torch.tensor([0.312, -0.24]), 0.312**2 - 0.24**2
+    exact = gap / 2 / normal.norm(p=2 if attack.norm == "l2" else 1)
+    found, descent = (
+        distances(x, attack.model_copy(update={"closer": starts})(Prototypes(), x, y, torch.arange(3)).images, attack.norm)
+        for starts in (attack.closer, 0)
+    )
+    assert (found <= 1.01 * exact).all() and (found >= exact * (1 - 1e-4)).all() and (descent > 2 * exact).all()
+
+
 @every
 def test_what_it_costs(attack):
     model, x, y = network()
-    attacked = attack.model_copy(update={"steps": 12, "starts": 2, "candidates": 2})(model, x, y, torch.arange(6))
-    secants = 3 if isinstance(attack, ALMA) else 0
+    few = attack.model_copy(update={"steps": 12, "starts": 2, "candidates": 2, "closer": 0})
+    attacked, secants = few(model, x, y, torch.arange(6)), 3 if isinstance(attack, ALMA) else 0
     assert (attacked.forwards <= 2 + secants + 2 * 13).all() and (attacked.backwards <= 3 + 2 * 12).all()
+    more = few.model_copy(update={"closer": 4})(model, x, y, torch.arange(6))
+    none = distances(x, more.images, attack.norm) == distances(x, attacked.images, attack.norm)  # no start found anything nearer
+    assert none.any() and (more.forwards - attacked.forwards)[none].eq(4 * 6).all()
+    assert (more.backwards - attacked.backwards)[none].eq(4 * 5).all()
     assert attack.minimal_norm and attack.aimed(norm=attack.norm, eps=0.3, seed=1).eps is None
 
 

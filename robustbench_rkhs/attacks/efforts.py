@@ -19,5 +19,5 @@ def protocol_of(effort: Effort, norm: Norm) -> tuple[Attack, ...]:
     """
     near = (SuperDeepFool(norm=norm), DDN(norm=norm) if norm == "l2" else FMN(norm=norm))
     if effort == "quick":
-        return (*near, FAB(norm=norm, targets=3))
+        return (*near, FAB(norm=norm, targets=3, closer=0))
     return (*near, Ensemble(norm=norm, effort="adaptive" if effort == "adaptive" else "full"))

@@ -1,6 +1,7 @@
 """Final line search: secant steps between each image and its nearest adversarial example."""
 
 import torch
+from torch import Tensor
 
 from robustbench_rkhs.attacks.ball import per_image
 from robustbench_rkhs.attacks.engine import Engine
@@ -8,8 +9,10 @@ from robustbench_rkhs.attacks.objective import margin
 
 
 @torch.no_grad()
-def nearer(engine: Engine) -> None:
+def nearer(engine: Engine, among: Tensor | None = None) -> None:
     r"""Bracketed secant steps of the margin m on the line from image to adversarial example, for images without a finite eps.
+
+    `among`: the images; default: all that are broken.
 
     .. math:: t = t^* + 0.05\, (t_1 - t^*), \qquad t^* = t_0 + (t_1 - t_0)\, \frac{m(t_0)}{m(t_0) - m(t_1)}
 
@@ -17,7 +20,8 @@ def nearer(engine: Engine) -> None:
     crossed. The engine keeps nearer examples. Cost: 3 forward passes per image (the first computes the current margin).
     Source: the final search of Croce & Hein, ICML 2020.
     """
-    at = (engine.right & engine.broken & engine.eps.isinf()).nonzero().flatten()
+    near = engine.right & engine.broken & engine.eps.isinf()
+    at = near.nonzero().flatten() if among is None else among[near[among]]
     if len(at) == 0:
         return
     x, y = engine.x[at], engine.y[at]

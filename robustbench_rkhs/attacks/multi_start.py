@@ -12,6 +12,7 @@ from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.fab import FAB
 from robustbench_rkhs.attacks.hyperplane import distance_to_plane, onto_plane
+from robustbench_rkhs.attacks.line_search import nearer
 from robustbench_rkhs.attacks.linearised import candidates, nearest_classes
 from robustbench_rkhs.attacks.objective import margin
 from robustbench_rkhs.attacks.passes import Value
@@ -53,6 +54,8 @@ class StartsAttack(EngineAttack):
     """Number of likeliest other classes among which the nearest are chosen; default: all of up to 200, 50 of more."""
     hopeless: Real = Field(1.05, gt=1)
     """After ten steps a start is dropped if the nearest it found is this many times as far as the image's nearest."""
+    closer: int = Field(8, ge=0)
+    """Random starts inside the distance found so far, of a few gradient steps each (only without a finite eps)."""
 
     @property
     def scale_invariant(self) -> bool:
@@ -76,8 +79,10 @@ class StartsAttack(EngineAttack):
         self.rescue(engine)
 
     def rescue(self, engine: Engine) -> None:
-        """Random starts in the whole box, and FAB from what they find, for images that no start broke (only without an eps)."""
-        FAB(norm=self.norm, box=self.box, seed=self.seed, steps=self.steps, targets=self.starts).rescue(engine)
+        """Random starts, FAB from what they find, and secant steps: in the whole box for images that no start broke, then inside
+        the distance found so far (only without an eps)."""
+        fab = FAB(norm=self.norm, box=self.box, seed=self.seed, steps=self.steps, targets=self.starts, closer=self.closer)
+        nearer(engine, fab.rescue(engine))
 
     @torch.no_grad()
     def walk(self, engine: Engine, at: Int[Tensor, " some"]) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from robustbench_rkhs.attacks.ball import distances, per_image
 from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
+from robustbench_rkhs.attacks.fab import FAB
 from robustbench_rkhs.attacks.hyperplane import onto_plane
 from robustbench_rkhs.attacks.line_search import nearer
 from robustbench_rkhs.attacks.linearised import candidates, nearest_classes
@@ -34,6 +35,7 @@ class SuperDeepFool(EngineAttack):
     g = f_y - f_t for the `targets` other classes t that are nearest by linearisation at x, one run per class. Both steps are the
     shortest in l2 or linf that stay in the box. A run ends where its projections stop moving, or lie `hopeless` times as far as
     the nearest image found. A search along the line from the image to the adversarial example ends the attack: secant steps.
+    An image that no run broke gets random starts in the whole box, and FAB from what they find (only without a finite eps).
     Cost: at most 2 + targets * steps + line forward and min(candidates, classes - 1) + targets * steps backward passes.
     Source: Abdollahi et al., SuperDeepFool, arXiv 2303.12481 (m = infinity, n = 1); Moosavi-Dezfooli et al., CVPR 2016.
     """
@@ -85,6 +87,8 @@ class SuperDeepFool(EngineAttack):
             if not len(at):
                 break
         self._line(engine, image, best)
+        fab = FAB(norm=self.norm, box=self.box, seed=self.seed, steps=self.steps, targets=self.targets, closer=0)
+        nearer(engine, fab.rescue(engine))
 
     def _line(self, engine: Engine, image: Tensor, best: Tensor) -> None:
         """Secant steps to the boundary where no eps is finite and three passes are allowed: an affine margin ends at its zero.
