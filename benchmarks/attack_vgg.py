@@ -30,7 +30,7 @@ EPS, COUNT = 2.25, 64
 BLOCK = 32
 """Images of one run: what an interruption can lose."""
 GRID = tuple(round(0.4 * step, 1) for step in range(1, 11))
-ATTACKS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "robustbench_rkhs" / "attacks").glob("*.py"))
+ATTACKS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "robustbench_rkhs" / "attacks").rglob("*.py"))
 
 
 def subject(count: int) -> tuple[nn.Module, Split]:

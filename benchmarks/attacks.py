@@ -47,7 +47,7 @@ from robustbench_rkhs.verdicts import Evaluation
 PARTS = ("curve", "adaptive", "masked", "lipschitz", "single", "quick", "minimal")
 NETWORKS = ("adv", "std")
 """Those without a certificate."""
-ATTACKS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "robustbench_rkhs" / "attacks").glob("*.py"))
+ATTACKS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "robustbench_rkhs" / "attacks").rglob("*.py"))
 FILES = {"minimal": ("attack_minimal", "attack_networks", "attack_peers"), "vgg": ("attack_vgg", "attack_peers")}
 """What a part is measured with beside the attacks; another part: FILES_OF_OTHERS."""
 FILES_OF_OTHERS = ("attacks", "attack_networks", "attack_peers")

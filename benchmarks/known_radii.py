@@ -1,6 +1,6 @@
 """Attacks against exact radii: affine models, nearest prototypes and small ReLU networks, every one enumerated.
 
-    python benchmarks/known_radii.py            # some minutes on one core
+    python benchmarks/known_radii.py            # a minute on one core
     python benchmarks/known_radii.py --quick    # 4 images of each network
 
 A network is cut into the regions where it is affine; in each, and for each other class, the nearest point of the box is a quadratic
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import arguments, finish
+from common import ROOT, arguments, finish
 from scipy.optimize import linprog, nnls
 from torch import Tensor, nn
 
@@ -174,7 +174,8 @@ def main() -> None:
     shares = {label: round(float(torch.cat(several).double().mean()), 4) for label, several in broken.items()}
     print(shares)
     figures = {"rows": rows, "broken": shares, "seed": 0}
-    finish("known_radii", figures, given, ["benchmarks/known_radii.py"])
+    attacks = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "robustbench_rkhs" / "attacks").rglob("*.py"))
+    finish("known_radii", figures, given, ["benchmarks/known_radii.py", *attacks])
 
 
 if __name__ == "__main__":
