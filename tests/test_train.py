@@ -45,6 +45,20 @@ def trained(recipe, folder, slow, tell):
     train(recipe, folder, save_seconds=0, on_event=on_event)
 
 
+def test_gradients_that_are_accumulated_over_parts_train_the_same(tmp_path):
+    whole, parts = (tiny(penalties=[], epochs=2, accumulate=count) for count in (1, 3))
+    records = [train(recipe, tmp_path / str(recipe.accumulate)) for recipe in (whole, parts)]
+    one, other = (checkpoint.load(tmp_path / str(count)).model.state_dict() for count in (1, 3))
+    assert records[0]["loss"] == pytest.approx(records[1]["loss"], abs=1e-6)
+    assert all((one[name] - other[name]).abs().max() < 1e-5 for name in one)
+    with pytest.raises(UserError, match="at least the 51 parts"):
+        train(tiny(accumulate=51), tmp_path / "more")
+    with pytest.raises(UserError, match="on_device: a step takes its whole batch"):
+        tiny(accumulate=2, on_device=True)
+    with pytest.raises(UserError, match="BatchNorm trains in one process without accumulate"):
+        train(tiny(accumulate=2, network={"name": "mnist_stable", "batch_norm": True}), tmp_path / "normed")
+
+
 def test_a_killed_training_ends_bit_for_bit_where_an_unbroken_one_does(tmp_path):
     recipe = tiny()
     trained(recipe, tmp_path / "whole", 0.0, lambda record: None)

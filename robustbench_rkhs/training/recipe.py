@@ -68,6 +68,9 @@ class TrainRecipe(Node):
     annealed. metrics.jsonl records the number of steps; such a training cannot be repeated bit for bit."""
     batch_size: int = Field(128, ge=1)
     """Images per step."""
+    accumulate: int = Field(1, ge=1)
+    """Parts in which the images of a step go through, one after the other, whose gradients are added up: as many times less memory,
+    the same mean over images. A penalty that is a supremum over the batch becomes the mean of the parts' suprema."""
     seed: Seed = 0
     """Seed of the initial weights, the order of images, augmentation and dropout."""
     ema: Annotated[Real, Field(gt=0, lt=1)] | None = None
@@ -110,6 +113,8 @@ class TrainRecipe(Node):
     def _fits_the_device(self) -> "TrainRecipe":
         if self.compile and not self.on_device:
             raise ValueError("compile: expected on_device true, found false")
+        if self.on_device and self.accumulate > 1:
+            raise ValueError(f"on_device: a step takes its whole batch, found accumulate {self.accumulate}")
         if self.on_device and self.noise:
             raise ValueError(f"on_device: noise is drawn on the host, found noise {self.noise:g}")
         if self.on_device and self.attack is not None and (why := unrollable(self.attack)):

@@ -46,10 +46,13 @@ class Run:
             first = checkpoint.load(find_checkpoint(recipe.start_from), code_in(recipe.model_dump(mode="json")))
             checkpoint.fill(self.model, first.model.state_dict(), f"start_from {recipe.start_from!r}")
             self.started_from = {"checkpoint": recipe.start_from, "weights": first.weights}
-        if world() > 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules()):
-            raise UserError("a network with BatchNorm trains in one process: several would each normalise their part of the batch")
-        if world() > recipe.batch_size:
-            raise UserError(f"expected a batch_size of at least the {world()} processes, found {recipe.batch_size}")
+        parts = world() * recipe.accumulate
+        if parts > 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules()):
+            line = "a network with BatchNorm trains in one process without accumulate: each part of the batch would be normalised"
+            raise UserError(f"{line} by itself; GroupNorm has no such dependence")
+        if parts > recipe.batch_size:
+            line = f"expected a batch_size of at least the {parts} parts ({world()} processes, accumulate {recipe.accumulate})"
+            raise UserError(f"{line}, found {recipe.batch_size}")
         if recipe.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.model) if recipe.ema else None
@@ -132,16 +135,13 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.optimizer.lr * recipe.schedule(progress, self.epoch)
         model.train()
-        with self.arithmetic():
-            attack = self.attack_at(progress)
-            x_train = noisy(x, recipe.noise, keys, recipe.seed, NOISE)
-            x_train = attack.perturbed(model, x_train, y, keys) if attack else x_train
-            loss = recipe.loss.at(progress)(model, x_train, y, keys)
-            for penalty, factor in zip(self.penalties, self.factors, strict=True):
-                loss = loss + factor * penalty.at(progress)(model, x, y, keys)
         self.optimizer.zero_grad()
-        loss.backward()
-        loss = loss.detach()
+        loss = torch.zeros((), device=x.device)
+        for part in range(recipe.accumulate):
+            mine = slice(part * len(x) // recipe.accumulate, (part + 1) * len(x) // recipe.accumulate)
+            share = self.loss(progress, x[mine], y[mine], keys[mine]) * (len(x[mine]) / len(x))
+            share.backward()
+            loss = loss + share.detach()
         average([loss, *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)])
         self.within_reason(step, loss)
         self.optimizer.step()
@@ -151,6 +151,18 @@ class Run:
             update_average(self.average, model, self.decay(step))
         self.losses += loss
         self.position, self.taken = step + 1, self.taken + 1
+
+    def loss(self, progress: float, x: Tensor, y: Tensor, keys: Tensor) -> Tensor:
+        """The loss of some images, attacked, with the penalties."""
+        recipe, model = self.recipe, self.model
+        with self.arithmetic():
+            attack = self.attack_at(progress)
+            x_train = noisy(x, recipe.noise, keys, recipe.seed, NOISE)
+            x_train = attack.perturbed(model, x_train, y, keys) if attack else x_train
+            loss = recipe.loss.at(progress)(model, x_train, y, keys)
+            for penalty, factor in zip(self.penalties, self.factors, strict=True):
+                loss = loss + factor * penalty.at(progress)(model, x, y, keys)
+        return loss
 
     def progress(self, step: int) -> float:
         """Share of the training that is done: of its epochs, or of its time if that is more."""
