@@ -20,6 +20,7 @@ from robustbench_rkhs.evaluation.diagnostics.transfer import Transfer
 from robustbench_rkhs.evaluation.engine_choice import Here
 from robustbench_rkhs.evaluation.engines import Processes
 from robustbench_rkhs.evaluation.engines.start import started
+from robustbench_rkhs.evaluation.engines.worker import serve
 from robustbench_rkhs.evaluation.jobs import Job
 from robustbench_rkhs.evaluation.loaders import Held, Loader, RunnerMaker
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
@@ -297,3 +298,31 @@ def test_a_model_by_name_is_a_loader_as_json():
     assert one.split.digest == named.test.digest
     with pytest.raises(UserError, match="loader: "):
         Typed.read({"modell": "digits_mlp"})
+
+
+def test_a_worker_whose_parent_is_gone_ends_without_a_word(capfd):
+    """A pipe that is closed with messages unread is reset, not only ended."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=serve, args=(lambda: print, theirs, os.getpid(), [ours]))
+    process.start()
+    theirs.close()
+    assert ours.poll(60)  # it says that it has begun, which nobody reads
+    ours.close()
+    process.join(60)
+    assert process.exitcode == 0 and capfd.readouterr().err == ""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="no /proc")
+def test_the_keyboard_never_interrupts_a_worker():
+    """SIGINT is ignored by a worker, and blocked until then, so that none arrives as it starts."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    engine = Processes([lambda: print] * 2, print)
+    try:
+        for worker in engine._workers.values():
+            lines = dict(line.split(":", 1) for line in Path(f"/proc/{worker.process.pid}/status").read_text().splitlines())
+            bit = 1 << (signal.SIGINT - 1)
+            assert int(lines["SigIgn"], 16) & bit and not int(lines["SigBlk"], 16) & bit
+    finally:
+        engine.stop()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before

@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from types import ModuleType
 from typing import TypeVar
 
-from robustbench_rkhs.runtime.children import end_with
+from robustbench_rkhs.runtime.children import as_worker, keyboard_held
 
 Task = TypeVar("Task")
 Done = TypeVar("Done")
@@ -27,9 +27,9 @@ def side_by_side(work: Callable[[Task], Done], tasks: Sequence[Task]) -> Iterato
     """
     processes, count = min(_cores(), MOST), 0
     if len(tasks) >= MANY and processes >= 2:
-        pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=end_with, initargs=(os.getpid(),))
+        pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=as_worker, initargs=(os.getpid(),))
         with pool:
-            with _without_main():
+            with _without_main(), keyboard_held():
                 results = pool.map(work, tasks, chunksize=4)
             try:
                 for done in results:

@@ -15,7 +15,7 @@ from robustbench_rkhs.evaluation.engines.base import Outcome, Place
 from robustbench_rkhs.evaluation.engines.worker import Work, serve
 from robustbench_rkhs.evaluation.jobs import Job
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.runtime.children import WorkerKilled
+from robustbench_rkhs.runtime.children import WorkerKilled, keyboard_held
 from robustbench_rkhs.runtime.clock import OutOfTime
 from robustbench_rkhs.runtime.events import Event, emit
 from robustbench_rkhs.runtime.heartbeat import EVERY, Meter, beat, metered
@@ -164,7 +164,8 @@ class Processes:
         ours, theirs = self._context.Pipe()
         others = [*self._workers, ours] if self._context.get_start_method() == "fork" else []
         process = self._context.Process(target=serve, args=(make, theirs, os.getpid(), others), daemon=True)
-        process.start()
+        with keyboard_held():
+            process.start()
         theirs.close()
         self._workers[ours] = Worker(process, make)
         self._idle.append(ours)

@@ -1,21 +1,18 @@
 """A worker: a process that computes jobs, and ends with the process that started it."""
 
-import ctypes
-import os
 import pickle
 import select
 import signal
-import sys
-import threading
-import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 
 from robustbench_rkhs.evaluation.jobs import Job
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.children import as_worker
 from robustbench_rkhs.runtime.clock import OutOfTime
 from robustbench_rkhs.runtime.events import listening_alone
 from robustbench_rkhs.runtime.heartbeat import Meter, heartbeat, metered
@@ -27,8 +24,7 @@ NO_GRADIENTS = "workers cannot take gradients here: this process took some with 
 
 def serve(make: Callable[[], Work], pipe: Any, parent: int, others: Sequence[Any]) -> None:
     """The main loop of a worker: jobs from the pipe, results into it."""
-    end_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the keyboard interrupts the process that gives out the work
+    as_worker(parent)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for other in others:
         other.close()
@@ -38,16 +34,14 @@ def serve(make: Callable[[], Work], pipe: Any, parent: int, others: Sequence[Any
         problem = "" if _can_differentiate() else NO_GRADIENTS
     except UserError as error:
         problem = str(error)
-    pipe.send_bytes(pickle.dumps(problem))
-    while not problem:
-        try:
+    with suppress(EOFError, OSError):  # the process that gives out the work has ended
+        pipe.send_bytes(pickle.dumps(problem))
+        while not problem:
             job = pickle.loads(pipe.recv_bytes())  # from the process that started this one
-        except EOFError:
-            return
-        with listening_alone(lambda event: pipe.send_bytes(pickle.dumps(event))), metered() as meter:
-            with heartbeat(lambda meter=meter: _tell(pipe, meter)):  # type: ignore[misc]
-                answer = _answer(work, job)
-        pipe.send_bytes(answer)
+            with listening_alone(lambda event: pipe.send_bytes(pickle.dumps(event))), metered() as meter:
+                with heartbeat(lambda meter=meter: _tell(pipe, meter)):  # type: ignore[misc]
+                    answer = _answer(work, job)
+            pipe.send_bytes(answer)
 
 
 def _tell(pipe: Any, meter: Meter) -> None:
@@ -72,16 +66,3 @@ def _can_differentiate() -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def end_with(parent: int) -> None:
-    """End this process when its parent ends in any way: by the kernel on Linux, and by a check once per second."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
