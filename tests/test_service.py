@@ -147,7 +147,7 @@ def test_uploads_and_guesses_are_limited(home):
     assert [one.status_code for one in sent] == [201, 201, 201, 429] and int(sent[3].headers["retry-after"]) > 3000
     assert home.send().status_code == 201  # of another token
     codes = [home.send(token="rkhs_guess").status_code for _ in range(GUESSES + 1)]
-    assert codes == [401] * GUESSES + [429]
+    assert codes == [401] * GUESSES + [429] and home.send("another").status_code == 201
 
 
 @pytest.mark.parametrize(
@@ -341,6 +341,8 @@ def test_what_an_admin_decides(tmp_path, monkeypatch):
     assert not table.exists() and home.client.get("/api/submissions").json()["total"] == 0
     page = home.client.get("/submissions/1").text
     assert "a &lt;b&gt;copy" in page and "mine" not in page and home.state()["name"] == "hidden"
+    with pytest.raises(UserError, match="hidden: show it first"):
+        admin.rerun(1)
     admin.show(1)
     assert table.read_bytes() == b"table" and home.state()["name"] == "mine"
     admin.rerun(1)

@@ -19,9 +19,13 @@ SILENT = 600.0
 """Seconds without a refresh (one per minute) after which a lock of another machine counts as stale."""
 
 
+class InUse(UserError):
+    """Another process works in the folder."""
+
+
 @contextlib.contextmanager
 def alone(folder: Path, what: str) -> Iterator[None]:
-    """Context manager: exclusive use of the folder for the task `what`. Raises UserError naming the process that holds it.
+    """Context manager: exclusive use of the folder for the task `what`. Raises InUse naming the process that holds it.
 
     The lock is `.NAME.lock` next to the folder, with pid, machine and start time. On the same machine the kernel releases it
     when the process ends; a lock of another machine is judged by its age.
@@ -34,7 +38,7 @@ def alone(folder: Path, what: str) -> Iterator[None]:
     if isinstance(handle, dict):
         who = f"process {handle.get('pid', '?')} on {handle.get('host', '?')} since {handle.get('since', '?')}"
         line = f"{folder} is in use by {who} ({handle.get('what', what)}): wait for it, end it, or choose another folder"
-        raise UserError(line)
+        raise InUse(line)
     claim = Claim(path, handle)
     try:
         yield

@@ -32,13 +32,16 @@ class Access:
         return token_of(self.database, secret) if secret else None
 
     def checked(self, secret: str, address: str) -> Token:
-        """The token of this text. Raises HTTPException: 401 for one that is not in force, 429 after too many of them."""
+        """The token of this text. Raises HTTPException: 401 for one that is not in force, 429 after too many of them.
+
+        A token in force is never refused for the guesses of others, who may share its address (a proxy).
+        """
+        if (token := token_of(self.database, secret)) is not None:
+            return token
         since, count = self._guesses.get(address, (0.0, 0))
         fresh = time.monotonic() - since < MINUTE
         if fresh and count >= GUESSES:
             raise HTTPException(429, "too many unknown tokens from this address: wait a minute", {"Retry-After": "60"})
-        if (token := token_of(self.database, secret)) is not None:
-            return token
         self._guesses[address] = (since, count + 1) if fresh else (time.monotonic(), 1)
         self._guesses.move_to_end(address)
         while len(self._guesses) > ADDRESSES:

@@ -36,6 +36,9 @@ class Admin:
         return self._queued(number, OVER, "to be evaluated again, as a person asked")
 
     def _queued(self, number: int, statuses: tuple[Status, ...], why: str, **values: object) -> str:
+        known = lifecycle.of_number(self.database, number)
+        if known is not None and known.hidden:
+            raise UserError(f"submission {number} is hidden: show it first")
         values |= {"status": Status.QUEUED, "attempt": 0, "reason": "", "started_at": None, "ended_at": None}
         one = lifecycle.change(self.database, number, statuses, queued_at=time.time(), **values)
         if one is None:

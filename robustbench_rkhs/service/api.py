@@ -59,6 +59,7 @@ WORDS = {
     415: "No form",
     422: "Refused, with the reason",
     429: "Too many uploads in an hour",
+    507: "The server has no room",
     503: "Too many readers at once",
 }
 
@@ -76,7 +77,9 @@ def _form(kind: Kind) -> dict[str, Any]:
 def api(desk: Desk) -> APIRouter:
     """The routes of the API."""
     router = APIRouter(prefix="/api", tags=["submissions"])
-    uploads = _answers(400, 401, 403, 408, 409, 413, 415, 422, 429) | {200: {"model": State, "description": "It was sent before"}}
+    uploads = _answers(400, 401, 403, 408, 409, 413, 415, 422, 429, 507) | {
+        200: {"model": State, "description": "It was sent before"}
+    }
 
     @router.get("/queue")
     def queue() -> QueueNow:
@@ -90,10 +93,10 @@ def api(desk: Desk) -> APIRouter:
         offset: Annotated[int, Query(ge=0, le=MOST)] = 0,
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
     ) -> Listed:
-        """The latest submissions."""
+        """The latest submissions, without progress and log."""
         found, total = lifecycle.listed(desk.database, status or "", offset, limit)
         waiting = desk.queue()
-        return Listed(total=total, submissions=[state_of(desk.settings, one, waiting) for one in found])
+        return Listed(total=total, submissions=[state_of(desk.settings, one, waiting, whole=False) for one in found])
 
     @router.get("/submissions/{number}", responses=_answers(404))
     def submission(number: Number) -> State:

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+import traceback
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.files import Unwritable
 from robustbench_rkhs.service import lifecycle
 from robustbench_rkhs.service.access import Access
 from robustbench_rkhs.service.bundles import Bundle, incoming, keep
@@ -75,12 +77,17 @@ class Desk:
     async def take(self, request: Request, kind: Kind) -> tuple[State, bool]:
         """Take an upload: its submission, and whether it is new.
 
-        Raises HTTPException: 401, 403 or 429 before anything is read, 4xx for what is refused; then nothing is kept.
+        Raises HTTPException: 401, 403 or 429 before anything is read, 4xx for what is refused, 507 on a full disk. Then nothing
+        is kept.
         """
         token = await run_in_threadpool(self.access.upload, request, kind)
-        with incoming(self.settings) as folder:
-            form = await receive(request, folder, self.settings.upload, self.settings.upload_seconds)
-            return await run_in_threadpool(self._taken, _bundle(kind, folder, form), token)
+        try:
+            with incoming(self.settings) as folder:
+                form = await receive(request, folder, self.settings.upload, self.settings.upload_seconds)
+                return await run_in_threadpool(self._taken, _bundle(kind, folder, form), token)
+        except (OSError, Unwritable):
+            traceback.print_exc()
+            raise HTTPException(507, "the server has no room, or cannot write: try again later") from None
 
     def _taken(self, bundle: Bundle, token: Token) -> tuple[State, bool]:
         digest = bundle.digest()

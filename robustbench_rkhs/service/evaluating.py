@@ -18,6 +18,8 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.runtime.children import confine, end_with, messages
 from robustbench_rkhs.runtime.events import AnyEvent, Event, Message
+from robustbench_rkhs.runtime.files import Unwritable
+from robustbench_rkhs.runtime.locks import InUse
 from robustbench_rkhs.service.bundles import kept
 from robustbench_rkhs.service.lifecycle import Outcome
 from robustbench_rkhs.service.settings import Settings
@@ -79,6 +81,8 @@ def _work(job: dict[str, Any], send: Callable[..., None]) -> None:
             send(event=Message(text=line).model_dump(mode="json"))
     except (Held, Incomplete) as error:
         return send(status=Status.HELD, reason=str(error), tables=[])
+    except (InUse, Unwritable):
+        raise  # no fault of what was sent: it is tried again
     except UserError as error:
         return send(status=Status.REFUSED, reason=str(error), tables=[])
     send(status=Status.ACCEPTED, reason="", tables=sorted(_tables(settings, job) - before or _tables(settings, job)))

@@ -13,7 +13,6 @@ import uvicorn
 
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse
-from robustbench_rkhs.runtime.files import write_text
 from robustbench_rkhs.runtime.locks import alone
 from robustbench_rkhs.service.app import create_app
 from robustbench_rkhs.service.bundles import remove_leftovers
@@ -66,8 +65,11 @@ class Service:
 def keep_settings(settings: Settings) -> None:
     """Write the settings to the folder, where the admin command finds them; only the owner may read the databases' URLs."""
     path = settings.folder / "settings.json"
-    write_text(path, settings.model_dump_json(indent=1) + "\n")
-    path.chmod(0o600)
+    part = path.with_suffix(".part")
+    part.unlink(missing_ok=True)
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(settings.model_dump_json(indent=1) + "\n")
+    os.replace(part, path)
 
 
 def kept_settings(folder: Path) -> Settings:

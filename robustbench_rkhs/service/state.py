@@ -56,8 +56,8 @@ class State(BaseModel):
     """The last lines of its log."""
 
 
-def state_of(settings: Settings, one: Submission, waiting: Queue | None = None) -> State:
-    """The state of a submission; with its position if the queue is given."""
+def state_of(settings: Settings, one: Submission, waiting: Queue | None = None, whole: bool = True) -> State:
+    """The state of a submission; with its position if the queue is given, without progress and log unless `whole`."""
     place, to_go = (waiting.position(one.number), waiting.seconds_to(one.number)) if waiting else (None, None)
     status = Status(one.status)
     found = State(
@@ -77,8 +77,8 @@ def state_of(settings: Settings, one: Submission, waiting: Queue | None = None) 
         attempt=one.attempt,
         attempts=settings.attempts,
         reason=one.reason,
-        live=_live(folder_of(settings, one.number)),
-        log=tuple(log_tail(settings, one.number)),
+        live=_live(folder_of(settings, one.number)) if whole else Live(),
+        log=tuple(log_tail(settings, one.number)) if whole else (),
     )
     if one.hidden:
         blank = {"name": "hidden", "sender": "", "reason": "", "live": Live(), "log": (), "words": "hidden by a person"}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Sequence
 
@@ -55,7 +56,9 @@ class Supervisor:
             self.process = self._begun(name)
             worker = f"{name}-{self.process.pid}"
             ended = self._watched(self.process)
-            self._give_back(worker, f"{DIED} ({ended})", counted=not self._stop.is_set())
+            while not self._given_back(worker, f"{DIED} ({ended})", counted=not self._stop.is_set()):
+                if self._stop.wait(LONGEST / 10):
+                    break  # the next start gives it back
             steady = time.monotonic() - began > STEADY or ended == "killed"
             wait = 0.0 if steady else min(max(2 * wait, 1.0), LONGEST)
 
@@ -80,8 +83,17 @@ class Supervisor:
                 process.wait()
             elif time.monotonic() - healed > HEAL:
                 healed = time.monotonic()
-                self._give_back("", DIED)
+                self._given_back("", DIED)
         return "killed" if process.returncode == -signal.SIGKILL else f"code {process.returncode}"
+
+    def _given_back(self, worker: str, why: str, counted: bool = True) -> bool:
+        """As `_give_back`; False, with the traceback on stderr, where the database or the queue is away."""
+        try:
+            self._give_back(worker, why, counted)
+        except Exception:  # of any database or queue: whatever it is, workers must be watched
+            traceback.print_exc()
+            return False
+        return True
 
     def _give_back(self, worker: str, why: str, counted: bool = True) -> None:
         """Queue again what this worker held, and whatever has no sign of life; then wake as often as something waits."""

@@ -48,7 +48,7 @@ def views(desk: Desk) -> APIRouter:
     def submissions() -> HTMLResponse:
         found, total = lifecycle.listed(desk.database, limit=LIST)
         waiting = desk.queue()
-        states = [state_of(desk.settings, one, waiting) for one in found]
+        states = [state_of(desk.settings, one, waiting, whole=False) for one in found]
         return page("submissions.html", title="Submissions", states=states, total=total, queue=waiting)
 
     @router.get("/submissions/{number}")

@@ -10,6 +10,9 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse
@@ -27,6 +30,8 @@ from robustbench_rkhs.service.state import add_to_log, write_live, write_queue, 
 from robustbench_rkhs.service.submission import Submission
 from robustbench_rkhs.service.wakeups import WakeUps
 
+LINES = 1000
+"""Lines of the log that an evaluation adds at most."""
 EVERY = 1.0
 """Seconds between two states of a running evaluation."""
 
@@ -83,12 +88,14 @@ class Worker:
 
     def _teller(self, one: Submission, live: Live) -> Callable[[Event], object]:
         """A listener that keeps the log, and writes the progress about once a second."""
-        due = 0.0
+        due, lines = 0.0, 0
 
         def tell(event: Event) -> None:
-            nonlocal due
+            nonlocal due, lines
             if line := live.note(event):
-                add_to_log(self.settings, one.number, line)
+                lines += 1
+                if lines <= LINES:
+                    add_to_log(self.settings, one.number, line if lines < LINES else "more lines are left out")
             if time.monotonic() >= due:
                 due = time.monotonic() + EVERY
                 write_live(self.settings, one.number, live.public(self.settings))
@@ -99,7 +106,8 @@ class Worker:
     def _beat(self, number: int, alive: threading.Event) -> None:
         """Signs of life until the evaluation ends."""
         while not alive.wait(self.settings.lease / 4):
-            lifecycle.refresh(self.database, number, self.name, self.settings.lease)
+            with suppress(SQLAlchemyError):  # the database is away: the next sign of life may arrive
+                lifecycle.refresh(self.database, number, self.name, self.settings.lease)
 
 
 def told_of(settings: Settings, database: Database, changed: list[Submission]) -> None:

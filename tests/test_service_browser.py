@@ -1,0 +1,147 @@
+"""The service in a real browser: submit, watch it run, see the verdict; hostile text stays text, and nothing breaks the policy."""
+
+import os
+import shutil
+import socket
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+for package in ("fastapi", "uvicorn", "sqlmodel", "huey", "python_multipart", "httpx2"):
+    pytest.importorskip(package, reason=f"{package} is not installed (the extra `serve`)")
+
+import uvicorn  # noqa: E402
+from test_report import trio  # noqa: E402
+from test_service import Home  # noqa: E402
+from test_site import keep  # noqa: E402
+
+from robustbench_rkhs.runtime.events import Between, BoundsChanged, Message, PhaseStarted, Progress  # noqa: E402
+from robustbench_rkhs.service.app import create_app  # noqa: E402
+from robustbench_rkhs.service.lifecycle import Outcome  # noqa: E402
+from robustbench_rkhs.service.submission import Status  # noqa: E402
+from robustbench_rkhs.service.token import make_token  # noqa: E402
+from robustbench_rkhs.site import build_site  # noqa: E402
+
+CHROMIUM = os.environ.get("RKHS_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (RKHS_CHROMIUM names it)")
+HOSTILE = "</pre><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"><a href=javascript:x>x</a>"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    found = Home(tmp_path_factory.mktemp("served"))
+    for place, one in enumerate(trio()):
+        digits = f"{place + 1}" * 64
+        keep(found.settings.out, replace(one, about=one.about.but(key=digits, job=digits[:12])))
+    build_site(found.settings.out, found.settings.site)
+    return found
+
+
+@pytest.fixture(scope="module")
+def address(home):
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(create_app(home.desk), log_level="error", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as running:
+        found = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def visit(browser, address):
+    """A page, and what went wrong in it; requests to elsewhere count as faults."""
+    context = browser.new_context(viewport={"width": 390, "height": 844}, base_url=address)
+    page, faults = context.new_page(), []
+    page.on("console", lambda one: faults.append(one.text) if one.type in ("error", "warning") else None)
+    page.on("pageerror", lambda one: faults.append(str(one)))
+    page.on("dialog", lambda one: faults.append(f"dialog {one.message}"))
+    page.on("request", lambda one: faults.append(one.url) if not one.url.startswith((address, "data:", "blob:")) else None)
+    yield page, faults
+    context.close()
+    assert not faults
+
+
+def test_a_newcomer_submits_and_watches(home, visit, tmp_path):
+    page, faults = visit
+    page.goto("/submit")
+    page.get_by_label("Token").fill("rkhs_wrong")
+    page.get_by_role("button", name="Go on").click()
+    page.get_by_text("the token is unknown").wait_for()
+    assert "401" in faults.pop()  # the browser tells it, too
+    page.goto("/submit")
+    page.get_by_label("Token").fill(home.alice)
+    page.get_by_role("button", name="Go on").click()
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    page.get_by_label("Name of the model").fill("mine")
+    page.get_by_label("Its files").set_input_files(tmp_path / "model.safetensors")
+    page.get_by_role("button", name="Send the checkpoint").click()
+    page.get_by_text("queued", exact=True).wait_for()
+    assert page.url.endswith("/submissions/1") and page.locator("#position").inner_text() == "1"
+    seen = threading.Event()
+
+    def evaluate(settings, one, tell):
+        tell(Progress(phase="attacks", method="pgd", done=3, total=8, seconds=1.0))
+        tell(BoundsChanged(images=8, bounds=(Between(eps=0.5, low=0.25, high=0.75),)))
+        seen.wait(30)
+        return Outcome(Status.REFUSED, "images are untested")
+
+    working = threading.Thread(target=home.work, args=(evaluate,))
+    working.start()
+    try:
+        page.get_by_text("being evaluated").wait_for()
+        page.get_by_text("attacks: pgd, 3 of 8 images").wait_for()
+    finally:
+        seen.set()
+        working.join()
+    page.get_by_text("refused", exact=True).wait_for()
+    page.get_by_text("images are untested").first.wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+
+
+def test_hostile_text_stays_text(home, visit):
+    page, _ = visit
+    token = make_token(home.desk.database, "<b onclick=x>eve</b>", ["checkpoint"], 50)
+    number = home.send("hostile", token=token).json()["id"]
+    page.goto(f"/submissions/{number}")
+
+    def evaluate(settings, one, tell):
+        tell(PhaseStarted(phase=HOSTILE))
+        tell(Progress(phase=HOSTILE, method=HOSTILE, done=1, total=2, seconds=1.0, detail=HOSTILE))
+        tell(Message(text=HOSTILE))
+        return Outcome(Status.HELD, HOSTILE)
+
+    while home.work(evaluate):
+        pass
+    page.get_by_text("evaluated, and held for a person").wait_for()
+    for path in (f"/submissions/{number}", "/submissions"):
+        for _ in range(2):  # as the script wrote it, and as the server does
+            assert "owned" not in page.title() and not page.locator("main :is(script, img, b, a[href^=javascript])").count()
+            page.goto(path)
+    assert "<b onclick=x>eve</b>" in page.inner_text("main")
+
+
+def test_the_static_site_works_under_the_policy(visit):
+    page, _ = visit
+    page.goto("/compare.html#m=robust_vgg,plain,sandwich_cnn&eps=0.5")
+    page.wait_for_selector("#front svg")
+    page.get_by_role("link", name="Submissions").click()
+    page.wait_for_url("**/submissions")
+    page.goto("/boards/digits-l2-eps0.5.html")
+    page.get_by_label("Search:").fill("sandwich")
+    page.get_by_text("Columns").click()
+    page.goto("/models/plain.html")
+    page.wait_for_selector(".chart svg")
