@@ -18,6 +18,7 @@ from robustbench_rkhs.audit.claims import Claim
 from robustbench_rkhs.audit.mistakes import MISTAKES
 from robustbench_rkhs.audit.scene import Scene
 from robustbench_rkhs.data import Split
+from robustbench_rkhs.evaluation.engine_choice import AnyEngine
 from robustbench_rkhs.evaluation.predictions import counting
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.run import evaluate
@@ -50,6 +51,7 @@ def audit(
     folder: str | Path | None = None,
     device: str = "cpu",
     command: str = "",
+    engine: AnyEngine | None = None,
     on_event: OnEvent | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
@@ -61,7 +63,7 @@ def audit(
     nearest known adversarial images.
     Verdicts, within 95% limits: `upheld`: the measured value reaches the claim; `refuted`: the claim exceeds the share that
     attacks did not break; `not proved`: between the two. The model is restored
-    afterwards. `on_event` is called with every event. Raises UserError for bad input.
+    afterwards. `engine`: what computes the evaluation. `on_event` is called with every event. Raises UserError for bad input.
     """
     if not claims:
         raise UserError("expected at least one claim, found none")
@@ -69,7 +71,7 @@ def audit(
     recipe = recipe or parse(EvalRecipe, {"attacks": ({"name": "pgd"},), "eps": eps, **settings}, "audit", TYPED)
     recipe = recipe.model_copy(update={"eps": eps})
     with listening(on_event):
-        return _audited(model, test, claims, recipe, name, folder, device, command)
+        return _audited(model, test, claims, recipe, name, folder, device, command, engine)
 
 
 def _audited(
@@ -81,9 +83,10 @@ def _audited(
     folder: str | Path | None,
     device: str,
     command: str,
+    engine: AnyEngine | None,
 ) -> dict[str, Any]:
     """The audit by a recipe that is complete."""
-    done = evaluate(model, test, recipe, name=name, folder=folder, device=device, command=command)
+    done = evaluate(model, test, recipe, name=name, folder=folder, device=device, command=command, engine=engine)
     if done.about.incomplete_because == "interrupted":
         raise KeyboardInterrupt
     norm, seed, box = recipe.norm, recipe.seed, done.about.box

@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from robustbench_rkhs.cli.command import AllowCode, AsJson, Names, Weights, command, failure, typed_command, usable_device
+from robustbench_rkhs.cli.command import AllowCode, AsJson, Names, Weights, command, failure, typed_command
 from robustbench_rkhs.cli.display import Quiet, shown
 from robustbench_rkhs.cli.endings import code_of
+from robustbench_rkhs.cli.engines import chosen_engine, leading, submitted
 from robustbench_rkhs.cli.screen import console_of_width, ending
-from robustbench_rkhs.cli.values import Device, Folder
+from robustbench_rkhs.cli.values import Device, EngineName, Folder
+from robustbench_rkhs.evaluation.engine_choice import Submitit, engine_from
 
 
 def _audit(
@@ -22,6 +24,7 @@ def _audit(
     out: Folder = Path("reports"),
     as_json: AsJson = False,
     quiet: Quiet = False,
+    engine: EngineName = "here",
 ) -> int:
     """Compare claimed accuracies with certificates and attacks, and name the known mistakes that would explain a gap.
 
@@ -40,7 +43,11 @@ def _audit(
         device: auto, cpu, cuda, cuda:1 ...
         out: Folder for local/audits/MODEL-DIGEST.*.
         as_json: Print one JSON object on stdout, the tables on stderr.
+        engine: What computes: here; torchrun or srun, in each process that these start; submitit:tasks=8,partition=NAME, a Slurm
+            job array; ray:gpus=1, a cluster.
     """
+    if isinstance(array := engine_from(engine), Submitit):
+        return submitted(array)
     from robustbench_rkhs.audit import Claim
     from robustbench_rkhs.audit import audit as run
     from robustbench_rkhs.cli.settings import eval_recipe
@@ -54,9 +61,8 @@ def _audit(
     if "effort" not in typed:
         defaults["attacks"] = ["pgd"]
     recipe = eval_recipe(typed, "rkhs-audit", TYPED, **defaults)
-    screen = console_of_width(140, stderr=as_json)
-    where = usable_device(device)
-    with shown(screen, quiet):
+    choice, where = chosen_engine(engine, device)
+    with leading(choice) as leads, shown(screen := console_of_width(140, stderr=as_json), quiet or not leads):
         subject = load_model(model, weights, data, allow_code)
         found = run(
             subject.model,
@@ -67,15 +73,19 @@ def _audit(
             folder=Places(out).local / "audits" / "verdicts",
             device=where,
             command=typed_command(),
+            engine=choice,
         )
+    refuted = any(row["verdict"] == "refuted" for row in found["claims"])
+    code = code_of(bool(found["breaches"] or refuted or found["protocol_failed"]), [found["about"]["incomplete_because"]])
+    if not leads:
+        return code
     for table in console_audit(found):
         screen.print(table)
     for line in found["failed"]:
         failure(line)
     written = write_audit(found, Places(out).stem("audits", subject.name, found["about"]))
     ending(screen, "audit", found, written, as_json)
-    refuted = any(row["verdict"] == "refuted" for row in found["claims"])
-    return code_of(bool(found["breaches"] or refuted or found["protocol_failed"]), [found["about"]["incomplete_because"]])
+    return code
 
 
 main = command(_audit, recipe={"eps": None, "attacks": "pgd"})

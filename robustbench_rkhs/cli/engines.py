@@ -41,7 +41,7 @@ def submitted(choice: Submitit) -> int:
     """Run this command as a job array, and print what its first rank printed. Returns the array's exit code."""
     from robustbench_rkhs.evaluation.engines.submitit import JobArray
 
-    words = [word for word in sys.argv[1:]]
+    words = list(sys.argv[1:])
     place = next(at for at, word in enumerate(words) if word.partition("=")[0] == "--engine")
     words[place : place + (1 if "=" in words[place] else 2)] = ["--engine", "srun"]
     array = JobArray(choice, [sys.executable, sys.argv[0], *words], Path.cwd())

@@ -52,7 +52,7 @@ class JobArray:
         try:
             logs.mkdir(parents=True, exist_ok=True)
             executor = submitit.AutoExecutor(folder=logs / "%j", cluster=choice.cluster, slurm_max_num_timeout=RESTARTS)
-            executor.update_parameters(name="rkhs-eval", timeout_min=choice.minutes, cpus_per_task=choice.cpus)
+            executor.update_parameters(name=Path(words[1]).name, timeout_min=choice.minutes, cpus_per_task=choice.cpus)
             executor.update_parameters(gpus_per_node=choice.gpus, mem_gb=choice.memory, tasks_per_node=1)
             if executor.cluster == "slurm":
                 executor.update_parameters(slurm_array_parallelism=choice.tasks, slurm_partition=choice.partition)
