@@ -11,11 +11,15 @@ import torchvision.transforms.functional as TF
 from torch import Tensor, nn
 
 from robustbench_rkhs import UserError, certify
-from robustbench_rkhs.bounds import upper
+from robustbench_rkhs.bounds import opened, upper
 from robustbench_rkhs.bounds.graph import chained
+from robustbench_rkhs.certificates import CrownCertificate, IBPCertificate
+from robustbench_rkhs.layers.standardised import Standardised
 from robustbench_rkhs.lipschitz.activations import slopes
 from robustbench_rkhs.relaxations.curves import CURVES, interval_of_curve, lines_of_curve
-from robustbench_rkhs.relaxations.region import between
+from robustbench_rkhs.relaxations.interval import through
+from robustbench_rkhs.relaxations.region import Region, between
+from robustbench_rkhs.relaxations.standardised import lines
 
 SHAPE = (2, 4, 4)
 X = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0))
@@ -244,7 +248,8 @@ REFUSED: dict[str, tuple[Operation, str]] = {
     "softmax": (lambda net, x: x.softmax(1), "no rule for a softmax"),
     "attention": (lambda net, x: F.scaled_dot_product_attention(x, x, x), "attention multiplies values"),
     "a product": (lambda net, x: x * x, "two values that both depend on the image"),
-    "layer norm": (lambda net, x: F.layer_norm(x, (4,)), "divides by the image's standard deviation"),
+    "response norm": (lambda net, x: F.local_response_norm(x, 2), "no bound is proved here"),
+    "instance norm": (lambda net, x: F.instance_norm(x), "nn.InstanceNorm2d has one"),
     "written through a view": (lambda net, x: (x[:, :1].mul_(2), x)[1] + 0, "overwrites"),
     "antialias": (lambda net, x: F.interpolate(x, size=2, mode="bilinear", antialias=True), "no rule for antialias"),
 }
@@ -313,3 +318,63 @@ def test_linear_layers_of_torch_have_the_norm_of_their_matrix(name: str) -> None
             continue
         radii = certify(net, x, y, certificates=(certificate,))
         assert (radii <= exact * (1 + 1e-4)).all() and (radii >= exact * (0.999 / loose if certificate == "margin" else 0.98)).all()
+
+
+NORMS = {
+    "LayerNorm": (nn.LayerNorm(4), (2, 3, 4), nn.Identity()),
+    "LayerNorm of vectors": (nn.LayerNorm(5, eps=1e-2), (5,), nn.Identity()),
+    "LayerNorm of images": (nn.LayerNorm((2, 3, 3)), (2, 3, 3), nn.Conv2d(2, 2, 3, padding=1)),
+    "GroupNorm": (nn.GroupNorm(2, 4, eps=1e-3), (4, 2, 3), nn.Conv2d(4, 4, 1)),
+    "InstanceNorm": (nn.InstanceNorm2d(2), (2, 3, 3), nn.Conv2d(2, 2, 3, padding=1)),
+    "affine InstanceNorm of sequences": (nn.InstanceNorm1d(2, affine=True), (2, 4), nn.Conv1d(2, 2, 3, padding=1)),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_layers_that_divide_by_the_standard_deviation_are_bounded(name: str) -> None:
+    """The Lipschitz bound is attained where all values agree, and no Jacobian is above it; intervals and lines hold at every
+    sampled image, and what is certified has its label there."""
+    torch.manual_seed(0)
+    norm, shape, before = NORMS[name]
+    for one in [norm.weight, norm.bias] if norm.weight is not None else []:
+        nn.init.normal_(one)
+    size = math.prod(shape)
+    net = nn.Sequential(before, norm, nn.Flatten(), nn.Linear(size, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    alone = nn.Sequential(norm).double().eval()
+    steepest = 1.0 if norm.weight is None else norm.weight.abs().max().item()
+    bound = upper(opened(alone, shape), shape).value
+    assert bound == pytest.approx(steepest / math.sqrt(norm.eps), rel=1e-6)
+    flat = torch.autograd.functional.jacobian(lambda z: alone(z[None])[0], torch.ones(shape, dtype=torch.float64))
+    assert 0.7 * bound <= torch.linalg.matrix_norm(flat.reshape(size, size), 2).item() <= bound
+    for scale in (1e-3, 1.0):
+        x = scale * torch.randn(shape, dtype=torch.float64)
+        slope = torch.autograd.functional.jacobian(lambda z: alone(z[None])[0], x)
+        assert torch.linalg.matrix_norm(slope.reshape(size, size), 2).item() <= bound
+    norm.float()
+    x = torch.rand(2, *shape)
+    y = net(x).argmax(1)
+    for method, norm_ in ((CrownCertificate, "l2"), (CrownCertificate, "linf"), (IBPCertificate, "linf")):
+        radius = method(norm=norm_)(net, x, y, torch.arange(2), (1e-4,)).radius
+        assert (radius > 0).all()
+        ways = torch.randn(2000, *shape)
+        length = ways.flatten(1).norm(dim=1) if norm_ == "l2" else ways.flatten(1).abs().amax(1)
+        ways = ways / length.view(-1, *[1] * len(shape)) if norm_ == "l2" else ways.sign()
+        for image, label, most in zip(x, y, radius.tolist(), strict=True):
+            assert (net.double()(image.double() + most * ways.double()).argmax(1) == label).all()
+        net.float()
+
+
+def test_lines_of_a_standardised_layer_hold_at_sampled_values() -> None:
+    torch.manual_seed(0)
+    module, center = Standardised(2, 1e-3), torch.randn(4, 6, dtype=torch.float64)
+    for radius in (1e-6, 0.1, 3.0):
+        region = Region(center, torch.full_like(center, radius))
+        found, after = lines(module, region), through(module, region)
+        z = center + radius * (2 * torch.rand(3000, 4, 6, dtype=torch.float64) - 1)
+        values = module(z.flatten(0, 1)).view_as(z)
+        parts = z.view(-1, 4, 2, 3)
+        centred = (parts - parts.mean(3, keepdim=True)).view_as(z)
+        assert found.depth is not None
+        assert (found.under[:, 0] * centred + found.depth <= values + 1e-12).all()
+        assert (values <= found.over * centred + found.height + 1e-12).all()
+        assert (after.lower - 1e-12 <= values).all() and (values <= after.upper + 1e-12).all()

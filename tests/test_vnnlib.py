@@ -61,6 +61,45 @@ def test_a_property_asks_for_another_class_in_the_ball_rounded_outwards() -> Non
     assert "(>= X_0 -0.1" in free and free.count("declare-const Y") == 2
 
 
+def _read(text: str):
+    """The nested lists of an s-expression."""
+    stack: list = [[]]
+    for token in re.findall(r"[()]|[^\s()]+", re.sub(r";.*", "", text)):
+        if token == "(":
+            stack.append([])
+        elif token == ")":
+            done = stack.pop()
+            stack[-1].append(done)
+        else:
+            stack[-1].append(token)
+    assert len(stack) == 1
+    return stack[0]
+
+
+def _holds(expression, values: dict[str, float]) -> bool:
+    head, *rest = expression
+    if head in ("and", "or"):
+        return (all if head == "and" else any)(_holds(one, values) for one in rest)
+    left, right = (values[one] if one in values else float(one) for one in rest)
+    return left >= right if head == ">=" else left <= right
+
+
+@pytest.mark.parametrize("unit", [True, False])
+def test_a_property_read_back_holds_at_adversarial_images_and_nowhere_else(unit: bool) -> None:
+    """Our own reader of the format: declarations first, and assertions that say what the ball and the classes say."""
+    rng = np.random.default_rng(0)
+    x, eps, label = rng.uniform(size=(1, 2, 3)), 0.1, 2
+    statements = _read(property_of(x, label, 4, eps, unit))
+    declared = [one[1] for one in statements if one[0] == "declare-const"]
+    asserted = [one[1] for one in statements if one[0] == "assert"]
+    assert declared == [f"X_{i}" for i in range(6)] + [f"Y_{j}" for j in range(4)] and len(declared + asserted) == len(statements)
+    for _ in range(300):
+        image, logits = x.flatten() + rng.uniform(-0.13, 0.13, size=6) * rng.choice([0.5, 1.0]), rng.normal(size=4)
+        values = {f"X_{i}": one for i, one in enumerate(image)} | {f"Y_{j}": one for j, one in enumerate(logits)}
+        inside = bool((np.abs(image - x.flatten()) <= eps).all() and (not unit or ((image >= 0) & (image <= 1)).all()))
+        assert all(_holds(one, values) for one in asserted) == (inside and logits.argmax() != label)
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory):
     pytest.importorskip("onnx", reason="the extra [onnx] is not installed")
@@ -143,5 +182,5 @@ def test_l2_is_no_box() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
     x = torch.rand(2, 1, 2, 2)
     done = evaluate(net, (x, net(x).argmax(1)), eps=0.1, **(FAST | {"norm": "l2", "certificates": ("margin",)}))
-    with pytest.raises(UserError, match="takes --norm linf, found l2"):
+    with pytest.raises(UserError, match="no squares of pixels, so it takes --norm linf, found l2"):
         write_vnnlib(net, enter(net, (x, net(x).argmax(1))).split, done, Path("nowhere"))

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from robustbench_rkhs.bounds.folding import FoldedLinear
 from robustbench_rkhs.bounds.graph import chained
+from robustbench_rkhs.bounds.normalising import to_be_traced
 from robustbench_rkhs.bounds.operations import UNCOMPUTED
 from robustbench_rkhs.bounds.sketch import sketch
 from robustbench_rkhs.layers import Concatenate
 from robustbench_rkhs.lipschitz.activations import elementwise, slopes
 from robustbench_rkhs.lipschitz.bounds import SLACK, TINY, UNIT, Bound, Uncertifiable, affine, product, rule, spectral, upwards
 from robustbench_rkhs.lipschitz.euclidean import length, lengths
-from robustbench_rkhs.lipschitz.guard import branches, foreign, leaves, named, parts
+from robustbench_rkhs.lipschitz.guard import branches, leaves, named
 from robustbench_rkhs.lipschitz.rounding import relative_rounding
 from robustbench_rkhs.runtime.clock import ask
 
@@ -312,7 +313,7 @@ def opened(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
         for _ in leaves(model):
             pass
     except Uncertifiable as refused:
-        if not any(foreign(module) for _, module in parts(model)):
+        if not to_be_traced(model):
             raise Uncertifiable(sketch(model, shape).refusal or str(refused)) from None
         return chained(model, shape)
     return model

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustbench_rkhs.bounds.constants import numbers, per_channel, scaled, shifted
+from robustbench_rkhs.bounds.normalising import NORMALISING, group_norm, layer_norm, standardised
 from robustbench_rkhs.bounds.rearranging import reduced
 from robustbench_rkhs.bounds.tracing import is_torchvision_normalize
 from robustbench_rkhs.layers.traced_maps import Pick
@@ -19,9 +20,14 @@ from robustbench_rkhs.lipschitz.guard import leaves
 
 UNCOMPUTED = (nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d)
 """Layers that (in eval mode) do no arithmetic."""
-SELF_NORMALISING = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LocalResponseNorm)
-"""Layers that divide by the standard deviation of the image: no Lipschitz constant where that is near zero."""
-OWN_SPREAD = "it divides by the image's standard deviation, so it has no Lipschitz bound"
+ATTENTION = "attention multiplies values that all depend on the image: it has no Lipschitz bound"
+SOFTMAX = "no rule for a softmax; at the end of a model, leave it out: the largest class is the same"
+UNRULED: dict[type[nn.Module], str] = {
+    nn.LocalResponseNorm: "it divides by the sizes of the image's values: no bound is proved here",
+    nn.MultiheadAttention: ATTENTION,
+    nn.Softmax: SOFTMAX,
+}
+"""Layers that are known and have no rule, and why."""
 
 
 def _dropout(x: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> nn.Module:
@@ -254,6 +260,8 @@ ON_SHAPES: dict[Any, Callable[..., list[nn.Module]]] = {
     **dict.fromkeys((torch.amax, "amax"), largest),
     **dict.fromkeys((torch.clamp, torch.clip, "clamp", "clip", "clamp_", "clip_"), clamp),
     **dict.fromkeys((torch.clamp_min, "clamp_min", "clamp_min_"), lambda before, x, min: clamp(before, x, min)),
+    functional.layer_norm: layer_norm,
+    functional.group_norm: group_norm,
     **dict.fromkeys((torch.clamp_max, "clamp_max", "clamp_max_"), lambda before, x, max: clamp(before, x, None, max)),
 }
 """Operations whose layers depend on the shape that they are given: functions of it and of the arguments."""
@@ -263,13 +271,10 @@ SUBTRACT = frozenset({operator.sub, operator.isub, torch.sub, torch.subtract, "s
 MULTIPLY = frozenset({operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply"})
 DIVIDE = frozenset({operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide, "div", "div_", "divide"})
 REASONS: dict[Any, str] = {
-    **dict.fromkeys((functional.layer_norm, torch.layer_norm, functional.group_norm, torch.group_norm), OWN_SPREAD),
-    **dict.fromkeys((functional.instance_norm, torch.instance_norm, functional.local_response_norm), OWN_SPREAD),
-    **dict.fromkeys(
-        (functional.softmax, torch.softmax, "softmax"),
-        "no rule for a softmax; at the end of a model, leave it out: the largest class is the same",
-    ),
-    functional.scaled_dot_product_attention: "attention multiplies values that all depend on the image: it has no Lipschitz bound",
+    functional.local_response_norm: UNRULED[nn.LocalResponseNorm],
+    **dict.fromkeys((functional.instance_norm, torch.instance_norm), "no rule for it as a function; nn.InstanceNorm2d has one"),
+    **dict.fromkeys((functional.softmax, torch.softmax, "softmax"), SOFTMAX),
+    functional.scaled_dot_product_attention: ATTENTION,
 }
 """Operations that are known and have no rule, and why."""
 MAXIMA: frozenset[Any] = frozenset({torch.maximum, torch.max, "maximum", "max"})
@@ -317,8 +322,10 @@ def in_tuples(value: Any) -> Any:
 
 def module_layers(path: str, module: nn.Module, before: tuple[int, ...]) -> list[nn.Module]:
     """A leaf of the graph as layers with rules, checked as in `guard.leaves`, with in-place work switched off."""
-    if isinstance(module, SELF_NORMALISING):
-        raise Uncertifiable(OWN_SPREAD)
+    if why := next((reason for kind, reason in UNRULED.items() if isinstance(module, kind)), ""):
+        raise Uncertifiable(why)
+    if type(module) in NORMALISING:
+        return standardised(module, before)
     if is_torchvision_normalize(module):
         return normalized(before, None, module.mean, module.std, bool(module.inplace))
     if type(module) is nn.AdaptiveAvgPool2d:

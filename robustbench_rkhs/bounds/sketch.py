@@ -11,6 +11,7 @@ from robustbench_rkhs.bounds import operations as known
 from robustbench_rkhs.bounds import rearranging as moving
 from robustbench_rkhs.bounds.casts import precision_of, without_casts
 from robustbench_rkhs.bounds.coarse import coarse_weights
+from robustbench_rkhs.bounds.normalising import NORMALISING, groups_of, to_be_traced
 from robustbench_rkhs.bounds.tracing import Holder, Recorder, Values, check, in_autocast, is_torchvision_normalize, place, user_path
 from robustbench_rkhs.lipschitz import guard
 from robustbench_rkhs.lipschitz.bounds import Uncertifiable
@@ -65,7 +66,7 @@ def sketch(model: nn.Module, shape: tuple[int, ...]) -> Sketch:
             pass
         lacks: list[Lack] = []
     except Uncertifiable:
-        if not any(guard.foreign(module) for _, module in guard.parts(model)):
+        if not to_be_traced(model):
             return Sketch(in_one_line([_lack(path, module, why) for path, module, why in guard.unruled(model)]))
         lacks = [Lack("", "", "")]  # to be seen in the graph
     try:
@@ -180,10 +181,12 @@ class _Graph:
         return "" if node.target in listed else "no rule for this operation"
 
     def _module_lacks(self, module: nn.Module, node: fx.Node, before: tuple[int, ...]) -> str:
+        if why := next((reason for kind, reason in known.UNRULED.items() if isinstance(module, kind)), ""):
+            return why
         if len(node.args) > 1 or node.kwargs:
             return "no rule for a layer with several arguments" if guard.known(module) else "no rule for this type of layer"
-        if isinstance(module, known.SELF_NORMALISING):
-            return known.OWN_SPREAD
+        if type(module) in NORMALISING:
+            return _said(groups_of, module, before)
         if is_torchvision_normalize(module):
             return ""
         if type(module) is nn.AdaptiveAvgPool2d:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from robustbench_rkhs.layers import GroupSort, MaxMin
+from robustbench_rkhs.layers.standardised import Standardised
 from robustbench_rkhs.lipschitz.euclidean import lengths
 from robustbench_rkhs.relaxations.curves import CURVES
 from robustbench_rkhs.relaxations.expansion import Exchange
@@ -22,7 +23,7 @@ from robustbench_rkhs.runtime.clock import OutOfTime, ask
 NUMBERS = 2**22
 """Largest tensor of slopes, in numbers: 32 MiB in float64; a pass holds a few of them."""
 KINKS = (nn.ReLU, nn.LeakyReLU)
-BENDS: tuple[type[nn.Module], ...] = (nn.Tanh, nn.Sigmoid, nn.ELU, *CURVES, nn.MaxPool2d, MaxMin, GroupSort, Exchange)
+BENDS: tuple[type[nn.Module], ...] = (nn.Tanh, nn.Sigmoid, nn.ELU, *CURVES, nn.MaxPool2d, MaxMin, GroupSort, Exchange, Standardised)
 
 
 Tighten = Callable[[nn.Module, list[Step], Region], Region]

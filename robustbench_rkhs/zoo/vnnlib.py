@@ -35,11 +35,14 @@ def write_vnnlib(model: Any, split: Split, done: Evaluation, folder: Path) -> Pa
     `instances.csv` as the verification competition has it; `images.csv` says which image each file is about.
 
     A property asks for an image in the linf ball (in [0, 1] where the evaluation's box is) with another class's logit at least the
-    label's: `unsat` proves the image. Its bounds are rounded outwards. Raises UserError for l2, which VNN-LIB can't express.
+    label's: `unsat` proves the image. Its bounds are rounded outwards. Raises UserError for l2: the
+    format's arithmetic is linear, and a verdict on a box around the ball would be about other images.
     """
     about = done.about
     if about.norm != "linf":
-        raise UserError(f"--vnnlib: VNN-LIB describes boxes, so it takes --norm linf, found {about.norm}")
+        raise UserError(
+            f"--vnnlib: VNN-LIB is linear: it describes boxes and no squares of pixels, so it takes --norm linf, found {about.norm}"
+        )
     rows = []
     folder.mkdir(parents=True, exist_ok=True)
     plain_export(model, split.shape, folder / f"{about.model}.onnx")
