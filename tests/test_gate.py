@@ -173,8 +173,23 @@ def test_equal_keys_with_other_logits_are_not_taken_for_one(home):
     other = about.but(logits=tuple(tuple(value * 1.001 for value in row) for row in about.logits))
     nearly = about.but(logits=tuple(tuple(value * 1.00001 for value in row) for row in about.logits))
     assert len(about.logits) == 8 and not verdicts.same_function(about, other) and verdicts.same_function(about, nearly)
-    assert not verdicts.same_function(about, about.but(key="")) and verdicts.same_function(about, about.but(logits=()))
+    assert not verdicts.same_function(about, about.but(key=""))
     assert verdicts.functions([verdicts.Record(one.table, a) for a in (about, other, nearly)]) == [0, 1, 0]
+
+
+def test_a_table_without_logits_that_carries_another_functions_key_is_a_function_of_its_own(home):
+    (one,) = verdicts.read_all(home / "out/verdicts")
+    bare = one.about.but(logits=())
+    assert not verdicts.same_function(one.about, bare) and verdicts.same_function(bare, bare.but(date="2020-01-01"))
+    assert not verdicts.same_function(bare, bare.but(model="other")) and not verdicts.same_function(bare, bare.but(weights="w"))
+    rows = one.table[one.table["kind"] == "attack"]  # it "breaks" every image at a tiny distance
+    broken = rows.assign(model="forged", radius=1e-6, distance_l2=1e-6, distance_linf=1e-6, state_reason="")
+    said = one.table[one.table["kind"] == "certificate"].assign(model="forged")
+    forged = verdicts.Evaluation(pd.concat([said, broken], ignore_index=True), bare.but(model="forged"))
+    assert len(verdicts.pooled(one, [forged]).table) == len(one.table)
+    entries = {entry.brief.about.model: entry for entry in gate_rows([one, forged])}
+    assert entries["first"].public == gate_rows([one])[0].public
+    assert "unverified: it has the key of first, and no logits that show it" in entries["forged"].marks
 
 
 @pytest.mark.parametrize("name", ["First", "f1rst", "fіrst", "ｆirst", "fir\u200bst", "FIRST"])

@@ -1,7 +1,7 @@
 """The entries of the leaderboard, ranked: one per model function, whatever the names it was evaluated under."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from robustbench_rkhs.verdicts import NO_FUNCTION, Brief, BriefCache, Evaluation, functions, marks, stale
@@ -68,9 +68,19 @@ def board(evaluations: Sequence[Evaluation | Brief], cache: BriefCache | None = 
     whole: dict[Section, list[Entry]] = {}
     for section, groups in sorted(sections.items()):
         entries = [_entry(members, section[4], kin[number], unsound.get(number, 0)) for number, members in groups.items()]
+        entries = [replace(one, marks="; ".join(filter(None, [one.marks, unverified(one, briefs)]))) for one in entries]
         again = {_named(entry) for entry in entries if entry.brief.sealed}
         whole[section] = _order([entry for entry in entries if entry.brief.sealed or _named(entry) not in again])
     return whole
+
+
+def unverified(entry: Entry, briefs: Sequence[Brief]) -> str:
+    """The mark of a table with the key of another one's function, and no logits that show that it is of that function."""
+    about = entry.brief.about
+    if not about.key or about.logits:
+        return ""
+    others = sorted({one.about.model for one in briefs if one.about.key == about.key and one.about.logits})
+    return f"unverified: it has the key of {', '.join(others)}, and no logits that show it" if others else ""
 
 
 def _named(entry: Entry) -> tuple[str, str]:

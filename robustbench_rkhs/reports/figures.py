@@ -11,6 +11,7 @@ import matplotlib as mpl
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 
 from robustbench_rkhs.nodes.node import UserError
@@ -71,8 +72,9 @@ def save(drawn: Figure, stem: str | Path) -> list[Path]:
     for text in drawn.findobj(Text):
         whole = for_terminal(text.get_text())
         text.set_text(whole if text.get_gid() == SMALL_PRINT else whole[:LONGEST])
-    drawn.draw_without_rendering()
-    drawn.set_layout_engine("none")  # laid out once, not for each format
+    if isinstance(drawn.get_layout_engine(), ConstrainedLayoutEngine):
+        drawn.draw_without_rendering()
+        drawn.set_layout_engine("none")  # laid out once, not for each format
     for kind, metadata in UNDATED.items():
         path = Path(f"{stem}.{kind}")
 

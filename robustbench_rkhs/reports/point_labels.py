@@ -1,14 +1,18 @@
 """Labels beside points, placed so that they overlap neither one another nor the points."""
 
+import math
 from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.transforms import BboxBase
+from matplotlib.transforms import Affine2D, BboxBase, ScaledTranslation
 
+SHRINK = 3.0
+"""Points between a marker's centre and the line to its label."""
 GAP = 7.5
 """Points between a marker's centre and its label."""
 REACHES = (1.0, 1.8, 3.0, 4.5, 6.5, 9.0)
@@ -35,6 +39,7 @@ def label_points(
     drawn = axes.get_figure(root=True)
     assert drawn is not None
     drawn.draw_without_rendering()
+    drawn.set_layout_engine("none")  # final: labels move no axes
     renderer: Any = FigureCanvasAgg(drawn).get_renderer()  # type: ignore[no-untyped-call]
     inside = _corners(axes.get_window_extent())
     scale = drawn.dpi / 72
@@ -58,10 +63,21 @@ def label_points(
                 break
         _, _, across, along, (right, up), reach, box = min(places)
         taken.append(box)
-        line = {"arrowstyle": "-", "color": colour, "lw": 0.6, "shrinkA": 0, "shrinkB": 3} if reach > 2 else None
-        look: dict[str, Any] = {"ha": ALIGNED[right][0], "va": ALIGNED[up][1], "color": colour, "fontsize": 9.5, "arrowprops": line}
+        if reach > 2:
+            _lead(axes, (x, y), (across, along), colour)
+        look: dict[str, Any] = {"ha": ALIGNED[right][0], "va": ALIGNED[up][1], "color": colour, "fontsize": 9.5}
         halo = [withStroke(linewidth=2.5, foreground="white")]
         axes.annotate(text, (x, y), (across, along), textcoords="offset points", zorder=6, path_effects=halo, **look)
+
+
+def _lead(axes: Axes, point: tuple[float, float], step: tuple[float, float], colour: str) -> None:
+    """A thin line from beside a point to its label, `step` points away. (Clipped arrows of matplotlib take half the drawing.)"""
+    drawn = axes.get_figure(root=True)
+    assert drawn is not None
+    start = SHRINK / math.hypot(*step)
+    moved = Affine2D().scale(1 / 72) + drawn.dpi_scale_trans + ScaledTranslation(*point, axes.transData)
+    ends = [start * step[0], step[0]], [start * step[1], step[1]]
+    axes.add_line(Line2D(*ends, color=colour, lw=0.6, transform=moved, zorder=5.5))
 
 
 def _corners(box: BboxBase) -> Box:

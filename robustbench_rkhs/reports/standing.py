@@ -33,7 +33,7 @@ class Standing:
         sound = [entry for entry in entries if entry.status == "ranked"]
         apart = {id(one): why for one, why in comparable([entry.brief for entry in sound], eps, fewest=1).apart}
         alike = [entry for entry in sound if id(entry.brief) not in apart]
-        apart |= {id(entry.brief): why for entry in alike if (why := _ran_less(entry, alike, eps))}
+        apart |= _ran_less(alike, eps)
         ranked = [entry for entry in sound if id(entry.brief) not in apart]
         beside = [(entry, apart[id(entry.brief)]) for entry in sound if id(entry.brief) in apart]
         adjusted, shared = _paired(ranked, eps)
@@ -49,14 +49,18 @@ class Standing:
         return " ".join([*words[:at], entry.brief.about.model, *words[end:]])
 
 
-def _ran_less(entry: Entry, others: Sequence[Entry], eps: float) -> str:
-    """The diagnosis or audit that others of the same images and attacks went through and this one did not; empty where none."""
-    if UNDIAGNOSED in entry.doubts and any(diagnosed(one.brief) for one in others):
-        return "no diagnosis was run, those ranked were diagnosed"
-    unaudited = {id(one): int(one.row["count_certified"] - one.row["count_audited"]) if eps > 0 else 0 for one in others}
-    if (left := unaudited[id(entry)]) and any(one.row["count_certified"] and not unaudited[id(one)] for one in others):
-        return f"{left} certified images were not audited, those of the ranked were"
-    return ""
+def _ran_less(entries: Sequence[Entry], eps: float) -> dict[int, str]:
+    """By the id of its brief: the diagnosis or audit that an entry lacks and others of the same images and attacks went through."""
+    some = any(diagnosed(one.brief) for one in entries)
+    unaudited = [int(one.row["count_certified"] - one.row["count_audited"]) if eps > 0 else 0 for one in entries]
+    audited = any(one.row["count_certified"] and not left for one, left in zip(entries, unaudited, strict=True))
+    found: dict[int, str] = {}
+    for one, left in zip(entries, unaudited, strict=True):
+        if UNDIAGNOSED in one.doubts and some:
+            found[id(one.brief)] = "no diagnosis was run, those ranked were diagnosed"
+        elif left and audited:
+            found[id(one.brief)] = f"{left} certified images were not audited, those of the ranked were"
+    return found
 
 
 def _paired(ranked: Sequence[Entry], eps: float) -> tuple[np.ndarray, np.ndarray]:

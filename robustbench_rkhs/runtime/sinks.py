@@ -6,6 +6,7 @@ plain text: no markup, formulas, terminal control or changes of the reading dire
 
 import html
 import re
+from functools import lru_cache
 from typing import Any
 
 from robustbench_rkhs.nodes.reasons import ESCAPES
@@ -37,6 +38,12 @@ def for_terminal(text: Any) -> str:
 
 def for_markdown(text: Any) -> str:
     """One line in a Markdown paragraph, heading or cell: markup, HTML, links and cell separators are escaped."""
+    return _markdown(str(text))
+
+
+@lru_cache(4096)
+def _markdown(text: str) -> str:
+    """The same, remembered: tables of many rows repeat most of their words."""
     found = re.sub(r"[\\`*|>~$]", lambda sign: f"\\{sign[0]}", for_line(text).replace("&", "&amp;"))
     found = found.replace("<", "&lt;").replace("](", "]\\(").replace("][", "]\\[").replace("]:", "]\\:")
     found = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", found)  # inside a word an underscore is not emphasis

@@ -7,10 +7,18 @@ from robustbench_rkhs.verifier.probes import agree
 
 
 def same_function(one: About, other: About) -> bool:
-    """Whether both are about the same function. Tables without a key are compared by their weights."""
+    """Whether both are about the same function. Tables without a key are compared by their weights.
+
+    Anyone can write a key into a table: the logits beside it show whether it is that function's. Where neither table has logits
+    (the model takes no fixed images), both must be of one model's name and weights; a table without them is no kin of one with.
+    """
     if not one.key or not other.key:
         return one.key == other.key and one.weights == other.weights
-    return one.key == other.key and (not one.logits or not other.logits or agree(one.logits, other.logits))
+    if one.key != other.key:
+        return False
+    if one.logits and other.logits:
+        return agree(one.logits, other.logits)
+    return not one.logits and not other.logits and (one.model, one.weights) == (other.model, other.weights)
 
 
 def functions(evaluations: Sequence[Described]) -> list[int]:

@@ -1,6 +1,8 @@
 """Summaries of the table: accuracies at each eps, each attack alone, accuracy versus eps."""
 
+from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from robustbench_rkhs.nodes.node import UserError, as_number
 from robustbench_rkhs.verdicts.image_states import STATES, Evidence
 from robustbench_rkhs.verdicts.model_marks import no_function
 from robustbench_rkhs.verdicts.record import Record
+from robustbench_rkhs.verdicts.remembered import remembered
 from robustbench_rkhs.verdicts.schema import ANSWERS
 from robustbench_rkhs.verdicts.statistics import Proportion
 
@@ -63,24 +66,29 @@ def summary(evaluation: Record, epsilons: Iterable[float | str] | float | str | 
     looked, told = _attacked(evaluation, evidence), not no_function(evaluation)
     rows = []
     for eps in sorted({as_number(eps) for eps in ([asked] if isinstance(asked, (str, int, float)) else asked)}):
-        state = evidence.states(eps)
-        counts = _counts(state)
-        images, survived, untested = len(state), counts["survived"], counts["untested"]
-        standing = counts["certified"] + survived
-        row: dict[str, Any] = {"eps": eps, "images": images}
-        row |= _limits("clean", images - counts["wrong"] if told else None, images)
-        row |= _limits("robust", None if untested or not told else standing, images)
-        row |= _limits("certified", counts["certified"] if told else None, images)
-        row |= _limits("open", survived + untested if told else None, images)
-        row["not_broken"] = (standing + untested) / images if images and told else float("nan")
-        row |= {f"count_{state}": count for state, count in counts.items()}
-        row["count_audited"] = int((looked & (state["state"] == "certified").to_numpy()).sum())
-        rows.append(row)
+        rows.append(remembered(evaluation, ("summary", eps), partial(_row, evidence, eps, looked, told)))
     columns = ["eps", "images"]
     columns += [part + end for part in ("clean", "robust", "certified", "open") for end in ("", "_low", "_high")]
     columns += ["not_broken"]
     columns += [f"count_{state}" for state in [*STATES, "inferred", "audited"]]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _row(evidence: Evidence, eps: float, looked: np.ndarray, told: bool) -> dict[str, Any]:
+    """The summary at one eps. `looked`: images that an attack ran on; `told`: False withholds every share."""
+    state = evidence.states(eps)
+    counts = _counts(state)
+    images, survived, untested = len(state), counts["survived"], counts["untested"]
+    standing = counts["certified"] + survived
+    row: dict[str, Any] = {"eps": eps, "images": images}
+    row |= _limits("clean", images - counts["wrong"] if told else None, images)
+    row |= _limits("robust", None if untested or not told else standing, images)
+    row |= _limits("certified", counts["certified"] if told else None, images)
+    row |= _limits("open", survived + untested if told else None, images)
+    row["not_broken"] = (standing + untested) / images if images and told else float("nan")
+    row |= {f"count_{name}": count for name, count in counts.items()}
+    row["count_audited"] = int((looked & (state["state"] == "certified").to_numpy()).sum())
+    return row
 
 
 def by_attack(evaluation: Record) -> pd.DataFrame:
@@ -160,7 +168,8 @@ def robust_images(evaluation: Record, eps: float | str) -> pd.Series:
 
 
 def _counts(state: pd.DataFrame) -> dict[str, int]:
-    counts = {name: int((state["state"] == name).sum()) for name in STATES}
+    found = Counter(state["state"].tolist())
+    counts = {name: found[name] for name in STATES}
     return counts | {"inferred": int(state["inferred"].sum())}
 
 
