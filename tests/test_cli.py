@@ -12,8 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import nn
 
-from robustbench_rkhs import cli
+from robustbench_rkhs import cli, load_model, verdicts
+from robustbench_rkhs.identity import key_of
+from robustbench_rkhs.layers.normalize import Normalize
 from robustbench_rkhs.nodes.node import UserError
 
 TINY = ["--epochs", "2", "--data.train", "200", "--data.validation", "50"]
@@ -132,6 +135,17 @@ MISTAKES = {
     "unknown certificate": (["evaluate", "--model", "digits_mlp", "--eps", "1", "--certify", "margn"], "'margin'"),
     "unknown data": (["evaluate", "--model", "digits_mlp", "--eps", "1", "--data", "digit"], "did you mean 'digits'"),
     "other data": (["evaluate", "--model", "digits_mlp", "--eps", "1", "--data", "other.npz"], "no file 'other.npz'"),
+    "out is empty": (
+        ["evaluate", "--model", "digits_mlp", "--eps", "1", "--out", ""],
+        "--out: expected a value, found an empty",
+    ),
+    "out= is empty": (["evaluate", "--model", "digits_mlp", "--eps", "1", "--out="], "--out: expected a value, found an empty"),
+    "std of zero": (
+        ["evaluate", "--model", "digits_mlp", "--eps", "1", "--std", "0"],
+        "expected positive numbers, found '0'",
+    ),
+    "mean of two": (["evaluate", "--model", "digits_mlp", "--eps", "1", "--mean", "0.1", "0.2"], "expected a mean of 1 number"),
+    "one name": (["evaluate", "--model", "digits_mlp", "digits_conv", "--eps", "1", "--name", "a"], "is one name for 2 models"),
     "eps no number": (["evaluate", "--model", "digits_mlp", "--eps", "one"], "found 'one'"),
     "eps negative": (["evaluate", "--model", "digits_mlp", "--eps", "-1"], "greater than or equal to 0"),
     "eps too large": (["evaluate", "--model", "digits_mlp", "--eps", "9"], "above the data range"),
@@ -163,6 +177,20 @@ def test_a_mistake_is_one_line_and_exit_code_2(home, typed, line):
     _, said = rkhs(*typed, folder=home, code=2)
     assert said.startswith("error: ") and line in said and said.count("\n") == 1
     assert sorted(home.rglob("*")) == before
+
+
+def test_a_normalisation_that_was_typed_is_part_of_the_function_and_the_name_is_the_users(home):
+    plain = load_model(str(home / "checkpoints/digits_mlp"))
+    normal = ["--certify", "none", "--no-diagnostics", "--attack", "pgd:steps=1", "--samples", "8"]
+    rkhs(
+        "evaluate", "--model", "digits_mlp", "--eps", "0.1", "--mean", "0.5", "--std", "1/4", "--name", "mine", *normal, folder=home
+    )
+    (one,) = verdicts.read_all(home / "reports/verdicts/mine")
+    split = plain.test.sample(8, 0)
+    shifted = nn.Sequential(Normalize([0.5], [0.25]), plain.model)
+    said = one.table[one.table["method"] == "prediction"].set_index("index")["predicted"]
+    assert said[split.index.tolist()].tolist() == shifted(split.x).argmax(1).tolist()
+    assert one.about.key == key_of(shifted.eval()) != key_of(plain.model)
 
 
 def test_the_process_itself_exits_with_2(home):

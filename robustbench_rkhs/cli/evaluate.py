@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ from robustbench_rkhs.cli.display import Quiet, shown
 from robustbench_rkhs.cli.endings import code_of, completeness
 from robustbench_rkhs.cli.engines import chosen_engine, leading, submitted
 from robustbench_rkhs.cli.screen import console_of_width, emit, folded, told
-from robustbench_rkhs.cli.values import Device, EngineName, Folder, Target
+from robustbench_rkhs.cli.values import Device, EngineName, Folder, Target, numbers
 from robustbench_rkhs.cli.warnings import warnings_of
 from robustbench_rkhs.evaluation.engine_choice import AnyEngine, Submitit, engine_from
 from robustbench_rkhs.nodes.node import UserError
@@ -28,6 +28,9 @@ def _evaluate(
     model: Names,
     weights: Weights = None,
     data: str | None = None,
+    name: str | None = None,
+    mean: Names = (),
+    std: Names = (),
     smooth: str | None = None,
     twin: str | None = None,
     allow_code: AllowCode = (),
@@ -61,6 +64,10 @@ def _evaluate(
         model: Names in checkpoints/, checkpoint folders, package.module:builder, or FILE.onnx.
         weights: Weights for a recipe or builder: .safetensors or .pth (.pt .ckpt .bin ...); FILE:state_dict[0] for a part of it.
         data: Data set or FILE.npz instead of the recipe's.
+        name: What the model is called in tables and files; by default after its checkpoint, builder or file.
+        mean: Normalisation of a network that has none of its own: a number, or one per channel, in units of pixels in [0, 1]. It
+            becomes the first layer, part of the function and its key.
+        std: Standard deviations, as --mean: (x - mean) / std.
         smooth: sigma=0.25,n=10000,...: evaluate the vote under Gaussian noise, certified; see rkhs-list certificates smoothing.
         twin: A model as for --model, of the same data and classes but trained without defence: its adversarial images are tried
             on every survivor (transfer attack). Cost: at most 330 passes per image and eps.
@@ -85,10 +92,13 @@ def _evaluate(
         return submitted(array)
     from robustbench_rkhs.cli.settings import eval_recipe
     from robustbench_rkhs.nodes.code_names import TYPED
-    from robustbench_rkhs.zoo import load_model, load_twin, smoothed, smoothing_from
+    from robustbench_rkhs.zoo import load_model, load_twin, normalised, smoothed, smoothing_from
     from robustbench_rkhs.zoo.loaders import Typed
 
     conditions = [Condition.read(text) for text in require]
+    if name is not None and len(model) > 1:
+        raise UserError(f"--name: {name!r} is one name for {len(model)} models; evaluate them one by one")
+    means, stds = numbers("--mean", mean), numbers("--std", std, positive=True)
     votes: dict[str, Any] = {}
     defaults: dict[str, Any] = {}
     if smooth is not None:
@@ -103,13 +113,14 @@ def _evaluate(
     choice, where = chosen_engine(engine, device)
     failed, results, reasons = False, list[dict[str, Any]](), list[str | None]()
     with leading(choice) as leads, shown(screen := console_of_width(120, stderr=as_json), quiet or not leads):
-        subjects = [load_model(name, weights, data, allow_code) for name in model]
+        subjects = [normalised(load_model(one, weights, data, allow_code), means, stds) for one in model]
+        subjects = subjects if name is None else [replace(one, name=name) for one in subjects]
         other = None if twin is None else load_twin(twin, data, subjects, allow_code)
         if not leads:
             save_certificates = save_adversarials = vnnlib = None
         files = (save_certificates, save_adversarials, bits, vnnlib, answers)
         run = _Run(recipe, conditions, screen, where, out, other, *files, choice, leads)
-        loaders = [Typed(name, weights, data, tuple(allow_code), votes or None) for name in model]
+        loaders = [Typed(one, weights, data, tuple(allow_code), votes or None, means, stds) for one in model]
         for subject, loader in zip([smoothed(one, **votes) for one in subjects] if votes else subjects, loaders, strict=True):
             found, broke, reason = run.of(subject, loader)
             failed |= broke

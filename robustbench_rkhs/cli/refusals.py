@@ -46,6 +46,8 @@ def check_flags(parameters: Sequence[inspect.Parameter], words: Sequence[str], o
     for word, after in pairwise([*words, "--"]):
         if word in flags and "=" not in word and after.startswith("--") and _plain(word) in known - switches:
             raise UserError(f"{word} needs a value")
+        if word in flags and _plain(word) in known and (word.endswith("=") or (after == "" and "=" not in word)):
+            raise UserError(f"{word.rstrip('=')}: expected a value, found an empty one")
     for one in named:
         if one.default is inspect.Parameter.empty and not typed & set(_flags(one)):
             raise UserError(f"expected --{_flags(one)[0]}, found none; see --help")

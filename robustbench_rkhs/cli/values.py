@@ -1,13 +1,15 @@
 """Types of the flags that are not fields of a recipe: their values are checked before anything else is done."""
 
+import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
 from robustbench_rkhs.evaluation.engine_choice import engine_from
-from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.node import UserError, as_number
 
 OTHER_FILES = {".npy", ".pt", ".pth", ".pkl", ".safetensors", ".zip", ".h5", ".csv", ".json", ".parquet", ".png"}
 """Suffixes of files of other kinds."""
@@ -58,3 +60,14 @@ Target = Annotated[Path, AfterValidator(_file)]
 """File or folder for results."""
 Count = Annotated[int, Field(ge=1, lt=2**63)]
 """Number of images, at least one."""
+
+
+def numbers(flag: str, typed: Sequence[str], positive: bool = False) -> tuple[float, ...]:
+    """The finite numbers typed after a flag. Raises UserError."""
+    found = []
+    for text in typed:
+        value = as_number(text)
+        if not math.isfinite(value) or (positive and value <= 0):
+            raise UserError(f"{flag}: expected {'positive' if positive else 'finite'} numbers, found {text!r}")
+        found.append(value)
+    return tuple(found)

@@ -75,7 +75,8 @@ def _lead(axes: Axes, point: tuple[float, float], step: tuple[float, float], col
     drawn = axes.get_figure(root=True)
     assert drawn is not None
     start = SHRINK / math.hypot(*step)
-    moved = Affine2D().scale(1 / 72) + drawn.dpi_scale_trans + ScaledTranslation(*point, axes.transData)
+    shifted = ScaledTranslation(*point, axes.transData)  # type: ignore[arg-type]
+    moved = Affine2D().scale(1 / 72) + drawn.dpi_scale_trans + shifted
     ends = [start * step[0], step[0]], [start * step[1], step[1]]
     axes.add_line(Line2D(*ends, color=colour, lw=0.6, transform=moved, zorder=5.5))
 

@@ -4,7 +4,7 @@ from robustbench_rkhs.zoo.builders import load_builder
 from robustbench_rkhs.zoo.data_names import SETS, named_data
 from robustbench_rkhs.zoo.images import as_split
 from robustbench_rkhs.zoo.models import as_module
-from robustbench_rkhs.zoo.named import NamedModel, load_model, load_twin, smoothed, smoothing_from, training_images
+from robustbench_rkhs.zoo.named import NamedModel, load_model, load_twin, normalised, smoothed, smoothing_from, training_images
 from robustbench_rkhs.zoo.plain import plain_export
 from robustbench_rkhs.zoo.verbs import attack, certify, evaluate, robust_accuracy
 
@@ -20,6 +20,7 @@ __all__ = [
     "load_model",
     "load_twin",
     "named_data",
+    "normalised",
     "plain_export",
     "robust_accuracy",
     "smoothed",

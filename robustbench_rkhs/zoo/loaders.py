@@ -6,13 +6,13 @@ from typing import Any
 
 from robustbench_rkhs.evaluation.loaders import Loaded
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.zoo.named import load_model, smoothed
+from robustbench_rkhs.zoo.named import load_model, normalised, smoothed
 from robustbench_rkhs.zoo.opened import enter
 
 
 @dataclass(frozen=True)
 class Typed:
-    """What was typed: `--model`, `--weights`, `--data`, `--allow-code`, and the votes of `--smooth`."""
+    """What was typed: `--model`, `--weights`, `--data`, `--allow-code`, the votes of `--smooth`, `--mean` and `--std`."""
 
     model: str
     weights: str | None = None
@@ -20,10 +20,12 @@ class Typed:
     allow_code: tuple[str, ...] = ()
     smooth: Mapping[str, float] | None = None
     """sigma, n ...: of a smoothed classifier."""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     def load(self) -> Loaded:
         """The model and all its test images, as an evaluation takes them. Raises UserError."""
-        named = load_model(self.model, self.weights, self.data, allow_code=self.allow_code)
+        named = normalised(load_model(self.model, self.weights, self.data, allow_code=self.allow_code), self.mean, self.std)
         if self.smooth is not None:
             votes = dict(self.smooth)
             named = smoothed(named, float(votes.pop("sigma")), **{name: int(value) for name, value in votes.items()})
@@ -38,6 +40,6 @@ class Typed:
     def read(cls, stored: Mapping[str, Any]) -> "Typed":
         """From `plain()`. Raises UserError in one line."""
         try:
-            return cls(**{**stored, "allow_code": tuple(stored.get("allow_code", ()))})
+            return cls(**{**stored, **{name: tuple(stored.get(name, ())) for name in ("allow_code", "mean", "std")}})
         except TypeError as error:
             raise UserError(f"loader: {error}") from None

@@ -212,6 +212,18 @@ def smoothing_from(text: str, seed: int = 0) -> tuple[dict[str, int], SmoothingC
     return votes, certify
 
 
+def normalised(named: NamedModel, mean: Sequence[float], std: Sequence[float]) -> NamedModel:
+    """The model behind a first layer that normalises its images by (x - mean) / std, a number each or one per channel.
+
+    The layer is part of the function, of its key and of its certificates; without numbers the model as it is. Raises UserError.
+    """
+    if not mean and not std:
+        return named
+    if named.test.box != "unit":
+        raise UserError(f"data set {named.test.data!r} does not lie in [0, 1]: leave out --mean and --std")
+    return replace(named, model=adapted(named.model, named.test.x[:1], (tuple(mean) or (0.0,), tuple(std) or (1.0,))))
+
+
 def smoothed(named: NamedModel, sigma: float, **votes: int) -> NamedModel:
     """The model smoothed by Gaussian noise, as a separate model with its own name and digest."""
     model = Smoothed(named.model, sigma, **votes).eval()
