@@ -5,20 +5,26 @@ import pytest
 from test_cli import rkhs
 
 from robustbench_rkhs import verdicts
+from robustbench_rkhs.attacks import DDN
+from robustbench_rkhs.evaluation.recipe import EvalRecipe
+from robustbench_rkhs.evaluation.run import evaluate
+from robustbench_rkhs.nodes.paths import checkpoints_folder
 from robustbench_rkhs.reports import write_leaderboard
 from robustbench_rkhs.reports.entries import best_of
 from robustbench_rkhs.runtime.sources import plain_code
 from robustbench_rkhs.site.boards import boards
+from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.verdicts import Brief, evaluator, stale
-
-FLAGS = ["--eps", "0.25", "--attack", "ddn:steps=3", "--certify", "margin", "--samples", "8", "--no-diagnostics", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """The reports of one evaluation."""
     folder = tmp_path_factory.mktemp("home")
-    rkhs("evaluate", "--model", "digits_mlp", *FLAGS, folder=folder)
+    loaded = checkpoint.load(checkpoints_folder() / "digits_mlp")
+    recipe = EvalRecipe(eps=("0.25",), attacks=(DDN(steps=3),), certificates=("margin",), samples=8, diagnostics=False)
+    where = {"name": "digits_mlp", "folder": folder / "reports/verdicts", "command": "rkhs-eval --model digits_mlp"}
+    evaluate(loaded.model, loaded.recipe.data.test(), recipe, **where)
     return folder
 
 
@@ -78,7 +84,7 @@ def test_what_is_cheap_is_evaluated_again_and_the_rest_is_named(home):
     )
     path.with_name("b.parquet").rename(old_path)
     out, _ = rkhs("report", "--rejudge", folder=home)
-    assert "more than 60 s" in out and "rkhs-evaluate --model digits_mlp" in out and "0 evaluated again" in out
+    assert "more than 60 s" in out and "rkhs-eval --model digits_mlp" in out and "0 evaluated again" in out
     out, _ = rkhs("report", "--rejudge", "--cheap", "1e9", folder=home)
     assert "evaluated again: robust at 0.25" in out and "1 evaluated again, 0 left" in out
     assert not stale(verdicts.read(path)) and old_path.exists()

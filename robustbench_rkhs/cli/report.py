@@ -30,6 +30,8 @@ def _report(
     names: Names = (),
     name: str = "paper",
     site: Path | None = None,
+    claims: Path | None = None,
+    export: Path | None = None,
     rejudge: bool = False,
     cheap: Annotated[float, Field(ge=0)] = 60.0,
     device: Device = "cpu",
@@ -67,6 +69,10 @@ def _report(
         name: Name of the table's files.
         site: Write web pages to this folder, and nothing else: boards, models, comparison, methods. They open from the file
             system, without a network, and show all tables in OUT. What did not change is left as it is.
+        claims: Copy entries of RobustBench's model_info (a file, or a folder of DATA/NORM/NAME.json) to OUT/claims, and nothing
+            else. Boards show them as claimed, apart from what is measured.
+        export: Write the ranked rows to this folder in the forms of RobustBench (model_info) and of the Hugging Face Hub
+            (.eval_results), and nothing else.
         rejudge: Evaluate again, with today's code, what older code evaluated and is cheap; name the rest with its commands, and
             draw what is new. With --model, only these.
         cheap: With --rejudge: the most seconds that an evaluation took to be done again.
@@ -80,6 +86,20 @@ def _report(
         if publish or withdraw or published or adversarials or model or table is not None or names:
             raise UserError("--site writes all pages of OUT: expected it with no other option than --out, --json and --quiet")
         return _site(out, site, as_json, quiet)
+    if claims is not None or export is not None:
+        if (
+            publish
+            or withdraw
+            or published
+            or adversarials
+            or model
+            or table is not None
+            or names
+            or rejudge
+            or (claims and export)
+        ):
+            raise UserError("--claims and --export do one thing: expected no other option than --out and --json")
+        return _claims(out, claims, as_json) if claims is not None else _export(out, export or Path(), as_json)
     if rejudge:
         if publish or withdraw or published or adversarials or table is not None or names:
             raise UserError("--rejudge evaluates again: expected no other option than --out, --model, --cheap, --device, --json")
@@ -117,6 +137,36 @@ def _report(
         printed(f"{kind}: {_in_short(paths)}")
     if as_json:
         emit(found.written)
+
+
+def _claims(out: Path, path: Path, as_json: bool) -> None:
+    """Copy claims and say how many there are."""
+    from robustbench_rkhs.reports.claimed import import_claims
+    from robustbench_rkhs.reports.places import Places
+
+    unread = list[str]()
+    found = import_claims(path, out, unread.append)
+    for line in unread:
+        printed(f"not read: {line}", stderr=True)
+    printed(f"claims: {len(found)} in {Places(out).claims}, {len(unread)} not read", stderr=as_json)
+    if as_json:
+        emit({"claims": [one.model for one in found], "not_read": unread})
+
+
+def _export(out: Path, folder: Path, as_json: bool) -> None:
+    """Write the rows in the forms of others."""
+    from robustbench_rkhs.site.exported import export
+    from robustbench_rkhs.verdicts.store import table_paths
+
+    if not table_paths(out / "verdicts"):
+        raise UserError(f"no verdicts in {out / 'verdicts'}: run rkhs-eval first")
+    unread = list[str]()
+    written = export(out, folder, unread)
+    for line in unread:
+        printed(f"note: {line}", stderr=True)
+    printed(f"export: {_in_short(written)}", stderr=as_json)
+    if as_json:
+        emit({"export": written, "notes": unread})
 
 
 def _rejudge(out: Path, models: Names, cheap: float, device: str, as_json: bool, quiet: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from robustbench_rkhs.reports.claimed import Claimed, claims_of
 from robustbench_rkhs.reports.entries import ASIDE, Entry, board
 from robustbench_rkhs.reports.standing import ALPHA, Standing
 from robustbench_rkhs.reports.tables import Code, bullets, csv, limits, markdown, write_bytes
@@ -43,11 +44,13 @@ def write_leaderboard(
     unread: Sequence[str] = (),
     cache: BriefCache | None = None,
     today: bool = False,
+    claims: Sequence[Claimed] = (),
 ) -> list[Path]:
     """folder/leaderboard.md and folder/leaderboard.csv: one section for each data set, norm, box and eps.
 
     `unread`: a line on each table that could not be read, for the end of the file. `cache`: as for `board`. `today`: with the mark
     *stale* on tables that older code made, which depends on the code that writes this; what is published does not.
+    `claims`: what is claimed elsewhere, which is listed apart and never ranked.
 
     A function has one entry, even if it was evaluated under several names: the evaluation on most images (then the latest)
     represents it. A breach in any of them refuses the model. Raises UserError where the files cannot be written.
@@ -73,6 +76,7 @@ def write_leaderboard(
         if today:
             old = bullets([f"{one.brief.about.model} is stale: {why}" for one in entries if (why := stale(one.brief))])
             text += [*old, ""] if old else []
+        text += _claimed(claims_of(claims, (data, "", norm, box, eps)))
         rows += [_record(entry, str(rank), (data, norm, box)) for entry, rank in zip(ranked, ranks, strict=True)]
         rows += [_record(entry, "", (data, norm, box)) | {"status": "apart", "reason": why} for entry, why in beside]
         rows += [_record(entry, "", (data, norm, box)) for entry in entries if entry.status != "ranked"]
@@ -85,6 +89,21 @@ def write_leaderboard(
     folder = Path(folder)
     written = write_bytes(folder / "leaderboard.md", "\n".join(text).rstrip("\n") + "\n")
     return [written, write_bytes(folder / "leaderboard.csv", csv(frame))]
+
+
+def _claimed(claims: Sequence[Claimed]) -> list[str]:
+    """The claims about a section, not measured here."""
+    if not claims:
+        return []
+    head = ["model", "clean", "robust, by AutoAttack", "robust, reported", "architecture", "venue", "extra data", "link"]
+    rows = []
+    for one in claims:
+        shares = [one.clean_acc, one.autoattack_acc, one.reported]
+        extra = one.row["extra"] + (", marked unreliable there" if one.unreliable else "")
+        cells = ["-" if share is None else f"{100 * share:.2f}%" for share in shares]
+        rows.append([one.model, *cells, one.architecture, one.venue, extra, one.link])
+    said = "Not measured here: what others claim, as their boards state it. It has no rank here and no limits."
+    return ["### Claimed elsewhere", "", said, "", markdown(head, rows), ""]
 
 
 def _neighbours(stand: Standing) -> list[str]:

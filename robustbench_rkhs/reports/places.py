@@ -31,6 +31,11 @@ class Places:
         return self.out / "submitted"
 
     @property
+    def claims(self) -> Path:
+        """What is claimed elsewhere (`reports/claimed.py`)."""
+        return self.out / "claims"
+
+    @property
     def local(self) -> Path:
         """The reports of this machine."""
         return self.out / "local"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from robustbench_rkhs.nodes.node import UserError, did_you_mean
+from robustbench_rkhs.reports.claimed import read_claims
 from robustbench_rkhs.reports.drawn import Drawn
 from robustbench_rkhs.reports.entries import best_of
 from robustbench_rkhs.reports.leaderboard import write_leaderboard
@@ -109,7 +110,9 @@ def draw_published(out: Path) -> Updated:
     together, found.apart = draw_together(briefs, drawn)
     merge_into(found.written, together)
     drawn.save(others=False)
-    found.written["leaderboard"] = write_leaderboard([*briefs, *submitted], out, found.unread, cache)
+    found.written["leaderboard"] = write_leaderboard(
+        [*briefs, *submitted], out, found.unread, cache, claims=read_claims(places.claims, found.unread.append)
+    )
     return found
 
 

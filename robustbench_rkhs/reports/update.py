@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from robustbench_rkhs.reports.claimed import read_claims
 from robustbench_rkhs.reports.drawn import Drawn
 from robustbench_rkhs.reports.leaderboard import write_leaderboard
 from robustbench_rkhs.reports.own_files import Written, draw_own, merge_into, stems
@@ -63,5 +64,7 @@ def update(out: Path, models: Sequence[str] = ()) -> Updated:
     together, found.apart = draw_together(briefs, drawn, None if models else MOST)
     merge_into(found.written, together)
     drawn.save(others=bool(models))
-    found.written["leaderboard"] = write_leaderboard([*briefs, *submitted], places.local, found.unread, cache, today=True)
+    claims = read_claims(places.claims, found.unread.append)
+    tables = [*briefs, *submitted]
+    found.written["leaderboard"] = write_leaderboard(tables, places.local, found.unread, cache, today=True, claims=claims)
     return found

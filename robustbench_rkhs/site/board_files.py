@@ -60,7 +60,7 @@ def write_board(board: Board, stem: Path) -> list[Path]:
         "eps": board.section[4],
         "ranked": board.rows,
     }
-    stated |= {"not_comparable": board.apart, "not_ranked": board.aside, "pairs": board.pairs}
+    stated |= {"not_comparable": board.apart, "not_ranked": board.aside, "pairs": board.pairs, "claimed": board.claimed}
     text = json.dumps(stated, indent=1, ensure_ascii=False, allow_nan=False)
     return [
         page,

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from robustbench_rkhs.nodes.names import file_word
 from robustbench_rkhs.nodes.radius_text import radius_file_word
+from robustbench_rkhs.reports.claimed import Claimed, claims_of
 from robustbench_rkhs.reports.entries import ASIDE, Entry, Section
 from robustbench_rkhs.reports.standing import ALPHA, Standing
 from robustbench_rkhs.site.site_models import Identity, SiteModel, identity
@@ -73,16 +74,26 @@ class Board:
     """Sound entries on other images or by other attacks: `reason` says what is missing, `completes` the command that adds it."""
     aside: tuple[dict[str, Any], ...]
     """Entries that are refused, incomplete or unsealed, with the reason; no number of them is shown."""
+    claimed: tuple[dict[str, Any], ...]
+    """What is claimed elsewhere: not measured here, and never ranked."""
     contents: tuple[str, ...]
     """Digests of all that the page depends on."""
 
 
 def boards(
-    sections: Mapping[Section, Sequence[Entry]], models: Mapping[Identity, SiteModel], facts: Mapping[Identity, TrainingFacts]
+    sections: Mapping[Section, Sequence[Entry]],
+    models: Mapping[Identity, SiteModel],
+    facts: Mapping[Identity, TrainingFacts],
+    claims: Sequence[Claimed] = (),
 ) -> list[Board]:
-    """The boards of all sections, in their order."""
+    """The boards of all sections, in their order, each with the claims about its data, norm, box and eps."""
     slugs = _slugs(sections)
-    return [_board(section, slugs[section], entries, models, facts) for section, entries in sections.items()]
+    found = [_board(section, slugs[section], entries, models, facts) for section, entries in sections.items()]
+    return [_with_claims(one, tuple(claim.row for claim in claims_of(claims, one.section))) for one in found]
+
+
+def _with_claims(one: Board, claimed: tuple[dict[str, Any], ...]) -> Board:
+    return replace(one, claimed=claimed, contents=(*one.contents, repr(claimed))) if claimed else one
 
 
 def _board(
@@ -108,7 +119,7 @@ def _board(
     contents = *(entry.brief.content for entry in entries), *(f"{entry.public!r} {stale(entry.brief)}" for entry in entries), *shown
     title = f"{in_words(data, norm, box)}, eps {text}"
     return Board(
-        section, slug, title, text, _protocol(section, first), tuple(rows), _pairs(stand), tuple(apart), tuple(aside), contents
+        section, slug, title, text, _protocol(section, first), tuple(rows), _pairs(stand), tuple(apart), tuple(aside), (), contents
     )
 
 

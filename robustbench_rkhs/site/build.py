@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.reports.claimed import read_claims
 from robustbench_rkhs.reports.drawn import Drawn
 from robustbench_rkhs.reports.entries import board
 from robustbench_rkhs.reports.places import Places
@@ -60,7 +61,7 @@ def build_site(out: Path, folder: Path) -> SiteBuilt:
     drawn = Drawn(folder)
     libraries = [site_digest(), *versions()]
     found.files += drawn.once("assets", folder / "assets", libraries, write_assets)
-    ranked = boards(board(briefs, cache), models, facts)
+    ranked = boards(board(briefs, cache), models, facts, read_claims(places.claims, found.unread.append))
     with stepped("pages", "", len(ranked), "boards") as step:
         for one in ranked:
             stem = folder / "boards" / one.slug
