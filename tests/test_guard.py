@@ -403,7 +403,7 @@ def test_a_process_of_its_own_ends_at_its_limits(tmp_path, monkeypatch):
     assert [*children(tmp_path, monkeypatch, "nothing")][1:] == [{"done": True}]
     for what, line, limits in (
         ("memory", "needs more memory than 2 GiB", {"memory": 2 << 30}),
-        ("spins", "longer than 1 s on 1 threads", {"seconds": 1, "threads": 1}),
+        ("spins", "longer than 1 s on 1 thread ", {"seconds": 1, "threads": 1}),
         ("sleeps", "longer than 2 s", {"seconds": 2}),
         ("raises", "RuntimeError: of its own", {}),
     ):

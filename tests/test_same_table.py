@@ -70,7 +70,7 @@ def test_a_small_network_has_the_same_table_without_workers_whatever_the_threads
     torch.set_num_threads(2)
     settings = {**SETTINGS, "attacks": PROTOCOL[:1], "diagnostics": False}
     one, other = evaluate(model, data, **settings), evaluate(model, data, workers=2, **settings)
-    assert torch.get_num_threads() == 2 and same(one, other) and one.about.device == "CPU, 1 threads"
+    assert torch.get_num_threads() == 2 and same(one, other) and one.about.device == "CPU, 1 thread"
 
 
 def test_a_network_is_small_by_its_multiply_adds():

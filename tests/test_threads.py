@@ -134,7 +134,7 @@ def test_an_evaluation_keeps_what_was_measured_for_its_model(tmp_path, monkeypat
     again = evaluate(model, (x, model(x).argmax(1)), **settings)
     assert again.about.threads == done.about.threads and again.path == done.path
     other = evaluate(model, (x, model(x).argmax(1)), threads=1, **settings)
-    assert other.about.threads == "1 of 2 threads, as asked for" and other.about.device == "CPU, 1 threads"
+    assert other.about.threads == "1 of 2 threads, as asked for" and other.about.device == "CPU, 1 thread"
 
 
 def test_waiting_threads_of_a_command_sleep():

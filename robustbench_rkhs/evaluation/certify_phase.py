@@ -201,7 +201,10 @@ class CertifyPhase:
                 work.advance(step, [block(0)], blocks[:1])  # the first alone: a refusal concerns the model, not these images
                 if apart:
                     blocks = [blocks[0], *cut(places[len(blocks[0]) :], sized(found[0], most))]
-                if not refused(found[0]):
+                if refused(found[0]):
+                    unasked = [work.certify(certify, label, some) for some in blocks[1:]]
+                    work.tables += [unproved(work.subject, job, "refused") for job in unasked]
+                else:
                     work.advance(step, (block(number) for number in range(1, len(blocks))), blocks[1:])
         except OutOfTime:
             late = True  # images that were not reached have rows that say so

@@ -109,7 +109,7 @@ def console_attacks(evaluation: Record) -> Table:
     for column in ("attack", "eps", "images", "broken", "not broken", "missed", "passes"):
         table.add_column(column, justify="left" if column == "attack" else "right", no_wrap=column != "attack")
     for row in records(by_attack(evaluation)):
-        marks = f"{row['overstated']:.1%}" + (" MASKED" if row["masked"] else "")
+        marks = f"{row['missed']} ({row['overstated']:.1%})" + (" MASKED" if row["masked"] else "")
         alone = f"{row['alone']:.1%}" if row["attacked"] else "-"
         passes = f"{row['forwards']:,} + {row['backwards']:,}"
         table.add_row(
@@ -121,7 +121,7 @@ def console_attacks(evaluation: Record) -> Table:
             marks if row["attacked"] else "-",
             passes,
         )
-    table.caption = "images: attacked by it; missed: share of them that only other attacks broke; passes: forward + backward,"
+    table.caption = "images: attacked by it; missed: those that only other attacks broke; passes: forward + backward,"
     table.caption += " a library's shared evenly over a block"
     table.caption += f"\n{said}" if (said := outside(evaluation)) else ""
     return table
@@ -141,13 +141,14 @@ def console_certificates(evaluation: Record) -> Table:
         table.add_column(column, justify="left" if column in ("certificate", "arithmetic") else "right", no_wrap=True)
     for row in records(by_certificate(evaluation)):
         nothing = ", ".join(f"{row[reason]} {reason}" for reason in ("unknown", "timeout", "refused", "error") if row[reason])
+        nothing = nothing or ("-" if row["certified"] or not row["ran"] else "radii below eps")
         counts = [str(row[column]) for column in ("ran", "certified", "won")]
         how = row["arithmetic"] or "-"
         table.add_row(
             row["certificate"],
             evaluation.about.words(row["eps"]),
             *counts,
-            nothing or "-",
+            nothing,
             f"{row['seconds']:.1f}",
             how,
         )

@@ -120,7 +120,8 @@ def _ending(code: int, overtime: bool, errors: str, limits: Limits) -> str:
     """A line that says why a child ended."""
     last = for_line(next((line for line in reversed(errors.splitlines()) if line.strip()), "no output"))[:300]
     if overtime or code == -signal.SIGXCPU:
-        return f"it took longer than {limits.seconds:g} s on {limits.threads} threads (--limits seconds=..., threads=...)"
+        cores = f"{limits.threads} thread{'s' * (limits.threads > 1)}"
+        return f"it took longer than {limits.seconds:g} s on {cores} (--limits seconds=..., threads=...)"
     if "memory" in last.lower() or code == -signal.SIGKILL or "bad_alloc" in last:
         return f"it needs more memory than {limits.memory / 2**30:.3g} GiB, or than there is (--limits memory=...): {last}"
     return f"the evaluating process ended with code {code}: {last}"

@@ -28,4 +28,5 @@ def describe(device: str) -> str:
         return torch.cuda.get_device_name(device)
     if torch.device(device).type == "mps":
         return "Apple GPU (mps)"
-    return f"CPU, {torch.get_num_threads()} threads"
+    count = torch.get_num_threads()
+    return f"CPU, {count} thread{'s' * (count > 1)}"

@@ -61,7 +61,8 @@ def submit_bundle(
     sender's own table, then it is evaluated in full. Raises UserError with the reason for a refusal.
     """
     bundle = read_bundle(path, limits)
-    yield f"bundle: {bundle.stated.kind} {bundle.stated.name}, {len(bundle.stated.files)} files as signed by {bundle.sender[:12]}"
+    count = len(bundle.stated.files)
+    yield f"bundle: {bundle.stated.kind} {bundle.stated.name}, {count} file{'s' * (count > 1)} as signed by {bundle.sender[:12]}"
     both: dict[str, Any] = {"device": device, "out": out, "command": command, "limits": limits, "publish": publish}
     if bundle.stated.kind == "adversarials":
         if settings:

@@ -181,15 +181,20 @@ def submit(
             verdicts.Published(out / "verdicts").begin()
             if all(one.path != published for one in existing):  # else the same evaluation is already published
                 verdicts.write(full, published)
+    yield f"{name}: {_shares(full)}"
     if not publish:
-        row = verdicts.summary(full).iloc[-1]
-        shares = (
-            f"clean {row['clean']:.1%}, robust at {radius_text(row['eps'])} {row['robust']:.1%}, certified {row['certified']:.1%}"
-        )
-        yield f"would be accepted: {name}, {shares} of {len(verdicts.states(full, 0.0))} images; nothing was published"
+        yield f"would be accepted: {name}; nothing was published"
     elif all(one.path != published for one in existing):
         shutil.rmtree(staged, ignore_errors=True)
         yield from _shown(out, f"accepted: {published}")
+
+
+def _shares(full: Evaluation) -> str:
+    """What the board says of an evaluation, at each eps."""
+    rows = verdicts.summary(full).to_dict("records")
+    found = [f"robust at {full.about.words(row['eps'])} {row['robust']:.1%}, certified {row['certified']:.1%}" for row in rows]
+    clean, images = rows[0]["clean"], rows[0]["images"]
+    return "; ".join([f"clean {clean:.1%}", *found, f"{images:,} images"])
 
 
 def _drawn(staged: Path, weights: str) -> int:

@@ -18,6 +18,8 @@ from robustbench_rkhs.verdicts.statistics import Proportion
 
 MASKED = 0.05
 """An attack is called masked if it missed more than this share of its images that others broke."""
+HANDFUL, FEWEST = 5, 2
+"""Images that it ran on, and of these that it missed, from which on it may be called masked: one of four shows nothing."""
 
 
 def accuracy_at(evaluation: Record, eps: float | str) -> Proportion:
@@ -97,13 +99,14 @@ def by_attack(evaluation: Record) -> pd.DataFrame:
     attacked: initially correct images that it ran on (to its end; with budget eps, none, or a larger one that decides eps). broken:
     those with its adversarial image within eps. alone: 1 - broken / attacked, NaN where it ran on none; images decided by others
     (already certified or broken) do not count. overstated: the share of `attacked` that it did not break, but any other row of
-    the table broke within eps, so alone - overstated is the accuracy on those images. masked: overstated > 0.05.
+    the table broke within eps, so alone - overstated is the accuracy on those images; missed: the same as a count. masked:
+    overstated > 0.05, from at least 5 images of which it missed at least 2.
     forwards, backwards: passes spent at that budget (the whole run of a minimal-norm attack, at every eps).
     """
     evidence = Evidence.of(evaluation)
     runs, columns = (
         evidence.runs,
-        ["attack", "eps", "attacked", "broken", "alone", "overstated", "masked", "forwards", "backwards"],
+        ["attack", "eps", "attacked", "broken", "alone", "missed", "overstated", "masked", "forwards", "backwards"],
     )
     budget, radius = runs["eps"].to_numpy(dtype=np.float64), runs["radius"].to_numpy(dtype=np.float64)
     position = runs["position"].to_numpy()
@@ -123,7 +126,8 @@ def by_attack(evaluation: Record) -> pd.DataFrame:
             spent = runs[own & ((budget == eps) | np.isnan(budget))]
             passes = [int(spent["forwards"].sum()), int(spent["backwards"].sum())]
             alone = 1 - broken / attacked if attacked else float("nan")
-            rows.append([method, eps, attacked, broken, alone, overstated, overstated > MASKED, *passes])
+            masked = overstated > MASKED and attacked >= HANDFUL and others >= FEWEST
+            rows.append([method, eps, attacked, broken, alone, others, overstated, masked, *passes])
     return pd.DataFrame(rows, columns=columns)
 
 
