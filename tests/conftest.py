@@ -1,7 +1,7 @@
 """Shared by all tests: one thread, shapes and types checked at run time, repeatable examples, real data where there is any."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jaxtyping
@@ -14,9 +14,21 @@ import torch  # noqa: E402
 from method_table import store  # noqa: E402
 from oracles import Trained, trained_digits  # noqa: E402
 
+from robustbench_rkhs import certificates  # noqa: E402
+
 torch.set_num_threads(1)
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def brief_portfolio() -> Iterator[None]:
+    """The default certificates with a short search of sdp_crown, in this process: its own tests run the whole of it."""
+    brief = {"name": "sdp_crown", "search": False, "steps": 20, "intervals": 0, "couplings": 0, "domains": 0}
+    with pytest.MonkeyPatch.context() as patched:
+        usual = tuple(brief if one["name"] == "sdp_crown" else one for one in certificates.PORTFOLIO)
+        patched.setattr(certificates, "PORTFOLIO", usual)
+        yield
 
 
 @pytest.fixture

@@ -112,9 +112,9 @@ def test_certificates_that_settle_nothing_run_on_the_pilot_alone_and_are_named(p
     lines = []
     done = evaluate(net, (x, y), eps=(10 * eps,), **SETTINGS, on_event=messages_into(lines))
     named = [line.partition(":")[0] for line in done.about.left_out]
-    assert named == ["ibp", "crown", "alpha_crown"]
+    assert named == ["ibp", "crown", "alpha_crown", "sdp_crown"]
     why = "settled nothing beyond the others on 8 images of a pilot"
-    assert f"certificates left out: ibp, crown, alpha_crown: {why}" in lines
+    assert f"certificates left out: ibp, crown, alpha_crown, sdp_crown: {why}" in lines
     assert {len(rows(done, name)) for name in named} == {PILOT}
     assert verdicts.Evaluation(done.table, done.about).about.left_out == done.about.left_out
 
@@ -154,7 +154,7 @@ def test_what_an_interrupted_certificate_found_is_in_the_table(proved, monkeypat
 def test_no_more_images_than_a_pilot_has_need_no_plan(proved):
     net, x, y, eps = proved
     done = evaluate(net, (x[:6], y[:6]), eps=(10 * eps,), **SETTINGS)
-    assert not done.about.left_out and len(rows(done, "alpha_crown")) == 6
+    assert not done.about.left_out and len(rows(done, "sdp_crown")) == 6
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from robustbench_rkhs.certificates import (
     IBPCertificate,
     LipLTCertificate,
     MarginCertificate,
+    SdpCrownCertificate,
 )
 from robustbench_rkhs.certificates.refusals import in_lines, refusals
 from robustbench_rkhs.evaluation import attack_phase, sizing
@@ -33,6 +34,7 @@ PORTFOLIO = {
         IBPCertificate(norm="l2"),
         CrownCertificate(),
         AlphaCrownCertificate(),
+        SdpCrownCertificate(),
     )
 }
 ran = []
@@ -70,7 +72,7 @@ def test_all_that_is_missing_is_said_in_one_line_and_nothing_is_computed():
     found = refusals(PORTFOLIO, model, (1, 16, 16), "l2")
     assert len(set(found.values())) == 1 and list(found) == list(PORTFOLIO)
     (line,) = in_lines(found)
-    assert line.startswith("margin, liplt, eclipse, ibp, crown, alpha_crown: no proven Lipschitz bound for ")
+    assert line.startswith("margin, liplt, eclipse, ibp, crown, alpha_crown, sdp_crown: no proven Lipschitz bound for ")
     for part in (r"attentions\.0 \(MultiheadAttention\): attention multiplies values that all depend on the image",):
         assert re.search(part, line), (part, line)
     assert "\n" not in line and len(ran) == 1  # once, on a symbol
@@ -164,7 +166,7 @@ def test_an_evaluation_says_each_reason_once_and_marks_every_image():
     assert [one for one in said if one.startswith("no certificate")] == [f"no certificate: {line}"]
     rows = done.table[(done.table["kind"] == "certificate") & (done.table["method"] != "prediction")]
     assert (
-        (rows["state_reason"] == "refused").all() and (rows.groupby("method").size() == 3).all() and rows["method"].nunique() == 6
+        (rows["state_reason"] == "refused").all() and (rows.groupby("method").size() == 3).all() and rows["method"].nunique() == 7
     )
 
 

@@ -148,7 +148,7 @@ class Balls:
         if len(y) and not 0 <= int(y.min()) <= int(y.max()) < classes:
             found = f"{int(y.min())}..{int(y.max())}"
             raise UserError(f"certificate {method.label!r}: labels {found} do not fit the model's {classes} classes")
-        self.method, self.model, self.x, self.y = method, model, x, y
+        self.method, self.model, self.x, self.y, self.classes = method, model, x, y, classes
         sample = proved_trace(model, self.around(x.new_zeros(1, *x.shape[1:]), x.new_zeros(1)), False)
         method.admit(sample)
         self.images = min(IMAGES, max(1, NUMBERS // (classes * widest(sample.steps))))

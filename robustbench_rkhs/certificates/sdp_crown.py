@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from robustbench_rkhs.certificates.boxes import Boxes, Limits
 from robustbench_rkhs.certificates.counterexamples import refuted
 from robustbench_rkhs.certificates.reach import reach
-from robustbench_rkhs.certificates.relaxation import Balls, RelaxationCertificate
+from robustbench_rkhs.certificates.relaxation import Balls, LinearCertificate
 from robustbench_rkhs.nodes.node import Real
 from robustbench_rkhs.relaxations.ascent import Search, optimised
 from robustbench_rkhs.relaxations.balls import ball_trace, balls_of
 from robustbench_rkhs.relaxations.branching import branched
 from robustbench_rkhs.relaxations.coupled_ascent import Choice, begun, coupled
 from robustbench_rkhs.relaxations.couplings import Chain, bounded, chain_of, curvatures
-from robustbench_rkhs.relaxations.full_crown import Found, Tighten, keep, linear_proof, proved_trace
+from robustbench_rkhs.relaxations.full_crown import NUMBERS, Found, Tighten, every_step, keep, linear_proof, proved_trace
 from robustbench_rkhs.relaxations.interval import Trace
 from robustbench_rkhs.relaxations.lagrangian import Ball, Tilt
 from robustbench_rkhs.relaxations.linear_bounds import Lines, margin_rows
@@ -39,7 +39,7 @@ CLOSE = 0.15
 """Parts are tried where the bound with couplings then lies at most this share below zero."""
 
 
-class SdpCrownCertificate(RelaxationCertificate):
+class SdpCrownCertificate(LinearCertificate):
     r"""The largest ball over which linear bounds from balls and intervals keep the label's logit above every other.
 
     .. math:: f_y(x') - f_j(x') \ge a_j^\top x' + b_j - e_j
@@ -93,6 +93,8 @@ class Tilted(Balls):
         super().__init__(method, twin, x, y)
         self.asked = torch.tensor(list(asked), dtype=torch.float64, device=x.device)
         sample = proved_trace(twin, self.around(x.new_zeros(1, *x.shape[1:]), x.new_zeros(1)), False)
+        held = sum(step.before.center.numel() for step in every_step(sample.steps))
+        self.images = max(1, min(self.images, NUMBERS // max(self.classes * held, 1)))  # each row holds all regions of its image
         self.reach = reach(model, tuple(x.shape[1:]), sample)
         self.kept: dict[tuple[int, int], tuple[float, Tilts]] = {}
         self.links: list[Link] | None = None

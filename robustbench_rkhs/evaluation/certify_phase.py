@@ -24,7 +24,7 @@ from robustbench_rkhs.runtime.clock import Clock, OutOfTime
 from robustbench_rkhs.runtime.cost import estimated
 from robustbench_rkhs.verdicts import Noticed, Part
 
-SLOW = ("alpha_crown",)
+SLOW = ("alpha_crown", "sdp_crown")
 """Certificates that effort `quick` skips."""
 
 
@@ -40,7 +40,7 @@ class CertifyPhase:
 
     Certificates named by the user all run, in the given order. Those of the `portfolio` with a cost per image are first tried
     on a pilot of open images; then they run in the order of least counted cost, and those that decide nothing there beyond the
-    others are skipped, with a message; effort `quick` skips alpha_crown. They do not run on images whose open epsilons were
+    others are skipped, with a message; effort `quick` skips those of SLOW. They do not run on images whose open epsilons were
     all broken by the first look.
     """
 
@@ -66,9 +66,9 @@ class CertifyPhase:
         if typed:
             learnt = {label: method for label, method in methods.items() if method.image_by_image}
             if work.recipe.effort == "quick":
-                for label in [label for label in SLOW if learnt.pop(label, None)]:
-                    del methods[label]
-                    work.leave_out([label], "it takes longer than the attacks of effort quick")
+                slow = [label for label in SLOW if learnt.pop(label, None)]
+                methods = {label: method for label, method in methods.items() if label not in slow}
+                work.leave_out(slow, "slower than the attacks of effort quick")
         for number, (label, method) in enumerate(methods.items()):
             if label not in learnt:
                 self.run(method, label, self.open() if number else np.arange(len(work.index)))

@@ -28,9 +28,9 @@ class EvalSettings(Node):
     attacks: tuple[Any, ...] = ()
     """The protocol: minimal-norm attacks, then the others, each on the images still open. Empty: the attacks of `effort`."""
     effort: Effort = "standard"
-    """The protocol where no attack is named. quick: the union of the minimal-norm attacks, and no alpha_crown. standard: cheap
-    minimal-norm attacks, then the full ensemble at the largest eps that is open. adaptive: the same with what still pays of the
-    ensemble."""
+    """The protocol where no attack is named. quick: the union of the minimal-norm attacks, and no alpha_crown or sdp_crown.
+    standard: cheap minimal-norm attacks, then the full ensemble at the largest eps that is open. adaptive: the same with what still
+    pays of the ensemble."""
     certificates: tuple[Any, ...] = ("portfolio",)
     """Certificates, each on the images that those before left open; all that are named run, none where empty. `portfolio`: the
     default ones, of which a pilot of 8 images leaves out those that settle nothing there beyond the others."""

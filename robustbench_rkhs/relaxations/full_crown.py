@@ -97,16 +97,17 @@ def _exact(steps: list[Step]) -> bool:
 
 def widest(steps: list[Step]) -> int:
     """The largest number of inputs of a layer."""
-    return max([step.before.center[0].numel() for step in _all(steps)], default=1)
+    return max([step.before.center[0].numel() for step in every_step(steps)], default=1)
 
 
 def kinked(found: Trace) -> int:
     """Number of values per image that enter nonlinear layers."""
-    return sum(step.before.center[0].numel() for step in _all(found.steps) if isinstance(step.module, (*KINKS, *BENDS)))
+    return sum(step.before.center[0].numel() for step in every_step(found.steps) if isinstance(step.module, (*KINKS, *BENDS)))
 
 
-def _all(steps: list[Step]) -> list[Step]:
-    return [inner for step in steps for inner in (step, *(deep for branch in step.branches for deep in _all(branch)))]
+def every_step(steps: list[Step]) -> list[Step]:
+    """The steps of a network, each before those of its branches."""
+    return [inner for step in steps for inner in (step, *(deep for branch in step.branches for deep in every_step(branch)))]
 
 
 def least_proved(rows: Lines, region: Region) -> tuple[Tensor, Tensor]:
@@ -146,7 +147,7 @@ def linear_proof(found: Trace, y: Int[Tensor, " batch"], optimise: int = 0, shar
     margins, shares = backward(found, y)
     margins = torch.maximum(margins, interval_proof(found, y).margins)
     open_ = (margins.scatter(1, y[:, None], torch.inf).amin(1) <= 0).nonzero().squeeze(1)
-    if optimise and len(open_) and any(isinstance(step.module, KINKS) for step in _all(found.steps)):
+    if optimise and len(open_) and any(isinstance(step.module, KINKS) for step in every_step(found.steps)):
         raised, reached = _optimised(Trace(_of(found.steps, open_), _part(found.after, open_)), y[open_], optimise, shared, rate)
         margins[open_] = torch.maximum(margins[open_], raised)
         shares[open_] = torch.maximum(shares[open_], reached)
@@ -157,7 +158,7 @@ def linear_proof(found: Trace, y: Int[Tensor, " batch"], optimise: int = 0, shar
 def _optimised(found: Trace, y: Tensor, steps: int, shared: bool, rate: float) -> tuple[Tensor, Tensor]:
     """The largest bounds and shares that Adam finds before the time runs out."""
     slopes = {}
-    for step in _all(found.steps):
+    for step in every_step(found.steps):
         if isinstance(step.module, KINKS):
             start = 0.8 * (step.before.upper > -step.before.lower).to(found.after.center)[:, None] + 0.1
             rows = 1 if shared else found.after.center.shape[1]
