@@ -29,11 +29,11 @@ from robustbench_rkhs.service.submission import Submission
 SOURCES = ["benchmarks/service.py", "benchmarks/service_stub.py", "robustbench_rkhs/service/lifecycle.py"]
 SIZES = {"submissions": 200, "readers": 20, "worker_kills": 20, "server_kills": 2}
 QUICK = {"submissions": 30, "readers": 5, "worker_kills": 3, "server_kills": 1}
-PAUSE = 0.2
+PAUSE = 0.5
 """Seconds between two reads of a reader, while submissions are evaluated."""
 PEAK = 10.0
 """Seconds for which all readers read without a pause, at the end."""
-LONGEST = 600.0
+LONGEST = 780.0
 """Seconds after which the benchmark gives up."""
 STUB = str(Path(__file__).parent / "service_stub.py")
 
@@ -148,7 +148,7 @@ def kill_workers(folder: Path, count: int, until: threading.Event, killed: list[
         with contextlib.suppress(OSError, ValueError):
             pid = int((folder / "service" / "worker.pid").read_text())
             if pid != last:
-                time.sleep(random.uniform(0.0, 1.0))
+                time.sleep(random.uniform(0.0, 2.0))
                 os.kill(pid, signal.SIGKILL)
                 last = pid
                 killed.append(pid)

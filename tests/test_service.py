@@ -264,6 +264,26 @@ def test_an_evaluation_that_fails_is_tried_again(home):
     assert home.state()["status"] == "failed"
 
 
+def test_a_full_disk_is_said_and_nothing_is_kept(home, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", "/srv/secret")
+
+    monkeypatch.setattr("robustbench_rkhs.service.desk.keep", full)
+    sent = home.send()
+    assert sent.status_code == 507 and "secret" not in sent.text and home.kept() == []
+
+
+def test_only_what_the_gate_held_is_published_without_its_word(home):
+    approved = []
+    for ended in (Status.FAILED, Status.HELD):
+        home.send(ended)
+        home.work(lambda settings, one, tell, ended=ended: Outcome(ended, "why"))
+        number = home.client.get("/api/submissions").json()["submissions"][0]["id"]
+        Admin(home.settings).approve(number)
+        home.work(lambda settings, one, tell: approved.append(one.approved) or Outcome(Status.ACCEPTED))
+    assert approved == [False, True]
+
+
 def test_a_name_belongs_to_whoever_sent_it_first(home):
     home.send("digits_best")
     taken = home.send("Digits-Best", b"other", token=home.bob)

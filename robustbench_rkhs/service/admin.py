@@ -12,7 +12,7 @@ from robustbench_rkhs.service.database import Database
 from robustbench_rkhs.service.evaluating import build_site_alone
 from robustbench_rkhs.service.public_text import public
 from robustbench_rkhs.service.settings import Settings
-from robustbench_rkhs.service.state import add_to_log, state_of, write_queue, write_state
+from robustbench_rkhs.service.state import add_to_log, state_of, tell_states
 from robustbench_rkhs.service.submission import Status, Submission
 from robustbench_rkhs.service.wakeups import WakeUps
 
@@ -28,8 +28,10 @@ class Admin:
         self.settings, self.database = settings, Database(settings)
 
     def approve(self, number: int) -> str:
-        """Let a submission that waits for a person be evaluated; what the gate held is published. Raises UserError."""
-        return self._queued(number, PERSON, "approved by a person", approved=True)
+        """Let what waits for a person go on; only what the gate held is published without its word. Raises UserError."""
+        known = lifecycle.of_number(self.database, number)
+        held = known is not None and known.status == Status.HELD
+        return self._queued(number, PERSON, "approved by a person", approved=held)
 
     def rerun(self, number: int) -> str:
         """Evaluate a submission again, which is over. Raises UserError."""
@@ -78,10 +80,8 @@ class Admin:
 
     def _tell(self, one: Submission, line: str) -> None:
         """Write it into its log, its state, and the queue."""
-        waiting = lifecycle.queue(self.database)
         add_to_log(self.settings, one.number, line)
-        write_state(self.settings, one, waiting)
-        write_queue(self.settings, waiting)
+        tell_states(self.settings, self.database, one.number)
 
     def _apart(self, one: Submission) -> Path:
         return self.settings.folder / "hidden" / str(one.number)

@@ -22,7 +22,7 @@ from robustbench_rkhs.service.lifecycle import NameTaken, Queue
 from robustbench_rkhs.service.multipart import NAME, Form, receive
 from robustbench_rkhs.service.public_text import public
 from robustbench_rkhs.service.settings import Kind, Settings
-from robustbench_rkhs.service.state import State, add_to_log, state_of, write_queue, write_state
+from robustbench_rkhs.service.state import State, add_to_log, state_of, tell_states
 from robustbench_rkhs.service.submission import Status, Submission
 from robustbench_rkhs.service.token import Token
 from robustbench_rkhs.service.wakeups import WakeUps
@@ -126,12 +126,17 @@ class Desk:
         )
         if new:
             self._queue = None
-            waiting = self.queue()
             add_to_log(self.settings, one.number, f"received {size:,} bytes from {token.name}, digest {digest[:12]}")
-            write_state(self.settings, one, waiting)
-            write_queue(self.settings, waiting)
-            self.wakeups.wake()
+            tell_states(self.settings, self.database, one.number)
+            self._wake()
         return one, new
+
+    def _wake(self) -> None:
+        """Wake the worker. Where that fails the submission is stored all the same, and the supervisor wakes it soon."""
+        try:
+            self.wakeups.wake()
+        except Exception:  # of SQLite or Redis
+            traceback.print_exc()
 
 
 def _bundle(kind: Kind, folder: Path, form: Form) -> Bundle:

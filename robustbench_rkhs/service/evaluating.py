@@ -79,8 +79,10 @@ def _work(job: dict[str, Any], send: Callable[..., None]) -> None:
     try:
         for line in steps:
             send(event=Message(text=line).model_dump(mode="json"))
-    except (Held, Incomplete) as error:
+    except Held as error:
         return send(status=Status.HELD, reason=str(error), tables=[])
+    except Incomplete as error:  # the same again would end as early
+        return send(status=Status.FAILED, reason=str(error), tables=[])
     except (InUse, Unwritable):
         raise  # no fault of what was sent: it is tried again
     except UserError as error:

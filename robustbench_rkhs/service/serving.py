@@ -13,6 +13,7 @@ import uvicorn
 
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse
+from robustbench_rkhs.runtime.ignored import ignored
 from robustbench_rkhs.runtime.locks import alone
 from robustbench_rkhs.service.app import create_app
 from robustbench_rkhs.service.bundles import remove_leftovers
@@ -44,7 +45,7 @@ class Service:
     def run(self, ready: Ready) -> None:
         """Serve until Ctrl-C or SIGTERM. Raises UserError where the port or the folder is in use."""
         settings = self.settings
-        settings.folder.mkdir(parents=True, exist_ok=True)
+        ignored(settings.folder)
         with alone(settings.folder, "a service"), _bound(self.host, self.port) as listener:
             remove_leftovers(settings)
             keep_settings(settings)

@@ -1,5 +1,6 @@
 """The public state of a submission: a file that anyone may read, the same as its page and the API show."""
 
+import fcntl
 import json
 import os
 from collections import deque
@@ -9,6 +10,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from robustbench_rkhs.runtime.files import write_text
+from robustbench_rkhs.service import lifecycle
+from robustbench_rkhs.service.database import Database
 from robustbench_rkhs.service.lifecycle import Queue
 from robustbench_rkhs.service.live import Live
 from robustbench_rkhs.service.public_text import public
@@ -86,15 +89,24 @@ def state_of(settings: Settings, one: Submission, waiting: Queue | None = None, 
     return found
 
 
-def write_state(settings: Settings, one: Submission, waiting: Queue | None = None) -> None:
-    """Write SUBMISSIONS/ID/state.json, whole or not at all."""
-    write_text(folder_of(settings, one.number) / "state.json", state_of(settings, one, waiting).model_dump_json(indent=1) + "\n")
+def tell_states(settings: Settings, database: Database, *numbers: int) -> None:
+    """Write SUBMISSIONS/ID/state.json of these submissions, as the database is now, and SUBMISSIONS/queue.json: who waits.
 
-
-def write_queue(settings: Settings, waiting: Queue) -> None:
-    """Write SUBMISSIONS/queue.json: who waits, in order, and the mean seconds of an evaluation."""
-    found = {"waiting": list(waiting.waiting), "running": list(waiting.running), "seconds": waiting.seconds}
-    write_text(settings.states / "queue.json", json.dumps(found) + "\n")
+    Each file is whole or absent, and under a lock: the last writer has read the latest state.
+    """
+    settings.states.mkdir(parents=True, exist_ok=True)
+    handle = os.open(settings.states, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        waiting = lifecycle.queue(database)
+        for number in numbers:
+            if (one := lifecycle.of_number(database, number)) is not None:
+                text = state_of(settings, one, waiting).model_dump_json(indent=1)
+                write_text(folder_of(settings, number) / "state.json", text + "\n")
+        found = {"waiting": list(waiting.waiting), "running": list(waiting.running), "seconds": waiting.seconds}
+        write_text(settings.states / "queue.json", json.dumps(found) + "\n")
+    finally:
+        os.close(handle)
 
 
 def write_live(settings: Settings, number: int, live: Live) -> None:

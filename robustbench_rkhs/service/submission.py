@@ -13,9 +13,9 @@ class Status(StrEnum):
     WAITING = "waiting"
     """For a person, before it is evaluated (a moderated service)."""
     HELD = "held"
-    """For a person: it was evaluated, and publishing it would do what no submission may do by itself; or its time ran out."""
+    """For a person: it was evaluated, and publishing it would do what no submission may do by itself."""
     FAILED = "failed"
-    """For a person: its worker died as often as `attempts` allows."""
+    """For a person: its worker died as often as `attempts` allows, or its evaluation ran out of its budget."""
     ACCEPTED = "accepted"
     REFUSED = "refused"
 

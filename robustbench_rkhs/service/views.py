@@ -1,7 +1,6 @@
 """The pages of the service: the form, the list, and a page for each submission; the rest is the static site."""
 
 from functools import cache
-from html import escape
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -139,5 +138,4 @@ def _board_page(settings: Settings, state: State) -> str:
     """Where the site shows an accepted checkpoint; empty where it doesn't."""
     if state.status != "accepted" or state.kind != "checkpoint" or state.hidden:
         return ""
-    names = [path.name for path in (settings.site / "models").glob(f"{state.name}*.html")] if state.name.isascii() else []
-    return f"/models/{escape(min(names, key=len))}" if names else ""
+    return f"/models/{state.name}.html" if (settings.site / "models" / f"{state.name}.html").is_file() else ""

@@ -26,7 +26,7 @@ from robustbench_rkhs.service.lifecycle import Outcome
 from robustbench_rkhs.service.live import Live
 from robustbench_rkhs.service.public_text import public
 from robustbench_rkhs.service.settings import Settings
-from robustbench_rkhs.service.state import add_to_log, write_live, write_queue, write_state
+from robustbench_rkhs.service.state import add_to_log, tell_states, write_live
 from robustbench_rkhs.service.submission import Submission
 from robustbench_rkhs.service.wakeups import WakeUps
 
@@ -51,7 +51,7 @@ class Worker:
         live, alive = Live(), threading.Event()
         write_live(self.settings, one.number, live)
         add_to_log(self.settings, one.number, f"attempt {one.attempt} of {self.settings.attempts} begins")
-        self._show(one)
+        tell_states(self.settings, self.database, one.number)
         beat = threading.Thread(target=self._beat, args=(one.number, alive), daemon=True)
         beat.start()
         try:
@@ -72,19 +72,12 @@ class Worker:
         write_live(self.settings, one.number, live.public(self.settings))
         if lifecycle.end(self.database, one.number, self.name, outcome):
             add_to_log(self.settings, one.number, f"{outcome.status}{': ' if outcome.reason else ''}{outcome.reason}")
-            self._show(one)
+            tell_states(self.settings, self.database, one.number)
 
     def _failed(self, one: Submission, why: str) -> None:
         """The evaluation decided nothing: it is tried again, or waits for a person."""
         changed = lifecycle.give_back(self.database, self.settings.attempts, worker=self.name, why=f"the evaluation failed ({why})")
         told_of(self.settings, self.database, changed)
-
-    def _show(self, one: Submission) -> None:
-        """Write its state and the queue."""
-        waiting = lifecycle.queue(self.database)
-        write_queue(self.settings, waiting)
-        if (now := lifecycle.of_number(self.database, one.number)) is not None:
-            write_state(self.settings, now, waiting)
 
     def _teller(self, one: Submission, live: Live) -> Callable[[Event], object]:
         """A listener that keeps the log, and writes the progress about once a second."""
@@ -99,7 +92,7 @@ class Worker:
             if time.monotonic() >= due:
                 due = time.monotonic() + EVERY
                 write_live(self.settings, one.number, live.public(self.settings))
-                write_state(self.settings, one)
+                tell_states(self.settings, self.database, one.number)
 
         return tell
 
@@ -112,12 +105,10 @@ class Worker:
 
 def told_of(settings: Settings, database: Database, changed: list[Submission]) -> None:
     """Say in the log and the state of each submission that it was taken from a worker."""
-    waiting = lifecycle.queue(database)
     for one in changed:
         add_to_log(settings, one.number, one.reason or "its worker was stopped: it is evaluated from the start")
-        write_state(settings, one, waiting)
     if changed:
-        write_queue(settings, waiting)
+        tell_states(settings, database, *(one.number for one in changed))
 
 
 def run_worker(settings: Settings, name: str, evaluate: Evaluate = evaluate) -> None:
