@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from test_cli import rkhs  # noqa: E402
 
 from robustbench_rkhs.nodes.node import UserError  # noqa: E402
 from robustbench_rkhs.runtime.events import Between, BoundsChanged, Finished, Message, PhaseStarted, Progress  # noqa: E402
-from robustbench_rkhs.service import guarding, lifecycle  # noqa: E402
+from robustbench_rkhs.service import evaluating, guarding, lifecycle  # noqa: E402
 from robustbench_rkhs.service.access import GUESSES  # noqa: E402
 from robustbench_rkhs.service.admin import Admin  # noqa: E402
 from robustbench_rkhs.service.app import create_app  # noqa: E402
@@ -262,6 +263,17 @@ def test_an_evaluation_that_fails_is_tried_again(home):
     assert home.state()["attempt"] == 2 and str(home.settings.folder) not in json.dumps(home.state())
     home.work(fails)
     assert home.state()["status"] == "failed"
+
+
+def test_adversarial_images_are_of_a_model_that_was_accepted_here(home, monkeypatch):
+    named = SimpleNamespace(about=SimpleNamespace(model="mine~smoothed"))
+    monkeypatch.setattr("robustbench_rkhs.verdicts.read_adversarials", lambda path, limits: named)
+    home.send("mine")
+    assert evaluating._model_of(home.settings, home.settings.folder / "a.npz") is None
+    home.work()
+    (weights,) = home.kept()
+    assert evaluating._model_of(home.settings, home.settings.folder / "a.npz") == str(weights.parent)
+    assert weights.parent.name == "mine"
 
 
 def test_a_full_disk_is_said_and_nothing_is_kept(home, monkeypatch):

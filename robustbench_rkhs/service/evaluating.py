@@ -1,6 +1,6 @@
 """Evaluates one submission by the gate, in a process of its own: `python -m robustbench_rkhs.service.evaluating`.
 
-Its messages are lines of the log, events of the evaluation, and the outcome; then it brings the site up to date.
+Its messages are lines of the log, events of the evaluation, and the outcome. Another process brings the site up to date.
 """
 
 import hashlib
@@ -20,7 +20,9 @@ from robustbench_rkhs.runtime.children import confine, end_with, messages
 from robustbench_rkhs.runtime.events import AnyEvent, Event, Message
 from robustbench_rkhs.runtime.files import Unwritable
 from robustbench_rkhs.runtime.locks import InUse
+from robustbench_rkhs.service import lifecycle
 from robustbench_rkhs.service.bundles import kept
+from robustbench_rkhs.service.database import Database
 from robustbench_rkhs.service.lifecycle import Outcome
 from robustbench_rkhs.service.settings import Settings
 from robustbench_rkhs.service.submission import Status, Submission
@@ -50,11 +52,14 @@ def evaluate(settings: Settings, one: Submission, tell: Tell) -> Outcome:
                 tables = tuple(map(str, message["tables"]))
                 outcome = Outcome(Status(message["status"]), str(message["reason"]), tables)
     except (UserError, ValueError) as error:
-        if outcome is None:
-            raise EvaluationFailed(str(error)) from None
-        tell(Message(text=f"the site could not be brought up to date: {error}"))
+        raise EvaluationFailed(str(error)) from None
     if outcome is None:
         raise EvaluationFailed("the evaluating process ended without a result")
+    if outcome.status == Status.ACCEPTED:
+        try:
+            build_site_alone(settings)
+        except UserError as error:
+            tell(Message(text=f"the site could not be brought up to date: {error}"))
     return outcome
 
 
@@ -71,13 +76,16 @@ def _longer(settings: Settings) -> Any:
 
 def _work(job: dict[str, Any], send: Callable[..., None]) -> None:
     settings = parse(Settings, job["settings"], "settings")
-    if job["kind"] == "site":
-        return _site(settings)
+    if job["kind"] == "site":  # not within the limits of an evaluation: figures need far more address space
+        from robustbench_rkhs.site import build_site
+
+        build_site(settings.out, settings.site)
+        return
     from robustbench_rkhs.submission.gate import Held, Incomplete
 
-    before, steps = _tables(settings, job), _steps(settings, job, lambda event: send(event=event.model_dump(mode="json")))
+    before = _tables(settings, job)
     try:
-        for line in steps:
+        for line in _steps(settings, job, lambda event: send(event=event.model_dump(mode="json"))):
             send(event=Message(text=line).model_dump(mode="json"))
     except Held as error:
         return send(status=Status.HELD, reason=str(error), tables=[])
@@ -88,7 +96,6 @@ def _work(job: dict[str, Any], send: Callable[..., None]) -> None:
     except UserError as error:
         return send(status=Status.REFUSED, reason=str(error), tables=[])
     send(status=Status.ACCEPTED, reason="", tables=sorted(_tables(settings, job) - before or _tables(settings, job)))
-    _site(settings)
 
 
 def _steps(settings: Settings, job: dict[str, Any], on_event: Tell) -> Any:
@@ -104,7 +111,18 @@ def _steps(settings: Settings, job: dict[str, Any], on_event: Tell) -> Any:
         recipe = parse(EvalRecipe, settings.protocol, "protocol", code_in(settings.protocol))
         return gate.submit(path, recipe, sample=settings.sample, on_event=on_event, **both)
     confine(settings.limits, memory=settings.device == "cpu")
-    return gate.submit_adversarials(path, **both)
+    return gate.submit_adversarials(path, model=_model_of(settings, path), **both)
+
+
+def _model_of(settings: Settings, path: Path) -> str | None:
+    """The folder of the model that a file of adversarial images names, if it was accepted here; else None: it is looked up."""
+    from robustbench_rkhs.nodes.guard import guarded
+    from robustbench_rkhs.verdicts import read_adversarials
+
+    with guarded(path.name):
+        name = read_adversarials(path, settings.limits).about.model.partition("~")[0]
+    found = lifecycle.accepted(Database(settings), name)
+    return str(kept(settings, found.digest)) if found is not None else None
 
 
 def _tables(settings: Settings, job: dict[str, Any]) -> set[str]:
@@ -116,12 +134,6 @@ def _tables(settings: Settings, job: dict[str, Any]) -> set[str]:
             sha = hashlib.file_digest(file, "sha256").hexdigest()
         found = (settings.out / "submitted").glob(f"*/*-{sha[:12]}.parquet")
     return {path.relative_to(settings.out).as_posix() for path in found}
-
-
-def _site(settings: Settings) -> None:
-    from robustbench_rkhs.site import build_site
-
-    build_site(settings.out, settings.site)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,18 @@ def of_digest(database: Database, digest: str) -> Submission | None:
         return session.exec(select(Submission).where(Submission.digest == digest)).first()
 
 
+def accepted(database: Database, name: str) -> Submission | None:
+    """The latest accepted checkpoint of this name that is not hidden."""
+    wanted = (
+        Submission.kind == "checkpoint",
+        Submission.name == name,
+        Submission.status == Status.ACCEPTED,
+        Submission.hidden == "",
+    )
+    with database.reading() as session:
+        return session.exec(select(Submission).where(*wanted).order_by(col(Submission.id).desc())).first()
+
+
 def add(database: Database, submission: Submission) -> tuple[Submission, bool]:
     """The stored submission, and whether it is new: what was sent before stays as it is."""
     if (known := of_digest(database, submission.digest)) is not None:
