@@ -127,8 +127,8 @@ def test_an_honest_bundle_is_accepted_and_its_sample_is_one_that_the_gate_draws(
 
 
 def test_the_images_of_the_sample_are_drawn_once_for_each_function(sent, tmp_path):
-    first, again_, other = (gate._drawn(tmp_path / "x", weights * 64) for weights in "aab")
-    assert first == again_ != other
+    first, again_, other, table = (gate._drawn(tmp_path / "x", one[0] * 64, one[1] * 64) for one in ("ac", "ac", "bc", "ad"))
+    assert first == again_ and len({first, other, table}) == 3
     (own,) = verdicts.read_all(sent / "reports/verdicts")
     samples = [tuple(claims.drawn(own, 20, seed, np.arange(500))) for seed in (first, again_, other)]
     assert samples[0] == samples[1] != samples[2] and len(set(samples[0])) == 20
@@ -354,6 +354,9 @@ def test_adversarial_images_in_a_bundle(sent, place):
     said = list(submit_bundle(place / "images", sample=5, device="cpu", out=place / "out", publish=False))
     assert "would be accepted" in said[-1] and not (place / "out/submitted").exists()
     list(submit_bundle(place / "images", sample=5, device="cpu", out=place / "out"))
+    resigned(place / "images", sent / "key.pem", name="another")
+    with pytest.raises(UserError, match=r"is of the model 'stranger', submission.yaml names 'another'"):
+        list(submit_bundle(place / "images", sample=5, device="cpu", out=place / "out"))
     assert verdicts.read_all(place / "out/submitted")
 
 
@@ -368,6 +371,9 @@ def test_only_new_bundles_of_a_folder_are_checked(place):
         (place / "theirs" / f"n{number}").mkdir()
     with pytest.raises(UserError, match="holds 8 new bundles"):
         new_bundles(place / "theirs")
+    (place / "link").symlink_to(place / "theirs")
+    with pytest.raises(UserError, match="is a link"):
+        new_bundles(place / "link")
 
 
 def test_the_commands_of_a_sender_and_of_a_check(sent, place):

@@ -21,11 +21,14 @@ def training_images(data: DataSet) -> Split | None:
     """A seeded sample of the training images, as they are before augmentation; None where there are none or no classes."""
     if data.task != "classification":
         return None
-    try:
-        train = data.load().train
-    except UserError:  # a file of test images alone
-        return None
-    return train.sample(min(IMAGES, len(train)), seed=0)
+    few = data.model_copy(update={"train": min(IMAGES, data.train or IMAGES)})  # of many images, only these become tensors
+    for one in (few, data):
+        try:
+            train = one.load().train
+        except UserError:  # fewer images, or a file of test images alone
+            continue
+        return train.sample(min(IMAGES, len(train)), seed=0)
+    return None
 
 
 @torch.no_grad()

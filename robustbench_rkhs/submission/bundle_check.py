@@ -11,11 +11,13 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from robustbench_rkhs.nodes.guard import guarded
 from robustbench_rkhs.nodes.limits import STRANGERS, Limits
 from robustbench_rkhs.nodes.node import Node, Seed, UserError
 from robustbench_rkhs.runtime.events import OnEvent
-from robustbench_rkhs.submission.bundle import MOST, is_bundle, read_bundle
+from robustbench_rkhs.submission.bundle import MOST, STATED, is_bundle, read_bundle
 from robustbench_rkhs.submission.gate import Incomplete, submit, submit_adversarials
+from robustbench_rkhs.verdicts import read_adversarials
 
 BUNDLES = 5
 """Most new bundles of a folder that are checked."""
@@ -67,6 +69,10 @@ def submit_bundle(
     if bundle.stated.kind == "adversarials":
         if settings:
             raise UserError(f"{', '.join(settings)}: not for adversarial images")
+        with guarded(bundle.content):
+            model = read_adversarials(bundle.content, limits).about.model
+        if model.partition("~")[0] != bundle.stated.name:
+            raise UserError(f"{bundle.content} is of the model {model[:64]!r}, {STATED} names {bundle.stated.name!r}")
         yield from submit_adversarials(bundle.content, **both)
         return
     more: dict[str, Any] = {"sender": bundle.sender, "table": bundle.verdicts, "seed": seed, "on_event": on_event}
@@ -111,6 +117,8 @@ def again(command: str, path: Path, seed: int | None) -> str:
 
 def new_bundles(path: Path, known: Path | None = None) -> list[Path]:
     """The bundle itself, or the bundles in a folder that are not, file by file, in `known`. Raises UserError for too many."""
+    if path.is_symlink():
+        raise UserError(f"{path} is a link: expected the folder itself")
     if is_bundle(path) or not path.is_dir():
         return [path]
     folders = sorted(entry for entry in islice(path.iterdir(), 100_000) if entry.is_dir() or entry.is_symlink())

@@ -12,6 +12,8 @@ from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.runtime.sinks import for_markdown_code
 from robustbench_rkhs.submission.bundle_check import BUNDLES, CheckResult
 
+LINES = 20
+"""Lines of a result that are repeated: GitHub takes comments of 65,536 characters."""
 PLACE = "submissions/"
 """Where bundles lie in a repository."""
 NOTE = (
@@ -48,5 +50,5 @@ def _lines(one: CheckResult) -> list[str]:
     verdict = {True: "would be accepted", False: "refused", None: "undecided"}[one.accepted]
     found = [f"{for_markdown_code(one.name or one.bundle)}: **{verdict}**", ""]
     found += [f"{for_markdown_code(one.reason)}", ""] if one.reason else []
-    found += [f"- {for_markdown_code(line)}" for line in one.lines[:40]]
+    found += [f"- {for_markdown_code(line[:300])}" for line in one.lines[:LINES]]
     return [*found, "", f"{one.seconds:.0f} s. The same on your machine: {for_markdown_code(one.command)}", ""]

@@ -29,7 +29,7 @@ from robustbench_rkhs.reports.update import update
 from robustbench_rkhs.runtime.events import OnEvent, listening
 from robustbench_rkhs.runtime.ignored import ignored
 from robustbench_rkhs.runtime.locks import alone
-from robustbench_rkhs.runtime.seals import read_record, write_record
+from robustbench_rkhs.runtime.seals import read_record, sha256_of, write_record
 from robustbench_rkhs.submission.adversarials import Judged, judge, named_by
 from robustbench_rkhs.submission.confined import Claims, evaluations
 from robustbench_rkhs.submission.effect import refused_change, twin_on_board
@@ -142,7 +142,7 @@ def submit(
     yield f"checked: {name}, {said.numbers:,} numbers, digest {said.weights[:12]}"
     staged = folder_of(ignored(out / "submissions"), name)
     with alone(staged, "a submission"), claimed(out, name, sender, new, (Incomplete, Held)):
-        seed = _drawn(staged, said.weights) if seed is None else seed
+        seed = _drawn(staged, said.weights, sha256_of(table) if table else "") if seed is None else seed
         count = min(sample, len(y))
         looks = [recipe.model_copy(update={"samples": None if table else count, "seed": seed, "order": "stratified"}), recipe]
         told: list[str] = []
@@ -197,9 +197,12 @@ def _shares(full: Evaluation) -> str:
     return "; ".join([f"clean {clean:.1%}", *found, f"{images:,} images"])
 
 
-def _drawn(staged: Path, weights: str) -> int:
-    """A seed for the images of the sample, drawn once for these weights, so that an evaluation out of its budget goes on."""
-    path = staged / f"drawn-{weights[:16]}.json"
+def _drawn(staged: Path, weights: str, table: str) -> int:
+    """A seed for the images of the sample, so that an evaluation out of its budget goes on.
+
+    It is drawn anew for other weights and for another table of the sender's, who has been told the last one.
+    """
+    path = staged / f"drawn-{weights[:16]}-{table[:16]}.json"
     if path.is_file():
         return int(read_record(path)["seed"])
     seed = secrets.randbelow(2**31)
