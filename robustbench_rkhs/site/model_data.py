@@ -71,11 +71,10 @@ def curve_rows(steps: AccuracySteps) -> list[list[float]]:
 
 
 def point_rows(steps: AccuracySteps, evaluation: Evaluation) -> list[dict[str, Any]]:
-    """The eps at which every attack ran, with robust and certified accuracy and their limits."""
+    """The eps at which every attack ran, with robust and certified accuracy and their limits. At 0 there is nothing to attack."""
     keys = [part + end for part in ("robust", "certified") for end in ("", "_low", "_high")]
-    return [
-        {"eps": row["eps"], "text": evaluation.about.words(row["eps"]), **{key: row[key] for key in keys}} for row in steps.tested
-    ]
+    tested = [row for row in steps.tested if row["eps"] > 0]
+    return [{"eps": row["eps"], "text": evaluation.about.words(row["eps"]), **{key: row[key] for key in keys}} for row in tested]
 
 
 def down(radii: np.ndarray) -> list[float]:
