@@ -22,6 +22,8 @@ def to_be_traced(model: nn.Module) -> bool:
 def groups_of(module: Any, before: tuple[int, ...]) -> int:
     """The groups of values that a layer divides by their standard deviations. Raises Uncertifiable; reads no numbers."""
     intact(module, type(module))
+    if not module.eps > 0:
+        raise Uncertifiable(f"it divides by a standard deviation that may be zero, as eps is {module.eps}")
     if isinstance(module, nn.LayerNorm):
         return _last(before, module.normalized_shape)
     if isinstance(module, nn.GroupNorm):

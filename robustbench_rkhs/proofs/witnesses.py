@@ -22,6 +22,8 @@ from robustbench_rkhs.verifier.proof import Proof
 
 RELAXED = ("sdp_crown", "crown", "alpha_crown", "ibp")
 """Certificates that are proved image by image."""
+MOST = 10_000
+"""Most values at kinks for which lines are computed anew, in NumPy."""
 
 
 class Written(NamedTuple):
@@ -68,6 +70,9 @@ def _tilted(number: int, row: dict[str, Any], about: Written, arrays: dict[str, 
 
 def _relaxed(claim: RelaxedClaim, about: Written, arrays: dict[str, np.ndarray]) -> None:
     """The largest share of each radius that the verifier proves."""
+    values = _bent(about.chain)
+    if values > MOST and not claim.method.startswith("ibp"):
+        raise Malformed(f"{values:,} values at kinks, and each costs passes: at most {MOST:,} are re-checked")
     asked, best = claim.radii.copy(), np.zeros_like(claim.radii)
     for share in SMALLER:
         ask()
@@ -125,6 +130,12 @@ def _untilted(chain: list[Step], norm: str) -> bool:
         if other or any(_untilted(branch, norm) for branch in step.branches):
             return True
     return norm != "l2"
+
+
+def _bent(chain: list[Step]) -> int:
+    """The number of values that enter operations that are not affine."""
+    own = [math.prod(step.inputs) for step in chain if not step.branches and not affine(step.module)]
+    return sum(own) + sum(_bent(branch) for step in chain for branch in step.branches)
 
 
 def _kinks(chain: list[Step]) -> list[int]:

@@ -11,7 +11,7 @@ from robustbench_rkhs.relaxations.interval import Step, through
 from robustbench_rkhs.relaxations.linear_bounds import Lines, back, bent
 from robustbench_rkhs.relaxations.planes import Planes
 from robustbench_rkhs.relaxations.region import Region, between
-from robustbench_rkhs.relaxations.rounding import magnitude
+from robustbench_rkhs.relaxations.rounding import UNIT, magnitude
 
 
 class Centred(NamedTuple):
@@ -39,6 +39,8 @@ def _ends(module: Standardised, c: Centred) -> tuple[Tensor, Tensor]:
     """c_i / sqrt((c_i^2 + others) / n + eps) rises with c_i, and the others' squares draw it to zero."""
     count = c.lower.shape[2]
     least, most = (one.sum(2, keepdim=True) - one for one in (c.least, c.most))
+    slack = 8 * (count + 8) * UNIT  # what the difference loses where one square is nearly the sum
+    least, most = least - slack * c.least.sum(2, keepdim=True), most + slack * c.most.sum(2, keepdim=True)
 
     def value(z: Tensor, sign: int) -> Tensor:
         others = torch.where(sign * z >= 0, least.clamp_min(0), most)
