@@ -106,19 +106,20 @@ def chosen(single: Frame, quick: Lines, parts: Pieces) -> Pieces | None:
         return None
     tried = min(TRIED, score.shape[1])
     picked = score.topk(tried)
-    twice = torch.arange(count).repeat_interleave(tried)
+    number = torch.arange(count, device=score.device)
+    twice = number.repeat_interleave(tried)
     sides = split(parts.of(twice), picked.indices.flatten(), paths)
     value, _ = interval_bounds(single, _many(quick, len(sides.value)), _single(sides.ends), sides.leans, False)
     value = value.view(count, tried, 2)
     goodness = (value.amin(2) + 0.1 * value.amax(2)).masked_fill(picked.values.isinf(), -torch.inf)
-    best = goodness.argmax(1) + tried * torch.arange(count)
+    best = goodness.argmax(1) + tried * number
     return sides.of(torch.stack([2 * best, 2 * best + 1], 1).flatten())
 
 
 def split(parts: Pieces, where: Int[Tensor, " parts"], paths: list[str]) -> Pieces:
     """Both sides of one kink of each part, at most zero and at least zero in turn. `where`: counted over all `paths`."""
-    twice = parts.of(torch.arange(len(where)).repeat_interleave(2))
-    ends, start, number = {}, 0, torch.arange(len(where))
+    number = torch.arange(len(where), device=where.device)
+    twice, ends, start = parts.of(number.repeat_interleave(2)), {}, 0
     for path in paths:
         lower, upper = (end.clone() for end in twice.ends[path])
         at = ((where >= start) & (where < start + lower.shape[1])).nonzero().flatten()

@@ -46,10 +46,9 @@ def renewed(frame: Frame, single: Frame, ends: Parts, search: Search | None, pat
             ask()
             part, unit = some.T
             both = torch.cat([part, part])
+            number = torch.arange(len(both), device=both.device)
             ones = lower.new_zeros(len(both), size)
-            ones[torch.arange(len(both)), known.units[torch.cat([unit, unit])]] = torch.where(
-                torch.arange(len(both)) < len(part), 1.0, -1.0
-            ).to(lower)
+            ones[number, known.units[torch.cat([unit, unit])]] = torch.where(number < len(part), 1.0, -1.0).to(lower)
             lines = Lines(ones.view(1, len(both), *shape), lower.new_zeros(1, len(both)))
             here = {key: Ends(*(end[both] for end in one)) for key, one in now.items()}
             leans = begun(here)
