@@ -6,7 +6,6 @@ from robustbench_rkhs.verdicts.brief_cache import BriefCache
 from robustbench_rkhs.verdicts.briefs import Brief
 from robustbench_rkhs.verdicts.comparability import Apart, Choice, called, comparable, unfit
 from robustbench_rkhs.verdicts.evaluation import AdversarialImages, Evaluation
-from robustbench_rkhs.verdicts.evaluator import evaluator, stale
 from robustbench_rkhs.verdicts.image_radii import by_certificate, images
 from robustbench_rkhs.verdicts.image_states import STATES, states
 from robustbench_rkhs.verdicts.keeping import keep
@@ -24,6 +23,7 @@ from robustbench_rkhs.verdicts.model_marks import (
     no_function,
 )
 from robustbench_rkhs.verdicts.parts import Noticed, Part
+from robustbench_rkhs.verdicts.provenance import evaluator, stale
 from robustbench_rkhs.verdicts.published import Published
 from robustbench_rkhs.verdicts.record import Record
 from robustbench_rkhs.verdicts.schema import COLUMNS, KEY, Verdicts, validate

@@ -84,7 +84,7 @@ class About(Node):
     command: str = ""
     versions: dict[str, str] = Field({})
     evaluator: dict[str, str] = Field({})
-    """Digests of the code that made it, by part (`verdicts/evaluator.py`); empty in older tables."""
+    """Digests of the code that made it, by part (`verdicts/provenance.py`); empty in older tables."""
     data_digest: str = ""
     key: str = ""
     """Key of the model's function: digest of its structure, tensors, normalisation and smoothing."""
