@@ -95,7 +95,7 @@ def test_an_interruption_keeps_the_table_and_draws_nothing(folder, monkeypatch, 
     (only,) = found["evaluations"]  # the second is not begun
     assert not found["complete"] and not only["complete"] and only["incomplete_because"] == "interrupted"
     assert only["summary"][0]["images"] == 12 and "interrupted" in err
-    assert written(folder, how) <= {".parquet", ".json"}
+    assert written(folder, how) <= {".parquet", ".json", ".jsonl"}
 
 
 def test_an_interruption_before_there_is_a_table(folder, monkeypatch):

@@ -33,6 +33,7 @@ from robustbench_rkhs.verifier import lagrangian as checked
 from robustbench_rkhs.verifier.activations import Activation
 from robustbench_rkhs.verifier.affine import Linear
 from robustbench_rkhs.verifier.chain import Branches, dense
+from robustbench_rkhs.verifier.liplt import reached
 from robustbench_rkhs.verifier.norms import frobenius
 from robustbench_rkhs.verifier.proof import Rejected
 
@@ -233,11 +234,10 @@ def test_a_multiplier_whose_square_overflows_proves_nothing():
     chain = [Linear((1,), np.array([[1e151]]), None), Activation((1,), "relu", ()), last]
     for multiplier in (1e-320, 1e-310, 1e-308, 1e-305, 1e-302, 1e-301, 1e-300, 1e-200):
         for slope in (-1.0, 0.0, 0.5, 1.0):
-            given = ([np.array([[slope]])], np.array([[multiplier]]), 2)
+            witness = checked.Witness(np.array([[0, 0]]), [np.array([[slope]])], np.array([[multiplier]]), reached(chain))
             for claimed in (0.05, 0.1001, 1.0, 50.0):
-                about = (np.zeros((1, 1)), np.array([1]), np.array([claimed]), np.array([[0, 0]]))
                 with np.errstate(all="ignore"):
-                    found, _ = checked.radii_proved(chain, *about, *given)
+                    found, _ = witness.proved(chain, slice(0, 1), np.zeros((1, 1)), np.array([1]), np.array([claimed]), 2)
                 assert found[0] <= 0.1, (multiplier, slope, claimed)
 
 
@@ -247,9 +247,8 @@ def test_constants_that_cancel_inside_of_branches_count_as_rounding():
     chain = [Branches((1,), [lost, [Linear((1,), np.array([[1.0]]), np.array([-1e17]))]], True)]
     chain.append(Linear((1,), np.array([[1.0], [0.0]]), np.array([0.0, 0.5])))
     assert chain[0].affine
-    found, _ = checked.radii_proved(
-        chain, np.zeros((1, 1)), np.array([1]), np.array([0.01]), np.array([[0, 0]]), [], np.zeros((1, 0)), 2
-    )
+    witness = checked.Witness(np.array([[0, 0]]), [], np.zeros((1, 0)), reached(chain))
+    found, _ = witness.proved(chain, slice(0, 1), np.zeros((1, 1)), np.array([1]), np.array([0.01]), 2)
     assert found[0] == 0
 
 

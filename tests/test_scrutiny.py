@@ -81,7 +81,7 @@ def test_a_budget_that_ends_with_the_diagnosis_leaves_the_escalation_to_the_next
         )
         cut = evaluate(model, (oracle.x, y), budget=60, **settings)
     assert not cut.about.complete and "zero_gradients" in cut.about.marks
-    assert (known(cut, eps) == "survived").all() and not cut.table["method"].str.startswith("check:").any()
+    assert (known(cut, eps) == "survived").any() and not cut.table["method"].str.startswith("check:").any()
     done = evaluate(model, (oracle.x, y), **settings)
     assert done.about.complete and (known(done, eps) == "broken").all()
 

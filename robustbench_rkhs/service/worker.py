@@ -131,7 +131,7 @@ def _first_site(settings: Settings) -> None:
     try:
         build_site_alone(settings)
     except UserError as error:
-        print(f"note: no site: {error}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"note: no site: {error}\n")
 
 
 if __name__ == "__main__":

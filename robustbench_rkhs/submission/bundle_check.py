@@ -15,6 +15,7 @@ from robustbench_rkhs.nodes.guard import guarded
 from robustbench_rkhs.nodes.limits import STRANGERS, Limits
 from robustbench_rkhs.nodes.node import Node, Seed, UserError
 from robustbench_rkhs.runtime.events import OnEvent
+from robustbench_rkhs.runtime.sinks import for_line
 from robustbench_rkhs.submission.bundle import MOST, STATED, is_bundle, read_bundle
 from robustbench_rkhs.submission.gate import Incomplete, submit, submit_adversarials
 from robustbench_rkhs.verdicts import read_adversarials
@@ -94,9 +95,9 @@ def check_bundle(path: Path, tell: Callable[[str], object], *, seed: int | None 
             lines.append(line[:2000])
         found |= {"accepted": True}
     except Incomplete as early:
-        found |= {"accepted": None, "reason": str(early)[:2000]}
+        found |= {"accepted": None, "reason": for_line(early)[:2000]}
     except UserError as refused:
-        found |= {"accepted": False, "reason": str(refused)[:2000]}
+        found |= {"accepted": False, "reason": for_line(refused)[:2000]}
     drawn = next((line.rpartition("seed ")[2] for line in lines if "drawn by the gate, seed " in line), "")
     found["seed"] = int(drawn) if drawn.isdigit() else seed
     command = again(settings.get("command", ""), path, found["seed"])[:2000]
