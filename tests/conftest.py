@@ -24,7 +24,7 @@ settings.load_profile("repeatable")
 @pytest.fixture(scope="session", autouse=True)
 def brief_portfolio() -> Iterator[None]:
     """The default certificates with a short search of sdp_crown, in this process: its own tests run the whole of it."""
-    brief = {"name": "sdp_crown", "search": False, "steps": 20, "intervals": 0, "couplings": 0, "domains": 0}
+    brief = {"name": "sdp_crown", "search": False, "steps": 3, "intervals": 0, "couplings": 0, "domains": 0}
     with pytest.MonkeyPatch.context() as patched:
         usual = tuple(brief if one["name"] == "sdp_crown" else one for one in certificates.PORTFOLIO)
         patched.setattr(certificates, "PORTFOLIO", usual)

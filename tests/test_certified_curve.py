@@ -22,7 +22,7 @@ def small():
     sizes = (16, 24, 24, 24, 4)
     layers = [one for a, b in pairwise(sizes) for one in (nn.Linear(a, b), nn.ReLU())]
     model = nn.Sequential(nn.Flatten(), *layers[:-1]).eval()
-    x = torch.rand(24, 1, 4, 4)
+    x = torch.rand(14, 1, 4, 4)
     return model, x, model(x).argmax(1)
 
 

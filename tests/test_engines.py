@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from robustbench_rkhs import verdicts
-from robustbench_rkhs.attacks import DDN, FoolboxAttack, SuperDeepFool
+from robustbench_rkhs.attacks import DDN, SuperDeepFool
+from robustbench_rkhs.certificates import CrownCertificate, MarginCertificate
 from robustbench_rkhs.evaluation.engine_choice import Here, Ranks, Ray, Submitit, engine_from
 from robustbench_rkhs.evaluation.engines.ranks import VARIABLES, Rank
 from robustbench_rkhs.evaluation.run import evaluate
@@ -21,7 +22,9 @@ from robustbench_rkhs.nodes.node import UserError
 
 SETTINGS = {
     "eps": (0.02, 0.06, 0.2),
-    "attacks": (SuperDeepFool(), DDN(steps=6), FoolboxAttack(attack="deepfool")),
+    "attacks": (SuperDeepFool(), DDN(steps=6)),
+    "certificates": (MarginCertificate(), CrownCertificate(search=False)),
+    "diagnostics": False,
     "block": 5,
     "rechecked": 3,
     "seed": 3,
@@ -32,7 +35,7 @@ SETTINGS = {
 def scene():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
-    x = torch.rand(26, 1, 4, 4)
+    x = torch.rand(18, 1, 4, 4)
     with torch.no_grad():
         model[5].bias -= model(x).mean(0)  # every class is predicted
         return model, (x, model(x).argmax(1))

@@ -34,7 +34,7 @@ def scene():
     """A network of which the certificates prove some images at the smaller eps, and none at the larger."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
-    x = torch.rand(26, 1, 4, 4)
+    x = torch.rand(18, 1, 4, 4)
     with torch.no_grad():
         model[5].bias -= model(x).mean(0)  # every class is predicted
         return model, (x, model(x).argmax(1))
