@@ -103,8 +103,11 @@ def test_ranks_that_are_killed_lose_and_double_nothing(scene, whole, tmp_path):
 
 
 def test_a_rank_is_told_by_its_launcher():
-    assert [names for names in VARIABLES] and Rank.mine({"RANK": "1", "WORLD_SIZE": "4"}) == Rank(1, 4)
-    assert Rank.mine({"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}) == Rank(0, 2)
+    for number, world in VARIABLES:
+        assert Rank.mine({number: "1", world: "4"}) == Rank(1, 4)
+        for wrong in ("4", "-1", "one", ""):
+            with pytest.raises(UserError, match=f"expected {number} from 0 to below {world}, found '{wrong}' and '4'"):
+                Rank.mine({number: wrong, world: "4"})
     with pytest.raises(UserError, match="no rank: start it by torchrun"):
         Rank.mine({})
 

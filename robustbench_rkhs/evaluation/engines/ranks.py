@@ -36,7 +36,10 @@ class Rank(NamedTuple):
         """Of this process, as its launcher says. Raises UserError where nobody launched it."""
         for number, count in VARIABLES:
             if number in environment and count in environment:
-                return cls(int(environment[number]), int(environment[count]))
+                found = environment[number], environment[count]
+                if not all(text.isascii() and text.isdigit() for text in found) or int(found[0]) >= int(found[1]):
+                    raise UserError(f"expected {number} from 0 to below {count}, found {found[0]!r} and {found[1]!r}")
+                return cls(int(found[0]), int(found[1]))
         told = "torchrun --nproc-per-node 2 --no-python rkhs-eval ..., or srun rkhs-eval ..."
         raise UserError(f"this process has no rank: start it by {told}; found neither RANK nor SLURM_PROCID")
 
