@@ -133,7 +133,7 @@ def normed():
     return nn.Sequential(*layers).train()
 
 
-def test_the_clean_norm_leaves_batchnorm_and_the_contaminated_one_moves_it():
+def test_the_norm_by_the_batch_leaves_batchnorm_and_the_contaminated_one_moves_it():
     split, x, y, keys = images(), torch.rand(6, 1, 8, 8), torch.zeros(6).long(), torch.arange(6)
     clean = FunctionNorm(samples=2, sampler=DataSampler()).prepare(normed(), split, 0)
     dirty = clean.model_copy(update={"statistics": "contaminated"})
@@ -143,7 +143,10 @@ def test_the_clean_norm_leaves_batchnorm_and_the_contaminated_one_moves_it():
     assert torch.equal(*twice), "dropout is off"
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     samples = of_training_images(split, keys, 2)
-    torch.testing.assert_close(twice[0], 0.1 * copy.deepcopy(model).eval()(samples).square().sum(1).mean())
+    seen, features = model[0](x).detach(), model[0](samples).detach()
+    mean, variance = seen.mean((0, 2, 3)).view(3, 1, 1), seen.var((0, 2, 3), correction=0).view(3, 1, 1)
+    scaled = (features - mean) / (variance + 1e-5).sqrt()
+    torch.testing.assert_close(twice[0], 0.1 * model[5](scaled.flatten(1)).square().sum(1).mean())
 
     apart = clean.model_copy(update={"statistics": "split"})(model, x, y, keys)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -157,6 +160,33 @@ def test_the_clean_norm_leaves_batchnorm_and_the_contaminated_one_moves_it():
     torch.testing.assert_close(model[1].running_mean, 0.9 * (0.9 * other + 0.1 * one) + 0.1 * one)
     scaled = (features - one.view(3, 1, 1)) / (features.var((0, 2, 3), correction=0) + 1e-5).sqrt().view(3, 1, 1)
     torch.testing.assert_close(twice[0], 0.1 * model[5](scaled.flatten(1)).square().sum(1).mean())
+
+
+def test_the_norm_by_the_batch_does_not_shrink_weights_before_batchnorm():
+    """As the loss it does not depend on their scale, so its gradient is orthogonal to them; with constant statistics it is not."""
+    model, x, y, keys = normed().double(), torch.rand(6, 1, 8, 8).double(), torch.zeros(6).long(), torch.arange(6)
+    model[1].eps = 0.0
+    penalty = FunctionNorm(samples=2, sampler=DataSampler()).prepare(model, images(), 0)
+    value = penalty(model, x, y, keys)
+    value.backward()
+    convolution = model[0]
+    along = (convolution.weight.grad * convolution.weight).sum() + (convolution.bias.grad * convolution.bias).sum()
+    assert abs(along.item()) < 1e-12 and convolution.weight.grad.norm() > 1e-4
+    with torch.no_grad():
+        for parameter in convolution.parameters():
+            parameter.mul_(7)
+    torch.testing.assert_close(penalty(model, x, y, keys), value)
+    model.eval()(x)
+    assert "forward" not in vars(model[1]), "BatchNorm is itself again"
+
+
+def test_squashed_samples_are_what_the_network_sees_after_its_normalisation():
+    """The published samples: decoded sigmoids of normalised images, taken by the network as they are."""
+    split, mean, std = images(), 0.1307, 0.3081
+    squashed = Split("bars", "train", ((split.x - mean) / std).sigmoid(), split.y, split.index, 3, "none")
+    plain, published = QUICK.prepare(squashed, 0), QUICK.model_copy(update={"squashed": (mean, std)}).prepare(split, 0)
+    keys = torch.arange(4)
+    torch.testing.assert_close((published(keys, 2) - mean) / std, plain(keys, 2))
 
 
 def test_contaminated_statistics_end_up_half_generated():
@@ -187,7 +217,7 @@ def test_the_mean_over_a_batch_is_the_mean_of_its_halves():
     torch.testing.assert_close(penalty(model, x, y, keys), halves / 2)
 
 
-@pytest.mark.parametrize("statistics", ["clean", "contaminated"])
+@pytest.mark.parametrize("statistics", ["batch", "contaminated"])
 def test_a_killed_training_with_a_function_norm_ends_where_an_unbroken_one_does(tmp_path, statistics):
     norm = {"name": "function_norm", "samples": 2, "statistics": statistics, "sampler": QUICK.model_dump()}
     curious = [{"name": "jacobian", "projections": 1}, {"name": "curvature", "direction": "random"}]

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from robustbench_rkhs.nodes.node import UserError
@@ -75,6 +76,35 @@ def on_its_own(model: nn.Module) -> Iterator[None]:
     finally:
         for module in tracking:
             module.track_running_stats = True
+
+
+@contextmanager
+def on_first(model: nn.Module, count: int) -> Iterator[None]:
+    """Dropout off, and BatchNorm normalises all images by the mean and variance of the first `count`, with their gradients.
+
+    Running statistics stay as they are; spectral normalisation does not iterate either. Without BatchNorm it is `per_image`.
+    """
+    kinds = nn.modules.batchnorm._BatchNorm
+    changed = [module for module in model.modules() if isinstance(module, kinds) and module.training]
+    for module in changed:
+        module.forward = partial(_normalised_by_first, module, count)  # type: ignore[method-assign]
+    try:
+        with _switched(model, (*DROPOUT, parametrizations._SpectralNorm)):
+            yield
+    finally:
+        for module in changed:
+            del module.forward
+
+
+def _normalised_by_first(module: nn.modules.batchnorm._BatchNorm, count: int, x: Tensor) -> Tensor:
+    """BatchNorm of all rows by the statistics of the first ones."""
+    axes = [0, *range(2, x.dim())]
+    variance, mean = torch.var_mean(x[:count], axes, correction=0, keepdim=True)
+    y = (x - mean) * (variance + module.eps).rsqrt()
+    if module.weight is None:
+        return y
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    return y * module.weight.view(shape) + module.bias.view(shape)
 
 
 @contextmanager

@@ -4,22 +4,23 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Literal
 
+import torch
 from jaxtyping import Float, Int
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.nodes.node import Real, UserError
-from robustbench_rkhs.runtime.modes import on_its_own, per_image, without_dropout
+from robustbench_rkhs.runtime.modes import on_first, on_its_own, per_image, without_dropout
 from robustbench_rkhs.training.penalties.base import PenaltyNode, keys_or_count
 from robustbench_rkhs.training.samplers import Sampler, Source, VAESampler
 
 MODES: dict[str, Callable[[nn.Module], AbstractContextManager[None]]] = {
-    "clean": per_image,
+    "batch": per_image,
     "split": on_its_own,
     "contaminated": without_dropout,
 }
-"""The BatchNorm mode in the pass of the norm."""
+"""The mode of the pass of the norm, which reaches BatchNorm in the last two only."""
 
 
 class FunctionNorm(PenaltyNode):
@@ -43,11 +44,12 @@ class FunctionNorm(PenaltyNode):
     """The distribution Q."""
     samples: int = Field(10, ge=1)
     """Samples m per image of the batch; published: 100 per step at batches of 10."""
-    statistics: Literal["clean", "split", "contaminated"] = "clean"
-    """BatchNorm in the pass of the norm. `clean`: with its running statistics, unchanged: the function that is evaluated. They
-    lag behind, and as BatchNorm makes the loss invariant to scale, nothing opposes a norm that shrinks the weights, so
-    large learning rates diverge. `split`: normalised by the samples, running statistics unchanged. `contaminated`:
-    as `split`, but they are updated, and end up 53% generated (momentum 0.1): kept only to reproduce the published effect, and
+    statistics: Literal["batch", "split", "contaminated"] = "batch"
+    """BatchNorm in the pass of the norm; without BatchNorm all are the same. `batch`: the samples are normalised by the
+    statistics of the training images of the batch, which carry gradients, so that the norm is as invariant to the scale of the
+    weights as the loss. (With the running statistics, as constants, it would not be: the norm shrinks weights that nothing holds,
+    and the training diverges; that is refused.) `split`: normalised by the samples. `contaminated`: as `split`, but the running
+    statistics are updated, and end up 53% generated (momentum 0.1): kept only to reproduce the published effect, and
     the one exception to the rule that penalties leave them unchanged."""
 
     _source: Source | None = PrivateAttr(None)
@@ -63,7 +65,11 @@ class FunctionNorm(PenaltyNode):
         if self._source is None:
             raise UserError("function_norm: its sampler has no training images; call prepare(model, split, seed) first")
         generated = self._source(keys_or_count(keys, x), self.samples).to(x)
-        with MODES[self.statistics](model):
-            logits = model(generated)
+        if self.statistics == "batch" and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+            with on_first(model, len(x)):
+                logits = model(torch.cat([x, generated]))[len(x) :]
+        else:
+            with MODES[self.statistics](model):
+                logits = model(generated)
         result: Tensor = self.weight * logits.square().sum(1).mean()
         return result

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +15,7 @@ from robustbench_rkhs.nodes.node import Real, UserError
 from robustbench_rkhs.runtime.counter_rng import mix
 from robustbench_rkhs.training.samplers.base import SamplerNode, Source, normals
 
+Positive = Annotated[Real, Field(gt=0)]
 INFLATION = 3.0
 """Factor of the standard deviations in the published spread."""
 
@@ -36,8 +37,9 @@ class VAESampler(SamplerNode):
               \hat x = \mathrm{dec}(\mu + e^{\ell/2} \epsilon), \quad s = \mathrm{dec}(z)
 
     mu, l: the encoder's means and log variances. The published form is dense, 784-128-100-128-784 with ReLU (240,344 numbers
-    on MNIST) and weights from N(0, 2 / fan in), 10,000 steps of Adam at 1e-3 on batches of 20; here the images stay in [0, 1]
-    (published: their sigmoid after normalisation, within [0.40, 0.94]).
+    on MNIST) and weights from N(0, 2 / fan in), 10,000 steps of Adam at 1e-3 on batches of 20; here the images stay in [0, 1].
+    With `squashed: [m, s]` it learns sigmoid((x - m) / s) instead, as published, and a decoded t comes back as the pixels
+    m + s t: a network that normalises by m and s then sees t itself, as in the published code (on MNIST within [0.40, 0.94]).
     Spread `published`: z from N(mean mu, (3 e^(mean l / 2))^2), means over the last training batch; `prior`: z from N(0, I).
     Cost of training: `iterations` steps of a small network (about ten seconds on one core at the defaults); of a sample: one
     pass of the decoder. Raises UserError where the images are not in [0, 1] or too small, or the training diverges.
@@ -59,14 +61,17 @@ class VAESampler(SamplerNode):
     """Images per step."""
     lr: Real = Field(1e-3, gt=0)
     """Learning rate."""
+    squashed: tuple[Real, Positive] | None = None
+    """Mean and standard deviation before a sigmoid, as published (MNIST: 0.1307, 0.3081); default: the images as they are."""
 
     def prepare(self, split: Split, seed: int) -> Source:
         fitted = self.fit(split, seed)
+        mean, std = self.squashed or (0.0, 1.0)
 
         @torch.no_grad()
         def source(keys: Int[Tensor, " batch"], count: int) -> Float[Tensor, "samples *image"]:
             z = normals(keys, seed, count, (self.latent,)).to(fitted.mean)
-            result: Tensor = fitted.model.decode(fitted.mean + fitted.std * z).sigmoid()
+            result: Tensor = mean + std * fitted.model.decode(fitted.mean + fitted.std * z).sigmoid()
             return result
 
         return source
@@ -77,15 +82,16 @@ class VAESampler(SamplerNode):
             raise UserError(
                 f"sampler 'vae' needs images in [0, 1], found {split.x.min():.3g} to {split.x.max():.3g} in {split.data!r}"
             )
+        images = split.x if self.squashed is None else ((split.x - self.squashed[0]) / self.squashed[1]).sigmoid()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix(seed, 0x7AE))
             model = Autoencoder(self, split.shape).to(split.x.device)
         generator = torch.Generator().manual_seed(mix(seed, 0x7AE, 1))
         optimizer = torch.optim.Adam(model.parameters(), lr=self.lr)
-        losses, x = [], split.x[:0]
+        losses, x = [], images[:0]
         with torch.enable_grad():
             for chosen in _batches(len(split), self.batch_size, self.iterations, generator):
-                x = split.x[chosen.to(split.x.device)]
+                x = images[chosen.to(images.device)]
                 loss = model.loss(x, torch.randn(len(x), self.latent, generator=generator).to(x))
                 optimizer.zero_grad()
                 loss.backward()
