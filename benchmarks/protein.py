@@ -130,8 +130,8 @@ def markdown(records: list[dict[str, Any]], given: argparse.Namespace) -> str:
     lines = ["# Remote homology of proteins", "", (__doc__ or "").split("\n\n")[2].replace("\n", " "), ""]
     hours = sum(record["cpu_seconds"] for record in records) / 3600
     lines += [
-        f"{len(records)} runs, {hours:.2f} CPU hours on {last['machine']}, {given.precision}, seeds 0 to {given.seeds - 1}, last on "
-        f"{last['date']}. Each cell: auROC / auROC50, mean over seeds; in brackets the number of seeds where it is another.",
+        f"{len(records)} runs, {hours:.2f} CPU hours on {last['machine']}, {given.precision}, seeds 0 to {given.seeds - 1}, last "
+        f"on {last['date']}. Each cell: auROC / auROC50, mean over seeds; in brackets the number of seeds where it is another.",
         "",
         "| family | " + " | ".join(methods) + " |",
         "|---" * (len(methods) + 1) + "|",
