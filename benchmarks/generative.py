@@ -44,7 +44,7 @@ from robustbench_rkhs.training.loop import train
 from robustbench_rkhs.training.penalties import Penalty
 from robustbench_rkhs.training.recipe import TrainRecipe
 
-RECIPE = ROOT / "models" / "generative" / "mnist_critics.yaml"
+RECIPE = ROOT / "models/generative/mnist_critics.yaml"
 LATENT, BATCH, CRITIC_STEPS, LR, BETAS, SAVE_EVERY = 64, 64, 2, 5e-4, (0.5, 0.9), 250
 
 
@@ -128,17 +128,16 @@ def trained(critic: Critic, real: Split, seed: int, iterations: int, path: Path)
         if (iteration + 1) % SAVE_EVERY == 0 or iteration + 1 == iterations:
             state = {"parts": [part.state_dict() for part in (generator, model, *optimizers)], "done": iteration + 1}
             state |= {"penalties": [penalty.state() for penalty in penalties], "seconds": time.process_time() - started}
-            path.parent.mkdir(parents=True, exist_ok=True)
             torch.save(state, path.with_suffix(".part"))
             path.with_suffix(".part").replace(path)
     return generator.eval(), time.process_time() - started
 
 
+@torch.no_grad()
 def drawn(generator: nn.Module, count: int) -> Tensor:
     """Generated digits, the same latent vectors for every generator."""
-    with torch.no_grad():
-        latent = torch.randn(count, LATENT, generator=torch.Generator().manual_seed(2026))
-        return torch.cat([generator(part) for part in latent.split(500)])
+    latent = torch.randn(count, LATENT, generator=torch.Generator().manual_seed(2026))
+    return torch.cat([generator(part) for part in latent.split(500)])
 
 
 def main() -> None:
@@ -174,8 +173,7 @@ def main() -> None:
                 {"critic": name, "seed": seed, "frechet": frechet(features, test), "rarest": rarest, "cpu_seconds": seconds}
             )
             print(json.dumps(rows[-1]), flush=True)
-            if seed == given.seeds[0]:
-                shown.append(images[:20])
+            shown += [images[:20]] if seed == given.seeds[0] else []
     save(given, rows, shown, splits.test)
 
 
@@ -193,8 +191,8 @@ def save(given: argparse.Namespace, rows: list[dict[str, Any]], shown: list[Tens
     for row in rows:
         rest = f"{row['rarest']:.1%} | {row['cpu_seconds']:.0f}" if "seed" in row else " | "
         lines.append(f"| {row['critic']} | {row.get('seed', '')} | {row['frechet']:.2f} | {rest} |")
-    page = ["# Generated digits", "", (__doc__ or "").split("\n\n")[2].replace("\n", " "), "", *lines, "", f"`{about['command']}`,"]
-    page.append(f"{about['machine']}, {about['date']}, {given.iterations} iterations, MNIST test {test.digest[:16]}.")
+    page = ["# Generated digits", "", (__doc__ or "").split("\n\n")[2].replace("\n", " "), "", *lines, "", f"`{about['command']}`"]
+    page[-1] += f", {about['machine']}, {about['date']}, {given.iterations} iterations, MNIST test {test.digest[:16]}."
     write_text(given.out / "table.md", "\n".join(page) + "\n")
 
 
