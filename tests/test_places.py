@@ -18,6 +18,7 @@ from robustbench_rkhs.reports.places import Places
 from robustbench_rkhs.reports.publication import draw_published, publish, withdraw
 from robustbench_rkhs.reports.update import update
 from robustbench_rkhs.verdicts import Brief, BriefCache, Published, comparable
+from robustbench_rkhs.verdicts.remembered import remembered, remembering
 
 PICTURES = (".png", ".pdf", ".svg")
 
@@ -327,6 +328,10 @@ def test_briefs_say_what_the_tables_say_and_are_kept_sealed(tmp_path):
     cache = BriefCache(tmp_path / "briefs")
     fresh, kept = cache.read(one.path), cache.read(one.path)
     assert kept.about == fresh.about and kept.content == fresh.content and kept.masked == fresh.masked
+    assert kept.digest == fresh.digest == verdicts.digest(one.table)
+    with remembering():
+        read = kept.evaluation()
+        assert remembered(read, ("digest",), lambda: pytest.fail("a brief knows the digest that figures print")) == fresh.digest
     pd.testing.assert_frame_equal(pd.DataFrame(kept.rows), verdicts.summary(one))
     for eps in one.about.epsilons:
         assert kept.robust[eps].tolist() == verdicts.robust_images(one, eps).tolist()

@@ -4,6 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from test_report import synthetic
 
@@ -37,6 +38,13 @@ def test_labels_lie_apart_and_axes_hug_the_points(kept):
     y = [row[part] for row in rows for part in ("robust", "certified")]
     for values, (low, high) in ((x, axes.get_xlim()), (y, axes.get_ylim())):
         assert low < min(values) and max(values) < high and high - low < 1.3 * max(max(values) - min(values), 0.02)
+
+
+def test_a_figure_is_laid_out_once_and_each_format_is_drawn_once(tmp_path, monkeypatch):
+    drawn, draw = [], Figure.draw
+    monkeypatch.setattr(Figure, "draw", lambda self, renderer: drawn.append(self) or draw(self, renderer))
+    tradeoff.draw_tradeoff([synthetic(f"m{k}", 20, seed=k) for k in range(2)], 0.25, tmp_path / "x")
+    assert len(drawn) == 4 and {path.suffix for path in tmp_path.iterdir()} == {".png", ".pdf", ".svg"}
 
 
 def test_the_front_is_what_nothing_dominates():

@@ -11,7 +11,6 @@ import matplotlib as mpl
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 
 from robustbench_rkhs.nodes.node import UserError
@@ -72,9 +71,7 @@ def save(drawn: Figure, stem: str | Path) -> list[Path]:
     for text in drawn.findobj(Text):
         whole = for_terminal(text.get_text())
         text.set_text(whole if text.get_gid() == SMALL_PRINT else whole[:LONGEST])
-    if isinstance(drawn.get_layout_engine(), ConstrainedLayoutEngine):
-        drawn.draw_without_rendering()
-        drawn.set_layout_engine("none")  # laid out once, not for each format
+    lay_out(drawn)
     for kind, metadata in UNDATED.items():
         path = Path(f"{stem}.{kind}")
 
@@ -84,6 +81,14 @@ def save(drawn: Figure, stem: str | Path) -> list[Path]:
         write_whole(path, write)
         paths.append(path)
     return paths
+
+
+def lay_out(drawn: Figure) -> None:
+    """Fix the places of all axes, once for all formats."""
+    if drawn.get_layout_engine() is not None:
+        drawn.draw_without_rendering()
+        with mpl.rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False}):
+            drawn.set_layout_engine(None)  # "none" leaves a placeholder, for which savefig draws each format twice
 
 
 def small_print(drawn: Figure, lines: Sequence[str]) -> None:

@@ -11,6 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Affine2D, BboxBase, ScaledTranslation
 
+from robustbench_rkhs.reports.figures import lay_out
+
 SHRINK = 3.0
 """Points between a marker's centre and the line to its label."""
 GAP = 7.5
@@ -38,8 +40,7 @@ def label_points(
     """
     drawn = axes.get_figure(root=True)
     assert drawn is not None
-    drawn.draw_without_rendering()
-    drawn.set_layout_engine("none")  # final: labels move no axes
+    lay_out(drawn)  # final: labels move no axes
     renderer: Any = FigureCanvasAgg(drawn).get_renderer()  # type: ignore[no-untyped-call]
     inside = _corners(axes.get_window_extent())
     scale = drawn.dpi / 72

@@ -12,10 +12,10 @@ from jaxtyping import Bool, Int
 
 from robustbench_rkhs.verdicts.about import About
 from robustbench_rkhs.verdicts.evaluation import Evaluation
-from robustbench_rkhs.verdicts.remembered import remembering
+from robustbench_rkhs.verdicts.remembered import remembered, remembering
 from robustbench_rkhs.verdicts.schema import COLUMNS
 from robustbench_rkhs.verdicts.soundness import breaches
-from robustbench_rkhs.verdicts.store import read
+from robustbench_rkhs.verdicts.store import digest, read
 from robustbench_rkhs.verdicts.summaries import by_attack, robust_images, summary
 
 
@@ -26,6 +26,8 @@ class Brief:
     about: About
     content: str
     """Digest of the table and its description."""
+    digest: str
+    """`verdicts.digest` of the table, which figures print."""
     sealed: bool
     images: int
     sample: str
@@ -68,7 +70,7 @@ class Brief:
         passes = int(own["forwards"].sum() + own["backwards"].sum()) / max(own["index"].nunique(), 1)
         said = [about.data_digest or about.data, str(table["split"].iloc[0]) if len(table) else "", *map(int, index)]
         found = rows, masked, len(breaches(one)), index, robust
-        return cls(about, content(one), one.sealed, len(index), _sha(said), passes, *found, one.path, one)
+        return cls(about, content(one), digest(table), one.sealed, len(index), _sha(said), passes, *found, one.path, one)
 
     @property
     def attacks(self) -> str:
@@ -83,7 +85,9 @@ class Brief:
             return self.held
         if self.path is None:
             raise ValueError("a brief has a table or the path of one")
-        return read(self.path, lambda one: content(one) == self.content)
+        found = read(self.path, lambda one: content(one) == self.content)
+        remembered(found, ("digest",), lambda: self.digest)
+        return found
 
     def row(self, eps: float) -> dict[str, Any]:
         """The row of the summary at one of its eps."""
@@ -95,6 +99,7 @@ class Brief:
         return {
             "about": self.about.plain(),
             "content": self.content,
+            "digest": self.digest,
             "sealed": self.sealed,
             "images": self.images,
             "sample": self.sample,
@@ -114,6 +119,7 @@ class Brief:
         return cls(
             About.read(stored["about"], str(path)),
             str(stored["content"]),
+            str(stored["digest"]),
             bool(stored["sealed"]),
             int(stored["images"]),
             str(stored["sample"]),

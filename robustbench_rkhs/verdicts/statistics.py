@@ -1,6 +1,7 @@
 """Exact binomial statistics: intervals of a share, two models on the same images, many comparisons at once."""
 
 from collections.abc import Iterable
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ class Proportion(NamedTuple):
         return cls(successes / images if images else float("nan"), *clopper_pearson(successes, images), successes, images)
 
 
+@cache
 def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     r"""The exact interval of a binomial share: quantiles of Beta(k, n-k+1) and Beta(k+1, n-k) at (1 -/+ confidence) / 2.
 
@@ -65,9 +67,11 @@ def mcnemar_all(
     yes, no = (right & answered).astype(np.float64), (~right & answered).astype(np.float64)
     only = np.rint(yes @ no.T).astype(np.int64)  # [a, b]: a right, b wrong
     least, total = np.minimum(only, only.T), only + only.T
-    pairs, where = np.unique(np.stack([least.ravel(), total.ravel()], axis=1), axis=0, return_inverse=True)
-    tails = np.minimum(2 * binom.cdf(pairs[:, 0], pairs[:, 1], 0.5), 1.0)
-    tails[2 * pairs[:, 0] == pairs[:, 1]] = 1.0  # twice a tail counts the middle twice
+    base = int(total.max(initial=0)) + 1
+    codes, where = np.unique(total.ravel() * base + least.ravel(), return_inverse=True)  # of numbers, 20 times as fast as of rows
+    totals, leasts = np.divmod(codes, base)
+    tails = np.minimum(2 * binom.cdf(leasts, totals, 0.5), 1.0)
+    tails[2 * leasts == totals] = 1.0  # twice a tail counts the middle twice
     return tails[where.ravel()].reshape(only.shape), np.rint(asked @ asked.T).astype(np.int64)
 
 
