@@ -177,14 +177,14 @@ def written(model: nn.Module, shape: tuple[int, ...], folder: Path, classes: int
     return put(model, split, radius.numpy(), folder, norm)
 
 
-def put(model: nn.Module, split: Split, radius: np.ndarray, folder: Path, norm: str = "l2", **others) -> Path:
+def put(model: nn.Module, split: Split, radius: np.ndarray, folder: Path, norm: str = "l2", box: str = "unit", **others) -> Path:
     """The file of a split and given radii of margin (and of others by name), without an evaluation."""
     input_digests = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in split.x]
     rows = {"kind": "certificate", "index": split.index.numpy(), "input_sha256": input_digests, "arithmetic": "real"}
     found = {"prediction": radius, "margin": radius, **others}
     table = pd.concat([pd.DataFrame({**rows, "method": method, "radius": radii}) for method, radii in found.items()])
     weights = checkpoint.weights_digest(model.state_dict())
-    about = ABOUT.but(weights=weights, norm=norm)
+    about = ABOUT.but(weights=weights, norm=norm, box=box)
     write_proof(model, split, Evaluation(table, about), folder)
     return folder
 

@@ -30,6 +30,12 @@ def graph():
     return model.eval(), x, model(x).argmax(1)
 
 
+def split_file(model, x, y, radius, folder, box="unit"):
+    """The file of these radii by sdp_crown, within this box."""
+    split = Split("arrays", "test", x, y, torch.arange(len(x)), int(y.max()) + 1, "0" * 64)
+    return put(model, split, np.zeros(len(x)), folder, box=box, sdp_crown=radius.numpy())
+
+
 def file_of(build, folder, radius=None):
     model, x, y = build()
     classes = model(x).shape[1]

@@ -1,4 +1,4 @@
-"""What makes an SDP-CROWN radius re-checkable: slopes, multipliers and couplings with which l2 balls alone prove it."""
+"""What makes an SDP-CROWN radius re-checkable: slopes, multipliers and couplings, where it takes them part by part."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -8,41 +8,27 @@ from jaxtyping import Float64, Int
 from torch import Tensor, nn
 
 from robustbench_rkhs.bounds import margins_of, opened
+from robustbench_rkhs.certificates.leaves import SPARE, leaves_of
 from robustbench_rkhs.certificates.relaxation import twin
 from robustbench_rkhs.certificates.sdp_crown import AIM, NEAR, SdpCrownCertificate, Tilted
+from robustbench_rkhs.certificates.stored import Stored, clamped, coupled, joined, plain, positive
 from robustbench_rkhs.relaxations.ascent import Search, optimised
 from robustbench_rkhs.relaxations.balls import ball_trace, balls_of
-from robustbench_rkhs.relaxations.coupled_ascent import Choice, begun, coupled
-from robustbench_rkhs.relaxations.couplings import Chain, bounded, curvatures
+from robustbench_rkhs.relaxations.branching import Leaf
+from robustbench_rkhs.relaxations.coupled_ascent import begun
+from robustbench_rkhs.relaxations.coupled_ascent import coupled as searched
+from robustbench_rkhs.relaxations.couplings import bounded, curvatures
 from robustbench_rkhs.relaxations.full_crown import KINKS
 from robustbench_rkhs.relaxations.interval import Step
 from robustbench_rkhs.relaxations.lagrangian import Ball
-from robustbench_rkhs.relaxations.rows import Rows, doubled, kinks_of, started, valued
+from robustbench_rkhs.relaxations.rows import doubled, kinks_of, started, valued
 from robustbench_rkhs.runtime.clock import Clock, ask, limited
 
 SMALLER = (1.0, 0.95, 0.9, 0.8, 0.65, 0.5, 0.3)
 """Shares of a radius that are tried in turn: intervals or branching may have been needed for the whole of it."""
-SPARE = 1e-6
-"""Margin of a proof with couplings, relative to the difference of logits: its norms are proved again, a little larger."""
-LEAST = 1e-20
-"""Smallest multiplier or curvature that is written."""
 
-
-class Stored(NamedTuple):
-    """Rows of some images, as they are written: float32 but for the norms."""
-
-    rows: Int[Tensor, "rows 2"]
-    """Image and other class of each row."""
-    slopes: list[Tensor]
-    """(rows, values) for each kink of the network, in order."""
-    multipliers: Tensor
-    """(rows, kinks)"""
-    pushes: list[Tensor]
-    """(rows, values) for each kink; none where balls alone prove the rows."""
-    scales: list[Tensor]
-    """The same for each kink but the last."""
-    norms: Tensor
-    """(rows, kinks), float64: of each link (`couplings.curvatures`)."""
+KINDS = ("balls", "coupled", "parts", "coupled_parts")
+"""What proves rows: balls alone, balls and couplings, and both with intervals, part by part (`leaves`)."""
 
 
 class Witness(NamedTuple):
@@ -50,40 +36,43 @@ class Witness(NamedTuple):
 
     radius: Float64[Tensor, " batch"]
     """What balls and couplings prove, at most the radius asked for."""
-    balls: Stored
-    coupled: Stored
+    stored: dict[str, Stored]
+    """By KINDS."""
+    left_out: int
+    """Images of which parts would have proved more, had the file had room."""
 
 
 def witness(
-    method: SdpCrownCertificate, model: nn.Module, x: Tensor, y: Int[Tensor, " batch"], radius: Float64[Tensor, " batch"]
+    method: SdpCrownCertificate,
+    model: nn.Module,
+    x: Tensor,
+    y: Int[Tensor, " batch"],
+    radius: Float64[Tensor, " batch"],
+    room: int = 2**28,
 ) -> Witness:
-    """The witness for these l2 radii. Cost: up to `method.steps` gradient steps, and up to `method.couplings` with couplings, for
-    each image and share of its radius."""
+    """The witness for these l2 radii; proofs in parts take at most `room` bytes together. Cost: up to `method.steps` gradient
+    steps, up to `method.couplings` with couplings, and as many parts as `method.domains`, for each image and share of its radius.
+    """
     with torch.inference_mode(False), torch.no_grad():
         plain = margins_of(opened(model, tuple(x.shape[1:])))
         ways = Tilted(method, plain, twin(plain, torch.device("cpu")), x.detach().cpu().double(), y.detach().cpu())
-        found, balls, chains = torch.zeros_like(radius), list[Stored](), list[Stored]()
+        found, kept, left_out = torch.zeros_like(radius), {kind: list[Stored]() for kind in KINDS}, 0
         for at in (radius > 0).nonzero().flatten().tolist():
+            small = True
             for share in SMALLER:
                 ask()
                 tried = radius[at] * share
-                proved = _proved(ways, method, at, tried)
-                if proved is not None:
+                proved, parts = _proved(ways, method, at, tried), ""
+                if proved is None and small:
+                    proved, parts = leaves_of(ways, method, at, tried), "parts"
+                    small = proved is None or proved.bytes <= room
+                    left_out += not small
+                if proved is not None and (small or not parts):
+                    room -= proved.bytes if parts else 0
                     found[at] = tried
-                    (chains if proved.pushes else balls).append(proved)
+                    kept["_".join(filter(None, ("coupled" if proved.pushes else "", parts))) or "balls"].append(proved)
                     break
-    return Witness(found, _joined(balls), _joined(chains))
-
-
-def _joined(parts: list[Stored]) -> Stored:
-    if not parts:
-        return Stored(torch.zeros(0, 2, dtype=torch.int64), [], torch.zeros(0, 0), [], [], torch.zeros(0, 0))
-    slopes, pushes, scales = (
-        [torch.cat(one) for one in zip(*several, strict=True)]
-        for several in ([one.slopes for one in parts], [one.pushes for one in parts], [one.scales for one in parts])
-    )
-    rows, multipliers = torch.cat([one.rows for one in parts]), torch.cat([one.multipliers for one in parts])
-    return Stored(rows, slopes, multipliers, pushes, scales, torch.cat([one.norms for one in parts]))
+    return Witness(found, {kind: joined(some) for kind, some in kept.items()}, left_out)
 
 
 def _proved(ways: Tilted, method: SdpCrownCertificate, at: int, radius: Tensor) -> Stored | None:
@@ -97,40 +86,21 @@ def _proved(ways: Tilted, method: SdpCrownCertificate, at: int, radius: Tensor) 
     gap, tilts = ways.gaps(part)[0, others], started(rows)
     tilts = optimised(rows, tilts, AIM * gap, Search(method.steps, method.rate))
     value = valued(rows, doubled(tilts), True)[0]
-    named = torch.tensor([(at, other) for other in others])
-    positive = all(bool((one.multiplier > 0).all()) for one in tilts.values())
-    if bool((value > 0).all()) and positive:
-        order = [tilts[step.path] for step in kinks_of(rows.steps)]
-        slopes, multipliers = [one.slope.flatten(1) for one in order], torch.cat([one.multiplier for one in order], 1)
-        return Stored(named, slopes, multipliers, [], [], torch.zeros(len(others), 0, dtype=torch.float64))
-    chain = ways.chain(part[0]) if method.couplings and positive and bool((value > -NEAR * gap).all()) else None
-    return None if chain is None else _coupled(rows, Choice(tilts, {}), chain, method, gap, named)
-
-
-def _coupled(rows: Rows, choice: Choice, chain: Chain, method: SdpCrownCertificate, gap: Tensor, named: Tensor) -> Stored | None:
+    named, paths = torch.tensor([(at, other) for other in others]), [step.path for step in kinks_of(rows.steps)]
+    if not positive(tilts):
+        return None
+    if bool((value > 0).all()):
+        return plain(named, paths, [Leaf((), tilts)], range(len(others)))
+    chain = ways.chain(part[0]) if method.couplings and bool((value > -NEAR * gap).all()) else None
+    if chain is None:
+        return None
     rows = rows._replace(steps=list(_within(rows.steps, rows.balls)))
     with limited(Clock(method.seconds)):
-        choice = coupled(rows, begun(choice.tilts, chain), AIM * gap, Search(method.couplings, 0.1), chain)
-    for tilt in choice.tilts.values():
-        tilt.multiplier.clamp_min_(LEAST)
-    for coupling in choice.couplings.values():
-        coupling.push.clamp_min_(LEAST)
-        coupling.scale.clamp_min_(LEAST)
-    twice = choice.double()
-    curved = curvatures(twice.couplings, chain)
-    if not bool((bounded(rows, twice.tilts, curved, chain) > SPARE * gap).all()):
+        choice = clamped(searched(rows, begun(tilts, chain), AIM * gap, Search(method.couplings, 0.1), chain))
+    curved = curvatures(choice.double().couplings, chain)
+    if not bool((bounded(rows, choice.double().tilts, curved, chain) > SPARE * gap).all()):
         return None
-    paths = [link.path for link in chain.links]
-    couplings = [choice.couplings[path] for path in paths]
-    squares = [curved.least, *(curved.bowls[path][0][:, 0] / twice.couplings[path].scale[:, 0].square() for path in paths[:-1])]
-    return Stored(
-        named,
-        [choice.tilts[path].slope.flatten(1) for path in paths],
-        torch.cat([choice.tilts[path].multiplier for path in paths], 1),
-        [one.push for one in couplings],
-        [one.scale for one in couplings[:-1]],
-        torch.stack(squares, 1).sqrt(),
-    )
+    return coupled(plain(named, paths, [Leaf((), choice.tilts)], range(len(others))), choice, curved, paths)
 
 
 def _within(steps: list[Step], balls: dict[str, Ball]) -> Iterator[Step]:

@@ -56,7 +56,7 @@ def write_proof(model: nn.Module, split: Split, evaluation: Evaluation, folder: 
         _prove(model, chain, split, certificates, arrays)
         for number, row in enumerate(certificates):
             if row["checkable"] and kind_of(row["method"]) in RELAXED:
-                write_witness(number, row, Written(model, split, chain, rows, evaluation.about.norm), arrays)
+                write_witness(number, row, Written(model, split, chain, rows, evaluation.about.norm, evaluation.about.box), arrays)
         parts = [logits_and_error(chain, part) for part in split.x.detach().cpu().double().split(BATCH)]
     arrays["logits"], arrays["error"] = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
     arrays["best"] = best(certificates, arrays)
@@ -74,6 +74,7 @@ def write_proof(model: nn.Module, split: Split, evaluation: Evaluation, folder: 
         "data": {"name": split.data, "split": split.split, "digest": split.digest},
         "preprocessing": "none outside the network: normalisation is one of its layers",
         "norm": about.norm,
+        "box": about.box,
         "epsilons": sorted(about.epsilons),
         "shape": list(split.shape),
         "classes": split.classes,

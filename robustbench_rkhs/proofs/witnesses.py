@@ -9,9 +9,11 @@ from torch import nn
 
 from robustbench_rkhs.bounds import Step
 from robustbench_rkhs.certificates import SdpCrownCertificate
-from robustbench_rkhs.certificates.witness import SMALLER, Stored, witness
+from robustbench_rkhs.certificates.stored import Stored
+from robustbench_rkhs.certificates.witness import SMALLER, witness
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.lipschitz import affine
+from robustbench_rkhs.nodes.threat_model import Box, Norm
 from robustbench_rkhs.runtime.clock import ask
 from robustbench_rkhs.verifier import build
 from robustbench_rkhs.verifier.chain import forward
@@ -22,6 +24,10 @@ from robustbench_rkhs.verifier.proof import Proof
 
 RELAXED = ("sdp_crown", "crown", "alpha_crown", "ibp")
 """Certificates that are proved image by image."""
+SEARCH = SdpCrownCertificate(search=False)
+"""Finds what is written."""
+LARGEST = 2**28
+"""Most bytes of proofs in parts."""
 MOST = 10_000
 """Most values at kinks for which lines are computed anew, in NumPy."""
 
@@ -34,16 +40,18 @@ class Written(NamedTuple):
     chain: list[Step]
     rows: list[dict[str, Any]]
     """The network as rows of plain operations."""
-    norm: str
+    norm: Norm
+    box: Box = "none"
+    """`unit`: radii are about images in [0, 1] alone."""
 
 
 def write_witness(number: int, row: dict[str, Any], about: Written, arrays: dict[str, np.ndarray]) -> None:
     """What proves the radii again; they become what is proved so. One that cannot be re-checked for this network is only listed."""
-    asked = arrays[row["radii"]].astype("<f8")
+    asked, more = arrays[row["radii"]].astype("<f8"), ""
     arrays[row["radii"]] = np.where(np.isfinite(asked), asked, 0.0)
     try:
         if row["method"].partition("#")[0] == "sdp_crown" and not _untilted(about.chain, about.norm):
-            _tilted(number, row, about, arrays)
+            more = _tilted(number, row, about, arrays)
         else:
             row.update(pairs=None, witness=[])
             _relaxed(RelaxedClaim(number, row["method"], arrays[row["radii"]], None, []), about, arrays)
@@ -51,21 +59,26 @@ def write_witness(number: int, row: dict[str, Any], about: Written, arrays: dict
         arrays[row["radii"]] = asked
         row.update(checkable=False, reason=f"it is not re-checked for this network: {refused}", witness=None)
         return
-    row["reason"] = _fewer(arrays[row["radii"]], asked)
+    row["reason"] = _fewer(arrays[row["radii"]], asked) + more
 
 
-def _tilted(number: int, row: dict[str, Any], about: Written, arrays: dict[str, np.ndarray]) -> None:
-    """Slopes, multipliers and couplings of every image that they prove."""
+def _tilted(number: int, row: dict[str, Any], about: Written, arrays: dict[str, np.ndarray]) -> str:
+    """Slopes, multipliers and couplings of every image that they prove; what is left out, in words."""
     split, radius = about.split, torch.from_numpy(arrays[row["radii"]])
-    found = witness(SdpCrownCertificate(search=False), about.model, split.x, split.y, radius)
+    found = witness(SEARCH.model_copy(update={"box": about.box}), about.model, split.x, split.y, radius, LARGEST)
     arrays[row["radii"]] = found.radius.numpy()
-    counts = _kinks(about.chain)
-    entry = _stored(f"witness_{number}", found.balls, counts, arrays)
-    if len(found.coupled.rows):
-        entry["coupled"] = _stored(f"witness_{number}_coupled", found.coupled, counts, arrays)
+    counts, entry = _kinks(about.chain), dict[str, Any]()
+    for kind, stored in found.stored.items():
+        if kind == "balls":
+            entry |= _stored(f"witness_{number}", stored, counts, arrays)
+        elif len(stored.rows):
+            entry[kind] = _stored(f"witness_{number}_{kind}", stored, counts, arrays, "parts" in kind)
     row.update(pairs=None, witness=entry)
     claim = TiltedClaim(number, row["method"], arrays[row["radii"]], None, entry)
     claim.radii[:] = _proved(claim, about, arrays)
+    if not found.left_out:
+        return ""
+    return f"; proofs in parts of {found.left_out} images are left out: more than {LARGEST // 2**20} MiB"
 
 
 def _relaxed(claim: RelaxedClaim, about: Written, arrays: dict[str, np.ndarray]) -> None:
@@ -95,18 +108,23 @@ def _proved(claim: Claim, about: Written, arrays: dict[str, np.ndarray]) -> np.n
     """The radii that the verifier accepts, else 0."""
     split = about.split
     x, label = split.x.detach().cpu().double().numpy(), split.y.cpu().numpy().astype("<i8")
-    proof = Proof({"norm": about.norm}, {**arrays, "images": x, "label": label}, tuple(split.shape), split.classes)
+    proof = Proof(
+        {"norm": about.norm, "box": about.box}, {**arrays, "images": x, "label": label}, tuple(split.shape), split.classes
+    )
     chain = build.chain(proof, about.rows, tuple(split.shape))
     claim.prove(proof, chain, np.zeros(0))
     parts = [slice(start, min(start + BATCH, len(x))) for start in range(0, len(x), BATCH)]
     return np.concatenate([claim.found(proof, chain, part, x[part], forward(chain, x[part]))[0] for part in parts])
 
 
-def _stored(name: str, part: Stored, counts: list[int], arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The arrays of some rows, by name."""
+def _stored(name: str, part: Stored, counts: list[int], arrays: dict[str, np.ndarray], parts: bool = False) -> dict[str, Any]:
+    """The arrays of some rows, by name; `parts`: with the splits of each."""
     entry: dict[str, Any] = {"rows": f"{name}_rows", "multipliers": f"{name}_multipliers"}
     arrays[entry["rows"]] = part.rows.numpy().astype("<i8").reshape(-1, 2)
-    arrays[entry["multipliers"]] = part.multipliers.reshape(len(part.rows), len(counts)).numpy()
+    arrays[entry["multipliers"]] = part.multipliers.reshape(len(part.part_of), len(counts)).numpy()
+    if parts:
+        entry |= {"part_of": f"{name}_part_of", "splits": f"{name}_splits"}
+        arrays[entry["part_of"]], arrays[entry["splits"]] = part.part_of.numpy().astype("<i8"), part.splits.numpy().astype("<i8")
     entry["slopes"] = _each(f"{name}_slopes", part.slopes or [torch.zeros(0, count) for count in counts], arrays)
     if part.pushes:
         entry["pushes"] = _each(f"{name}_pushes", part.pushes, arrays)

@@ -43,6 +43,18 @@ class Split(NamedTuple):
     """The value in its layer."""
 
 
+Way = tuple[tuple[int, int, int], ...]
+"""Splits from the whole to a part: the kink's layer, the value in it, and the side: 0 at most zero, 1 at least zero."""
+
+
+class Leaf(NamedTuple):
+    """A part that was proved."""
+
+    way: Way
+    tilts: Tilts
+    """Of one row."""
+
+
 class Parts(NamedTuple):
     """Parts of one row's region; all else is the same for all of them."""
 
@@ -51,10 +63,11 @@ class Parts(NamedTuple):
     tilts: Tilts
     value: Float64[Tensor, " parts"]
     """Proved bounds."""
+    ways: list[Way]
 
     def of(self, which: Int[Tensor, " some"]) -> "Parts":
         regions = {path: Region(one.center[which], one.radius[which]) for path, one in self.regions.items()}
-        return Parts(regions, _of(self.tilts, which), self.value[which])
+        return Parts(regions, _of(self.tilts, which), self.value[which], [self.ways[at] for at in which.tolist()])
 
 
 class Whole(NamedTuple):
@@ -92,7 +105,13 @@ class Whole(NamedTuple):
 
 
 def branched(
-    rows: Rows, choice: Choice, target: Float64[Tensor, " one"], most: int, chain: Chain | None = None, curved: Curved | None = None
+    rows: Rows,
+    choice: Choice,
+    target: Float64[Tensor, " one"],
+    most: int,
+    chain: Chain | None = None,
+    curved: Curved | None = None,
+    leaves: list[Leaf] | None = None,
 ) -> Branched:
     r"""Whether one row is above zero over its region, proved on at most `most` parts.
 
@@ -104,10 +123,11 @@ def branched(
 
     The parts with the best bounds come first, which keeps their list short. Kinks with the most negative share of the constant are
     tried with the slopes at hand; the pair with the best worse side is kept. Each part is proved in float64 with its rounding.
+    `leaves`: filled with the parts that were proved.
     """
     whole, count = Whole(rows, chain, curved), 0
     regions = {step.path: Region(step.before.center, step.before.radius) for step in kinks_of(rows.steps)}
-    left = Parts(regions, choice.tilts, torch.full_like(target, -torch.inf))
+    left = Parts(regions, choice.tilts, torch.full_like(target, -torch.inf), [()])
     while len(left.value):
         ask()
         if count >= most:
@@ -122,9 +142,17 @@ def branched(
         tilts = whole.improved(parts, tilts, target.expand(len(parts.image)))
         value = whole.proved(parts, tilts)
         count += len(value)
-        short = (value <= 0).nonzero().flatten()
-        left = _together(left, Parts(regions, tilts, value).of(short))
+        here = Parts(regions, tilts, value, _ways(now, chosen))
+        if leaves is not None:
+            leaves += [Leaf(here.ways[at], _of(tilts, torch.tensor([at]))) for at in (value > 0).nonzero().flatten().tolist()]
+        left = _together(left, here.of((value <= 0).nonzero().flatten()))
     return Branched(True, count)
+
+
+def _ways(parts: Parts, where: Split) -> list[Way]:
+    """To both sides of each split, as `split` orders them."""
+    each = zip(where.of.tolist(), where.layer.tolist(), where.unit.tolist(), strict=True)
+    return [(*parts.ways[of], (layer, unit, side)) for of, layer, unit in each for side in (0, 1)]
 
 
 def split(regions: dict[str, Region], tilts: Tilts, where: Split) -> tuple[dict[str, Region], Tilts]:
@@ -183,7 +211,7 @@ def _together(one: Parts, other: Parts) -> Parts:
         for path, part in one.regions.items()
     }
     tilts = {path: Tilt(*(torch.cat([part[k], other.tilts[path][k]]) for k in (0, 1))) for path, part in one.tilts.items()}
-    return Parts(regions, tilts, torch.cat([one.value, other.value]))
+    return Parts(regions, tilts, torch.cat([one.value, other.value]), one.ways + other.ways)
 
 
 def _of(tilts: Tilts, which: Tensor) -> Tilts:

@@ -1,6 +1,6 @@
 """Rows of a network taken back to the image, with a bound of their rounding."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -8,6 +8,7 @@ from .chain import Branches, Chain
 from .liplt import Path
 from .norms import TINY, UNIT
 from .operations import Operation, lengths
+from .pixel_box import fall, sides
 
 Moved = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Rows before an operation, what is added to their constants, and the errors of both."""
@@ -22,6 +23,8 @@ class Backward:
     """The image of each row."""
     radius: np.ndarray
     """Its ball."""
+    unit: bool = field(default=False, kw_only=True)
+    """Whether the image moves within [0, 1] alone."""
 
     def _kink(self, operation: Operation, c: np.ndarray, path: Path) -> Moved:
         """Lower bounds of rows behind an operation that is not affine."""
@@ -32,9 +35,11 @@ class Backward:
         raise NotImplementedError
 
     def _fall(self, a: np.ndarray) -> np.ndarray:
-        """How far the rows fall at most within the ball."""
-        fall: np.ndarray = lengths(a) * self.radius
-        return fall
+        """How far the rows fall at most within the ball, and within the pixel box if it is cut by it."""
+        found: np.ndarray = lengths(a) * self.radius
+        if self.unit:
+            found = np.fmin(found, fall(a, *sides(self.x), self.radius))
+        return found
 
     def _finish(self, c: np.ndarray, constant: np.ndarray, error: np.ndarray) -> np.ndarray:
         """Lower bounds of rows of the image: c' x >= c' x0 - (how far they fall)."""

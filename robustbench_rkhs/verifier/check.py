@@ -41,6 +41,7 @@ def verify(folder: str | Path, samples: int | None = None, checkpoint: str | Pat
     about = proof.about
     notes = [] if checkpoint is None else [weights.check(proof, Path(checkpoint))]
     expected(about["norm"] in ("l2", "linf"), f"expected norm l2 or linf, found {about['norm']!r}")
+    expected(about.get("box", "none") in ("none", "unit"), f"expected box none or unit, found {about.get('box')!r}")
     x, label = proof.array("images"), proof.array("label")
     count = len(x)
     expected(x.shape[1:] == proof.shape and x.dtype.kind == "f" and count >= 1, "images do not have the proof's shape")

@@ -10,13 +10,16 @@ import numpy as np
 from . import crown, eclipse, lagrangian, liplt
 from .couplings import CoupledWitness, links
 from .lagrangian import NOTHING, Found, Witness
+from .leaves import LeafWitness, Split
 from .operations import Operation, expected, size
 from .proof import Proof, Rejected
 
 SLACK = 1e-6
 """Relative tolerance of claims against the bounds proved here. Reported radii never exceed what is proved here."""
-PLAIN, MORE = {"rows", "slopes", "multipliers"}, {"pushes", "scales", "norms"}
-"""What is stored of rows from balls, and of couplings besides."""
+PLAIN, MORE, PARTS = {"rows", "slopes", "multipliers"}, {"pushes", "scales", "norms"}, {"part_of", "splits"}
+"""What is stored of rows from balls, of couplings besides, and of rows that are proved in parts."""
+WORDS = {"coupled": "couplings", "parts": "parts", "coupled_parts": "parts with couplings"}
+"""Ways besides rows from balls alone."""
 Outputs = tuple[np.ndarray, np.ndarray]
 """Logits, and bounds of their rounding."""
 
@@ -59,17 +62,18 @@ class Claim:
 class TiltedClaim(Claim):
     """A certificate by linear bounds from balls: slopes and multipliers for each image and pair of classes."""
 
-    ways: list[Witness] = field(default_factory=list)
-    """Rows from balls alone, and rows with couplings."""
+    ways: list[Witness | LeafWitness] = field(default_factory=list)
+    """Rows from balls alone, with couplings, and in parts."""
 
     def prove(self, proof: Proof, chain: Sequence[Operation], simple: np.ndarray) -> None:
         """Read the witness; the bounds are computed image by image."""
         expected(proof.about["norm"] == "l2" and self.pairs is None, f"{self.method} is re-checked in l2 alone")
-        fine = isinstance(self.witness, dict) and PLAIN <= set(self.witness) <= PLAIN | {"coupled"}
+        fine = isinstance(self.witness, dict) and PLAIN <= set(self.witness) <= PLAIN | set(WORDS)
         expected(fine, "expected rows, slopes and multipliers as witness")
-        self.ways = [_plain(proof, chain, self.witness)]
-        if "coupled" in self.witness:
-            self.ways.append(_coupled(proof, chain, self.witness["coupled"]))
+        self.ways = [_plain(proof, chain, {key: self.witness[key] for key in PLAIN})]
+        for name in WORDS:
+            if name in self.witness:
+                self.ways.append(_other(proof, chain, name, self.witness[name]))
 
     def found(self, proof: Proof, chain: Sequence[Operation], part: slice, x: np.ndarray, outputs: Outputs) -> Found:
         best, why = np.zeros(len(x)), [NOTHING] * len(x)
@@ -93,31 +97,66 @@ class RelaxedClaim(Claim):
 
     def found(self, proof: Proof, chain: Sequence[Operation], part: slice, x: np.ndarray, outputs: Outputs) -> Found:
         label, linear = proof.array("label")[part], self.method.partition("#")[0] != "ibp"
-        return crown.radii_proved(chain, x, label, self.radii[part], proof.classes, proof.about["norm"], linear)
+        return crown.radii_proved(chain, x, label, self.radii[part], proof.classes, proof.about["norm"], linear, boxed(proof))
 
 
-def _plain(proof: Proof, chain: Sequence[Operation], entry: dict[str, Any]) -> Witness:
-    places = list(lagrangian.kinks(chain))
+def boxed(proof: Proof) -> bool:
+    """Whether radii hold within the pixel box alone."""
+    return bool(proof.about.get("box", "none") == "unit")
+
+
+def _other(proof: Proof, chain: Sequence[Operation], name: str, entry: Any) -> Witness | LeafWitness:
+    keys = PLAIN | (MORE if "coupled" in name else set()) | (PARTS if "parts" in name else set())
+    expected(isinstance(entry, dict) and set(entry) == keys, f"expected {sorted(keys)} of {WORDS[name]}")
+    if "parts" not in name:
+        return _coupled(proof, chain, entry)
+    rows, part_of = _rows(proof, entry), proof.array(entry["part_of"], None)
+    expected(part_of.dtype.kind == "i" and bool(((part_of >= 0) & (part_of < len(rows))).all()), "parts of rows that do not exist")
+    found = (_coupled if "coupled" in name else _plain)(proof, chain, entry, part_of)
+    return LeafWitness(rows, part_of, _splits(proof, chain, entry, len(part_of)), found)
+
+
+def _splits(proof: Proof, chain: Sequence[Operation], entry: dict[str, Any], count: int) -> list[list[Split]]:
+    """Of each of so many parts, in the order in which they are stored."""
+    stored = proof.array(entry["splits"], None, 4)
+    sizes = np.array([size(kink.inputs) for _, kink in lagrangian.kinks(chain)])
+    expected(stored.dtype.kind == "i" and bool((stored >= 0).all()), "splits do not hold whole numbers from 0 up")
+    limits = (count, len(sizes), sizes.max(initial=0), 2)
+    fits = (stored < limits).all() and (stored[:, 2] < sizes[stored[:, 1]]).all()
+    expected(bool(fits), "splits name parts, kinks, values or sides that do not exist")
+    found: list[list[Split]] = [[] for _ in range(count)]
+    for part, kink, unit, side in stored.tolist():
+        found[part].append((kink, unit, side))
+    return found
+
+
+def _rows(proof: Proof, entry: dict[str, Any]) -> np.ndarray:
+    """(image, other class) of each row."""
     rows = proof.array(entry["rows"], None, 2)
     expected(rows.dtype.kind == "i", "rows do not hold whole numbers")
-    count, images = len(rows), len(proof.array("images"))
-    inside = (rows >= 0).all() and (rows[:, 0] < images).all() and (rows[:, 1] < proof.classes).all()
+    inside = (rows >= 0).all() and (rows[:, 0] < len(proof.array("images"))).all() and (rows[:, 1] < proof.classes).all()
     expected(bool(inside), "rows name images or classes that do not exist")
-    slopes = _parts(proof, entry["slopes"], count, chain, "slopes")
-    multipliers = proof.numbers(entry["multipliers"], count, len(places))
+    return rows
+
+
+def _plain(proof: Proof, chain: Sequence[Operation], entry: dict[str, Any], part_of: np.ndarray | None = None) -> Witness:
+    places, rows = list(lagrangian.kinks(chain)), _rows(proof, entry)
+    rows = rows if part_of is None else rows[part_of]
+    slopes = _parts(proof, entry["slopes"], len(rows), chain, "slopes")
+    multipliers = proof.numbers(entry["multipliers"], len(rows), len(places))
     expected(bool((multipliers > 0).all() and np.isfinite(multipliers).all()), "multipliers are not finite, or not above zero")
-    return Witness(rows, slopes, multipliers, liplt.reached(chain))
+    return Witness(rows, slopes, multipliers, liplt.reached(chain), unit=boxed(proof))
 
 
-def _coupled(proof: Proof, chain: Sequence[Operation], entry: Any) -> Witness:
-    expected(isinstance(entry, dict) and set(entry) == PLAIN | MORE, f"expected {sorted(PLAIN | MORE)} of couplings")
-    plain, found = _plain(proof, chain, {key: entry[key] for key in PLAIN}), links(chain)
-    count = len(plain.rows)
+def _coupled(proof: Proof, chain: Sequence[Operation], entry: dict[str, Any], part_of: np.ndarray | None = None) -> Witness:
+    plain, found = _plain(proof, chain, entry, part_of), links(chain)
+    count = len(_rows(proof, entry))
     pushes = _parts(proof, entry["pushes"], count, chain, "pushes")
     scales = _parts(proof, entry["scales"], count, chain, "scales", 1)
     expected(all(bool((part > 0).all()) for part in (*pushes, *scales)), "pushes or scales are not above zero")
     norms = proof.numbers(entry["norms"], count, len(found))
-    return CoupledWitness(plain.rows, plain.slopes, plain.multipliers, plain.reach, pushes, scales, norms, found)
+    both = plain.slopes, plain.multipliers, plain.reach
+    return CoupledWitness(plain.rows, *both, pushes, scales, norms, found, unit=plain.unit, shared=part_of)
 
 
 def _parts(proof: Proof, names: Any, count: int, chain: Sequence[Operation], what: str, less: int = 0) -> list[np.ndarray]:

@@ -10,6 +10,7 @@ from typing import NoReturn
 import numpy as np
 
 from .check import Verdict, rounded, verify
+from .claims import boxed
 from .norms import Unproved
 from .operations import Malformed, expected
 from .proof import Rejected, number
@@ -19,7 +20,8 @@ def table(verdict: Verdict, epsilons: Sequence[float], seconds: float, radii: bo
     """The lines that summarise a successful check."""
     about, count = verdict.proof.about, len(verdict.radius)
     data = about["data"] if isinstance(about["data"], dict) else {}
-    lines = [f"{about['model']} on {data.get('name')} {data.get('split')}, {about['norm']}"]
+    where = ", for images in [0, 1]" if boxed(verdict.proof) else ""
+    lines = [f"{about['model']} on {data.get('name')} {data.get('split')}, {about['norm']}{where}"]
     product = max((own for _, _, own in verdict.layers), default=1.0)
     lines.append(f"  layers     {len(verdict.layers)}, largest bound {product:.6g}")
     lines.append(

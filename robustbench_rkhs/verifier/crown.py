@@ -13,6 +13,7 @@ from .lagrangian import Found
 from .liplt import Path
 from .norms import TINY, UNIT
 from .operations import Operation
+from .pixel_box import sides
 
 ROWS = 512
 """Rows that are taken back at once."""
@@ -30,7 +31,7 @@ class Lines(Backward):
 
     def of(self, image: np.ndarray) -> "Lines":
         """Rows about these images."""
-        return Lines(self.chain, self.x[image], self.radius[image], self.norm, image, self.boxes)
+        return Lines(self.chain, self.x[image], self.radius[image], self.norm, image, self.boxes, unit=self.unit)
 
     def least(self, c: np.ndarray) -> np.ndarray:
         """Lower bounds of rows of the logits."""
@@ -52,11 +53,24 @@ class Lines(Backward):
             constant = constant + added
         return self._finish(c, constant, error)
 
+    def known(self, chain: Chain, at: int, path: Path, straight: int) -> Box | None:
+        """What is known of an operation's input besides its interval: exact bounds where one affine run leads there."""
+        return first(chain[:at], self.x, self.radius, self.norm) if straight == at and at else None
+
+    def worth(self, unsure: np.ndarray) -> bool:
+        """Whether rows are taken back for these values (images, values)."""
+        return True
+
     def _fall(self, a: np.ndarray) -> np.ndarray:
         if self.norm == "l2":
             return super()._fall(a)
-        fall: np.ndarray = np.abs(a).sum(1) * (1 + 2 * a.shape[1] * UNIT) * self.radius
-        return fall
+        found: np.ndarray = np.abs(a).sum(1) * (1 + 2 * a.shape[1] * UNIT) * self.radius
+        if self.unit:
+            low, high = sides(self.x)
+            most = self.radius[:, None]
+            moved = np.maximum(-a * np.maximum(low, -most), -a * np.minimum(high, most))
+            found = np.fmin(found, moved.sum(1) * (1 + 2 * (a.shape[1] + 8) * UNIT) + TINY)
+        return found
 
     def _longest(self, path: Path) -> np.ndarray:
         longest: np.ndarray = self.boxes[path].longest[self.image]
@@ -96,11 +110,17 @@ def _summed(parts: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return parts.sum(1), 4 * (parts.shape[1] + 64) * UNIT * sizes.sum(1) * (1 + 1e-9) + TINY
 
 
-def bounded(chain: Chain, x: np.ndarray, radius: np.ndarray, norm: str, linear: bool) -> Lines:
-    """The intervals of what enters each operation over the balls; `linear`: tightened by rows back to the image."""
-    found = Lines(chain, x, radius, norm, np.arange(len(x)))
-    _walk(found, chain, ball(x, radius), (), linear, 0)
+def bounded(chain: Chain, x: np.ndarray, radius: np.ndarray, norm: str, linear: bool, unit: bool = False) -> Lines:
+    """The intervals of what enters each operation over the balls; `linear`: tightened by rows back to the image. `unit`: over
+    what of the balls lies in [0, 1]."""
+    found = Lines(chain, x, radius, norm, np.arange(len(x)), unit=unit)
+    walk(found, ball(x, radius, unit), linear)
     return found
+
+
+def walk(found: Lines, box: Box, linear: bool = True) -> None:
+    """Fills `found.boxes`, from a box that holds the image's ball."""
+    _walk(found, found.chain, box, (), linear, 0)
 
 
 def _walk(found: Lines, chain: Chain, box: Box, path: Path, linear: bool, straight: int) -> Box:
@@ -108,10 +128,11 @@ def _walk(found: Lines, chain: Chain, box: Box, path: Path, linear: bool, straig
     for at, operation in enumerate(chain):
         here = (*path, at)
         if not operation.affine:
-            known = first(chain[:at], found.x, found.radius, found.norm) if straight == at and at else None
+            known = found.known(chain, at, path, straight)
             if known is not None:
                 box = box.meet(known)
-            elif linear and not isinstance(operation, Branches):
+            exact = known is not None and straight == at and not (found.unit and found.norm == "l2")
+            if linear and not isinstance(operation, Branches) and not exact:
                 box = box.meet(_tightened(found, here, box, operation))
             straight = -1
         found.boxes[here] = box
@@ -137,7 +158,10 @@ def _joined(operation: Branches, ends: Sequence[Box]) -> Box:
 def _tightened(found: Lines, path: Path, box: Box, operation: Operation) -> Box:
     """Bounds by rows of the values that can lie on both sides of a kink; of all values where it is no kink."""
     lower, upper = (one.reshape(len(one), -1).copy() for one in box)
-    image, unit = np.nonzero(lower < upper if _left(operation) is None else (lower < 0) & (upper > 0))
+    unsure = lower < upper if _left(operation) is None else (lower < 0) & (upper > 0)
+    if not found.worth(unsure):
+        return box
+    image, unit = np.nonzero(unsure)
     for start in range(0, len(image), ROWS):
         part, at = image[start : start + ROWS], unit[start : start + ROWS]
         rows = np.zeros((len(part), lower.shape[1]))
@@ -152,16 +176,16 @@ def _tightened(found: Lines, path: Path, box: Box, operation: Operation) -> Box:
 
 
 def radii_proved(
-    chain: Chain, x: np.ndarray, label: np.ndarray, claimed: np.ndarray, classes: int, norm: str, linear: bool
+    chain: Chain, x: np.ndarray, label: np.ndarray, claimed: np.ndarray, classes: int, norm: str, linear: bool, unit: bool = False
 ) -> Found:
     """The claimed radius of each image where the differences of logits are proved above zero over its ball, else 0.
 
-    `linear`: CROWN; else IBP: intervals up to the last affine run, whose rows are taken as differences.
+    `linear`: CROWN; else IBP: intervals up to the last affine run, whose rows are taken as differences. `unit`: in [0, 1] alone.
     """
     found, why = np.zeros(len(x)), ["but nothing is claimed"] * len(x)
     for number in np.nonzero(claimed > 0)[0]:
         with np.errstate(all="ignore"):  # what is not finite proves nothing
-            known = bounded(chain, x[number][None], claimed[number][None], norm, linear)
+            known = bounded(chain, x[number][None], claimed[number][None], norm, linear, unit)
             others = np.delete(np.arange(classes), label[number])
             eye = np.eye(classes)
             rows = eye[label[number]][None] - eye[others]

@@ -36,9 +36,12 @@ class Box(NamedTuple):
         return Box(np.maximum(self.lower, other.lower), np.minimum(self.upper, other.upper))
 
 
-def ball(x: np.ndarray, radius: np.ndarray) -> Box:
-    """A box that holds the ball (l2 or linf) of each image."""
-    return _around(x, np.broadcast_to(radius.reshape(-1, *(1,) * (x.ndim - 1)), x.shape))
+def ball(x: np.ndarray, radius: np.ndarray, unit: bool = False) -> Box:
+    """A box that holds the ball (l2 or linf) of each image; `unit`: what of it lies in [0, 1], and the image itself."""
+    box = _around(x, np.broadcast_to(radius.reshape(-1, *(1,) * (x.ndim - 1)), x.shape))
+    if not unit:
+        return box
+    return Box(np.minimum(np.clip(box.lower, 0, 1), x), np.maximum(np.clip(box.upper, 0, 1), x))
 
 
 def through(operation: Operation, box: Box) -> Box:
@@ -58,11 +61,15 @@ def through(operation: Operation, box: Box) -> Box:
 def first(run: Sequence[Operation], x: np.ndarray, radius: np.ndarray, norm: str) -> Box | None:
     r"""What leaves an affine run whose input lies in a ball: W x + b +- radius |W|_* row by row, * the dual norm; None where its
     matrix would be too large."""
-    inputs, outputs = size(run[0].inputs), size(run[-1].outputs)
-    if inputs * outputs > LARGEST:
+    if size(run[0].inputs) * size(run[-1].outputs) > LARGEST:
         return None
-    matrix, off = dense(run)
-    widths = lengths(matrix) if norm == "l2" else np.abs(matrix).sum(1) * (1 + 2 * (inputs + 8) * UNIT)
+    return over(run, dense(run), x, radius, norm)
+
+
+def over(run: Sequence[Operation], matrix: tuple[np.ndarray, float], x: np.ndarray, radius: np.ndarray, norm: str) -> Box:
+    """`first`, with the run's matrix and its rounding."""
+    (rows, off), inputs = matrix, size(run[0].inputs)
+    widths = lengths(rows) if norm == "l2" else np.abs(rows).sum(1) * (1 + 2 * (inputs + 8) * UNIT)
     widths = (widths + off * (1 if norm == "l2" else np.sqrt(inputs))) * (1 + 1e-12)
     middle, _, missed = _affine(run, x, np.zeros_like(x))
     return _around(middle, (radius[:, None] * widths).reshape(middle.shape) * (1 + 8 * UNIT) + missed)

@@ -40,6 +40,8 @@ class Rows(Backward):
     multipliers: dict[Path, np.ndarray]
     """For each kink (rows,), above zero."""
     reach: dict[Path, float] = field(default_factory=dict)
+    intervals: dict[Path, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, kw_only=True)
+    """Of what enters each kink (rows, values), also where a row is bounded on a part of its ball alone; infinite where none."""
     inputs: dict[Path, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     """What enters each operation at the image, and its rounding (l2)."""
 
@@ -51,14 +53,15 @@ class Rows(Backward):
         .. math:: c^\top f(h) \ge r^\top h + \sum_i \min_z \big( c_i f(z) - r_i z + \tfrac{m}{2} (z - h_{0i})^2 \big)
                   - \tfrac{m}{2} \rho^2
 
-        (m (rho^2 - |h - h0|^2) >= 0). rho is the radius times a bound of the map from the image to h, proved here, plus the
-        rounding of h0. Affine operations: c' (A u + b) = (A' c)' u + c' b. At the image: c' x >= c' x0 - |c| radius.
+        (m (rho^2 - |h - h0|^2) >= 0); z runs over the interval of h_i where one is known. rho is the radius times a bound of the
+        map from the image to h, proved here, plus the rounding of h0.
+        Affine operations: c' (A u + b) = (A' c)' u + c' b. At the image: c' x >= c' x0 - |c| radius.
         Rounding: an error of l2 length e in a row costs e times the longest input there can be; see `_kink` for kinks.
         """
-        self._begun()
+        self.begin()
         return self._finish(*self._back(self.chain, rows.astype(np.float64), ()))
 
-    def _begun(self) -> None:
+    def begin(self) -> None:
         """What is known of the network at the image."""
         self.reach = self.reach or reached(self.chain)
         self._forward(self.chain, self.x, np.zeros(len(self.x)), ())
@@ -72,27 +75,34 @@ class Rows(Backward):
                     self._forward(branch, x, error, (*here, number))
             error, x = operation.error(x, error), operation(x)
 
-    def _ball(self, path: Path) -> np.ndarray:
+    def ball(self, path: Path) -> np.ndarray:
         """Radius of a ball around the computed input of an operation that holds its input over the image's ball."""
         ball: np.ndarray = (self.reach[path] * self.radius + self.inputs[path][1]) * (1 + 16 * UNIT) + TINY
         return ball
 
     def _longest(self, path: Path) -> np.ndarray:
-        length: np.ndarray = lengths(self.inputs[path][0]) + self._ball(path)
+        length: np.ndarray = lengths(self.inputs[path][0]) + self.ball(path)
         return length
+
+    def _interval(self, path: Path, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What is known of each value before a kink."""
+        return self.intervals[path] if path in self.intervals else (np.full_like(c, -np.inf), np.full_like(c, np.inf))
 
     def _kink(self, operation: Operation, c: np.ndarray, path: Path) -> Moved:
         """The inequality of `bounds`. r is what is computed. A minimiser is computed to within d = 8 u ((|c| + |r|) / m + |h0|),
         which raises its parabola by at most 2 m d^2; each term of the value errs by a few u, their sum by n u of all terms.
-        Rounding may choose the wrong side of the kink: the terms at both are charged, the larger of the two."""
+        Rounding may choose the wrong side of the kink: the terms at both are charged, the larger of the two. Clipping to an
+        interval brings two points no further apart."""
         assert isinstance(operation, Activation)
         left, c = operation.slopes[0], c.reshape(len(c), -1)
-        m, center, rho = self.multipliers[path][:, None], self.inputs[path][0].reshape(len(c), -1), self._ball(path)
+        m, center, rho = self.multipliers[path][:, None], self.inputs[path][0].reshape(len(c), -1), self.ball(path)
         row = (left + (1 - left) * self.slopes[path]) * c
         right, wrong = c - row, left * c - row
-        above, below = np.maximum(center - right / m, 0), np.minimum(center - wrong / m, 0)
+        low, high = self._interval(path, c)
+        above = np.clip(center - right / m, np.maximum(low, 0), np.maximum(high, 0))
+        below = np.clip(center - wrong / m, np.minimum(low, 0), np.minimum(high, 0))
         first, second = (part * z + _bowl(m, z - center) for part, z in ((right, above), (wrong, below)))
-        z = np.where(first <= second, above, below)
+        z = np.where((high > 0) & ((first <= second) | (low >= 0)), above, below)
         bent = np.where(z > 0, z, left * z)
         ball = _bowl(m[:, 0], rho)
         value = (c * bent - row * z + _bowl(m, z - center)).sum(1) - ball
@@ -121,12 +131,15 @@ class Witness:
     """(rows, kinks)"""
     reach: dict[Path, float]
     """Of the network (`liplt.reached`)."""
+    unit: bool = field(default=False, kw_only=True)
+    """Whether the images move within [0, 1] alone."""
 
     def made(self, chain: Chain, at: np.ndarray, x: np.ndarray, radius: np.ndarray) -> Rows:
         """Some of the rows, over balls around these images."""
         places = list(kinks(chain))
         own = {path: self.slopes[k][at] for k, (path, _) in enumerate(places)}
-        return Rows(chain, x, radius, own, {path: self.multipliers[at, k] for k, (path, _) in enumerate(places)}, self.reach)
+        multipliers = {path: self.multipliers[at, k] for k, (path, _) in enumerate(places)}
+        return Rows(chain, x, radius, own, multipliers, self.reach, unit=self.unit)
 
     def proved(self, chain: Chain, part: slice, x: np.ndarray, label: np.ndarray, claimed: np.ndarray, classes: int) -> Found:
         """The claimed l2 radius of each image where the rows of all other classes are proved above zero over its ball, else 0."""

@@ -36,8 +36,9 @@ KEYS = {
 }
 
 
-OPTIONAL = {"function"}
-"""Identity of the network's function: its key, and its logits on eight fixed images."""
+OPTIONAL = {"function", "box"}
+"""Identity of the network's function: its key, and its logits on eight fixed images. `box`: `unit` where radii are about images in
+[0, 1] alone."""
 
 
 class Rejected(Exception):
