@@ -101,7 +101,8 @@ def test_rows_and_couplings_hold_in_the_box_and_are_tighter_there(seed):
 def dark():
     """Images near a corner of the box, which cuts most of the ball away."""
     model, x, _ = trained()
-    return model, (x > 0.5).float(), model((x > 0.5).float()).argmax(1)
+    x = (x[[1, 5]] > 0.5).float()
+    return model, x, model(x).argmax(1)
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +110,9 @@ def boxed(tmp_path_factory):
     model, x, y = dark()
     split = Split("arrays", "test", x, y, torch.arange(len(x)), 8, "0" * 64)
     radius = {}
-    for method in (SdpCrownCertificate(search=False, intervals=0, couplings=0, domains=0), CrownCertificate(search=False)):
+    for method in (SdpCrownCertificate(search=False, steps=60, intervals=0, couplings=0, domains=0), CrownCertificate(search=False)):
         for box in ("none", "unit"):
-            found = method.model_copy(update={"box": box})(model, x, y, torch.arange(8), (0.4, 0.6, 0.8, 1.0))
+            found = method.model_copy(update={"box": box})(model, x, y, torch.arange(2), (0.4, 0.46, 0.5))
             radius[method.name, box] = found.radius.numpy()
     asked = {name: radius[name, "unit"] for name in ("sdp_crown", "crown")}
     return put(model, split, np.zeros(len(x)), tmp_path_factory.mktemp("box") / "stored", **asked), radius

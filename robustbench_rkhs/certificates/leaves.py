@@ -48,11 +48,11 @@ def leaves_of(ways: Tilted, method: SdpCrownCertificate, at: int, radius: Tensor
             return None
         if chain is not None:
             with limited(Clock(method.seconds)):
-                choice = clamped(searched(rows, begun(tilts, chain), AIM * gap, Search(method.couplings, 0.1), chain))
-            curved = curvatures(choice.double().couplings, chain)
-            value = bounded(rows, choice.double().tilts, curved, chain)
-        if bool((value < -(NEAR if chain is None else CLOSE) * gap).any()):
-            return None
+                closer = clamped(searched(rows, begun(tilts, chain), AIM * gap, Search(method.couplings, 0.1), chain))
+            bent = curvatures(closer.double().couplings, chain)
+            raised = bounded(rows, closer.double().tilts, bent, chain)
+            if bool((raised >= -CLOSE * gap).all()):
+                choice, curved, value = closer, bent, raised
     parts = _parts(rows, choice, value, AIM * gap, method, chain if curved is not None else None, curved)
     if parts is None:
         return None
