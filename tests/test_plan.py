@@ -12,11 +12,11 @@ from robustbench_rkhs.certificates import CrownCertificate, IBPCertificate, Marg
 from robustbench_rkhs.certificates.bisection import largest
 from robustbench_rkhs.evaluation import certificate_job
 from robustbench_rkhs.evaluation.certificate_blocks import sized, whole
-from robustbench_rkhs.evaluation.multiply_adds import MultiplyAdds
 from robustbench_rkhs.evaluation.plan import PILOT, SURE, Plan, Trial, pilot, planned
 from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.runtime.cost import estimated
 from robustbench_rkhs.runtime.heartbeat import gauge, metered
+from robustbench_rkhs.runtime.multiply_adds import MultiplyAdds
 from robustbench_rkhs.verdicts import Noticed, Part
 
 

@@ -29,6 +29,7 @@ from robustbench_rkhs.relaxations.linear_bounds import Lines, margin_rows
 from robustbench_rkhs.relaxations.renewed import renewed
 from robustbench_rkhs.relaxations.rounding import LEAST
 from robustbench_rkhs.relaxations.rows import indexed, tiltable
+from robustbench_rkhs.runtime.allowance import Allowance
 from robustbench_rkhs.runtime.clock import Clock, OutOfTime, ask, limited
 
 AIM = 1e-4
@@ -45,7 +46,8 @@ class Limits(NamedTuple):
     steps: int
     intervals: int
     domains: int
-    seconds: float
+    work: float
+    seconds: float | None
 
 
 class Boxes(Balls):
@@ -99,7 +101,7 @@ class Boxes(Balls):
         if any(refuted(self.model, image, y, other, eps, "linf", unit) for other in short):
             return value
         try:
-            with limited(Clock(self.limits.seconds)):
+            with limited(Allowance(self.limits.work)), limited(Clock(self.limits.seconds)):
                 if self.few(frame):
                     one = renewed(frame, single, whole(frame, 1), CLOSER, list(frame.kinks))
                     ends = {path: Ends(*(end.expand(len(others), -1) for end in both)) for path, both in one.items()}

@@ -17,6 +17,7 @@ from robustbench_rkhs.relaxations.full_crown import KINKS, keep, tighten
 from robustbench_rkhs.relaxations.interval import Step
 from robustbench_rkhs.relaxations.region import Region
 from robustbench_rkhs.relaxations.rows import Rows, doubled, kinks_of, started, valued
+from robustbench_rkhs.runtime.allowance import Allowance
 from robustbench_rkhs.runtime.clock import Clock, OutOfTime, ask, limited
 
 SPARE = 1e-6
@@ -47,7 +48,7 @@ def leaves_of(ways: Tilted, method: SdpCrownCertificate, at: int, radius: Tensor
         if bool((value < -NEAR * gap).any()):
             return None
         if chain is not None:
-            with limited(Clock(method.seconds)):
+            with limited(Allowance(method.work)), limited(Clock(method.seconds)):
                 closer = clamped(searched(rows, begun(tilts, chain), AIM * gap, Search(method.couplings, 0.1), chain))
             bent = curvatures(closer.double().couplings, chain)
             raised = bounded(rows, closer.double().tilts, bent, chain)
@@ -67,7 +68,7 @@ def _parts(
     """The parts of each row, the hardest rows first; None where one is not proved."""
     found: dict[int, list[Leaf]] = {}
     try:
-        with limited(Clock(method.seconds)):
+        with limited(Allowance(method.work)), limited(Clock(method.seconds)):
             for at in value.argsort().tolist():
                 one = torch.tensor([at])
                 found[at] = []

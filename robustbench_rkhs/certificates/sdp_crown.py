@@ -26,6 +26,7 @@ from robustbench_rkhs.relaxations.links import Link, links
 from robustbench_rkhs.relaxations.rounding import LEAST
 from robustbench_rkhs.relaxations.rows import Rows, Tilts, balls_at, doubled, indexed, started, tiltable, valued
 from robustbench_rkhs.relaxations.tightened import Tightened
+from robustbench_rkhs.runtime.allowance import Allowance
 from robustbench_rkhs.runtime.clock import Clock, OutOfTime, ask, limited
 
 AIM = 1e-4
@@ -72,13 +73,16 @@ class SdpCrownCertificate(LinearCertificate):
     affine layers and ReLUs alone)."""
     domains: int = Field(2000, ge=0)
     """Branch and bound: at most this many parts of a ball for each pair of classes that still falls short of a requested eps."""
-    seconds: Real = Field(20.0, gt=0)
-    """Longest time for an image's search of couplings, and again for its branch and bound. The proof of what the search found
-    comes on top: a norm for each row and layer, as long as the eigenvalues of a matrix of the layer's order take."""
+    work: Real = Field(1e12, gt=0)
+    """Multiply-adds at most of the gradient steps in an image's search of couplings, and again in its branch and bound: the same
+    end on any machine. Proofs of what a search found come on top: a norm for each row and layer, as long as the eigenvalues
+    of a matrix of the layer's order take."""
+    seconds: Real | None = Field(None, gt=0)
+    """Longest time for each of these two searches; with it, what is proved depends on the machine."""
 
     def balls(self, model: nn.Module, twin: nn.Module, x: Tensor, y: Tensor, epsilons: Sequence[float]) -> Balls:
         if self.norm == "linf":
-            return Boxes(self, Limits(self.steps, self.intervals, self.domains, self.seconds), twin, x, y, epsilons)
+            return Boxes(self, Limits(self.steps, self.intervals, self.domains, self.work, self.seconds), twin, x, y, epsilons)
         return Tilted(self, model, twin, x, y, epsilons)
 
 
@@ -137,7 +141,7 @@ class Tilted(Balls):
         chain = self.chain(image) if self.method.couplings else None
         choice, curved, aim = Choice(tilts, {}), None, AIM * gap
         if chain is not None:
-            with limited(Clock(self.method.seconds)):
+            with limited(Allowance(self.method.work)), limited(Clock(self.method.seconds)):
                 choice = coupled(rows, begun(tilts, chain), aim, Search(self.method.couplings, 0.1), chain)
             curved = curvatures(choice.double().couplings, chain)
             value = bounded(rows, choice.double().tilts, curved, chain)
@@ -146,7 +150,7 @@ class Tilted(Balls):
         if not self.method.domains:
             return value
         try:
-            with limited(Clock(self.method.seconds)):
+            with limited(Allowance(self.method.work)), limited(Clock(self.method.seconds)):
                 for at in value.argsort().tolist():
                     one = torch.tensor([at], device=value.device)
                     if value[at] > 0 or value[at] < -(NEAR if chain is None else CLOSE) * gap[at]:

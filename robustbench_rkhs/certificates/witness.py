@@ -22,6 +22,7 @@ from robustbench_rkhs.relaxations.full_crown import KINKS
 from robustbench_rkhs.relaxations.interval import Step
 from robustbench_rkhs.relaxations.lagrangian import Ball
 from robustbench_rkhs.relaxations.rows import doubled, kinks_of, started, valued
+from robustbench_rkhs.runtime.allowance import Allowance
 from robustbench_rkhs.runtime.clock import Clock, ask, limited
 
 SMALLER = (1.0, 0.95, 0.9, 0.8, 0.65, 0.5, 0.3)
@@ -95,7 +96,7 @@ def _proved(ways: Tilted, method: SdpCrownCertificate, at: int, radius: Tensor) 
     if chain is None:
         return None
     rows = rows._replace(steps=list(_within(rows.steps, rows.balls)))
-    with limited(Clock(method.seconds)):
+    with limited(Allowance(method.work)), limited(Clock(method.seconds)):
         choice = clamped(searched(rows, begun(tilts, chain), AIM * gap, Search(method.couplings, 0.1), chain))
     curved = curvatures(choice.double().couplings, chain)
     if not bool((bounded(rows, choice.double().tilts, curved, chain) > SPARE * gap).all()):

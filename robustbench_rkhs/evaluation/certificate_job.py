@@ -11,12 +11,12 @@ import torch
 from robustbench_rkhs.certificates import Certificate, Certified
 from robustbench_rkhs.evaluation.halving import out_of_memory
 from robustbench_rkhs.evaluation.jobs import Job, divisible
-from robustbench_rkhs.evaluation.multiply_adds import MultiplyAdds
 from robustbench_rkhs.evaluation.own_method import checked_certified, fenced
 from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import cause
+from robustbench_rkhs.runtime.multiply_adds import MultiplyAdds
 from robustbench_rkhs.verdicts import Noticed, Part
 
 

@@ -16,12 +16,12 @@ from robustbench_rkhs.evaluation.cache_key import settings_of
 from robustbench_rkhs.evaluation.certificate_blocks import FIRST, cost_of, cut, refused, sized, whole
 from robustbench_rkhs.evaluation.certificate_job import unproved
 from robustbench_rkhs.evaluation.certified_curve import PARTS, full_cost, pays, searched, searching
-from robustbench_rkhs.evaluation.multiply_adds import MultiplyAdds
 from robustbench_rkhs.evaluation.phase_state import Block, Places, Work
 from robustbench_rkhs.evaluation.plan import PILOT, Plan, Trial, pilot, planned
 from robustbench_rkhs.evaluation.scheduler import Chain
 from robustbench_rkhs.runtime.clock import Clock, OutOfTime
 from robustbench_rkhs.runtime.cost import estimated
+from robustbench_rkhs.runtime.multiply_adds import MultiplyAdds
 from robustbench_rkhs.verdicts import Noticed, Part
 
 SLOW = ("alpha_crown", "sdp_crown")

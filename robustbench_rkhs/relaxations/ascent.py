@@ -9,6 +9,7 @@ from torch import Tensor
 
 from robustbench_rkhs.relaxations.lagrangian import Tilt
 from robustbench_rkhs.relaxations.rows import Rows, Tilts, valued
+from robustbench_rkhs.runtime.allowance import Steps
 from robustbench_rkhs.runtime.clock import OutOfTime, ask
 
 FURTHEST = (-4.0, 5.0)
@@ -42,11 +43,12 @@ def optimised(rows: Rows, tilts: Tilts, target: Float[Tensor, " batch"], search:
     goal = target.float()
     state = Adam([best[path].slope for path in paths], [best[path].multiplier for path in paths])
     before = found.clone()
+    steps = Steps()
     try:
         for count in range(search.steps + 1):
             ask()
             leaves = state.leaves()
-            with torch.enable_grad():
+            with steps.step(len(active)), torch.enable_grad():
                 now = {path: Tilt(leaves[k], leaves[k + len(paths)].exp()) for k, path in enumerate(paths)}
                 value = valued(data, now, False)[0]
                 total = value.sum()

@@ -12,6 +12,7 @@ from robustbench_rkhs.relaxations.couplings import WAYS, Chain, Coupling, Coupli
 from robustbench_rkhs.relaxations.lagrangian import Tilt
 from robustbench_rkhs.relaxations.linear_bounds import chain_back
 from robustbench_rkhs.relaxations.rows import Rows, Tilts, bending
+from robustbench_rkhs.runtime.allowance import Steps
 from robustbench_rkhs.runtime.clock import OutOfTime, ask
 
 ROUNDS, THOROUGH = 2, 20
@@ -87,11 +88,12 @@ def coupled(
     state = Adam([tilts[path].slope for path in paths], logs)
     goal = target.float()
     found = torch.full_like(goal, -math.inf)
+    steps = Steps()
     try:
         for count in range(search.steps + 1):
             ask()
             leaves, look = state.leaves(), count % LOOK == 0 or count == search.steps
-            with torch.enable_grad():
+            with steps.step(len(active)), torch.enable_grad():
                 now = _choice(leaves, paths)
                 value, work = _value(work, now, chain, THOROUGH if look else ROUNDS)
                 total = value.sum()

@@ -16,6 +16,7 @@ from robustbench_rkhs.relaxations.planes import Bent
 from robustbench_rkhs.relaxations.region import Region
 from robustbench_rkhs.relaxations.rounding import LEAST, UNIT
 from robustbench_rkhs.relaxations.rows import bending, cast
+from robustbench_rkhs.runtime.allowance import Steps
 from robustbench_rkhs.runtime.clock import OutOfTime, ask
 
 LOOK = 10
@@ -204,12 +205,13 @@ def leaned(frame: Frame, lines: Lines, ends: Parts, leans: Leans, target: Float[
     values = [leans[path].slope for path in paths] + [leans[path].pull for path in paths]
     first, second = ([torch.zeros_like(one) for one in values] for _ in range(2))
     sizes: list[Tensor] | None = None
+    steps = Steps()
     try:
         for count in range(search.steps + 1):
             ask()
             leaves = [one.detach().requires_grad_() for one in values]
             shares: dict[str, list[Tensor]] | None = {} if sizes is None else None
-            with torch.enable_grad():
+            with steps.step(len(going)), torch.enable_grad():
                 now = {path: Lean(leaves[k], leaves[k + len(paths)]) for k, path in enumerate(paths)}
                 value, _ = interval_bounds(frame, lines, ends, now, False, shares)
                 total = value.sum()

@@ -56,6 +56,11 @@ class Clock:
 _clocks: ContextVar[tuple[Clock, ...]] = ContextVar("clocks", default=())
 
 
+def limits() -> tuple[Clock, ...]:
+    """The clocks set by `limited`."""
+    return _clocks.get()
+
+
 @contextmanager
 def limited(clock: Clock | None) -> Iterator[None]:
     """Context manager: code inside is limited by this clock too, besides those already set. None sets no limit.
