@@ -42,13 +42,13 @@ class Identity(NamedTuple):
     """Answers to `fixed_images`; empty where the model takes no such images, or answers them by something not finite."""
 
 
-def identity_of(model: nn.Module, shape: tuple[int, ...]) -> Identity:
-    """The identity of a model on images of `shape`; the model is left as it was.
+def identity_of(model: nn.Module, shape: tuple[int, ...], asked: bool = True) -> Identity:
+    """The identity of a model on images of `shape`; the model is left as it was. Not `asked`: without its answers, yet.
 
     Two models of one key are built alike of the same tensors. Names of modules play no part in a traced graph, nor does the device.
     Cost: tracing (without arithmetic), sha256 of the tensors twice, and eight images forward in float64.
     """
-    return Identity(key_of(model), weights_digest(model.state_dict()), fixed_logits(model, shape))
+    return Identity(key_of(model), weights_digest(model.state_dict()), fixed_logits(model, shape) if asked else ())
 
 
 def key_of(model: nn.Module) -> str:

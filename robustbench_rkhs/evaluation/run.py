@@ -51,7 +51,7 @@ from robustbench_rkhs.evaluation.store import Store
 from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.evaluation.threads import chosen
 from robustbench_rkhs.evaluation.training_accuracy import above_training
-from robustbench_rkhs.identity import identity_of, key_of
+from robustbench_rkhs.identity import fixed_logits, identity_of, key_of
 from robustbench_rkhs.layers.frozen import freeze
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.nodes.code_names import TYPED
@@ -133,7 +133,7 @@ def evaluate(
     with listening(on_event), evaluating(model, device), ExitStack() as stack:
         nearest = Nearest() if adversarials else None
         emit(PhaseStarted(phase=f"preparing {name}"))
-        identity = identity_of(model, split.shape)
+        identity = identity_of(model, split.shape, asked=recipe.budget is None)
         queried, whole = freeze(model), len(split)
         with full_precision():
             taken = chosen(queried, split.x, recipe, device, identity.key, own and own / "parts")
@@ -152,6 +152,8 @@ def evaluate(
                 run.note(device=describe(device))
                 log = JobLog(own and own / "jobs", engine.name)
                 table, complete = run.all(computing, store, clock, log)
+            if recipe.budget is not None:  # first facts first
+                run.note(logits=fixed_logits(model, split.shape))
             if training is not None and complete:
                 run.compare_training(training)
             if bits is not None and nearest is not None:
@@ -302,7 +304,6 @@ class _Run:
         diagnosis: DiagnosisPhase | None = None
         work.predict()
         self.logits = work.logits
-        self.ask_alone(work, clock)
         if self.constant is not None:
             emit(Message(text=self.constant.words))
         if len(work.right) and not work.right.any():
@@ -316,6 +317,7 @@ class _Run:
             self.note(curve=certify.curve)
             first.hold_against_certificates()
             SecondLook(work).all()
+            self.ask_alone(work, clock)
             attacks = AttackPhase(work, self.protocol, self.labels)
             attacks.all()
             about = self.about

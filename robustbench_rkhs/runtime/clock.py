@@ -44,6 +44,11 @@ class Clock:
         """Seconds left: not positive once the budget is used up, infinite without one."""
         return math.inf if self.budget is None else self.budget - self.passed()
 
+    def keep_back(self, seconds: float) -> None:
+        """End so many seconds earlier: they are for a last step that nothing interrupts."""
+        if self.budget is not None:
+            self.budget -= seconds
+
     def ask(self) -> None:
         """Raises OutOfTime once nothing is left."""
         if self.left() <= 0:
