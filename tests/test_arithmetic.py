@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
 from robustbench_rkhs import evaluate as evaluate_any
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.bounds import steps
-from robustbench_rkhs.certificates import MarginCertificate
+from robustbench_rkhs.certificates import MarginCertificate, Portfolio
 from robustbench_rkhs.certificates.float32 import float32_error
 from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.layers import Normalize, Residual, Sandwich
@@ -119,14 +120,19 @@ def test_the_radius_that_counts_is_less_by_the_error_of_float32_and_the_table_sa
     assert (done.certified_accuracy(float(radius.max())) > 0) and done.certified_accuracy(float(real.max())) == 0
 
 
-def test_a_float32_network_that_errs_just_inside_a_real_radius_contradicts_no_certificate_that_counts():
+@pytest.mark.parametrize("name", ["margin", "ibp", "crown", "alpha_crown", "sdp_crown"])
+def test_a_float32_network_that_errs_just_inside_a_real_radius_contradicts_no_certificate_that_counts(name):
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).eval()
     with torch.no_grad():
         network[1].bias += 3e4  # both logits far from 0, where float32 rounds their difference
-    done, real, x, y = rounded_away("l2", network)
+    x = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    y = network(x).argmax(1)
+    (certificate,) = TypeAdapter(Portfolio).validate_python([{"name": name, "norm": "l2", "network": "evaluated"}])
+    found = certificate(network, x, y, torch.arange(12), ())
+    assert set([found.arithmetic] if isinstance(found.arithmetic, str) else found.arithmetic) == {"float32 on CPU"}
+    real, proved = MarginCertificate().radii(network, x, y), found.radius.numpy()
     normal = (network[1].weight[1 - y] - network[1].weight[y]).detach()
     normal = normal / normal.norm(dim=1, keepdim=True)
-    proved = verdicts.images(done)["certified"].to_numpy()
     closest = 0.0
     for share in torch.linspace(0.5, 1.0, 200):
         inside = (x.flatten(1) + (share * real)[:, None] * normal).float()
@@ -135,6 +141,29 @@ def test_a_float32_network_that_errs_just_inside_a_real_radius_contradicts_no_ce
         assert not (wrong & (distance <= proved)).any()
         closest = max(closest, float((wrong & (distance < real.numpy() * (1 - 1e-7))).sum()))
     assert closest > 0, "float32 contradicts the radius in real arithmetic"
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("name", ["crown", "alpha_crown", "sdp_crown"])
+def test_linear_bounds_prove_a_margin_above_what_float32_errs_by(name, norm):
+    """Of an affine network the bound is exact, so that the radius says what was taken off: 2 (e + s r) of the margin."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
+    x = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(4))
+    y = network(x).argmax(1)
+    error, slope, _ = float32_error(steps(network, (1, 4, 4)), x.double())
+    weight, logits = network[1].weight.detach().double(), network.double()(x.double()).detach()
+    network.float()
+    gaps, away = logits.gather(1, y[:, None]) - logits, weight[y][:, None] - weight
+    wide = 1.0 if norm == "l2" else 4.0
+    lengths = away.norm(dim=2) if norm == "l2" else away.abs().sum(2)
+    least = ((gaps - 2 * error[:, None]) / (lengths + 2 * slope * wide)).scatter(1, y[:, None], torch.inf).amin(1)
+    for share, proved in ((1 - 1e-6, True), (1 + 1e-6, False)):
+        for i in range(6):
+            eps = float(least[i]) * share
+            fields = {"name": name, "norm": norm, "network": "evaluated", "search": False}
+            (certificate,) = TypeAdapter(Portfolio).validate_python([fields])
+            radius = certificate(network, x[i : i + 1], y[i : i + 1], torch.tensor([i]), (eps,)).radius
+            assert (float(radius) >= eps) is proved
 
 
 @pytest.mark.parametrize("kind", ["float64", "sandwich", "typed"])

@@ -33,7 +33,7 @@ def residual(seed, inputs=2):
 def of(model, x, y, eps):
     """The frame and the row f_y - f_other over the box around one image."""
     found = proved_trace(model, ball(x, eps, "linf", "none"), True)
-    return framed(found.steps), one_row(margin_rows(y, 2, found.after.center), 1 - int(y[0]))
+    return framed(found.steps), one_row(margin_rows(y, found), 1 - int(y[0]))
 
 
 def sampled(x, eps, count=4000):

@@ -130,7 +130,7 @@ def rows_of(model, x, y, eps, pairs):
     balls = balls_of(model, x, torch.full((len(x),), eps, dtype=F64), reach(model, tuple(x.shape[1:]), sample))
     found = ball_trace(model, region, balls)
     place, other = pairs.T
-    lines = margin_rows(y, found.after.center.shape[1], found.after.center)
+    lines = margin_rows(y, found)
     lines = Lines(lines.slopes[place, other][:, None], lines.offsets[place, other][:, None])
     return Rows(indexed(found.steps, place), lines, balls_at(balls, found.steps, place), place)
 

@@ -25,8 +25,8 @@ class Certified(NamedTuple):
     """Probability that the claim is wrong: 0 for a proof."""
     forwards: Int[Tensor, " batch"] | None = None
     """Forward passes of the model spent on each image, if they are counted."""
-    arithmetic: str | None = None
-    """The arithmetic for which these radii hold, where that is found out by the call; else that of the certificate."""
+    arithmetic: str | list[str] | None = None
+    """The arithmetic for which these radii hold (of all, or of each), where the call finds that out; else the certificate's."""
 
 
 class Certificate(Node):

@@ -65,18 +65,18 @@ class Boxes(Balls):
         self.asked = torch.tensor(list(asked), dtype=torch.float64, device=x.device)
 
     def bounded(self, part: Int[Tensor, " some"], radii: Float64[Tensor, " some"]) -> tuple[Trace, Found]:
-        found = proved_trace(self.model, self.around(self.x[part], radii), True)
+        found = self.less(proved_trace(self.model, self.around(self.x[part], radii), True), part, radii)
         margins, shares = linear_proof(found, self.y[part])
         if not self.limits.steps or not tiltable(found.steps):
             return found, Found(margins, shares)
         logits: Tensor = self.model(self.x[part])
         gaps = logits.gather(1, self.y[part][:, None]) - logits
+        rows = margin_rows(self.y[part], found)
         for place, y in enumerate(self.y[part].tolist()):
             short = [other for other in range(margins.shape[1]) if other != y and margins[place, other] <= 0]
             if not short or not bool((gaps[place, [other for other in range(gaps.shape[1]) if other != y]] > 0).all()):
                 continue
-            lines = margin_rows(self.y[part[place : place + 1]], margins.shape[1], found.after.center)
-            lines = Lines(lines.slopes[:, short], lines.offsets[:, short])
+            lines = Lines(rows.slopes[place : place + 1, short], rows.offsets[place : place + 1, short])
             frame = framed(indexed(found.steps, torch.tensor([place], device=part.device)))
             eps = float(radii[place]) if bool((radii[place] == self.asked).any()) else None
             raised = self.raised(frame, lines, gaps[place, short], (int(part[place]), short, eps))

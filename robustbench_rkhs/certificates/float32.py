@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
-from robustbench_rkhs.bounds import Step, opened
+from robustbench_rkhs.bounds import Step, margins_of, opened
 from robustbench_rkhs.layers import Normalize, Residual, Scale
 from robustbench_rkhs.lipschitz import Uncertifiable, fan
 from robustbench_rkhs.lipschitz.bounds import TINY, UNIT
@@ -64,7 +64,7 @@ def evaluated_error(
 
     Raises Uncertifiable for a network of another type, or whose layers do more than sums of products in float32.
     """
-    if opened(model, tuple(x.shape[1:])) is not model:
+    if margins_of(opened(model, tuple(x.shape[1:]))) is not model:
         kind = type(model).__name__
         raise Uncertifiable(f"no float32 claim about {kind}: it is proved as a chain of merged layers, not as it runs")
     kinds = {tensor.dtype for tensor in [*model.parameters(), *model.buffers()] if tensor.is_floating_point()}

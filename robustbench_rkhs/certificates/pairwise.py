@@ -161,6 +161,11 @@ def reach_of(model: nn.Module, shape: tuple[int, ...]) -> dict[str, float]:
     return known.reach
 
 
+def chain_of(model: nn.Module, shape: tuple[int, ...]) -> list[Step]:
+    """The model's float64 chain, cached by the digest of all that it depends on. Must not be modified."""
+    return _read(model, shape).chain
+
+
 def _read(model: nn.Module, shape: tuple[int, ...]) -> _Known:
     """The model's float64 chain and what was computed from it."""
     model = margins_of(opened(model, shape))  # from here on any other module is a chain, and the digest covers all of it

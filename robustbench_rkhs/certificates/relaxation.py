@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -15,6 +15,8 @@ from robustbench_rkhs.bounds import margins_of, opened
 from robustbench_rkhs.bounds.sketch import Sketch
 from robustbench_rkhs.certificates.base import FURTHEST, Certificate, Certified
 from robustbench_rkhs.certificates.bisection import largest
+from robustbench_rkhs.certificates.float32 import FLOAT32, in_float32
+from robustbench_rkhs.certificates.float32_slack import Errors, Said, errors_of
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.lipschitz.bounds import weights
 from robustbench_rkhs.lipschitz.guard import every
@@ -51,6 +53,9 @@ class RelaxationCertificate(Certificate):
     """Search for the largest radius; else only for the largest of the requested epsilons."""
     tolerance: Real = Field(1e-2, gt=0)
     """Relative gap at which the search stops."""
+    network: Literal["real", "evaluated"] = "real"
+    """The arithmetic of the claim: real numbers; or `evaluated`, which is float32 as this CPU computes it where the model runs in
+    it and its rounding is bounded by 1% of an image's margin at most, else real numbers."""
     step: Real | None = Field(None, gt=0)
     """With it, the search stops at this gap, too, and at the largest of the requested epsilons."""
 
@@ -86,9 +91,15 @@ class RelaxationCertificate(Certificate):
             finite = images.flatten(1).isfinite().all(1)
             images[~finite] = 0.0
             proved, cut = images.new_zeros(len(images)), torch.ones_like(finite)
+            held = ["real"] * len(images)
             try:
                 plain = margins_of(opened(model, tuple(x.shape[1:])))
                 proves, note = self.balls(plain, twin(plain, device), images, labels, epsilons), gauge()
+                if self.network == "evaluated" and in_float32(x):
+                    proves.errors = errors_of(
+                        model, images, Said(proves.model(images), labels), self.norm, max(epsilons, default=0.0)
+                    )
+                    held = [FLOAT32 if one else "real" for one in proves.errors.kept.tolist()] if proves.errors else held
                 for some in portions(len(images), max(len(images), 1), GRAIN):  # all at once where no clock runs
                     here = partial(proves.at, some.start)
                     tell = partial(_noted, note, some.start, len(images))
@@ -105,7 +116,7 @@ class RelaxationCertificate(Certificate):
         reasons = [
             "error" if not fine else "timeout" if late else "" for fine, late in zip(finite.tolist(), cut.tolist(), strict=True)
         ]
-        return Certified(radius, reasons, torch.zeros_like(radius))
+        return Certified(radius, reasons, torch.zeros_like(radius), arithmetic=held)
 
 
 def _noted(note: Callable[[float, str], None], before: int, images: int, settled: int, doing: str) -> None:
@@ -149,6 +160,7 @@ class Balls:
             found = f"{int(y.min())}..{int(y.max())}"
             raise UserError(f"certificate {method.label!r}: labels {found} do not fit the model's {classes} classes")
         self.method, self.model, self.x, self.y, self.classes = method, model, x, y, classes
+        self.errors: Errors | None = None
         sample = proved_trace(model, self.around(x.new_zeros(1, *x.shape[1:]), x.new_zeros(1)), False)
         method.admit(sample)
         self.images = min(IMAGES, max(1, NUMBERS // (classes * widest(sample.steps))))
@@ -182,8 +194,12 @@ class Balls:
 
     def bounded(self, part: Int[Tensor, " some"], radii: Float64[Tensor, " some"]) -> tuple[Trace, Found]:
         """The regions of every layer for these balls, and the bounds of each image's margins."""
-        trace = proved_trace(self.model, self.around(self.x[part], radii), self.method.linear)
+        trace = self.less(proved_trace(self.model, self.around(self.x[part], radii), self.method.linear), part, radii)
         return trace, self.method.proof(trace, self.y[part])
+
+    def less(self, found: Trace, part: Int[Tensor, " some"], radii: Float64[Tensor, " some"]) -> Trace:
+        """The trace whose margins are less by what float32 errs by, where the claim covers that."""
+        return found if self.errors is None else found._replace(slack=self.errors.slack(part, radii))
 
     @property
     def cut(self) -> bool:

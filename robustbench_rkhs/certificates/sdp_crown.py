@@ -118,7 +118,7 @@ class Tilted(Balls):
 
     def further(self, found: Trace, balls: dict[str, Ball], part: Tensor, margins: Tensor, radii: Tensor) -> Tensor:
         """The margins, where those that are not too far below zero are bounded by coupled layers, and on parts."""
-        gaps, margins = self.gaps(part), margins.clone()
+        gaps, margins = self.differences(part), margins.clone()
         for place, y in enumerate(self.y[part].tolist()):
             short = [other for other in range(margins.shape[1]) if other != y and margins[place, other] <= 0]
             short.sort(key=lambda other: float(margins[place, other] / gaps[place, other]))
@@ -173,7 +173,7 @@ class Tilted(Balls):
     def stage(self, part: Tensor, radii: Tensor, balls: dict[str, Ball], hook: Tighten) -> tuple[Trace, Found]:
         """The bounds with intervals that `hook` tightens."""
         y = self.y[part]
-        found = ball_trace(self.model, self.around(self.x[part], radii), balls, hook)
+        found = self.less(ball_trace(self.model, self.around(self.x[part], radii), balls, hook), part, radii)
         margins, shares = linear_proof(found, y)
         pairs = ((margins <= 0) & self.right(part)[:, None]).scatter(1, y[:, None], False).nonzero()
         if len(pairs) and tiltable(found.steps):
@@ -184,9 +184,9 @@ class Tilted(Balls):
 
     def right(self, part: Int[Tensor, " some"]) -> Tensor:
         """Images whose label has the largest logit; the others are not worth a search."""
-        return self.gaps(part).scatter(1, self.y[part][:, None], torch.inf).amin(1) > 0
+        return self.differences(part).scatter(1, self.y[part][:, None], torch.inf).amin(1) > 0
 
-    def gaps(self, part: Int[Tensor, " some"]) -> Tensor:
+    def differences(self, part: Int[Tensor, " some"]) -> Tensor:
         """f_y - f_j at the images."""
         logits: Tensor = self.model(self.x[part])
         return logits.gather(1, self.y[part][:, None]) - logits
@@ -203,7 +203,7 @@ class Tilted(Balls):
         short = torch.isin(place, place[value <= 0]).nonzero().flatten() if self.method.steps else place[:0]
         short = short[value[short] <= 0]
         if len(short):
-            gap = self.gaps(part)[place, other]
+            gap = self.differences(part)[place, other]
             some = rows.of(short)
             better = optimised(some, _of(tilts, short), AIM * gap[short], Search(self.method.steps, self.method.rate))
             raised, reached = valued(some, doubled(better), True)
@@ -217,7 +217,7 @@ class Tilted(Balls):
     def rows(self, found: Trace, balls: dict[str, Ball], pairs: Int[Tensor, "rows 2"], part: Tensor) -> Rows:
         """f_y - f_j for these pairs (place, other class j)."""
         place, other = pairs.to(self.x.device).T
-        lines = margin_rows(self.y[part], found.after.center.shape[1], found.after.center)
+        lines = margin_rows(self.y[part], found)
         lines = Lines(lines.slopes[place, other][:, None], lines.offsets[place, other][:, None])
         return Rows(indexed(found.steps, place), lines, balls_at(balls, found.steps, place), place)
 

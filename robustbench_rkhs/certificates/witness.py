@@ -84,7 +84,7 @@ def _proved(ways: Tilted, method: SdpCrownCertificate, at: int, radius: Tensor) 
     others = [other for other in range(found.after.center.shape[1]) if other != int(ways.y[at])]
     rows = ways.rows(found, balls, torch.tensor([(0, other) for other in others]), part)
     rows = rows._replace(steps=list(_within(rows.steps, {})))
-    gap, tilts = ways.gaps(part)[0, others], started(rows)
+    gap, tilts = ways.differences(part)[0, others], started(rows)
     tilts = optimised(rows, tilts, AIM * gap, Search(method.steps, method.rate))
     value = valued(rows, doubled(tilts), True)[0]
     named, paths = torch.tensor([(at, other) for other in others]), [step.path for step in kinks_of(rows.steps)]

@@ -10,6 +10,7 @@ import torch
 from robustbench_rkhs.attacks import Attack
 from robustbench_rkhs.certificates import Certificate, portfolio
 from robustbench_rkhs.certificates.pairwise import PairwiseCertificate
+from robustbench_rkhs.certificates.relaxation import RelaxationCertificate
 from robustbench_rkhs.data import Stream
 from robustbench_rkhs.evaluation.admission import admitted
 from robustbench_rkhs.evaluation.cache_key import settings_of
@@ -83,7 +84,7 @@ class CertifyPhase:
         update: dict[str, str] = {"norm": self.work.recipe.norm} if "norm" in fields else {}
         if "box" in fields and "box" not in method.model_fields_set:
             update["box"] = self.work.box
-        if isinstance(method, PairwiseCertificate) and "network" not in method.model_fields_set:
+        if isinstance(method, PairwiseCertificate | RelaxationCertificate) and "network" not in method.model_fields_set:
             update["network"] = "evaluated"
         return method.model_copy(update=update)
 

@@ -131,7 +131,7 @@ def least_proved(rows: Lines, region: Region) -> tuple[Tensor, Tensor]:
 
 def backward(found: Trace, y: Int[Tensor, " batch"], steps: list[Step] | None = None) -> tuple[Tensor, Tensor]:
     """Lower bounds of f_y - f_j, and shares of the region's radius, through `steps` instead of the steps of the trace."""
-    rows = margin_rows(y, found.after.center.shape[1], found.after.center)
+    rows = margin_rows(y, found)
     rows = rows._replace(errors=torch.zeros_like(rows.offsets))
     steps = found.steps if steps is None else steps
     first = steps[0].before if steps else found.after
@@ -148,7 +148,9 @@ def linear_proof(found: Trace, y: Int[Tensor, " batch"], optimise: int = 0, shar
     margins = torch.maximum(margins, interval_proof(found, y).margins)
     open_ = (margins.scatter(1, y[:, None], torch.inf).amin(1) <= 0).nonzero().squeeze(1)
     if optimise and len(open_) and any(isinstance(step.module, KINKS) for step in every_step(found.steps)):
-        raised, reached = _optimised(Trace(_of(found.steps, open_), _part(found.after, open_)), y[open_], optimise, shared, rate)
+        slack = None if found.slack is None else found.slack[open_]
+        some = Trace(_of(found.steps, open_), _part(found.after, open_), slack)
+        raised, reached = _optimised(some, y[open_], optimise, shared, rate)
         margins[open_] = torch.maximum(margins[open_], raised)
         shares[open_] = torch.maximum(shares[open_], reached)
     own = y[:, None]

@@ -58,6 +58,8 @@ class Trace(NamedTuple):
 
     steps: list[Step]
     after: Region
+    slack: Tensor | None = None
+    """(batch): what is taken off each difference of logits, for what the network as it runs errs by."""
 
 
 class Walk(NamedTuple):

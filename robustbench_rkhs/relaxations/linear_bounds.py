@@ -46,10 +46,14 @@ class Lines(NamedTuple):
     """How much the bounds must be lowered for float rounding; None: not accounted for."""
 
 
-def margin_rows(y: Int[Tensor, " batch"], classes: int, like: Tensor) -> Lines:
-    """f_y - f_j for every class j, as linear functions of the logits."""
-    eye = torch.eye(classes, dtype=like.dtype, device=like.device)
-    return Lines(eye[y][:, None] - eye, like.new_zeros(len(y), classes))
+def margin_rows(y: Int[Tensor, " batch"], found: Trace) -> Lines:
+    """f_y - f_j, less the trace's slack, for every class j, as linear functions of the logits."""
+    like = found.after.center
+    eye = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
+    offsets = like.new_zeros(len(y), like.shape[1])
+    if found.slack is not None:
+        offsets = (offsets - found.slack[:, None]).scatter(1, y[:, None], 0.0)
+    return Lines(eye[y][:, None] - eye, offsets)
 
 
 def interval_margins(found: Trace, y: Int[Tensor, " batch"]) -> Float[Tensor, "batch classes"]:
@@ -61,7 +65,7 @@ def interval_margins(found: Trace, y: Int[Tensor, " batch"]) -> Float[Tensor, "b
 
     Cost: one product with the last layer.
     """
-    rows = margin_rows(y, found.after.center.shape[1], found.after.center)
+    rows = margin_rows(y, found)
     with torch.autocast(rows.slopes.device.type, enabled=False):
         region = found.after
         for step in reversed(found.steps):
@@ -82,7 +86,7 @@ def crown_margins(found: Trace, y: Int[Tensor, " batch"]) -> Float[Tensor, "batc
     For max-pools, sorted pairs and smooth activations, see `planes`.
     Source: Zhang et al., ICLR 2020 (CROWN-IBP) and NeurIPS 2018 (CROWN).
     """
-    rows = margin_rows(y, found.after.center.shape[1], found.after.center)
+    rows = margin_rows(y, found)
     return crown_least(found, rows)
 
 
