@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from oracles import affine
 from test_first_look import found, stopped
+from torch import nn
 
 from robustbench_rkhs import verdicts
+from robustbench_rkhs.attacks import DDN
 from robustbench_rkhs.attacks.apgd import APGD
 from robustbench_rkhs.evaluation import counting, second_look
 from robustbench_rkhs.evaluation.run import evaluate
@@ -59,3 +62,22 @@ def test_a_look_that_fails_or_that_time_leaves_out_ends(scene, monkeypatch):
     monkeypatch.setattr(second_look, "SHARE", 0.0)
     done = evaluate(model, (x, y), eps=(float(np.median(truth)),), certificates=(), budget=3600.0)
     assert not len(found(done, LABEL))
+
+
+def test_the_table_is_no_worse_than_ddn_on_all_images(monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 4)).eval()
+    x = torch.rand(12, 1, 3, 4)
+    y = model(x).argmax(1)
+    monkeypatch.setattr("robustbench_rkhs.evaluation.run.FirstLook.due", lambda self: False)
+    stopped(monkeypatch, counting, "counted", lambda job: not job.label.startswith("first:"))
+    alone = DDN(steps=20)(model, x, y, torch.arange(len(x)))
+    distance = (alone.images - x).flatten(1).double().norm(dim=1).numpy()
+    eps = tuple(float(np.quantile(distance, share)) * (1 + 1e-6) for share in (0.25, 0.5, 0.9))
+    done = evaluate(model, (x, y), eps=eps, certificates=(), budget=3600.0)
+    asked = found(done, "first:ddn").set_index("index")["radius"]
+    for one in eps:
+        state = verdicts.states(done, one)["state"].to_numpy()
+        assert (state[distance <= one] == "broken").all()
+    np.testing.assert_allclose(asked.to_numpy(), distance[asked.index], rtol=1e-5)
+    assert 0 < len(asked) < len(x)  # those that were broken at every eps already were left out
