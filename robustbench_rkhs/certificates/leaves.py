@@ -33,7 +33,7 @@ def leaves_of(ways: Tilted, method: SdpCrownCertificate, at: int, radius: Tensor
     balls = balls_of(ways.model, ways.x[part], radii, ways.reach)
     found = ball_trace(ways.model, ways.around(ways.x[part], radii), balls, _few)
     others = [other for other in range(found.after.center.shape[1]) if other != int(ways.y[at])]
-    rows, gap = ways.rows(found, balls, torch.tensor([(0, other) for other in others]), part), ways.gaps(part)[0, others]
+    rows, gap = ways.rows(found, balls, torch.tensor([(0, other) for other in others]), part), ways.differences(part)[0, others]
     rows = rows._replace(lines=rows.lines._replace(offsets=rows.lines.offsets - SPARE * gap[:, None]))
     tilts = optimised(rows, started(rows), AIM * gap, Search(method.steps, method.rate))
     choice, paths, named = (

@@ -19,7 +19,7 @@ class Allowance(Clock):
         """Seconds left: none of them are limited, until the work is used up."""
         return math.inf if self.remaining > 0 else 0.0
 
-    def __reduce__(self) -> tuple[type["Allowance"], tuple[float]]:  # type: ignore[override]
+    def __reduce__(self) -> tuple[type["Allowance"], tuple[float]]:
         return Allowance, (self.remaining,)
 
 
