@@ -19,6 +19,7 @@ from robustbench_rkhs import verdicts
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.site import build_site, side_by_side
 from robustbench_rkhs.site.assets import classic
+from robustbench_rkhs.site.charts import curve_chart, typed_ticks
 from robustbench_rkhs.site.markup import docstring, formula, markdown
 from robustbench_rkhs.site.model_data import curve_rows
 from robustbench_rkhs.site.model_files import tightness_grid
@@ -72,6 +73,31 @@ def test_entries_by_other_attacks_are_apart_with_the_command_that_completes_them
     assert apart["reason"] == "40 images, those drawn have 60" and apart["completes"] == "rkhs-eval --model few"
     page = (tmp_path / "site" / "boards" / "digits-l2-eps0.5.html").read_text()
     assert "Not comparable" in page and "rkhs-eval --model few" in page
+
+
+def test_boards_of_trials_are_apart_from_published_ones(tmp_path):
+    stored(tmp_path, "a", "1", key="1" * 64)
+    shown, trial = stored(tmp_path, "b", "2", key="2" * 64), stored(tmp_path, "b", "3", key="2" * 64, epsilons=(0.3,), images=8)
+    (tmp_path / "site").mkdir()
+    build_site(tmp_path, tmp_path / "site")
+    index = tmp_path / "site" / "index.html"
+    assert "Trials" not in index.read_text()  # as long as nothing is published, nothing is told apart
+    verdicts.Published(tmp_path / "verdicts").add(shown.path)
+    build_site(tmp_path, tmp_path / "site")
+    before, after = index.read_text().split("<caption>Trials, not published</caption>")
+    assert "digits-l2-eps0.5.html" in before and "digits-l2-eps0.3.html" in after and "digits-l2-eps0.3.html" not in before
+    first, second = (tmp_path / "site" / "models" / "b.html").read_text().split("Trials, not published:")
+    assert "eps 0.5</a>" in first and "eps 0.3</a>" not in first and "eps 0.3</a>" in second and trial.path.is_file()
+    for eps, told in (("0.5", False), ("0.3", True)):
+        assert ("A trial" in (tmp_path / "site" / "boards" / f"digits-l2-eps{eps}.html").read_text()) == told
+
+
+def test_eps_that_were_typed_as_fractions_are_the_ticks_of_the_curve():
+    about = synthetic("m", images=2).about.but(epsilons=(2 / 255, 8 / 255), eps_text=("2/255", "8/255"))
+    assert typed_ticks(about) == ((0.0, "0"), (8 / 255, "8/255"), (2 / 255, "2/255"))
+    axis = curve_chart("linf", ticks=typed_ticks(about), largest=8 / 255)["layer"][0]["encoding"]["x"]["axis"]
+    assert axis["values"] == [0.0, 8 / 255, 2 / 255] and "8/255" in axis["labelExpr"]
+    assert typed_ticks(synthetic("m", images=2).about) == ()
 
 
 def test_hostile_text_stays_text(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_report import trio
+from test_report import EPSILONS, trio
 from test_site import keep
 
 from robustbench_rkhs import verdicts
@@ -93,6 +93,31 @@ def test_a_board_sorts_searches_and_keeps_its_state_in_the_address(site, browser
     other = again.open("boards/digits-l2-eps0.5", "#" + page.url.partition("#")[2])
     assert other.locator("#ranked tbody th").all_inner_texts() == ["sandwich_cnn"]
     assert other.get_by_role("columnheader", name="Seed").is_visible() and not visit.faults + again.faults
+
+
+@pytest.mark.parametrize("width", [390, 1300, 1920])
+def test_a_board_shows_every_column_that_says_something_whole(site, browser, width):
+    visit = Visit(browser, site, width)
+    page = visit.open("boards/digits-l2-eps0.5")
+    heads = [one.inner_text() for one in page.locator("#ranked thead th").all()]
+    phone = ["Rank", "Model", "Robust", "Certified"]
+    assert heads == (phone if width < 640 else [*phone[:2], "Clean", *phone[2:], "Open", "Marks", "Evaluated"])
+    assert page.evaluate("(([one]) => one.scrollWidth <= one.clientWidth)([document.querySelector('#ranked').closest('.scroll')])")
+    cut = "one => one.clientWidth && one.scrollWidth > one.clientWidth + 1"
+    found = page.evaluate(f"[...document.querySelectorAll('a, button, th, td')].filter({cut}).map((one) => one.textContent)")
+    assert found == [] and not visit.faults
+
+
+def test_the_last_tick_of_a_curve_is_the_largest_eps_and_is_seen_whole(site, browser):
+    for width in (390, 1300):
+        for name, place in (("models/plain", ".chart"), ("compare", "#chart")):
+            page = Visit(browser, site, width).open(name)
+            page.wait_for_selector(f"{place} svg")
+            labels = [(one.text_content(), one.bounding_box()) for one in page.locator(f"{place} .role-axis-label text").all()]
+            box = page.locator(f"{place} svg").bounding_box()
+            right, found = box["x"] + box["width"], [(text, at["x"] + at["width"]) for text, at in labels if at]
+            numbers = [(float(text), at) for text, at in found if text and not text.endswith("%")]
+            assert max(numbers)[0] == max(EPSILONS) and max(numbers)[1] <= right, (width, name, numbers)
 
 
 def test_without_javascript_there_is_a_table(site, browser):

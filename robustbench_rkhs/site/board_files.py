@@ -1,6 +1,7 @@
 """The files of a board: its page, and the same as csv and JSON."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -8,7 +9,7 @@ from urllib.parse import urlencode
 import pandas as pd
 
 from robustbench_rkhs.reports.tables import csv
-from robustbench_rkhs.site.boards import COLUMNS, Board
+from robustbench_rkhs.site.boards import COLUMNS, Board, Column
 from robustbench_rkhs.site.pages import write_changed, write_page
 
 READ = (
@@ -48,7 +49,7 @@ def write_board(board: Board, stem: Path) -> list[Path]:
         "../",
         title=board.title,
         board=board,
-        columns=COLUMNS,
+        columns=columns(board),
         read=READ,
         filters=filters(board),
         compare=compared(board),
@@ -67,6 +68,12 @@ def write_board(board: Board, stem: Path) -> list[Path]:
         write_changed(stem.with_name(f"{stem.name}.csv"), csv(_frame(board)).encode()),
         write_changed(stem.with_name(f"{stem.name}.json"), f"{text}\n".encode()),
     ]
+
+
+def columns(board: Board) -> list[Column]:
+    """The columns: those without any value are not shown at first."""
+    filled = {one.key for one in COLUMNS for row in board.rows if row[one.key] not in (None, "", [])}
+    return [replace(one, shown=one.shown and (one.key in filled or not board.rows)) for one in COLUMNS]
 
 
 def filters(board: Board) -> dict[str, list[str]]:
@@ -95,5 +102,5 @@ def _frame(board: Board) -> pd.DataFrame:
             flat.pop("doubts", None)
             rows.append({"status": row.get("status", status), "reason": ""} | flat)
     first = ["status", "rank", "model"]
-    columns = [*first, *(name for name in dict.fromkeys(key for row in rows for key in row) if name not in first)]
-    return pd.DataFrame(rows, columns=columns)
+    heads = [*first, *(name for name in dict.fromkeys(key for row in rows for key in row) if name not in first)]
+    return pd.DataFrame(rows, columns=heads)

@@ -1,8 +1,9 @@
 """Boards: one for each data set, norm, box and eps, with its protocol, its rows, and what is not ranked."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from robustbench_rkhs.nodes.names import file_word
@@ -40,11 +41,11 @@ COLUMNS = (
     Column("robust", "Robust", numeric=True, major=True),
     Column("certified", "Certified", numeric=True, major=True),
     Column("open", "Open", numeric=True),
+    Column("marks", "Marks"),
     Column("parameters", "Parameters", numeric=True),
     Column("cost", "Training cost", numeric=True),
     Column("how", "How trained", filtered=True),
     Column("extra", "Extra data", filtered=True, shown=False),
-    Column("marks", "Marks"),
     Column("passes", "Attack passes per image", numeric=True, shown=False),
     Column("date", "Evaluated"),
     Column("device", "Device", filtered=True, shown=False),
@@ -76,6 +77,8 @@ class Board:
     """Entries that are refused, incomplete or unsealed, with the reason; no number of them is shown."""
     claimed: tuple[dict[str, Any], ...]
     """What is claimed elsewhere: not measured here, and never ranked."""
+    trial: bool
+    """Whether none of its evaluations is published, while others are."""
     contents: tuple[str, ...]
     """Digests of all that the page depends on."""
 
@@ -85,11 +88,18 @@ def boards(
     models: Mapping[Identity, SiteModel],
     facts: Mapping[Identity, TrainingFacts],
     claims: Sequence[Claimed] = (),
+    published: Collection[Path] = (),
 ) -> list[Board]:
-    """The boards of all sections, in their order, each with the claims about its data, norm, box and eps."""
+    """The boards of all sections, in their order, each with the claims about its data, norm, box and eps.
+
+    published: the tables that are published. Where some are, boards without any of these come last, as trials.
+    """
     slugs = _slugs(sections)
     found = [_board(section, slugs[section], entries, models, facts) for section, entries in sections.items()]
-    return [_with_claims(one, tuple(claim.row for claim in claims_of(claims, one.section))) for one in found]
+    found = [_with_claims(one, tuple(claim.row for claim in claims_of(claims, one.section))) for one in found]
+    shown = {section for section, entries in sections.items() if any(entry.brief.path in published for entry in entries)}
+    trials = [replace(one, trial=True, contents=(*one.contents, "trial")) for one in found if shown and one.section not in shown]
+    return [*(one for one in found if not shown or one.section in shown), *trials]
 
 
 def _with_claims(one: Board, claimed: tuple[dict[str, Any], ...]) -> Board:
@@ -118,9 +128,8 @@ def _board(
     shown = [facts[one].digest for entry in entries if (one := identity(entry.brief.about)) in facts]
     contents = *(entry.brief.content for entry in entries), *(f"{entry.public!r} {stale(entry.brief)}" for entry in entries), *shown
     title = f"{in_words(data, norm, box)}, eps {text}"
-    return Board(
-        section, slug, title, text, _protocol(section, first), tuple(rows), _pairs(stand), tuple(apart), tuple(aside), (), contents
-    )
+    found = _protocol(section, first), tuple(rows), _pairs(stand), tuple(apart), tuple(aside)
+    return Board(section, slug, title, text, *found, (), False, contents)
 
 
 def _slugs(sections: Mapping[Section, Sequence[Entry]]) -> dict[Section, str]:

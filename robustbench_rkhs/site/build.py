@@ -23,7 +23,7 @@ from robustbench_rkhs.site.side_by_side import MANY, side_by_side
 from robustbench_rkhs.site.site_models import Identity, SiteModel, site_models
 from robustbench_rkhs.site.text_pages import methods_digest, trust_digest, write_glossary, write_methods, write_trust
 from robustbench_rkhs.site.training_facts import TrainingFacts, training_facts
-from robustbench_rkhs.verdicts import BriefCache
+from robustbench_rkhs.verdicts import BriefCache, Published
 from robustbench_rkhs.verdicts.store import table_paths
 
 SAVED = 300
@@ -61,7 +61,8 @@ def build_site(out: Path, folder: Path) -> SiteBuilt:
     drawn = Drawn(folder)
     libraries = [site_digest(), *versions()]
     found.files += drawn.once("assets", folder / "assets", libraries, write_assets)
-    ranked = boards(board(briefs, cache), models, facts, read_claims(places.claims, found.unread.append))
+    claims, published = read_claims(places.claims, found.unread.append), set(Published(places.verdicts).paths())
+    ranked = boards(board(briefs, cache), models, facts, claims, published)
     with stepped("pages", "", len(ranked), "boards") as step:
         for one in ranked:
             stem = folder / "boards" / one.slug
@@ -104,7 +105,7 @@ class _Task:
     model: SiteModel
     facts: TrainingFacts
     files: ModelFiles
-    standings: Mapping[str, list[tuple[str, str]]]
+    standings: Mapping[str, list[Board]]
     stem: Path
 
     def done(self) -> list[Path]:
@@ -115,7 +116,7 @@ def _write_models(
     models: Mapping[Identity, SiteModel],
     facts: Mapping[Identity, TrainingFacts],
     files: FilesOf,
-    where: Mapping[Identity, dict[str, list[tuple[str, str]]]],
+    where: Mapping[Identity, dict[str, list[Board]]],
     drawn: Drawn,
     libraries: Sequence[str],
 ) -> list[Path]:
@@ -125,7 +126,7 @@ def _write_models(
         for who, model in models.items():
             own, stem = files.of(model), drawn.folder / "models" / model.slug
             contents = [one.content for one in model.history]
-            inputs = [*libraries, *contents, facts[who].digest, *own.digests, repr(where[who])]
+            inputs = [*libraries, *contents, facts[who].digest, *own.digests, repr(_told(where[who]))]
             if (known := drawn.known("model", stem, inputs)) is not None:
                 written += known
                 step.add()
@@ -141,9 +142,14 @@ def _write_models(
     return written
 
 
-def standings(ranked: Sequence[Board], models: Mapping[Identity, SiteModel]) -> dict[Identity, dict[str, list[tuple[str, str]]]]:
-    """By model, then by the stem of its domain: the boards it stands on, as eps and page."""
-    found: dict[Identity, dict[str, list[tuple[str, str]]]] = {who: {} for who in models}
+def _told(where: Mapping[str, Sequence[Board]]) -> list[object]:
+    """What a model's page says of its boards."""
+    return [[stem, [(one.eps, one.slug, one.trial) for one in members]] for stem, members in where.items()]
+
+
+def standings(ranked: Sequence[Board], models: Mapping[Identity, SiteModel]) -> dict[Identity, dict[str, list[Board]]]:
+    """By model, then by the stem of its domain: the boards it stands on."""
+    found: dict[Identity, dict[str, list[Board]]] = {who: {} for who in models}
     slugs = {model.slug: who for who, model in models.items()}
     for one in ranked:
         for row in (*one.rows, *one.apart, *one.aside):
@@ -152,5 +158,5 @@ def standings(ranked: Sequence[Board], models: Mapping[Identity, SiteModel]) -> 
             for domain in models[who].domains:
                 about = domain.brief.about
                 if (about.data, about.data_digest, about.norm, about.box) == one.section[:4]:
-                    found[who].setdefault(domain.stem, []).append((one.eps, one.slug))
+                    found[who].setdefault(domain.stem, []).append(one)
     return found

@@ -1,5 +1,6 @@
 """The charts, as Vega-Lite with named data: the browser draws them, and vl-convert makes the same figure as svg and png."""
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,19 +10,40 @@ import vl_convert
 
 from robustbench_rkhs.runtime.sinks import for_line
 from robustbench_rkhs.site.pages import write_changed
+from robustbench_rkhs.verdicts import About
 from robustbench_rkhs.verdicts.axes import PALETTE, radius_axis
+from robustbench_rkhs.verdicts.plot import APART, WIDE
 
 BLUE = PALETTE[0]
 WIDTH, HEIGHT = 560, 320
+TICKS = 8
+"""About how many ticks the curve's axis has."""
 SCALE = 2.0
 """Pixels of the png per unit."""
 CONFIG = {"background": "white", "font": "DejaVu Sans", "view": {"stroke": "transparent"}}
 
 
+Ticks = tuple[tuple[float, str], ...]
+"""Places of an axis and the words there."""
+
+
+def typed_ticks(about: About) -> Ticks:
+    """0 and the requested eps where some were typed as fractions, those that lie apart; else none, which leaves them to Vega."""
+    words = {eps: about.words(eps) for eps in about.epsilons if eps > 0}
+    if not any("/" in text for text in words.values()):
+        return ()
+    found = {0.0: "0"}
+    for eps in sorted(words, reverse=True):
+        if all(abs(eps - other) >= APART * max(words) for other in found):
+            found[eps] = words[eps]
+    return tuple(found.items())
+
+
 @cache
-def curve_chart(norm: str, several: bool = False) -> dict[str, Any]:
+def curve_chart(norm: str, several: bool = False, ticks: Ticks = (), largest: float | None = None) -> dict[str, Any]:
     """Accuracy against eps. Solid: certified; dashed: not broken; the band between is open; points: every attack ran.
 
+    `ticks`: as `typed_ticks` gives them; `largest`: the largest eps, in place of which the compare page sets that of its models.
     Data sets `steps` (eps, certified, broken, model) and `points` (eps, robust, robust_low, robust_high, model).
     """
     colour = (
@@ -32,7 +54,8 @@ def curve_chart(norm: str, several: bool = False) -> dict[str, Any]:
         else alt.value(BLUE)
     )
     share = alt.Axis(format=".0%")
-    x = alt.X("eps:Q", title=radius_axis(norm), scale=alt.Scale(nice=False))
+    room = alt.Scale(nice=False) if largest is None else alt.Scale(nice=False, domain=[0, WIDE * largest])
+    x = alt.X("eps:Q", title=radius_axis(norm), scale=room, axis=alt.Axis(labelFlush=False, tickCount=TICKS, **_at(ticks)))
     steps = alt.Chart(alt.NamedData(name="steps")).encode(x=x)
     held: Any = {"interpolate": "step-after"}
     y = alt.Y("certified:Q", title="accuracy", axis=share, scale=alt.Scale(domain=[0, 1]))
@@ -46,6 +69,14 @@ def curve_chart(norm: str, several: bool = False) -> dict[str, Any]:
         y=alt.Y("robust:Q"), tooltip=[*told, alt.Tooltip("certified:Q", format=".1%")]
     )
     return _spec(alt.layer(band, proved, standing, bars, marks))
+
+
+def _at(ticks: Ticks) -> dict[str, Any]:
+    """The settings of an axis that has these ticks."""
+    if not ticks:
+        return {}
+    words = "".join(f"datum.value === {eps!r} ? {json.dumps(word)} : " for eps, word in ticks)
+    return {"values": [eps for eps, _ in ticks], "labelExpr": f"{words}''"}
 
 
 @cache

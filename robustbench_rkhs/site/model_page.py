@@ -10,7 +10,8 @@ import pandas as pd
 
 from robustbench_rkhs.runtime.files import write_whole
 from robustbench_rkhs.site import model_tables as tables
-from robustbench_rkhs.site.charts import curve_chart, still
+from robustbench_rkhs.site.boards import Board
+from robustbench_rkhs.site.charts import curve_chart, still, typed_ticks
 from robustbench_rkhs.site.markup import markdown
 from robustbench_rkhs.site.model_data import image_table, model_data
 from robustbench_rkhs.site.model_files import LARGEST, ModelFiles, tightness_grid
@@ -22,11 +23,11 @@ from robustbench_rkhs.verdicts.remembered import remembering
 
 
 def write_model(
-    model: SiteModel, facts: TrainingFacts, files: ModelFiles, standings: Mapping[str, list[tuple[str, str]]], stem: Path
+    model: SiteModel, facts: TrainingFacts, files: ModelFiles, standings: Mapping[str, list[Board]], stem: Path
 ) -> list[Path]:
     """STEM.html and the files of the model in data/ and files/ beside its folder.
 
-    standings: by the stem of a domain, the boards it stands on: eps, and the name of the page. Raises UserError where a table is
+    standings: by the stem of a domain, the boards it stands on. Raises UserError where a table is
     gone or a file cannot be written. Cost: 0.7 s for 200 images.
     """
     top, written, sections = stem.parent.parent, list[Path](), list[dict[str, Any]]()
@@ -74,7 +75,7 @@ def _section(domain: SiteDomain, evaluation: Evaluation, table: pd.DataFrame) ->
         "stem": domain.stem,
         "title": domain.title,
         "command": evaluation.about.command,
-        "spec": curve_chart(evaluation.about.norm),
+        "spec": _curve(evaluation),
         "summary": tables.summary_grid(evaluation),
         "grids": [grid for grid in [*grids, tables.diagnosis_grid(evaluation)] if grid is not None and grid.rows],
         "nearest": tables.nearest_grid(evaluation, table),
@@ -82,6 +83,11 @@ def _section(domain: SiteDomain, evaluation: Evaluation, table: pd.DataFrame) ->
         "notes": tables.notes(evaluation),
         "images": len(table),
     }
+
+
+def _curve(evaluation: Evaluation) -> dict[str, Any]:
+    about = evaluation.about
+    return curve_chart(about.norm, ticks=typed_ticks(about), largest=max(about.epsilons, default=1.0) or 1.0)
 
 
 def _write_data(top: Path, model: SiteModel, domain: SiteDomain, evaluation: Evaluation, table: pd.DataFrame) -> list[Path]:
@@ -92,5 +98,5 @@ def _write_data(top: Path, model: SiteModel, domain: SiteDomain, evaluation: Eva
     named = {"model": model.name}
     steps = [dict(zip(("eps", "certified", "broken"), row, strict=True)) | named for row in data["steps"]]
     drawn = {"steps": steps, "points": [row | named for row in data["points"]]}
-    figures = still(curve_chart(evaluation.about.norm), drawn, f"{model.name}: {domain.title}", stem)
+    figures = still(_curve(evaluation), drawn, f"{model.name}: {domain.title}", stem)
     return [write_data(stem.with_name(f"{stem.name}.js"), domain.stem, data), parquet, *figures]

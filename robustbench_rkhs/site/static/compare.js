@@ -51,7 +51,9 @@
     if (mine !== drawing) { return; }
     const data = models.map((one) => rkhs.data[one.stem]);
     of("told").textContent = models.length < 2 ? "Choose at least two models." : `${models.length} models chosen.`;
-    await rkhs.draw(of("chart"), specs.curves[place.norm], {
+    const curves = JSON.parse(JSON.stringify(specs.curves[place.norm])), largest = Math.max(...data.flatMap((one) => one.eps.map(([at]) => at)));
+    curves.layer.forEach((layer) => { layer.encoding.x.scale = { nice: false, domain: [0, 1.03 * (largest || 1)] }; });
+    await rkhs.draw(of("chart"), curves, {
       steps: data.flatMap((one) => one.steps.map(([at, certified, broken]) => ({ eps: at, certified, broken, model: one.model }))),
       points: data.flatMap((one) => one.points.map((point) => ({ ...point, model: one.model }))),
     });
