@@ -4,11 +4,11 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import jaxtyping
 import pytest
+import typechecker
 from hypothesis import settings
 
-jaxtyping.install_import_hook("robustbench_rkhs", "typechecker.check")
+typechecker.install("robustbench_rkhs")
 
 import torch  # noqa: E402
 from method_table import store  # noqa: E402
@@ -28,6 +28,14 @@ def brief_portfolio() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         usual = tuple(brief if one["name"] == "sdp_crown" else one for one in certificates.PORTFOLIO)
         patched.setattr(certificates, "PORTFOLIO", usual)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unsynced() -> Iterator[None]:
+    """No wait until files are on the disk, in this process: what a killed process wrote stays, only a power cut needs it."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", lambda handle: None)
         yield
 
 
