@@ -1,4 +1,4 @@
-"""Trains one tiny recipe for each method into sys.argv[1]; run alone or under torchrun (test_data_parallel.py)."""
+"""Trains one tiny recipe for each method; a script that trains into sys.argv[1] under torchrun (test_data_parallel.py)."""
 
 import sys
 from pathlib import Path
@@ -39,6 +39,13 @@ RECIPES = {  # a new method whose value depends on the whole batch, or that draw
     "projection": {"projections": [{"name": "spectral", "tau": 1.0}]},
 }
 
-torch.set_num_threads(1)
-for name, changes in RECIPES.items():
-    train(TrainRecipe.parse(BASE | changes), Path(sys.argv[1]) / name)
+
+def train_each(folder: Path) -> None:
+    """Train every recipe, into folders of its name."""
+    for name, changes in RECIPES.items():
+        train(TrainRecipe.parse(BASE | changes), folder / name)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    train_each(Path(sys.argv[1]))

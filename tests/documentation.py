@@ -23,7 +23,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pytest
 from matplotlib.figure import Figure
+
+from robustbench_rkhs.evaluation.diagnostics import CHECKS
 
 ROOT = Path(__file__).resolve().parent.parent
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[^\n`]*)$")
@@ -31,6 +34,8 @@ COMMENT = re.compile(r"^ *<!-- (?P<kind>[a-z]+)(?:: (?P<value>.*?))? -->$")
 SAMPLES = re.compile(r"(--samples |\bsamples=)(\d+)")
 FEW = 4
 """Images in place of those that a block asks for, where nothing that it shows or demands depends on them."""
+DEAR = ("single_step", "transfer", "black_box", "convergence")
+"""Diagnoses that such a block leaves out, as they take most of its time: tests/test_diagnostics.py is about them."""
 NAMED_FILE = re.compile(r"^# (?P<path>[\w./-]+\.(?:py|yaml|csv))(?:\s|$)")
 FOR_A_SHELL = re.compile(r"[|&;<>$`*?(){}]")
 INSTALL = ("main", "test")
@@ -48,12 +53,13 @@ class Block:
     text: str
     kind: str = ""
     value: str = ""
+    small: bool = False
 
     def in_small(self, shown: bool) -> "Block":
         """The block with fewer images; as it is where its output is `shown` or it demands something of its numbers."""
         if shown or self.kind == "exit" or "--require" in self.text or "assert" in self.text:
             return self
-        return replace(self, text=SAMPLES.sub(lambda found: found[1] + str(min(int(found[2]), FEW)), self.text))
+        return replace(self, small=True, text=SAMPLES.sub(lambda found: found[1] + str(min(int(found[2]), FEW)), self.text))
 
     @property
     def where(self) -> str:
@@ -108,10 +114,11 @@ class Place:
     """The folder in which the blocks of one page are run, one after the other: a fresh clone of the repository."""
 
     folder: Path
+    clone: bool = True
     printed: str = ""
 
     def __post_init__(self) -> None:
-        self.cloned = (ROOT / ".git").exists()
+        self.cloned = self.clone and (ROOT / ".git").exists()
         if self.cloned:
             self._clone()
         else:  # the sources without their repository
@@ -158,6 +165,11 @@ class Place:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block.text)
         out = io.StringIO()
+        with briefly() if block.small else contextlib.nullcontext():
+            self._run(block, out)
+        self.printed = out.getvalue()
+
+    def _run(self, block: Block, out: io.StringIO) -> None:
         if block.language == "python":
             with self._inside(), contextlib.redirect_stdout(out):
                 exec(compile(block.text, block.where, "exec"), {"__name__": "__main__"})
@@ -168,7 +180,6 @@ class Place:
             self._line(block, last, out, int(block.value) if block.kind == "exit" else 0)
         else:
             assert block.file is not None, f"{block.where}: a {block.language} block is a file (first line `# its/name`) or output"
-        self.printed = out.getvalue()
 
     def _compare(self, block: Block) -> None:
         same = doctest.OutputChecker().check_output(block.text, self.printed, doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
@@ -238,6 +249,16 @@ class Place:
             for name, module in list(sys.modules.items()):
                 if str(getattr(module, "__file__", None) or "").startswith(str(self.folder)):
                     del sys.modules[name]
+
+
+@contextlib.contextmanager
+def briefly() -> Iterator[None]:
+    """In this process: evaluations skip the dear diagnoses, and report them as passed; a site is drawn without other processes."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name in DEAR:
+            patched.setitem(CHECKS, name, lambda scene, name=name: scene.broken_more(name, 0, "left out of this test", 0.0))
+        patched.setattr(importlib.import_module("robustbench_rkhs.site.side_by_side"), "MANY", sys.maxsize)
+        yield
 
 
 def _git(folder: Path, *words: str) -> str:

@@ -89,7 +89,9 @@ GRID = (0.008, 0.012, 0.02, 0.03, 0.04, 0.05, 0.06)
 
 
 def recipe(*attacks, **fields):
-    return EvalRecipe(**({"eps": GRID, "attacks": attacks, "certificates": (), "rechecked": 0, "block": 7} | fields))
+    return EvalRecipe(
+        **({"eps": GRID, "attacks": attacks, "certificates": (), "rechecked": 0, "block": 7, "diagnostics": False} | fields)
+    )
 
 
 def attacked(table, method=None):

@@ -45,7 +45,7 @@ class Row(NamedTuple):
     linf: float | None = None
 
 
-BATTERY = (APGD(steps=40), APGD(loss="targeted", steps=40), FAB(steps=15, targets=3, parallel=3), Square(queries=60))
+BATTERY = (APGD(steps=20), APGD(loss="targeted", steps=20), FAB(steps=10, targets=3, parallel=3), Square(queries=40))
 """An ensemble in small."""
 TABLE = {  # a new attack adds a line here
     "pgd": Row(PGD(), 1.05, 1.05),
@@ -70,9 +70,9 @@ TABLE = {  # a new attack adds a line here
 }
 LIBRARIES = {  # attacks that are not ours, one norm each but for those whose norms are classes apart
     "deepfool": Row(FoolboxAttack(attack="deepfool"), 1.05, 1.25),
-    "foolbox ddn": Row(FoolboxAttack(attack="ddn", steps=300), 1.3),
-    "foolbox fmn": Row(FoolboxAttack(attack="fmn", steps=200, step_size=0.02), None, 1.5),
-    "cw": Row(FoolboxAttack(attack="cw", steps=150), 2.0),
+    "foolbox ddn": Row(FoolboxAttack(attack="ddn", steps=120), 1.3),
+    "foolbox fmn": Row(FoolboxAttack(attack="fmn", steps=120, step_size=0.02), None, 1.5),
+    "cw": Row(FoolboxAttack(attack="cw", steps=60), 2.0),
     "brendel_bethge": Row(FoolboxAttack(attack="brendel_bethge", steps=60), 4.0),
     "hop_skip_jump": Row(FoolboxAttack(attack="hop_skip_jump", steps=5), 2.0, 2.0),
     "apgd-t": Row(AutoAttack(version="custom", attacks=("apgd-t",)), 1.05),

@@ -217,17 +217,20 @@ def test_no_write_permission_and_a_full_disk_are_one_line(home):
 
 
 def test_bad_flags_are_refused_before_pytorch_is_loaded(home):
-    script = "import sys\nfrom robustbench_rkhs.cli.evaluate import main\nsys.argv = ['rkhs-eval', *{words}]\n"
-    script += "try: main()\nexcept SystemExit as left: assert left.code == 2\nassert 'torch' not in sys.modules"
-    flags = ["--model", "digits_mlp", "--eps"]
-    for words in (
-        [*flags, "x"],
-        [*flags, "1", "--device", "cudaa"],
-        [*flags, "1", "--samples", "0"],
-        [*flags, "1", "--norm", "l3"],
-    ):
-        done = subprocess.run([sys.executable, "-c", script.format(words=words)], cwd=home, capture_output=True, text=True)
-        assert done.returncode == 0 and done.stderr.startswith("error: "), done.stderr
+    flags = ["rkhs-eval", "--model", "digits_mlp", "--eps"]
+    typed = [[*flags, "x"]] + [[*flags, "1", *more] for more in (["--device", "cudaa"], ["--samples", "0"], ["--norm", "l3"])]
+    script = f"""
+import sys
+from robustbench_rkhs.cli.evaluate import main
+for sys.argv in {typed}:
+    try: main()
+    except SystemExit as left: assert left.code == 2
+    else: raise AssertionError(sys.argv)
+    assert 'torch' not in sys.modules, sys.argv
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=home, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [line[:7] for line in done.stderr.splitlines()] == ["error: "] * 4
 
 
 def test_help_and_listing_import_no_torch(home):

@@ -36,7 +36,7 @@ def test_an_affine_model_is_certified_and_broken_at_its_true_radius(norm):
     model, x, y, l2, linf = affine(classes=4, shape=(1, 4, 4))
     truth = l2 if norm == "l2" else linf
     eps = float(truth.median())
-    done = evaluate(model, (x, y), eps=(eps,), norm=norm, attacks=QUICK)
+    done = evaluate(model, (x, y), eps=(eps,), norm=norm, attacks=QUICK, diagnostics=False)
     states = verdicts.states(done, eps)["state"]
     for index, radius in enumerate(truth.tolist()):
         if radius * 1.05 < eps:
@@ -63,14 +63,14 @@ ATTACKS = {
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
 def test_a_confident_linear_model_has_no_robustness_at_one(attack):
     model, x, y, *_ = masking_model()
-    done = evaluate(model, (x, y), eps=(1.0,), attacks=(attack,))
+    done = evaluate(model, (x, y), eps=(1.0,), attacks=(attack,), diagnostics=False)
     row = verdicts.summary(done).iloc[0]
     assert row["clean"] == 1.0 and row["robust"] == 0.0
 
 
 def test_the_published_attack_is_marked_as_masked_on_it():
     model, x, y, *_ = masking_model()
-    done = evaluate(model, (x, y), eps=(1.0,), attacks=(PublishedPGD(),))
+    done = evaluate(model, (x, y), eps=(1.0,), attacks=(PublishedPGD(),), diagnostics=False)
     alone = verdicts.by_attack(done).set_index("attack").loc["published"]
     assert alone["masked"] and alone["overstated"] == 1.0
     assert verdicts.summary(done).iloc[0]["robust"] == 0.0
@@ -79,7 +79,7 @@ def test_the_published_attack_is_marked_as_masked_on_it():
 def test_certified_images_are_audited_and_not_attacked_otherwise():
     model, x, y, l2, _ = affine(classes=3, shape=(1, 4, 4))
     eps = float(l2.quantile(0.4))
-    done = evaluate(model, (x, y), eps=(eps,), attacks=QUICK)
+    done = evaluate(model, (x, y), eps=(eps,), attacks=QUICK, diagnostics=False)
     table = done.table
     certified = set(table[(table["method"] == "margin") & (table["radius"] >= eps)]["index"])
     assert certified and certified == set(table[table["method"] == "audit:superdeepfool"]["index"])
@@ -97,7 +97,7 @@ def test_a_wrong_certificate_is_caught(monkeypatch):
 
     monkeypatch.setattr(MarginCertificate, "__call__", overstated)
     model, x, y, l2, _ = affine(classes=3, shape=(1, 4, 4))
-    done = evaluate(model, (x, y), eps=(float(l2.median()),), attacks=QUICK)
+    done = evaluate(model, (x, y), eps=(float(l2.median()),), attacks=QUICK, diagnostics=False)
     assert done.about.breaches and {b.cause for b in done.about.breaches} == {"proof error"}
 
 
@@ -106,7 +106,8 @@ def test_the_model_is_left_as_it_was_and_blocks_do_not_matter_to_pgd():
     x = images()
     y = model(x).argmax(1)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    tables = [evaluate(model, (x, y), eps=(0.1, 0.3), attacks=(PGD(steps=5, restarts=2),), block=block).table for block in (7, 24)]
+    settings = {"eps": (0.1, 0.3), "attacks": (PGD(steps=5, restarts=2),), "diagnostics": False}
+    tables = [evaluate(model, (x, y), block=block, **settings).table for block in (7, 24)]
     assert model.training and all(p.grad is None and p.requires_grad for p in model.parameters())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     keys = ["method", "eps", "index"]
@@ -187,7 +188,7 @@ def test_a_model_without_a_rule_is_refused_a_certificate_by_name_and_still_attac
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 16), nn.GLU(), nn.Linear(8, 4))
     x = images()
-    done = evaluate(model, (x, model(x).argmax(1)), eps=(0.1,), attacks=QUICK)
+    done = evaluate(model, (x, model(x).argmax(1)), eps=(0.1,), attacks=QUICK, diagnostics=False)
     assert (done.table[done.table["method"] == "margin"]["state_reason"] == "refused").all()
     assert "GLU" in done.about.refused[0]
     assert verdicts.summary(done).iloc[0]["robust"] >= 0
@@ -226,7 +227,7 @@ class Broken(PGD):
 def test_an_attack_that_fails_leaves_images_untested():
     model = small_net()
     x = images()
-    done = evaluate(model, (x, model(x).argmax(1)), eps=(0.01,), attacks=(Broken(),), certificates=())
+    done = evaluate(model, (x, model(x).argmax(1)), eps=(0.01,), attacks=(Broken(),), certificates=(), diagnostics=False)
     assert (verdicts.states(done, 0.01)["state"] == "untested").all()
     with pytest.raises(UserError, match="untested"):
         verdicts.accuracy_at(done, 0.01)

@@ -55,7 +55,7 @@ def test_a_method_trains_saves_loads_and_is_evaluated(place, name, number, data_
     loaded = checkpoint.load(tmp_path / "m")
     assert loaded.recipe == recipe and loaded.weights == loaded.config["weights"]
     test = recipe.data.test()
-    if test.task == "regression":
+    if test.task == "regression" or number:  # one combination of each method is evaluated
         assert loaded.model(test.x[:2]).isfinite().all()
         return
     one = {"name": "pgd", "steps": 1, "targets": 0, "box": test.box}

@@ -40,13 +40,21 @@ TABLE = {  # by how much each may miss the exact distance of an affine model
 }
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("name", TABLE)
+def pairs():
+    """Every attack with every change, in turn in one norm and the other; DDN has one."""
+    for place, name in enumerate(TABLE):
+        for at, change in enumerate(CHANGES):
+            yield name, change, "l2" if name == "ddn" or (place + at) % 2 else "linf"
+
+
+@pytest.mark.parametrize(("name", "change", "norm"), pairs())
 def test_no_change_hides_anything_from_an_attack(name, change, norm):
     attack, factor = TABLE[name]
-    if (name, norm) != ("ddn", "linf"):
-        check_invariance(attack, change, norm, factor)
+    check_invariance(attack, change, norm, factor)
+
+
+def test_every_change_is_met_in_both_norms():
+    assert {(change, norm) for _, change, norm in pairs()} == {(change, norm) for change in CHANGES for norm in ("l2", "linf")}
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])

@@ -59,10 +59,10 @@ def same(one, other):
     return verdicts.digest(one.table) == verdicts.digest(other.table) and told[0] == told[1]
 
 
-@pytest.mark.parametrize("workers", [2, 5])
-def test_the_table_is_the_same_at_any_number_of_workers(scene, whole, workers):
+def test_the_table_is_the_same_at_any_number_of_workers(scene, whole):
+    """Three workers: a number that divides neither images nor blocks; two gone on from are below."""
     model, data = scene
-    assert same(evaluate(model, data, workers=workers, **SETTINGS), whole)
+    assert same(evaluate(model, data, workers=3, **SETTINGS), whole)
 
 
 def test_a_small_network_has_the_same_table_without_workers_whatever_the_threads(scene, whole):
