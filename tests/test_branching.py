@@ -9,8 +9,9 @@ from torch import nn
 
 from robustbench_rkhs.certificates import SdpCrownCertificate
 from robustbench_rkhs.relaxations.ascent import Search, optimised
-from robustbench_rkhs.relaxations.branching import Split, branched, split
+from robustbench_rkhs.relaxations.branching import Split, Whole, branched, split
 from robustbench_rkhs.relaxations.coupled_ascent import Choice
+from robustbench_rkhs.relaxations.lagrangian import Tilt
 from robustbench_rkhs.relaxations.region import Region
 from robustbench_rkhs.relaxations.rows import doubled, kinks_of, started, valued
 
@@ -75,3 +76,21 @@ def test_the_certificate_proves_more_with_parts_and_is_never_above_the_truth():
     for domains in (0, 40):
         radius[domains] = plain(domains=domains)(model, x, y, keys, asked).radius
     assert (radius[40] < nearest).all() and (radius[40] >= radius[0] - 1e-9).all() and (radius[40] > radius[0]).any()
+
+
+def test_a_part_begins_no_lower_than_the_whole():
+    model, x, y, _ = small(0)
+    rows = rows_of(model, x[:1], y[:1], 0.8, torch.tensor([[0, 1 - int(y[0])]]))
+    tilts = doubled(optimised(rows, started(rows), torch.full((1,), 1e9, dtype=F64), Search(30)))
+    whole, value = Whole(rows, None, None), valued(rows, tilts, False)[0]
+    regions = {step.path: Region(step.before.center, step.before.radius) for step in kinks_of(rows.steps)}
+    tried = higher = 0
+    for layer, region in enumerate(regions.values()):
+        for unit in ((region.lower < 0) & (region.upper > 0)).flatten(1)[0].nonzero().flatten().tolist():
+            sides, own = split(regions, tilts, Split(*torch.tensor([[0], [layer], [unit]])))
+            twice = {path: Tilt(*(part.repeat_interleave(2, 0) for part in tilt)) for path, tilt in tilts.items()}
+            best, found = whole.better(whole.at(sides), own, twice)
+            assert (found >= value - 1e-12).all()
+            torch.testing.assert_close(valued(whole.at(sides), best, False)[0], found)
+            tried, higher = tried + 1, higher + bool((found > value + 1e-6).any())
+    assert tried > 2 and higher > 0

@@ -10,8 +10,7 @@ from robustbench_rkhs.certificates.stored import Stored, clamped, coupled, plain
 from robustbench_rkhs.relaxations.ascent import Search, optimised
 from robustbench_rkhs.relaxations.balls import ball_trace, balls_of
 from robustbench_rkhs.relaxations.branching import Leaf, branched
-from robustbench_rkhs.relaxations.coupled_ascent import Choice, begun
-from robustbench_rkhs.relaxations.coupled_ascent import coupled as searched
+from robustbench_rkhs.relaxations.coupled_ascent import Choice, begun, thorough
 from robustbench_rkhs.relaxations.couplings import Chain, Curved, bounded, curvatures
 from robustbench_rkhs.relaxations.full_crown import KINKS, keep, tighten
 from robustbench_rkhs.relaxations.interval import Step
@@ -49,7 +48,7 @@ def leaves_of(ways: Tilted, method: SdpCrownCertificate, at: int, radius: Tensor
             return None
         if chain is not None:
             with limited(Allowance(method.work)), limited(Clock(method.seconds)):
-                closer = clamped(searched(rows, begun(tilts, chain), AIM * gap, Search(method.couplings, 0.1), chain))
+                closer = clamped(thorough(rows, begun(tilts, chain), AIM * gap, Search(method.couplings, 0.1), chain))
             bent = curvatures(closer.double().couplings, chain)
             raised = bounded(rows, closer.double().tilts, bent, chain)
             if bool((raised >= -CLOSE * gap).all()):

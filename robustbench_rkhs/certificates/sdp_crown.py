@@ -16,7 +16,7 @@ from robustbench_rkhs.nodes.node import Real
 from robustbench_rkhs.relaxations.ascent import Search, optimised
 from robustbench_rkhs.relaxations.balls import ball_trace, balls_of
 from robustbench_rkhs.relaxations.branching import branched
-from robustbench_rkhs.relaxations.coupled_ascent import Choice, begun, coupled
+from robustbench_rkhs.relaxations.coupled_ascent import Choice, begun, thorough
 from robustbench_rkhs.relaxations.couplings import Chain, bounded, chain_of, curvatures
 from robustbench_rkhs.relaxations.full_crown import NUMBERS, Found, Tighten, every_step, keep, linear_proof, proved_trace
 from robustbench_rkhs.relaxations.interval import Trace
@@ -142,7 +142,7 @@ class Tilted(Balls):
         choice, curved, aim = Choice(tilts, {}), None, AIM * gap
         if chain is not None:
             with limited(Allowance(self.method.work)), limited(Clock(self.method.seconds)):
-                choice = coupled(rows, begun(tilts, chain), aim, Search(self.method.couplings, 0.1), chain)
+                choice = thorough(rows, begun(tilts, chain), aim, Search(self.method.couplings, 0.1), chain)
             curved = curvatures(choice.double().couplings, chain)
             value = bounded(rows, choice.double().tilts, curved, chain)
         else:

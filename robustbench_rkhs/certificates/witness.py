@@ -15,8 +15,7 @@ from robustbench_rkhs.certificates.stored import Stored, clamped, coupled, joine
 from robustbench_rkhs.relaxations.ascent import Search, optimised
 from robustbench_rkhs.relaxations.balls import ball_trace, balls_of
 from robustbench_rkhs.relaxations.branching import Leaf
-from robustbench_rkhs.relaxations.coupled_ascent import begun
-from robustbench_rkhs.relaxations.coupled_ascent import coupled as searched
+from robustbench_rkhs.relaxations.coupled_ascent import begun, thorough
 from robustbench_rkhs.relaxations.couplings import bounded, curvatures
 from robustbench_rkhs.relaxations.full_crown import KINKS
 from robustbench_rkhs.relaxations.interval import Step
@@ -97,7 +96,7 @@ def _proved(ways: Tilted, method: SdpCrownCertificate, at: int, radius: Tensor) 
         return None
     rows = rows._replace(steps=list(_within(rows.steps, rows.balls)))
     with limited(Allowance(method.work)), limited(Clock(method.seconds)):
-        choice = clamped(searched(rows, begun(tilts, chain), AIM * gap, Search(method.couplings, 0.1), chain))
+        choice = clamped(thorough(rows, begun(tilts, chain), AIM * gap, Search(method.couplings, 0.1), chain))
     curved = curvatures(choice.double().couplings, chain)
     if not bool((bounded(rows, choice.double().tilts, curved, chain) > SPARE * gap).all()):
         return None

@@ -103,6 +103,15 @@ class Whole(NamedTuple):
             return valued(rows, doubled(tilts), False, shares)[0]
         return guessed(rows, doubled(tilts), self.curves(len(rows.image)), self.chain, shares)
 
+    def better(self, rows: Rows, tilts: Tilts, others: Tilts) -> tuple[Tilts, Tensor]:
+        """Of two choices the one that bounds each part better, and its bounds."""
+        one, other = self.guessed(rows, tilts), self.guessed(rows, others)
+        for path, tilt in others.items():
+            use = (one >= other).view(-1, *[1] * (tilt.slope.dim() - 1))
+            slope = torch.where(use, tilts[path].slope, tilt.slope)
+            tilts = {**tilts, path: Tilt(slope, torch.where(use.view(-1, 1), tilts[path].multiplier, tilt.multiplier))}
+        return tilts, torch.maximum(one, other)
+
 
 def branched(
     rows: Rows,
@@ -119,7 +128,8 @@ def branched(
     cut at zero. The bound of `lagrangian` (or, in a `chain` with curvatures, of `couplings`) holds on it for any slopes and
     multipliers, since it only uses that the inputs of the kink lie in their ball and interval. Both sides of a split cover the
     part, so a row above zero on every part is above zero.
-    No multiplier is needed for a split: a slope beyond that of the side that is left is that multiplier.
+    No multiplier is needed for a split: a slope beyond that of the side that is left is that multiplier. A part begins with the
+    slopes of the whole, with which its bound is no lower, or with that of its side at the split, where this bounds it better.
 
     The parts with the best bounds come first, which keeps their list short. Kinks with the most negative share of the constant are
     tried with the slopes at hand; the pair with the best worse side is kept. Each part is proved in float64 with its rounding.
@@ -139,6 +149,7 @@ def branched(
             return Branched(False, count)
         regions, tilts = split(now.regions, now.tilts, chosen)
         parts = whole.at(regions)
+        tilts = whole.better(parts, tilts, _of(now.tilts, chosen.of.repeat_interleave(2)))[0]
         tilts = whole.improved(parts, tilts, target.expand(len(parts.image)))
         value = whole.proved(parts, tilts)
         count += len(value)
@@ -199,7 +210,7 @@ def _chosen(whole: Whole, parts: Parts) -> Split | None:
     number = torch.arange(len(score), device=score.device)
     of, unit = number.repeat_interleave(tried), where - (ends - sizes)[layer]
     regions, tilts = split(parts.regions, parts.tilts, Split(of, layer, unit))
-    value = whole.guessed(whole.at(regions), tilts).view(len(score), tried, 2)
+    value = whole.better(whole.at(regions), tilts, _of(parts.tilts, of.repeat_interleave(2)))[1].view(len(score), tried, 2)
     goodness = (value.amin(2) + 0.1 * value.amax(2)).masked_fill(picked.values.isinf(), -torch.inf)
     best = goodness.argmax(1) + tried * number
     return Split(of[best], layer[best], unit[best])

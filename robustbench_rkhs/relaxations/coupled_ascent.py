@@ -17,6 +17,8 @@ from robustbench_rkhs.runtime.clock import OutOfTime, ask
 
 ROUNDS, THOROUGH = 2, 20
 """Steps of the adversary between two gradient steps, and where values are compared."""
+CLOSE, MORE = 300, 4
+"""A search goes on where no row is further below zero than CLOSE times its target, for MORE times as many steps."""
 BEGIN = 0.5
 """Share of each ball's multiplier that a search begins with as curvature."""
 
@@ -65,13 +67,36 @@ class _Work(NamedTuple):
         return _Work(self.rows.of(which), self.matrices, [one[which] for one in self.ways], self.point[which], fixed)
 
 
+def thorough(rows: Rows, choice: Choice, target: Float64[Tensor, " batch"], search: Search, chain: Chain) -> Choice:
+    """As `coupled`; where all rows then come close to zero, those below their target are searched on, MORE times as long."""
+    best, found = _searched(rows, choice, target, search, chain, None)
+    short = (found <= target).nonzero().flatten()
+    if not len(short) or bool((found < -CLOSE * target).any()):
+        return best
+    closer, value = _searched(
+        rows.of(short), best.of(short), target[short], Search(MORE * search.steps, search.rate / 2), chain, None
+    )
+    better = (value > found[short]).nonzero().flatten()
+    _copy(best, closer, short[better], better)
+    return best
+
+
 def coupled(
     rows: Rows, choice: Choice, target: Float64[Tensor, " batch"], search: Search, chain: Chain, fixed: Curved | None = None
 ) -> Choice:
     """The best choice found for each row, in float32; rows above `target` are left alone. Stops early when the time runs out.
 
+    `fixed`: with these curvatures, which saves the norms."""
+    return _searched(rows, choice, target, search, chain, fixed)[0]
+
+
+def _searched(
+    rows: Rows, choice: Choice, target: Float64[Tensor, " batch"], search: Search, chain: Chain, fixed: Curved | None
+) -> tuple[Choice, Tensor]:
+    """The best choice, and about what it is worth.
+
     Norms and the worst point are only approached (power steps from those of the step before), so values here are too high by
-    a little; the proof computes them anew. `fixed`: with these curvatures, which saves the norms.
+    a little; the proof computes them anew.
     """
     paths = [link.path for link in chain.links]
     generator = torch.Generator().manual_seed(0)
@@ -111,7 +136,7 @@ def coupled(
                 state.keep(going)
     except OutOfTime:
         pass
-    return best
+    return best, found
 
 
 def _choice(leaves: list[Tensor], paths: list[str]) -> Choice:
