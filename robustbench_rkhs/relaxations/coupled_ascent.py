@@ -113,12 +113,12 @@ def _searched(
     state = Adam([tilts[path].slope for path in paths], logs)
     goal = target.float()
     found = torch.full_like(goal, -math.inf)
-    steps = Steps()
+    looks, between = Steps(), Steps()  # a look takes ten times as many rounds
     try:
         for count in range(search.steps + 1):
             ask()
             leaves, look = state.leaves(), count % LOOK == 0 or count == search.steps
-            with steps.step(len(active)), torch.enable_grad():
+            with (looks if look else between).step(len(active)), torch.enable_grad():
                 now = _choice(leaves, paths)
                 value, work = _value(work, now, chain, THOROUGH if look else ROUNDS)
                 total = value.sum()
