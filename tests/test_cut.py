@@ -15,7 +15,7 @@ from robustbench_rkhs.certificates import SmoothingCertificate
 from robustbench_rkhs.certificates.bisection import largest
 from robustbench_rkhs.evaluation.own_method import fenced
 from robustbench_rkhs.networks.smoothed import Smoothed
-from robustbench_rkhs.runtime.clock import Clock, OutOfTime, limited
+from robustbench_rkhs.runtime.clock import Clock, OutOfTime, ask, hold, holding, limited
 
 
 class Questions(Clock):
@@ -164,6 +164,29 @@ def test_a_search_that_is_cut_says_of_which_images():
     assert found.radius.tolist() == [0.0, 0.01, 0.01] and found.cut.tolist() == [False, True, True]
     free = largest(lambda which, radii: truth[which], torch.zeros_like(truth), (0.01, 1.0), True, 1e-2)
     assert not free.cut.any()
+
+
+def test_an_interrupted_search_returns_what_is_proved_where_somebody_waits_for_it():
+    tried = []
+
+    def proves(which, radii):
+        tried.append(radii)
+        if len(tried) == 3:
+            raise KeyboardInterrupt
+        return torch.where(radii < 0.5, radii, 0.0)
+
+    def search():
+        tried.clear()
+        return largest(proves, torch.zeros(2, dtype=torch.float64), (0.1, 0.2), False, 0.1)
+
+    with pytest.raises(KeyboardInterrupt):
+        search()
+    with holding() as held:
+        found = search()
+        assert found.radius.tolist() == [0.1, 0.1] and found.cut.all() and isinstance(held.interruption, KeyboardInterrupt)
+        with pytest.raises(OutOfTime):
+            ask()  # nothing more is begun
+        assert not hold(KeyboardInterrupt())  # the second one ends the work at once
 
 
 def test_a_clock_that_is_used_up_lets_no_search_begin():

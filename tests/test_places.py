@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from test_cli import rkhs
 from test_report import synthetic
+from torch import nn
 
 from robustbench_rkhs import verdicts
+from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.reports import draw_curve, report, together
+from robustbench_rkhs.reports.leaderboard import write_leaderboard
 from robustbench_rkhs.reports.places import Places
 from robustbench_rkhs.reports.publication import draw_published, publish, withdraw
 from robustbench_rkhs.reports.update import update
@@ -346,6 +350,29 @@ def test_briefs_say_what_the_tables_say_and_are_kept_sealed(tmp_path):
     unread = []
     moved.write_bytes(moved.read_bytes()[:-9])
     assert cache.read_all(tmp_path, unread.append) == [] and "cannot read verdicts" in unread[0]
+
+
+def test_two_functions_of_one_name_have_a_table_and_a_row_each(tmp_path):
+    """As two files net.pt of two folders, evaluated without a name."""
+    x, y = torch.rand(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64)
+    paths = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
+        done = evaluate(
+            net, (x, y), name="net", eps=0.1, attacks=("superdeepfool",), diagnostics=False, folder=tmp_path / "verdicts"
+        )
+        paths.append(done.path)
+    tables = [verdicts.read(path) for path in paths]
+    assert len(set(paths)) == 2 and len({one.about.key for one in tables}) == 2
+    page, sheet = write_leaderboard(tables, tmp_path)
+    names = [f"net ({one.about.key[:6]})" for one in tables]
+    assert all(f"| {name} |" in page.read_text() for name in names) and f"{names[0]} and {names[1]}" in page.read_text().replace(
+        f"{names[1]} and {names[0]}", f"{names[0]} and {names[1]}"
+    )
+    assert len(pd.read_csv(sheet)) == 2
+    (alone, _) = write_leaderboard(tables[:1], tmp_path / "alone")
+    assert "| net |" in alone.read_text()
 
 
 def test_the_pooled_test_of_all_pairs_is_the_test_of_each_pair():

@@ -10,6 +10,7 @@ from torch import nn
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.certificates import CrownCertificate, IBPCertificate, MarginCertificate
 from robustbench_rkhs.certificates.bisection import largest
+from robustbench_rkhs.certificates.relaxation import Balls
 from robustbench_rkhs.evaluation import certificate_job
 from robustbench_rkhs.evaluation.certificate_blocks import sized, whole
 from robustbench_rkhs.evaluation.plan import PILOT, SURE, Plan, Trial, pilot, planned
@@ -149,6 +150,32 @@ def test_what_an_interrupted_certificate_found_is_in_the_table(proved, monkeypat
     monkeypatch.setattr(certificate_job, "_attempt", stopped)
     done = evaluate(net, (x, y), eps=(eps,), certificates=(MarginCertificate(), IBPCertificate()), block=4, **SETTINGS)
     assert not done.about.complete and len(rows(done, "ibp")) == 2 + 4 and len(rows(done, "margin")) == 30
+
+
+@pytest.mark.parametrize("ball", [2, 3])
+def test_an_interruption_inside_an_image_keeps_the_smaller_eps_that_it_proved(proved, tmp_path, monkeypatch, ball):
+    """The balls of a search without a radius: the image itself, then each eps, the smaller first."""
+    net, x, y, eps = proved
+    crown, tried = CrownCertificate(norm="linf"), []
+    at = Balls.at
+
+    def interrupting(balls, *given):
+        tried.append(given)
+        if len(tried) == ball:
+            raise KeyboardInterrupt
+        return at(balls, *given)
+
+    best = int(crown(net, x, y, torch.arange(30), ()).radius.argmax())
+    data, given = (x[best : best + 1], y[best : best + 1]), SETTINGS | {"eps": (eps, 1.1 * eps), "folder": tmp_path}
+    monkeypatch.setattr(Balls, "at", interrupting)
+    done = evaluate(net, data, certificates=(CrownCertificate(),), **given)
+    (row,) = rows(done, "crown").to_dict("records")
+    assert done.about.incomplete_because == "interrupted" and row["state_reason"] == "timeout"
+    assert (row["radius"] >= eps) == (ball == 3)
+    monkeypatch.undo()
+    again = evaluate(net, data, certificates=(CrownCertificate(),), **given)
+    (row,) = rows(again, "crown").to_dict("records")
+    assert again.about.complete and row["state_reason"] == "" and row["radius"] >= 1.1 * eps
 
 
 def test_no_more_images_than_a_pilot_has_need_no_plan(proved):

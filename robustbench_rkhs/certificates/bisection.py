@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustbench_rkhs.certificates.base import FURTHEST
 from robustbench_rkhs.nodes.radius_text import radius_text
-from robustbench_rkhs.runtime.clock import OutOfTime, ask
+from robustbench_rkhs.runtime.clock import OutOfTime, ask, hold
 
 LARGEST = FURTHEST
 """The largest radius that is searched for."""
@@ -41,13 +41,18 @@ def largest(
 
     `zero`: one zero per image. `search`: go beyond the requested epsilons, up to a relative gap of `tolerance`; with a `step` only
     up to the largest of them, and to a gap of the step. The clock is checked after each round of balls; `proves` may be cut short
-    by it, too, and returns NaN for balls that it did not reach. `tell` is called before each round of balls.
+    by it, too, and returns NaN for balls that it did not reach. So does an interruption that is held
+    back. `tell` is called before each round of balls.
     """
     asked = sorted({float(eps) for eps in epsilons if 0 < eps < float("inf")})
     found = _Search(proves, zero, asked, search, tolerance, step, tell)
     try:
         found.run()
     except OutOfTime:
+        return Largest(found.best, found.unsettled())
+    except KeyboardInterrupt as interruption:  # what is proved stays
+        if not hold(interruption):
+            raise
         return Largest(found.best, found.unsettled())
     return Largest(found.best, torch.zeros_like(zero, dtype=torch.bool))
 

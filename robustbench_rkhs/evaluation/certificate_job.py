@@ -10,12 +10,14 @@ import torch
 
 from robustbench_rkhs.certificates import Certificate, Certified
 from robustbench_rkhs.evaluation.halving import out_of_memory
+from robustbench_rkhs.evaluation.interrupted import Interrupted
 from robustbench_rkhs.evaluation.jobs import Job, divisible
 from robustbench_rkhs.evaluation.own_method import checked_certified, fenced
 from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import cause
+from robustbench_rkhs.runtime.clock import holding
 from robustbench_rkhs.runtime.multiply_adds import MultiplyAdds
 from robustbench_rkhs.verdicts import Noticed, Part
 
@@ -23,16 +25,20 @@ from robustbench_rkhs.verdicts import Noticed, Part
 def certify_images(subject: Subject, job: Job) -> Part:
     """A radius for each image of a job. Refusals and failures give rows without a radius, with their reason noted.
 
+    Raises Interrupted, with what is proved so far, after an interruption inside a search for radii.
     With `given: counted`, the part contains the cost in multiply-adds.
     """
     begun = time.perf_counter()
-    with MultiplyAdds() if job.given.get("counted") else nullcontext() as cost:
+    with MultiplyAdds() if job.given.get("counted") else nullcontext() as cost, holding() as held:
         found, words = _attempt(subject, job)
     took = (time.perf_counter() - begun) / max(len(job.index), 1)
     noticed = Noticed(refused=tuple(words))
     if cost is not None:
         noticed = noticed.model_copy(update={"decided": {"multiply_adds": cost.count}})
-    return Part(_rows(subject, job, found, took), noticed)
+    part = Part(_rows(subject, job, found, took), noticed)
+    if held.interruption is not None:
+        raise Interrupted(part) from held.interruption
+    return part
 
 
 def unproved(subject: Subject, job: Job, reason: str) -> pd.DataFrame:

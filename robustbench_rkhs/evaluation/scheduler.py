@@ -4,6 +4,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import NamedTuple
 
 from robustbench_rkhs.evaluation.engines import Engine, Outcome
+from robustbench_rkhs.evaluation.interrupted import Interrupted
 from robustbench_rkhs.evaluation.jobs import Job
 from robustbench_rkhs.evaluation.store import Store
 from robustbench_rkhs.runtime.children import WorkerKilled
@@ -99,6 +100,11 @@ class Scheduler:
         if isinstance(found, WorkerKilled) and (instead := self.instead(job, str(found))) is not None:
             self.given_up.append(str(found))
             found = instead
+        if isinstance(found, Interrupted):  # what it had found is noted, then the interruption goes on
+            self._stopping = True
+            self.store.put(job, found.part)
+            if (part := self._stored(chain, whole)) is not None:
+                self._advance(chain, part)
         if isinstance(found, BaseException):
             raise found
         for line in found.noticed.said:

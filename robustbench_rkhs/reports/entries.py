@@ -1,5 +1,6 @@
 """The entries of the leaderboard, ranked: one per model function, whatever the names it was evaluated under."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +27,14 @@ class Entry:
     """Diagnoses that tripped, and their sentences."""
     aliases: tuple[str, ...] = ()
     """Other names under which the same function was submitted."""
+
+    namesake: bool = False
+    """Whether another function of its section has the same name."""
+
+    @property
+    def name(self) -> str:
+        """The model's name, with the first digits of its key where another function has it, too."""
+        return f"{self.brief.about.model} ({self.key[:6]})" if self.namesake else self.brief.about.model
 
     @property
     def key(self) -> str:
@@ -70,8 +79,14 @@ def board(evaluations: Sequence[Evaluation | Brief], cache: BriefCache | None = 
         entries = [_entry(members, section[4], kin[number], unsound.get(number, 0)) for number, members in groups.items()]
         entries = [replace(one, marks="; ".join(filter(None, [one.marks, unverified(one, briefs)]))) for one in entries]
         again = {_named(entry) for entry in entries if entry.brief.sealed}
-        whole[section] = _order([entry for entry in entries if entry.brief.sealed or _named(entry) not in again])
+        whole[section] = _order(_told_apart([entry for entry in entries if entry.brief.sealed or _named(entry) not in again]))
     return whole
+
+
+def _told_apart(entries: Sequence[Entry]) -> list[Entry]:
+    """The entries of a section, with those that share a name marked: two files of one stem are called alike, for example."""
+    names = Counter(entry.brief.about.model for entry in entries)
+    return [replace(entry, namesake=names[entry.brief.about.model] > 1) for entry in entries]
 
 
 def unverified(entry: Entry, briefs: Sequence[Brief]) -> str:

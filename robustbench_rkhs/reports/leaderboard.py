@@ -74,7 +74,7 @@ def write_leaderboard(
                 text += bullets([f"{one.brief.about.model} ({one.brief.about.weights[:12]}): {one.reason}" for one in aside])
                 text += [""]
         if today:
-            old = bullets([f"{one.brief.about.model} is stale: {why}" for one in entries if (why := stale(one.brief))])
+            old = bullets([f"{one.name} is stale: {why}" for one in entries if (why := stale(one.brief))])
             text += [*old, ""] if old else []
         text += _claimed(claims_of(claims, (data, "", norm, box, eps)))
         rows += [_record(entry, str(rank), (data, norm, box)) for entry, rank in zip(ranked, ranks, strict=True)]
@@ -110,7 +110,7 @@ def _neighbours(stand: Standing) -> list[str]:
     """One line per pair of neighbours in the ranking: significant or not, on the images they share."""
     lines = []
     for place in range(len(stand.ranked) - 1):
-        names = " and ".join(entry.brief.about.model for entry in stand.ranked[place : place + 2])
+        names = " and ".join(entry.name for entry in stand.ranked[place : place + 2])
         p, images = stand.adjusted[place, place + 1], stand.shared[place, place + 1]
         verdict = "differ significantly" if p <= ALPHA else "do not differ significantly"
         lines.append(f"{names} {verdict} on the {images} images they share (adjusted p = {p:.2g})")
@@ -122,7 +122,7 @@ def _missing(stand: Standing) -> list[str]:
     lines = []
     for entry, why in stand.beside:
         command = for_markdown_code(stand.completes(entry))
-        lines += [*bullets([f"{entry.brief.about.model}: {why}"])]
+        lines += [*bullets([f"{entry.name}: {why}"])]
         lines[-1] += f"; {command} completes it" if command else ""
     return lines
 
@@ -132,7 +132,7 @@ def _doubts(ranked: Sequence[Entry]) -> list[str]:
     lines = []
     for entry in ranked:
         why = "; ".join(f"{name}: {words}" if words else name for name, words in entry.doubts.items())
-        lines += [f"{entry.brief.about.model} is doubtful: {why}"] if why else []
+        lines += [f"{entry.name} is doubtful: {why}"] if why else []
     return ["\n".join(bullets(lines))] if lines else []
 
 
@@ -167,4 +167,4 @@ def _cells(entry: Entry, rank: str) -> list[str]:
     said = [about.date, about.device]
     digests = [entry.brief.about.weights[:12], about.data_digest[:12]]
     tail = [*said, *digests, str(about.seed), Code(about.command)]
-    return [rank, about.model, *shares, str(row["images"]), ", ".join(about.protocol), _marks(entry), *tail]
+    return [rank, entry.name, *shares, str(row["images"]), ", ".join(about.protocol), _marks(entry), *tail]

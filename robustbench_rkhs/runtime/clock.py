@@ -58,6 +58,17 @@ class Clock:
         return Clock, (None if self.budget is None else max(self.left(), 0.0),)
 
 
+class Held(Clock):
+    """A clock without end, whose time is up once an interruption is held back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.interruption: KeyboardInterrupt | None = None
+
+    def left(self) -> float:
+        return math.inf if self.interruption is None else 0.0
+
+
 _clocks: ContextVar[tuple[Clock, ...]] = ContextVar("clocks", default=())
 
 
@@ -80,6 +91,26 @@ def limited(clock: Clock | None) -> Iterator[None]:
         yield
     finally:
         _clocks.reset(token)
+
+
+@contextmanager
+def holding() -> Iterator[Held]:
+    """Context manager: loops with partial results may hold an interruption back (`hold`). Raising it is left to the caller."""
+    held = Held()
+    with limited(held):
+        yield held
+
+
+def hold(interruption: KeyboardInterrupt) -> bool:
+    """Hold an interruption back until partial results are returned; for loops that also return them when their time is up.
+
+    False where nobody waits for it, or one is held already: raise it then, so that a second one ends the work at once.
+    """
+    held = next((clock for clock in _clocks.get() if isinstance(clock, Held)), None)
+    if held is None or held.interruption is not None:
+        return False
+    held.interruption = interruption
+    return True
 
 
 def ask() -> None:

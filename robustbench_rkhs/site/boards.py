@@ -148,7 +148,7 @@ def _slug(section: Section, entries: Sequence[Entry]) -> str:
 def _row(entry: Entry, rank: int | None, model: SiteModel | None, facts: TrainingFacts) -> dict[str, Any]:
     """The cells of one entry: numbers as numbers, the rest as text."""
     about, row = entry.brief.about, entry.row
-    found: dict[str, Any] = {"rank": rank, "model": about.model, "page": model.slug if model else "", "aliases": entry.aliases}
+    found: dict[str, Any] = {"rank": rank, "model": entry.name, "page": model.slug if model else "", "aliases": entry.aliases}
     for share in (*SHARES, "open"):
         found[share] = _number(row[share])
         found[f"{share}_low"], found[f"{share}_high"] = _number(row.get(f"{share}_low")), _number(row.get(f"{share}_high"))
@@ -176,7 +176,7 @@ def marked(entry: Entry) -> list[str]:
 def _refused(entry: Entry, model: SiteModel | None) -> dict[str, Any]:
     about = entry.brief.about
     found = {
-        "model": about.model,
+        "model": entry.name,
         "page": model.slug if model else "",
         "status": ASIDE[entry.status].lower(),
         "reason": entry.reason,
@@ -209,7 +209,7 @@ def _settings(node: dict[str, Any]) -> str:
 def _pairs(stand: Standing) -> tuple[str, ...]:
     lines = []
     for place in range(len(stand.ranked) - 1):
-        one, other = (entry.brief.about.model for entry in stand.ranked[place : place + 2])
+        one, other = (entry.name for entry in stand.ranked[place : place + 2])
         p, images = stand.adjusted[place, place + 1], stand.shared[place, place + 1]
         verdict = "differ significantly" if p <= ALPHA else "do not differ significantly"
         lines.append(f"{one} and {other} {verdict} on the {images} images they share (adjusted p = {p:.2g})")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from robustbench_rkhs.evaluation.engines.base import Outcome, Place
 from robustbench_rkhs.evaluation.engines.worker import Work, serve
+from robustbench_rkhs.evaluation.interrupted import Interrupted
 from robustbench_rkhs.evaluation.jobs import Job
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.children import WorkerKilled, keyboard_held
@@ -64,7 +65,7 @@ class InProcess:
             self._now = [(job, meter)]
             try:
                 found = self.work(job)
-            except (Exception, OutOfTime) as error:
+            except (Exception, OutOfTime, Interrupted) as error:
                 found = error
             finally:
                 self._now = []
