@@ -360,7 +360,7 @@ def test_two_functions_of_one_name_have_a_table_and_a_row_each(tmp_path):
         torch.manual_seed(seed)
         net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
         done = evaluate(
-            net, (x, y), name="net", eps=0.1, attacks=("superdeepfool",), diagnostics=False, folder=tmp_path / "verdicts"
+            net, (x, y), name="net", eps=(0.1,), attacks=("superdeepfool",), diagnostics=False, folder=tmp_path / "verdicts"
         )
         paths.append(done.path)
     tables = [verdicts.read(path) for path in paths]
