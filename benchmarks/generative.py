@@ -112,6 +112,8 @@ def trained(critic: Critic, real: Split, seed: int, iterations: int, path: Path)
         for penalty, kept in zip(penalties, state["penalties"], strict=True):
             penalty.restore(kept)
         done, spent = state["done"], state["seconds"]
+        if done > iterations:
+            raise SystemExit(f"{path} has {done} iterations already, more than the {iterations} that were asked for")
     started = time.process_time() - spent
     for iteration in range(done, iterations):
         chance = torch.Generator().manual_seed(mix(seed, iteration))
@@ -155,8 +157,10 @@ def main() -> None:
         given.iterations, given.out = 20, given.out.with_name(f"{given.out.name}-quick")
         measuring = TrainRecipe.parse(measuring.model_dump(mode="json") | {"epochs": 1})
     torch.set_num_threads(given.threads)
-    train(measuring, given.out / "runs" / recipe.features, threads=given.threads)
-    network, splits = load(given.out / "runs" / recipe.features).model.eval(), measuring.data.load()
+    measure = given.out / "runs" / recipe.features
+    if not (measure / "config.json").is_file():  # which says finished
+        train(measuring, measure, threads=given.threads)
+    network, splits = load(measure).model.eval(), measuring.data.load()
     test, _ = measured(network, splits.test.x)
     count, shown = len(test), [splits.test.x[:10]]
     rows: list[dict[str, Any]] = [
@@ -164,7 +168,7 @@ def main() -> None:
     ]
     for name in given.critics:
         for seed in given.seeds:
-            path = given.out / "runs" / f"{name}-{seed}-{given.iterations}.pt"
+            path = given.out / "runs" / f"{name}-{seed}.pt"
             generator, seconds = trained(recipe.critics[name], splits.train, seed, given.iterations, path)
             images = drawn(generator, count)
             features, digits = measured(network, images)
@@ -180,7 +184,7 @@ def main() -> None:
 def save(given: argparse.Namespace, rows: list[dict[str, Any]], shown: list[Tensor], test: Split) -> None:
     """The table, the results and the figure."""
     first = [row for row in rows if row.get("seed", given.seeds[0]) == given.seeds[0]]
-    labels = [f"{row['critic']} {row['frechet']:.1f}" if row else "" for row in first]
+    labels = [f"{row['critic']} {row['frechet']:.1f}" for row in first]
     marks = [labels[0], *[""] * 9] + [text for label in labels[1:] for text in (label, *[""] * 19)]
     title = f"MNIST, {given.iterations} steps: test digits, then two rows a critic; Frechet distance"
     sheet(torch.cat(shown).numpy(), 2 * len(shown) - 1, 10, title, given.out / "samples", marks)
