@@ -75,15 +75,12 @@ class Critic(Node):
 
 
 class Generative(Node):
-    """The recipe."""
+    """The recipe: which network measures, steps of the generator (each after two of the critic), and the critics by name."""
 
     about: str
     features: str
-    """Recipe of the network that measures."""
     iterations: int = Field(3000, ge=1)
-    """Steps of the generator, each after two of the critic."""
     critics: dict[str, Critic]
-    """By name."""
 
 
 def networks(seed: int) -> tuple[nn.Sequential, nn.Sequential]:
@@ -112,8 +109,7 @@ def trained(critic: Critic, real: Split, seed: int, iterations: int, path: Path)
         for penalty, kept in zip(penalties, state["penalties"], strict=True):
             penalty.restore(kept)
         done, spent = state["done"], state["seconds"]
-        if done > iterations:
-            raise SystemExit(f"{path} has {done} iterations already, more than the {iterations} that were asked for")
+        assert done <= iterations, f"{path} has {done} iterations already, more than the {iterations} that were asked for"
     started = time.process_time() - spent
     for iteration in range(done, iterations):
         chance = torch.Generator().manual_seed(mix(seed, iteration))
@@ -185,11 +181,11 @@ def save(given: argparse.Namespace, rows: list[dict[str, Any]], shown: list[Tens
     """The table, the results and the figure."""
     first = [row for row in rows if row.get("seed", given.seeds[0]) == given.seeds[0]]
     labels = [f"{row['critic']} {row['frechet']:.1f}" for row in first]
-    marks = [labels[0], *[""] * 9] + [text for label in labels[1:] for text in (label, *[""] * 19)]
-    title = f"MNIST, {given.iterations} steps: test digits, then two rows a critic; Frechet distance"
+    marks = ["test", *[""] * 9] + [text for label in labels[1:] for text in (label, *[""] * 19)]
+    title = f"MNIST, {given.iterations} steps: two rows a critic, Frechet distance (training digits {rows[0]['frechet']:.1f})"
     sheet(torch.cat(shown).numpy(), 2 * len(shown) - 1, 10, title, given.out / "samples", marks)
     about = {"command": shlex.join(["python", *sys.argv]), "date": date.today().isoformat(), "machine": machine("cpu")}
-    about |= {"torch": torch.__version__, "test_digest": test.digest, "iterations": given.iterations}
+    about |= {"torch": torch.__version__, "test": test.digest, "iterations": given.iterations}
     write_text(given.out / "results.json", json.dumps(about | {"rows": rows}, indent=2) + "\n")
     lines = ["| critic | seed | Frechet distance | rarest digit | CPU s |", "|---|---|---|---|---|"]
     for row in rows:
