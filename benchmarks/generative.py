@@ -181,7 +181,7 @@ def save(given: argparse.Namespace, rows: list[dict[str, Any]], shown: list[Tens
     """The table, the results and the figure."""
     first = [row for row in rows if row.get("seed", given.seeds[0]) == given.seeds[0]]
     labels = [f"{row['critic']} {row['frechet']:.1f}" for row in first]
-    marks = ["test", *[""] * 9] + [text for label in labels[1:] for text in (label, *[""] * 19)]
+    marks = ["", "test", *[""] * 8] + [text for label in labels[1:] for text in ("", label, *[""] * 18)]
     title = f"MNIST, {given.iterations} steps: two rows a critic, Frechet distance (training digits {rows[0]['frechet']:.1f})"
     sheet(torch.cat(shown).numpy(), 2 * len(shown) - 1, 10, title, given.out / "samples", marks)
     about = {"command": shlex.join(["python", *sys.argv]), "date": date.today().isoformat(), "machine": machine("cpu")}
