@@ -118,7 +118,7 @@ def summary(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for measure in MEASURES:
             row[measure] = float(group[measure].mean())
             change = (group.set_index(["family", "seed"])[measure] - plain[measure]).dropna().groupby("family").mean()
-            row[f"{measure}_change"] = list(interval(change)) if method != "none" else None
+            row[f"{measure}_change"] = [v if v == v else None for v in interval(change)] if method != "none" else None
         rows.append(row | {"cpu_seconds": float(group["cpu_seconds"].mean())})
     return rows
 
@@ -144,19 +144,21 @@ def markdown(records: list[dict[str, Any]], given: argparse.Namespace) -> str:
             cells.append("" if one.empty else f"{one['auroc'].item():.3f} / {one['auroc50'].item():.3f}{short}")
         lines.append(f"| {family} | " + " | ".join(cells) + " |")
     rows = summary(records)
-    lines.append("| mean | " + " | ".join(f"{row['auroc']:.3f} / {row['auroc50']:.3f}" for row in rows) + " |")
+    lines.append(
+        "| mean (families) | " + " | ".join("{auroc:.3f} / {auroc50:.3f} ({families})".format(**row) for row in rows) + " |"
+    )
     lines += ["", "Change against no penalty, paired by family and seed, with a 95% t-interval over families:", ""]
     lines += ["| method | families | auROC | auROC50 | CPU s a run |", "|---|---|---|---|---|"]
     for row in rows:
-        changes = ["" if row[f"{m}_change"] is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*row[f"{m}_change"]) for m in MEASURES]
+        changes = ["" if row[f"{m}_change"] is None else changed(*row[f"{m}_change"]) for m in MEASURES]
         lines.append(f"| {row['method']} | {row['families']} | " + " | ".join(changes) + f" | {row['cpu_seconds']:.0f} |")
     data = {r["family"]: r["data_digest"][:12] for r in records}
     return "\n".join([*lines, "", "Test sets: " + ", ".join(f"{family} {digest}" for family, digest in data.items()) + "."]) + "\n"
 
 
-def changed(mean: float, low: float, high: float) -> str:
+def changed(mean: float, low: float | None, high: float | None) -> str:
     """`+0.010 [-0.002, +0.022]`; no interval from one family."""
-    return f"{mean:+.3f}" + ("" if low != low else f" [{low:+.3f}, {high:+.3f}]")
+    return f"{mean:+.3f}" + ("" if low is None else f" [{low:+.3f}, {high:+.3f}]")
 
 
 def main() -> None:
