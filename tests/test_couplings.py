@@ -11,11 +11,12 @@ from torch import nn
 
 from robustbench_rkhs.certificates import SdpCrownCertificate
 from robustbench_rkhs.certificates.counterexamples import refuted
+from robustbench_rkhs.certificates.coupled import CLOSE, Effort, coupled_rows
 from robustbench_rkhs.layers import Normalize, Residual
 from robustbench_rkhs.relaxations import ball
 from robustbench_rkhs.relaxations.ascent import Search, optimised
 from robustbench_rkhs.relaxations.branching import branched
-from robustbench_rkhs.relaxations.coupled_ascent import CLOSE, THOROUGH, Choice, begun, coupled, thorough
+from robustbench_rkhs.relaxations.coupled_ascent import THOROUGH, Choice, begun, coupled
 from robustbench_rkhs.relaxations.couplings import Coupling, bounded, chain_of, curvatures, guessed
 from robustbench_rkhs.relaxations.full_crown import proved_trace
 from robustbench_rkhs.relaxations.lagrangian import Ball, Tilt
@@ -265,15 +266,16 @@ def test_a_search_goes_on_where_all_rows_are_close_to_zero_and_only_there():
     pairs = torch.tensor([(0, b) for b in range(3) if b != int(y[0])])
     rows = rows_of(model, x[:1], y[:1], 0.5, pairs)
     around = chain_of(model, x[:1], links(rows.steps))
-    search, start = Search(20, 0.1), begun(started(rows), around)
+    tilts, effort = started(rows), Effort(20, 1e15, None)
 
     def worth(choice):
         return bounded(rows, choice.double().tilts, curvatures(choice.double().couplings, around), around)
 
-    far = torch.full((len(pairs),), 1e-9, dtype=F64)
-    level = worth(coupled(rows, start, torch.full_like(far, torch.inf), search, around)).max() + 0.1
+    far, start = torch.full((len(pairs),), 1e-9, dtype=F64), begun(tilts, around)
+    level = worth(coupled(rows, start, torch.full_like(far, torch.inf), Search(20, 0.1), around)).max() + 0.1
     rows = rows._replace(lines=rows.lines._replace(offsets=rows.lines.offsets - level))
-    plain = worth(coupled(rows, start, far, search, around))
-    assert (plain < 0).all() and torch.equal(worth(thorough(rows, start, far, search, around)), plain)
-    near = thorough(rows, start, -plain / CLOSE * 1.5, search, around)
-    assert (worth(near) >= plain - 1e-6).all() and (worth(near) > plain + 1e-3).any()
+    plain = worth(coupled(rows, start, far, Search(20, 0.1), around))
+    assert (plain < 0).all() and torch.equal(coupled_rows(rows, tilts, far, effort, around).value, plain)
+    near = coupled_rows(rows, tilts, -plain / CLOSE * 1.5, effort, around)
+    assert torch.equal(near.value, worth(near.choice)) and near.value.min() > plain.min() + 1e-3
+    assert torch.equal(coupled_rows(rows, tilts, -plain / CLOSE * 1.5, Effort(20, 1.0, None), around).value.isfinite(), plain < 0)

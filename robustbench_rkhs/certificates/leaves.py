@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from robustbench_rkhs.certificates.coupled import Effort, coupled_rows
 from robustbench_rkhs.certificates.sdp_crown import AIM, CLOSE, NEAR, SdpCrownCertificate, Tilted
 from robustbench_rkhs.certificates.stored import Stored, clamped, coupled, plain, positive
 from robustbench_rkhs.relaxations.ascent import Search, optimised
 from robustbench_rkhs.relaxations.balls import ball_trace, balls_of
 from robustbench_rkhs.relaxations.branching import Leaf, branched
-from robustbench_rkhs.relaxations.coupled_ascent import Choice, begun, thorough
-from robustbench_rkhs.relaxations.couplings import Chain, Curved, bounded, curvatures
+from robustbench_rkhs.relaxations.coupled_ascent import Choice
+from robustbench_rkhs.relaxations.couplings import Chain, Curved
 from robustbench_rkhs.relaxations.full_crown import KINKS, keep, tighten
 from robustbench_rkhs.relaxations.interval import Step
 from robustbench_rkhs.relaxations.region import Region
@@ -47,10 +48,8 @@ def leaves_of(ways: Tilted, method: SdpCrownCertificate, at: int, radius: Tensor
         if bool((value < -NEAR * gap).any()):
             return None
         if chain is not None:
-            with limited(Allowance(method.work)), limited(Clock(method.seconds)):
-                closer = clamped(thorough(rows, begun(tilts, chain), AIM * gap, Search(method.couplings, 0.1), chain))
-            bent = curvatures(closer.double().couplings, chain)
-            raised = bounded(rows, closer.double().tilts, bent, chain)
+            effort = Effort(method.couplings, method.work, method.seconds)
+            closer, bent, raised = coupled_rows(rows, tilts, AIM * gap, effort, chain)
             if bool((raised >= -CLOSE * gap).all()):
                 choice, curved, value = closer, bent, raised
     parts = _parts(rows, choice, value, AIM * gap, method, chain if curved is not None else None, curved)

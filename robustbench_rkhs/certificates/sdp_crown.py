@@ -10,14 +10,15 @@ from torch import Tensor, nn
 
 from robustbench_rkhs.certificates.boxes import Boxes, Limits
 from robustbench_rkhs.certificates.counterexamples import refuted
+from robustbench_rkhs.certificates.coupled import Effort, coupled_rows
 from robustbench_rkhs.certificates.reach import reach
 from robustbench_rkhs.certificates.relaxation import Balls, LinearCertificate
 from robustbench_rkhs.nodes.node import Real
 from robustbench_rkhs.relaxations.ascent import Search, optimised
 from robustbench_rkhs.relaxations.balls import ball_trace, balls_of
 from robustbench_rkhs.relaxations.branching import branched
-from robustbench_rkhs.relaxations.coupled_ascent import Choice, begun, thorough
-from robustbench_rkhs.relaxations.couplings import Chain, bounded, chain_of, curvatures
+from robustbench_rkhs.relaxations.coupled_ascent import Choice
+from robustbench_rkhs.relaxations.couplings import Chain, chain_of
 from robustbench_rkhs.relaxations.full_crown import NUMBERS, Found, Tighten, every_step, keep, linear_proof, proved_trace
 from robustbench_rkhs.relaxations.interval import Trace
 from robustbench_rkhs.relaxations.lagrangian import Ball, Tilt
@@ -141,10 +142,8 @@ class Tilted(Balls):
         chain = self.chain(image) if self.method.couplings else None
         choice, curved, aim = Choice(tilts, {}), None, AIM * gap
         if chain is not None:
-            with limited(Allowance(self.method.work)), limited(Clock(self.method.seconds)):
-                choice = thorough(rows, begun(tilts, chain), aim, Search(self.method.couplings, 0.1), chain)
-            curved = curvatures(choice.double().couplings, chain)
-            value = bounded(rows, choice.double().tilts, curved, chain)
+            effort = Effort(self.method.couplings, self.method.work, self.method.seconds)
+            choice, curved, value = coupled_rows(rows, tilts, aim, effort, chain)
         else:
             value = valued(rows, doubled(tilts), True)[0]
         if not self.method.domains:

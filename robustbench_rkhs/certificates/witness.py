@@ -8,21 +8,19 @@ from jaxtyping import Float64, Int
 from torch import Tensor, nn
 
 from robustbench_rkhs.bounds import margins_of, opened
+from robustbench_rkhs.certificates.coupled import Effort, coupled_rows
 from robustbench_rkhs.certificates.leaves import SPARE, leaves_of
 from robustbench_rkhs.certificates.relaxation import twin
 from robustbench_rkhs.certificates.sdp_crown import AIM, NEAR, SdpCrownCertificate, Tilted
-from robustbench_rkhs.certificates.stored import Stored, clamped, coupled, joined, plain, positive
+from robustbench_rkhs.certificates.stored import Stored, coupled, joined, plain, positive
 from robustbench_rkhs.relaxations.ascent import Search, optimised
 from robustbench_rkhs.relaxations.balls import ball_trace, balls_of
 from robustbench_rkhs.relaxations.branching import Leaf
-from robustbench_rkhs.relaxations.coupled_ascent import begun, thorough
-from robustbench_rkhs.relaxations.couplings import bounded, curvatures
 from robustbench_rkhs.relaxations.full_crown import KINKS
 from robustbench_rkhs.relaxations.interval import Step
 from robustbench_rkhs.relaxations.lagrangian import Ball
 from robustbench_rkhs.relaxations.rows import doubled, kinks_of, started, valued
-from robustbench_rkhs.runtime.allowance import Allowance
-from robustbench_rkhs.runtime.clock import Clock, ask, limited
+from robustbench_rkhs.runtime.clock import ask
 
 SMALLER = (1.0, 0.95, 0.9, 0.8, 0.65, 0.5, 0.3)
 """Shares of a radius that are tried in turn: intervals or branching may have been needed for the whole of it."""
@@ -95,10 +93,9 @@ def _proved(ways: Tilted, method: SdpCrownCertificate, at: int, radius: Tensor) 
     if chain is None:
         return None
     rows = rows._replace(steps=list(_within(rows.steps, rows.balls)))
-    with limited(Allowance(method.work)), limited(Clock(method.seconds)):
-        choice = clamped(thorough(rows, begun(tilts, chain), AIM * gap, Search(method.couplings, 0.1), chain))
-    curved = curvatures(choice.double().couplings, chain)
-    if not bool((bounded(rows, choice.double().tilts, curved, chain) > SPARE * gap).all()):
+    effort = Effort(method.couplings, method.work, method.seconds)
+    choice, curved, value = coupled_rows(rows, tilts, AIM * gap, effort, chain)
+    if not bool((value > SPARE * gap).all()):
         return None
     return coupled(plain(named, paths, [Leaf((), choice.tilts)], range(len(others))), choice, curved, paths)
 

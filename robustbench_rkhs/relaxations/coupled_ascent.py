@@ -17,8 +17,6 @@ from robustbench_rkhs.runtime.clock import OutOfTime, ask
 
 ROUNDS, THOROUGH = 2, 20
 """Steps of the adversary between two gradient steps, and where values are compared."""
-CLOSE, MORE = 300, 4
-"""A search goes on where no row is further below zero than CLOSE times its target, for MORE times as many steps."""
 BEGIN = 0.5
 """Share of each ball's multiplier that a search begins with as curvature."""
 
@@ -36,6 +34,13 @@ class Choice(NamedTuple):
     def double(self) -> "Choice":
         tilts = {path: Tilt(one.slope.double(), one.multiplier.double()) for path, one in self.tilts.items()}
         return Choice(tilts, {path: Coupling(one.push.double(), one.scale.double()) for path, one in self.couplings.items()})
+
+    def replaced(self, which: Int[Tensor, " some"], by: "Choice") -> "Choice":
+        """A copy with other rows in these places."""
+        every = torch.arange(len(next(iter(self.tilts.values())).multiplier))
+        found = self.of(every)
+        _copy(found, by, which, torch.arange(len(which)))
+        return found
 
 
 def begun(tilts: Tilts, chain: Chain) -> Choice:
@@ -67,31 +72,17 @@ class _Work(NamedTuple):
         return _Work(self.rows.of(which), self.matrices, [one[which] for one in self.ways], self.point[which], fixed)
 
 
-def thorough(rows: Rows, choice: Choice, target: Float64[Tensor, " batch"], search: Search, chain: Chain) -> Choice:
-    """As `coupled`; where all rows then come close to zero, those below their target are searched on, MORE times as long."""
-    best, found = _searched(rows, choice, target, search, chain, None)
-    short = (found <= target).nonzero().flatten()
-    if not len(short) or bool((found < -CLOSE * target).any()):
-        return best
-    closer, value = _searched(
-        rows.of(short), best.of(short), target[short], Search(MORE * search.steps, search.rate / 2), chain, None
-    )
-    better = (value > found[short]).nonzero().flatten()
-    _copy(best, closer, short[better], better)
-    return best
-
-
 def coupled(
     rows: Rows, choice: Choice, target: Float64[Tensor, " batch"], search: Search, chain: Chain, fixed: Curved | None = None
 ) -> Choice:
     """The best choice found for each row, in float32; rows above `target` are left alone. Stops early when the time runs out.
 
     `fixed`: with these curvatures, which saves the norms."""
-    return _searched(rows, choice, target, search, chain, fixed)[0]
+    return searched(rows, choice, target, search, chain, fixed)[0]
 
 
-def _searched(
-    rows: Rows, choice: Choice, target: Float64[Tensor, " batch"], search: Search, chain: Chain, fixed: Curved | None
+def searched(
+    rows: Rows, choice: Choice, target: Float64[Tensor, " batch"], search: Search, chain: Chain, fixed: Curved | None = None
 ) -> tuple[Choice, Tensor]:
     """The best choice, and about what it is worth.
 
