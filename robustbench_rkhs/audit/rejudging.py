@@ -1,10 +1,12 @@
 """Evaluating again what older code evaluated: what is cheap is done, the rest is named with the command that does it."""
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from robustbench_rkhs.evaluation.engine_choice import AnyEngine
 from robustbench_rkhs.evaluation.recipe import EvalRecipe, typed_certificates
 from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.identity import key_of
@@ -12,8 +14,9 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.reports.entries import best_of
 from robustbench_rkhs.reports.places import Places
-from robustbench_rkhs.verdicts import Brief, breaches, stale, summary
+from robustbench_rkhs.verdicts import Brief, Evaluation, breaches, stale, summary
 from robustbench_rkhs.zoo import NamedModel, load_model
+from robustbench_rkhs.zoo.loaders import Typed
 
 CHEAP = 60.0
 """Seconds that an evaluation took, up to which it is done again."""
@@ -32,12 +35,14 @@ class Rejudged:
     """What evaluates it again, where that was not done here."""
 
 
-def rejudge(out: Path, models: Sequence[str] = (), cheap: float = CHEAP, device: str = "cpu") -> Iterator[Rejudged]:
+def rejudge(
+    out: Path, models: Sequence[str] = (), cheap: float = CHEAP, device: str = "cpu", engine: AnyEngine | None = None
+) -> Iterator[Rejudged]:
     """Each model's strongest stale table in OUT/verdicts, for each data set, norm and box: evaluated again, or named.
 
     It is evaluated again with its own settings where that took at most `cheap` seconds and the model at hand is that function; else
     it is named, with its command. The cheap ones come first. The old table stays. What was submitted is never evaluated here: its
-    sender's folder goes through the gate again.
+    sender's folder goes through the gate again. `engine`: what computes, as of `evaluate`.
     """
     places, unread = Places(out), list[str]()
     briefs = [one for one in places.cache().read_all(places.verdicts, unread.append) if not models or one.about.model in models]
@@ -48,7 +53,7 @@ def rejudge(out: Path, models: Sequence[str] = (), cheap: float = CHEAP, device:
         groups.setdefault((about.model, about.key, about.data, about.data_digest, about.norm, about.box), []).append(one)
     found = [best for members in groups.values() if stale(best := best_of(members))]
     for seconds, _, one in sorted((_seconds(one), number, one) for number, one in enumerate(found)):
-        yield _rejudged(one, seconds, cheap, device, places)
+        yield _rejudged(one, seconds, cheap, partial(evaluate, folder=places.verdicts, device=device, engine=engine))
 
 
 def _seconds(one: Brief) -> float:
@@ -56,7 +61,7 @@ def _seconds(one: Brief) -> float:
     return float(one.evaluation().table["seconds"].sum())
 
 
-def _rejudged(one: Brief, seconds: float, cheap: float, device: str, places: Places) -> Rejudged:
+def _rejudged(one: Brief, seconds: float, cheap: float, evaluated: Callable[..., Evaluation]) -> Rejudged:
     about = one.about
     asked = shlex.join(["rkhs-eval", "--model", about.model, "--norm", about.norm, "--eps", *map(about.words, about.epsilons)])
     command, what = about.command or asked, f"{about.model} ({one.path}): {stale(one)}"
@@ -71,7 +76,7 @@ def _rejudged(one: Brief, seconds: float, cheap: float, device: str, places: Pla
         named = _same_model(one)
     except UserError as error:
         return Rejudged(about.model, one.path, None, f"{what}; {error}", command)
-    done = evaluate(named.model, named.test, recipe, name=about.model, folder=places.verdicts, device=device, command=command)
+    done = evaluated(named.model, named.test, recipe, name=about.model, command=command, loader=Typed(about.model))
     if not done.about.complete or len(breaches(done)):
         return Rejudged(
             about.model, one.path, done.path, f"{what}; evaluated again, incomplete or unsound: see {done.path}", command

@@ -45,6 +45,7 @@ def _evaluate(
     vnnlib: Folder | None = None,
     answers: Path | None = None,
     engine: EngineName = "here",
+    parts: str | None = None,
 ) -> int:
     """Certify and attack models; print the table of verdicts; write it, the curve and the report.
 
@@ -87,6 +88,8 @@ def _evaluate(
             contradiction ends with exit code 1.
         engine: What computes: here; torchrun or srun, in each process that these start; submitit:tasks=8,partition=NAME, a Slurm
             job array; ray:gpus=1, a cluster. The table is the same with any of them.
+        parts: URL of an object store (s3://bucket/evaluations, gs://, az://) below which machines that share no disk exchange
+            finished parts, whole and sealed; each has an OUT of its own beside it.
     """
     if isinstance(array := engine_from(engine), Submitit):
         return submitted(array)
@@ -119,7 +122,7 @@ def _evaluate(
         if not leads:
             save_certificates = save_adversarials = vnnlib = None
         files = (save_certificates, save_adversarials, bits, vnnlib, answers)
-        run = _Run(recipe, conditions, screen, where, out, other, *files, choice, leads)
+        run = _Run(recipe, conditions, screen, where, out, other, *files, choice, parts, leads)
         loaders = [Typed(one, weights, data, tuple(allow_code), votes or None, means, stds) for one in model]
         for subject, loader in zip([smoothed(one, **votes) for one in subjects] if votes else subjects, loaders, strict=True):
             found, broke, reason = run.of(subject, loader)
@@ -162,6 +165,7 @@ class _Run:
     vnnlib: Path | None
     answers: Path | None
     engine: AnyEngine
+    parts: str | None
     leads: bool
     """Whether this process writes figures and files: of several ranks, the first."""
 
@@ -186,6 +190,7 @@ class _Run:
             command=typed_command(),
             loader=loader,
             engine=self.engine,
+            parts=self.parts,
         )
         stopped = done.about.incomplete_because == "interrupted"
         written = _shown(

@@ -9,8 +9,10 @@ from pydantic import Field
 
 from robustbench_rkhs.cli.command import AsJson, Names, command, typed_command
 from robustbench_rkhs.cli.display import Quiet, shown
+from robustbench_rkhs.cli.engines import chosen_engine, leading, submitted
 from robustbench_rkhs.cli.screen import console_of_width, emit, printed
-from robustbench_rkhs.cli.values import Count, Device, Folder
+from robustbench_rkhs.cli.values import Count, Device, EngineName, Folder
+from robustbench_rkhs.evaluation.engine_choice import Submitit, engine_from
 from robustbench_rkhs.nodes.node import UserError
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ def _report(
     device: Device = "cpu",
     as_json: AsJson = False,
     quiet: Quiet = False,
+    engine: EngineName = "here",
 ) -> None:
     """Draw what is new: curves, tables, trade-off plots and the leaderboard, from the verdicts alone, under OUT/local.
 
@@ -78,7 +81,10 @@ def _report(
         cheap: With --rejudge: the most seconds that an evaluation took to be done again.
         device: With --rejudge: cpu, cuda ...
         as_json: Print one JSON object on stdout, with the path of every file.
+        engine: With --rejudge: what computes: here; torchrun or srun; submitit:tasks=8,partition=NAME; ray:gpus=1.
     """
+    if isinstance(array := engine_from(engine), Submitit):
+        raise SystemExit(submitted(array))
     from robustbench_rkhs.reports.places import Places
     from robustbench_rkhs.reports.update import update
 
@@ -102,8 +108,12 @@ def _report(
         return _claims(out, claims, as_json) if claims is not None else _export(out, export or Path(), as_json)
     if rejudge:
         if publish or withdraw or published or adversarials or table is not None or names:
-            raise UserError("--rejudge evaluates again: expected no other option than --out, --model, --cheap, --device, --json")
-        return _rejudge(out, model, cheap, device, as_json, quiet)
+            raise UserError(
+                "--rejudge evaluates again: expected no other option than --out, --model, --cheap, --device, --engine, --json"
+            )
+        return _rejudge(out, model, cheap, (engine, device), as_json, quiet)
+    if engine != "here":
+        raise UserError("--engine computes: expected it with --rejudge")
     if table is not None or names:
         if publish or withdraw or published or adversarials:
             raise UserError(
@@ -169,20 +179,22 @@ def _export(out: Path, folder: Path, as_json: bool) -> None:
         emit({"export": written, "notes": unread})
 
 
-def _rejudge(out: Path, models: Names, cheap: float, device: str, as_json: bool, quiet: bool) -> None:
+def _rejudge(out: Path, models: Names, cheap: float, where: tuple[str, str], as_json: bool, quiet: bool) -> None:
     """Evaluate stale tables again, tell what became of each, and draw what is new."""
     from robustbench_rkhs.audit.rejudging import rejudge
     from robustbench_rkhs.reports.update import update
 
-    found = []
-    with shown(console_of_width(120, stderr=as_json), quiet):
-        for one in rejudge(out, models, cheap, device):
+    found, (choice, device) = [], chosen_engine(*where)
+    with leading(choice) as leads, shown(console_of_width(120, stderr=as_json), quiet or not leads):
+        for one in rejudge(out, models, cheap, device, choice):
             printed(one.line, stderr=as_json)
             if one.command:
                 printed(f"  {one.command}", stderr=as_json)
             found.append(one)
-        if any(one.done for one in found):
+        if leads and any(one.done for one in found):
             update(out, models)
+    if not leads:
+        return
     done = sum(one.done is not None for one in found)
     printed(f"stale: {len(found)} tables, {done} evaluated again, {len(found) - done} left with their commands", stderr=as_json)
     if as_json:

@@ -11,6 +11,7 @@ from robustbench_rkhs.attacks import PGD, Attack, SuperDeepFool, schedule
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.schedule import FIRST, Known
 from robustbench_rkhs.evaluation.phase_state import Block, Places, Radii, Work
+from robustbench_rkhs.evaluation.runs import Runs
 from robustbench_rkhs.evaluation.scheduler import Chain
 from robustbench_rkhs.runtime.clock import OutOfTime
 from robustbench_rkhs.verdicts import Rechecked
@@ -46,7 +47,6 @@ class AttackPhase:
         self.epsilons, self.index, self.right, self.margins = (
             self.work.epsilons, self.work.index, self.work.right, self.work.margins)  # fmt: skip
         self.proved, self.recipe, self.box = self.work.certified, recipe, self.work.box
-        self.place = {int(index): place for place, index in enumerate(self.index)}
         aimed = [attack.aimed(norm=recipe.norm, eps=None, seed=recipe.seed) for attack in self.protocol]
         named = list(zip(self.labels, aimed, strict=True))
         self.minimal = {label: attack for label, attack in named if attack.minimal_norm}
@@ -54,8 +54,8 @@ class AttackPhase:
         self.broken = np.full(images, np.inf)
         self.failed = np.full(images, np.inf)
         """Smallest eps at which a fixed-budget attack ended in an error or an unconfirmed result: no further tries there."""
-        self.ran: dict[str, dict[int, dict[float, float]]] = {label: {} for label in self.labels}
-        """The radius by attack, image and budget (inf without one)."""
+        self.ran = {label: Runs(images) for label in self.labels}
+        """By attack, what its runs found."""
         self.survived = {label: np.full(images, -np.inf) for label in self.labels}
         """By attack, the largest budget that each image survived; inf where a minimal-norm attack ran."""
         self.pace: dict[str, float] = {}
@@ -102,11 +102,11 @@ class AttackPhase:
             (int(place), eps)
             for eps in self.epsilons
             for place in np.flatnonzero(self.standing(eps))
-            if self.fixed and any(eps not in self.ran[label].get(int(place), {}) for label in self.fixed)
+            if self.fixed and any(not self.ran[label].done(place, eps) for label in self.fixed)
         ]
         chosen = schedule.sample(pairs, self.index, self.recipe.seed, self.recipe.rechecked)
         for label, attack in self.fixed.items():
-            todo = [(place, eps) for place, eps in chosen if eps not in self.ran[label].get(place, {}) and self.broken[place] > eps]
+            todo = [(place, eps) for place, eps in chosen if not self.ran[label].done(place, eps) and self.broken[place] > eps]
             places, eps = np.array([place for place, _ in todo], dtype=int), np.array([eps for _, eps in todo])
             blocks = list(schedule.blocks(np.arange(len(todo)), self.recipe.block))
             self.work.run("attacks", label, (self.attack(attack, label, places[some], eps[some]) for some in blocks), blocks)
@@ -199,21 +199,16 @@ class AttackPhase:
 
     def note(self, table: pd.DataFrame, label: str) -> None:
         """Merge a part's rows into the knowledge about images."""
+        places = self.work.subject.places(table["index"].to_numpy())
         radii, budgets = table["radius"].to_numpy(), table["eps"].fillna(np.inf).to_numpy()
-        for index, eps, radius, reason in zip(table["index"], budgets, radii, table["state_reason"], strict=True):
-            place = self.place[index]
-            self.broken[place] = min(self.broken[place], radius)
-            if label not in self.ran:
-                continue  # a check or an audit
-            if reason:
-                self.failed[place] = min(self.failed[place], eps)
-                continue
-            ran = self.ran[label].setdefault(place, {})
-            ran[eps] = radius
-            # an adversarial image revokes survival at a larger budget; without a budget, the attack decides every eps
-            found = min(ran.values())
-            held = [budget for budget, nearest in ran.items() if np.isinf(budget) or (np.isinf(nearest) and budget < found)]
-            self.survived[label][place] = max(held, default=-np.inf)
+        np.minimum.at(self.broken, places, radii)
+        if label not in self.ran:
+            return  # a check or an audit
+        failed = (table["state_reason"] != "").to_numpy()
+        np.minimum.at(self.failed, places[failed], budgets[failed])
+        ran = places[~failed]
+        self.ran[label].note(ran, budgets[~failed], radii[~failed])
+        self.survived[label][ran] = self.ran[label].survived(ran)
 
 
 def learns(attack: Attack) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from robustbench_rkhs.evaluation.image_places import ImagePlaces
 from robustbench_rkhs.nodes.threat_model import Box, Norm
 from robustbench_rkhs.runtime.events import Between
 from robustbench_rkhs.verdicts.image_states import counted, proved
@@ -18,15 +19,15 @@ class BoundsSoFar:
     """
 
     def __init__(self, index: Sequence[int], epsilons: Sequence[float], norm: Norm, box: Box) -> None:
-        self.place = pd.Index(np.asarray(index, dtype=np.int64))
+        self.places = ImagePlaces(np.asarray(index, dtype=np.int64))
         self.epsilons, self.norm, self.box = sorted(set(epsilons)), norm, box
-        images = len(self.place)
+        self.images = images = len(index)
         self.asked, self.right = np.zeros(images, dtype=bool), np.zeros(images, dtype=bool)
         self.certified, self.broken = np.zeros(images), np.full(images, np.inf)
 
     def see(self, table: pd.DataFrame) -> None:
         """Take these rows into account."""
-        places = self.place.get_indexer(pd.Index(table["index"]))
+        places = self.places(table["index"].to_numpy())
         said = ((table["kind"] == "certificate") & (table["method"] == "prediction")).to_numpy()
         self.asked[places[said]] = True
         self.right[places[said]] = (table["label"] == table["predicted"]).to_numpy()[said]

@@ -23,6 +23,7 @@ SOURCES = (
     "runtime/modes.py",
     "runtime/precision.py",
     "verdicts/kept_adversarials.py",
+    "verdicts/merging.py",
     "verdicts/parts.py",
     "verdicts/schema.py",
     "verdicts/store.py",

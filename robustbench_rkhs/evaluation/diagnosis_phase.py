@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import Attack
@@ -71,7 +70,7 @@ class DiagnosisPhase:
 
     def known(self) -> Record:
         """The table so far."""
-        return Record(pd.concat(self.work.tables, ignore_index=True), self.about)
+        return Record(self.work.tables.whole(), self.about)
 
     def diagnosed(self) -> Sequence[Diagnosis]:
         """Every diagnosis at the most informative eps, on a sample of the images."""

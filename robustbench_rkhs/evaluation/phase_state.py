@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Float, Int
 
@@ -48,7 +47,7 @@ class Work:
     scheduler: Scheduler
     clock: Clock
     follower: Follower
-    tables: list[pd.DataFrame] = field(default_factory=Tables)
+    tables: Tables = field(default_factory=Tables)
     """The part of every finished job."""
     breaches: list[Breach] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
@@ -62,6 +61,7 @@ class Work:
 
     def __post_init__(self) -> None:
         images = len(self.subject.split)
+        self.tables = Tables(self.subject.digests)
         self.index = self.subject.split.index.cpu().numpy()
         self.epsilons = sorted({float(eps) for eps in self.recipe.eps})
         self.predicted = np.zeros(images, dtype=np.int64)
@@ -80,20 +80,19 @@ class Work:
 
         Raises UserError for NaN, or probabilities instead of logits.
         """
-        places, found = np.arange(len(self.index)), dict[int, Part]()
+        places, found = np.arange(len(self.index)), dict[int, Any]()
 
         def block(number: int, some: Places) -> Chain:
             index = tuple(self.index[some].tolist())
-            found[number] = yield Job("predict", "prediction", self.recipe.norm, self.box, index, of=self.subject.identity())
+            part = yield Job("predict", "prediction", self.recipe.norm, self.box, index, of=self.subject.identity())
+            found[number] = part.logits
+            self.tables.append(part.table)
 
         size = min(ASKED, BLOCK) if isinstance(self.subject.split.x, Stream) else ASKED
         starts = range(0, max(len(places), 1), size)
         blocks = [places[start : start + size] for start in starts]
         self.run("predictions", "", (block(start, some) for start, some in zip(starts, blocks, strict=True)), blocks)
-        parts = [found[start] for start in starts]
-        logits, labels = checked_values(torch.cat([part.logits for part in parts])), self.subject.split.y.cpu()
-        for part in parts:
-            self.tables.append(part.table)
+        logits, labels = checked_values(torch.cat([found[start] for start in starts])), self.subject.split.y.cpu()
         self.logits, self.predicted = logits, logits.argmax(1).numpy()
         self.right = (logits.argmax(1) == labels).numpy()
         self.margins = margin(logits, labels).double().numpy()

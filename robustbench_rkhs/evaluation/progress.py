@@ -47,4 +47,4 @@ class Follower:
         known = self.bounds.known()
         if known != self.told:
             self.told = known
-            emit(BoundsChanged(images=len(self.bounds.place), bounds=known))
+            emit(BoundsChanged(images=self.bounds.images, bounds=known))

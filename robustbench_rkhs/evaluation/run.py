@@ -33,6 +33,7 @@ from robustbench_rkhs.evaluation.diagnostics.transfer import Transfer
 from robustbench_rkhs.evaluation.engine_choice import AnyEngine, Here
 from robustbench_rkhs.evaluation.engines import Engine
 from robustbench_rkhs.evaluation.engines.start import started
+from robustbench_rkhs.evaluation.exchange import Exchange
 from robustbench_rkhs.evaluation.first_look import FirstLook
 from robustbench_rkhs.evaluation.independence import IMAGES, independence
 from robustbench_rkhs.evaluation.job_log import JobLog
@@ -66,6 +67,7 @@ from robustbench_rkhs.runtime.devices import describe
 from robustbench_rkhs.runtime.digests import weights_digest
 from robustbench_rkhs.runtime.events import Finished, Message, OnEvent, PhaseStarted, emit, listening
 from robustbench_rkhs.runtime.modes import evaluating
+from robustbench_rkhs.runtime.object_store import ObjectStore
 from robustbench_rkhs.runtime.precision import full_precision
 from robustbench_rkhs.runtime.threads import threads
 from robustbench_rkhs.verdicts import About, Evaluation, Nearest, Noticed, Part
@@ -92,6 +94,7 @@ def evaluate(
     command: str = "",
     loader: Loader | None = None,
     engine: AnyEngine | None = None,
+    parts: str | None = None,
     on_event: OnEvent | None = None,
     **settings: Any,
 ) -> Evaluation:
@@ -108,7 +111,9 @@ def evaluate(
     method `transfer`), and the diagnosis compares. `training`: training images, whose accuracy is compared with that on the test
     images (`evaluation/training_accuracy.py`). `loader`: where processes on other devices get the same model and images;
     without it they are sent along. `engine`: what computes the jobs (`evaluation/engine_choice.py`); the table is the same with any
-    of them, and folder/name/jobs/ says where each job was computed. `on_event` is called with every event (`runtime/events.py`).
+    of them, and folder/name/jobs/ says where each job was computed. `parts`: URL of an object store (`s3://bucket/evaluations`)
+    below which machines that share no folder exchange finished parts, beside a folder of their own.
+    `on_event` is called with every event (`runtime/events.py`).
     Interrupted by the keyboard, or when `budget` seconds are used up, it returns (and writes) what there is: images that no
     protocol reached are untested; where there is no time to ask about each image once, fewer are taken, which a line says. The
     model, its mode and gradients are left as they were.
@@ -141,7 +146,7 @@ def evaluate(
             split = sized(queried, split.to(device), clock, recipe.seed)
         named = (name, identity.weights, device, recipe.seed, identity.key)
         subject = Subject(model, queried, split, *named, images=nearest is not None)
-        store = Store(own / "parts" if own else None, nearest)
+        store = Store(own / "parts" if own else None, nearest, exchanged(parts, own))
         with full_precision():
             run = _Run(subject, recipe, None if twin is None else _transfer(twin, subject))
             run.note(command=command, key=identity.key, logits=identity.logits, threads=str(taken))
@@ -175,6 +180,15 @@ def evaluate(
     if images is not None and isinstance(adversarials, str | Path):
         verdicts.write_adversarials(images, adversarials)
     return evaluation
+
+
+def exchanged(url: str | None, own: Path | None) -> Exchange | None:
+    """The exchange of an evaluation's parts below a URL. Raises UserError where there is no folder of its own to keep them in."""
+    if url is None:
+        return None
+    if own is None:
+        raise UserError(f"parts {url}: expected a folder beside it, where this machine keeps them")
+    return Exchange(ObjectStore(url), own.name, own / "parts")
 
 
 def _transfer(twin: nn.Module, subject: Subject) -> Transfer:
@@ -262,8 +276,8 @@ class _Run:
             "job": self.digest,
         }
         self.about = About.read(known, "evaluate")
-        self.logits: Tensor | None = None
-        """Its answers to the images."""
+        self.right: int | None = None
+        """How many images it classifies correctly."""
 
     def note(self, **fields: Any) -> None:
         """What is known now of the evaluation."""
@@ -271,11 +285,9 @@ class _Run:
 
     def compare_training(self, training: Split) -> None:
         """Note whether it is better on the test images than on training images; a smoothed model is not asked."""
-        logits = self.logits
-        if logits is None or isinstance(self.subject.queried, Smoothed):
+        if self.right is None or isinstance(self.subject.queried, Smoothed):
             return
-        right = int((logits.argmax(1).cpu() == self.subject.split.y.cpu()).sum())
-        found = above_training(self.subject.queried, training, right, len(logits), self.subject.device)
+        found = above_training(self.subject.queried, training, self.right, len(self.subject.split), self.subject.device)
         marks = (*self.about.marks, *([found.name] if found.tripped else []))
         self.note(diagnostics=(*self.about.diagnostics, found), marks=marks)
 
@@ -303,7 +315,7 @@ class _Run:
         attacks: AttackPhase | None = None
         diagnosis: DiagnosisPhase | None = None
         work.predict()
-        self.logits = work.logits
+        self.right = int(work.right.sum())
         if self.constant is not None:
             emit(Message(text=self.constant.words))
         if len(work.right) and not work.right.any():
@@ -318,6 +330,7 @@ class _Run:
             first.hold_against_certificates()
             SecondLook(work).all()
             self.ask_alone(work, clock)
+            work.logits = torch.zeros(0, 0)  # of which nobody asks any more
             attacks = AttackPhase(work, self.protocol, self.labels)
             attacks.all()
             about = self.about
@@ -344,7 +357,7 @@ class _Run:
             self.note(rechecked=attacks.rechecked)
         if diagnosis is not None:
             self.note(diagnostics=tuple(diagnosis.diagnostics), marks=tuple(diagnosis.marks))
-        table = verdicts.merge(work.tables)
+        table = work.tables.merged()
         return (first.superseded(table) if complete else table), complete
 
 

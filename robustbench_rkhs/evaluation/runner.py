@@ -11,6 +11,7 @@ from robustbench_rkhs.evaluation.jobs import Job
 from robustbench_rkhs.evaluation.predictions import raw_logits
 from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.runtime.clock import Clock, limited
+from robustbench_rkhs.runtime.memory import FREED
 from robustbench_rkhs.verdicts import Part
 
 
@@ -24,10 +25,13 @@ class Runner:
         """The result, within the time limit of the job. Raises UserError, and OutOfTime if there is no result in time."""
         if isinstance(job.method, Transfer) and self.transfer is not None:
             job = replace(job, method=job.method.on(self.transfer.twin))
-        with limited(None if job.seconds is None else Clock(job.seconds)):
-            if not job.divisible:
-                return self._computed(job)
-            return self.halving(job.label, len(job.index), lambda places: self._computed(job.at(places)))
+        try:
+            with limited(None if job.seconds is None else Clock(job.seconds)):
+                if not job.divisible:
+                    return self._computed(job)
+                return self.halving(job.label, len(job.index), lambda places: self._computed(job.at(places)))
+        finally:
+            FREED.ended()
 
     def _computed(self, job: Job) -> Part:
         if job.phase == "attack":

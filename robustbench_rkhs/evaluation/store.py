@@ -5,8 +5,10 @@ from typing import Any
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.evaluation.cache_key import digest_of
+from robustbench_rkhs.evaluation.exchange import Exchange
 from robustbench_rkhs.evaluation.jobs import Job
-from robustbench_rkhs.evaluation.row_cache import Pair, RowCache
+from robustbench_rkhs.evaluation.pair_places import Pair
+from robustbench_rkhs.evaluation.row_cache import RowCache
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.seals import Damaged
 from robustbench_rkhs.verdicts import Nearest, Part
@@ -18,9 +20,10 @@ UNFINISHED = ("error", "timeout")
 class Store:
     """Results by the key of their job: per-image ones by row, the others whole. Only in memory without a folder."""
 
-    def __init__(self, folder: Path | None = None, nearest: Nearest | None = None) -> None:
-        """`nearest` collects the nearest adversarial images, if wanted; every part then keeps its own beside it."""
-        self.folder, self.nearest = folder, nearest
+    def __init__(self, folder: Path | None = None, nearest: Nearest | None = None, exchange: Exchange | None = None) -> None:
+        """`nearest` collects the nearest adversarial images, if wanted; every part then keeps its own beside it. `exchange`: with
+        machines that share no folder."""
+        self.folder, self.nearest, self.exchange = folder, nearest, exchange
         self.outside: dict[str, set[int]] = {}
         """By attack, the images for which it returned a point outside box or ball."""
         self._rows: dict[str, RowCache] = {}
@@ -59,6 +62,8 @@ class Store:
         self._whole[job.name] = part
         if finished and (path := self._path(job)):
             verdicts.write_part(part.of(_identity(job)), path)
+            if self.exchange:
+                self.exchange.put(path)
 
     def gathered(self, part: Part) -> Part:
         """The part, once what it holds besides rows is gathered."""
@@ -70,6 +75,8 @@ class Store:
 
     def _found(self, job: Job) -> bool:
         path = self._path(job)
+        if self.exchange and path and job.name not in self._whole:
+            self.exchange.fetch(path)
         if job.name not in self._whole and path and path.is_file():
             try:
                 part = verdicts.read_part(path, self.nearest is not None)
@@ -88,7 +95,7 @@ class Store:
     def _cache(self, job: Job) -> RowCache:
         key = job.key
         if key not in self._rows:
-            self._rows[key] = RowCache(self.folder and self.folder / key, images=self.nearest is not None)
+            self._rows[key] = RowCache(self.folder and self.folder / key, self.nearest is not None, self.exchange)
         return self._rows[key]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from robustbench_rkhs.data import Split
 from robustbench_rkhs.evaluation.cache_key import sources_digest
+from robustbench_rkhs.evaluation.image_places import ImagePlaces
 
 
 @dataclass(frozen=True)
@@ -36,18 +37,25 @@ class Subject:
     """Whether adversarial images are kept beside the rows."""
 
     @cached_property
-    def input_digests(self) -> list[str]:
-        """sha256 of each image."""
-        return [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in self.split.x.cpu().contiguous()]
+    def input_digests(self) -> np.ndarray:
+        """sha256 of each image, as bytes: (images, 32)."""
+        found = np.zeros((len(self.split), 32), dtype=np.uint8)
+        for place, image in enumerate(self.split.x.cpu().contiguous()):
+            found[place] = np.frombuffer(hashlib.sha256(image.numpy().tobytes()).digest(), dtype=np.uint8)
+        return found
 
     @cached_property
-    def places(self) -> dict[int, int]:
+    def places(self) -> ImagePlaces:
         """Position in the split of each image, by its position in the original arrays."""
-        return {index: place for place, index in enumerate(self.split.index.tolist())}
+        return ImagePlaces(self.split.index.cpu().numpy())
 
     def positions(self, index: Sequence[int]) -> Tensor:
         """Positions of these images in the split."""
-        return torch.tensor([self.places[one] for one in index], dtype=torch.int64, device=self.device)
+        return torch.from_numpy(self.places(index)).to(self.device)
+
+    def digests(self, index: Sequence[int]) -> list[str]:
+        """sha256 of these images in hex."""
+        return [self.input_digests[place].tobytes().hex() for place in self.places(index)]
 
     def rows(self, positions: Tensor, predicted: Sequence[int], **columns: Any) -> pd.DataFrame:
         """Rows of the table for these images and predictions; every column not given has its default."""
@@ -64,7 +72,7 @@ class Subject:
             "settings": "",
             "eps": np.nan,
             "index": split.index[positions].cpu().numpy(),
-            "input_sha256": [self.input_digests[i] for i in where],
+            "input_sha256": [self.input_digests[place].tobytes().hex() for place in where],
             "label": split.y[positions].cpu().numpy(),
             "predicted": np.asarray(predicted, dtype=np.int64),
             "state_reason": "",

@@ -2,9 +2,12 @@
 
 import ctypes
 import sys
+import time
 
 EVERY = 2**25
 """Bytes read between two calls of `give_back`."""
+PAUSE = 0.5
+"""Seconds between two calls of it after jobs."""
 
 
 class Freed:
@@ -15,7 +18,7 @@ class Freed:
     """
 
     def __init__(self) -> None:
-        self.bytes = 0
+        self.bytes, self.last = 0, time.monotonic()
 
     def read(self, size: int) -> None:
         """Record that a block of `size` bytes was read."""
@@ -24,8 +27,14 @@ class Freed:
             self.bytes = 0
             self.give_back()
 
+    def ended(self) -> None:
+        """Record that a job ended, which leaves holes where its arrays were."""
+        if time.monotonic() - self.last >= PAUSE:
+            self.give_back()
+
     def give_back(self) -> None:
         """Return freed pages to the system now."""
+        self.last = time.monotonic()
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
         if trim is not None:
             trim(0)

@@ -53,7 +53,7 @@ def work(
     for a sweep that its recipe refuses or that differs from that of the folder.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("a sweep does not run under torchrun: start the command itself several times, each is a worker")
+        raise UserError("a sweep under torchrun needs --engine torchrun: each process is then a worker that trains alone")
     validation = check(plan)
     data = {"data": validation.data, "data_digest": validation.digest}
     journal = Journal(folder, plan, data | {"command": command, "images": len(validation), "torch": torch.__version__})

@@ -11,6 +11,7 @@ from robustbench_rkhs.verdicts.image_states import STATES, states
 from robustbench_rkhs.verdicts.keeping import keep
 from robustbench_rkhs.verdicts.kept_adversarials import Kept, Nearest, holding
 from robustbench_rkhs.verdicts.kinship import functions, same_function
+from robustbench_rkhs.verdicts.merging import merge
 from robustbench_rkhs.verdicts.model_marks import (
     BATCH_DEPENDENT,
     NO_FUNCTION,
@@ -30,7 +31,7 @@ from robustbench_rkhs.verdicts.schema import COLUMNS, KEY, Verdicts, validate
 from robustbench_rkhs.verdicts.soundness import breaches, pooled
 from robustbench_rkhs.verdicts.statistics import Proportion, clopper_pearson, holm, mcnemar, mcnemar_all
 from robustbench_rkhs.verdicts.step_curves import AccuracySteps, Steps, accuracy_steps
-from robustbench_rkhs.verdicts.store import digest, merge, read, read_all, read_part, set_part_aside, write, write_part
+from robustbench_rkhs.verdicts.store import digest, read, read_all, read_part, set_part_aside, write, write_part
 from robustbench_rkhs.verdicts.summaries import (
     accuracy_at,
     by_attack,

@@ -87,26 +87,49 @@ WORDS = (
     (r"not_nullable", "a value"),
 )
 """Descriptions of pandera's rules."""
+ROWS = 10_000
+"""Rows that are checked at once: a check takes several times their memory."""
 COLUMNS = list(Verdicts.to_schema().columns)
 """The columns, in the table's order."""
 
 
 def validate(table: pd.DataFrame) -> pd.DataFrame:
     """The table with its columns typed and ordered. Raises UserError naming the first fault."""
+    check_columns(table)
+    check_keys(table)
+    table = table.reset_index(drop=True)
+    parts = (_valid(table.iloc[start : start + ROWS]) for start in range(0, max(len(table), 1), ROWS))
+    first = next(parts)
+    if len(first) < len(table) and (first.dtypes == table[COLUMNS].dtypes).all():
+        for _ in parts:  # typed already: no second copy
+            pass
+        return table[COLUMNS]
+    return pd.concat([first, *parts], ignore_index=True) if len(first) < len(table) else first
+
+
+def _valid(rows: pd.DataFrame) -> pd.DataFrame:
+    try:
+        return Verdicts.validate(rows)[COLUMNS]
+    except (pandera.errors.SchemaError, pandera.errors.SchemaErrors) as error:
+        first = error.schema_errors[0] if isinstance(error, pandera.errors.SchemaErrors) else error
+        raise UserError(f"not a table of verdicts: {_reason(first)}") from None
+
+
+def check_columns(table: pd.DataFrame) -> None:
+    """Raises UserError naming columns that are missing or unknown."""
     missing, unknown = [c for c in COLUMNS if c not in table], [str(c) for c in table if c not in COLUMNS]
     if missing or unknown:
         faults = [f"{word} {', '.join(which)}" for word, which in (("missing", missing), ("unknown", unknown)) if which]
         raise UserError(f"not a table of verdicts: columns {'; '.join(faults)}")
-    twice = table[table.duplicated(KEY)]
-    if len(twice):
-        row = twice.iloc[0]
+
+
+def check_keys(table: pd.DataFrame) -> None:
+    """Raises UserError naming the first row whose key another row has."""
+    varied = [name for name in KEY if not (table[name].isna().all() or (table[name] == table[name].iloc[0]).all())]
+    rows = table[table.duplicated(varied or KEY[:1])]  # the other columns tell no rows apart
+    if len(rows):
+        row = rows.iloc[0]
         raise UserError(f"not a table of verdicts: two rows of {row['method']!r} at eps {row['eps']} for image {row['index']}")
-    try:
-        valid = Verdicts.validate(table.reset_index(drop=True))
-    except (pandera.errors.SchemaError, pandera.errors.SchemaErrors) as error:
-        first = error.schema_errors[0] if isinstance(error, pandera.errors.SchemaErrors) else error
-        raise UserError(f"not a table of verdicts: {_reason(first)}") from None
-    return valid[COLUMNS]
 
 
 def _reason(error: pandera.errors.SchemaError) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,23 +136,6 @@ def table_paths(folder: Path) -> list[Path]:
         folders[:] = [name for name in folders if name != "parts" and not name.startswith(".")]
         found += [Path(root, name) for name in names if name.endswith(".parquet") and not name.startswith(".")]
     return sorted(found)
-
-
-def merge(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """One table in canonical order; rows that differ at most in their seconds are one.
-
-    Raises UserError where two rows of one key disagree, or one index names two images.
-    """
-    filled = [table for table in tables if len(table)]
-    whole = pd.concat(filled, ignore_index=True) if filled else pd.DataFrame({column: [] for column in COLUMNS})
-    said = [column for column in whole.columns if column != "seconds"]
-    table = _sorted(validate(whole.drop_duplicates(said)))
-    image = ["data", "split", "index"]
-    named = table[[*image, "label", "input_sha256"]].drop_duplicates()
-    twice = named[named.duplicated(image)]
-    if len(twice):
-        raise UserError(f"image {twice['index'].iloc[0]} stands for two different images or labels: expected one data set")
-    return table
 
 
 def digest(table: pd.DataFrame) -> str:

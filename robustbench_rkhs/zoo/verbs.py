@@ -65,6 +65,7 @@ def evaluate(
     command: str = "",
     loader: Loader | None = None,
     engine: AnyEngine | str = "here",
+    parts: str | None = None,
     on_event: OnEvent | None = None,
     **settings: Any,
 ) -> Evaluation:
@@ -85,7 +86,8 @@ def evaluate(
     k/255 where they stay adversarial within their eps, so that a picture file holds them; their column `bits` says which. `twin`:
     a network of the same data (or its name), trained without defence, whose adversarial images are tried too. `loader`: how
     processes on other devices load the same model and images; by default these are sent to them. `engine`: what computes, as after
-    --engine (`"ray:gpus=1"`); the table is the same with any.
+    --engine (`"ray:gpus=1"`); the table is the same with any. `parts`: URL of an object store below which machines that share no
+    folder exchange finished parts, beside a folder of their own.
     `on_event` is called with every event (`runtime/events.py`): phases, progress, bounds so far. Without it, work that takes longer
     than two seconds writes a line to stderr every few seconds.
     If interrupted by the keyboard, or after `budget` seconds, it returns a partial table.
@@ -112,6 +114,7 @@ def evaluate(
             "command": command,
             "loader": loader,
             "engine": engine_from(engine) if isinstance(engine, str) else engine,
+            "parts": parts,
         }
         return run.evaluate(opened.model, opened.split, queried, name=opened.name, device=opened.device, **given)
 

@@ -17,9 +17,10 @@ from robustbench_rkhs.runtime.clock import OutOfTime
 from robustbench_rkhs.runtime.files import Unwritable
 from robustbench_rkhs.runtime.heartbeat import Meter, beat
 from robustbench_rkhs.runtime.locks import Claim, claimed
+from robustbench_rkhs.runtime.object_store import RemoteClaim
 
-NAP = 0.2
-"""Seconds between two looks for a job or a result while all open jobs are computed elsewhere."""
+NAP, REMOTE = 0.2, 2.0
+"""Seconds between two looks for a job or a result while all open jobs are computed elsewhere: in a folder, and by URL."""
 VARIABLES = (("RKHS_RANK", "RKHS_RANKS"), ("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 """Environment variables of rank and number of ranks: of a job array of ours, torchrun, srun."""
 
@@ -48,7 +49,8 @@ class Ranks:
     """Computes what no other rank has in hand. All ranks submit the same jobs; a result of another is read from the store.
 
     A lock beside the parts says who computes a job. The kernel releases it when that process ends, and on other machines it counts
-    as left behind after ten minutes without a refresh: the job is then taken over. Predictions are asked by each rank itself: they
+    as left behind after ten minutes without a refresh: the job is then taken over. Where parts are exchanged by URL, the lock is a
+    claim there. Predictions are asked by each rank itself: they
     are never stored. No rank waits while there is an open job that nobody computes.
     """
 
@@ -61,7 +63,7 @@ class Ranks:
         """Jobs that any rank may compute, by name, and when they were submitted."""
         self._own = deque[Job]()
         """Jobs that this rank computes whatever the others do."""
-        self._claim: Claim | None = None
+        self._claim: Claim | RemoteClaim | None = None
 
     def submit(self, job: Job) -> None:
         if job.phase == "predict" or self._store.open(job) is None:  # what is stored and asked again is replayed
@@ -81,7 +83,7 @@ class Ranks:
                     del self._shared[name]
                     return outcome
             beat()
-            time.sleep(NAP)
+            time.sleep(REMOTE if self._store.exchange else NAP)
 
     def under_way(self) -> list[tuple[Job, Meter]]:
         return self._here.under_way()
@@ -96,16 +98,21 @@ class Ranks:
         """The job's outcome, computed here if it is open; None where another rank computes it now."""
         if self._store.elsewhere(job):
             return Outcome(job, None)
-        try:
-            self._claim = claimed(self._folder / f".{job.name}.lock", job.label)
-        except OSError as error:
-            raise Unwritable(f"cannot write {self._folder}, where ranks say what they compute: {error.strerror}") from None
+        self._claim = self._claimed(job)
         if self._claim is None:
             return None
         if self._store.elsewhere(job):  # stored between the two looks
             self._release()
             return Outcome(job, None)
         return self._computed(job)
+
+    def _claimed(self, job: Job) -> Claim | RemoteClaim | None:
+        if self._store.exchange:
+            return self._store.exchange.claimed(job.name)
+        try:
+            return claimed(self._folder / f".{job.name}.lock", job.label)
+        except OSError as error:
+            raise Unwritable(f"cannot write {self._folder}, where ranks say what they compute: {error.strerror}") from None
 
     def _computed(self, job: Job) -> Outcome:
         self._here.submit(job)

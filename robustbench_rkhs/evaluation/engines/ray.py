@@ -5,6 +5,7 @@ import importlib
 import os
 import pickle
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from robustbench_rkhs.evaluation import engine_choice
@@ -16,6 +17,7 @@ from robustbench_rkhs.evaluation.loaders import RunnerMaker
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.children import WorkerKilled
 from robustbench_rkhs.runtime.clock import OutOfTime
+from robustbench_rkhs.runtime.events import Message, emit
 from robustbench_rkhs.runtime.extras import require
 from robustbench_rkhs.runtime.heartbeat import EVERY, Meter, beat
 from robustbench_rkhs.verdicts import Part
@@ -24,30 +26,62 @@ Answer = tuple[Part | BaseException, Place, float]
 """What a task returns: the result, where it was computed, and how long that took."""
 
 
+class Cluster:
+    """A cluster that was joined, or begun for this process alone."""
+
+    def __init__(self, choice: engine_choice.Ray) -> None:
+        """Raises UserError where there is none, or no room in it."""
+        require("ray", "ray", "--engine ray")
+        self.ray: Any = importlib.import_module("ray")
+        self.choice, self._began = choice, not self.ray.is_initialized()
+        if self._began:
+            _connect(self.ray, choice.address or os.environ.get("RAY_ADDRESS"))
+        room = self.ray.cluster_resources()
+        self.width = int(room.get("CPU", 0) / choice.cpus)
+        """Tasks that run at once."""
+        if choice.gpus > 0:
+            self.width = min(self.width, int(room.get("GPU", 0) / choice.gpus))
+        if self.width < 1:
+            found = ", ".join(f"{room.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
+            self.leave()
+            raise UserError(f"--engine ray: a job takes {choice.cpus:g} CPU and {choice.gpus:g} GPU, found a cluster of {found}")
+
+    def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function as a task, which is run again where its worker or node is lost."""
+        wanted = {"num_cpus": self.choice.cpus, "num_gpus": self.choice.gpus, "scheduling_strategy": "SPREAD"}
+        started: Callable[..., Any] = self.ray.remote(max_retries=self.choice.retries, retry_exceptions=False, **wanted)(
+            function
+        ).remote
+        return started
+
+    def wait(self, tasks: Sequence[Any]) -> None:
+        """Until all have ended, or were lost more often than they are retried. Raises the UserError of one."""
+        for task in tasks:
+            try:
+                self.ray.get(task)
+            except self.ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, UserError):
+                    raise error.cause from None
+                raise
+            except self.ray.exceptions.RayError as error:
+                emit(Message(text=f"a task of the cluster was lost: {_first(error)}"))
+
+    def leave(self) -> None:
+        """Shut down what was begun here."""
+        if self._began:
+            self.ray.shutdown()
+
+
 class RayTasks:
     """Computes each job as a task of Ray, on whatever node has room."""
 
     def __init__(self, make: RunnerMaker, work: Work, choice: engine_choice.Ray) -> None:
         """`work` computes in this process what cannot be sent. Raises UserError where there is no cluster, or no room in it."""
-        require("ray", "ray", "--engine ray")
-        ray: Any = importlib.import_module("ray")
-        self._ray, self._here = ray, InProcess(work)
-        self._began = not ray.is_initialized()
-        if self._began:
-            address = choice.address or os.environ.get("RAY_ADDRESS")
-            _connect(ray, address)
-        room = ray.cluster_resources()
-        self.width = int(room.get("CPU", 0) / choice.cpus)
-        if choice.gpus > 0:
-            self.width = min(self.width, int(room.get("GPU", 0) / choice.gpus))
-        if self.width < 1:
-            found = ", ".join(f"{room.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
-            self.stop()
-            raise UserError(f"--engine ray: a job takes {choice.cpus:g} CPU and {choice.gpus:g} GPU, found a cluster of {found}")
+        self._cluster, self._here = Cluster(choice), InProcess(work)
+        self._ray, self.width = self._cluster.ray, self._cluster.width
         stored = pickle.dumps(make)
-        self._make, self._digest = [ray.put(stored)], hashlib.sha256(stored).hexdigest()
-        wanted = {"num_cpus": choice.cpus, "num_gpus": choice.gpus, "scheduling_strategy": "SPREAD"}
-        self._task = ray.remote(max_retries=choice.retries, retry_exceptions=False, **wanted)(_computed)
+        self._make, self._digest = [self._ray.put(stored)], hashlib.sha256(stored).hexdigest()
+        self._task = self._cluster.task(_computed)
         self._retries = choice.retries
         self._running: dict[Any, Job] = {}
 
@@ -57,7 +91,7 @@ class RayTasks:
         except Exception:  # whatever somebody else's object raises
             self._here.submit(job)
             return
-        self._running[self._task.remote(self._make, self._digest, message)] = job
+        self._running[self._task(self._make, self._digest, message)] = job
 
     def result(self) -> Outcome:
         if self._here.waiting:
@@ -78,11 +112,10 @@ class RayTasks:
         return [*((job, Meter()) for job in self._running.values()), *self._here.under_way()]
 
     def stop(self) -> None:
-        for task in getattr(self, "_running", {}):
+        for task in self._running:
             self._ray.cancel(task, force=True)
         self._running = {}
-        if self._began:
-            self._ray.shutdown()
+        self._cluster.leave()
 
 
 def _connect(ray: Any, address: str | None) -> None:
