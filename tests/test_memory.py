@@ -1,14 +1,17 @@
 """Rows and positions that are kept in little memory are those that were given."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.evaluation.cache_key import digest_of
+from robustbench_rkhs.evaluation.halving import Halving
 from robustbench_rkhs.evaluation.image_places import ImagePlaces
 from robustbench_rkhs.evaluation.pair_places import PairPlaces
 from robustbench_rkhs.evaluation.row_cache import MOST, RowCache
@@ -108,3 +111,30 @@ def test_few_finished_parts_are_in_memory_and_all_are_read(tmp_path: Path) -> No
             taken = again.take([(index, 0.5) for index in table["index"].tolist()[::-1]]).table
             pd.testing.assert_frame_equal(taken.astype(table.dtypes), table[::-1].reset_index(drop=True))
         assert len(again._held) == MOST
+
+
+def test_a_job_is_computed_in_the_pieces_that_memory_holds() -> None:
+    """Of a device that holds 5 images: the same rows in their order, the size is found once, and one image too many is an error."""
+    asked, halving = list[int](), Halving()
+
+    def compute(places: Sequence[int]) -> Part:
+        asked.append(len(places))
+        if len(places) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return Part(attacked(np.array(places), 0.5, 1), Noticed(outside={"pgd": (places[0],)}, failed=("line",)))
+
+    found = halving("pgd", 23, compute)
+    pd.testing.assert_frame_equal(found.table[["index"]], pd.DataFrame({"index": np.arange(23)}))
+    assert asked == [23, 11, 5, 5, 5, 5, 3] and found.noticed.outside == {"pgd": (0, 5, 10, 15, 20)}
+    assert found.noticed.failed == ("line",) and "out of memory with 11 images at once" in found.noticed.said[-1]
+    asked.clear()
+    halving("pgd", 12, compute)
+    assert asked == [5, 5, 2]  # as found before; another method begins whole
+    halving("ddn", 7, compute)
+    assert asked[3] == 7
+
+    def never(places: Sequence[int]) -> Part:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        halving("never", 4, never)

@@ -74,7 +74,7 @@ def test_of_one_day_the_table_of_todays_code_stands(home):
     assert best_of([Brief.of(same), Brief.of(new)]).about.evaluator == new.about.evaluator
 
 
-def test_what_is_cheap_is_evaluated_again_and_the_rest_is_named(home):
+def test_what_is_cheap_is_evaluated_again_and_the_rest_is_named(home, monkeypatch):
     path, old = older(home)
     path.unlink()
     old_path = path.with_name("l2-older.parquet")
@@ -85,7 +85,9 @@ def test_what_is_cheap_is_evaluated_again_and_the_rest_is_named(home):
     path.with_name("b.parquet").rename(old_path)
     out, _ = rkhs("report", "--rejudge", folder=home)
     assert "more than 60 s" in out and "rkhs-eval --model digits_mlp" in out and "0 evaluated again" in out
-    out, _ = rkhs("report", "--rejudge", "--cheap", "1e9", folder=home)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    out, _ = rkhs("report", "--rejudge", "--cheap", "1e9", "--engine", "torchrun", folder=home)
     assert "evaluated again: robust at 0.25" in out and "1 evaluated again, 0 left" in out
     assert not stale(verdicts.read(path)) and old_path.exists()
     out, _ = rkhs("report", "--rejudge", folder=home)

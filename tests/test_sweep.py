@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 from test_cli import rkhs
 
 from robustbench_rkhs.data.sets import NPZ
+from robustbench_rkhs.evaluation.engine_choice import Ranks, Submitit
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.reports import sweep as report_module
 from robustbench_rkhs.reports.pareto import pareto
 from robustbench_rkhs.reports.sweep import summarised
 from robustbench_rkhs.runtime.seals import SetAside
-from robustbench_rkhs.sweep import Plan, Sweep, work
+from robustbench_rkhs.sweep import Plan, Sweep, Worker, swept, work
 from robustbench_rkhs.sweep import trials as trials_module
 from robustbench_rkhs.sweep.journal import FileLock, Journal, setting_of
 from robustbench_rkhs.training import checkpoint
@@ -196,10 +197,19 @@ def test_bad_sweeps_are_one_line_before_anything_is_trained(home, fields, words)
     assert not (home / "sweeps").exists()
 
 
-def test_torchrun_is_refused(home, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="torchrun"):
-        done(home, sweep(home))
+def test_ranks_of_torchrun_are_workers_that_train_alone(home, monkeypatch):
+    """None takes its training for a part of one; without the engine that would happen, and is refused."""
+    plan, launched = sweep(home, vary={"optimizer.lr": [0.01, 0.02]}), {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="needs --engine torchrun"):
+        done(home, plan)
+    worker = Worker(plan, "tiny", home / "out", home / "out/reports", "cpu", "test")
+    found = swept(Ranks(), worker)
+    assert found["finished"] and [row["state"] for row in found["settings"]] == ["complete"] * 2
+    assert {name: os.environ[name] for name in launched} == launched
+    with pytest.raises(UserError, match="submitted by a command"):
+        swept(Submitit(), worker)
 
 
 def test_the_command(home):
