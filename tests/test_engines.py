@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from robustbench_rkhs.evaluation.engine_choice import Here, Ranks, Ray, Submitit
 from robustbench_rkhs.evaluation.engines.ranks import VARIABLES, Rank
 from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.files import Unwritable
 
 SETTINGS = {
     "eps": (0.02, 0.06, 0.2),
@@ -48,19 +50,38 @@ def whole(scene):
     return verdicts.digest(done.table)
 
 
-def rank(number, count, scene, folder, say):
+def rank(number, count, scene, folder, say, spoil):
     """One of several processes that run the same evaluation."""
     os.environ.update({"RKHS_RANK": str(number), "RKHS_RANKS": str(count)})
     torch.set_num_threads(1)
-    done = evaluate(*scene, folder=folder, engine=Ranks(), **SETTINGS)
-    say.put((number, done.about.complete, verdicts.digest(done.table)))
+    spoil(number)
+    try:
+        done = evaluate(*scene, folder=folder, engine=Ranks(), **SETTINGS)
+        say.put((number, done.about.complete, verdicts.digest(done.table)))
+    except Unwritable as error:
+        say.put((number, False, str(error)))
 
 
-def ranks(count, scene, folder):
+def slow_or_full(number):
+    """The shared folder as rank 0 sees it is full from the first part on; as the others see it, each file takes its time."""
+    if number == 0:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400, resource.RLIM_INFINITY))
+        return
+    plain = os.replace
+
+    def replace(*paths):
+        time.sleep(0.05)
+        plain(*paths)
+
+    os.replace = replace
+
+
+def ranks(count, scene, folder, spoil=lambda number: None):
     """So many of them, running, and the queue in which each tells its table."""
     context = multiprocessing.get_context("fork")
     said = context.Queue()
-    started = [context.Process(target=rank, args=(number, count, scene, folder, said)) for number in range(count)]
+    started = [context.Process(target=rank, args=(number, count, scene, folder, said, spoil)) for number in range(count)]
     for process in started:
         process.start()
     return started, said
@@ -102,6 +123,16 @@ def test_ranks_that_are_killed_lose_and_double_nothing(scene, whole, tmp_path):
     assert verdicts.digest(evaluate(*scene, workers=1, folder=tmp_path, **SETTINGS).table) == whole
 
 
+def test_a_rank_whose_disk_is_full_says_so_and_the_others_finish_on_a_slow_one(scene, whole, tmp_path):
+    processes, said = ranks(2, scene, tmp_path, slow_or_full)
+    told = dict((number, rest) for number, *rest in (said.get(timeout=120) for _ in processes))
+    for process in processes:
+        process.join()
+    assert told[1] == [True, whole] and not told[0][0]
+    assert told[0][1].startswith(f"cannot write {tmp_path}") and "\n" not in told[0][1]
+    assert not list(tmp_path.glob("**/*.part"))
+
+
 def test_a_rank_is_told_by_its_launcher():
     for number, world in VARIABLES:
         assert Rank.mine({number: "1", world: "4"}) == Rank(1, 4)
@@ -131,12 +162,19 @@ def test_engines_that_cannot_compute_here_are_refused(scene, engine, line, monke
         evaluate(*scene, engine=engine, workers=2, **SETTINGS)
 
 
-def test_a_cluster_has_the_same_table_and_says_where_it_was_computed(scene, whole, tmp_path):
+def test_a_cluster_finishes_what_two_killed_ranks_began_and_says_what_it_computed(scene, whole, tmp_path):
     pytest.importorskip("ray", reason="ray is not installed")
+    processes, _ = ranks(2, scene, tmp_path)
+    until = time.monotonic() + 60
+    while len(list(tmp_path.glob("model/parts/**/*.parquet"))) < 3 and time.monotonic() < until:
+        time.sleep(0.005)
+    for process in processes:
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
     done = evaluate(*scene, folder=tmp_path, engine=Ray(), **SETTINGS)
     assert done.about.complete and verdicts.digest(done.table) == whole
-    lines = logged(tmp_path)
-    assert {line["engine"] for line in lines} == {"ray"} and os.getpid() not in {line["pid"] for line in lines}
+    lines = [line for line in logged(tmp_path) if line["phase"] != "predict"]
+    assert {line["engine"] for line in lines} == {"torchrun", "ray"} and os.getpid() not in {line["pid"] for line in lines}
 
 
 def test_the_simulation_of_many_workers_agrees_with_closed_forms(monkeypatch):

