@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_rkhs.evaluation.engine_choice import AnyEngine, Here, Ranks, Ray
+from robustbench_rkhs.evaluation.engines.cluster import Cluster
 from robustbench_rkhs.evaluation.engines.ranks import VARIABLES, Rank
-from robustbench_rkhs.evaluation.engines.ray import Cluster
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.children import as_worker
 from robustbench_rkhs.runtime.events import OnEvent
