@@ -12,6 +12,7 @@ import torch
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.evaluation.cache_key import digest_of
 from robustbench_rkhs.evaluation.halving import Halving
+from robustbench_rkhs.evaluation.image_digests import ImageDigests
 from robustbench_rkhs.evaluation.image_places import ImagePlaces
 from robustbench_rkhs.evaluation.pair_places import PairPlaces
 from robustbench_rkhs.evaluation.row_cache import MOST, RowCache
@@ -45,7 +46,7 @@ def attacked(index: Any, eps: float, seed: int) -> pd.DataFrame:
 
 def test_tables_give_back_every_row_as_it_was() -> None:
     """Against `pd.concat`: many blocks, in any order, with the same digests, types and infinities; and the same table at last."""
-    tables, plain = Tables(digests), []
+    tables, plain = Tables(ImageDigests(np.arange(700))), []
     order = np.random.default_rng(0).permutation(700)
     for number, some in enumerate(np.array_split(order, 100)):
         plain += [rows(some), attacked(some, 0.5, number), attacked(some, 0.25, number)]
@@ -59,7 +60,8 @@ def test_tables_give_back_every_row_as_it_was() -> None:
 
 
 def test_a_row_of_another_image_is_refused() -> None:
-    tables = Tables(digests)
+    tables = Tables(ImageDigests(np.array([3, 4, 9])))
+    tables.append(rows([3, 4]))
     with pytest.raises(UserError, match="image 4 stands for two different images"):
         tables.append(rows([3, 4]).assign(input_sha256=digests([3, 5])))
 

@@ -13,6 +13,7 @@ from robustbench_rkhs.attacks.objective import margin
 from robustbench_rkhs.certificates import Certificate
 from robustbench_rkhs.data.stream import BLOCK, Stream
 from robustbench_rkhs.evaluation.cache_key import digest_of
+from robustbench_rkhs.evaluation.image_digests import ImageDigests
 from robustbench_rkhs.evaluation.jobs import Job
 from robustbench_rkhs.evaluation.predictions import checked_values
 from robustbench_rkhs.evaluation.progress import Follower
@@ -61,8 +62,8 @@ class Work:
 
     def __post_init__(self) -> None:
         images = len(self.subject.split)
-        self.tables = Tables(self.subject.digests)
         self.index = self.subject.split.index.cpu().numpy()
+        self.tables = Tables(ImageDigests(self.index))
         self.epsilons = sorted({float(eps) for eps in self.recipe.eps})
         self.predicted = np.zeros(images, dtype=np.int64)
         self.right = np.zeros(images, dtype=bool)

@@ -53,10 +53,6 @@ class Subject:
         """Positions of these images in the split."""
         return torch.from_numpy(self.places(index)).to(self.device)
 
-    def digests(self, index: Sequence[int]) -> list[str]:
-        """sha256 of these images in hex."""
-        return [self.input_digests[place].tobytes().hex() for place in self.places(index)]
-
     def rows(self, positions: Tensor, predicted: Sequence[int], **columns: Any) -> pd.DataFrame:
         """Rows of the table for these images and predictions; every column not given has its default."""
         split, where = self.split, positions.tolist()

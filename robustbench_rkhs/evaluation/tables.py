@@ -1,39 +1,34 @@
 """Rows of finished jobs in little memory: texts and constants as categories, whole numbers in 32 bits, few large tables."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 from pandas.api.types import union_categoricals
 
 from robustbench_rkhs import verdicts
-from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.evaluation.image_digests import ImageDigests
 
 SMALL = 64
 """Most tables that are kept separately. Each costs 30 kB, plus 30 to 70 bytes per row."""
 DIGEST = "input_sha256"
 LARGEST = 2**30
 """Whole numbers up to this are kept in 32 bits: sums of a few of them still fit."""
-Digests = Callable[[Sequence[int]], list[str]]
-"""sha256 of the images of these indices."""
 
 
 class Tables(list[pd.DataFrame]):
     """A list of tables that makes its members compact, and joins those of like columns whenever there are many.
 
-    `digests`: where the digests of images are read again when the whole table is wanted; they are not kept with every row then.
+    `digests`: keeps the digests of images, once for all rows of an image.
     """
 
-    def __init__(self, digests: Digests | None = None) -> None:
+    def __init__(self, digests: ImageDigests | None = None) -> None:
         super().__init__()
         self.digests = digests
 
     def append(self, table: pd.DataFrame) -> None:
         if self.digests is not None and DIGEST in table:
-            index = table["index"].tolist()
-            others = np.flatnonzero(np.array(self.digests(index), dtype=object) != table[DIGEST].to_numpy(dtype=object))
-            if len(others):
-                raise UserError(f"image {index[others[0]]} stands for two different images: expected one data set")
+            self.digests.note(table["index"].tolist(), table[DIGEST].tolist())
             table = table.drop(columns=DIGEST)
         if len(table):
             super().append(with_constants(compact(table)))
@@ -46,7 +41,7 @@ class Tables(list[pd.DataFrame]):
         return self
 
     def whole(self) -> pd.DataFrame:
-        """All rows, compact; without the digests of images, where these can be read again."""
+        """All rows, compact; without the digests of images, where these are kept apart."""
         self._join()
         return joined(list(map(without_constants, self))) if self else pd.DataFrame()
 

@@ -6,8 +6,8 @@ import time
 
 EVERY = 2**25
 """Bytes read between two calls of `give_back`."""
-PAUSE = 0.5
-"""Seconds between two calls of it after jobs."""
+PAUSE, SHARE = 0.5, 0.02
+"""Least seconds between two calls of it after jobs, and most of the time that they may take."""
 
 
 class Freed:
@@ -18,7 +18,7 @@ class Freed:
     """
 
     def __init__(self) -> None:
-        self.bytes, self.last = 0, time.monotonic()
+        self.bytes, self.next = 0, time.monotonic() + PAUSE
 
     def read(self, size: int) -> None:
         """Record that a block of `size` bytes was read."""
@@ -29,15 +29,17 @@ class Freed:
 
     def ended(self) -> None:
         """Record that a job ended, which leaves holes where its arrays were."""
-        if time.monotonic() - self.last >= PAUSE:
+        if time.monotonic() >= self.next:
             self.give_back()
 
     def give_back(self) -> None:
         """Return freed pages to the system now."""
-        self.last = time.monotonic()
+        began = time.monotonic()
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
         if trim is not None:
             trim(0)
+        ended = time.monotonic()
+        self.next = ended + max(PAUSE, (ended - began) / SHARE)
 
 
 FREED = Freed()
