@@ -47,7 +47,7 @@ from robustbench_rkhs.zoo import evaluate as evaluate_verb
 
 EPS = (0.1, 0.4, 0.8)
 SETTINGS = {"eps": EPS, "attacks": (SuperDeepFool(steps=3), PGD(steps=5)), "certificates": ("margin", "liplt"), "block": 10}
-AFTER = {"predictions": 0, "first look": 1, "certificates": 2, "second look": 3, "attacks": 4, "diagnosis": 5}
+AFTER = {"predictions": 0, "first look": 1, "certificates": 2, "second look": 3, "independence": 4, "attacks": 5, "diagnosis": 6}
 
 
 class Time:
@@ -82,7 +82,7 @@ def test_what_an_evaluation_tells_is_true_at_any_moment_and_ends_at_its_table(di
         for one, next_ in zip(before, after, strict=True):
             assert one.low <= next_.low <= next_.high <= one.high
     phases = [AFTER[event.phase] for event in heard if isinstance(event, PhaseStarted) and event.phase in AFTER]
-    assert phases == sorted(set(phases)) and {0, 2, 4, 5} <= set(phases)
+    assert phases == sorted(set(phases)) and {0, 2, 4, 5, 6} <= set(phases)
     assert isinstance(heard[-1], Finished) and heard[-1].complete and sum(isinstance(one, Finished) for one in heard) == 1
     told = [event for event in heard if isinstance(event, Progress)]
     for _, step in itertools.groupby(told, key=lambda event: (event.phase, event.method, event.total)):

@@ -297,7 +297,7 @@ class _Run:
             return
         x, keys = self.subject.split.x, work.index.tolist()
         images = min(IMAGES, len(keys))
-        with evaluating(self.subject.queried), work.follower.step("predictions", "alone and in company", images) as step:
+        with evaluating(self.subject.queried), work.follower.step("independence", "alone and in company", images) as step:
             found = independence(self.subject.queried, x, work.logits, keys, self.recipe.seed, self.recipe.block, clock)
             step.add(images)
             work.follower.tell(step)

@@ -44,7 +44,7 @@ class Trades(LossNode):
     """Gradient steps of the search."""
     step_size: Real | None = Field(None, gt=0)
     """Length of a step, in the norm's unit; default: 2.5 eps / steps."""
-    start: Real = Field(1e-3, ge=0)
+    start: Real = Field(1e-3, gt=0)
     """s: standard deviation of the random start, in pixels."""
     box: Box = "unit"
     """`unit`: perturbed images stay in [0, 1]; `none`: anywhere."""
