@@ -9,6 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch import distributed as dist
 
+from robustbench_rkhs.runtime.meeting import meeting
+
 
 def join(device: str) -> str:
     """Join the processes that torchrun started (gloo on CPUs, nccl on GPUs); this process's device.
@@ -23,7 +25,8 @@ def join(device: str) -> str:
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+        store, me, count = meeting()
+        dist.init_process_group("nccl" if kind == "cuda" else "gloo", store=store, rank=me, world_size=count)
         atexit.register(dist.destroy_process_group)
     return device
 
