@@ -66,7 +66,7 @@ METHODS = {
         "squared_error": ["w", {}, {"schedule": {}}],
         "hinge": ["s", {}, {"margin": 0.1}, {"schedule": {"margin": {"shape": "cosine"}}}],
         "multi_margin": ["s", {}, {"margin": 0.2, "power": 2}, {"schedule": {"margin": {}}}],
-        "trades": ["s", {"steps": 1}, {"norm": "l2", "eps": 0.3, "steps": 2, "start": 0.01}, {"beta": 1, "steps": 1, "box": "none"}],
+        "trades": ["s", {"steps": 1}, {"norm": "l2", "eps": 0.3, "steps": 2, "start": 0.1}, {"beta": 1, "steps": 1, "box": "none"}],
         "mma": ["s", {"steps": 1}, {"norm": "linf", "eps_max": 0.1, "steps": 2}, {"clean": 1.0, "bisections": 2, "steps": 1}],
         "ibp": ["s", {}, {"norm": "l2", "eps": 0.3, "kappa": 0.1}, {"schedule": {"eps": {"end": 0.5}}, "box": "none"}],
         "crown_ibp": ["s", {}, {"norm": "l2", "eps": 0.3, "beta": 0.5}, {"kappa": 0.0, "box": "none"}],
