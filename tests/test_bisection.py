@@ -43,7 +43,7 @@ def test_what_a_proof_reaches_beyond_its_ball_is_kept():
 
 def test_the_relaxations_share_their_fields():
     shared = set(RelaxationCertificate.model_fields)
-    assert shared == {"norm", "box", "search", "tolerance", "step"}
+    assert shared == {"norm", "box", "search", "tolerance", "step", "network"}
     for kind in (IBPCertificate, CrownCertificate, AlphaCrownCertificate):
         assert issubclass(kind, RelaxationCertificate) and shared | {"name"} <= set(kind.model_fields)
     assert (IBPCertificate().norm, CrownCertificate().norm) == ("linf", "l2")

@@ -184,4 +184,4 @@ def test_a_budget_that_leaves_no_time_to_ask_about_every_image_takes_fewer(monke
     done = evaluate(model, (x, y), eps=(0.1,), attacks=("pgd:steps=1",), certificates=(), budget=28.0, on_event=messages_into(said))
     assert 4 <= done.about.samples <= 10 and not done.about.complete and done.about.incomplete_because == "budget"
     assert any(f"time for {done.about.samples} of 40 images" in line for line in said)
-    assert time[0] <= 30
+    assert time[0] <= 1.1 * 28 + 1  # eight seconds of them for the answers to the fixed images, which come last

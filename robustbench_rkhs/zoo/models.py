@@ -60,7 +60,8 @@ class Adapted(nn.Module):
 def picked(out: Any) -> Any:
     """The logits of an output that has `.logits` or `["logits"]`; any other output unchanged."""
     named = out.get("logits") if isinstance(out, dict) else getattr(out, "logits", None)
-    return named if isinstance(named, Tensor) and not isinstance(out, Tensor) else out
+    tensor = torch.Tensor  # by its module: a tracer may stand in for the bare name
+    return named if isinstance(named, tensor) and not isinstance(out, tensor) else out
 
 
 def as_module(model: Any) -> nn.Module:
