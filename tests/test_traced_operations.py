@@ -79,6 +79,7 @@ LINEAR: dict[str, Operation] = {
     "stack": lambda net, x: torch.stack([x, 1 - x], 1),
     "torchvision's Normalize": lambda net, x: net.norm(x),
     "torchvision's normalize": lambda net, x: TF.normalize(x, [0.5, 0.4], [0.25, 0.2]),
+    "a question about its type": lambda net, x: 2 * x if isinstance(x, Tensor) else x + x,
     "a mask": lambda net, x: x * net.m,
     "a mean image": lambda net, x: (x - net.m) / (1 + net.m),
     "reflect": lambda net, x: F.pad(x, (1, 1, 2, 1), mode="reflect"),

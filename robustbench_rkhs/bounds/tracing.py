@@ -85,6 +85,8 @@ class Recorder(fx.Tracer):
         searched = [math, *(sys.modules[name] for name in TORCHVISION if name in sys.modules)]
         wrapped: Any = tuple(searched) if example is not None else (math,)
         super().__init__(autowrap_modules=wrapped)
+        held = [value for module in wrapped for value in vars(module).values() if isinstance(value, type)]
+        self._autowrap_function_ids -= set(map(id, held))  # a class is also asked about by isinstance, as Tensor is
         self.contexts: set[str] = set()
         self.example = example
 

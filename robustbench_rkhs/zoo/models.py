@@ -48,7 +48,7 @@ class Adapted(nn.Module):
 
     def forward(self, x: Any) -> Any:
         out = picked(self.model(x if self.dtype is None else x.to(self.dtype)))
-        if not isinstance(out, torch.Tensor) or not out.is_floating_point() or out.dtype == x.dtype:
+        if not isinstance(out, Tensor) or not out.is_floating_point() or out.dtype == x.dtype:
             return out
         if out.dtype == torch.float64 and out.dim() == 2 and out.shape[1]:
             middle = out.detach().mean(1, keepdim=True)
@@ -60,8 +60,7 @@ class Adapted(nn.Module):
 def picked(out: Any) -> Any:
     """The logits of an output that has `.logits` or `["logits"]`; any other output unchanged."""
     named = out.get("logits") if isinstance(out, dict) else getattr(out, "logits", None)
-    tensor = torch.Tensor  # by its module here and above: a tracer may stand in for the bare name
-    return named if isinstance(named, tensor) and not isinstance(out, tensor) else out
+    return named if isinstance(named, Tensor) and not isinstance(out, Tensor) else out
 
 
 def as_module(model: Any) -> nn.Module:
