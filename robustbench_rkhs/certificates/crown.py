@@ -22,7 +22,8 @@ class CrownCertificate(LinearCertificate):
     bound of the float64 rounding, accumulated on the way (`relaxations.rounding`). With `search` exact for affine
     models, up to 1e-9.
     The requested epsilons are tried first, from the smallest; then the radius is searched by bisection. Computed in float64, on
-    the images' GPU or the CPU; the claim is about the network in real arithmetic with its weights as given.
+    the images' GPU or the CPU; the claim is about the network in real arithmetic with its weights as given, or, by `network`,
+    in float32: margins are then proved above twice what a logit may err by.
     Raises Uncertifiable, naming the layer, for a layer without bounds. Cost: for each radius tried, two backward
     passes for every value that can lie on both sides of a kink. Source: Zhang et al., NeurIPS 2018; Xu et al., NeurIPS 2020.
     """

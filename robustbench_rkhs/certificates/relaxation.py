@@ -55,7 +55,7 @@ class RelaxationCertificate(Certificate):
     """Relative gap at which the search stops."""
     network: Literal["real", "evaluated"] = "real"
     """The arithmetic of the claim: real numbers; or `evaluated`, which is float32 as this CPU computes it where the model runs in
-    it and its rounding is bounded by 1% of an image's margin at most, else real numbers."""
+    it and its rounding is bounded by 1% of an image's margin at most, or seen in its logits, else real numbers."""
     step: Real | None = Field(None, gt=0)
     """With it, the search stops at this gap, too, and at the largest of the requested epsilons."""
 

@@ -53,7 +53,7 @@ class SdpCrownCertificate(LinearCertificate):
     The requested epsilons are tried first, from the smallest, each from the slopes of the last; a radius that is tried is first
     bounded with the slopes at hand. In linf there are no balls: intervals by `crown`, lines with a slope for each kink and row,
     and intervals bounded anew with optimised slopes (`certificates.boxes`). Computed in float64 with its rounding bounded (the
-    search in float32), about the network in real arithmetic with its weights as given. The bound contains those of `margin` (in
+    search in float32), about the network as in `crown`. The bound contains those of `margin` (in
     l2), `crown` and `alpha_crown` with intervals as its special cases.
     Raises Uncertifiable, naming the layer, for a layer without bounds. Cost: for each radius tried, up to `steps` differentiated
     backward passes per pair of classes still open. Source: SDP-CROWN (arXiv 2506.06665) for the inequality of the ball alone;
