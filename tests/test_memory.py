@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from robustbench_rkhs import verdicts
+from robustbench_rkhs.data.stream import stream_of_array
 from robustbench_rkhs.evaluation.cache_key import digest_of
 from robustbench_rkhs.evaluation.halving import Halving
 from robustbench_rkhs.evaluation.image_digests import ImageDigests
@@ -140,3 +142,20 @@ def test_a_job_is_computed_in_the_pieces_that_memory_holds() -> None:
 
     with pytest.raises(MemoryError):
         halving("never", 4, never)
+
+
+def test_a_table_of_several_row_groups_is_read_as_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robustbench_rkhs.verdicts.store.GROUP", 7)
+    table = verdicts.merge([rows(np.arange(30)), attacked(np.arange(30), 0.5, 1)])
+    verdicts.write_part(Part(table), tmp_path / "part.parquet")
+    assert pq.ParquetFile(tmp_path / "part.parquet").num_row_groups == 9
+    pd.testing.assert_frame_equal(verdicts.read_part(tmp_path / "part.parquet", False).table, table)
+
+
+def test_images_of_a_memory_map_are_those_of_the_array(tmp_path: Path) -> None:
+    """In any order, some twice: more of them than are read between two releases of the map's pages."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(3).integers(0, 256, (100, 5, 4), dtype=np.uint8))
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    stream, some = stream_of_array(mapped, "x"), np.random.default_rng(4).integers(0, 100, 70)
+    expected = torch.from_numpy(np.load(tmp_path / "x.npy")[some, None].astype(np.float32) / np.float32(255))
+    assert torch.equal(stream[some], expected) and len(stream[np.array([], dtype=int)]) == 0

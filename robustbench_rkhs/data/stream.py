@@ -14,6 +14,8 @@ from robustbench_rkhs.runtime.memory import FREED
 
 BLOCK = 64
 """Images per block when all of them are read."""
+NEAR = 16
+"""Images read from a memory map between two releases of its pages: the system maps 64 kB around each image that is touched."""
 Read = Callable[[np.ndarray], Tensor]
 """The images at these positions."""
 
@@ -107,13 +109,12 @@ def stream_of_array(array: np.ndarray, where: str, box: str = "unit", low: float
     """The rows of a memory map, checked as they are read; floats from `low` to `high`, and uint8 as 0 to 255, become [0, 1]."""
 
     def read(positions: np.ndarray) -> Tensor:
-        if (np.diff(positions) >= 0).all():
-            block = np.asarray(array[positions])
-        else:  # the disk is still read forwards
-            order = np.argsort(positions, kind="stable")
-            block = np.empty((len(positions), *array.shape[1:]), array.dtype)
-            block[order] = array[positions[order]]
-        _forget(array)
+        block = np.empty((len(positions), *array.shape[1:]), array.dtype)
+        order = np.argsort(positions, kind="stable")  # the disk is read forwards
+        for start in range(0, len(order), NEAR):
+            some = order[start : start + NEAR]
+            block[some] = array[positions[some]]
+            _forget(array)
         images = channels_first(torch.from_numpy(block), box)
         if images.dtype == torch.uint8:
             return images.float().div_(255)

@@ -87,6 +87,8 @@ class FirstLook:
     def superseded(self, table: pd.DataFrame) -> pd.DataFrame:
         """The table without the first-look rows that found nothing, or for which another method found a nearer example."""
         own = table["method"].str.startswith("first:").to_numpy()
+        if not own.any():
+            return table
         others = table[~own & (table["kind"] == "attack")].groupby("index")["radius"].min()
         nearest = table["index"].map(others).fillna(np.inf).to_numpy()
         radius = table["radius"].to_numpy()

@@ -6,7 +6,7 @@ import time
 
 EVERY = 2**25
 """Bytes read between two calls of `give_back`."""
-PAUSE, SHARE = 0.5, 0.02
+PAUSE, SHARE = 0.1, 0.02
 """Least seconds between two calls of it after jobs, and most of the time that they may take."""
 
 

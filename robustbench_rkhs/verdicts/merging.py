@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.memory import FREED
-from robustbench_rkhs.verdicts.schema import COLUMNS, KEY, ROWS, check_columns, check_keys, validate
+from robustbench_rkhs.verdicts.schema import COLUMNS, KEY, ROWS, check_columns, check_keys, telling, validate
 
 LONG = 4096
 """Rows of one text that share their memory."""
@@ -34,16 +34,18 @@ def merge(tables: Iterable[pd.DataFrame], completed: Completed = lambda rows: ro
         whole = whole.drop_duplicates([column for column in whole.columns if column != "seconds"])
     check_keys(whole)
     _one_image_each(whole)
-    whole = whole.sort_values(KEY, kind="stable", ignore_index=True)  # no two rows share a key
+    whole = whole.reset_index(drop=True)
+    order = whole[telling(whole)].sort_values(telling(whole), kind="stable").index.to_numpy()  # no two rows share a key
     columns = {}
     for name in COLUMNS:
         if name in whole:
-            columns[name] = _spelt(whole.pop(name))
+            columns[name] = _spelt(whole[name].take(order).reset_index(drop=True))
         else:
             parts = [completed(pd.DataFrame({"index": some}))[name] for some in _portions(columns["index"])]
             columns[name] = pd.concat(parts, ignore_index=True)
+    del whole
     FREED.give_back()
-    return validate(pd.DataFrame(columns))
+    return validate(pd.DataFrame(columns, copy=False))
 
 
 def _portions(column: pd.Series) -> list[pd.Series]:

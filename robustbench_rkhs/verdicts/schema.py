@@ -98,12 +98,13 @@ def validate(table: pd.DataFrame) -> pd.DataFrame:
     check_columns(table)
     check_keys(table)
     table = table.reset_index(drop=True)
+    table = table if list(table) == COLUMNS else table[COLUMNS]  # which is a copy
     parts = (_valid(table.iloc[start : start + ROWS]) for start in range(0, max(len(table), 1), ROWS))
     first = next(parts)
-    if len(first) < len(table) and (first.dtypes == table[COLUMNS].dtypes).all():
+    if len(first) < len(table) and (first.dtypes == table.dtypes).all():
         for _ in parts:  # typed already: no second copy
             pass
-        return table[COLUMNS]
+        return table
     return pd.concat([first, *parts], ignore_index=True) if len(first) < len(table) else first
 
 
@@ -125,11 +126,15 @@ def check_columns(table: pd.DataFrame) -> None:
 
 def check_keys(table: pd.DataFrame) -> None:
     """Raises UserError naming the first row whose key another row has."""
-    varied = [name for name in KEY if not (table[name].isna().all() or (table[name] == table[name].iloc[0]).all())]
-    rows = table[table.duplicated(varied or KEY[:1])]  # the other columns tell no rows apart
-    if len(rows):
-        row = rows.iloc[0]
+    twice = table.duplicated(telling(table)).to_numpy()
+    if twice.any():  # not chosen where there are none: texts would take their memory a second time
+        row = table.iloc[int(twice.argmax())]
         raise UserError(f"not a table of verdicts: two rows of {row['method']!r} at eps {row['eps']} for image {row['index']}")
+
+
+def telling(table: pd.DataFrame) -> list[str]:
+    """The columns of the key that are not the same in all rows; the first one where all are."""
+    return [name for name in KEY if not (table[name].isna().all() or (table[name] == table[name].iloc[0]).all())] or KEY[:1]
 
 
 def _reason(error: pandera.errors.SchemaError) -> str:

@@ -33,6 +33,8 @@ LASTING = 1.0
 """Seconds of work from which a part is synced to disk: shorter parts are recomputed as fast as they are synced."""
 MOST = 20_000_000
 """Most rows of a table that is read: a small file may claim any number."""
+GROUP = 10_000
+"""Rows per row group of a file."""
 ROWS = 2000
 """Rows per block of text: as text, a table is larger."""
 
@@ -148,11 +150,16 @@ def digest(table: pd.DataFrame) -> str:
 
 def _write(table: pd.DataFrame, said: dict[str, Any], path: Path, durable: bool = True) -> None:
     """A table with named fields in its metadata, as JSON, sealed."""
-    whole = pa.Table.from_pandas(table, preserve_index=False)
     text = seals.unmarked(json.dumps({"format": FORMAT, **said}, sort_keys=True, default=_plain))
-    kept = {**(whole.schema.metadata or {}), METADATA: text.encode(), SEAL: seals.BLANK.encode()}
-    whole = whole.replace_schema_metadata(kept)
-    seals.write_sealed(path, lambda temporary: pq.write_table(whole, temporary, compression="zstd"), durable)
+    plain = pa.Schema.from_pandas(table, preserve_index=False)
+    types = plain.with_metadata({**(plain.metadata or {}), METADATA: text.encode(), SEAL: seals.BLANK.encode()})
+
+    def write_rows(temporary: Path) -> None:
+        with pq.ParquetWriter(temporary, types, compression="zstd") as file:
+            for start in range(0, max(len(table), 1), GROUP):  # the whole in Arrow's format would be a second copy
+                file.write_table(pa.Table.from_pandas(table.iloc[start : start + GROUP], types, preserve_index=False))
+
+    seals.write_sealed(path, write_rows, durable)
 
 
 def _read(path: Path) -> tuple[pd.DataFrame, dict[str, Any], bool]:
