@@ -15,7 +15,9 @@ from robustbench_rkhs.attacks.base import Attacked
 from robustbench_rkhs.attacks.hidden_logits import Outputs, Reader
 from robustbench_rkhs.attacks.hyperplane import distance_in_box
 from robustbench_rkhs.attacks.library_model import gain
+from robustbench_rkhs.attacks.near_misses import NearMisses
 from robustbench_rkhs.attacks.objective import likeliest_classes, misclassified
+from robustbench_rkhs.attacks.packed_copy import HalfPrecision
 from robustbench_rkhs.attacks.passes import Pass, Slope, Value, gap_slopes, slope_of
 from robustbench_rkhs.attacks.twins import CLEAR, twins_of
 from robustbench_rkhs.nodes.threat_model import Box, Norm
@@ -81,6 +83,9 @@ class Engine:
         self.packed: nn.Module | None = None
         """Where given: what the search asks instead of the model, the same function but for the last bits. What it shows to be
         misclassified counts where the model itself errs too. Cost: a forward pass per such image. Not where logits are hidden."""
+        self.near: NearMisses | None = None
+        """Where the search asks a copy in half precision: what it may have missed."""
+        self._own_reader = self.read
         self.norm, self.box, self.seed, self.batch_size = norm, box, seed, batch_size
         self.expectation, self.confirm = expectation, confirm
         self.eps = eps
@@ -114,6 +119,8 @@ class Engine:
         self.clean = self._apart(every, self.clean)
         if packed is not None and not self.read.hides:
             self.packed, self.read = packed, Reader(packed, through=False)
+            if isinstance(packed, HalfPrecision) and len(x):
+                self.near = NearMisses(self.clean, self._copied(), y)
 
     @property
     def broken(self) -> Bool[Tensor, " batch"]:
@@ -127,6 +134,25 @@ class Engine:
     def standing(self, at: Int[Tensor, " some"]) -> Bool[Tensor, " some"]:
         """Which of these positions are still open."""
         return (self.right & ~(self.broken & self.eps.isfinite()))[at]
+
+    def searches_again(self) -> bool:
+        """Turn from a copy in half precision to the network itself, for the open images that came close; whether there are any.
+
+        No other image is open afterwards: the search in half precision holds for them.
+        """
+        if self.near is None:
+            return False
+        self.right = self.right & self.near.came_close()
+        self.packed, self.near, self.read, self._far = None, None, self._own_reader, None
+        return bool(len(self.open()))
+
+    @torch.no_grad()
+    def _copied(self) -> Tensor:
+        """The clean images' logits by the copy. Cost: a forward pass each."""
+        assert self.packed is not None
+        told = torch.cat([self.packed(self.x[some]) for some in self._batches(len(self.x), 1)])
+        self.forwards += 1
+        return self._apart(torch.arange(len(told), device=told.device), told)
 
     @cached_property
     def gain(self) -> Float[Tensor, " batch"]:
@@ -303,6 +329,8 @@ class Engine:
         if self.watch is not None:
             self.watch(at, logits)
         wrong = self._clearly_wrong(at, own)
+        if self.near is not None:
+            wrong = self.near.rows(at, logits, wrong)
         if not len(wrong):
             return
         at, images = at[wrong], images[wrong]
@@ -311,15 +339,20 @@ class Engine:
         if self.box == "unit":
             flat = images.flatten(1)
             better &= (flat >= 0).all(1) & (flat <= 1).all(1)
+        if self.near is not None:
+            better = self.near.doubted(at, logits[wrong], better)
         told = own[wrong]
+        kept = better.nonzero().flatten()
+        if self.packed is not None and len(kept):  # what counts is the model itself
+            answers = self.model(images[kept])
+            self.forwards.index_add_(0, at[kept], torch.ones_like(kept))
+            if self.near is not None:
+                self.near.learn(at[kept], logits[wrong][kept], self._apart(at[kept], answers))
+            told[kept], better[kept] = answers, False
+            better[kept[self._clearly_wrong(at[kept], answers)]] = True
         kept = (better & (told.amax(1) == told.gather(1, self.y[at][:, None])[:, 0])).nonzero().flatten()
         if len(kept):  # an exact tie may be one of this batch alone
             better[kept] = self._errs_again(at[kept], images[kept])
-        kept = better.nonzero().flatten()
-        if self.packed is not None and len(kept):  # what counts is the model itself
-            better[kept] = False
-            better[kept[self._clearly_wrong(at[kept], self.model(images[kept]))]] = True
-            self.forwards.index_add_(0, at[kept], torch.ones_like(kept))
         for _ in range(self.confirm):
             kept = better.nonzero().flatten()
             if len(kept):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -12,7 +13,7 @@ from robustbench_rkhs.attacks.base import Attack, Attacked, unstarted
 from robustbench_rkhs.attacks.bpda import through
 from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.library_model import frozen
-from robustbench_rkhs.attacks.packed_copy import packed_copy
+from robustbench_rkhs.attacks.packed_copy import search_copy
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.clock import OutOfTime
 
@@ -30,6 +31,11 @@ class EngineAttack(Attack):
     straight_through: tuple[str, ...] = ()
     """Names of submodules whose backward pass is replaced by the identity (BPDA), for layers without a useful gradient. Their
     output must have the shape of their input."""
+
+    precision: Literal["fastest", "float32"] = "fastest"
+    """What the convolutions of a large network multiply in during a search: `fastest` is bfloat16 where the processor has Intel AMX
+    and logits and gradients agree on two images, else float32. What counts as misclassified is always the network's own answer;
+    images whose margin falls near zero are searched again by the network itself, with the same steps."""
 
     def search(self, engine: Engine) -> None:
         """Query the model; the engine keeps the adversarial examples."""
@@ -52,6 +58,8 @@ class EngineAttack(Attack):
             with self.engaged(model, x, y, keys, eps) as engine:
                 try:
                     self.search(engine)
+                    if engine.searches_again():
+                        self.search(engine)
                 except OutOfTime:
                     engine.finished = False
                 return engine.attacked()
@@ -82,6 +90,6 @@ class EngineAttack(Attack):
                 batch_size=self.batch_size,
                 expectation=self.expectation,
                 confirm=self.confirm,
-                packed=packed_copy(model, x) if plain and bool(eps.isfinite().all()) else None,
+                packed=search_copy(model, x, self.precision == "fastest") if plain and bool(eps.isfinite().all()) else None,
                 through=self.scale_invariant,  # an attack that depends on the scale of the logits gets them as they are
             )

@@ -129,6 +129,8 @@ class Ensemble(EngineAttack):
             spending = Spending()
             try:
                 spending = self._search(engine)
+                if engine.searches_again():
+                    self._search(engine)
             except OutOfTime:
                 engine.finished = False
             return engine.attacked(), spending

@@ -1,4 +1,4 @@
-"""A copy of a network for the search: the same function, with convolutions in oneDNN's packed form, forward and backward."""
+"""A copy of a network for the search: convolutions in oneDNN's packed form, in bfloat16 where a processor is made for it."""
 
 import copy
 from typing import Any
@@ -15,13 +15,44 @@ WORTH = 1e7
 """Multiply-adds of one image, about, from which packing saves time."""
 IMAGES = 2
 """Clean images on which a copy must give the network's logits and gradients."""
-AGREE = 1e-4
-"""Largest difference of copy and network there, as a share of the largest entry."""
+AGREE = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (0.02, 0.1)}
+"""Largest difference of copy and network there: of logits, as a share of the largest one (in bfloat16 of the least distance of an
+image's largest and smallest); of gradients, as a share of the largest entry."""
+COLOURS = 4
+"""Up to so many input channels a convolution stays as it is in a copy in bfloat16: it sees the pixels, and is cheap."""
+
+
+class HalfPrecision(nn.Module):
+    """A copy whose logits are off by more than the last bits of float32."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.inside(x.contiguous(memory_format=torch.channels_last))
+        return result
+
+
+def search_copy(model: nn.Module, x: Float[Tensor, "batch *image"], half: bool = True) -> nn.Module | None:
+    """What a search asks instead of the network: a copy in bfloat16 (if `half`, where the processor has Intel AMX for it and both
+    agree), else a packed one in float32; None where neither pays. Cost: as for `packed_copy`, at most twice."""
+    found = packed_copy(model, x, torch.bfloat16) if half and multiplies_bfloat16() else None
+    return found or packed_copy(model, x)
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor multiplies matrices of bfloat16 in hardware (Intel AMX)."""
+    told = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(told.get("amx_bf16"))
 
 
 @torch.no_grad()
-def packed_copy(model: nn.Module, x: Float[Tensor, "batch *image"]) -> nn.Module | None:
+def packed_copy(model: nn.Module, x: Float[Tensor, "batch *image"], dtype: torch.dtype = torch.float32) -> nn.Module | None:
     """The packed copy of a network that takes images like `x`; None where there is nothing to pack or the two do not agree.
+
+    `dtype`: bfloat16 for convolutions that take and give float32, multiply in bfloat16 and add up in float32; the result is
+    `HalfPrecision`. Biases, other layers, and convolutions of up to `COLOURS` channels stay in float32.
 
     Each plain float32 `nn.Conv2d` on a CPU is replaced: its weights are stored once in the blocked form that oneDNN computes in,
     and activations stay channels last. The backward pass of a convolution of stride 1 is a forward pass too, with its kernels
@@ -36,27 +67,29 @@ def packed_copy(model: nn.Module, x: Float[Tensor, "batch *image"]) -> nn.Module
     some = x[:IMAGES]
     try:
         found = copy.deepcopy(model, {id(one): one for one in (*model.parameters(), *model.buffers())})
-        if not _pack(found) or not _agrees(_slope(found, some), _slope(model, some)):
+        if not _pack(found, dtype) or not _agrees(_slope(found, some), _slope(model, some), dtype):
             return None
     except Exception:  # a model of a user's own that cannot be copied, or an operation that this build of PyTorch lacks
         return None
-    return found
+    return found if dtype == torch.float32 else HalfPrecision(found)
 
 
 class _PackedConv(nn.Module):
-    """A convolution with frozen weights in packed form."""
+    """A convolution with frozen weights in packed form, which multiplies in `dtype`."""
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
         super().__init__()
+        self.dtype = dtype
         self.stride, self.padding, self.dilation = list(conv.stride), _padding(conv), list(conv.dilation)
         self.groups, self.weight, self.bias = conv.groups, conv.weight, conv.bias
-        self.packed = _packed(conv.weight, self.padding, self.stride, self.dilation, self.groups)
+        self.added = None if conv.bias is None else conv.bias.detach().to(dtype)
+        self.packed = _packed(conv.weight.to(dtype), self.padding, self.stride, self.dilation, self.groups)
         flips = conv.groups == 1 and self.stride == self.dilation == [1, 1]
         self.opposite = [size - 1 - pad for size, pad in zip(conv.kernel_size, self.padding, strict=True)]
         """Padding of the backward pass."""
         self.flipped: Any = None
         if flips and min(self.opposite) >= 0:
-            kernels = conv.weight.detach().flip(2, 3).transpose(0, 1).contiguous()
+            kernels = conv.weight.detach().to(dtype).flip(2, 3).transpose(0, 1).contiguous()
             self.flipped = _packed(kernels, self.opposite, self.stride, self.dilation, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,13 +100,15 @@ class _PackedConv(nn.Module):
         return self.value(x)
 
     def value(self, x: Tensor) -> Tensor:
-        return _convolved(x, self.packed, self.bias, self.padding, self.stride, self.dilation, self.groups)
+        given = x.to(self.dtype)
+        return _convolved(given, self.packed, self.added, self.padding, self.stride, self.dilation, self.groups).to(x.dtype)
 
     def gradient(self, shape: torch.Size, upstream: Tensor) -> Tensor:
         """The gradient of the input of this shape."""
         upstream = upstream.contiguous(memory_format=torch.channels_last)
         if self.flipped is not None:
-            return _convolved(upstream, self.flipped, None, self.opposite, self.stride, self.dilation, 1)
+            given = upstream.to(self.dtype)
+            return _convolved(given, self.flipped, None, self.opposite, self.stride, self.dilation, 1).to(upstream.dtype)
         settings = (self.stride, self.padding, self.dilation, self.groups)
         result: Tensor = conv2d_input(list(shape), self.weight, upstream, *settings)
         return result
@@ -92,13 +127,13 @@ class _WithGradient(torch.autograd.Function):
         return ctx.conv.gradient(ctx.shape, upstream[0]), None
 
 
-def _pack(model: nn.Module) -> bool:
+def _pack(model: nn.Module, dtype: torch.dtype) -> bool:
     """Replace the convolutions that can be packed; whether there was any."""
     found = False
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if _plain(child):
-                setattr(parent, name, _PackedConv(child))  # type: ignore[arg-type]
+            if _plain(child) and not (dtype == torch.bfloat16 and child.in_channels <= COLOURS):  # type: ignore[operator]
+                setattr(parent, name, _PackedConv(child, dtype))  # type: ignore[arg-type]
                 found = True
     return found
 
@@ -138,6 +173,9 @@ def _slope(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         return logits.detach(), input_gradient((logits * weights).sum(), leaf)
 
 
-def _agrees(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> bool:
-    pairs = zip(one, other, strict=True)
-    return all(bool(((a - b).abs().max() <= AGREE * b.abs().max()).all()) and bool(b.abs().max() > 0) for a, b in pairs)
+def _agrees(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], dtype: torch.dtype) -> bool:
+    logits, sizes = other[0], [tensor.abs().max() for tensor in other]
+    if dtype == torch.bfloat16:
+        sizes[0] = (logits.amax(1) - logits.amin(1)).min()
+    told = zip(one, other, sizes, AGREE[dtype], strict=True)
+    return all(bool((a - b).abs().max() <= share * size) and bool(size > 0) for a, b, size, share in told)
