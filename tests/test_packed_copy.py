@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from oracles import affine
 from torch import nn
 
 from robustbench_rkhs.attacks import APGD, DDN, packed_copy
 from robustbench_rkhs.attacks import engine_attack as attacked
 from robustbench_rkhs.attacks.engine import Engine
-from robustbench_rkhs.attacks.packed_copy import _PackedConv
+from robustbench_rkhs.attacks.packed_copy import HalfPrecision, _PackedConv
 
 CONVOLUTIONS = [
     {"kernel_size": 3, "padding": 1},
@@ -126,10 +127,10 @@ def test_only_the_model_itself_breaks_an_image():
 def test_a_search_by_the_copy_breaks_the_same_images(digits, monkeypatch):
     model, x, y = conv_on(digits)
     keys, seen = torch.arange(len(x)), []
-    monkeypatch.setattr(attacked, "packed_copy", lambda *given: seen.append(packed_copy.packed_copy(*given)) or seen[-1])
+    monkeypatch.setattr(attacked, "search_copy", lambda model, x, half: seen.append(packed_copy.packed_copy(model, x)) or seen[-1])
     attack = APGD(eps=0.4, loss="targeted", steps=20, targets=3)
     fast = attack(model, x, y, keys)
-    monkeypatch.setattr(attacked, "packed_copy", lambda *given: None)
+    monkeypatch.setattr(attacked, "search_copy", lambda *given: None)
     plain = attack(model, x, y, keys)
     assert seen[0] is not None and 0 < plain.broken.sum() < len(x)
     assert (fast.broken == plain.broken).float().mean() > 0.95
@@ -138,7 +139,7 @@ def test_a_search_by_the_copy_breaks_the_same_images(digits, monkeypatch):
 
 def test_the_nearest_image_is_searched_by_the_model_itself(digits, monkeypatch):
     model, x, y = conv_on(digits)
-    monkeypatch.setattr(attacked, "packed_copy", lambda *given: pytest.fail("expected no copy"))
+    monkeypatch.setattr(attacked, "search_copy", lambda *given: pytest.fail("expected no copy"))
     DDN(steps=2)(model, x[:2], y[:2], torch.arange(2))
 
 
@@ -149,3 +150,108 @@ def conv_on(digits):
         first.weight.zero_()
         first.weight[0, 0, 1, 1] = 1
     return nn.Sequential(first, digits.model).eval(), digits.x[:30], digits.y[:30]
+
+
+bfloat16_convolves = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN does not convolve in bfloat16 on this processor"
+)
+
+
+@bfloat16_convolves
+@pytest.mark.parametrize("settings", CONVOLUTIONS, ids=str)
+def test_a_copy_in_bfloat16_is_off_by_its_rounding_and_leaves_the_pixels_alone(settings):
+    torch.manual_seed(1)
+    middle = nn.Conv2d(8, 6, **settings)
+    model = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.Tanh(), middle, nn.Tanh(), nn.Flatten(), nn.LazyLinear(5)).eval()
+    x, weights = torch.rand(7, 2, 9, 8), torch.randn(7, 5)
+    model(x)
+    copied = packed_copy.packed_copy(model, x, torch.bfloat16)
+    assert isinstance(copied, HalfPrecision) and [type(one) for one in convolutions(copied)] == [nn.Conv2d, _PackedConv]
+    results = []
+    for one in (model, copied):
+        images = x.clone().requires_grad_()
+        logits = one(images)
+        results.append((logits.detach(), *torch.autograd.grad((logits * weights).sum(), images)))
+    (truth, slope), (found, other) = results
+    assert not torch.equal(found, truth)
+    torch.testing.assert_close(found, truth, rtol=0, atol=0.01 * float(truth.abs().max()))
+    assert ((other - slope).flatten(1).norm(dim=1) <= 0.1 * slope.flatten(1).norm(dim=1)).all()
+
+
+@bfloat16_convolves
+def test_logits_whose_differences_bfloat16_loses_have_no_copy_in_it():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(8, 4, 3), nn.Flatten(), nn.LazyLinear(5)).eval(), torch.rand(4, 8, 6, 6)
+    model(x)
+    assert packed_copy.packed_copy(model, x, torch.bfloat16) is not None
+    with torch.no_grad():
+        model[0].bias += 1000.0  # the convolution's outputs round to multiples of 4
+        model[2].bias -= 1000.0 * model[2].weight.sum(1)
+    assert packed_copy.packed_copy(model, x, torch.bfloat16) is None
+    assert packed_copy.packed_copy(model, x) is not None
+
+
+@pytest.mark.parametrize(
+    ("amx", "precision", "expected"), [(True, "fastest", True), (True, "float32", False), (False, "fastest", False)]
+)
+def test_bfloat16_is_for_processors_that_are_made_for_it_and_for_who_lets_it(amx, precision, expected, monkeypatch):
+    asked = []
+    monkeypatch.setattr(packed_copy, "packed_copy", lambda model, x, dtype=torch.float32: asked.append(dtype))
+    monkeypatch.setattr(packed_copy, "multiplies_bfloat16", lambda: amx)
+    oracle = affine(3, images=2)
+    APGD(eps=0.1, steps=1, precision=precision)(oracle.model, oracle.x, oracle.y, torch.arange(2))
+    assert asked == ([torch.bfloat16] if expected else [] if amx else [torch.float32])
+
+
+class Optimist(nn.Module):
+    """A copy that adds to each image's largest logit, so that its boundaries are too far away."""
+
+    def __init__(self, model, share):
+        super().__init__()
+        self.model, self.share = model, share
+
+    def forward(self, x):
+        logits = self.model(x)
+        return logits + self.share * nn.functional.one_hot(logits.argmax(1), logits.shape[1])
+
+
+def search(oracle, eps, share, attack):
+    """The result of an attack that asks such a copy, and the engine."""
+    copied = HalfPrecision(Optimist(oracle.model, share))
+    keys = torch.arange(len(oracle.x))
+    engine = Engine(oracle.model, oracle.x, oracle.y, keys, norm="l2", box="none", eps=eps, packed=copied)
+    attack.search(engine)
+    return engine
+
+
+def test_an_image_that_the_copy_brings_close_is_asked_of_the_model_and_searched_again():
+    oracle = affine(4, images=8)
+    clean = oracle.model(oracle.x).detach()
+    share = 0.01 * (clean.amax(1) - clean.topk(2).values[:, 1]).min().item()
+    eps, attack = 1.004 * oracle.l2, APGD(eps=1.0, loss="targeted", steps=50)
+    engine = search(oracle, eps, share, attack)
+    assert engine.near.error == pytest.approx(share, rel=1e-3)
+    assert engine.searches_again() or engine.broken.all()
+    attack.search(engine)
+    assert engine.broken.all() and (engine.distance <= eps).all() and engine.packed is None
+    assert (oracle.model(engine.images).argmax(1) != oracle.y).all()
+
+
+def test_an_image_that_stays_far_away_is_not_searched_again():
+    oracle = affine(4, images=8)
+    attack = APGD(eps=1.0, loss="margin", steps=10)
+    engine = search(oracle, torch.where(torch.arange(8) < 6, 0.5, 0.995) * oracle.l2, 1e-6, attack)
+    once = engine.forwards.clone()
+    assert engine.searches_again() and engine.open().tolist() == [6, 7]  # 0.5% of the clean margin is left there
+    attack.search(engine)
+    assert torch.equal(engine.forwards[:6], once[:6]) and (engine.forwards[6:] > once[6:]).all()
+    assert not engine.broken.any()
+
+
+def test_a_copy_in_half_precision_breaks_no_image_by_itself():
+    oracle = affine(3, images=6)
+    budget = torch.full((6,), 9.0, dtype=torch.float64)
+    copied = HalfPrecision(Liar(oracle.model))
+    engine = Engine(oracle.model, oracle.x, oracle.y, torch.arange(6), norm="l2", box="none", eps=budget, packed=copied)
+    engine.logits(torch.arange(6), oracle.x)
+    assert not engine.broken.any()

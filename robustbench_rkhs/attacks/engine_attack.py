@@ -1,6 +1,6 @@
 """Base class of our own attacks: their common fields, and the call that runs their search in the engine."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -13,7 +13,7 @@ from robustbench_rkhs.attacks.base import Attack, Attacked, unstarted
 from robustbench_rkhs.attacks.bpda import through
 from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.library_model import frozen
-from robustbench_rkhs.attacks.packed_copy import search_copy
+from robustbench_rkhs.attacks.packed_copy import HalfPrecision, search_copy
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.clock import OutOfTime
 
@@ -93,3 +93,10 @@ class EngineAttack(Attack):
                 packed=search_copy(model, x, self.precision == "fastest") if plain and bool(eps.isfinite().all()) else None,
                 through=self.scale_invariant,  # an attack that depends on the scale of the logits gets them as they are
             )
+
+
+def searched_in(protocol: Iterable[Attack], model: nn.Module, x: Float[Tensor, "batch *image"]) -> str:
+    """What these attacks search this model in, in words; empty where that is float32 alone. Cost: two passes of two images."""
+    asked = any(isinstance(one, EngineAttack) and one.precision == "fastest" and not one.minimal_norm for one in protocol)
+    half = asked and isinstance(search_copy(model, x[:2]), HalfPrecision)
+    return ", attacks search in bfloat16" if half else ""

@@ -41,7 +41,7 @@ class NearMisses:
 
     def rows(
         self, at: Int[Tensor, " some"], told: Float[Tensor, "some classes"], wrong: Int[Tensor, " few"]
-    ) -> Int[Tensor, " few"]:
+    ) -> Int[Tensor, " more"]:
         """The rows that are misclassified by the copy, and those whose margin is near zero."""
         near = (margin(told, self.y[at]).double() < self.limits(at)).nonzero().flatten()
         return torch.cat([wrong, near]).unique() if len(near) else wrong

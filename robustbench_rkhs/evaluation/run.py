@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import PGD, Attack, AutoAttack
 from robustbench_rkhs.attacks.efforts import protocol_of
+from robustbench_rkhs.attacks.engine_attack import searched_in
 from robustbench_rkhs.certificates import SmoothingCertificate
 from robustbench_rkhs.data import Split, Stream
 from robustbench_rkhs.data.given import given_images, given_labels, given_split
@@ -154,7 +155,7 @@ def evaluate(
                 run.note(smoothed=model.extra_repr())
             runner = Runner(subject, run.transfer)
             with started(engine, runner, loader, recipe.workers, store) as computing:
-                run.note(device=describe(device))
+                run.note(device=describe(device) + searched_in(run.protocol, queried, split.x[:2]))
                 log = JobLog(own and own / "jobs", engine.name)
                 table, complete = run.all(computing, store, clock, log)
             if recipe.budget is not None:  # first facts first

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.hidden_logits import Reader
-from robustbench_rkhs.attacks.packed_copy import packed_copy
+from robustbench_rkhs.attacks.packed_copy import search_copy
 from robustbench_rkhs.evaluation.diagnostics.walk import margins, restarts
 from robustbench_rkhs.nodes.threat_model import Box, Norm
 from robustbench_rkhs.runtime.clock import portions
@@ -62,8 +62,8 @@ class Scene:
 
     @cached_property
     def packed(self) -> nn.Module | None:
-        """The model's packed copy, which the searches ask."""
-        return packed_copy(self.model, self.x)
+        """The model's copy in float32, which the searches ask: checks compare small differences."""
+        return search_copy(self.model, self.x, half=False)
 
     @property
     def every(self) -> Int[Tensor, " right"]:
