@@ -46,7 +46,7 @@ class Admin:
         if one is None:
             raise UserError(f"{self._found(number)}; expected one that is {', '.join(statuses)}")
         self._tell(one, why)
-        WakeUps(self.settings).wake()
+        WakeUps(self.settings).wake_if_possible()
         return f"submission {number} is {why}: it is queued"
 
     def hide(self, number: int, reason: str) -> str:

@@ -1,8 +1,11 @@
 """The web application: API, pages and the static site, with security headers on every answer."""
 
+import traceback
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 import robustbench_rkhs
@@ -38,6 +41,11 @@ def create_app(desk: Desk) -> FastAPI:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         return _answer(request, 422, f"{place}: {first['msg']}", {})
+
+    @app.exception_handler(SQLAlchemyError)
+    async def away(request: Request, error: SQLAlchemyError) -> Response:
+        traceback.print_exception(error)
+        return _answer(request, 503, "the service's database is away: try again later", {"Retry-After": "10"})
 
     schema = app.openapi
 

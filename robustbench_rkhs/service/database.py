@@ -10,6 +10,7 @@ from sqlmodel import Session, SQLModel, create_engine
 
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import cause
+from robustbench_rkhs.runtime.extras import require
 from robustbench_rkhs.service.settings import Settings
 
 PATIENCE = 30
@@ -20,11 +21,13 @@ class Database:
     """Sessions that read, and sessions that write: all of it, or nothing."""
 
     def __init__(self, settings: Settings) -> None:
-        """Opens it, and makes missing tables. Raises UserError where it cannot be reached."""
+        """Opens it, and makes missing tables. Raises UserError where it cannot be reached, and without its driver."""
         from robustbench_rkhs.service import submission, token  # noqa: F401  # their tables are made below
 
         url = settings.database_url
         self.is_sqlite = url.startswith("sqlite:")
+        if url.startswith(("postgresql:", "postgresql+psycopg:")):
+            require("psycopg", "postgresql", "a database at postgresql://")
         try:
             settings.folder.mkdir(parents=True, exist_ok=True)
             more: dict[str, Any] = {"connect_args": {"timeout": PATIENCE}} if self.is_sqlite else {"pool_pre_ping": True}

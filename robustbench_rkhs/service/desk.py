@@ -128,15 +128,8 @@ class Desk:
             self._queue = None
             add_to_log(self.settings, one.number, f"received {size:,} bytes from {token.name}, digest {digest[:12]}")
             tell_states(self.settings, self.database, one.number)
-            self._wake()
+            self.wakeups.wake_if_possible()
         return one, new
-
-    def _wake(self) -> None:
-        """Wake the worker. Where that fails the submission is stored all the same, and the supervisor wakes it soon."""
-        try:
-            self.wakeups.wake()
-        except Exception:  # of SQLite or Redis
-            traceback.print_exc()
 
 
 def _bundle(kind: Kind, folder: Path, form: Form) -> Bundle:

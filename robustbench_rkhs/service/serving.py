@@ -43,13 +43,14 @@ class Service:
         self.settings, self.host, self.port = settings, host, port
 
     def run(self, ready: Ready) -> None:
-        """Serve until Ctrl-C or SIGTERM. Raises UserError where the port or the folder is in use."""
+        """Serve until Ctrl-C or SIGTERM. Raises UserError where the port or the folder is in use, or the queue is away."""
         settings = self.settings
         ignored(settings.folder)
         with alone(settings.folder, "a service"), _bound(self.host, self.port) as listener:
             remove_leftovers(settings)
             keep_settings(settings)
             desk, supervisor = Desk(settings), Supervisor(settings)
+            desk.wakeups.check()
             token = "" if tokens(desk.database) else make_token(desk.database, "admin", KINDS, FIRST)
             more = {"server_header": False, "timeout_graceful_shutdown": STOP, "limit_concurrency": MOST}
             server = uvicorn.Server(uvicorn.Config(create_app(desk), log_level="warning", **more))  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from enum import StrEnum
 
+from sqlalchemy import BigInteger
 from sqlmodel import Field, SQLModel
 
 
@@ -40,8 +41,8 @@ class Submission(SQLModel, table=True):
     kind: str
     name: str = Field(index=True)
     """Of a checkpoint: the model's name. Of adversarial images: the file's."""
-    size: int
-    """Bytes."""
+    size: int = Field(sa_type=BigInteger)
+    """Bytes: more than an integer of PostgreSQL holds."""
     token: int = Field(index=True)
     """The token that sent it."""
     sender: str

@@ -11,8 +11,9 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TypeVar
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse
@@ -30,6 +31,9 @@ from robustbench_rkhs.service.state import add_to_log, tell_states, write_live
 from robustbench_rkhs.service.submission import Submission
 from robustbench_rkhs.service.wakeups import WakeUps
 
+T = TypeVar("T")
+AGAIN = 0.2
+"""Seconds before a database that was away is asked again."""
 LINES = 1000
 """Lines of the log that an evaluation adds at most."""
 EVERY = 1.0
@@ -49,12 +53,12 @@ class Worker:
         if one is None:
             return False
         live, alive = Live(), threading.Event()
-        write_live(self.settings, one.number, live)
-        add_to_log(self.settings, one.number, f"attempt {one.attempt} of {self.settings.attempts} begins")
-        tell_states(self.settings, self.database, one.number)
         beat = threading.Thread(target=self._beat, args=(one.number, alive), daemon=True)
         beat.start()
         try:
+            write_live(self.settings, one.number, live)
+            add_to_log(self.settings, one.number, f"attempt {one.attempt} of {self.settings.attempts} begins")
+            self._told(one.number)
             self._ended(one, live, self.evaluate(self.settings, one, self._teller(one, live)))
         except Exception as error:  # EvaluationFailed, or a fault of ours, which must not leave the submission behind
             known = isinstance(error, EvaluationFailed)
@@ -70,13 +74,15 @@ class Worker:
         """Store how it ended, unless the submission was taken from this worker meanwhile."""
         outcome = Outcome(outcome.status, public(outcome.reason, self.settings), outcome.tables)
         write_live(self.settings, one.number, live.public(self.settings))
-        if lifecycle.end(self.database, one.number, self.name, outcome):
+        if self._patiently(lambda: lifecycle.end(self.database, one.number, self.name, outcome)):
             add_to_log(self.settings, one.number, f"{outcome.status}{': ' if outcome.reason else ''}{outcome.reason}")
-            tell_states(self.settings, self.database, one.number)
+            self._told(one.number)
 
     def _failed(self, one: Submission, why: str) -> None:
         """The evaluation decided nothing: it is tried again, or waits for a person."""
-        changed = lifecycle.give_back(self.database, self.settings.attempts, worker=self.name, why=f"the evaluation failed ({why})")
+        why = f"the evaluation failed ({why})"
+        attempts = self.settings.attempts
+        changed = self._patiently(lambda: lifecycle.give_back(self.database, attempts, worker=self.name, why=why))
         told_of(self.settings, self.database, changed)
 
     def _teller(self, one: Submission, live: Live) -> Callable[[Event], object]:
@@ -92,9 +98,25 @@ class Worker:
             if time.monotonic() >= due:
                 due = time.monotonic() + EVERY
                 write_live(self.settings, one.number, live.public(self.settings))
-                tell_states(self.settings, self.database, one.number)
+                self._told(one.number)
 
         return tell
+
+    def _told(self, number: int) -> None:
+        """Write the state file, unless the database is away: the next one says it, too."""
+        with suppress(SQLAlchemyError):
+            tell_states(self.settings, self.database, number)
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """The call's answer; while the database is away it is asked again, until the lease is out. Raises SQLAlchemyError then."""
+        end = time.monotonic() + self.settings.lease
+        while True:
+            try:
+                return call()
+            except OperationalError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(AGAIN)
 
     def _beat(self, number: int, alive: threading.Event) -> None:
         """Signs of life until the evaluation ends."""
