@@ -55,7 +55,7 @@ def began(settings: Settings) -> None:
 
 def serve(folder: Path, port: int) -> None:
     settings = settings_of(folder)
-    desk, supervisor = Desk(settings, lambda bundle, settings: None), Supervisor(settings, [sys.executable, __file__, "work"])
+    desk, supervisor = Desk(settings, lambda bundle, settings: bundle), Supervisor(settings, [sys.executable, __file__, "work"])
     if not tokens(desk.database):
         (folder / "token").write_text(make_token(desk.database, "sender", ["checkpoint"], 1_000_000))
     supervisor.start()

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -44,7 +45,7 @@ CAP = 100_000
 class Home:
     """A service in a folder, without its processes: a client, two tokens, and a worker to call."""
 
-    def __init__(self, folder, guard=lambda bundle, settings: None, **settings):
+    def __init__(self, folder, guard=lambda bundle, settings: bundle, **settings):
         self.settings = Settings(folder=folder / "service", out=folder / "out", upload=CAP, **settings)
         self.desk = Desk(self.settings, guard)
         self.desk.fresh = 0.0
@@ -197,13 +198,17 @@ def test_forms_that_break_off_are_refused(home):
     assert sent.status_code == 415
 
 
-def test_the_guard_refuses_code_and_foreign_files_before_anything_is_kept(tmp_path):
-    def here(bundle, settings):  # without the process of its own, which takes seconds to begin
-        guarding._work({"kind": bundle.kind, "path": str(bundle.path), "limits": settings.limits.model_dump(mode="json")})
+def guard_here(bundle, settings):
+    """The guard without a process of its own, which takes seconds to begin."""
+    job = {"kind": bundle.kind, "name": bundle.name, "path": str(bundle.path), "asked": settings.asked}
+    job |= {"protocol": settings.protocol, "limits": settings.limits.model_dump(mode="json")}
+    return replace(bundle, **guarding._work(job))
 
+
+def test_the_guard_refuses_code_and_foreign_files_before_anything_is_kept(tmp_path):
     guarding.confine, before = lambda *_, **__: None, guarding.confine
     try:
-        home = Home(tmp_path, here)
+        home = Home(tmp_path, guard_here)
         refused = home.send(files=[("files", ("run.py", b"print()"))])
         assert refused.status_code == 422 and "unexpected file 'run.py'" in refused.json()["detail"]
         refused = home.send(files=[("files", ("recipe.yaml", b"network: evil:build")), ("files", ("config.json", b"{}"))])

@@ -31,7 +31,7 @@ VERBS = {
     "stop": "",
 }
 """What an admin can do, and with what."""
-PACKAGES = ("fastapi", "uvicorn", "sqlmodel", "huey", "python_multipart")
+PACKAGES = ("fastapi", "uvicorn", "sqlmodel", "huey", "python_multipart", "cryptography")
 
 
 def _serve(

@@ -118,8 +118,8 @@ def _submit(
 def _steps(what: str, path: Path, typed: dict[str, Any], sample: int, named: dict[str, Any], both: dict[str, Any]) -> Iterator[str]:
     """The steps of a submission. Raises UserError."""
     from robustbench_rkhs.cli.settings import eval_recipe, method_fields
-    from robustbench_rkhs.submission.bundle import is_bundle
     from robustbench_rkhs.submission.bundle_check import submit_bundle
+    from robustbench_rkhs.submission.bundle_names import is_bundle
     from robustbench_rkhs.submission.gate import submit, submit_adversarials
 
     if is_bundle(path):

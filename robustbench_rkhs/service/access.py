@@ -7,7 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from robustbench_rkhs.service.database import Database
-from robustbench_rkhs.service.settings import Kind
+from robustbench_rkhs.service.settings import Sent
 from robustbench_rkhs.service.token import Token, seconds_to_wait, token_of
 
 COOKIE = "rkhs_token"
@@ -48,15 +48,21 @@ class Access:
             self._guesses.popitem(last=False)
         raise HTTPException(401, "the token is unknown, or was revoked", {"WWW-Authenticate": "Bearer"})
 
-    def upload(self, request: Request, kind: Kind) -> Token:
+    def upload(self, request: Request, kind: Sent) -> Token:
         """The token that may upload this now; the upload counts. Raises HTTPException: 401, 403 or 429."""
         token = self.checked(_secret(request), address_of(request))
-        if kind not in token.scopes.split():
-            raise HTTPException(403, f"the token may not send {kind}: it may send {token.scopes or 'nothing'}")
+        check_scope(token, kind)
         if (wait := seconds_to_wait(self.database, token)) > 0:
             line = f"the token may begin {token.hourly} uploads in an hour: the next in {wait:.0f} s"
             raise HTTPException(429, line, {"Retry-After": f"{wait:.0f}"})
         return token
+
+
+def check_scope(token: Token, kind: Sent) -> None:
+    """Raises HTTPException (403) for what the token may not send; what a bundle holds is known later."""
+    scopes = token.scopes.split()
+    if kind not in scopes and not (kind == "bundle" and scopes):
+        raise HTTPException(403, f"the token may not send {kind}: it may send {token.scopes or 'nothing'}")
 
 
 def address_of(request: Request) -> str:

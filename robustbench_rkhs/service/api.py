@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from robustbench_rkhs.service import lifecycle
 from robustbench_rkhs.service.desk import Desk
-from robustbench_rkhs.service.settings import Kind
+from robustbench_rkhs.service.settings import Sent
 from robustbench_rkhs.service.state import State, state_of
 from robustbench_rkhs.service.submission import Status
 
@@ -43,9 +43,10 @@ class QueueNow(BaseModel):
 
 _FILES = {"type": "array", "items": {"type": "string", "format": "binary"}}
 _NAME = {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", "description": "The model's name"}
-BODIES: dict[Kind, dict[str, Any]] = {
+BODIES: dict[Sent, dict[str, Any]] = {
     "checkpoint": {"name": _NAME, "files": _FILES | {"description": "model.safetensors, config.json, recipe.yaml ..."}},
     "adversarials": {"file": {"type": "string", "format": "binary", "description": "FILE.npz"}},
+    "bundle": {"file": {"type": "string", "format": "binary", "description": "A bundle's folder as .zip, .tar or .tar.gz"}},
 }
 """Fields of the forms, for OpenAPI: the forms are read as they arrive, not by FastAPI."""
 WORDS = {
@@ -68,7 +69,7 @@ def _answers(*codes: int) -> dict[int | str, dict[str, Any]]:
     return {code: {"model": Refused, "description": WORDS[code]} for code in codes}
 
 
-def _form(kind: Kind) -> dict[str, Any]:
+def _form(kind: Sent) -> dict[str, Any]:
     schema = {"type": "object", "properties": BODIES[kind], "required": sorted(BODIES[kind])}
     body = {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
     return {"requestBody": body, "security": [{"token": []}]}
@@ -130,7 +131,12 @@ def api(desk: Desk) -> APIRouter:
         """Send adversarial images of a model on the board. Needs a token with the scope `adversarials`."""
         return await _sent(request, response, "adversarials")
 
-    async def _sent(request: Request, response: Response, kind: Kind) -> State:
+    @router.post("/submissions/bundle", status_code=201, responses=uploads, openapi_extra=_form("bundle"))
+    async def bundle(request: Request, response: Response) -> State:
+        """Send a signed bundle, as `rkhs-submit ... --bundle` writes it. Needs a token with the scope of what it holds."""
+        return await _sent(request, response, "bundle")
+
+    async def _sent(request: Request, response: Response, kind: Sent) -> State:
         state, new = await desk.take(request, kind)
         response.status_code = 201 if new else 200
         response.headers["Location"] = f"/submissions/{state.id}"

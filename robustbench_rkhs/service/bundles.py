@@ -11,21 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robustbench_rkhs.runtime.files import flush
-from robustbench_rkhs.service.settings import Kind, Settings
+from robustbench_rkhs.service.settings import Sent, Settings
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """Files that were sent, in a folder that bears the model's name, or one file of adversarial images."""
+    """Files that were sent: a folder that bears the model's name, a file of adversarial images, or a bundle's folder."""
 
-    kind: Kind
+    kind: Sent
     name: str
     path: Path
     """The folder, or the file."""
+    sender: str = ""
+    """sha256 of the key that signed them, once that was checked."""
 
     @property
     def files(self) -> list[Path]:
-        return sorted(self.path.iterdir()) if self.kind == "checkpoint" else [self.path]
+        return sorted(path for path in self.path.rglob("*") if not path.is_dir()) if self.path.is_dir() else [self.path]
 
     @property
     def size(self) -> int:
@@ -36,8 +38,9 @@ class Bundle:
         """sha256 over kind, name, and the names and contents of all files."""
         parts = [self.kind, self.name if self.kind == "checkpoint" else ""]
         for file in self.files:
+            name = file.relative_to(self.path).as_posix() if self.path.is_dir() else ""
             with file.open("rb") as opened:
-                parts += [file.name if self.kind == "checkpoint" else "", hashlib.file_digest(opened, "sha256").hexdigest()]
+                parts += [name, hashlib.file_digest(opened, "sha256").hexdigest()]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

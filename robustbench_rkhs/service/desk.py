@@ -5,6 +5,7 @@ import threading
 import time
 import traceback
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
@@ -14,18 +15,19 @@ from starlette.requests import Request
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.files import Unwritable
 from robustbench_rkhs.service import lifecycle
-from robustbench_rkhs.service.access import Access
+from robustbench_rkhs.service.access import Access, check_scope
 from robustbench_rkhs.service.bundles import Bundle, incoming, keep
 from robustbench_rkhs.service.database import Database
 from robustbench_rkhs.service.guarding import Guard, guard
 from robustbench_rkhs.service.lifecycle import NameTaken, Queue
 from robustbench_rkhs.service.multipart import NAME, Form, receive
 from robustbench_rkhs.service.public_text import public
-from robustbench_rkhs.service.settings import Kind, Settings
+from robustbench_rkhs.service.settings import Sent, Settings
 from robustbench_rkhs.service.state import State, add_to_log, state_of, tell_states
 from robustbench_rkhs.service.submission import Status, Submission
 from robustbench_rkhs.service.token import Token
 from robustbench_rkhs.service.wakeups import WakeUps
+from robustbench_rkhs.submission.archive import ENDINGS, unpack_alone
 
 FRESH = 0.5
 """Seconds for which the queue is not read again."""
@@ -74,7 +76,7 @@ class Desk:
                 return
             await asyncio.sleep(LOOK)
 
-    async def take(self, request: Request, kind: Kind) -> tuple[State, bool]:
+    async def take(self, request: Request, kind: Sent) -> tuple[State, bool]:
         """Take an upload: its submission, and whether it is new.
 
         Raises HTTPException: 401, 403 or 429 before anything is read, 4xx for what is refused, 507 on a full disk. Then nothing
@@ -90,6 +92,8 @@ class Desk:
             raise HTTPException(507, "the server has no room, or cannot write: try again later") from None
 
     def _taken(self, bundle: Bundle, token: Token) -> tuple[State, bool]:
+        if bundle.kind == "bundle":
+            bundle = self._unpacked(bundle)
         digest = bundle.digest()
         known = lifecycle.of_digest(self.database, digest)
         if known is None:
@@ -98,11 +102,23 @@ class Desk:
             new = False
         return self.state(known.number), new
 
-    def _added(self, bundle: Bundle, digest: str, token: Token) -> tuple[Submission, bool]:
-        """Check the bundle, keep it, and put it into the queue. Raises HTTPException (409 or 422)."""
+    def _unpacked(self, bundle: Bundle) -> Bundle:
+        """The folder that an archive holds. Raises HTTPException (422)."""
+        folder = bundle.path.parent / ".bundle" / "bundle"
+        folder.mkdir(parents=True)
         try:
             with self._checks:
-                self.guard(bundle, self.settings)
+                unpack_alone(bundle.path, folder, self.settings.upload)
+        except UserError as error:
+            raise HTTPException(422, public(error, self.settings)) from None
+        return replace(bundle, path=folder)
+
+    def _added(self, bundle: Bundle, digest: str, token: Token) -> tuple[Submission, bool]:
+        """Check the bundle, keep it, and put it into the queue. Raises HTTPException (403, 409 or 422)."""
+        try:
+            with self._checks:
+                bundle = self.guard(bundle, self.settings)
+            check_scope(token, bundle.kind)
             if bundle.kind == "checkpoint":
                 lifecycle.own_name(self.database, bundle.name, token.id or 0)
         except NameTaken as error:
@@ -126,17 +142,22 @@ class Desk:
         )
         if new:
             self._queue = None
-            add_to_log(self.settings, one.number, f"received {size:,} bytes from {token.name}, digest {digest[:12]}")
+            signed = f", signed with the key {bundle.sender[:12]}" if bundle.sender else ""
+            add_to_log(self.settings, one.number, f"received {size:,} bytes from {token.name}, digest {digest[:12]}{signed}")
             tell_states(self.settings, self.database, one.number)
             self.wakeups.wake_if_possible()
         return one, new
 
 
-def _bundle(kind: Kind, folder: Path, form: Form) -> Bundle:
+def _bundle(kind: Sent, folder: Path, form: Form) -> Bundle:
     """The files of a form as a bundle. Raises HTTPException (422)."""
     if kind == "adversarials":
         if len(form.files) != 1 or form.files[0].suffix != ".npz":
             raise HTTPException(422, "expected one file, FILE.npz")
+        return Bundle(kind, form.files[0].name, form.files[0])
+    if kind == "bundle":
+        if len(form.files) != 1 or not form.files[0].name.endswith(ENDINGS):
+            raise HTTPException(422, f"expected one file, a bundle's folder as {', '.join(ENDINGS)}")
         return Bundle(kind, form.files[0].name, form.files[0])
     name = form.fields.get("name", "")
     if not NAME.fullmatch(name):

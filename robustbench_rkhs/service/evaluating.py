@@ -26,6 +26,7 @@ from robustbench_rkhs.service.database import Database
 from robustbench_rkhs.service.lifecycle import Outcome
 from robustbench_rkhs.service.settings import Settings
 from robustbench_rkhs.service.submission import Status, Submission
+from robustbench_rkhs.submission.bundle_names import IMAGES, is_bundle
 
 EVENT: TypeAdapter[Any] = TypeAdapter(AnyEvent)
 Tell = Callable[[Event], object]
@@ -103,15 +104,26 @@ def _steps(settings: Settings, job: dict[str, Any], on_event: Tell) -> Any:
     from robustbench_rkhs.evaluation.recipe import EvalRecipe
     from robustbench_rkhs.nodes.code_names import code_in
     from robustbench_rkhs.submission import gate
+    from robustbench_rkhs.submission.bundle import read_bundle
 
     path = Path(job["path"])
     both: dict[str, Any] = {"device": settings.device, "out": settings.out, "limits": settings.limits}
     both |= {"command": "rkhs-serve", "approved": job["approved"]}
     if job["kind"] == "checkpoint":
         recipe = parse(EvalRecipe, settings.protocol, "protocol", code_in(settings.protocol))
-        return gate.submit(path, recipe, sample=settings.sample, on_event=on_event, **both)
+        both |= {"sample": settings.sample, "on_event": on_event}
+        if is_bundle(path):
+            bundle = read_bundle(path, settings.limits)
+            return gate.submit(bundle.content, recipe, sender=bundle.sender, table=bundle.verdicts, **both)
+        return gate.submit(path, recipe, **both)
     confine(settings.limits, memory=settings.device == "cpu")
-    return gate.submit_adversarials(path, model=_model_of(settings, path), **both)
+    file = _images(path)
+    return gate.submit_adversarials(file, model=_model_of(settings, file), **both)
+
+
+def _images(path: Path) -> Path:
+    """The file of adversarial images, in a bundle or as it was sent."""
+    return path / IMAGES if is_bundle(path) else path
 
 
 def _model_of(settings: Settings, path: Path) -> str | None:
@@ -122,7 +134,10 @@ def _model_of(settings: Settings, path: Path) -> str | None:
     with guarded(path.name):
         name = read_adversarials(path, settings.limits).about.model.partition("~")[0]
     found = lifecycle.accepted(Database(settings), name)
-    return str(kept(settings, found.digest)) if found is not None else None
+    if found is None:
+        return None
+    folder = kept(settings, found.digest)
+    return str(folder / found.name if is_bundle(folder) else folder)
 
 
 def _tables(settings: Settings, job: dict[str, Any]) -> set[str]:
@@ -130,7 +145,7 @@ def _tables(settings: Settings, job: dict[str, Any]) -> set[str]:
     if job["kind"] == "checkpoint":
         found = folder_of(settings.out / "verdicts", job["name"]).glob("*.parquet")
     else:
-        with Path(job["path"]).open("rb") as file:
+        with _images(Path(job["path"])).open("rb") as file:
             sha = hashlib.file_digest(file, "sha256").hexdigest()
         found = (settings.out / "submitted").glob(f"*/*-{sha[:12]}.parquet")
     return {path.relative_to(settings.out).as_posix() for path in found}

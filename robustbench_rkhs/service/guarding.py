@@ -7,8 +7,9 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse
@@ -16,33 +17,44 @@ from robustbench_rkhs.runtime.children import confine, end_with, messages
 from robustbench_rkhs.service.bundles import Bundle
 from robustbench_rkhs.service.settings import Settings
 
-Guard = Callable[[Bundle, Settings], None]
-"""Raises UserError with the reason where an upload is refused."""
+if TYPE_CHECKING:
+    from robustbench_rkhs.nodes.limits import Limits
+
+Guard = Callable[[Bundle, Settings], Bundle]
+"""The upload, once it passed, a bundle as what it holds. Raises UserError with the reason where it is refused."""
 SECONDS = 300.0
 """The longest that a check may take."""
 
 
-def guard(bundle: Bundle, settings: Settings) -> None:
-    """Check an upload. Raises UserError with the reason for a refusal. Cost: 3 to 4 s, the import of PyTorch."""
-    job = {"kind": bundle.kind, "path": str(bundle.path), "limits": settings.limits.model_dump(mode="json")}
-    passed = False
+def guard(bundle: Bundle, settings: Settings) -> Bundle:
+    """Check an upload, and say what a bundle holds, under which name and key. Raises UserError with the reason for a refusal.
+
+    Cost: 3 to 4 s, the import of PyTorch.
+    """
+    job: dict[str, Any] = {"kind": bundle.kind, "name": bundle.name, "path": str(bundle.path)}
+    job |= {"protocol": settings.protocol, "asked": settings.asked, "limits": settings.limits.model_dump(mode="json")}
+    found = None
     for message in messages(__name__, job, settings.limits.model_copy(update={"seconds": SECONDS, "threads": 1})):
         if "refused" in message:
             raise UserError(str(message["refused"]))
-        passed = passed or message.get("passed") is True
-    if not passed:
+        found = message.get("passed", found)
+    if found is None:
         raise UserError("the check of the upload ended without a result")
+    return replace(bundle, **found)
 
 
-def _work(job: dict[str, Any]) -> None:
+def _work(job: dict[str, Any]) -> dict[str, str]:
+    """What passed: its kind, its name, and the sender's key."""
     from robustbench_rkhs.nodes.guard import guarded
     from robustbench_rkhs.nodes.limits import Limits
 
     limits = parse(Limits, job["limits"], "limits")
     confine(limits.model_copy(update={"seconds": SECONDS, "threads": 1}))
-    path = Path(job["path"])
+    path, found = Path(job["path"]), {"kind": job["kind"], "name": job["name"], "sender": ""}
     with guarded(path.name):
-        if job["kind"] == "checkpoint":
+        if job["kind"] == "bundle":
+            path, found = _opened(path, job, limits)
+        if found["kind"] == "checkpoint":
             from robustbench_rkhs.submission.gate import check, known_data
             from robustbench_rkhs.training import checkpoint
 
@@ -52,6 +64,25 @@ def _work(job: dict[str, Any]) -> None:
             from robustbench_rkhs.verdicts import read_adversarials
 
             read_adversarials(path, limits)
+    return found
+
+
+def _opened(path: Path, job: dict[str, Any], limits: "Limits") -> tuple[Path, dict[str, str]]:
+    """The content of a bundle, and what it is. Raises UserError where its table says nothing of what this board asks."""
+    from robustbench_rkhs.evaluation.recipe import EvalRecipe
+    from robustbench_rkhs.nodes.code_names import code_in
+    from robustbench_rkhs.submission.bundle import read_bundle
+    from robustbench_rkhs.submission.bundle_check import check_model
+
+    bundle = read_bundle(path, limits)
+    if bundle.stated.kind == "adversarials":
+        check_model(bundle, limits)
+    else:
+        ours, theirs = parse(EvalRecipe, job["protocol"], "protocol", code_in(job["protocol"])), bundle.recipe()
+        if ours.norm != theirs.norm or set(ours.eps) - set(theirs.eps):
+            needed = f"evaluate with rkhs-eval {job['asked']}, and pack the bundle again"
+            raise UserError(f"its table says nothing of what this board asks: {needed}")
+    return bundle.content, {"kind": bundle.stated.kind, "name": bundle.stated.name, "sender": bundle.sender}
 
 
 def _tell(output: int, **message: Any) -> None:
@@ -64,8 +95,8 @@ if __name__ == "__main__":
     given = json.loads(sys.stdin.buffer.read())
     end_with(int(given["parent"]))
     try:
-        _work(given)
+        passed = _work(given)
     except UserError as refused:
         _tell(OUTPUT, refused=str(refused))
     else:
-        _tell(OUTPUT, passed=True)
+        _tell(OUTPUT, passed=passed)

@@ -10,6 +10,8 @@ from robustbench_rkhs.nodes.node import Node
 
 Kind = Literal["checkpoint", "adversarials"]
 """What can be submitted; also the scopes of tokens."""
+Sent = Literal["checkpoint", "adversarials", "bundle"]
+"""What can be sent: a bundle holds either, signed."""
 KINDS: tuple[Kind, ...] = ("checkpoint", "adversarials")
 
 
@@ -48,6 +50,13 @@ class Settings(Node):
     @property
     def database_url(self) -> str:
         return self.database or f"sqlite:///{self.folder / 'service.db'}"
+
+    @property
+    def asked(self) -> str:
+        """Norm and radii of the protocol, as rkhs-eval takes them."""
+        eps = self.protocol.get("eps", ())
+        radii = eps if isinstance(eps, (list, tuple)) else [eps]
+        return f"--norm {self.protocol.get('norm', 'l2')} --eps {' '.join(map(str, radii))}"
 
     @property
     def incoming(self) -> Path:

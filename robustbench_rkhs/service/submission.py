@@ -40,7 +40,7 @@ class Submission(SQLModel, table=True):
     """sha256 of what was sent: a second upload of the same is the same submission."""
     kind: str
     name: str = Field(index=True)
-    """Of a checkpoint: the model's name. Of adversarial images: the file's."""
+    """Of a checkpoint: the model's name. Of adversarial images: the file's, or in a bundle the model's."""
     size: int = Field(sa_type=BigInteger)
     """Bytes: more than an integer of PostgreSQL holds."""
     token: int = Field(index=True)

@@ -69,6 +69,11 @@ def views(desk: Desk) -> APIRouter:
         state, _ = await desk.take(request, "adversarials")
         return RedirectResponse(f"/submissions/{state.id}", 303)
 
+    @router.post("/submit/bundle")
+    async def bundle(request: Request) -> RedirectResponse:
+        state, _ = await desk.take(request, "bundle")
+        return RedirectResponse(f"/submissions/{state.id}", 303)
+
     @router.post("/login")
     def login(request: Request, token: Annotated[str, Form(max_length=200)]) -> RedirectResponse:
         check_origin(request)

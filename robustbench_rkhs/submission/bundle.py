@@ -8,8 +8,6 @@ NAME/               a checkpoint: model.safetensors, config.json, recipe.yaml (R
 adversarials.npz    or adversarial images of a model that is listed
 """
 
-import os
-import re
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,17 +25,15 @@ from robustbench_rkhs.nodes.node import Node, UserError
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.nodes.threat_model import Norm
 from robustbench_rkhs.runtime.seals import sha256_of
+from robustbench_rkhs.submission.bundle_names import IMAGES, MOST, NAME, STATED, is_bundle
 from robustbench_rkhs.submission.keys import LARGEST, signer
 
-STATED, PUBLIC, SIGNATURE, VERDICTS, IMAGES = "submission.yaml", "sender.pub", "signature", "verdicts.parquet", "adversarials.npz"
+PUBLIC, SIGNATURE, VERDICTS = "sender.pub", "signature", "verdicts.parquet"
 OF_MODEL = {"config.json", "model.safetensors", "recipe.yaml"}
 BESIDE = {"metrics.jsonl", "README.md"}
 """Files of a checkpoint that a bundle has to hold, and those that it may."""
 TABLE = 256 << 20
 """Bytes of the sender's table."""
-MOST = 16
-"""Most entries of a folder in a bundle."""
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 class Asked(Node):
@@ -87,11 +83,6 @@ class Bundle:
             raise UserError(f"{self.path / STATED}: evaluation: expected the norm and eps of a checkpoint, found none")
         said = {"norm": asked.norm, "eps": asked.eps, "certificates": asked.certificates}
         return parse(EvalRecipe, {**said, **settings}, f"{self.path / STATED}: evaluation", CLOSED)
-
-
-def is_bundle(path: Path) -> bool:
-    """Whether a folder says that it is a bundle."""
-    return os.path.lexists(path / STATED)
 
 
 def read_bundle(path: Path, limits: Limits = STRANGERS) -> Bundle:

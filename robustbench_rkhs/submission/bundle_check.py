@@ -16,7 +16,8 @@ from robustbench_rkhs.nodes.limits import STRANGERS, Limits
 from robustbench_rkhs.nodes.node import Node, Seed, UserError
 from robustbench_rkhs.runtime.events import OnEvent
 from robustbench_rkhs.runtime.sinks import for_line
-from robustbench_rkhs.submission.bundle import MOST, STATED, is_bundle, read_bundle
+from robustbench_rkhs.submission.bundle import Bundle, read_bundle
+from robustbench_rkhs.submission.bundle_names import MOST, STATED, is_bundle
 from robustbench_rkhs.submission.gate import Incomplete, submit, submit_adversarials
 from robustbench_rkhs.verdicts import read_adversarials
 
@@ -70,14 +71,19 @@ def submit_bundle(
     if bundle.stated.kind == "adversarials":
         if settings:
             raise UserError(f"{', '.join(settings)}: not for adversarial images")
-        with guarded(bundle.content):
-            model = read_adversarials(bundle.content, limits).about.model
-        if model.partition("~")[0] != bundle.stated.name:
-            raise UserError(f"{bundle.content} is of the model {model[:64]!r}, {STATED} names {bundle.stated.name!r}")
+        check_model(bundle, limits)
         yield from submit_adversarials(bundle.content, **both)
         return
     more: dict[str, Any] = {"sender": bundle.sender, "table": bundle.verdicts, "seed": seed, "on_event": on_event}
     yield from submit(bundle.content, bundle.recipe(**settings or {}), sample=sample, **both, **more)
+
+
+def check_model(bundle: Bundle, limits: Limits = STRANGERS) -> None:
+    """Raises UserError where a bundle's adversarial images cannot be read, or are of another model than it names."""
+    with guarded(bundle.content):
+        model = read_adversarials(bundle.content, limits).about.model
+    if model.partition("~")[0] != bundle.stated.name:
+        raise UserError(f"{bundle.content} is of the model {model[:64]!r}, {STATED} names {bundle.stated.name!r}")
 
 
 def check_bundle(path: Path, tell: Callable[[str], object], *, seed: int | None = None, **settings: Any) -> CheckResult:
