@@ -23,7 +23,7 @@ def measure(quick: bool, device: str) -> dict[str, Any]:
     test = loaded.recipe.data.test().sample(images, 0).to(device)
     model = Smoothed(loaded.model.to(device), 0.25).eval()
     found, rules = {}, {}
-    for rule in ("fixed", "spending", "sequence"):
+    for rule in ("fixed", "betting", "spending", "sequence"):
         certify = SmoothingCertificate(n=n, stopping=rule)
         found[rule] = certify(model, test.x, test.y, test.index, EPSILONS)
         decided = {eps: found[rule].radius >= eps for eps in EPSILONS}
@@ -40,10 +40,11 @@ def measure(quick: bool, device: str) -> dict[str, Any]:
         rules[rule] = figures
     ratios = {rule: rules["fixed"]["forwards_an_image"] / rules[rule]["forwards_an_image"] for rule in rules}
     return {
-        "smoothing_forward_ratio": round(ratios["spending"], 2),
+        "smoothing_forward_ratio": round(ratios["betting"], 2),
+        "spending_forward_ratio": round(ratios["spending"], 2),
         "sequence_forward_ratio": round(ratios["sequence"], 2),
         "smoothing_decisions": images * len(EPSILONS),
-        "smoothing_decisions_that_differ": sum(rules["spending"]["decisions_that_differ"].values()),
+        "smoothing_decisions_that_differ": sum(rules["betting"]["decisions_that_differ"].values()),
         "smoothing_rules": rules,
         "smoothing_n": n,
         "smoothing_images": images,

@@ -124,7 +124,7 @@ def test_a_certificate_ends_at_the_next_question_and_keeps_what_it_proved(name):
     assert proved[0] == 0 and (proved[-1] > 0 or name in CERTIFICATES)
 
 
-@pytest.mark.parametrize("stopping", ["fixed", "spending", "sequence"])
+@pytest.mark.parametrize("stopping", ["fixed", "spending", "sequence", "betting"])
 def test_smoothing_claims_what_its_last_look_proved(stopping):
     base = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     with torch.no_grad():

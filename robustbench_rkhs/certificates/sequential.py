@@ -1,17 +1,30 @@
-"""Early stopping for randomized smoothing: sequential Clopper-Pearson bounds by alpha-spending, and a confidence sequence."""
+"""Early stopping for randomized smoothing: when to look at the samples, the lower limit at each look, and when to give up."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
-from scipy.special import betaincinv, betaln
+import numpy as np
+from scipy.special import betaln, gammaln
 
+from robustbench_rkhs.certificates.binomial_limits import betting_limit, lower_limit, mixture_limit
 from robustbench_rkhs.runtime.clock import OutOfTime
 
-Stopping = Literal["fixed", "spending", "sequence"]
-"""`fixed`: one limit, after all samples; `spending`: limits at planned looks; `sequence`: a limit valid at any time."""
+Stopping = Literal["betting", "spending", "sequence", "fixed"]
+"""`betting`: a bettor's limit at any time, Clopper-Pearson at the end; `spending`: Clopper-Pearson at planned looks;
+`sequence`: a mixture's limit at any time; `fixed`: Clopper-Pearson after all samples."""
 FIRST, GROWTH, STEP = 100, 2.0, 20
-"""Samples at the first look; factor between looks of `spending`; `sequence` looks after another 1/20 of the samples."""
+"""Samples at the first look; factor between looks of `spending`; the others look after another 1/20 of the samples."""
+DEVIATIONS = 12
+"""Standard deviations after which the tail of a forecast ends: it has less than 1e-20 beyond."""
+
+
+class Look(NamedTuple):
+    """A number of samples at which to look, and the lower limit of the share of hits that holds then, by the hits."""
+
+    samples: int
+    limit: Callable[[int], float]
 
 
 class Estimate(NamedTuple):
@@ -24,14 +37,7 @@ class Estimate(NamedTuple):
     """The clock ended the sampling: the limit is that of the last look, so it holds like any other."""
 
 
-class Limits(NamedTuple):
-    """One look: a lower limit that errs with probability alpha over all looks, an upper one that errs with `futility`."""
-
-    lower: float
-    upper: float
-
-
-def looks(n: int, alpha: float) -> list[tuple[int, float]]:
+def shares(n: int, alpha: float) -> list[tuple[int, float]]:
     """Samples at each look of `spending`, and its share of alpha: half for the last, the rest in equal parts.
 
     Fixed before the first sample, so that by the union bound all limits hold at once with probability 1 - alpha.
@@ -43,84 +49,88 @@ def looks(n: int, alpha: float) -> list[tuple[int, float]]:
     return [(number, alpha / 2 / len(numbers)) for number in numbers] + [(n, alpha / 2 if numbers else alpha)]
 
 
-def moments(n: int, alpha: float) -> list[tuple[int, float]]:
-    """The looks of `sequence`, each with all of alpha: its limits hold at any time; fewer looks only save work."""
+def moments(n: int) -> list[int]:
+    """Samples at each look of the rules whose limits hold at any time: fewer looks only save work."""
     numbers = [min(FIRST, n)]
     while numbers[-1] < n:
         numbers.append(min(numbers[-1] + max(FIRST, numbers[-1] // STEP // FIRST * FIRST), n))
-    return [(number, alpha) for number in numbers]
+    return numbers
 
 
-def lower_limit(hits: int, n: int, alpha: float) -> float:
-    """Clopper-Pearson: the largest p at which `hits` or more of n have probability alpha; 0 without hits."""
-    return float(betaincinv(hits, n - hits + 1, alpha)) if hits else 0.0
+def looks(stopping: Stopping, n: int, alpha: float) -> list[Look]:
+    """The looks of a rule, the last one after n samples: all their limits hold at once with probability 1 - alpha.
 
-
-def upper_limit(hits: int, n: int, alpha: float) -> float:
-    """Clopper-Pearson: the smallest p at which `hits` or fewer of n have probability alpha; 1 without misses."""
-    return 1.0 - lower_limit(n - hits, n, alpha)
-
-
-def mixture_limits(hits: int, n: int, alpha: float) -> tuple[float, float]:
-    r"""The confidence sequence of the Beta(1/2, 1/2) mixture martingale: the shares that it does not yet reject.
-
-    .. math:: M_n(p) = \frac{B(s + 1/2,\, n - s + 1/2)}{B(1/2, 1/2)\, p^s (1 - p)^{n - s}} < 1 / \alpha
-
-    M_n(p) is a martingale of mean 1 where p is true, so by Ville's inequality p leaves the interval, at any time ever, with
-    probability at most alpha. M_n falls in p up to s / n and rises after it: bisection, rounded outwards.
+    `betting` gives half of alpha to the bettor, who may be asked at any time, and half to Clopper-Pearson after n samples, which
+    proves more there: by the union bound the higher of both holds.
     """
-    mass = float(betaln(hits + 0.5, n - hits + 0.5) - betaln(0.5, 0.5)) + math.log(alpha)
+    if stopping == "fixed" or n <= FIRST:
+        return [Look(n, partial(lower_limit, n=n, alpha=alpha))]
+    if stopping == "spending":
+        return [Look(at, partial(lower_limit, n=at, alpha=share)) for at, share in shares(n, alpha)]
+    if stopping == "sequence":
+        return [Look(at, partial(mixture_limit, n=at, alpha=alpha)) for at in moments(n)]
+    half = alpha / 2
+    bettor = [Look(at, partial(betting_limit, n=at, alpha=half, horizon=n)) for at in moments(n)]
+    return [*bettor[:-1], Look(n, lambda hits: max(bettor[-1].limit(hits), lower_limit(hits, n, half)))]
 
-    def excluded(p: float) -> bool:
-        if p <= 0 or p >= 1:
-            return hits > 0 if p <= 0 else hits < n
-        return mass - hits * math.log(p) - (n - hits) * math.log1p(-p) >= 0
 
-    def edge(outside: float, inside: float) -> float:
-        if not excluded(outside):
-            return outside
-        for _ in range(40):
-            middle = (outside + inside) / 2
-            outside, inside = (middle, inside) if excluded(middle) else (outside, middle)
-        return outside
+def forecast(hits: int, n: int, needed: int, total: int) -> float:
+    r"""Posterior probability, from a Beta(1/2, 1/2) prior, of at least `needed` hits among `total` samples after `hits` of n.
 
-    return edge(0.0, hits / n), edge(1.0, hits / n)
+    .. math:: P(\text{needed} \le s + S), \qquad S \sim \text{BetaBinomial}(\text{total} - n,\; s + 1/2,\; n - s + 1/2)
+    """
+    rest, more, a, b = total - n, needed - hits, hits + 0.5, n - hits + 0.5
+    mean = rest * a / (n + 1)
+    if more > rest:
+        return 0.0
+    if more <= mean:
+        return 1.0  # about a half or more: nobody gives up
+    wide = math.sqrt(mean * b / (n + 1) * (1 + rest / (n + 2)))
+    s = np.arange(more, min(rest, math.ceil(mean + DEVIATIONS * wide) + FIRST) + 1)
+    terms = gammaln(rest + 1) - gammaln(s + 1) - gammaln(rest - s + 1) + betaln(a + s, b + rest - s) - betaln(a, b)
+    return float(np.exp(terms).sum())
+
+
+def fewest(proves: Callable[[int], bool], n: int) -> int:
+    """The smallest number of hits of n that `proves`, which holds from some number on; n + 1 where none does."""
+    low, high = 0, n + 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if proves(middle) else (middle + 1, high)
+    return low
+
+
+def goals(epsilons: Sequence[float], radius: Callable[[float], float], last: Look) -> dict[float, int]:
+    """For each eps the hits with which the last look proves it."""
+
+    def proves(eps: float, hits: int) -> bool:
+        return radius(last.limit(hits)) >= eps
+
+    return {eps: fewest(partial(proves, eps), last.samples) for eps in epsilons}
 
 
 def estimate(
     count: Callable[[int, int], int],
     radius: Callable[[float], float],
-    epsilons: Sequence[float],
-    *,
-    n: int,
-    alpha: float,
+    needed: Mapping[float, int],
+    plan: Sequence[Look],
     futility: float,
-    stopping: Stopping,
 ) -> Estimate:
-    """Sample until every eps is decided: `radius(lower limit)` reaches it, or `radius(upper limit)` does not; at most n samples.
+    """Sample until every eps of `needed` is decided: `radius(lower limit)` reaches it, or hardly would at the last look.
 
-    count(begin, end): hits among samples number begin .. end-1. The lower limit exceeds the true share with probability at
-    most alpha, whenever sampling stops. Giving up needs no such guarantee to be sound; the upper limit's `futility` bounds
-    the probability of giving up where the true share would suffice. Without any eps, all n samples are drawn. If the time runs
-    out, the result is the limit of the last look; without looks (`fixed`) there is none, and OutOfTime is raised.
+    count(begin, end): hits among samples number begin .. end-1. needed: `goals` of the plan's last look. The lower limit exceeds
+    the true share with probability at most the plan's alpha, whenever sampling stops. An eps is given up where the forecast
+    that the last look proves it is at most `futility`. That costs no soundness; and since a forecast is a martingale of the
+    posterior, at most the share `futility` of what is given up, at any look, would have been proved, on average over the prior.
+    If the time runs out, the result is the limit of the last look; without any eps, all samples are drawn.
     """
-    if stopping == "fixed" or not epsilons:
-        hits = count(0, n)
-        low = mixture_limits(hits, n, alpha)[0] if stopping == "sequence" else lower_limit(hits, n, alpha)
-        return Estimate(low, n, hits)
-    plan = looks(n, alpha) if stopping == "spending" else moments(n, alpha)
-    best, least, hits, seen = 0.0, 1.0, 0, 0
-    for number, share in plan:
+    total, best, hits, seen = plan[-1].samples, 0.0, 0, 0
+    for look in plan:
         try:
-            hits += count(seen, number)
+            hits += count(seen, look.samples)
         except OutOfTime:
             return Estimate(best, seen, hits, cut=True)
-        seen = number
-        if stopping == "spending":
-            low, high = lower_limit(hits, seen, share), upper_limit(hits, seen, futility * share / alpha)
-        else:
-            low, high = mixture_limits(hits, seen, alpha)[0], mixture_limits(hits, seen, futility)[1]
-        best, least = max(best, low), min(least, high)  # all limits hold at once, so the best of them does
-        if all(radius(best) >= eps or radius(least) < eps for eps in epsilons):
+        seen, best = look.samples, max(best, look.limit(hits))  # all limits hold at once, so the best of them does
+        if needed and all(radius(best) >= eps or forecast(hits, seen, goal, total) <= futility for eps, goal in needed.items()):
             break
     return Estimate(best, seen, hits)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -12,7 +12,7 @@ from scipy.special import ndtri
 from torch import Tensor, nn
 
 from robustbench_rkhs.certificates.base import Certificate, Certified
-from robustbench_rkhs.certificates.sequential import Stopping, estimate
+from robustbench_rkhs.certificates.sequential import Look, Stopping, estimate, goals, looks
 from robustbench_rkhs.layers.frozen import freeze
 from robustbench_rkhs.networks.smoothed import Smoothed, noise
 from robustbench_rkhs.nodes.node import Real, Seed, UserError
@@ -38,14 +38,15 @@ class SmoothingCertificate(Certificate):
     radius 0; one for which nothing is proved has reason `unknown`. The claim about one image errs with probability at most
     `alpha` (its `failure_probability`), whenever sampling stops; several probabilistic certificates of one image would have
     to share one alpha. Radii beyond the largest requested eps are those known when sampling stopped.
-    `fixed` draws n samples (Cohen et al.). `spending` looks at n = 100, 200, 400 ... and divides alpha among the looks, half to
-    the last: Clopper-Pearson limits. `sequence` looks after every 100 samples, later every 5%, at a limit that holds at all
-    times (mixture martingale). Both stop once every requested eps is certified, or once an upper limit of error `futility`
-    says that the true probability does not reach it: giving up needs no guarantee to be sound, this one keeps its power.
+    Sampling stops once each requested eps is certified, or given up: where the forecast, from the hits so far, that all n samples
+    would certify it is at most `futility`. Giving up costs no soundness. `betting` asks a bettor (`betting_limit`: a limit that
+    holds at all times) after every 100 samples, later every 5%, and Clopper-Pearson after n, each with half of alpha. `spending`
+    looks at n = 100, 200, 400 ... at Clopper-Pearson limits, which share alpha. `sequence` is a mixture martingale at the moments
+    of `betting`. `fixed` draws all n samples (Cohen et al.), as do all rules where no eps is requested.
     A sample counts only where the class is strictly on top. Samples are seeded by (seed, key, number), and each image is
     evaluated alone: the same in any batch. Holds for the base as computed and exact Gaussian noise. The noise is not clamped to
     [0, 1]. Cost: at most n0 + n forward passes of the base per image, in `forwards`. Raises UserError for a plain model.
-    Source: Cohen et al., ICML 2019; Ville, 1939; the mixture of Robbins, 1970.
+    Source: Cohen et al., ICML 2019; Ville, 1939; Waudby-Smith and Ramdas, JRSS-B 2024; the mixture of Robbins, 1970.
     """
 
     norms: ClassVar[frozenset[str]] = frozenset({"l2", "linf"})
@@ -63,9 +64,9 @@ class SmoothingCertificate(Certificate):
     alpha: Real = Field(0.001, gt=0, lt=0.5)
     """Probability that the claim about an image is wrong."""
     futility: Real = Field(0.001, gt=0, lt=0.5)
-    """Probability of giving up an eps that the true probability reaches."""
-    stopping: Stopping = "spending"
-    """When sampling stops: after `n` samples, or once every requested eps is decided."""
+    """Forecast below which an eps is given up: the probability that all n samples would certify it."""
+    stopping: Stopping = "betting"
+    """When sampling stops: once every requested eps is decided, by one of three rules, or after `n` samples (`fixed`)."""
     batch: int = Field(2000, ge=1)
     """Samples per forward pass."""
     seed: Seed = 0
@@ -87,18 +88,24 @@ class SmoothingCertificate(Certificate):
             raise UserError("the smoothing certificate needs a smoothed classifier: rkhs-eval --smooth sigma=0.25")
         if self.sigma is not None and self.sigma != model.sigma:
             raise UserError(f"certificate 'smoothing': sigma {self.sigma:g}, but the model is smoothed with {model.sigma:g}")
-        base, found = freeze(model.base), []
+        base, found, plan = freeze(model.base), [], self.plan(model.sigma, x[:1].numel(), epsilons)
         with torch.no_grad(), per_image(base):
             for image, label, key in staged(list(zip(x, y.tolist(), keys.tolist(), strict=True))):
                 try:
                     ask()
-                    found.append(_Image(self, base, model.sigma, image, key).certify(label, epsilons))
+                    found.append(_Image(self, base, model.sigma, image, key).certify(label, *plan))
                 except OutOfTime:
                     found.append((0.0, "timeout", 0))
         radius = torch.tensor([one[0] for one in found], dtype=torch.float64)
         failure = self.alpha * (radius > 0).double()
         draws = torch.tensor([one[2] for one in found], dtype=torch.int64)
         return Certified(radius, [one[1] for one in found], failure, draws)
+
+    def plan(self, sigma: float, inputs: int, epsilons: Sequence[float]) -> tuple[list[Look], dict[float, int]]:
+        """The looks at the samples of an image of `inputs` values, and the hits that the last look needs for each eps above 0."""
+        asked = [eps for eps in epsilons if eps > 0]
+        plan = looks(self.stopping if asked else "fixed", self.n, self.alpha)
+        return plan, goals(asked, lambda probability: self.radius_of(probability, sigma, inputs), plan[-1])
 
     def radius_of(self, probability: float, sigma: float, inputs: int) -> float:
         """The radius that a probability proves, rounded down; 0 for at most 1/2."""
@@ -117,8 +124,8 @@ class _Image:
         self.pace = UNKNOWN
         """Seconds per sample."""
 
-    def certify(self, label: int, epsilons: Sequence[float]) -> tuple[float, str, int]:
-        """Radius, reason and forward passes."""
+    def certify(self, label: int, plan: Sequence[Look], needed: Mapping[float, int]) -> tuple[float, str, int]:
+        """Radius, reason and forward passes, by a plan of `SmoothingCertificate`."""
         settings = self.settings
         if not self.image.isfinite().all():
             return 0.0, "error", 0
@@ -128,15 +135,7 @@ class _Image:
         def radius(probability: float) -> float:
             return settings.radius_of(probability, self.sigma, self.image.numel())
 
-        found = estimate(
-            lambda begin, end: self.hits(label, begin, end),
-            radius,
-            [eps for eps in epsilons if eps > 0],
-            n=settings.n,
-            alpha=settings.alpha,
-            futility=settings.futility,
-            stopping=settings.stopping,
-        )
+        found = estimate(lambda begin, end: self.hits(label, begin, end), radius, needed, plan, settings.futility)
         proved = radius(found.lower)
         reason = "timeout" if found.cut else "" if proved > 0 else "unknown"
         return proved, reason, settings.n0 + found.draws
