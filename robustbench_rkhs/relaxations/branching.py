@@ -9,6 +9,7 @@ from torch import Tensor
 from robustbench_rkhs.relaxations.ascent import Search, optimised
 from robustbench_rkhs.relaxations.coupled_ascent import Choice, coupled
 from robustbench_rkhs.relaxations.couplings import Chain, Curved, bounded, guessed
+from robustbench_rkhs.relaxations.fixed_pattern import Way, fixed_tilts
 from robustbench_rkhs.relaxations.interval import Step
 from robustbench_rkhs.relaxations.lagrangian import Tilt
 from robustbench_rkhs.relaxations.region import Region
@@ -41,10 +42,6 @@ class Split(NamedTuple):
     """Index of the kink's layer among `kinks_of`."""
     unit: Int[Tensor, " parts"]
     """The value in its layer."""
-
-
-Way = tuple[tuple[int, int, int], ...]
-"""Splits from the whole to a part: the kink's layer, the value in it, and the side: 0 at most zero, 1 at least zero."""
 
 
 class Leaf(NamedTuple):
@@ -133,6 +130,8 @@ def branched(
 
     The parts with the best bounds come first, which keeps their list short. Kinks with the most negative share of the constant are
     tried with the slopes at hand; the pair with the best worse side is kept. Each part is proved in float64 with its rounding.
+    Curvatures cost the same on a small part as on the whole: in a chain a part without an uncertain kink is bounded by
+    intervals alone, with the slopes of `fixed_pattern`.
     `leaves`: filled with the parts that were proved.
     """
     whole, count = Whole(rows, chain, curved), 0
@@ -154,10 +153,30 @@ def branched(
         value = whole.proved(parts, tilts)
         count += len(value)
         here = Parts(regions, tilts, value, _ways(now, chosen))
+        _settle(whole, here, target)
         if leaves is not None:
-            leaves += [Leaf(here.ways[at], _of(tilts, torch.tensor([at]))) for at in (value > 0).nonzero().flatten().tolist()]
-        left = _together(left, here.of((value <= 0).nonzero().flatten()))
+            proved = (here.value > 0).nonzero().flatten().tolist()
+            leaves += [Leaf(here.ways[at], _of(here.tilts, torch.tensor([at]))) for at in proved]
+        left = _together(left, here.of((here.value <= 0).nonzero().flatten()))
     return Branched(True, count)
+
+
+def _settle(whole: Whole, parts: Parts, target: Tensor) -> None:
+    """Bounds those parts of a chain that fall short and have no uncertain kink left as what they are, affine: in place."""
+    if whole.chain is None:
+        return
+    certain = torch.stack([((one.lower >= 0) | (one.upper <= 0)).flatten(1).all(1) for one in parts.regions.values()]).all(0)
+    at = (certain & (parts.value <= 0)).nonzero().flatten()
+    if not len(at):
+        return
+    rows = whole.at(parts.of(at).regions)
+    tilts = fixed_tilts(rows, [parts.ways[one] for one in at.tolist()], whole.chain.links, float(target))
+    raised = valued(rows, doubled(tilts), True)[0]
+    better = (raised > parts.value[at]).nonzero().flatten()
+    parts.value[at[better]] = raised[better]
+    for path, tilt in tilts.items():
+        parts.tilts[path].slope[at[better]] = tilt.slope[better]
+        parts.tilts[path].multiplier[at[better]] = tilt.multiplier[better]
 
 
 def _ways(parts: Parts, where: Split) -> list[Way]:

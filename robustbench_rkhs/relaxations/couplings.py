@@ -239,6 +239,12 @@ def furthest(
         return d, mu
 
 
+def closest(a: Tensor, low: Tensor, high: Tensor, eps: Tensor) -> Tensor:
+    """Nearly the d with the least a' d in the ball and the box."""
+    mu = _multiplier(-a, low, high, eps)
+    return torch.minimum(torch.maximum(-a / mu.clamp_min(SMALL)[:, None], low), high)
+
+
 def _multiplier(s: Tensor, low: Tensor, high: Tensor, eps: Tensor) -> Tensor:
     """Nearly the mu at which s / mu, clipped to the box, has length eps, and not less: what is not clipped has the length left."""
     mu: Tensor = s.norm(dim=1) / eps.clamp_min(1e-30)

@@ -92,7 +92,12 @@ class CoupledRows(Rows):
             numbers += [self.inputs[link.path][0] for link in self.links]
             few = [*self.pushes.values(), *self.scales.values(), *self.multipliers.values()]
             fine = all(np.abs(one).max(initial=0.0) < LARGE for one in numbers) and all(one.min(initial=1.0) > SMALL for one in few)
-        return found if fine else np.full_like(found, -np.inf)
+            value: np.ndarray = np.nan_to_num(found if fine else np.full_like(found, -np.inf), nan=-np.inf)
+            if self.intervals and not bool((value > 0).all()):  # on a small part curvatures may cost more than they bring
+                alone = Rows(self.chain, self.x, self.radius, self.slopes, self.multipliers, self.reach, unit=self.unit)
+                alone.intervals = self.intervals
+                value = np.fmax(value, alone.bounds(rows))
+        return value
 
     def begin(self) -> None:
         super().begin()
