@@ -274,7 +274,7 @@ def test_a_wrong_recursion_costs_the_bound_not_the_proof(monkeypatch):
 
 
 def test_too_wide_is_refused_by_name():
-    model = nn.Sequential(nn.Linear(3, 2049), nn.ReLU(), nn.Linear(2049, 3))
+    model = nn.Sequential(nn.Linear(3, 4097), nn.ReLU(), nn.Linear(4097, 3))
     with pytest.raises(Uncertifiable, match=r"1 \(ReLU\).*too wide"):
         EclipseCertificate().radii(model, torch.rand(1, 3), torch.tensor([0]))
     assert LipLTCertificate().radii(model, torch.rand(1, 3), model(torch.rand(1, 3)).argmax(1)).isfinite().all()

@@ -119,10 +119,10 @@ def test_a_norm_that_is_not_certified_comes_first():
 
 
 def test_width_and_kinks_are_seen_without_their_numbers():
-    model = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 144, 2)).eval()
-    found = refusals(PORTFOLIO | {"crown": CrownCertificate(neurons=2303)}, model, (1, 12, 12), "l2")
-    assert found["eclipse"].startswith("no ECLipsE bound up to 1 (ReLU): 2304 features are too wide")
-    assert found["crown"] == "2,304 values at kinks, expected at most 2,303: raise `neurons` to certify it all the same, slowly"
+    model = nn.Sequential(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 144, 2)).eval()
+    found = refusals(PORTFOLIO | {"crown": CrownCertificate(neurons=4607)}, model, (1, 12, 12), "l2")
+    assert found["eclipse"].startswith("no ECLipsE bound up to 1 (ReLU): 4608 features are too wide")
+    assert found["crown"] == "4,608 values at kinks, expected at most 4,607: raise `neurons` to certify it all the same, slowly"
     assert set(found) == {"eclipse", "crown"}
 
 

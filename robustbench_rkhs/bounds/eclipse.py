@@ -15,7 +15,7 @@ from robustbench_rkhs.lipschitz.bounds import SLACK, TINY, UNIT, Uncertifiable, 
 from robustbench_rkhs.lipschitz.euclidean import length, lengths
 from robustbench_rkhs.runtime.clock import afford, ask
 
-WIDEST, WIDEST_IMAGE = 2048, 4096
+WIDEST = 4096
 """Largest width of a layer, and of the image, for dense matrices."""
 TRIES = 4
 """How often the proof of a step is repeated with more slack before it counts as failed."""
@@ -46,8 +46,8 @@ def eclipse_pairs(chain: list[Step], shape: tuple[int, ...], classes: int) -> Fl
 
     At a layer that is neither affine nor such an activation (MaxMin, max-pool, residual blocks ...) the recursion restarts, with
     the layer's bound times the bound of all layers before it. Cost: a few products, an inverse and a Cholesky decomposition per
-    layer, of its width; the pairs share all but the last product. Raises Uncertifiable as `pair_bounds` does, and where a layer is
-    too wide. Source: Xu and Sivaranjani, NeurIPS 2024.
+    layer, of its width; the pairs share all but the last product. Raises Uncertifiable as `pair_bounds` does, and where a layer
+    or the image is wider than WIDEST. Source: Xu and Sivaranjani, NeurIPS 2024.
     """
     return eclipse_proof(chain, shape, classes)[0]
 
@@ -115,7 +115,7 @@ def too_wide(layer: Layer) -> str:
 
 def _width(path: str, module: nn.Module, found: str) -> str:
     name = f"{path or 'the model'} ({type(module).__name__})"
-    return f"no ECLipsE bound up to {name}: {found} too wide for dense matrices (at most {WIDEST_IMAGE} to {WIDEST})"
+    return f"no ECLipsE bound up to {name}: {found} too wide for dense matrices (at most {WIDEST})"
 
 
 class _Form(NamedTuple):
@@ -134,7 +134,7 @@ def _scaled(run: list[Step], step: Step) -> tuple[Tensor, float, float]:
     """The matrix of affine layers over its largest entry, that entry, and the relative error. Raises Uncertifiable if too wide."""
     inputs = math.prod((run[0] if run else step).inputs)
     outputs = math.prod(step.inputs)
-    if inputs > WIDEST_IMAGE or outputs > WIDEST:
+    if max(inputs, outputs) > WIDEST:
         raise Uncertifiable(_width(step.path, step.module, f"{inputs} to {outputs} features are"))
     matrix, error = dense(run) if run else (torch.eye(inputs, dtype=torch.float64), 0.0)
     peak = matrix.abs().max().item()

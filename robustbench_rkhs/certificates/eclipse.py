@@ -26,7 +26,7 @@ class EclipseCertificate(PairwiseCertificate):
     Each M_i counts only once the matrix inequality that makes it a bound is proved in float64. Everything else is as for
     `margin`, whose radius is never above this one (but for rounding, a relative 1e-9). For sequential layers: at residual blocks,
     MaxMin, max-pools and the like it multiplies bounds as `margin` does. Raises Uncertifiable, naming the layer, where a bound is
-    not proved, and where a layer is wider than 2048 features (the image: 4096).
+    not proved, and where a layer or the image is wider than 4096 features.
     Cost: one float64 forward pass, and once per state of the model dense linear algebra of each layer's width.
     Source: Xu and Sivaranjani, NeurIPS 2024.
     """
