@@ -18,7 +18,7 @@ class BoundsSoFar:
     image was classified.
     """
 
-    def __init__(self, index: Sequence[int], epsilons: Sequence[float], norm: Norm, box: Box) -> None:
+    def __init__(self, index: Sequence[int] | np.ndarray, epsilons: Sequence[float], norm: Norm, box: Box) -> None:
         self.places = ImagePlaces(np.asarray(index, dtype=np.int64))
         self.epsilons, self.norm, self.box = sorted(set(epsilons)), norm, box
         self.images = images = len(index)

@@ -309,7 +309,7 @@ class _Run:
     def all(self, engine: Engine, store: Store, clock: Clock, log: JobLog) -> tuple[pd.DataFrame, bool]:
         """Predictions, certificates, attacks, diagnosis; what there is when the keyboard interrupts or the budget is used up."""
         complete = False
-        bounds = BoundsSoFar(self.subject.split.index.tolist(), self.epsilons, self.recipe.norm, self.box)
+        bounds = BoundsSoFar(self.subject.split.index.cpu().numpy(), self.epsilons, self.recipe.norm, self.box)
         follower = Follower(engine, bounds, clock)
         scheduler = Scheduler(engine, store, follower.seen, partial(instead, self.subject), log.note)
         work = Work(self.subject, self.recipe, self.box, scheduler, clock, follower)
