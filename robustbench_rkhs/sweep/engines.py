@@ -86,8 +86,7 @@ def _on_cluster(choice: Ray, worker: Worker, on_event: OnEvent | None) -> dict[s
     """One task for each place of the cluster, at most one per trial; this process trains only what they lost."""
     cluster, here = Cluster(choice), Path.cwd()
     try:
-        far = replace(worker, folder=worker.folder.absolute(), reports=worker.reports.absolute())
-        cluster.wait([cluster.task(_there)(far, here) for _ in range(min(cluster.width, worker.plan.trials))])
+        cluster.wait([cluster.task(_there)(worker, here) for _ in range(min(cluster.width, worker.plan.trials))])
         return worker.to_the_end(on_event)
     finally:
         cluster.leave()
