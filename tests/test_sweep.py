@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from test_cli import rkhs
 
 from robustbench_rkhs.data.sets import NPZ
-from robustbench_rkhs.evaluation.engine_choice import Ranks, Submitit
+from robustbench_rkhs.evaluation.engine_choice import Ranks, Ray, Submitit
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.reports import sweep as report_module
@@ -210,6 +210,30 @@ def test_ranks_of_torchrun_are_workers_that_train_alone(home, monkeypatch):
     assert {name: os.environ[name] for name in launched} == launched
     with pytest.raises(UserError, match="submitted by a command"):
         swept(Submitit(), worker)
+
+
+def test_tasks_of_a_cluster_train_what_one_process_would(home, monkeypatch):
+    """Nothing is trained in this process; the report is the same."""
+    pytest.importorskip("ray", reason="ray is not installed")
+    plan = sweep(home, vary={"optimizer.lr": [0.01, 0.02]})
+    monkeypatch.chdir(home)
+    here = work(plan, "tiny", Path("out"), Path("out/reports"), device="cpu", command="test")
+    (home / "out").rename(home / "here")
+    monkeypatch.setattr(trials_module, "train", None)
+    there = swept(Ray(), Worker(plan, "tiny", Path("out"), Path("out/reports"), "cpu", "test"))
+    assert there["finished"] and there["settings"] == here["settings"]
+    assert (home / "out/results.csv").read_text() == (home / "here/results.csv").read_text()
+
+
+def test_a_job_array_of_one_machine_trains_what_one_process_would(home):
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    plan = sweep(home, vary={"optimizer.lr": [0.01]})
+    (home / "rkhs-sweep").write_text("from robustbench_rkhs.cli.sweep import main\n\nmain()\n")  # what a task starts
+    engine = ("--engine", "submitit:cluster=local,tasks=1", "--device", "cpu", "--json")
+    out, err = rkhs("sweep", "--sweep", "tiny.yaml", *engine, folder=home)
+    (there,), (here,) = json.loads(out)["settings"], done(home, plan)["settings"]
+    assert "submitted as" in err and (home / "reports/local/submitit").is_dir()
+    assert there["runs"][0]["weights"] == here["runs"][0]["weights"] and there["picked"]
 
 
 def test_the_command(home):

@@ -7,7 +7,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from robustbench_rkhs.cli.command import note, usable_device
-from robustbench_rkhs.cli.screen import printed
+from robustbench_rkhs.cli.screen import printed, relay
 from robustbench_rkhs.evaluation.engine_choice import AnyEngine, Here, Ranks, Submitit, engine_from
 from robustbench_rkhs.nodes.node import UserError
 
@@ -48,7 +48,7 @@ def submitted(choice: Submitit) -> int:
     note(f"submitted as {array.names}; logs: {choice.folder}")
     ended = array.result()
     printed(ended.errors.rstrip(), stderr=True)
-    printed(ended.output.rstrip())
+    relay(ended.output.rstrip())
     return ended.code
 
 

@@ -70,6 +70,11 @@ def emit(found: Mapping[str, Any]) -> None:
     print(json.dumps(strict(found), allow_nan=False), file=where, flush=True)
 
 
+def relay(text: str) -> None:
+    """Prints on stdout what the same command printed there in another process: with --json, its one object."""
+    print(for_terminal(text), file=_output.get() or sys.stdout, flush=True)
+
+
 def strict(value: Any) -> Any:
     """The value converted for JSON."""
     if isinstance(value, Mapping):
