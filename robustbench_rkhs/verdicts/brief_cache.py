@@ -14,6 +14,9 @@ from robustbench_rkhs.verdicts.briefs import Brief
 from robustbench_rkhs.verdicts.soundness import pooled
 from robustbench_rkhs.verdicts.store import check_name, read, table_paths
 
+HELD: dict[str, dict[str, Brief]] = {}
+"""What this process has read already, by folder and digest: a submission reads the board for its check, then for its report."""
+
 
 class BriefCache:
     """Briefs by the digest of their table's file, as sealed records in FOLDER; without a folder they are made anew each time.
@@ -23,6 +26,7 @@ class BriefCache:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
+        self._held = HELD.setdefault(str(folder), {}) if folder else {}
 
     def read_all(self, folder: Path, unread: Callable[[str], None]) -> list[Brief]:
         """The brief of every table under a folder, by path; `unread` is called for each file that cannot be read or summed up."""
@@ -67,11 +71,16 @@ class BriefCache:
     def _known(self, key: str, path: Path | None) -> Brief | None:
         if self.folder is None or path is None:
             return None
+        if key in self._held:
+            return replace(self._held[key], path=path)
         try:
             record = seals.read_record(self.folder / f"{key}.json", required=True)
-            return Brief.read(record, path) if record["code"] == code_digest() else None
+            known = Brief.read(record, path) if record["code"] == code_digest() else None
         except (UserError, KeyError, TypeError, ValueError):
             return None
+        if known is not None:
+            self._held[key] = known
+        return known
 
     def _keep(self, key: str, brief: Brief) -> Brief:
         if self.folder is not None and brief.path is not None:
