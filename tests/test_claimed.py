@@ -19,7 +19,7 @@ from robustbench_rkhs.reports.claimed import claims_of, import_claims, read_clai
 from robustbench_rkhs.reports.entries import board
 from robustbench_rkhs.site.board_files import write_board
 from robustbench_rkhs.site.boards import boards
-from robustbench_rkhs.site.exported import eval_results, export
+from robustbench_rkhs.site.exported import HUB, eval_results, export
 from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.verdicts.store import table_paths
 
@@ -156,6 +156,21 @@ def test_the_hubs_own_types_write_the_same(home):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(__import__("sys").modules, "huggingface_hub", None)
         assert eval_results(one, one.rows[0]) == found
+
+
+def test_the_hub_reads_what_is_written(home, tmp_path):
+    hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed (the extra `hub`)")
+    types = pytest.importorskip("huggingface_hub._eval_results", reason="this version has no types for .eval_results")
+    for path in (path for path in export(home / "reports", tmp_path, []) if path.suffix == ".yaml"):
+        stored = yaml.safe_load(path.read_text())
+        entries = types.parse_eval_result_entries(stored)
+        assert hub.eval_result_entries_to_yaml(entries) == stored and len(entries) == 3  # nothing was left out by the reader
+        for entry in entries:
+            hub.utils.validate_repo_id(entry.dataset_id)
+            assert all(isinstance(text, str) for text in (entry.task_id, entry.date, entry.notes))
+            assert type(entry.value) is float and entry.dataset_id.count("/") == 1
+    for name in HUB.values():
+        hub.utils.validate_repo_id(name)
 
 
 def test_the_command_exports_and_says_what_has_no_place(home, tmp_path):

@@ -5,6 +5,7 @@ import shutil
 import socket
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -18,8 +19,12 @@ from test_service import Home  # noqa: E402
 from test_site import keep  # noqa: E402
 
 from robustbench_rkhs.runtime.events import Between, BoundsChanged, Message, PhaseStarted, Progress  # noqa: E402
+from robustbench_rkhs.service import lifecycle  # noqa: E402
+from robustbench_rkhs.service.admin import Admin  # noqa: E402
 from robustbench_rkhs.service.app import create_app  # noqa: E402
 from robustbench_rkhs.service.lifecycle import Outcome  # noqa: E402
+from robustbench_rkhs.service.live import Live  # noqa: E402
+from robustbench_rkhs.service.state import add_to_log, write_live  # noqa: E402
 from robustbench_rkhs.service.submission import Status  # noqa: E402
 from robustbench_rkhs.service.token import make_token  # noqa: E402
 from robustbench_rkhs.site import build_site  # noqa: E402
@@ -39,8 +44,9 @@ def home(tmp_path_factory):
     return found
 
 
-@pytest.fixture(scope="module")
-def address(home):
+@contextmanager
+def served(home):
+    """Context manager: its address, while it is served."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(create_app(home.desk), log_level="error", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -50,6 +56,12 @@ def address(home):
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     server.should_exit = True
     thread.join()
+
+
+@pytest.fixture(scope="module")
+def address(home):
+    with served(home) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +157,55 @@ def test_the_static_site_works_under_the_policy(visit):
     page.get_by_text("Columns").click()
     page.goto("/models/plain.html")
     page.wait_for_selector(".chart svg")
+
+
+@pytest.fixture(scope="module")
+def states(home, tmp_path_factory):
+    """A service with a submission in every state that a page shows."""
+    found = Home(tmp_path_factory.mktemp("states"))
+    shutil.copytree(home.settings.site, found.settings.site)
+    for name, outcome in {
+        "accepted": Outcome(Status.ACCEPTED),
+        "refused": Outcome(Status.REFUSED, "3 certified images were broken"),
+        "held": Outcome(Status.HELD, "another row would change"),
+    }.items():
+        found.send(name)
+        found.work(lambda settings, one, tell, outcome=outcome: outcome)
+    found.send("hidden")
+    found.work()
+    Admin(found.settings).hide(4, "a copy")
+    found.send("running")
+    lifecycle.claim(found.desk.database, "w", 3600)
+    live = Live(bounds=(Between(eps=0.5, low=0.25, high=0.75),), images=8)
+    live.note(PhaseStarted(phase="certificates"))
+    live.note(Progress(phase="attacks", method="pgd", done=3, total=8, seconds=1.0))
+    write_live(found.settings, 5, live)
+    for line in range(60):
+        add_to_log(found.settings, 5, f"a long line of the log, number {line}, " + "of several words " * 20)
+    found.send("queued")
+    with served(found) as address:
+        yield found, address
+
+
+PAGES = ("/submissions", "/submit", *(f"/submissions/{number}" for number in range(1, 7)), "/submissions/99", "/nowhere.html")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (390, "dark")])
+def test_axe_finds_no_fault_on_any_page_of_the_service(states, browser, width, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    home, address = states
+    context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme, base_url=address)
+    page = context.new_page()
+    for known in (False, True):
+        if known:
+            page.goto("/submit")
+            page.get_by_label("Token").fill(home.alice)
+            page.get_by_role("button", name="Go on").click()
+            page.get_by_text("A signed bundle").wait_for()
+        for path in PAGES if known else ["/submit"]:
+            page.goto(path)
+            assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, f"{path} is wider than the screen"
+            found = axe.run(page, options={"preload": False}).response["violations"]
+            faults = [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in found]
+            assert not faults, f"{path}: {faults}"
+    context.close()

@@ -239,7 +239,7 @@ def test_the_digest_is_that_of_the_whole_text_however_few_rows_are_text_at_once(
     table = some().table
     text = table.sort_values(KEY)[COLUMNS].drop(columns="seconds").to_csv(index=False, lineterminator="\n")
     for rows in (1, 3, len(table), 10**6):
-        monkeypatch.setattr("robustbench_rkhs.verdicts.store.ROWS", rows)
+        monkeypatch.setattr("robustbench_rkhs.verdicts.table_text.ROWS", rows)
         assert verdicts.digest(table) == hashlib.sha256(text.encode()).hexdigest()
     assert verdicts.digest(table.iloc[:0]) != verdicts.digest(table)
 

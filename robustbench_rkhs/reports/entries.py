@@ -1,7 +1,7 @@
 """The entries of the leaderboard, ranked: one per model function, whatever the names it was evaluated under."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,10 +74,14 @@ def board(evaluations: Sequence[Evaluation | Brief], cache: BriefCache | None = 
         for eps in sorted(set(about.epsilons)):
             place = (about.data, about.data_digest, about.norm, about.box, eps)
             sections.setdefault(place, {}).setdefault(number, []).append(one)
+    shown: dict[str, set[str]] = {}
+    for one in briefs:
+        if one.about.logits:
+            shown.setdefault(one.about.key, set()).add(one.about.model)
     whole: dict[Section, list[Entry]] = {}
     for section, groups in sorted(sections.items()):
         entries = [_entry(members, section[4], kin[number], unsound.get(number, 0)) for number, members in groups.items()]
-        entries = [replace(one, marks="; ".join(filter(None, [one.marks, unverified(one, briefs)]))) for one in entries]
+        entries = [replace(one, marks="; ".join(filter(None, [one.marks, unverified(one, shown)]))) for one in entries]
         again = {_named(entry) for entry in entries if entry.brief.sealed}
         whole[section] = _order(_told_apart([entry for entry in entries if entry.brief.sealed or _named(entry) not in again]))
     return whole
@@ -89,12 +93,15 @@ def _told_apart(entries: Sequence[Entry]) -> list[Entry]:
     return [replace(entry, namesake=names[entry.brief.about.model] > 1) for entry in entries]
 
 
-def unverified(entry: Entry, briefs: Sequence[Brief]) -> str:
-    """The mark of a table with the key of another one's function, and no logits that show that it is of that function."""
+def unverified(entry: Entry, shown: Mapping[str, Collection[str]]) -> str:
+    """The mark of a table with the key of another one's function, and no logits that show that it is of that function.
+
+    shown: by key, the models whose tables have logits.
+    """
     about = entry.brief.about
     if not about.key or about.logits:
         return ""
-    others = sorted({one.about.model for one in briefs if one.about.key == about.key and one.about.logits})
+    others = sorted(shown.get(about.key, ()))
     return f"unverified: it has the key of {', '.join(others)}, and no logits that show it" if others else ""
 
 

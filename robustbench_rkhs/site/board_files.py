@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 import pandas as pd
 
 from robustbench_rkhs.reports.tables import csv
+from robustbench_rkhs.site.board_rows import rows_html
 from robustbench_rkhs.site.boards import COLUMNS, Board, Column
 from robustbench_rkhs.site.pages import write_changed, write_page
 
@@ -43,13 +44,15 @@ READ = (
 
 def write_board(board: Board, stem: Path) -> list[Path]:
     """STEM.html, .csv and .json. Raises UserError where they cannot be written."""
+    shown = columns(board)
     page = write_page(
         stem.with_name(f"{stem.name}.html"),
         "board.html",
         "../",
         title=board.title,
         board=board,
-        columns=columns(board),
+        columns=shown,
+        rows=rows_html(board.rows, shown),
         read=READ,
         filters=filters(board),
         compare=compared(board),

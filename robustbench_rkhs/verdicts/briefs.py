@@ -107,14 +107,14 @@ class Brief:
             "rows": self.rows,
             "masked": [[eps, list(names)] for eps, names in self.masked.items()],
             "breaches": self.breaches,
-            "index": self.index.tolist(),
+            "index": _runs(self.index),
             "robust": packed,
         }
 
     @classmethod
     def read(cls, stored: dict[str, Any], path: Path) -> "Brief":
         """From the JSON of a record. Raises KeyError, TypeError or ValueError where it is of another form."""
-        index = np.array(stored["index"], dtype=np.int64)
+        index = _of_runs(stored["index"])
         robust = {float(eps): _unpacked(text, len(index)) for eps, text in stored["robust"].items()}
         return cls(
             About.read(stored["about"], str(path)),
@@ -138,6 +138,17 @@ def content(one: Evaluation) -> str:
     rows = pd.util.hash_pandas_object(one.table[COLUMNS], index=False).to_numpy()
     said = json.dumps([one.about.plain(), one.sealed], sort_keys=True, default=str)
     return hashlib.sha256(rows.tobytes() + said.encode()).hexdigest()
+
+
+def _runs(index: np.ndarray) -> list[list[int]]:
+    """The first and the count of each run of images that follow each other: most tables have one."""
+    begins = np.flatnonzero(np.diff(index, prepend=-2) != 1)
+    counts = np.diff(np.append(begins, len(index)))
+    return [[first, count] for first, count in zip(index[begins].tolist(), counts.tolist(), strict=True)]
+
+
+def _of_runs(runs: list[list[int]]) -> np.ndarray:
+    return np.concatenate([np.arange(first, first + count) for first, count in runs] or [np.zeros(0, np.int64)])
 
 
 def _unpacked(text: str, count: int) -> np.ndarray:

@@ -9,6 +9,8 @@ from robustbench_rkhs.verdicts.remembered import remembered
 
 REASONS = ["timeout", "error", "unknown", "refused"]
 """Reasons why an image has no proof, the one most worth another try first."""
+CLAIM = ["index", "radius", "state_reason", "seconds", "arithmetic"]
+"""Columns of a certificate's rows that are summed up."""
 IMAGES = [
     "index",
     "label",
@@ -39,10 +41,12 @@ def images(evaluation: Record) -> pd.DataFrame:
     """
     evidence, table, about = Evidence.of(evaluation), evaluation.table, evaluation.about
     norm, box = about.norm, about.box
-    said = table[(table["kind"] == "certificate") & (table["method"] == "prediction")].drop_duplicates("index").set_index("index")
-    found = said.loc[evidence.index, ["label", "predicted"]].reset_index()
+    own = (table["kind"] == "certificate") & (table["method"] == "prediction")
+    said = table.loc[own, ["index", "label", "predicted"]].drop_duplicates("index").set_index("index")
+    found = said.loc[evidence.index].reset_index()
     order = {name: place for place, name in enumerate(about.certificates)}
-    claims = table[proved(table, norm, box) & (table["radius"] > 0) & (table["method"] != "prediction")]
+    proofs = proved(table, norm, box) & (table["radius"] > 0) & (table["method"] != "prediction")
+    claims = table.loc[proofs, ["index", "method", "radius", "failure_probability", "arithmetic"]]
     claims = claims.assign(place=claims["method"].map(order).fillna(len(order)))
     best = claims.sort_values(["radius", "place", "method"], ascending=[False, True, True]).drop_duplicates("index")
     best = best.set_index("index").reindex(evidence.index)
@@ -55,7 +59,8 @@ def images(evaluation: Record) -> pd.DataFrame:
     found["failure_probability"] = np.where(right, best["failure_probability"].fillna(0.0), 0.0)
     found["arithmetic"] = np.where(right, best["arithmetic"].fillna(""), "")
     distance = f"distance_{norm}"
-    falls = table[counted(table, norm, box)].sort_values([distance, "method"]).drop_duplicates("index")
+    falls = table.loc[counted(table, norm, box), ["index", "method", distance]]
+    falls = falls.sort_values([distance, "method"]).drop_duplicates("index")
     falls = falls.set_index("index").reindex(evidence.index)
     found["broken"] = np.where(right, evidence.broken, 0.0)
     found["attack"] = np.where(right, falls["method"].fillna(""), "clean")
@@ -88,7 +93,7 @@ def by_certificate(evaluation: Record) -> pd.DataFrame:
     right = evidence.index[evidence.correct]
     rows = []
     for name in about.certificates:
-        own = table[(table["kind"] == "certificate") & (table["method"] == name) & (table["norm"] == about.norm)]
+        own = table.loc[(table["kind"] == "certificate") & (table["method"] == name) & (table["norm"] == about.norm), CLAIM]
         here = own[own["index"].isin(right)].sort_values("radius", ascending=False).drop_duplicates("index")
         reasons = {reason: int((here["state_reason"] == reason).sum()) for reason in ("unknown", "timeout", "refused", "error")}
         ran = len(here) - reasons["timeout"] - reasons["refused"]
@@ -104,7 +109,7 @@ def by_certificate(evaluation: Record) -> pd.DataFrame:
 def _reasons(evaluation: Record, evidence: Evidence) -> np.ndarray:
     """The first of REASONS that any certificate gave, per image."""
     table = evaluation.table
-    rows = table[(table["kind"] == "certificate") & (table["method"] != "prediction")]
+    rows = table.loc[(table["kind"] == "certificate") & (table["method"] != "prediction"), ["index", "state_reason"]]
     reasons = np.full(len(evidence.index), "none", dtype=object)
     for reason in reversed(REASONS):
         given = rows.loc[rows["state_reason"] == reason, "index"].to_numpy()

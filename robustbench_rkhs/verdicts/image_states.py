@@ -44,7 +44,8 @@ class Evidence:
         for column in ("model", "weights", "data", "split"):
             if table[column].nunique() > 1:
                 raise UserError(f"expected the verdicts of one {column}, found {sorted(table[column].unique())[:3]}")
-        said = table[(table["kind"] == "certificate") & (table["method"] == "prediction")]
+        own = (table["kind"] == "certificate") & (table["method"] == "prediction")
+        said = table.loc[own, ["index", "label", "predicted"]]
         said = said.drop_duplicates("index").sort_values("index")
         where = pd.Index(said["index"])
         position = where.get_indexer(pd.Index(table["index"]))

@@ -31,6 +31,8 @@ def breaches(evaluation: Record) -> pd.DataFrame:
         for box in ("unit", "none"):
             # a certificate of domain 'none' (everywhere) is tested by attacks in either box, one of 'unit' only by those in [0, 1]
             claims = right & proved(table, norm, box) & (table["box"] == box).to_numpy() & (table["radius"] > 0).to_numpy()
+            if not claims.any():
+                continue
             falls = right & counted(table, norm, box)
             claimed = table.loc[claims, ["index", "method", "radius"]].rename(columns={"method": "certificate"})
             attacked = table.loc[falls, ["index", "method", f"distance_{norm}"]]

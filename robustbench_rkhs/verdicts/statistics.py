@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -63,16 +63,21 @@ def mcnemar_all(
     right: whether a model is right on an image; answered: whether it was asked. Cost: two products of matrices, and one binomial
     tail per distinct pair of counts.
     """
-    asked = answered.astype(np.float64)
-    yes, no = (right & answered).astype(np.float64), (~right & answered).astype(np.float64)
-    only = np.rint(yes @ no.T).astype(np.int64)  # [a, b]: a right, b wrong
+    whole = answered.all()
+    exact: Any = np.float32 if answered.shape[1] < 2**24 else np.float64  # holds every count, and is quicker
+    yes = (right & answered).astype(exact)
+    both = yes @ (yes if whole else answered.astype(exact)).T
+    wrong = yes.sum(axis=1, keepdims=True) - both if whole else both - yes @ yes.T
+    only = np.rint(wrong).astype(np.int64)  # [a, b]: a right, b wrong
     least, total = np.minimum(only, only.T), only + only.T
     base = int(total.max(initial=0)) + 1
     codes, where = np.unique(total.ravel() * base + least.ravel(), return_inverse=True)  # of numbers, 20 times as fast as of rows
     totals, leasts = np.divmod(codes, base)
     tails = np.minimum(2 * binom.cdf(leasts, totals, 0.5), 1.0)
     tails[2 * leasts == totals] = 1.0  # twice a tail counts the middle twice
-    return tails[where.ravel()].reshape(only.shape), np.rint(asked @ asked.T).astype(np.int64)
+    asked = answered.astype(exact)
+    shared = np.full(only.shape, answered.shape[1]) if whole else np.rint(asked @ asked.T).astype(np.int64)
+    return tails[where.ravel()].reshape(only.shape), shared
 
 
 def holm(pvalues: Iterable[float]) -> Float[np.ndarray, " tests"]:
@@ -80,7 +85,7 @@ def holm(pvalues: Iterable[float]) -> Float[np.ndarray, " tests"]:
 
     The r-th smallest of m (r = 0, 1, ...) is multiplied by m - r, kept monotone and at most 1. Source: Holm, 1979.
     """
-    given = np.asarray(list(pvalues), dtype=np.float64)
+    given = np.asarray(pvalues if isinstance(pvalues, np.ndarray) else list(pvalues), dtype=np.float64)
     order = np.argsort(given, kind="stable")
     stepped = given[order] * (len(given) - np.arange(len(given)))
     adjusted = np.empty_like(given)

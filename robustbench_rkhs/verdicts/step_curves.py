@@ -85,6 +85,8 @@ def searched(evaluation: Record) -> bool:
         return about.curve
     settings = about.settings.get("certificates", [])
     stopping = {str(one.get("name")) for one in settings if one.get("search") is False or one.get("stopping", "fixed") != "fixed"}
+    if not stopping:
+        return True
     table = evaluation.table
     own = table["method"].str.split("#").str[0].isin(stopping) & (table["kind"] == "certificate")
     return not bool((own & (table["radius"] > 0)).any())

@@ -24,7 +24,8 @@ from robustbench_rkhs.verdicts.evaluation import Evaluation
 from robustbench_rkhs.verdicts.kept_adversarials import Kept, holding, read_kept, write_kept
 from robustbench_rkhs.verdicts.parts import Noticed, Part
 from robustbench_rkhs.verdicts.record import Record
-from robustbench_rkhs.verdicts.schema import COLUMNS, KEY, validate
+from robustbench_rkhs.verdicts.schema import COLUMNS, KEY, telling, validate
+from robustbench_rkhs.verdicts.table_text import text_blocks
 
 METADATA, SEAL = b"robustbench_rkhs", b"robustbench_rkhs seal"
 FORMAT = 2
@@ -35,8 +36,6 @@ MOST = 20_000_000
 """Most rows of a table that is read: a small file may claim any number."""
 GROUP = 10_000
 """Rows per row group of a file."""
-ROWS = 2000
-"""Rows per block of text: as text, a table is larger."""
 
 
 class WithoutImages(UserError):
@@ -142,9 +141,9 @@ def table_paths(folder: Path) -> list[Path]:
 
 def digest(table: pd.DataFrame) -> str:
     """sha256 of the table in hex, independent of row order and `seconds`."""
-    kept, sha = _sorted(table[COLUMNS]).drop(columns="seconds"), hashlib.sha256()
-    for start in range(0, max(len(kept), 1), ROWS):
-        sha.update(kept.iloc[start : start + ROWS].to_csv(index=False, header=start == 0, lineterminator="\n").encode())
+    sha = hashlib.sha256()
+    for text in text_blocks(_sorted(table[COLUMNS]).drop(columns="seconds")):
+        sha.update(text.encode())
     return sha.hexdigest()
 
 
@@ -190,7 +189,8 @@ def _read(path: Path) -> tuple[pd.DataFrame, dict[str, Any], bool]:
 
 def _sorted(table: pd.DataFrame) -> pd.DataFrame:
     rest = [column for column in COLUMNS if column not in KEY and column != "seconds"]
-    return table.sort_values([*KEY, *rest, "seconds"], kind="stable", ignore_index=True)
+    order = [*telling(table), *rest, "seconds"] if len(table) else KEY  # what is the same in all rows decides nothing
+    return table.sort_values(order, kind="stable", ignore_index=True)
 
 
 def _plain(value: Any) -> Any:

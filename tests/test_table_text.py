@@ -1,0 +1,46 @@
+"""The text that digests of tables are of: byte for byte what pandas writes."""
+
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_report import trio
+
+from robustbench_rkhs.verdicts import table_text
+from robustbench_rkhs.verdicts.briefs import _of_runs, _runs
+from robustbench_rkhs.verdicts.schema import COLUMNS
+from robustbench_rkhs.verdicts.table_text import text_blocks
+
+TEXTS = st.sampled_from(["", "a", "a,b", 'say "a"', "two\nlines", "a\rb", " blank ", "'", "#", "é,ü", "nan", "1.0", "\\", "-"])
+NUMBERS = st.one_of(st.floats(width=64), st.sampled_from([0.0, -0.0, 0.1, 1e16, 1e-7, 5e-324, np.inf, np.nan, 1 / 3]))
+ROWS = st.lists(st.tuples(TEXTS, NUMBERS, st.integers(-(2**62), 2**62), st.none() | TEXTS), min_size=0, max_size=12)
+
+
+@settings(max_examples=150, deadline=None)
+@given(ROWS, st.integers(1, 5))
+def test_the_text_is_that_of_pandas(rows, block):
+    frame = pd.DataFrame(rows, columns=["text", "num,ber", "count", "perhaps"])
+    frame = frame.astype({"text": "str", "num,ber": "float64", "count": "int64", "perhaps": "object"})
+    before, table_text.ROWS = table_text.ROWS, block
+    try:
+        assert "".join(text_blocks(frame)) == frame.to_csv(index=False, lineterminator="\n")
+    finally:
+        table_text.ROWS = before
+
+
+def test_a_table_has_the_text_of_pandas():
+    for one in trio():
+        table = one.table[COLUMNS]
+        for some in (table, table.iloc[:1], table.iloc[:0]):
+            assert "".join(text_blocks(some)) == some.to_csv(index=False, lineterminator="\n")
+
+
+@given(st.sets(st.integers(0, 30)))
+def test_images_as_runs(images):
+    index = np.array(sorted(images), dtype=np.int64)
+    runs = _runs(index)
+    assert (_of_runs(runs) == index).all() and _of_runs(runs).dtype == np.int64
+    assert sum(count for _, count in runs) == len(index) and all(count > 0 for _, count in runs)
+    assert all(a[0] + a[1] < b[0] for a, b in pairwise(runs))
