@@ -1,6 +1,8 @@
 """Parts exchanged through an object store: nothing is computed twice, what is damaged is done again, claims are held by one."""
 
 import json
+import random
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime import locks, object_store
 from robustbench_rkhs.runtime.files import Unwritable
 from robustbench_rkhs.runtime.object_store import ObjectStore
+from robustbench_rkhs.zoo import load_model
 
 URL = "memory://bucket/evaluations"
 SETTINGS: dict[str, Any] = {"eps": (0.02, 0.2), "attacks": (SuperDeepFool(), DDN(steps=4)), "block": 6, "diagnostics": False}
@@ -98,3 +101,51 @@ def test_a_store_that_cannot_be_reached_is_said_in_one_line(scene, tmp_path, mon
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "pipe_file", full)
     with pytest.raises(Unwritable, match=r"cannot write memory://bucket/evaluations/model/parts/.*: quota exceeded"):
         evaluate(*scene, folder=tmp_path, parts=URL, workers=1, **SETTINGS)
+
+
+def test_many_writers_of_one_name_leave_a_whole_file_and_one_of_them_holds_the_claim(tmp_path):
+    """Threads stand for machines: whatever is read meanwhile was written whole by one of them."""
+    contents = [bytes([number]) * random.Random(number).randint(1, 50_000) for number in range(8)]
+    claims: list[Any] = []
+    seen: list[bytes] = []
+
+    def machine(number: int) -> None:
+        store, own = ObjectStore(URL), tmp_path / f"{number}.bin"
+        claims.append(store.claimed("locks/job"))
+        for turn in range(20):
+            own.write_bytes(contents[(number + turn) % 8])
+            store.put(own, "parts/one.bin")
+            assert store.fetch("parts/one.bin", own)
+            seen.append(own.read_bytes())
+
+    threads = [threading.Thread(target=machine, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 160 and set(seen) <= set(contents)
+    (claim,) = [one for one in claims if one]
+    claim.release()
+
+
+def test_a_checkpoint_is_read_by_its_url():
+    """The same weights as from its folder; what is missing, damaged or of two trainings is said in one line."""
+    folder, memory = Path(__file__).parent.parent / "checkpoints" / "digits_mlp", fsspec.filesystem("memory")
+    url, names = "memory://bucket/checkpoints/theirs", ("config.json", "recipe.yaml", "model.safetensors")
+    with pytest.raises(UserError, match=r"no checkpoint at memory://.*found no config\.json"):
+        load_model(url)
+    for name in names:
+        memory.pipe_file(f"/bucket/checkpoints/theirs/{name}", (folder / name).read_bytes())
+    named, own = load_model(url), load_model(str(folder))
+    assert named.name == "theirs" and named.classes == 10
+    assert all(torch.equal(one, other) for one, other in zip(named.model.parameters(), own.model.parameters(), strict=True))
+    with pytest.raises(UserError, match="leave out --weights"):
+        load_model(url, weights=str(folder / "model.safetensors"))
+    other = folder.parent / "digits_conv" / "model.safetensors"
+    for spoilt in (other.read_bytes(), (folder / "model.safetensors").read_bytes()[:-1] + b"?"):
+        memory.pipe_file("/bucket/checkpoints/theirs/model.safetensors", spoilt)
+        with pytest.raises(UserError) as refused:
+            load_model(url)
+        assert "\n" not in str(refused.value)
+    with pytest.raises(UserError, match="expected a URL of s3"):
+        load_model("https://example.org/theirs")

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from robustbench_rkhs.zoo.hub import fetched
 from robustbench_rkhs.zoo.images import test_images
 from robustbench_rkhs.zoo.models import adapted, as_module
 from robustbench_rkhs.zoo.onnx_files import load_onnx
+from robustbench_rkhs.zoo.stored import copied, is_stored
 from robustbench_rkhs.zoo.timm_models import load_timm
 from robustbench_rkhs.zoo.weights import SUFFIXES, fill_matched, read_weights
 
@@ -91,9 +93,10 @@ def load_model(
     """A model by name: a checkpoint's name or folder, a recipe with `weights`, your own code, or a model of a library.
 
     `nets.py:build`, `package.module:build`, either with arguments (`nets.py:build:width=8,depth=2`); `net.onnx`;
-    `timm:resnet18.a1_in1k`; `hf:owner/name`, a Hub repository in the format of our checkpoint folders. `weights`: .safetensors,
-    or a file of torch.save, read with weights_only; `FILE:state_dict[0]` for a part of it. `data`: a data set's name, a file or a
-    folder, instead of the recipe's; it is read when `.test` is accessed.
+    `timm:resnet18.a1_in1k`; `hf:owner/name`, a Hub repository in the format of our checkpoint folders;
+    `s3://bucket/name`, such a folder in an object store (extra `[remote]`). `weights`: .safetensors, or a file of torch.save, read
+    with weights_only; `FILE:state_dict[0]` for a part of it. `data`: a data set's name, a file or a folder, instead of the
+    recipe's; it is read when `.test` is accessed.
     `allow_code`: packages, modules, folders or .py files whose code a checkpoint folder here may name, `["mynets"]`; a recipe in
     it that names other code is refused, and nothing is imported. Warnings (such as random weights) are in `.notes` and are
     also events (`on_event`). Raises UserError in one line.
@@ -110,9 +113,12 @@ def _loaded(name: str, weights: str | None, data: Any, allow_code: Iterable[str]
     if name.startswith("timm:"):
         named = _timm(name, weights, images)
     elif name.startswith("hf:"):
-        named = replace(_checkpoint(fetched(name.removeprefix("hf:")), images, limits=STRANGERS), name=name.rpartition("/")[2])
-        if images is None and type(named.data) not in SETS.values():
-            raise UserError(f"model {name!r}: its recipe names its own data; name them here by --data")
+        named = _from_afar(name, fetched(name.removeprefix("hf:")), images)
+    elif is_stored(name) and weights is not None:
+        raise UserError(f"model {name!r} holds its own weights: leave out --weights")
+    elif is_stored(name):
+        with TemporaryDirectory() as folder:
+            named = _from_afar(name, copied(name, Path(folder)), images, code)
     elif name.endswith(".onnx"):
         named = _onnx(name, weights, images)
     elif name.endswith(".pt2"):
@@ -144,6 +150,14 @@ def _checkpoint(folder: Path, data: DataSet | None, code: Code = CLOSED, limits:
     loaded = checkpoint.load(folder, code, limits)
     shape, classes = tuple(loaded.config["shape"]), int(loaded.config["classes"])
     return NamedModel(loaded.name, loaded.model, data or loaded.recipe.data, loaded.recipe.seed, shape, classes)
+
+
+def _from_afar(name: str, folder: Path, data: DataSet | None, code: Code = CLOSED) -> NamedModel:
+    """The checkpoint that was copied to FOLDER. Raises UserError where its recipe names files of this disk."""
+    found = replace(_checkpoint(folder, data, code, STRANGERS), name=name.rstrip("/").rpartition("/")[2])
+    if data is None and type(found.data) not in SETS.values():
+        raise UserError(f"model {name!r}: its recipe names its own data; name them here by --data")
+    return found
 
 
 def _recipe(name: str, weights: str, data: DataSet | None) -> NamedModel:
