@@ -20,6 +20,8 @@ from robustbench_rkhs.evaluation.engine_choice import AnyEngine, Here, Ranks, Ra
 from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.runtime.events import Progress
 
+RAY = 3
+"""Most kills of a process that gives out the work on Ray: each costs two clusters and a minute."""
 LONGEST, PATIENCE, RAY_PATIENCE = 4.0, 10.0, 120.0
 """Seconds until which a process is killed, and in which all must end whose parent was killed: two agents of Ray take a minute."""
 
@@ -62,7 +64,7 @@ def kills(scene: Any, settings: dict[str, Any], ranks: int, each: int) -> dict[s
         import ray  # noqa: F401
     except ImportError:
         return found | {"ray": "is not installed"}
-    found["ray_drivers"] = drivers_killed(scene, settings, whole, each, Ray(), chance)
+    found["ray_drivers"] = drivers_killed(scene, settings, whole, min(each, RAY), Ray(), chance)
     return found | cluster_killed(scene, settings, whole)
 
 

@@ -93,7 +93,8 @@ def engines() -> dict[str, tuple[AnyEngine, int | None, int]]:
         import ray
 
         known["ray_2"] = (Ray(address=None), None, 2)
-        ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False, logging_level="error")
+        if not ray.is_initialized():
+            ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False, logging_level="error")
     except ImportError:
         pass
     return known
