@@ -10,14 +10,17 @@ import random
 import signal
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
+from process_tree import below, still_there
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.evaluation.engine_choice import AnyEngine, Here, Ranks, Ray
 from robustbench_rkhs.evaluation.run import evaluate
+from robustbench_rkhs.runtime.children import WorkerKilled
 from robustbench_rkhs.runtime.events import Progress
 
 RAY = 3
@@ -74,14 +77,9 @@ def harm(folder: Path, digest: str, whole: str) -> dict[str, int]:
     return {"tables_that_differ": int(digest != whole), "rows_doubled": int(rows.duplicated(["index", "method", "eps"]).sum())}
 
 
-def added(total: dict[str, int], more: dict[str, int]) -> dict[str, int]:
-    """Counts, summed."""
-    return {name: total.get(name, 0) + more.get(name, 0) for name in {**total, **more}}
-
-
-def ranks_killed(scene: Any, settings: dict[str, Any], whole: str, count: int, chance: random.Random) -> dict[str, int]:
+def ranks_killed(scene: Any, settings: dict[str, Any], whole: str, count: int, chance: random.Random) -> Counter[str]:
     """One or both of two ranks killed, one to four times; then a run to the end."""
-    found = {"killed": 0}
+    found = Counter(killed=0)
     while found["killed"] < count:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
@@ -93,15 +91,18 @@ def ranks_killed(scene: Any, settings: dict[str, Any], whole: str, count: int, c
                     found["killed"] += 1
                 for process in processes:
                     process.join()
-            found = added(found, harm(folder, together(2, scene, settings, folder), whole))
+            found.update(harm(folder, together(2, scene, settings, folder), whole))
     return found
 
 
 def driver(scene: Any, settings: dict[str, Any], folder: Path, engine: AnyEngine, said: Any) -> None:
-    """The process that gives out the work."""
+    """The process that gives out the work. Its digest is empty where a worker was killed as it started, which ends a run."""
     torch.set_num_threads(1)
     workers = 2 if isinstance(engine, Here) else None
-    said.put(verdicts.digest(evaluate(*scene, folder=folder, engine=engine, workers=workers, **settings).table))
+    try:
+        said.put(verdicts.digest(evaluate(*scene, folder=folder, engine=engine, workers=workers, **settings).table))
+    except WorkerKilled:
+        said.put("")
 
 
 def driven(scene: Any, settings: dict[str, Any], folder: Path, engine: AnyEngine) -> tuple[Any, Any]:
@@ -113,9 +114,9 @@ def driven(scene: Any, settings: dict[str, Any], folder: Path, engine: AnyEngine
     return process, said
 
 
-def workers_killed(scene: Any, settings: dict[str, Any], whole: str, count: int, chance: random.Random) -> dict[str, int]:
-    """One of two workers killed in each run, which goes on to its end."""
-    found = {"killed": 0}
+def workers_killed(scene: Any, settings: dict[str, Any], whole: str, count: int, chance: random.Random) -> Counter[str]:
+    """One of two workers killed in each run, which goes on to its end; where it was only starting, the run is begun again."""
+    found = Counter(killed=0, killed_at_the_start=0)
     while found["killed"] < count:
         with tempfile.TemporaryDirectory() as place:
             process, said = driven(scene, settings, Path(place), Here())
@@ -123,16 +124,22 @@ def workers_killed(scene: Any, settings: dict[str, Any], whole: str, count: int,
             if workers := below(process.pid):
                 os.kill(chance.choice(workers), signal.SIGKILL)
                 found["killed"] += 1
-            found = added(found, harm(Path(place), said.get(timeout=600), whole))
+            digest = said.get(timeout=600)
             process.join()
+            if not digest:
+                found["killed_at_the_start"] += 1
+                process, said = driven(scene, settings, Path(place), Here())
+                digest = said.get(timeout=600)
+                process.join()
+            found.update(harm(Path(place), digest, whole))
     return found
 
 
 def drivers_killed(
     scene: Any, settings: dict[str, Any], whole: str, count: int, engine: AnyEngine, chance: random.Random
-) -> dict[str, int]:
+) -> Counter[str]:
     """The process that gives out the work killed; all that it started must end; then a run to the end."""
-    found = {"killed": 0, "processes_left": 0}
+    found = Counter(killed=0, processes_left=0)
     while found["killed"] < count:
         with tempfile.TemporaryDirectory() as place:
             process, _ = driven(scene, settings, Path(place), engine)
@@ -143,34 +150,9 @@ def drivers_killed(
             found["killed"] += 1
             found["processes_left"] += len(still_there(started, PATIENCE if isinstance(engine, Here) else RAY_PATIENCE))
             process, said = driven(scene, settings, Path(place), engine)
-            found = added(found, harm(Path(place), said.get(timeout=600), whole))
+            found.update(harm(Path(place), said.get(timeout=600), whole))
             process.join()
     return found
-
-
-def below(pid: int) -> list[int]:
-    """The processes that a process started, and those that these started."""
-    try:
-        own = [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()]
-    except OSError:  # it has ended
-        return []
-    return [*own, *(one for child in own for one in below(child))]
-
-
-def still_there(pids: list[int], patience: float) -> list[int]:
-    """Those of these processes that did not end in time."""
-    until = time.monotonic() + patience
-    while (left := [pid for pid in pids if runs(pid)]) and time.monotonic() < until:
-        time.sleep(0.1)
-    return left
-
-
-def runs(pid: int) -> bool:
-    """Whether there is this process, and it has not ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def cluster_killed(scene: Any, settings: dict[str, Any], whole: str) -> dict[str, Any]:
