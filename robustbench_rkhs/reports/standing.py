@@ -68,10 +68,12 @@ def _paired(ranked: Sequence[Entry], eps: float) -> tuple[np.ndarray, np.ndarray
     adjusted = np.ones((len(ranked), len(ranked)))
     if not ranked:
         return adjusted, np.zeros((0, 0), dtype=np.int64)
-    index = np.unique(np.concatenate([entry.brief.index for entry in ranked]))
+    index = ranked[0].brief.index
+    if not all(np.array_equal(entry.brief.index, index) for entry in ranked):
+        index = np.unique(np.concatenate([entry.brief.index for entry in ranked]))
     right, answered = np.zeros((2, len(ranked), len(index)), dtype=bool)
     for place, entry in enumerate(ranked):
-        images = np.searchsorted(index, entry.brief.index)
+        images = slice(None) if len(entry.brief.index) == len(index) else np.searchsorted(index, entry.brief.index)
         right[place, images], answered[place, images] = entry.brief.robust[eps], True
     tests, shared = mcnemar_all(right, answered)
     first, second = np.triu_indices(len(ranked), 1)

@@ -47,6 +47,7 @@ class FilesOf:
 
     def __init__(self, out: Path) -> None:
         self.out = out
+        self._reports = [path for path in (out / "local" / "tightness", out / "tightness") if path.is_dir()]
         self._adversarials: list[tuple[str, Path]] = []
         for path in sorted((out / "adversarials").glob("*.npz")):
             try:
@@ -76,8 +77,7 @@ class FilesOf:
         return isinstance(said, dict) and (said.get("key") == model.key or said.get("weights") in weights)
 
     def _tightness(self, model: SiteModel) -> Path | None:
-        folders = (self.out / "local" / "tightness", self.out / "tightness")
-        for path in (path for folder in folders for path in sorted(folder.glob(f"{glob.escape(model.name)}*.csv"))):
+        for path in (path for folder in self._reports for path in sorted(folder.glob(f"{glob.escape(model.name)}*.csv"))):
             rows = _rows(path)
             if rows and rows[0].get("weights") in {one.about.weights for one in model.history}:
                 return path
