@@ -139,8 +139,9 @@ def test_a_checkpoint_is_read_by_its_url():
     named, own = load_model(url), load_model(str(folder))
     assert named.name == "theirs" and named.classes == 10
     assert all(torch.equal(one, other) for one, other in zip(named.model.parameters(), own.model.parameters(), strict=True))
-    with pytest.raises(UserError, match="leave out --weights"):
-        load_model(url, weights=str(folder / "model.safetensors"))
+    for name in (url, "hf:theirs/net"):
+        with pytest.raises(UserError, match="leave out --weights"):
+            load_model(name, weights=str(folder / "model.safetensors"))
     other = folder.parent / "digits_conv" / "model.safetensors"
     for spoilt in (other.read_bytes(), (folder / "model.safetensors").read_bytes()[:-1] + b"?"):
         memory.pipe_file("/bucket/checkpoints/theirs/model.safetensors", spoilt)

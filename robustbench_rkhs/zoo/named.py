@@ -112,10 +112,10 @@ def _loaded(name: str, weights: str | None, data: Any, allow_code: Iterable[str]
     images, code = named_data(_typed("data", data), TYPED) if data else None, allowed(allow_code)
     if name.startswith("timm:"):
         named = _timm(name, weights, images)
+    elif weights is not None and (name.startswith("hf:") or is_stored(name)):
+        raise UserError(f"model {name!r} holds its own weights: leave out --weights")
     elif name.startswith("hf:"):
         named = _from_afar(name, fetched(name.removeprefix("hf:")), images)
-    elif is_stored(name) and weights is not None:
-        raise UserError(f"model {name!r} holds its own weights: leave out --weights")
     elif is_stored(name):
         with TemporaryDirectory() as folder:
             named = _from_afar(name, copied(name, Path(folder)), images, code)
