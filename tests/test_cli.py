@@ -219,18 +219,19 @@ def test_no_write_permission_and_a_full_disk_are_one_line(home):
 def test_bad_flags_are_refused_before_pytorch_is_loaded(home):
     flags = ["rkhs-eval", "--model", "digits_mlp", "--eps"]
     typed = [[*flags, "x"]] + [[*flags, "1", *more] for more in (["--device", "cudaa"], ["--samples", "0"], ["--norm", "l3"])]
+    typed.append(["rkhs-verify", "nowhere.npz"])
     script = f"""
 import sys
-from robustbench_rkhs.cli.evaluate import main
+from robustbench_rkhs.cli import evaluate, verify
 for sys.argv in {typed}:
-    try: main()
+    try: (evaluate if sys.argv[0] == 'rkhs-eval' else verify).main()
     except SystemExit as left: assert left.code == 2
     else: raise AssertionError(sys.argv)
     assert 'torch' not in sys.modules, sys.argv
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=home, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert [line[:7] for line in done.stderr.splitlines()] == ["error: "] * 4
+    assert [line[:7] for line in done.stderr.splitlines()] == ["error: "] * 5
 
 
 def test_help_and_listing_import_no_torch(home):

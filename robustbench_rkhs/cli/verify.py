@@ -54,12 +54,19 @@ def _verify_adversarials(
     return code
 
 
+def _missing(name: str) -> Call:
+    """Refuses before PyTorch is loaded, which takes seconds."""
+    raise UserError(f"no file {name!r}")
+
+
 def main() -> None:
     """Re-check certificate files with NumPy alone, without torch; exit code 1 where one is false, 2 where it is not one.
 
     A FILE.npz holds adversarial images: re-checked by classifying them with the model.
     """
-    if any(word.endswith(".npz") for word in sys.argv[1:]):
+    if images := [word for word in sys.argv[1:] if word.endswith(".npz")]:
+        if not any(Path(word).exists() for word in images):
+            raise SystemExit(left(lambda: _missing(images[0]))[0])
         command(_verify_adversarials)()
     from robustbench_rkhs.verifier.command import main as check
 

@@ -72,7 +72,9 @@ class Proof:
 def read(folder: Path) -> Proof:
     """The proof in a folder. Raises Malformed if it is not a proof, Rejected if a digest does not match."""
     if not folder.is_dir():
-        raise Malformed("there is no such folder" if not folder.exists() else "expected the folder of a proof, found a file")
+        raise Malformed(
+            "there is no such file or folder" if not folder.exists() else "expected the folder of a proof, found a file"
+        )
     text = _bytes(folder / "proof.json", LONGEST)
     try:
         about = json.loads(text.decode("utf-8"), parse_constant=_refused)
