@@ -192,15 +192,23 @@ def test_logits_whose_differences_bfloat16_loses_have_no_copy_in_it():
 
 
 @pytest.mark.parametrize(
-    ("amx", "precision", "expected"), [(True, "fastest", True), (True, "float32", False), (False, "fastest", False)]
+    ("features", "precision", "expected"),
+    [
+        ({"amx_bf16", "avx512_bf16"}, "fastest", [torch.bfloat16]),
+        ({"amx_bf16", "avx512_bf16"}, "float32", []),
+        ({"avx512_bf16"}, "fastest", [torch.bfloat16, torch.float32]),
+        ({"avx512_bf16"}, "float32", [torch.float32]),
+        (set(), "fastest", [torch.float32]),
+    ],
 )
-def test_bfloat16_is_for_processors_that_are_made_for_it_and_for_who_lets_it(amx, precision, expected, monkeypatch):
+def test_bfloat16_is_for_processors_that_are_made_for_it_and_for_who_lets_it(features, precision, expected, monkeypatch):
+    """Where no copy agrees with the network, these are asked for in turn."""
     asked = []
     monkeypatch.setattr(packed_copy, "packed_copy", lambda model, x, dtype=torch.float32: asked.append(dtype))
-    monkeypatch.setattr(packed_copy, "multiplies_bfloat16", lambda: amx)
+    monkeypatch.setattr(packed_copy, "_processor_has", lambda feature: feature in features)
     oracle = affine(3, images=2)
     APGD(eps=0.1, steps=1, precision=precision)(oracle.model, oracle.x, oracle.y, torch.arange(2))
-    assert asked == ([torch.bfloat16] if expected else [] if amx else [torch.float32])
+    assert asked == expected
 
 
 class Optimist(nn.Module):

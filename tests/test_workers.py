@@ -94,6 +94,35 @@ def test_a_model_that_kills_every_worker_is_one_clear_line(tmp_path):
     assert done.about.complete
 
 
+@pytest.mark.parametrize(("deaths", "starts"), [(1, True), (3, False)])
+def test_a_worker_that_is_killed_as_it_starts_is_started_again(tmp_path, deaths, starts):
+    def make():
+        if len(list(tmp_path.iterdir())) < deaths:
+            (tmp_path / f"{os.getpid()}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return lambda job: job
+
+    if starts:
+        engine = Processes([make], lambda job: job)
+        engine.submit(Job("predict", "clean", "l2", "unit", (0,)))
+        assert engine.result().place.pid not in (os.getpid(), int(next(tmp_path.iterdir()).name))
+        engine.stop()
+    else:
+        with pytest.raises(WorkerKilled, match="ended as it started, killed"):
+            Processes([make], lambda job: job)
+    assert len(list(tmp_path.iterdir())) == deaths
+
+
+def test_a_worker_that_ends_by_itself_as_it_starts_is_not_started_again(tmp_path):
+    def make():
+        (tmp_path / f"{os.getpid()}").touch()
+        os._exit(3)
+
+    with pytest.raises(WorkerKilled, match=r"by itself \(exit code 3\)"):
+        Processes([make], lambda job: job)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 class Mortal(nn.Module):
     """A model that ends its worker where it is asked for gradients of a batch that `doomed` is true of; so many times."""
 

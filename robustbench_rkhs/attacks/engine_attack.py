@@ -33,9 +33,9 @@ class EngineAttack(Attack):
     output must have the shape of their input."""
 
     precision: Literal["fastest", "float32"] = "fastest"
-    """What the convolutions of a large network multiply in during a search: `fastest` is bfloat16 where the processor has Intel AMX
-    and logits and gradients agree on two images, else float32. What counts as misclassified is always the network's own answer;
-    images whose margin falls near zero are searched again by the network itself, with the same steps."""
+    """What the convolutions of a large network multiply in during a search: `fastest` is bfloat16 where the processor has it
+    (Intel AMX, AVX-512 BF16) and logits and gradients agree on two images, else float32. What counts as misclassified is always the
+    network's own answer; images whose margin falls near zero are searched again by the network itself, with the same steps."""
 
     def search(self, engine: Engine) -> None:
         """Query the model; the engine keeps the adversarial examples."""

@@ -37,17 +37,28 @@ class HalfPrecision(nn.Module):
 
 
 def search_copy(model: nn.Module, x: Float[Tensor, "batch *image"], half: bool = True) -> nn.Module | None:
-    """What a search asks instead of the network, None where nothing pays. With Intel AMX: a copy in bfloat16 (if `half`, and both
-    agree), as packing alone costs time there (`benchmarks/packed_copy.py`). Else a packed copy. Cost: as for `packed_copy`."""
-    if multiplies_bfloat16():
-        return packed_copy(model, x, torch.bfloat16) if half else None
+    """What a search asks instead of the network, None where nothing pays. Where the processor multiplies in bfloat16 (if `half` and
+    both agree) a copy in bfloat16, else a packed one; with Intel AMX packing alone costs time (`benchmarks/packed_copy.py`).
+    Cost: as for `packed_copy`, of up to two copies."""
+    halved = packed_copy(model, x, torch.bfloat16) if half and multiplies_bfloat16() else None
+    if halved is not None or packing_costs_time():
+        return halved
     return packed_copy(model, x)
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether this processor multiplies matrices of bfloat16 in hardware (Intel AMX)."""
+    """Whether this processor multiplies in bfloat16 in hardware: Intel AMX, or AVX-512 BF16 (AMD from Zen 4 on)."""
+    return _processor_has("amx_bf16") or _processor_has("avx512_bf16")
+
+
+def packing_costs_time() -> bool:
+    """Whether convolutions in float32 are slower packed than as they are: measured on a processor with Intel AMX."""
+    return _processor_has("amx_bf16")
+
+
+def _processor_has(feature: str) -> bool:
     told: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(told.get("amx_bf16"))
+    return bool(told.get(feature))
 
 
 @torch.no_grad()

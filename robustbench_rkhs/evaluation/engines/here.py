@@ -23,6 +23,8 @@ from robustbench_rkhs.runtime.heartbeat import EVERY, Meter, beat, metered
 from robustbench_rkhs.verdicts import Part
 
 HINT = "; with fewer --workers or a smaller --block each has more memory, and the same command goes on from here"
+STARTS = 3
+"""A worker that is killed as it starts is started again, up to so many times in all."""
 
 
 class Worker(NamedTuple):
@@ -30,6 +32,11 @@ class Worker(NamedTuple):
 
     process: Any
     make: Callable[[], Work]
+
+    def killed(self) -> bool:
+        """Whether it was ended by a signal."""
+        self.process.join(5)
+        return (self.process.exitcode or 0) < 0
 
     def ending(self) -> str:
         """How it ended, in words."""
@@ -173,13 +180,20 @@ class Processes:
         return ours
 
     def _check(self, pipe: Connection) -> None:
-        """Wait until a worker has begun. Raises UserError where it cannot work, WorkerKilled where it was killed."""
-        try:
-            problem = pickle.loads(pipe.recv_bytes())
-        except (EOFError, OSError):
-            ending = self._workers[pipe].ending()
-            self.stop()
-            raise WorkerKilled(f"a worker ended as it started, {ending}{HINT}") from None
+        """Wait until a worker has begun; one that is killed as it starts is started again. Raises UserError where it cannot work,
+        WorkerKilled where it ended by itself or was killed `STARTS` times."""
+        for start in range(STARTS):
+            try:
+                problem = pickle.loads(pipe.recv_bytes())
+            except (EOFError, OSError):
+                dead = self._workers[pipe]
+                if start == STARTS - 1 or not dead.killed():
+                    self.stop()
+                    raise WorkerKilled(f"a worker ended as it started, {dead.ending()}{HINT}") from None
+                self._forget(pipe)
+                pipe = self._start(dead.make)
+            else:
+                break
         if problem:
             self.stop()
             raise UserError(str(problem))
@@ -199,8 +213,13 @@ class Processes:
 
     def _replaced(self, pipe: Connection) -> None:
         """Start a worker, idle as yet, in the place of a dead one."""
-        dead = self._workers.pop(pipe)
+        dead = self._workers[pipe]
+        self._forget(pipe)
+        self._check(self._start(dead.make))
+
+    def _forget(self, pipe: Connection) -> None:
+        """Close the pipe of a dead worker."""
+        del self._workers[pipe]
         pipe.close()
         if pipe in self._idle:
             self._idle.remove(pipe)
-        self._check(self._start(dead.make))
