@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from oracles import dense
 from torch import nn
 
-from robustbench_rkhs.bounds import eclipse_pairs, liplt_pairs, steps
+from robustbench_rkhs.bounds import eclipse_pairs, liplt_pairs, network, steps
+from robustbench_rkhs.bounds import liplt as liplt_file
 from robustbench_rkhs.bounds.eclipse import positive, proved
 from robustbench_rkhs.bounds.liplt import liplt, slopes
 from robustbench_rkhs.bounds.network import pair_bounds
@@ -135,6 +136,19 @@ def eclipse_by_hand(matrices):
         form = scale * torch.eye(len(weight)).double() - scale**2 / 4 * through
     rows = matrices[-1][:, None] - matrices[-1][None]
     return torch.einsum("yjn,nm,yjm->yj", rows, torch.linalg.inv(form), rows).sqrt()
+
+
+def test_routes_of_dense_layers_are_multiplied_out_where_other_routes_are_not(monkeypatch):
+    """Wider than `DENSE_SIDE`, up to `WIDE_SIDE`."""
+    torch.manual_seed(0)
+    widths = (9, 9, 9, 9, 3)
+    model = mlp(widths)
+    chain, matrices = steps(model, (9,)), [layer.weight.detach() for layer in model if isinstance(layer, nn.Linear)]
+    monkeypatch.setattr(network, "DENSE_SIDE", 8)
+    monkeypatch.setattr(liplt_file, "DENSE_SIDE", 8)
+    torch.testing.assert_close(liplt_pairs(chain, (9,), 3), liplt_by_hand(matrices, 0.0, 1.0), rtol=1e-7, atol=1e-12)
+    monkeypatch.setattr(liplt_file, "WIDE_SIDE", 8)
+    assert (liplt_pairs(chain, (9,), 3) > 1.01 * liplt_by_hand(matrices, 0.0, 1.0)).fill_diagonal_(True).all()
 
 
 @settings(max_examples=15)

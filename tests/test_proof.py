@@ -32,6 +32,7 @@ from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.training.recipe import TrainRecipe
 from robustbench_rkhs.verdicts import About, Evaluation
 from robustbench_rkhs.verifier import activations, build, eclipse, kernels, liplt, norms
+from robustbench_rkhs.verifier import chain as chains
 from robustbench_rkhs.verifier.affine import Diagonal, Fit, Linear, Unshuffle
 from robustbench_rkhs.verifier.chain import Branches, forward, pairs, product
 from robustbench_rkhs.verifier.chain import dense as matrix_of
@@ -879,6 +880,27 @@ WITHOUT = (
     "        if name.split('.')[0] in {banned!r}: raise ImportError(name)\n"
     "sys.meta_path.insert(0, No())\n"
 )
+
+
+def test_liplt_of_wide_dense_layers_goes_round(tmp_path, monkeypatch):
+    """Both sides multiply out routes of dense layers up to `WIDE_SIDE`, beyond `DENSE_SIDE`."""
+    for file in (bounds.network, bounds.liplt, chains):
+        monkeypatch.setattr(file, "DENSE_SIDE", 8)
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Flatten(), *(part for _ in range(3) for part in (nn.LazyLinear(16), nn.ReLU())), nn.LazyLinear(3)
+    ).eval()
+    x = torch.rand(6, 1, 4, 4)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    split = Split("arrays", "test", x, y, torch.arange(6), 3, "0" * 64)
+    radii = {name: kind().radii(model, x, y).numpy() for name, kind in (("margin", MarginCertificate), ("liplt", LipLTCertificate))}
+    assert (radii["liplt"] > 1.1 * radii["margin"]).all()
+    folder = put(model, split, radii["margin"], tmp_path / "proof", liplt=radii["liplt"])
+    assert np.allclose(verify(folder).radius, radii["liplt"], rtol=1e-5)
+    monkeypatch.setattr(chains, "WIDE_SIDE", 8)
+    with pytest.raises(Rejected, match="liplt"):
+        verify(folder)
 
 
 def test_the_commands_run_where_torch_cannot_be_imported(small, tmp_path):

@@ -25,6 +25,9 @@ from robustbench_rkhs.lipschitz.guard import gathered
 from robustbench_rkhs.lipschitz.rounding import fan, relative_rounding
 from robustbench_rkhs.runtime.clock import ask
 
+WIDE_SIDE, WIDE_SIZE = 4096, 2**24
+"""As `DENSE_SIDE` and `DENSE_SIZE`, for routes of dense layers, which are multiplied out without convolutions."""
+
 
 def liplt_pairs(chain: list[Step], shape: tuple[int, ...], classes: int) -> Float64[Tensor, "classes classes"]:
     r"""Proven upper bounds L[y, j] of the Lipschitz constant of f_y - f_j, zero on the diagonal; never above `pair_bounds`.
@@ -208,10 +211,17 @@ def _norm(route: list[Step]) -> float:
         return 1.0
     inputs, outputs = math.prod(route[0].inputs), math.prod(route[-1].bound.shape)
     plain = _factors(route)
-    if plain == 0 or min(inputs, outputs) > DENSE_SIDE or inputs * outputs > DENSE_SIZE:
+    if plain == 0 or not _small(route, inputs, outputs):
         return min(plain, merged(route))
     matrix, error = dense(route)
     return min(plain, spectral(matrix) + error) if matrix.isfinite().all() else plain
+
+
+def _small(route: list[Step], inputs: int, outputs: int) -> bool:
+    """Whether the route's matrix is worked out."""
+    plain = all(isinstance(step.module, (nn.Linear, _Times, *UNCOMPUTED)) for step in route)
+    side, most = (WIDE_SIDE, WIDE_SIZE) if plain else (DENSE_SIDE, DENSE_SIZE)
+    return min(inputs, outputs) <= side and inputs * outputs <= most
 
 
 def _factors(route: list[Step]) -> float:

@@ -7,12 +7,14 @@ import numpy as np
 
 from . import norms
 from .activations import Activation
-from .affine import Linear, Reshape
+from .affine import Diagonal, Linear, Reshape
 from .norms import TINY, UNIT
 from .operations import Operation, Shape, expected, lengths, size
 
 DENSE_SIDE, DENSE_SIZE = 1024, 2**22
 """A run of affine operations is computed as a matrix where its smaller side and its size are at most these."""
+WIDE_SIDE, WIDE_SIZE = 4096, 2**24
+"""The same for a run of dense layers."""
 BATCH = 256
 """Rows or columns of a matrix that are computed at once."""
 FREE = 1 + 4 * UNIT
@@ -153,16 +155,24 @@ def run_norm(run: Sequence[Operation]) -> float:
     working = [operation for operation in run if not isinstance(operation, Reshape)]
     if not working or total == 0 or not run[0].affine or (len(working) == 1 and isinstance(working[0], Linear)):
         return total
-    if _small(size(run[0].inputs), size(run[-1].outputs)):
+    if _worked_out(run):
         matrix, error = dense(run)
         return min(total, max((norms.norm(matrix) + error) * FREE, TINY))
     parts, start = 1.0, 0
     while start < len(run):
-        end = next((at for at in range(len(run), start + 1, -1) if _small(size(run[start].inputs), size(run[at - 1].outputs))), 0)
+        end = next((at for at in range(len(run), start + 1, -1) if _worked_out(run[start:at])), 0)
         end = end or start + 1
         parts = times(parts, run_norm(run[start:end]) if end > start + 1 else run[start].bound)
         start = end
     return min(total, parts)
+
+
+def _worked_out(run: Sequence[Operation]) -> bool:
+    """Whether the matrix of a run is computed."""
+    dense_layers = all(isinstance(operation, (Linear, Diagonal, Reshape)) for operation in run)
+    inputs, outputs = size(run[0].inputs), size(run[-1].outputs)
+    wide = dense_layers and min(inputs, outputs) <= WIDE_SIDE and inputs * outputs <= WIDE_SIZE
+    return wide or _small(inputs, outputs)
 
 
 def _small(inputs: int, outputs: int) -> bool:
