@@ -24,6 +24,8 @@ autodoc_member_order = "bysource"
 
 OUTSIDE = re.compile(r"(?<!!)\[([^\]]*)\]\((\.\./[^)\s]+)\)")
 """A link to a file of the repository outside docs/."""
+CARDS = {f"../robustbench_rkhs/{source}": f"methods/{kind}.rst" for kind, source in KINDS.items()}
+"""Where a link to the source of a kind of method leads in the built pages: to its cards."""
 
 
 def offer_files(app: Sphinx, page: str, source: list[str]) -> None:
@@ -32,6 +34,8 @@ def offer_files(app: Sphinx, page: str, source: list[str]) -> None:
 
     def offered(found: re.Match[str]) -> str:
         text, link = found[1], found[2]
+        if page.count("/") == 0 and link in CARDS:
+            return f"[{text}]({CARDS[link]})"
         return f"{{download}}`{text.strip('`')} <{link}>`" if (folder / link).is_file() else text
 
     source[0] = OUTSIDE.sub(offered, source[0])

@@ -323,6 +323,15 @@ def test_no_path_of_the_server_is_told(home):
         assert public(text, home.settings) == expected
 
 
+def test_pages_have_their_style_before_there_is_a_site(home):
+    page = home.client.get("/submit").text
+    links = re.findall(r'<(?:link rel="stylesheet" href|script src)="(/[^"]+)"', page)
+    assert len(links) >= 3 and not home.settings.site.exists()
+    for link in links:
+        assert home.client.get(link).status_code == 200, link
+    assert home.client.get("/assets/none.css").status_code == home.client.get("/assets/%2e%2e/pages.py").status_code == 404
+
+
 def test_every_answer_has_the_security_headers(home):
     home.send()
     (home.settings.site / "boards").mkdir(parents=True)

@@ -27,7 +27,7 @@ def report(
 
     One set for each evaluation, named after its model, data, norm (and `nobox`), with a row for each image (NAME-images.csv);
     where several are comparable (the same images, norm, box, eps and attacks), one more named `all`, with the trade-off at every
-    eps that at least two of them evaluated. Of several such sets the one on most images is drawn; all-*-apart.md names the
+    eps that at least two of them evaluated. Of several such sets the one on most images is drawn; ``all-*-apart.md`` names the
     others, with the reason. Files whose inputs did not change since the last report in this folder are left as they are.
     On the leaderboard, adversarial images in folder/submitted count.
     `unread`: a line on each table that could not be read, which the leaderboard repeats; those of folder/submitted are added.

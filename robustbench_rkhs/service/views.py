@@ -116,7 +116,13 @@ def _to_list() -> RedirectResponse:
 
 def _site_page(settings: Settings, path: str) -> Response:
     """A file of the static site; its pages get links to the service. Raises HTTPException (404)."""
-    found = _file(settings.site, path)
+    try:
+        found = _file(settings.site, path)
+    except HTTPException:  # before the site is built for the first time, the service's pages have their style all the same
+        folder, _, name = path.partition("/")
+        if folder != "assets":
+            raise
+        found = _file(SITE / "static", name)
     if Path(path).suffix != ".html":
         return found
     try:
