@@ -10,6 +10,7 @@ from robustbench_rkhs.cli.engines import chosen_engine, leading, submitted
 from robustbench_rkhs.cli.screen import console_of_width, ending
 from robustbench_rkhs.cli.values import Device, EngineName, Folder
 from robustbench_rkhs.evaluation.engine_choice import Submitit, engine_from
+from robustbench_rkhs.nodes.paths import check_names
 
 
 def _audit(
@@ -48,6 +49,7 @@ def _audit(
     """
     if isinstance(array := engine_from(engine), Submitit):
         return submitted(array)
+    check_names([model], weights)
     from robustbench_rkhs.audit import Claim
     from robustbench_rkhs.audit import audit as run
     from robustbench_rkhs.cli.settings import eval_recipe

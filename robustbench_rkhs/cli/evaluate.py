@@ -18,6 +18,7 @@ from robustbench_rkhs.cli.values import Device, EngineName, Folder, Target, numb
 from robustbench_rkhs.cli.warnings import warnings_of
 from robustbench_rkhs.evaluation.engine_choice import AnyEngine, Submitit, engine_from
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.paths import check_names
 from robustbench_rkhs.runtime import events
 from robustbench_rkhs.verifier.check import METHODS
 
@@ -93,6 +94,8 @@ def _evaluate(
     """
     if isinstance(array := engine_from(engine), Submitit):
         return submitted(array)
+    check_names(model, weights)
+    check_names([] if twin is None else [twin])
     from robustbench_rkhs.cli.settings import eval_recipe
     from robustbench_rkhs.nodes.code_names import TYPED
     from robustbench_rkhs.zoo import load_model, load_twin, normalised, smoothed, smoothing_from

@@ -8,6 +8,7 @@ from robustbench_rkhs.cli.number import radii
 from robustbench_rkhs.cli.screen import console_of_width, ending
 from robustbench_rkhs.cli.values import Count, Folder
 from robustbench_rkhs.nodes.node import Seed
+from robustbench_rkhs.nodes.paths import check_names
 
 
 def _norms(
@@ -39,6 +40,7 @@ def _norms(
         out: Folder for local/norms/MODEL-DIGEST.*, which git ignores until rkhs-report --publish norms/MODEL-DIGEST.
         as_json: Print one JSON object on stdout, the table on stderr.
     """
+    check_names([model], weights)
     from robustbench_rkhs.reports.places import Places
     from robustbench_rkhs.reports.rkhs_norm import console_norms, write_norms
     from robustbench_rkhs.rkhs_norm import norm_report

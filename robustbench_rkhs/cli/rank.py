@@ -6,6 +6,7 @@ from robustbench_rkhs.cli.command import AllowCode, AsJson, Names, command, type
 from robustbench_rkhs.cli.display import Quiet, shown
 from robustbench_rkhs.cli.screen import console_of_width, emit, printed
 from robustbench_rkhs.cli.values import Device, Folder
+from robustbench_rkhs.nodes.paths import check_names
 
 
 def _rank(
@@ -29,6 +30,7 @@ def _rank(
         out: Folder for reports.
         as_json: Print one JSON object on stdout: the content of the files, and their paths.
     """
+    check_names(model)
     from datetime import date
 
     from robustbench_rkhs.identity import key_of

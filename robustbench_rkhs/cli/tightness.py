@@ -7,6 +7,7 @@ from robustbench_rkhs.cli.display import Quiet, shown
 from robustbench_rkhs.cli.screen import console_of_width, ending
 from robustbench_rkhs.cli.values import Count, Folder
 from robustbench_rkhs.nodes.node import Seed
+from robustbench_rkhs.nodes.paths import check_names
 
 
 def _tightness(
@@ -35,6 +36,7 @@ def _tightness(
             verdicts of the model are read from its verdicts/.
         as_json: Print one JSON object on stdout, the tables on stderr.
     """
+    check_names([model], weights)
     from robustbench_rkhs.audit import tightness as run
     from robustbench_rkhs.reports.places import Places
     from robustbench_rkhs.reports.tightness import console_tightness, write_tightness

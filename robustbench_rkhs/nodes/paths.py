@@ -1,5 +1,7 @@
 """Search paths of recipes and checkpoints: the working directory, then the source tree or the installed package."""
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from robustbench_rkhs.nodes.node import UserError, did_you_mean
@@ -69,6 +71,13 @@ def _find(name: str, folders: list[Path], file: str, named: str, listing: str = 
             return path
     known = {found.stem for folder in folders for found in folder.glob("*.yaml")}
     raise UserError(f"unknown {named} {name!r}; {did_you_mean(name, known, listing=listing)}")
+
+
+def check_names(names: Iterable[str], weights: object = None) -> None:
+    """Refuse plain words that name no model, as loading it would, but before anything large is imported. Raises UserError."""
+    for name in names:
+        if re.fullmatch(r"[\w@-]+", name):
+            find_checkpoint(name) if weights is None else find_recipe(name)
 
 
 def find_checkpoint(name: str) -> Path:

@@ -41,6 +41,8 @@ def _words(column: pd.Series) -> list[str]:
         return list(map(str, values))
     if column.dtype.kind == "f":
         return ["" if value != value else repr(value) for value in values]
+    if not column.hasnans and all(values) and "".join(values).isalnum():
+        return values  # none needs quotation marks
     known = {value: _word(value) for value in set(values)}
     return [known[value] for value in values]
 
