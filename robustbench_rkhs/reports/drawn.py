@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import cache
+from os.path import isfile, join
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,12 @@ class Drawn:
 
     def known(self, kind: str, stem: Path, inputs: Sequence[str]) -> list[Path] | None:
         """The files that were made of these inputs, which stay; None where they are to be made (again)."""
-        before = self._before.get(self._key(kind, stem), {})
-        paths = [self.folder / str(name) for name in before.get("files", [])]
-        if before.get("inputs") != _digest(kind, inputs) or not paths or not all(path.is_file() for path in paths):
+        before = self._before.get(key := self._key(kind, stem), {})
+        names = [str(name) for name in before.get("files", [])]
+        if before.get("inputs") != _digest(kind, inputs) or not names or not all(isfile(join(self.folder, name)) for name in names):
             return None
-        return self.keep(kind, stem, inputs, paths)
+        self._now[key] = before
+        return [self.folder / name for name in names]
 
     def keep(self, kind: str, stem: Path, inputs: Sequence[str], paths: list[Path]) -> list[Path]:
         """Record files that were made of these inputs."""
