@@ -71,7 +71,7 @@ def _failed(error: BaseException) -> tuple[int, str]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1, ""
     if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED, _said("interrupted; the same command goes on from what was finished", head="")
+        return INTERRUPTED, _said("interrupted; the same command goes on from what was finished, if anything was", head="")
     if isinstance(error, WorkerKilled):
         return FAILED, _said(str(error))
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
