@@ -16,6 +16,7 @@ from test_places import stored
 from test_report import synthetic, trio
 
 from robustbench_rkhs import verdicts
+from robustbench_rkhs.listing import KINDS, cards
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.site import build_site, side_by_side
 from robustbench_rkhs.site.assets import classic
@@ -23,6 +24,9 @@ from robustbench_rkhs.site.charts import curve_chart, typed_ticks
 from robustbench_rkhs.site.markup import docstring, formula, markdown
 from robustbench_rkhs.site.model_data import curve_rows
 from robustbench_rkhs.site.model_files import tightness_grid
+from robustbench_rkhs.site.training_facts import training_facts
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -184,11 +188,32 @@ def test_cards_and_pages_of_text_are_there(built):
     assert "Five states, no sixth" in (folder / "site" / "trust.html").read_text()
 
 
+def test_every_published_model_of_the_shelf_shows_its_own_training():
+    """One in half precision too, whose weights file has another digest than the weights that were evaluated."""
+    published = verdicts.Published(ROOT / "reports" / "verdicts").paths()
+    assert len(published) >= 6
+    for path in published:
+        about = verdicts.read(path).about
+        facts = training_facts(about)
+        assert facts.parameters and facts.cost and facts.card, about.model
+        assert not training_facts(about.but(key="0" * 64)).card, "of another function"
+
+
+def test_no_card_shows_the_marks_of_its_source():
+    for kind in KINDS:
+        for card in cards(kind).values():
+            shown = docstring(card.text)
+            assert not re.search(r":[a-z]+:(`|<code>)", shown), card.name
+            assert "<pre>" not in shown and "<code>\\" not in shown, f"{card.name}: a formula that could not be converted"
+
+
 def test_markdown_and_formulas_are_text_and_nothing_else():
     text = markdown("# A\n<b>z</b> [k](javascript:alert) [f](file.md) ![i](http://x/y.png)")
     assert "<h2>A</h2>" in text and "<b>" not in text and "<img" not in text and " f " in text
     assert "href" not in text.replace('href="http://x/y.png"', "")
     assert "<code>a</code>" in docstring("`a` <i>") and "<i>" not in docstring("`a` <i>")
+    short = docstring(r"margin :math:`f_y < 1`, of :class:`Node`, :math:`\frac{`")
+    assert short.count("<math") == 1 and "f_y <" not in short and "<code>Node</code>" in short and ":class:" not in short
     assert str(formula(r"\frac{1}{")).startswith(("<p", "<pre>"))
 
 

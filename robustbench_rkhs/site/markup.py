@@ -8,6 +8,9 @@ from markdown_it.token import Token
 from markupsafe import Markup, escape
 
 MATH = re.compile(r"^\.\. math::[ \t]*(.*(?:\n(?:[ \t]+.*|[ \t]*(?=\n[ \t])))*)", re.M)
+INLINE = re.compile(r":math:`([^`]+)`")
+ROLE = re.compile(r":[a-z:]+:(?=`)")
+"""What a word in backticks is, to Sphinx."""
 SCROLLED = '<div class="scroll" role="region" tabindex="0" aria-label="Table"><table>'
 """A wide table scrolls by itself, also by keyboard."""
 _READER = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
@@ -55,9 +58,25 @@ def formula(latex: str) -> Markup:
 
 
 def _paragraphs(text: str) -> Markup:
-    whole = []
-    for block in re.split(r"\n\s*\n", text.strip()):
-        if block.strip():
-            code = re.sub(r"`+([^`]+)`+", r"<code>\1</code>", str(escape(" ".join(block.split()))))
-            whole.append(Markup(f"<p>{code}</p>"))
-    return Markup("").join(whole)
+    blocks = [" ".join(block.split()) for block in re.split(r"\n\s*\n", text.strip())]
+    return Markup("").join(Markup("<p>{}</p>").format(_line(block)) for block in blocks if block)
+
+
+def _line(text: str) -> Markup:
+    """A paragraph's words, code and short formulas."""
+    parts, at = [], 0
+    for found in INLINE.finditer(text):
+        parts += [_words(text[at : found.start()]), _inline(found[1])]
+        at = found.end()
+    return Markup("").join([*parts, _words(text[at:])])
+
+
+def _words(text: str) -> Markup:
+    return Markup(re.sub(r"`+([^`]+)`+", r"<code>\1</code>", str(escape(ROLE.sub("", text)))))
+
+
+def _inline(latex: str) -> Markup:
+    try:
+        return Markup(convert(latex, display="inline"))
+    except Exception:  # the converter raises many kinds of errors
+        return Markup("<code>{}</code>").format(latex)

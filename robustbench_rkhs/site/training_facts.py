@@ -1,6 +1,7 @@
 """What a model's own checkpoint says of its training: read as plain text and JSON, where the folder is at hand."""
 
 import json
+import re
 import struct
 from dataclasses import dataclass
 from math import prod
@@ -46,7 +47,9 @@ def training_facts(about: About) -> TrainingFacts:
     for folder in checkpoints_folders():
         try:
             config = read_record(folder / about.model / "config.json")
-            if config.get("weights") == about.weights and (not about.key or config.get("key") == about.key):
+            # the function, not its weights: those in a file of half precision have another digest than those evaluated
+            one = "key" if about.key else "weights"
+            if config.get(one) == getattr(about, one):
                 return _read(folder / about.model, config)
         except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
             continue  # a folder without a readable checkpoint says nothing
@@ -60,7 +63,7 @@ def _read(folder: Path, config: dict[str, Any]) -> TrainingFacts:
     return TrainingFacts(
         _parameters(folder / "model.safetensors"),
         float(seconds) if isinstance(seconds, int | float) else None,
-        str(trained.get("device", "")),
+        re.sub(r"\b1 threads\b", "1 thread", str(trained.get("device", ""))),
         _how(said) if isinstance(said, dict) else "",
         _extra(said.get("data")) if isinstance(said, dict) else "",
         read_text(card) if card.is_file() else "",
