@@ -3,7 +3,7 @@
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 Band = Literal["range", "interval"]
 """`range`: smallest to largest seed; `interval`: 95% t interval of the mean (none with one seed)."""
@@ -15,7 +15,7 @@ def spread(values: np.ndarray, band: Band) -> tuple[np.ndarray, np.ndarray, np.n
     mean = values.mean(0)
     if band == "range" or len(values) == 1:
         return mean, values.min(0), values.max(0)
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(0, ddof=1) / np.sqrt(len(values))
+    half = stdtrit(len(values) - 1, 0.975) * values.std(0, ddof=1) / np.sqrt(len(values))
     return mean, mean - half, mean + half
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from scipy.stats import binom
+from scipy.special import bdtr
 from torch import nn
 
 from robustbench_rkhs import verdicts
@@ -148,7 +148,7 @@ def _at(eps: float, own: Evidence, claim: Evidence, word: str) -> tuple[str, str
             line,
             f"at {word}, {unproved} of {int((theirs == 'certified').sum())} images that it calls certified are not proved here",
         )
-    chance = float(binom.sf(fell - 1, fell + held, 0.5)) if fell else 1.0
+    chance = float(bdtr(held, fell + held, 0.5)) if fell else 1.0
     if chance <= RARE:
         total = int(np.isin(theirs, robust).sum())
         return line, f"at {word}, {fell} of {total} images that it calls robust are broken here, {held} the other way"
