@@ -1,13 +1,20 @@
 """Shared by all tests: one thread, shapes and types checked at run time, repeatable examples, real data where there is any."""
 
+import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typechecker
 from hypothesis import settings
 
+AS_TOLD = sys.dont_write_bytecode
+sys.dont_write_bytecode = False  # the package with its checks, and pytest's assertions, are compiled once, not in every process
+gc.disable()
 typechecker.install("robustbench_rkhs")
 
 import torch  # noqa: E402
@@ -15,10 +22,21 @@ from method_table import store  # noqa: E402
 from oracles import Trained, trained_digits  # noqa: E402
 
 from robustbench_rkhs import certificates  # noqa: E402
+from robustbench_rkhs.site import build_site  # noqa: E402
 
 torch.set_num_threads(1)
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported is never garbage: to look through it again and again takes 7% of the suite's time.
+
+    From here on, files that tests write under one name one after the other leave no bytecode that could be taken for another's.
+    """
+    sys.dont_write_bytecode = AS_TOLD
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -37,6 +55,19 @@ def unsynced() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(os, "fsync", lambda handle: None)
         yield
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A folder with the tables of three models and their site, and what `build_site` said of it; never to be changed in place."""
+    from test_report import trio
+    from test_site import keep
+
+    folder = tmp_path_factory.mktemp("three")
+    for place, one in enumerate(trio()):
+        digits = f"{place + 1}" * 64
+        keep(folder, replace(one, about=one.about.but(key=digits, job=digits[:12])))
+    return folder, build_site(folder, folder / "site")
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import contextlib
 import doctest
 import importlib
 import io
+import json
 import os
 import re
 import shlex
@@ -22,11 +23,16 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 from robustbench_rkhs.evaluation.diagnostics import CHECKS
+from robustbench_rkhs.nodes.limits import Limits
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.submission import confined
 
 ROOT = Path(__file__).resolve().parent.parent
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[^\n`]*)$")
@@ -165,7 +171,7 @@ class Place:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block.text)
         out = io.StringIO()
-        with briefly() if block.small else contextlib.nullcontext():
+        with briefly("--limits" not in block.text) if block.small else contextlib.nullcontext():
             self._run(block, out)
         self.printed = out.getvalue()
 
@@ -252,13 +258,34 @@ class Place:
 
 
 @contextlib.contextmanager
-def briefly() -> Iterator[None]:
-    """In this process: evaluations skip the dear diagnoses, and report them as passed; a site is drawn without other processes."""
+def briefly(confined_too: bool = True) -> Iterator[None]:
+    """In this process: evaluations skip the dear diagnoses, and report them as passed; a site is drawn without other processes.
+
+    `confined_too`: a submission is evaluated in this process as well. A process of its own takes seconds to begin.
+    """
     with pytest.MonkeyPatch.context() as patched:
         for name in DEAR:
             patched.setitem(CHECKS, name, lambda scene, name=name: scene.broken_more(name, 0, "left out of this test", 0.0))
         patched.setattr(importlib.import_module("robustbench_rkhs.site.side_by_side"), "MANY", sys.maxsize)
+        if confined_too:
+            patched.setattr(confined, "messages", _worked_here)
         yield
+
+
+def _worked_here(module: str, job: dict[str, Any], limits: Limits) -> Iterator[dict[str, Any]]:
+    """What the process of a submission does and says, without the process and its limits."""
+    said: list[dict[str, Any]] = []
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(confined, "confine", lambda limits, memory: None)
+        patched.setattr(confined, "_tell", lambda **message: said.append(json.loads(json.dumps(message))))
+        try:
+            confined._work(json.loads(json.dumps(job)))
+        except UserError as refused:
+            said.append({"refused": str(refused)})
+        finally:
+            torch.set_num_threads(threads)
+    yield from said
 
 
 def _git(folder: Path, *words: str) -> str:

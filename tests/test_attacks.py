@@ -82,6 +82,12 @@ LIBRARIES = {  # attacks that are not ours, one norm each but for those whose no
     "apgd-ce": Row(AutoAttack(version="custom", attacks=("apgd-ce",), rescale=True), None, 1.6),
 }
 EVERY = TABLE | LIBRARIES
+FEWER: dict[str, dict[str, int]] = {  # of our own, in the public checks: enough to be within the same factor
+    **{name: {"steps": 8} for name in ("pgd", "pgd dlr", "pgd restarts", "our fab", "our fab targeted", "our fab relook")},
+    **{name: {"steps": 12} for name in ("ddn", "ddn cross-entropy", "fmn")},
+    "alma": {"steps": 20},
+    "square": {"queries": 200},
+}
 
 
 def pairs(table: dict[str, Row]) -> list[tuple[str, str]]:
@@ -115,7 +121,7 @@ def test_the_table_covers_every_attack():
 
 @pytest.mark.parametrize(("name", "norm"), pairs(EVERY))
 def test_attack(name, norm):
-    check_attack(EVERY[name].attack, norm, getattr(EVERY[name], norm))
+    check_attack(EVERY[name].attack.model_copy(update=FEWER.get(name, {})), norm, getattr(EVERY[name], norm))
 
 
 @pytest.mark.parametrize(("name", "norm"), pairs(TABLE))

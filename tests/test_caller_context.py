@@ -214,24 +214,29 @@ def in_autocast(net: nn.Module, x: Tensor) -> Tensor:
         return net(x).float()
 
 
-SAME: dict[str, Any] = {
-    "logits in float64": Cast(lambda net, x: net(x).double()),
-    "logits in float64, far from 0": Cast(lambda net, x: net(x).double() + 1e10),
-    "compiled": torch.compile(network(), backend="aot_eager"),
-    "a compiled function": torch.compile(lambda x: NET(x), backend="aot_eager"),
-    "a lambda": lambda x: NET(x),
-    "a partial": functools.partial(lambda net, x: net(x), NET),
-    "traced": torch.jit.trace(network(), X[:2]),
-    "a graph": torch.fx.symbolic_trace(network()),
+SAME: dict[str, Callable[[], Any]] = {  # made by the test, as to compile takes seconds
+    "logits in float64": lambda: Cast(lambda net, x: net(x).double()),
+    "logits in float64, far from 0": lambda: Cast(lambda net, x: net(x).double() + 1e10),
+    "compiled": lambda: torch.compile(network(), backend="aot_eager"),
+    "a compiled function": lambda: torch.compile(lambda x: NET(x), backend="aot_eager"),
+    "a lambda": lambda: lambda x: NET(x),
+    "a partial": lambda: functools.partial(lambda net, x: net(x), NET),
+    "traced": lambda: torch.jit.trace(network(), X[:2]),
+    "a graph": lambda: torch.fx.symbolic_trace(network()),
 }
+SETTINGS: dict[str, Any] = {"eps": (0.1, 0.3, 4.0), "effort": "quick", "certificates": (), "diagnostics": False}
+
+
+@pytest.fixture(scope="module")
+def truth() -> Any:
+    return evaluate(NET, (X, Y), **SETTINGS)
 
 
 @pytest.mark.parametrize("model", SAME.values(), ids=SAME)
-def test_models_of_any_kind_get_the_table_of_the_plain_one(model: Any) -> None:
-    settings: dict[str, Any] = {"eps": (0.1, 0.3, 4.0), "effort": "quick", "certificates": (), "diagnostics": False}
-    truth, found = (evaluate(one, (X, Y), **settings) for one in (NET, model))
+def test_models_of_any_kind_get_the_table_of_the_plain_one(model: Any, truth: Any) -> None:
+    found = evaluate(model(), (X, Y), **SETTINGS)
     assert found.about.failed == ()
-    for eps in settings["eps"]:
+    for eps in SETTINGS["eps"]:
         assert found.robust_accuracy(eps) == truth.robust_accuracy(eps)
 
 

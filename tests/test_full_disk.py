@@ -4,6 +4,7 @@ import resource
 import signal
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -50,14 +51,25 @@ def noise(count: int = 5000) -> np.ndarray:
 
 
 def norms(folder: Path) -> None:
-    write_norms(NORMS, folder / "norms")
+    write_norms(measured(), folder / "norms")
 
 
 MODEL, X, Y, *_ = affine(classes=3)
-NORMS = norm_report("m", MODEL, split(X, Y, 3), split(X, Y, 3, "train"), eps=(0.5,), deformations=FEW, command="c")
 DONE = synthetic("m")
 SPLIT = split(X, Y, 3)
-PROVED = evaluate(MODEL, SPLIT, eps=(0.05,), attacks=({"name": "pgd", "steps": 1},), certificates=("margin",), diagnostics=False)
+
+
+@cache
+def measured() -> object:
+    return norm_report("m", MODEL, SPLIT, split(X, Y, 3, "train"), eps=(0.5,), deformations=FEW, command="c")
+
+
+@cache
+def proved() -> verdicts.Evaluation:
+    one = {"name": "pgd", "steps": 1}
+    return evaluate(MODEL, SPLIT, eps=(0.05,), attacks=(one,), certificates=("margin",), diagnostics=False)
+
+
 WRITERS: dict[str, Callable[[Path], object]] = {
     "text": lambda folder: write_text(folder / "text.txt", "x" * 5000),
     "record": lambda folder: seals.write_record(folder / "record.json", {"a": noise().tolist()}),
@@ -70,7 +82,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "board": lambda folder: write_leaderboard([DONE], folder),
     "figure": lambda folder: draw_curve([DONE], folder / "c"),
     "norms": norms,
-    "proof": lambda folder: write_proof(MODEL, SPLIT, PROVED, folder / "proof"),
+    "proof": lambda folder: write_proof(MODEL, SPLIT, proved(), folder / "proof"),
     "journal": lambda folder: SealedLog(str(folder / "journal.log")).append_logs([{"a": 1}, {"a": noise(40).tolist()}]),
     "frame": lambda folder: write_text(folder / "f.csv", pd.DataFrame(noise()).to_csv()),
 }

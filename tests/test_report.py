@@ -3,10 +3,12 @@
 import io
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from robustbench_rkhs import verdicts
@@ -49,16 +51,16 @@ def trio():
 
 
 def test_every_file_is_the_same_twice_and_from_the_parquet_alone(tmp_path):
-    models = trio()
+    models = trio()[:2]
     first = report(models, tmp_path / "a")
     stored = [verdicts.read(verdicts.write(one, tmp_path / f"{one.about.model}.parquet")) for one in models]
     second = report(stored, tmp_path / "b")
     names = {kind: [path.relative_to(tmp_path / "a") for path in paths] for kind, paths in first.items()}
     assert names == {kind: [path.relative_to(tmp_path / "b") for path in paths] for kind, paths in second.items()}
     assert {kind: len(paths) for kind, paths in names.items()} == {
-        "curves": 12,
-        "tables": 12,
-        "images": 3,
+        "curves": 9,
+        "tables": 9,
+        "images": 2,
         "tradeoff": 9,
         "leaderboard": 2,
     }
@@ -212,7 +214,8 @@ def test_what_cannot_be_drawn_or_written_is_one_clear_line(tmp_path):
         write_tables([one], tmp_path / "file" / "stem")
 
 
-def test_files_are_named_apart(tmp_path):
+def test_files_are_named_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(Figure, "savefig", lambda figure, target, **settings: Path(target).touch())  # only names are looked at
     one = synthetic("a/b", images=5, epsilons=[0.5])
     no_box = replace(one, about=one.about.but(box="none"))
     again = replace(one, table=one.table.assign(forwards=2))

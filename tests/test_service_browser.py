@@ -6,7 +6,6 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import replace
 
 import pytest
 
@@ -14,9 +13,7 @@ for package in ("fastapi", "uvicorn", "sqlmodel", "huey", "python_multipart", "h
     pytest.importorskip(package, reason=f"{package} is not installed (the extra `serve`)")
 
 import uvicorn  # noqa: E402
-from test_report import trio  # noqa: E402
 from test_service import Home  # noqa: E402
-from test_site import keep  # noqa: E402
 
 from robustbench_rkhs.runtime.events import Between, BoundsChanged, Message, PhaseStarted, Progress  # noqa: E402
 from robustbench_rkhs.service import lifecycle  # noqa: E402
@@ -27,7 +24,6 @@ from robustbench_rkhs.service.live import Live  # noqa: E402
 from robustbench_rkhs.service.state import add_to_log, write_live  # noqa: E402
 from robustbench_rkhs.service.submission import Status  # noqa: E402
 from robustbench_rkhs.service.token import make_token  # noqa: E402
-from robustbench_rkhs.site import build_site  # noqa: E402
 
 CHROMIUM = os.environ.get("RKHS_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (RKHS_CHROMIUM names it)")
@@ -35,12 +31,10 @@ HOSTILE = "</pre><script>document.title='owned'</script><img src=x onerror=\"doc
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(built, tmp_path_factory):
     found = Home(tmp_path_factory.mktemp("served"))
-    for place, one in enumerate(trio()):
-        digits = f"{place + 1}" * 64
-        keep(found.settings.out, replace(one, about=one.about.but(key=digits, job=digits[:12])))
-    build_site(found.settings.out, found.settings.site)
+    shutil.copytree(built[0] / "verdicts", found.settings.out / "verdicts")
+    shutil.copytree(built[0] / "site", found.settings.site)
     return found
 
 

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,16 +26,6 @@ from robustbench_rkhs.site.model_files import tightness_grid
 from robustbench_rkhs.site.training_facts import training_facts
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """A site of three models."""
-    folder = tmp_path_factory.mktemp("site")
-    for place, one in enumerate(trio()):
-        digits = f"{place + 1}" * 64
-        keep(folder, replace(one, about=one.about.but(key=digits, job=digits[:12])))
-    return folder, build_site(folder, folder / "site")
 
 
 def keep(folder: Path, one: verdicts.Evaluation) -> Path:
@@ -115,14 +104,14 @@ def test_hostile_text_stays_text(tmp_path):
         assert "<script>alert" not in text and "<img src=x" not in text and "\u202e" not in text
 
 
-def test_the_site_is_built_without_torch(built):
+def test_the_site_is_built_without_torch(built, tmp_path):
     folder, _ = built
     code = "import sys; from robustbench_rkhs.site import build_site; from pathlib import Path; "
     code += (
         "build_site(Path(sys.argv[1]), Path(sys.argv[2])); assert not any(name.split('.')[0] == 'torch' for name in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(folder), str(folder / "again")], capture_output=True, text=True, env=os.environ
+        [sys.executable, "-c", code, str(folder), str(tmp_path / "again")], capture_output=True, text=True, env=os.environ
     )
     assert done.returncode == 0, done.stderr[-800:]
 

@@ -4,16 +4,13 @@ import json
 import os
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from test_report import EPSILONS, trio
-from test_site import keep
 
 from robustbench_rkhs import verdicts
-from robustbench_rkhs.site import build_site
 
 CHROMIUM = os.environ.get("RKHS_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (RKHS_CHROMIUM names it)")
@@ -22,13 +19,8 @@ SIZES = {"desktop, light": (1280, 900, "light"), "phone, dark": (390, 844, "dark
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("site")
-    for place, one in enumerate(trio()):
-        digits = f"{place + 1}" * 64
-        keep(folder, replace(one, about=one.about.but(key=digits, job=digits[:12])))
-    build_site(folder, folder / "site")
-    return folder / "site"
+def site(built):
+    return built[0] / "site"
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jaxtyping
+import quick_shapes
 from beartype import BeartypeConf, beartype
+from jaxtyping import _storage as storage
 
 check = beartype(conf=BeartypeConf(is_pep484_tower=True, violation_type=jaxtyping.TypeCheckError))
 _jaxtyped = jaxtyping.jaxtyped
@@ -19,6 +21,7 @@ _jaxtyped = jaxtyping.jaxtyped
 def install(package: str) -> None:
     """Check the types and shapes of every function of this package that is imported from now on."""
     jaxtyping.jaxtyped = jaxtyped  # the import hook writes this name before functions and classes
+    quick_shapes.install()
     jaxtyping.install_import_hook(package, "typechecker.check")
 
 
@@ -42,7 +45,10 @@ def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def scoped(*args: Any, **kwargs: Any) -> Any:
-        with _jaxtyped("context"):
+        storage.push_shape_memo({})  # as `with jaxtyped("context")`, which takes longer
+        try:
             return checked(*args, **kwargs)
+        finally:
+            storage.pop_shape_memo()
 
     return scoped
