@@ -1,9 +1,6 @@
-"""Trains one tiny recipe for each method; a script that trains into sys.argv[1] under torchrun (test_data_parallel.py)."""
+"""Trains one tiny recipe for each method, in one process or two (test_data_parallel.py)."""
 
-import sys
 from pathlib import Path
-
-import torch
 
 from robustbench_rkhs.training.loop import train
 from robustbench_rkhs.training.recipe import TrainRecipe
@@ -44,8 +41,3 @@ def train_each(folder: Path) -> None:
     """Train every recipe, into folders of its name."""
     for name, changes in RECIPES.items():
         train(TrainRecipe.parse(BASE | changes), folder / name)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    train_each(Path(sys.argv[1]))

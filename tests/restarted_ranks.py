@@ -1,13 +1,12 @@
-"""Plays torchrun: two ranks train into sys.argv[1]/whole undisturbed, and into sys.argv[1]/broken with rank 1 lost three times.
+"""Plays torchrun: two ranks train into one folder undisturbed, and into another with rank 1 lost three times.
 
-A script (test_restarted_ranks.py). As torchrun does, it keeps one store for all starts of a training and ends rank 0 when rank 1
-is lost. The ranks are its forks, which saves their imports.
+For test_restarted_ranks.py. As torchrun does, it keeps one store for all starts of a training and ends rank 0 when rank 1 is lost.
+The ranks are forks, which saves their imports.
 """
 
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -25,7 +24,8 @@ HUNG = 60.0
 """Seconds after which a rank counts as hung: a start takes less than one."""
 
 
-def main(place: Path) -> None:
+def train_both(place: Path) -> None:
+    """Train into place/whole, and into place/broken with losses."""
     torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)  # its late imports, once for all ranks
     begin(place / "whole", agent_store(), 0, lost=False)
     store = agent_store()
@@ -69,11 +69,7 @@ def work(rank: int, folder: Path, port: int, number: int, lost: bool) -> None:
         if lost and rank == 1 and isinstance(event, EpochFinished) and event.epoch == number:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    torch.set_num_threads(1)
     time.sleep(0.2 * (number % 2 == rank))  # one rank finds what the last start left of the other
     train(RECIPE, folder, threads=1, save_seconds=0, on_event=look)
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]))

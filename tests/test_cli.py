@@ -12,26 +12,40 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from torch import nn
 
 from robustbench_rkhs import cli, load_model, verdicts
 from robustbench_rkhs.identity import key_of
 from robustbench_rkhs.layers.normalize import Normalize
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.reports import figures
 
 TINY = ["--epochs", "2", "--data.train", "200", "--data.validation", "50"]
 FAST = ["--attack", "pgd:steps=5", "--samples", "40"]
 
 
-def rkhs(command, *flags, folder, code=0):
-    """Run `rkhs-COMMAND flags` in `folder` (in this process: importing torch again takes seconds); its output and errors."""
+UNDRAWN = ("evaluate", "report", "submit")
+"""Commands whose figures are curves and trade-offs: tests/test_report.py looks at those."""
+
+
+def rkhs(command, *flags, folder, code=0, drawn=False):
+    """Run `rkhs-COMMAND flags` in `folder` (in this process: importing torch again takes seconds); its output and errors.
+
+    Figures of curves and trade-offs are named files of no picture unless `drawn`, as to draw takes longer than all the rest.
+    """
     out, err, before, typed = io.StringIO(), io.StringIO(), Path.cwd(), sys.argv
+    patched = pytest.MonkeyPatch()
+    if command in UNDRAWN and not drawn:
+        patched.setattr(figures, "lay_out", lambda figure: None)
+        patched.setattr(Figure, "savefig", lambda figure, target, **settings: Path(target).write_text("not drawn"))
     try:
         os.chdir(folder)
         sys.argv = [f"rkhs-{command}", *map(str, flags)]
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as left:
             importlib.import_module(f"robustbench_rkhs.cli.{command}").main()
     finally:
+        patched.undo()
         os.chdir(before)
         sys.argv = typed
     assert left.value.code == code, out.getvalue() + err.getvalue()
@@ -52,7 +66,7 @@ def test_train_evaluate_report(home):
     config = json.loads((home / "checkpoints/digits_mlp/config.json").read_text())
     card = (home / "checkpoints/digits_mlp/README.md").read_text()
     assert config["data"] == "digits" and "--epochs 2" in card
-    out, _ = rkhs("evaluate", "--model", "digits_mlp", "--eps", "0.1", "36/255", *FAST, folder=home)
+    out, _ = rkhs("evaluate", "--model", "digits_mlp", "--eps", "0.1", "36/255", *FAST, folder=home, drawn=True)
     assert "certified" in out and "curves:" in out and "verdicts:" in out
     (curves,) = out.split("curves:")[1].splitlines()[0].split()
     stem, _, suffixes = curves.partition(".{")

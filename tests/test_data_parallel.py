@@ -1,26 +1,38 @@
 """Two processes that share each batch train the model that one process trains."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+import signal
 
 import pytest
+import torch
 from data_parallel_worker import train_each
 from safetensors.torch import load_file
-
-SCRIPT = Path(__file__).with_name("data_parallel_worker.py")
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 
-def test_two_processes_train_what_one_does(tmp_path):
-    """Losses of every step to 1e-6, weights to 1e-4, one checkpoint; also after a resume."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*LAUNCH, str(SCRIPT), str(tmp_path / "two")], capture_output=True, text=True, env=environment, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+@pytest.fixture
+def handlers():
+    """What an agent of torchrun does with signals ends with the test."""
+    taken = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    before = [signal.getsignal(one) for one in taken]
+    yield
+    for one, handler in zip(taken, before, strict=True):
+        signal.signal(one, handler)
+
+
+def rank(folder):
+    torch.set_num_threads(1)
+    train_each(folder)
+
+
+def test_two_processes_train_what_one_does(tmp_path, handlers):
+    """Losses of every step to 1e-6, weights to 1e-4, one checkpoint; also after a resume.
+
+    By torchrun's own agent, whose ranks are forks here: new processes would import torch again.
+    """
+    there = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "test", "start_method": "fork"}
+    torchrun = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2, max_restarts=0, monitor_interval=0.1, **there)
+    elastic_launch(torchrun, rank)(tmp_path / "two")
     train_each(tmp_path / "one")
     for folder in sorted(path.name for path in (tmp_path / "one").iterdir()):
         ours, theirs = (tmp_path / which / folder for which in ("one", "two"))

@@ -1,15 +1,14 @@
 """Deformations are what they say: invertible, in the box, exact where there is a closed form; and so are their penalties."""
 
 import math
-import subprocess
-import sys
+import multiprocessing
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import affine
-from torch import nn
+from torch import distributed, nn
 from torch.nn import functional
 
 from robustbench_rkhs.data import Deformations, Digits
@@ -188,32 +187,33 @@ def test_inputs_that_are_no_images_are_refused_in_one_line(kind):
     assert kind().prepare(model, split, 0) == kind()
 
 
-TWO = """
-import sys, torch
-from torch import distributed, nn
-from robustbench_rkhs.data import Deformations
-from robustbench_rkhs.training.penalties import Stability, Tangent
+def two_ranks(me, meet):
+    """One of two processes, each with its share of the batch."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Tanh(), nn.Linear(8, 3))
+    x, y, keys = torch.rand(12, 1, 6, 6), torch.arange(12) % 3, torch.arange(12) * 7
+    some = [kind(images=count, deformations=Deformations(count=2)) for kind in (Stability, Tangent) for count in (1, 5, 50)]
 
-torch.manual_seed(0)
-model = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Tanh(), nn.Linear(8, 3))
-x, y, keys = torch.rand(12, 1, 6, 6), torch.arange(12) % 3, torch.arange(12) * 7
-some = [kind(images=count, deformations=Deformations(count=2)) for kind in (Stability, Tangent) for count in (1, 5, 50)]
+    def gradients(part):
+        found = []
+        for penalty in some:
+            value = penalty(model, x[part], y[part], keys[part])
+            found += [value.detach().view(1), *(g.flatten() for g in torch.autograd.grad(value, list(model.parameters())[:-1]))]
+        return torch.cat(found)
 
-def gradients(part):
-    found = []
-    for penalty in some:
-        value = penalty(model, x[part], y[part], keys[part])
-        found += [value.detach().view(1), *(g.flatten() for g in torch.autograd.grad(value, list(model.parameters())[:-1]))]
-    return torch.cat(found)
-
-alone, me = gradients(slice(None)), int(sys.argv[1])
-distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=me, world_size=2)
-together = gradients(slice(0, 5) if me else slice(5, 12))
-distributed.all_reduce(together)
-torch.testing.assert_close(together / 2, alone)
-"""
+    alone = gradients(slice(None))
+    distributed.init_process_group("gloo", init_method=f"file://{meet}", rank=me, world_size=2)
+    together = gradients(slice(0, 5) if me else slice(5, 12))
+    distributed.all_reduce(together)
+    torch.testing.assert_close(together / 2, alone)
+    distributed.destroy_process_group()
 
 
 def test_two_processes_give_the_value_and_gradient_of_one(tmp_path):
-    started = [subprocess.Popen([sys.executable, "-c", TWO, str(me), str(tmp_path / "meet")]) for me in (0, 1)]
-    assert [process.wait(60) for process in started] == [0, 0]
+    fork = multiprocessing.get_context("fork")  # a new process would import torch again
+    started = [fork.Process(target=two_ranks, args=(me, tmp_path / "meet")) for me in (0, 1)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(60)
+    assert [process.exitcode for process in started] == [0, 0]

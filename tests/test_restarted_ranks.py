@@ -1,29 +1,20 @@
 """A data-parallel training that loses a rank starts again and ends at the bits of one that lost none."""
 
 import json
-import os
-import subprocess
-import sys
 from datetime import timedelta
-from pathlib import Path
 from threading import Thread
 
 import torch
+from restarted_ranks import train_both
 from safetensors.torch import load_file
 from torch import distributed as dist
 
 from robustbench_rkhs.runtime.meeting import ANSWER, HELLO, fresh
 
-SCRIPT = Path(__file__).with_name("restarted_ranks.py")
-
 
 def test_a_training_that_lost_ranks_ends_at_the_same_bits(tmp_path):
-    """Weights and metrics (but their seconds) after three losses; the script checks that each start resumed. About 10 CPU s."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(tmp_path)], capture_output=True, text=True, env=environment, timeout=400
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    """Weights and metrics (but their seconds) after three losses; each start is seen to have resumed."""
+    train_both(tmp_path)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for name in ("last.safetensors", "model.safetensors"):
         first, second = load_file(whole / name), load_file(broken / name)
