@@ -32,6 +32,7 @@ from matplotlib.figure import Figure
 from robustbench_rkhs.evaluation.diagnostics import CHECKS
 from robustbench_rkhs.nodes.limits import Limits
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.reports import figures
 from robustbench_rkhs.submission import confined
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,9 +63,11 @@ class Block:
     small: bool = False
 
     def in_small(self, shown: bool) -> "Block":
-        """The block with fewer images; as it is where its output is `shown` or it demands something of its numbers."""
-        if shown or self.kind == "exit" or "--require" in self.text or "assert" in self.text:
+        """The block in brief, with fewer images unless its output is `shown`; as it is where it demands something of numbers."""
+        if self.kind == "exit" or "--require" in self.text or "assert" in self.text or (shown and "diagnos" in self.text):
             return self
+        if shown:
+            return replace(self, small=True)
         return replace(self, small=True, text=SAMPLES.sub(lambda found: found[1] + str(min(int(found[2]), FEW)), self.text))
 
     @property
@@ -192,13 +195,17 @@ class Place:
         assert same, f"{block.where} shows\n{block.text}\nbut the block before it printed\n{self.printed}"
 
     def _line(self, block: Block, line: str, out: io.StringIO, expected: int) -> None:
-        """One command: ours in this process, which is quicker, anything else by a shell."""
+        """One command: ours in this process, which is quicker, also where it ends in `> FILE`; anything else by a shell."""
         words = shlex.split(line, comments=True)
         if not words:
             return
+        *_, into, target = ["", "", *words]
         bare = re.sub(r"'[^']*'|\"[^\"]*\"| #.*", "", line)
         if words[0] in self.commands and not FOR_A_SHELL.search(bare):
             code, errors = self._ours(words, out)
+        elif words[0] in self.commands and into == ">" and not FOR_A_SHELL.search(bare.replace(f" > {target}", "", 1)):
+            code, errors = self._ours(words[:-2], printed := io.StringIO())
+            (self.folder / target).write_text(printed.getvalue())
         else:
             done = subprocess.run(
                 ["bash", "-euo", "pipefail", "-c", line], cwd=self.folder, env=self.environment, capture_output=True, text=True
@@ -212,7 +219,7 @@ class Place:
         errors, before = io.StringIO(), sys.argv
         sys.argv = words
         try:
-            with self._inside(), self.drawing_small(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+            with self._inside(), self.undrawn(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
                 getattr(importlib.import_module(module), function)()
         except SystemExit as end:
             return (end.code if isinstance(end.code, int) else int(end.code is not None)), errors.getvalue()
@@ -221,21 +228,12 @@ class Place:
         return 0, errors.getvalue()
 
     @contextlib.contextmanager
-    def drawing_small(self) -> Iterator[None]:
-        """Figures are drawn at few pixels, and .pdf and .svg are left empty: tests/test_report.py looks at figures."""
-        whole = Figure.savefig
-
-        def small(figure: Figure, target: Path, *, format: str = "png", **settings: object) -> None:
-            if format == "png":
-                whole(figure, target, format=format, dpi=20)
-            else:
-                Path(target).touch()
-
-        Figure.savefig = small
-        try:
+    def undrawn(self) -> Iterator[None]:
+        """Figures are made, laid out by nobody and saved as empty files: tests/test_report.py looks at figures."""
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(figures, "lay_out", lambda figure: None)
+            patched.setattr(Figure, "savefig", lambda figure, target, **settings: Path(target).touch())
             yield
-        finally:
-            Figure.savefig = whole
 
     @contextlib.contextmanager
     def _inside(self) -> Iterator[None]:

@@ -79,7 +79,7 @@ class Failing(Reach):
         raise RuntimeError("out of luck")
 
 
-def scene(images=24):
+def scene(images=12):
     """An affine model in float64, so that another batch changes at most the last bit of a float64."""
     oracle = affine(4, (1, 3, 4), images=images)
     return oracle.model.double(), oracle.x.double(), oracle.y, oracle.l2
@@ -90,7 +90,7 @@ GRID = (0.008, 0.012, 0.02, 0.03, 0.04, 0.05, 0.06)
 
 def recipe(*attacks, **fields):
     return EvalRecipe(
-        **({"eps": GRID, "attacks": attacks, "certificates": (), "rechecked": 0, "block": 7, "diagnostics": False} | fields)
+        **({"eps": GRID, "attacks": attacks, "certificates": (), "rechecked": 0, "block": 5, "diagnostics": False} | fields)
     )
 
 
@@ -176,11 +176,11 @@ class Counter:
         return self.original(subject, job)
 
 
-@pytest.mark.parametrize("block", [3, 24])
+@pytest.mark.parametrize("block", [2, 12])
 def test_the_table_is_the_same_at_any_block_size_which_bounds_what_is_asked_at_once(block, monkeypatch):
     model, x, y, _ = scene()
     protocol, tables = (Nearest(), Reach(beyond=1.1), Lucky()), []
-    for size in (block, 9):
+    for size in (block, 5):
         with monkeypatch.context() as patch:
             counter = Counter(patch)
             tables.append(evaluate(model, (x, y), recipe(*protocol, block=size, rechecked=16)).table)
@@ -263,7 +263,7 @@ def test_a_budget_leaves_an_honest_interval_and_is_gone_on_from(tmp_path, monkey
 
 
 def test_survivals_are_sampled_at_their_own_eps_and_those_that_fall_are_followed_down():
-    model, x, y, _ = scene()
+    model, x, y, _ = scene(24)
     plain = evaluate(model, (x, y), recipe(Lucky(), seed=1))
     states = {eps: verdicts.states(plain, eps) for eps in GRID}
     inferred = sum(int(frame["inferred"].sum()) for frame in states.values())
@@ -347,7 +347,7 @@ class Learning(Reach):
 
 def test_an_attack_that_learns_from_a_block_gets_a_large_one(monkeypatch):
     model, x, y, _ = scene()
-    for attack, largest in ((Learning(), 24), (Reach(), 5)):
+    for attack, largest in ((Learning(), 12), (Reach(), 5)):
         with monkeypatch.context() as patch:
             counter = Counter(patch)
             done = evaluate(model, (x, y), recipe(attack, block=5))
