@@ -79,10 +79,11 @@ def _known(axis: Any) -> bool:
     return (named or type(axis) is theirs._FixedDim) and not axis.broadcastable
 
 
+EVERY = {one: str(one).rpartition(".")[2] for one in vars(torch).values() if isinstance(one, torch.dtype)}
+
+
 def _allowed(kind: Any) -> set[torch.dtype]:
-    every = {one for one in vars(torch).values() if isinstance(one, torch.dtype)}
     if kind.dtypes is theirs._any_dtype:
-        return every
-    names = {one: str(one).rpartition(".")[2] for one in every}
+        return set(EVERY)
     patterns = [one if isinstance(one, re.Pattern) else re.compile(f"{re.escape(one)}$") for one in kind.dtypes]
-    return {one for one, name in names.items() if any(pattern.match(name) for pattern in patterns)}
+    return {one for one, name in EVERY.items() if any(pattern.match(name) for pattern in patterns)}

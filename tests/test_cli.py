@@ -22,7 +22,7 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.reports import figures
 
 TINY = ["--epochs", "2", "--data.train", "200", "--data.validation", "50"]
-FAST = ["--attack", "pgd:steps=5", "--samples", "40"]
+FAST = ["--attack", "pgd:steps=5", "--samples", "16"]
 
 
 UNDRAWN = ("evaluate", "report", "submit")
@@ -93,7 +93,7 @@ def test_json_and_require(home):
     flags = ["--model", "digits_mlp", "--eps", "0.1", *FAST, "--json"]
     out, err = rkhs("evaluate", *flags, "--require", "clean>=0.2", "certified@0.1>=0", folder=home)
     found = json.loads(out)["evaluations"][0]
-    assert found["summary"][0]["eps"] == 0.1 and found["about"]["samples"] == 40 and "holds" in err
+    assert found["summary"][0]["eps"] == 0.1 and found["about"]["samples"] == 16 and "holds" in err
     assert 0 <= found["summary"][0]["certified"] <= found["summary"][0]["robust"] <= found["summary"][0]["clean"]
     _, err = rkhs("evaluate", *flags, "--require", "robust@0.1>1", folder=home, code=1)
     assert "DOES NOT HOLD" in err
@@ -118,7 +118,7 @@ def test_your_own_model_and_data(home):
 def test_submit_accepts_and_refuses(home):
     theirs = home / "theirs"
     shutil.copytree(home / "checkpoints/digits_mlp", theirs, ignore=shutil.ignore_patterns("resume.pt"))
-    flags = ["--eps", "0.1", "--attack", "pgd:steps=5", "--sample", "20", "--samples", "40"]
+    flags = ["--eps", "0.1", "--attack", "pgd:steps=5", "--certify", "margin", "--sample", "5", "--samples", "12"]
     out, _ = rkhs("submit", "checkpoint", theirs, *flags, folder=home)
     assert "checked: theirs" in out and "accepted:" in out
     assert "theirs" in (home / "reports/local/leaderboard.md").read_text()
