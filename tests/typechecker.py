@@ -10,18 +10,22 @@ from collections.abc import Callable
 from typing import Any
 
 import jaxtyping
-import quick_shapes
 from beartype import BeartypeConf, beartype
-from jaxtyping import _storage as storage
 
 check = beartype(conf=BeartypeConf(is_pep484_tower=True, violation_type=jaxtyping.TypeCheckError))
 _jaxtyped = jaxtyping.jaxtyped
+try:
+    import quick_shapes
+    from jaxtyping._storage import pop_shape_memo, push_shape_memo
+except (ImportError, AttributeError):  # another jaxtyping inside: its own check of shapes says the same, in more time
+    quick_shapes = None
 
 
 def install(package: str) -> None:
     """Check the types and shapes of every function of this package that is imported from now on."""
     jaxtyping.jaxtyped = jaxtyped  # the import hook writes this name before functions and classes
-    quick_shapes.install()
+    if quick_shapes is not None:
+        quick_shapes.install()
     jaxtyping.install_import_hook(package, "typechecker.check")
 
 
@@ -45,10 +49,13 @@ def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def scoped(*args: Any, **kwargs: Any) -> Any:
-        storage.push_shape_memo({})  # as `with jaxtyped("context")`, which takes longer
+        if quick_shapes is None:
+            with _jaxtyped("context"):
+                return checked(*args, **kwargs)
+        push_shape_memo({})  # the same, in less time
         try:
             return checked(*args, **kwargs)
         finally:
-            storage.pop_shape_memo()
+            pop_shape_memo()
 
     return scoped
