@@ -1,12 +1,8 @@
 """The tests' own type checker: a wrong type or shape in a call of the package is an error, and scopes end with their call."""
 
-import itertools
-
 import jaxtyping
 import pytest
-import quick_shapes
 import torch
-from jaxtyping import _storage as storage
 from typechecker import jaxtyped
 
 from robustbench_rkhs.attacks.ball import distances, fading
@@ -52,34 +48,3 @@ def test_what_is_returned_is_checked_with_the_sizes_of_what_was_given():
     for call in (halved, counted):
         with pytest.raises(jaxtyping.TypeCheckError):
             call(torch.ones(4))
-
-
-SHAPES = [(), (1,), (2,), (2, 2), (2, 3), (3, 2), (2, 3, 2), (2, 3, 3, 2), (2, 4, 3, 2)]
-STATED = "|a|2|_|#a|a a|a b|2 b|_ b|a #b|a+1|...|*s|a *s|*s a|a ... a|a *s b|*#s a".split("|")
-KINDS = [jaxtyping.Float, jaxtyping.Float32, jaxtyping.Int, jaxtyping.Bool, jaxtyping.Shaped]
-
-
-@pytest.mark.parametrize("known", [(), ("a *s", (2, 3, 3)), ("b", (3,)), ("a b", (1, 2)), ("*s", ()), ("a *#s", (2, 1, 3))])
-def test_the_quick_check_says_and_remembers_what_jaxtyping_does(known):
-    def told(check, kind, value):
-        memos = storage.push_shape_memo({})
-        try:
-            if known:
-                assert quick_shapes.slow(jaxtyping.Float[torch.Tensor, known[0]], torch.ones(known[1]))
-            return check(kind, value), *(dict(one) for one in storage.get_shape_memo()[:2])
-        except jaxtyping.AnnotationError as error:
-            return str(error), *memos[:2]
-        finally:
-            storage.pop_shape_memo()
-
-    right = wrong = 0
-    values = [torch.ones(shape) for shape in SHAPES] + [torch.nn.Parameter(torch.ones(2, 3)), [1.0], None]
-    values += [torch.ones(2, 3, dtype=kind) for kind in (torch.float64, torch.int64, torch.bool)]
-    for base, stated in itertools.product(KINDS, STATED):
-        kind = base[torch.Tensor, stated]
-        for value in values:
-            truth = told(quick_shapes.slow, kind, value)
-            assert told(quick_shapes.quick, kind, value) == truth, (base, stated, value)
-            right, wrong = right + (truth[0] is True), wrong + (truth[0] is False)
-    assert right > 100 and wrong > 100
-    assert type(jaxtyping.Float[torch.Tensor, "a"]).__instancecheck__ is quick_shapes.quick

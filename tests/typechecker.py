@@ -14,18 +14,11 @@ from beartype import BeartypeConf, beartype
 
 check = beartype(conf=BeartypeConf(is_pep484_tower=True, violation_type=jaxtyping.TypeCheckError))
 _jaxtyped = jaxtyping.jaxtyped
-try:
-    import quick_shapes
-    from jaxtyping._storage import pop_shape_memo, push_shape_memo
-except (ImportError, AttributeError):  # another jaxtyping inside: its own check of shapes says the same, in more time
-    quick_shapes = None
 
 
 def install(package: str) -> None:
     """Check the types and shapes of every function of this package that is imported from now on."""
     jaxtyping.jaxtyped = jaxtyped  # the import hook writes this name before functions and classes
-    if quick_shapes is not None:
-        quick_shapes.install()
     jaxtyping.install_import_hook(package, "typechecker.check")
 
 
@@ -49,13 +42,7 @@ def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def scoped(*args: Any, **kwargs: Any) -> Any:
-        if quick_shapes is None:
-            with _jaxtyped("context"):
-                return checked(*args, **kwargs)
-        push_shape_memo({})  # the same, in less time
-        try:
+        with _jaxtyped("context"):
             return checked(*args, **kwargs)
-        finally:
-            pop_shape_memo()
 
     return scoped
