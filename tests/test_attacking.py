@@ -19,6 +19,7 @@ from robustbench_rkhs.evaluation import attack_phase, counting
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.row_cache import RowCache
 from robustbench_rkhs.evaluation.run import evaluate
+from robustbench_rkhs.evaluation.tickets import tickets_of
 from robustbench_rkhs.runtime import clock as runtime_clock
 from robustbench_rkhs.runtime.counter_rng import draws
 from robustbench_rkhs.verdicts import Rechecked
@@ -220,6 +221,27 @@ def test_other_blocks_and_other_epsilons_work_nothing_out_again(tmp_path, monkey
         assert counter.calls == 0
         evaluate(model, (x, y), recipe(Nearest(), Reach(), eps=(*GRID, 0.034), block=24), folder=tmp_path)
         assert counter.images and all(label == "reach" and eps == 0.034 for label, _, eps in counter.images)
+
+
+def test_a_larger_sample_works_out_only_what_the_smaller_one_has_not(tmp_path, monkeypatch):
+    model, x, y, _ = scene()
+    evaluate(model, (x, y), recipe(Nearest(), Reach(), samples=5, order="first"), folder=tmp_path)
+    with monkeypatch.context() as patch:
+        counter = Counter(patch)
+        grown = evaluate(model, (x, y), recipe(Nearest(), Reach(), order="first"), folder=tmp_path)
+        assert {index for _, index, _ in counter.images} == set(range(5, 12))
+    same(grown.table, evaluate(model, (x, y), recipe(Nearest(), Reach())).table)
+
+
+def test_a_ticket_changes_with_image_and_answer_but_not_with_rounding():
+    logits = torch.randn(50, 10, generator=torch.Generator().manual_seed(0))
+    tickets = tickets_of(range(50), logits)
+    assert len(set(tickets)) == 50 and tickets == tickets_of(range(50), logits * (1 + 1e-9))
+    another = [logits * 1.02, logits + 0.05 * logits.abs().amax(1, keepdim=True) * torch.eye(10)[3], logits.roll(1, 1), -logits]
+    for changed in another:
+        assert not set(tickets) & set(tickets_of(range(50), changed))
+    assert not set(tickets) & set(tickets_of(range(1, 51), logits))
+    assert not set(tickets) & set(tickets_of(range(2**23, 2**23 + 50), logits)) and max(tickets_of([2**24 - 1], logits[:1])) < 2**63
 
 
 class FakeTime:

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 from typing import Literal
 
 import pytest
+import torch
 from heard import messages_into
-from oracles import trained_digits
+from oracles import affine, trained_digits
 from rich.console import Console
 from test_attacking import Reach
 from test_train import tiny
@@ -222,6 +223,28 @@ def test_stages_divide_the_share_of_the_one_around_them():
         seen += [meter.share for _ in staged(range(2))]  # nothing is left for these
     assert seen == pytest.approx([0.0, 0.125, 0.25, 0.5, 0.75, 1.0, 1.0]) and meter.share == 1.0
     assert list(staged([1, 2])) == [1, 2]  # where nobody measures
+
+
+def test_an_adaptive_ensemble_tells_of_each_part_and_never_goes_back():
+    oracle, seen = affine(4, (1, 8, 8), images=60), []
+    with metered() as meter:
+        oracle.model.register_forward_hook(lambda *_: seen.append((meter.share, meter.detail)))
+        attack = Ensemble(eps=0.5 * oracle.l2.min().item(), effort="adaptive", precision="float32")
+        attack(oracle.model, oracle.x, oracle.y, torch.arange(60))
+        assert meter.share == pytest.approx(1.0)
+    shares = [share for share, _ in seen]
+    assert shares == sorted(shares) and max(b - a for a, b in itertools.pairwise(shares)) < 0.1
+    assert [detail for detail, _ in itertools.groupby(detail for _, detail in seen) if detail] == [
+        "apgd:cross_entropy", "apgd:targeted", "fab:targeted", "square"]  # fmt: skip
+
+
+def test_work_inside_a_running_block_is_told_in_words():
+    step = Step("attacks", "ensemble", 40)
+    for under_way, words in ((0.0, "0 of 40 images"), (10.0, "0 of 40 images (25% of the work)")):
+        told = []
+        with listening(told.append):
+            step.tell(under_way)
+        assert str(told[0]) == f"attacks: ensemble: {words}"
 
 
 def test_a_training_tells_from_its_first_step(tmp_path):

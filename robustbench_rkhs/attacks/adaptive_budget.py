@@ -15,7 +15,9 @@ from robustbench_rkhs.attacks.ball import per_image, unit
 from robustbench_rkhs.attacks.engine import Engine
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.objective import margin
+from robustbench_rkhs.attacks.work_ahead import WorkAhead
 from robustbench_rkhs.runtime.counter_rng import mix
+from robustbench_rkhs.runtime.heartbeat import portion
 
 NEAR, DRAWN, LEAST = 0.08, 0.08, 10
 """The pilot: the share of open images with the smallest margins, the share drawn from the rest, and the least number of each."""
@@ -147,22 +149,30 @@ def _halves(
     return near[: max(LEAST, len(near) // 2, doubtful)], drawn[sorted(lot)]
 
 
-def frugal(engine: Engine, battery: Sequence[EngineAttack], asks: Sequence[Asks]) -> Spending:
+def _expected(ask: Asks, images: int) -> int:
+    """On how many of these images an attack is run at least, about."""
+    pilot = min(images, max(round((NEAR + DRAWN) * images), 2 * LEAST))
+    return {"gradients": images, "queries": min(images, max(pilot // 2, 2 * LEAST))}.get(ask, pilot)
+
+
+def frugal(engine: Engine, battery: Sequence[EngineAttack], asks: Sequence[Asks], works: Sequence[float] = ()) -> Spending:
     """Gradient attacks towards the first classes run on every image; the others on a pilot, and on the rest where it may pay.
 
     Where queries reach lower margins than gradients did, anything breaks a drawn image, or there are `doubts`, every attack runs on
     every image. An attack that broke only the closest images goes on, closest first, until it breaks none of the next batch.
+    `works`: passes of one image by each attack, for the progress that is told; equal by default.
     """
     at = engine.open()
     if not len(at):
         return Spending()
+    ahead = WorkAhead(works or [1.0] * len(battery), [_expected(ask, len(at)) for ask in asks])
     doubtful, signs = doubts(engine, at)
     left, blind = torch.full_like(engine.distance, torch.inf), torch.full_like(engine.distance, torch.inf)
     tried, broke = [0] * len(battery), [0] * len(battery)
 
     def go(place: int, chosen: Tensor, kept: Tensor | None = None) -> Tensor:
         standing = chosen[engine.standing(chosen)]
-        with lowest(engine, kept):
+        with lowest(engine, kept), portion(ahead.share(place, len(standing)), battery[place].label):
             fell = run(engine, battery[place], standing)
         tried[place], broke[place] = tried[place] + len(standing), broke[place] + int(fell.sum())
         return fell
@@ -175,6 +185,8 @@ def frugal(engine: Engine, battery: Sequence[EngineAttack], asks: Sequence[Asks]
         near, drawn, rest = torch.cat([near, drawn, rest]), rest[:0], rest[:0]
     half = (near, drawn) if signs else _halves(engine, near, drawn, int(doubtful[near].sum()))
     lots = {place: half if asks[place] == "queries" else (near, drawn) for place in late}
+    for place in late:
+        ahead.set(place, len(near) + len(drawn) if signs else sum(map(len, lots[place])))
     going = set()
     for place in late:
         fell = go(place, torch.cat(lots[place]), {"queries": blind, "further": left}.get(asks[place]))
@@ -186,10 +198,12 @@ def frugal(engine: Engine, battery: Sequence[EngineAttack], asks: Sequence[Asks]
     deeper = int((blind[seen] < left[seen] - DEEPER).sum())
     if deeper and len(rest):
         signs.append(f"queries reach lower margins than gradients on {deeper} of {int(blind[seen].isfinite().sum())} images")
-    spared = [rest[:0]] * len(battery)
+    spared, everyone = [rest[:0]] * len(battery), torch.cat([near, drawn, rest])
+    beyond = {place: everyone[~torch.isin(everyone, torch.cat(lots[place]))] for place in late}
     for place in late:
-        others = torch.cat([near, drawn, rest])
-        others = others[~torch.isin(others, torch.cat(lots[place]))]
+        ahead.set(place, len(beyond[place]) if signs or place in going else 0)
+    for place in late:
+        others = beyond[place]
         group, further = (others, others[:0]) if signs else others.tensor_split([max(LEAST, len(near) // 2)])
         while len(group) and (signs or place in going):
             if not go(place, group).any():

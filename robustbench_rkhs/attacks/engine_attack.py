@@ -16,6 +16,7 @@ from robustbench_rkhs.attacks.library_model import frozen
 from robustbench_rkhs.attacks.packed_copy import HalfPrecision, search_copy
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.clock import OutOfTime
+from robustbench_rkhs.runtime.heartbeat import portion
 
 
 class EngineAttack(Attack):
@@ -57,7 +58,8 @@ class EngineAttack(Attack):
         try:
             with self.engaged(model, x, y, keys, eps) as engine:
                 try:
-                    self.search(engine)
+                    with portion(0.75 if engine.near else 1.0):  # of a search by a copy, some images are searched again
+                        self.search(engine)
                     if engine.searches_again():
                         self.search(engine)
                 except OutOfTime:

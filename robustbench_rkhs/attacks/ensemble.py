@@ -16,7 +16,7 @@ from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.fab import FAB
 from robustbench_rkhs.attacks.square.attack import Square
 from robustbench_rkhs.runtime.clock import OutOfTime
-from robustbench_rkhs.runtime.heartbeat import staged
+from robustbench_rkhs.runtime.heartbeat import portion, staged
 
 AnyPart = Annotated[APGD | FAB | Square, Field(discriminator="name")]
 """The attacks that an ensemble may contain."""
@@ -104,11 +104,12 @@ class Ensemble(EngineAttack):
 
     def _search(self, engine: Engine) -> Spending:
         shared = {"norm": self.norm, "box": self.box, "seed": self.seed, "batch_size": self.batch_size}
-        parts = [part.model_copy(update=shared) for part in self.parts]
+        parts, classes = [part.model_copy(update=shared) for part in self.parts], engine.clean.shape[1]
         if self.effort == "adaptive":
             stages = [stage for part in parts for stage in _stages(part)]
-            return frugal(engine, [part for part, _ in stages], [asks for _, asks in stages])
-        for part in staged(parts, weights=[_work(part, engine.clean.shape[1]) for part in parts], detail=lambda part: part.label):
+            works = [_work(part, classes) for part, _ in stages]
+            return frugal(engine, [part for part, _ in stages], [asks for _, asks in stages], works)
+        for part in staged(parts, weights=[_work(part, classes) for part in parts], detail=lambda part: part.label):
             if len(engine.open()):
                 part.search(engine)
         return Spending()
@@ -128,7 +129,8 @@ class Ensemble(EngineAttack):
         with self.engaged(model, x, y, keys, eps) as engine:
             spending = Spending()
             try:
-                spending = self._search(engine)
+                with portion(0.75 if engine.near else 1.0):  # of a search by a copy, some images are searched again
+                    spending = self._search(engine)
                 if engine.searches_again():
                     self._search(engine)
             except OutOfTime:
@@ -141,10 +143,11 @@ def _work(part: AnyPart, classes: int) -> float:
     if isinstance(part, Square):
         return float(part.restarts * part.queries)
     towards = part.targets if isinstance(part, FAB) or part.loss == "targeted" else 1
-    return 3.0 * part.restarts * part.steps * max(min(towards, classes - 1), 1)
+    skipped = part.skipped if isinstance(part, APGD) else 0
+    return 3.0 * part.restarts * part.steps * max(min(towards, classes - 1) - skipped, 1)
 
 
-def _stages(part: AnyPart) -> list[tuple[EngineAttack, Asks]]:
+def _stages(part: AnyPart) -> list[tuple[AnyPart, Asks]]:
     """A part and what it uses; a targeted APGD in two: towards the nearest classes, and towards the others."""
     if isinstance(part, APGD) and part.loss == "targeted" and part.targets > TARGETS and not part.skipped:
         few, others = part.model_copy(update={"targets": TARGETS}), part.model_copy(update={"skipped": TARGETS})

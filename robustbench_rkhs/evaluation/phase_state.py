@@ -21,10 +21,10 @@ from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.scheduler import Chain, Scheduler
 from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.evaluation.tables import Tables
+from robustbench_rkhs.evaluation.tickets import tickets_of
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.nodes.threat_model import Box
 from robustbench_rkhs.runtime.clock import Clock
-from robustbench_rkhs.runtime.digests import weights_digest
 from robustbench_rkhs.runtime.events import Message, emit
 from robustbench_rkhs.runtime.steps import Step
 from robustbench_rkhs.verdicts import Breach, Part
@@ -58,7 +58,7 @@ class Work:
     left_out: list[str] = field(default_factory=list)
     """Certificates that were left out, with reasons."""
     of: Mapping[str, Any] = field(default_factory=dict)
-    """Everything that the results of all jobs depend on."""
+    """Everything that the results of all jobs depend on, besides the images and the answers to them."""
 
     def __post_init__(self) -> None:
         images = len(self.subject.split)
@@ -71,6 +71,8 @@ class Work:
         """The clean logits, on the CPU."""
         self.margins = np.zeros(images)
         """The margins of the clean logits."""
+        self.tickets: tuple[int, ...] = ()
+        """Of each image and its clean logits."""
         self.certified = np.full(images, -1.0)
         """Each image's largest proved radius; -1 without a claim."""
         self.broken = np.full(images, np.inf)
@@ -97,7 +99,7 @@ class Work:
         self.logits, self.predicted = logits, logits.argmax(1).numpy()
         self.right = (logits.argmax(1) == labels).numpy()
         self.margins = margin(logits, labels).double().numpy()
-        self.of = {**self.subject.identity(), "answers": weights_digest({"logits": logits})}
+        self.of, self.tickets = self.subject.identity(), tickets_of(self.index.tolist(), logits)
 
     def run(self, phase: str, method: str, chains: Iterable[Chain], blocks: Sequence[Block]) -> None:
         """Run these chains, one for each block of images, and tell how far they have come."""
@@ -166,4 +168,5 @@ class Work:
         if self.clock.budget is not None:
             own = fields.get("seconds")
             fields["seconds"] = min(self.clock.left(), np.inf if own is None else own)
-        return Job(phase, label, self.recipe.norm, self.box, index, predicted=predicted, of=self.of, **fields)
+        tickets = tuple(self.tickets[place] for place in places.tolist())
+        return Job(phase, label, self.recipe.norm, self.box, index, predicted=predicted, tickets=tickets, of=self.of, **fields)

@@ -15,6 +15,7 @@ from robustbench_rkhs.evaluation.cache_key import digest_of
 from robustbench_rkhs.evaluation.exchange import Exchange
 from robustbench_rkhs.evaluation.pair_places import Pair, PairPlaces
 from robustbench_rkhs.evaluation.tables import compact
+from robustbench_rkhs.evaluation.tickets import plain_ticket
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.seals import Damaged
 from robustbench_rkhs.verdicts import Kept, Noticed, Part
@@ -26,7 +27,7 @@ MOST = 4
 class RowCache:
     """The parts of one job, with the part of each (image, eps).
 
-    So no row is computed again after a change of block size or epsilons, or a stop in the middle of a block. Each part is
+    So no row is computed again after a change of block size, sample or epsilons, or a stop in the middle of a block. Each part is
     a file named after the pairs it holds, whole or absent; few of those that have a file are in memory at once. Rows of an attack
     that failed are not written: it is tried again next time. Nothing is written where there is no folder.
     """
@@ -63,7 +64,7 @@ class RowCache:
 
     def put(self, done: Part, identity: dict[str, Any], finished: bool = True) -> None:
         """Keep a part; in memory alone where not `finished`."""
-        path = self.folder / f"{name_of(done.table)}.parquet" if self.folder and finished else None
+        path = self.folder / f"{name_of(done)}.parquet" if self.folder and finished else None
         if path:
             verdicts.write_part(done.of(identity), path)
             self._known.add(path.name)
@@ -83,7 +84,8 @@ class RowCache:
             table = parts[first].table  # a part just finished: not held twice
         else:
             table = pd.concat([parts[one].table.iloc[rows] for one, rows in places.items()], ignore_index=True)
-            order = {pair: place for place, pair in enumerate(pairs_of(table))}
+            held = {one: pairs_of(part) for one, part in parts.items()}
+            order = {pair: place for place, pair in enumerate(held[one][row] for one, rows in places.items() for row in rows)}
             table = table.iloc[[order[pair] for pair in pairs]].reset_index(drop=True)
         found = set(zip(table["index"].tolist(), table["radius"].tolist(), strict=True))
         noted = [breach for part in parts.values() for breach in part.noticed.breaches]
@@ -111,7 +113,7 @@ class RowCache:
 
     def _read(self, path: Path) -> Part:
         part = verdicts.read_part(path, self.images)
-        if (digest_of(part.noticed.part, 32), name_of(part.table)) != (path.parent.name, path.stem):
+        if (digest_of(part.noticed.part, 32), name_of(part)) != (path.parent.name, path.stem):
             raise Damaged(path, "it holds the part of another job")
         return part
 
@@ -126,7 +128,7 @@ class RowCache:
     def _hold(self, part: Part, path: Path | None) -> None:
         number = len(self._files)
         self._files.append(path)
-        self.where.add(pairs_of(part.table), number)
+        self.where.add(pairs_of(part), number)
         self._keep(number, part if path else replace(part, table=compact(part.table)))
 
     def _keep(self, number: int, part: Part) -> None:
@@ -136,11 +138,12 @@ class RowCache:
             del self._held[one]
 
 
-def name_of(table: pd.DataFrame) -> str:
+def name_of(part: Part) -> str:
     """What the file of these rows is called: the digest of their pairs."""
-    return hashlib.sha256(json.dumps(pairs_of(table)).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(pairs_of(part)).encode()).hexdigest()[:32]
 
 
-def pairs_of(table: pd.DataFrame) -> list[Pair]:
-    """The (image, eps) of each row."""
-    return list(zip(table["index"].tolist(), table["eps"].fillna(-1.0).tolist(), strict=True))
+def pairs_of(part: Part) -> list[Pair]:
+    """The (ticket, eps) of each row."""
+    tickets = part.noticed.tickets or tuple(map(plain_ticket, part.table["index"].tolist()))
+    return list(zip(tickets, part.table["eps"].fillna(-1.0).tolist(), strict=True))

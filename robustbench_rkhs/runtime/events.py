@@ -70,8 +70,18 @@ class Progress(Event):
         named = ", ".join(filter(None, [self.method, self.detail]))
         return f"{self.phase}: {named}" if named else self.phase
 
+    @property
+    def counted(self) -> str:
+        """How many are done, and how far the work is where it has come further."""
+        share = (
+            f" ({min(self.done + self.under_way, self.total) / self.total:.0%} of the work)"
+            if self.under_way >= 0.01 * self.total > 0
+            else ""
+        )
+        return f"{self.done} of {self.total} {self.unit}{share}"
+
     def __str__(self) -> str:
-        return f"{self.title}: {self.done} of {self.total} {self.unit}{to_go(self.left)}"
+        return f"{self.title}: {self.counted}{to_go(self.left)}"
 
 
 class Between(BaseModel):

@@ -99,6 +99,13 @@ def staged(
         meter.share, meter.width, meter.detail = start + width, rest, before
 
 
+@contextmanager
+def portion(share: float, detail: str = "") -> Iterator[None]:
+    """Context manager: what runs inside is this share of the work that is left. Cost: a microsecond."""
+    for _ in staged([detail], share=share, detail=str if detail else None):
+        yield
+
+
 def gauge() -> Callable[[float, str], None]:
     """A function that notes what share (0 to 1) of the item under way is done by now, and what is done with the rest.
 

@@ -21,6 +21,8 @@ class Step(BaseModel):
     total: int = 0
     unit: str = ""
     """What is counted."""
+    counted: str = ""
+    """How many are done, and how far the work is where it has come further, in words."""
     left: float | None = None
     """Seconds to go, while that is known."""
     detail: str = ""
@@ -52,7 +54,7 @@ class Live(BaseModel):
             self._put(Step(phase=event.phase))
             return event.phase
         elif isinstance(event, Progress):
-            fields = ("phase", "method", "done", "total", "unit", "left", "detail")
+            fields = ("phase", "method", "done", "total", "unit", "counted", "left", "detail")
             self._put(Step(**{name: getattr(event, name) for name in fields}))
         elif isinstance(event, Finished):
             self.ended = True

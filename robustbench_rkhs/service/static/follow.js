@@ -5,7 +5,7 @@
   if (place.dataset.over === "yes") { return; }
   const of = (id) => document.getElementById(id);
   const percent = (share) => `${(100 * share).toFixed(1)}%`;
-  const step = (one) => one.phase + (one.method ? `: ${one.method}` : "") + (one.total ? `, ${one.done} of ${one.total} ${one.unit}` : "");
+  const step = (one) => one.phase + (one.method ? `: ${one.method}` : "") + (one.total ? `, ${one.counted}` : "");
   const source = new EventSource(place.dataset.events);
   source.addEventListener("state", (event) => {
     const state = JSON.parse(event.data);
