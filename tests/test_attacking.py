@@ -233,6 +233,19 @@ def test_a_larger_sample_works_out_only_what_the_smaller_one_has_not(tmp_path, m
     same(grown.table, evaluate(model, (x, y), recipe(Nearest(), Reach())).table)
 
 
+@pytest.mark.parametrize(("cost", "size"), [(1e6, 12), (5e8, 8), (1e12, 8)])
+def test_a_stop_undoes_little_of_a_costly_network(cost, size, monkeypatch):
+    monkeypatch.setattr(attack_phase, "estimated", lambda model, shape: cost)
+    model, x, y, _ = scene()
+    tables = []
+    for block in (64, 5):
+        with monkeypatch.context() as patch:
+            counter = Counter(patch)
+            tables.append(evaluate(model, (x, y), recipe(Reach(), eps=GRID[-1:], block=block)).table)
+            assert counter.largest == min(block, size, len(x))
+    same(*tables)
+
+
 def test_a_ticket_changes_with_image_and_answer_but_not_with_rounding():
     logits = torch.randn(50, 10, generator=torch.Generator().manual_seed(0))
     tickets = tickets_of(range(50), logits)

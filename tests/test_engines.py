@@ -1,5 +1,6 @@
 """Engines: the same table from ranks that share a folder and from a cluster, whichever of them are killed; and where a job ran."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -8,18 +9,22 @@ import resource
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from heard import messages_into
 from torch import nn
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import DDN, SuperDeepFool
 from robustbench_rkhs.certificates import CrownCertificate, MarginCertificate
 from robustbench_rkhs.evaluation.engine_choice import Here, Ranks, Ray, Submitit, engine_from
+from robustbench_rkhs.evaluation.engines.cluster import _connect
 from robustbench_rkhs.evaluation.engines.ranks import VARIABLES, Rank
 from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.events import listening
 from robustbench_rkhs.runtime.files import Unwritable
 
 SETTINGS = {
@@ -189,3 +194,21 @@ def test_the_simulation_of_many_workers_agrees_with_closed_forms(monkeypatch):
     assert limit([[1.0] * 100], Fleet(1000, 0.0, serial=0.1)).startswith("the process that gives out")
     assert wall([[1.0] * 4], Fleet(4, 0.0, slow=1.0)) == 4
     assert [len(phase) for phase in enlarged(equal, 10)] == [120, 60]
+
+
+def test_a_cluster_of_this_machine_that_does_not_start_is_tried_once_more():
+    """Under load Ray's own time limits end a start; a cluster that was named is not begun again."""
+    for address, failures, tries in ((None, 1, 2), (None, 2, 2), ("ray://there", 1, 1)):
+        calls = list[str | None]()
+
+        def init(address, calls=calls, failures=failures, **asked):
+            calls.append(address)
+            if len(calls) <= failures:
+                raise RuntimeError("timed out\nlater lines")
+
+        said = []
+        with listening(messages_into(said)), contextlib.ExitStack() as stack:
+            if failures == tries:
+                stack.enter_context(pytest.raises(UserError, match=r"^--engine ray: no cluster at .*: timed out$"))
+            _connect(SimpleNamespace(init=init, shutdown=lambda: None), address)
+        assert calls == [address] * tries and len(said) == tries - 1

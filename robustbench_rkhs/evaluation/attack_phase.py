@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
+import torch
 
 from robustbench_rkhs.attacks import PGD, Attack, SuperDeepFool, schedule
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
@@ -14,12 +15,15 @@ from robustbench_rkhs.evaluation.phase_state import Block, Places, Radii, Work
 from robustbench_rkhs.evaluation.runs import Runs
 from robustbench_rkhs.evaluation.scheduler import Chain
 from robustbench_rkhs.runtime.clock import OutOfTime
+from robustbench_rkhs.runtime.cost import estimated
 from robustbench_rkhs.verdicts import Rechecked
 
 LEARNING = 512
 """Least size of a block for an attack that learns on a pilot."""
 PILOTS = 64
 """The same with a time budget, which cuts blocks."""
+PASS, FEWEST = 2.5e9, 8
+"""Multiply-adds, about, of a pass of such a block on a CPU, of which an ensemble takes ten thousand; and its least images."""
 SHARE = 0.8
 """Share of the remaining time to which a part is cut, as later images are harder to break and take longer."""
 
@@ -79,8 +83,7 @@ class AttackPhase:
     def find_within(self) -> None:
         """Rounds of the fixed-budget attacks: every open image at its largest open eps, until none is open."""
         by_eps = not all(isinstance(attack, EngineAttack) for attack in self.fixed.values())
-        learning = any(map(learns, self.fixed.values()))  # the smaller the block, the larger the share of its pilot
-        size = max(self.recipe.block, LEARNING) if learning else self.recipe.block
+        size = self.size_within()
         while self.fixed:
             known = self.known()
             eps = schedule.next_eps(self.epsilons, known)
@@ -89,6 +92,17 @@ class AttackPhase:
                 return
             blocks = list(schedule.blocks(places, size))
             self.work.run("attacks", "+".join(self.fixed), (self.within(block, eps[block]) for block in blocks), blocks)
+
+    def size_within(self) -> int:
+        """Images of a block of fixed-budget attacks: many where an attack learns on a pilot; few of a costly network on a CPU, so
+        that a block, which a stop undoes, lasts minutes."""
+        if any(map(learns, self.fixed.values())):
+            return max(self.recipe.block, LEARNING)
+        subject = self.work.subject
+        if torch.device(subject.device).type != "cpu":
+            return self.recipe.block
+        few = max(FEWEST, int(PASS / max(estimated(subject.queried, subject.split.shape), 1)))
+        return min(self.recipe.block, few)
 
     def within(self, places: Places, eps: Radii) -> Chain:
         """The fixed-budget attacks in turn on a block, each on the images that the earlier ones left open."""

@@ -59,10 +59,16 @@ class Cluster:
 
 def _connect(ray: Any, address: str | None) -> None:
     """Join the cluster, or begin one of this machine. Raises UserError."""
-    try:
-        ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None, logging_level="error")
-    except Exception as error:  # a cluster that does not start in time raises nothing more special
-        raise UserError(f"--engine ray: no cluster at {address or 'this machine'}: {first_line(error)}") from None
+    asked = {"log_to_driver": False, "include_dashboard": False if address is None else None, "logging_level": "error"}
+    for last in (False, True):
+        try:
+            ray.init(address=address, **asked)
+            return
+        except Exception as error:  # a cluster that does not start in time raises nothing more special
+            if last or address is not None:
+                raise UserError(f"--engine ray: no cluster at {address or 'this machine'}: {first_line(error)}") from None
+            emit(Message(text=f"ray did not start on this machine ({first_line(error)}): it is tried once more"))
+            ray.shutdown()  # what of it did start
 
 
 def first_line(error: BaseException) -> str:
