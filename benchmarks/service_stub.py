@@ -9,19 +9,13 @@ import sys
 import time
 from pathlib import Path
 
-import uvicorn
-
 from robustbench_rkhs.runtime.events import Between, BoundsChanged, Message, Progress
 from robustbench_rkhs.service import evaluating, guarding
-from robustbench_rkhs.service.app import create_app
 from robustbench_rkhs.service.bundles import Bundle
-from robustbench_rkhs.service.desk import Desk
 from robustbench_rkhs.service.evaluating import Tell
 from robustbench_rkhs.service.lifecycle import Outcome
 from robustbench_rkhs.service.settings import Settings
 from robustbench_rkhs.service.submission import Status, Submission
-from robustbench_rkhs.service.supervisor import Supervisor
-from robustbench_rkhs.service.token import make_token, tokens
 from robustbench_rkhs.service.worker import main as work
 
 REAL = "real-"
@@ -67,6 +61,14 @@ def began(settings: Settings) -> None:
 
 
 def serve(folder: Path, port: int) -> None:
+    # here, as the real worker imports none of these
+    import uvicorn
+
+    from robustbench_rkhs.service.app import create_app
+    from robustbench_rkhs.service.desk import Desk
+    from robustbench_rkhs.service.supervisor import Supervisor
+    from robustbench_rkhs.service.token import make_token, tokens
+
     settings = settings_of(folder)
     desk, supervisor = Desk(settings, checked), Supervisor(settings, [sys.executable, __file__, "work"])
     if not tokens(desk.database):

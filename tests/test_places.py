@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,9 @@ from robustbench_rkhs.reports.leaderboard import write_leaderboard
 from robustbench_rkhs.reports.places import Places
 from robustbench_rkhs.reports.publication import draw_published, publish, withdraw
 from robustbench_rkhs.reports.update import update
+from robustbench_rkhs.runtime import seals
 from robustbench_rkhs.verdicts import Brief, BriefCache, Published, comparable
+from robustbench_rkhs.verdicts.brief_cache import HELD
 from robustbench_rkhs.verdicts.remembered import remembered, remembering
 
 PICTURES = (".png", ".pdf", ".svg")
@@ -350,6 +353,43 @@ def test_briefs_say_what_the_tables_say_and_are_kept_sealed(tmp_path):
     unread = []
     moved.write_bytes(moved.read_bytes()[:-9])
     assert cache.read_all(tmp_path, unread.append) == [] and "cannot read verdicts" in unread[0]
+
+
+def test_tables_that_are_as_they_were_are_not_opened_and_changed_ones_are_seen(tmp_path, monkeypatch):
+    """However a file is changed: in place with its time set back, for another one, or gone; and so soon that no time tells."""
+    monkeypatch.setattr("robustbench_rkhs.verdicts.brief_cache.MANY", 3)
+    monkeypatch.setattr("robustbench_rkhs.verdicts.brief_index.SETTLED", 0.0)
+    ones = [stored(tmp_path, name, name, seed=number) for number, name in enumerate("abcd")]
+    places, hashed = Places(tmp_path), []
+    seal_of = seals.seal_of
+    monkeypatch.setattr(seals, "seal_of", lambda path, *more: (hashed.append(path), seal_of(path, *more))[1])
+
+    def read():
+        hashed.clear()
+        HELD.clear()
+        unread = []
+        found = [one.about.model for one in places.cache().read_all(places.verdicts, unread.append)]
+        return found, list(dict.fromkeys(path for path in hashed if path.suffix == ".parquet")), unread
+
+    assert read() == (["a", "b", "c", "d"], [one.path for one in ones], [])
+    time.sleep(0.05)
+    assert read() == (["a", "b", "c", "d"], [], [])
+    before, content = os.stat(ones[0].path), ones[0].path.read_bytes()
+    ones[0].path.write_bytes(content[:-300] + b"x" + content[-299:])
+    os.utime(ones[0].path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    found, opened, unread = read()
+    assert found == ["b", "c", "d"] and opened == [ones[0].path] and "cannot read verdicts" in unread[0]
+    ones[0].path.write_bytes(content)
+    os.replace(stored(tmp_path / "other", "b", "b", seed=9).path, ones[1].path)
+    ones[3].path.unlink()
+    assert read() == (["a", "b", "c"], [ones[0].path, ones[1].path], [])
+    (record,) = (tmp_path / "local" / "briefs").glob("index-*.json")
+    record.write_text(record.read_text().replace('"breaches": 0', '"breaches": 7'))
+    assert read() == (["a", "b", "c"], [one.path for one in ones[:3]], [])  # a damaged index is none
+    monkeypatch.setattr("robustbench_rkhs.verdicts.brief_index.SETTLED", 3600.0)
+    record.unlink()
+    for _ in range(2):
+        assert read() == (["a", "b", "c"], [one.path for one in ones[:3]], [])  # too fresh to be told from a later change
 
 
 def test_two_functions_of_one_name_have_a_table_and_a_row_each(tmp_path):

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from sqlalchemy import literal, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import load_only
 from sqlmodel import Session, col, func, or_, select
 from sqlmodel.sql.expression import SelectOfScalar
 
@@ -173,6 +172,9 @@ def listed(database: Database, status: str = "", offset: int = 0, limit: int = 1
         return list(session.exec(chosen.offset(offset).limit(limit))), total
 
 
+_WAITS = col(Submission.status) == Status.QUEUED
+
+
 @dataclass(frozen=True)
 class Queue:
     """Who waits, in the order in which they are evaluated, and how long that may take."""
@@ -203,7 +205,9 @@ def queue(database: Database) -> Queue:
 
 
 def _queue_in(session: Session, now: float) -> Queue:
-    waiting = [one.number for one in session.exec(_queued().options(load_only(Submission.id)))]  # type: ignore[arg-type]
+    order = (col(Submission.queued_at), col(Submission.id))
+    # numbers alone: a thousand rows as objects take twenty times as long
+    waiting = [one for one in session.exec(select(Submission.id).where(_WAITS).order_by(*order)) if one is not None]
     busy = session.exec(select(Submission).where(Submission.status == Status.RUNNING)).all()
     times = select(Submission.started_at, Submission.ended_at).where(
         col(Submission.ended_at).is_not(None), col(Submission.started_at).is_not(None), Submission.status != Status.FAILED
@@ -219,5 +223,4 @@ def _queue_in(session: Session, now: float) -> Queue:
 
 
 def _queued() -> SelectOfScalar[Submission]:
-    waits = col(Submission.status) == Status.QUEUED
-    return select(Submission).where(waits).order_by(col(Submission.queued_at), col(Submission.id))
+    return select(Submission).where(_WAITS).order_by(col(Submission.queued_at), col(Submission.id))

@@ -21,9 +21,10 @@ from robustbench_rkhs.site.model_page import write_model
 from robustbench_rkhs.site.pages import site_digest, write_page
 from robustbench_rkhs.site.side_by_side import MANY, side_by_side
 from robustbench_rkhs.site.site_models import Identity, SiteModel, site_models
+from robustbench_rkhs.site.stills import drawn_beside
 from robustbench_rkhs.site.text_pages import methods_digest, trust_digest, write_glossary, write_methods, write_trust
 from robustbench_rkhs.site.training_facts import TrainingFacts, training_facts
-from robustbench_rkhs.verdicts import BriefCache, Published
+from robustbench_rkhs.verdicts import Brief, BriefCache, Published
 from robustbench_rkhs.verdicts.store import table_paths
 
 SAVED = 300
@@ -56,6 +57,13 @@ def build_site(out: Path, folder: Path) -> SiteBuilt:
     _sum_up(places, cache)
     briefs = cache.read_all(places.verdicts, found.unread.append)
     briefs += cache.read_all(places.submitted, found.unread.append)
+    with drawn_beside(0 < cache.anew < MANY):
+        return _built(places, briefs, cache, found)
+
+
+def _built(places: Places, briefs: list[Brief], cache: BriefCache, found: SiteBuilt) -> SiteBuilt:
+    """The site of these tables."""
+    out, folder = places.out, found.folder
     models = site_models(briefs)
     facts = {who: training_facts(model.domains[0].brief.about) for who, model in models.items()}
     drawn = Drawn(folder)

@@ -10,10 +10,13 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.runtime import seals
 from robustbench_rkhs.runtime.ignored import ignored
+from robustbench_rkhs.verdicts.brief_index import BriefIndex, signature
 from robustbench_rkhs.verdicts.briefs import Brief
 from robustbench_rkhs.verdicts.soundness import pooled
 from robustbench_rkhs.verdicts.store import check_name, read, table_paths
 
+MANY = 20
+"""Tables of a folder from which an index of them is kept."""
 HELD: dict[str, dict[str, Brief]] = {}
 """What this process has read already, by folder and digest: a submission reads the board for its check, then for its report."""
 
@@ -27,15 +30,23 @@ class BriefCache:
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
         self._held = HELD.setdefault(str(folder), {}) if folder else {}
+        self.anew = 0
+        """Tables that were summed up, as nothing was known of them."""
 
     def read_all(self, folder: Path, unread: Callable[[str], None]) -> list[Brief]:
-        """The brief of every table under a folder, by path; `unread` is called for each file that cannot be read or summed up."""
-        found = []
-        for path in table_paths(folder):
+        """The brief of every table under a folder, by path; `unread` is called for each file that cannot be read or summed up.
+
+        Cost: 0.3 ms for a table that is as it was, and 1 ms and the digest of its file where there are few; else as `read`.
+        """
+        found, paths = [], table_paths(folder)
+        index = self._index(folder) if len(paths) >= MANY else None
+        for path in paths:
             try:
-                found.append(self.read(path))
+                found.append(self.read(path) if index is None else self._indexed(path, index))
             except UserError as error:
                 unread(str(error))
+        if index is not None:
+            index.write()
         return found
 
     def read(self, path: Path) -> Brief:
@@ -43,6 +54,28 @@ class BriefCache:
 
         Cost: the digest of the file, and 1 ms; at first that of reading the table.
         """
+        return self._read(path)[1]
+
+    def _index(self, folder: Path) -> BriefIndex | None:
+        if self.folder is None:
+            return None
+        where = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
+        return BriefIndex.read(self.folder / f"index-{where}.json", code_digest())
+
+    def _indexed(self, path: Path, index: BriefIndex) -> Brief:
+        if (known := index.take(path)) is not None:
+            check_name(known[1].about, path)
+            self._held.setdefault(*known)
+            return known[1]
+        try:
+            file = signature(path)
+        except OSError:
+            file = []  # said below
+        key, found = self._read(path)
+        index.note(path, file, key, found)
+        return found
+
+    def _read(self, path: Path) -> tuple[str, Brief]:
         try:
             key = seals.seal_of(path) or seals.sha256_of(path)
         except seals.Damaged as damaged:
@@ -52,8 +85,9 @@ class BriefCache:
         known = self._known(key, path)
         if known is None:
             known = self._keep(key, replace(Brief.of(read(path)), held=None))
+            self.anew += 1
         check_name(known.about, path)
-        return known
+        return key, known
 
     def pooled(self, one: Brief, kin: Sequence[Brief]) -> Brief:
         """The brief of a table with the adversarial images of its kin (`verdicts.pooled`). Raises UserError as `read` does."""

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class Brief:
         found = rows, masked, len(breaches(one)), index, robust
         return cls(about, content(one), digest(table), one.sealed, len(index), _sha(said), passes, *found, one.path, one)
 
-    @property
+    @cached_property
     def attacks(self) -> str:
         """The attacks of the protocol with their settings, as text: equal where the same attacks ran."""
         about = self.about
