@@ -42,5 +42,5 @@ def test_where_the_process_is_lost_this_one_draws(alone, late):
 
 
 def test_a_chart_that_cannot_be_drawn_is_refused_as_ever():
-    with drawn_beside(begin=True), pytest.raises(ValueError, match="^Vega-Lite to SVG conversion failed"):
+    with drawn_beside(begin=True), pytest.raises(ValueError, match=r"^Vega-Lite to SVG conversion failed"):
         stills.stills({"mark": "no such mark"})
