@@ -101,6 +101,6 @@ def _beside(module: str, file: Path) -> Iterable[Path]:
         path = getattr(other, "__file__", None)
         if path is None or not path.endswith(".py"):
             continue
-        if name.partition(".")[0] == package if package else os.path.dirname(path) == folder:
+        if name.partition(".")[0] == package if package else path.startswith(folder) and os.path.dirname(path) == folder:
             found.add(path)
     return map(Path, found)
