@@ -80,7 +80,10 @@ class LiveDisplay:
         if work is None:
             return Text("")
         if isinstance(work, Progress):
-            rows = [self._text(work.title, "bold"), self._bar(work.done + work.under_way, work.total, work.counted, work.left)]
+            rows = [
+                self._text(work.title, "bold"),
+                self._bar(work.done + work.under_way, work.total, f"{work.done} of {work.total} {work.unit}", work.left),
+            ]
         elif isinstance(work, TrainingStep):
             done, total = work.epoch * work.steps + work.step, work.epochs * work.steps
             rows = [self._text(work.title, "bold"), self._bar(done, total, work.speed, work.left)]
