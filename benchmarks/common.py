@@ -41,7 +41,8 @@ def machine(device: str) -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         model = next((line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line), model)
-    return f"{model}, {torch.get_num_threads()} threads"
+    count = torch.get_num_threads()
+    return f"{model}, {count} thread{'s' if count > 1 else ''}"
 
 
 def sources_digest(sources: list[str]) -> str:
