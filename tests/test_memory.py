@@ -20,7 +20,6 @@ from robustbench_rkhs.evaluation.pair_places import PairPlaces
 from robustbench_rkhs.evaluation.row_cache import MOST, RowCache
 from robustbench_rkhs.evaluation.runs import Runs
 from robustbench_rkhs.evaluation.tables import SMALL, Tables
-from robustbench_rkhs.evaluation.tickets import plain_ticket
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.verdicts import Noticed, Part
 from robustbench_rkhs.verdicts.schema import COLUMNS
@@ -113,7 +112,7 @@ def test_few_finished_parts_are_in_memory_and_all_are_read(tmp_path: Path) -> No
     assert len(cache._held) == MOST
     for again in (cache, RowCache(folder)):
         for table in tables:
-            taken = again.take([(plain_ticket(index), 0.5) for index in table["index"].tolist()[::-1]]).table
+            taken = again.take([(index, 0.5) for index in table["index"].tolist()[::-1]]).table
             pd.testing.assert_frame_equal(taken.astype(table.dtypes), table[::-1].reset_index(drop=True))
         assert len(again._held) == MOST
 

@@ -170,9 +170,9 @@ def frugal(engine: Engine, battery: Sequence[EngineAttack], asks: Sequence[Asks]
     left, blind = torch.full_like(engine.distance, torch.inf), torch.full_like(engine.distance, torch.inf)
     tried, broke = [0] * len(battery), [0] * len(battery)
 
-    def go(place: int, chosen: Tensor, kept: Tensor | None = None) -> Tensor:
+    def go(place: int, chosen: Tensor, kept: Tensor | None = None, later: int = 0) -> Tensor:
         standing = chosen[engine.standing(chosen)]
-        with lowest(engine, kept), portion(ahead.share(place, len(standing)), battery[place].label):
+        with lowest(engine, kept), portion(ahead.share(place, len(standing), later), battery[place].label):
             fell = run(engine, battery[place], standing)
         tried[place], broke[place] = tried[place] + len(standing), broke[place] + int(fell.sum())
         return fell
@@ -206,7 +206,7 @@ def frugal(engine: Engine, battery: Sequence[EngineAttack], asks: Sequence[Asks]
         others = beyond[place]
         group, further = (others, others[:0]) if signs else others.tensor_split([max(LEAST, len(near) // 2)])
         while len(group) and (signs or place in going):
-            if not go(place, group).any():
+            if not go(place, group, later=len(further)).any():
                 going.discard(place)
             group, further = further.tensor_split([len(group)])
         spared[place] = torch.cat([group, further])

@@ -14,8 +14,8 @@ class WorkAhead:
         """So many images are ahead of this attack."""
         self.passes[place] = self.works[place] * images
 
-    def share(self, place: int, images: int) -> float:
-        """What share of all that is ahead this attack on so many images is; the attack has nothing ahead afterwards."""
+    def share(self, place: int, images: int, later: int = 0) -> float:
+        """What share of all that is ahead this attack on so many images is; it has `later` ones ahead afterwards."""
         now = self.works[place] * images
-        self.passes[place] = 0.0
+        self.set(place, later)
         return now / max(now + sum(self.passes), 1e-300)

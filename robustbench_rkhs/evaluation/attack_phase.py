@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
-import torch
 
 from robustbench_rkhs.attacks import PGD, Attack, SuperDeepFool, schedule
 from robustbench_rkhs.attacks.engine_attack import EngineAttack
@@ -15,15 +14,12 @@ from robustbench_rkhs.evaluation.phase_state import Block, Places, Radii, Work
 from robustbench_rkhs.evaluation.runs import Runs
 from robustbench_rkhs.evaluation.scheduler import Chain
 from robustbench_rkhs.runtime.clock import OutOfTime
-from robustbench_rkhs.runtime.cost import estimated
 from robustbench_rkhs.verdicts import Rechecked
 
 LEARNING = 512
 """Least size of a block for an attack that learns on a pilot."""
 PILOTS = 64
 """The same with a time budget, which cuts blocks."""
-PASS, FEWEST = 2.5e9, 8
-"""Multiply-adds, about, of a pass of such a block on a CPU, of which an ensemble takes ten thousand; and its least images."""
 SHARE = 0.8
 """Share of the remaining time to which a part is cut, as later images are harder to break and take longer."""
 
@@ -94,15 +90,10 @@ class AttackPhase:
             self.work.run("attacks", "+".join(self.fixed), (self.within(block, eps[block]) for block in blocks), blocks)
 
     def size_within(self) -> int:
-        """Images of a block of fixed-budget attacks: many where an attack learns on a pilot; few of a costly network on a CPU, so
-        that a block, which a stop undoes, lasts minutes."""
+        """Images of a block of fixed-budget attacks: many where an attack learns on a pilot, and else as `Work.block_of` says."""
         if any(map(learns, self.fixed.values())):
             return max(self.recipe.block, LEARNING)
-        subject = self.work.subject
-        if torch.device(subject.device).type != "cpu":
-            return self.recipe.block
-        few = max(FEWEST, int(PASS / max(estimated(subject.queried, subject.split.shape), 1)))
-        return min(self.recipe.block, few)
+        return self.work.block_of(self.fixed.values())
 
     def within(self, places: Places, eps: Radii) -> Chain:
         """The fixed-budget attacks in turn on a block, each on the images that the earlier ones left open."""
@@ -122,7 +113,7 @@ class AttackPhase:
         for label, attack in self.fixed.items():
             todo = [(place, eps) for place, eps in chosen if not self.ran[label].done(place, eps) and self.broken[place] > eps]
             places, eps = np.array([place for place, _ in todo], dtype=int), np.array([eps for _, eps in todo])
-            blocks = list(schedule.blocks(np.arange(len(todo)), self.recipe.block))
+            blocks = list(schedule.blocks(np.arange(len(todo)), self.work.block_of(self.fixed.values())))
             self.work.run("attacks", label, (self.attack(attack, label, places[some], eps[some]) for some in blocks), blocks)
         fell = sum(bool(self.broken[place] <= eps) for place, eps in chosen)
         self.rechecked = Rechecked(len(chosen), fell)

@@ -92,7 +92,7 @@ class DiagnosisPhase:
                 states = verdicts.states(self.known(), eps)["state"]
                 still = [row for row, index in enumerate(work.index) if states[index] == "survived" and index not in withstood]
                 aimed = attack.aimed(norm=work.recipe.norm, eps=eps, seed=work.recipe.seed)
-                places, size = np.array(still, dtype=np.int64), work.recipe.block
+                places, size = np.array(still, dtype=np.int64), work.block_of([attack])
                 blocks = [places[i : i + size] for i in range(0, len(places), size)]
                 work.run("diagnosis", label, (self.chain(aimed, label, block) for block in blocks), blocks)
             states = verdicts.states(self.known(), eps)["state"]

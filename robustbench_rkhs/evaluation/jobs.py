@@ -44,8 +44,6 @@ class Job:
     """What the phase needs besides, as JSON: part of the key."""
     predicted: tuple[int, ...] = ()
     """The model's answer to each image."""
-    tickets: tuple[int, ...] = ()
-    """Of each image and the model's clean logits for it, a number (`tickets.py`): results are kept by it."""
     certified: tuple[float, ...] = ()
     """Each image's proved radius so far, -1 where there is none: an attack that ends within it is a breach."""
     eps: tuple[float, ...] = ()
@@ -56,7 +54,7 @@ class Job:
     """Digest of the method's settings, as tables say it. Worked out once: it reads the source of a user's own method."""
 
     def __post_init__(self) -> None:
-        for name in ("predicted", "tickets", "certified", "eps"):
+        for name in ("predicted", "certified", "eps"):
             if len(getattr(self, name)) not in (0, len(self.index)):
                 raise ValueError(f"expected {name} of each of {len(self.index)} images, found {len(getattr(self, name))}")
         if self.method is not None and not self.settings:
@@ -99,19 +97,19 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Digest of the identity and the images, with the model's answers to them and their budgets."""
-        return hashlib.sha256(json.dumps([self.key, self.index, self.tickets, list(map(str, self.eps))]).encode()).hexdigest()[:32]
+        """Digest of the identity and the images, with their budgets."""
+        return hashlib.sha256(json.dumps([self.key, self.index, list(map(str, self.eps))]).encode()).hexdigest()[:32]
 
     def at(self, places: Sequence[int]) -> "Job":
         """The same for these of its images."""
-        names = [name for name in ("index", "predicted", "tickets", "certified", "eps") if getattr(self, name)]
+        names = [name for name in ("index", "predicted", "certified", "eps") if getattr(self, name)]
         taken: dict[str, Any] = {name: tuple(getattr(self, name)[place] for place in places) for name in names}
         return replace(self, **taken)
 
     def plain(self) -> dict[str, Any]:
         """As JSON takes it; `Job.read` gives it back."""
         stored = {name: getattr(self, name) for name in ("phase", "label", "norm", "box", "seconds")}
-        stored |= {name: list(map(_written, getattr(self, name))) for name in ("index", "predicted", "tickets", "certified", "eps")}
+        stored |= {name: list(map(_written, getattr(self, name))) for name in ("index", "predicted", "certified", "eps")}
         method = None if self.method is None else _METHODS[self.phase].dump_python(self.method, mode="json")
         return {**stored, "of": dict(self.of), "given": dict(self.given), "method": method}
 
@@ -120,7 +118,7 @@ class Job:
         """From `plain()`. `code`: whose methods may be imported. Raises UserError in one line."""
         try:
             fields = {name: stored[name] for name in ("phase", "label", "norm", "box", "seconds", "of", "given")}
-            fields |= {name: tuple(stored[name]) for name in ("index", "predicted", "tickets")}
+            fields |= {name: tuple(stored[name]) for name in ("index", "predicted")}
             fields |= {name: tuple(map(float, stored[name])) for name in ("certified", "eps")}
             method = stored["method"]
             if method is not None:

@@ -1,11 +1,11 @@
-"""Where the row of each (ticket of an image, eps) is: the number of its part, and its row there."""
+"""Where the row of each (image, eps) is: the number of its part, and its row there."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 Pair = tuple[int, float]
-"""An image's ticket (`tickets.py`) and the eps of the attack; -1 without a budget."""
+"""An image's index and the eps of the attack; -1 without a budget."""
 
 
 class PairPlaces:

@@ -9,22 +9,24 @@ import torch
 from jaxtyping import Float, Int
 
 from robustbench_rkhs.attacks import Attack
+from robustbench_rkhs.attacks.engine_attack import EngineAttack
 from robustbench_rkhs.attacks.objective import margin
 from robustbench_rkhs.certificates import Certificate
 from robustbench_rkhs.data.stream import BLOCK, Stream
 from robustbench_rkhs.evaluation.cache_key import digest_of
 from robustbench_rkhs.evaluation.image_digests import ImageDigests
 from robustbench_rkhs.evaluation.jobs import Job
+from robustbench_rkhs.evaluation.known_answers import answers_digest
 from robustbench_rkhs.evaluation.predictions import checked_values
 from robustbench_rkhs.evaluation.progress import Follower
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.scheduler import Chain, Scheduler
 from robustbench_rkhs.evaluation.subject import Subject
 from robustbench_rkhs.evaluation.tables import Tables
-from robustbench_rkhs.evaluation.tickets import tickets_of
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.nodes.threat_model import Box
 from robustbench_rkhs.runtime.clock import Clock
+from robustbench_rkhs.runtime.cost import estimated
 from robustbench_rkhs.runtime.events import Message, emit
 from robustbench_rkhs.runtime.steps import Step
 from robustbench_rkhs.verdicts import Breach, Part
@@ -36,6 +38,8 @@ Block = Int[np.ndarray, "_"]
 Radii = Float[np.ndarray, " some"]
 ASKED = 256
 """Images of a job of predictions."""
+PASS, FEWEST = 2.5e9, 8
+"""Multiply-adds, about, of a pass of a block of costly attacks on a CPU (an ensemble takes ten thousand), and its least images."""
 
 
 @dataclass
@@ -58,7 +62,7 @@ class Work:
     left_out: list[str] = field(default_factory=list)
     """Certificates that were left out, with reasons."""
     of: Mapping[str, Any] = field(default_factory=dict)
-    """Everything that the results of all jobs depend on, besides the images and the answers to them."""
+    """Everything that the results of all jobs depend on."""
 
     def __post_init__(self) -> None:
         images = len(self.subject.split)
@@ -71,8 +75,6 @@ class Work:
         """The clean logits, on the CPU."""
         self.margins = np.zeros(images)
         """The margins of the clean logits."""
-        self.tickets: tuple[int, ...] = ()
-        """Of each image and its clean logits."""
         self.certified = np.full(images, -1.0)
         """Each image's largest proved radius; -1 without a claim."""
         self.broken = np.full(images, np.inf)
@@ -99,7 +101,20 @@ class Work:
         self.logits, self.predicted = logits, logits.argmax(1).numpy()
         self.right = (logits.argmax(1) == labels).numpy()
         self.margins = margin(logits, labels).double().numpy()
-        self.of, self.tickets = self.subject.identity(), tickets_of(self.index.tolist(), logits)
+        identity, store = self.subject.identity(), self.scheduler.store
+        folder = None if store.exchange else store.folder  # machines that share no folder have to agree on it without a record
+        self.of = {**identity, "answers": answers_digest(folder, identity, self.index, logits)}
+
+    def block_of(self, attacks: Iterable[Attack]) -> int:
+        """Images of a block of these attacks: few of a costly network on a CPU, so that a stop, which undoes a block, costs minutes.
+
+        A library's attacks keep the recipe's block, on which their draws depend.
+        """
+        subject, block = self.subject, self.recipe.block
+        if torch.device(subject.device).type != "cpu" or not all(isinstance(attack, EngineAttack) for attack in attacks):
+            return block
+        votes = subject.queried.votes if isinstance(subject.queried, Smoothed) else 1
+        return min(block, max(FEWEST, int(PASS / max(votes * estimated(subject.queried, subject.split.shape), 1))))
 
     def run(self, phase: str, method: str, chains: Iterable[Chain], blocks: Sequence[Block]) -> None:
         """Run these chains, one for each block of images, and tell how far they have come."""
@@ -168,5 +183,4 @@ class Work:
         if self.clock.budget is not None:
             own = fields.get("seconds")
             fields["seconds"] = min(self.clock.left(), np.inf if own is None else own)
-        tickets = tuple(self.tickets[place] for place in places.tolist())
-        return Job(phase, label, self.recipe.norm, self.box, index, predicted=predicted, tickets=tickets, of=self.of, **fields)
+        return Job(phase, label, self.recipe.norm, self.box, index, predicted=predicted, of=self.of, **fields)

@@ -15,7 +15,6 @@ from robustbench_rkhs.evaluation.cache_key import digest_of
 from robustbench_rkhs.evaluation.exchange import Exchange
 from robustbench_rkhs.evaluation.pair_places import Pair, PairPlaces
 from robustbench_rkhs.evaluation.tables import compact
-from robustbench_rkhs.evaluation.tickets import plain_ticket
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.seals import Damaged
 from robustbench_rkhs.verdicts import Kept, Noticed, Part
@@ -64,7 +63,7 @@ class RowCache:
 
     def put(self, done: Part, identity: dict[str, Any], finished: bool = True) -> None:
         """Keep a part; in memory alone where not `finished`."""
-        path = self.folder / f"{name_of(done)}.parquet" if self.folder and finished else None
+        path = self.folder / f"{name_of(done.table)}.parquet" if self.folder and finished else None
         if path:
             verdicts.write_part(done.of(identity), path)
             self._known.add(path.name)
@@ -84,8 +83,7 @@ class RowCache:
             table = parts[first].table  # a part just finished: not held twice
         else:
             table = pd.concat([parts[one].table.iloc[rows] for one, rows in places.items()], ignore_index=True)
-            held = {one: pairs_of(part) for one, part in parts.items()}
-            order = {pair: place for place, pair in enumerate(held[one][row] for one, rows in places.items() for row in rows)}
+            order = {pair: place for place, pair in enumerate(pairs_of(table))}
             table = table.iloc[[order[pair] for pair in pairs]].reset_index(drop=True)
         found = set(zip(table["index"].tolist(), table["radius"].tolist(), strict=True))
         noted = [breach for part in parts.values() for breach in part.noticed.breaches]
@@ -113,7 +111,7 @@ class RowCache:
 
     def _read(self, path: Path) -> Part:
         part = verdicts.read_part(path, self.images)
-        if (digest_of(part.noticed.part, 32), name_of(part)) != (path.parent.name, path.stem):
+        if (digest_of(part.noticed.part, 32), name_of(part.table)) != (path.parent.name, path.stem):
             raise Damaged(path, "it holds the part of another job")
         return part
 
@@ -128,7 +126,7 @@ class RowCache:
     def _hold(self, part: Part, path: Path | None) -> None:
         number = len(self._files)
         self._files.append(path)
-        self.where.add(pairs_of(part), number)
+        self.where.add(pairs_of(part.table), number)
         self._keep(number, part if path else replace(part, table=compact(part.table)))
 
     def _keep(self, number: int, part: Part) -> None:
@@ -138,12 +136,11 @@ class RowCache:
             del self._held[one]
 
 
-def name_of(part: Part) -> str:
+def name_of(table: pd.DataFrame) -> str:
     """What the file of these rows is called: the digest of their pairs."""
-    return hashlib.sha256(json.dumps(pairs_of(part)).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(pairs_of(table)).encode()).hexdigest()[:32]
 
 
-def pairs_of(part: Part) -> list[Pair]:
-    """The (ticket, eps) of each row."""
-    tickets = part.noticed.tickets or tuple(map(plain_ticket, part.table["index"].tolist()))
-    return list(zip(tickets, part.table["eps"].fillna(-1.0).tolist(), strict=True))
+def pairs_of(table: pd.DataFrame) -> list[Pair]:
+    """The (image, eps) of each row."""
+    return list(zip(table["index"].tolist(), table["eps"].fillna(-1.0).tolist(), strict=True))

@@ -9,7 +9,6 @@ from robustbench_rkhs.evaluation.exchange import Exchange
 from robustbench_rkhs.evaluation.jobs import Job
 from robustbench_rkhs.evaluation.pair_places import Pair
 from robustbench_rkhs.evaluation.row_cache import RowCache
-from robustbench_rkhs.evaluation.tickets import plain_ticket
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.seals import Damaged
 from robustbench_rkhs.verdicts import Nearest, Part
@@ -58,8 +57,7 @@ class Store:
         """Store the result of a job. One with unfinished rows is kept for this evaluation only."""
         finished = not part.table["state_reason"].isin(UNFINISHED).any()
         if job.by_image:
-            of = dict(zip(job.index, _tickets(job), strict=True))
-            self._cache(job).put(part.under(tuple(of[one] for one in part.table["index"].tolist())), job.identity(), finished)
+            self._cache(job).put(part, job.identity(), finished)
             return
         self._whole[job.name] = part
         if finished and (path := self._path(job)):
@@ -102,13 +100,9 @@ class Store:
 
 
 def _identity(job: Job) -> dict[str, Any]:
-    """Of a job that is kept whole: with its images, and the answers to them."""
-    return job.identity() | {"indices": digest_of(list(job.index), 64), "answers": digest_of(list(job.tickets), 64)}
-
-
-def _tickets(job: Job) -> tuple[int, ...]:
-    return job.tickets or tuple(map(plain_ticket, job.index))
+    """Of a job that is kept whole: with its images."""
+    return job.identity() | {"indices": digest_of(list(job.index), 64)}
 
 
 def _pairs(job: Job) -> list[Pair]:
-    return [(ticket, eps if eps < float("inf") else -1.0) for ticket, eps in zip(_tickets(job), job.budgets, strict=True)]
+    return [(index, eps if eps < float("inf") else -1.0) for index, eps in zip(job.index, job.budgets, strict=True)]

@@ -31,8 +31,6 @@ class Subject:
     seed: int
     key: str = ""
     """The key of the model's function (`identity.py`)."""
-    answers: str = ""
-    """sha256 of its clean logits, so that changed code with unchanged weights does not get old results."""
     images: bool = False
     """Whether adversarial images are kept beside the rows."""
 
@@ -88,7 +86,6 @@ class Subject:
         return {
             "weights": self.weights,
             "key": self.key,
-            "answers": self.answers,
             "data": self.split.digest,
             "split": self.split.split,
             "model": self.name,

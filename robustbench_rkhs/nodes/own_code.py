@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import inspect
-import os
 import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -96,11 +95,11 @@ def described(value: Any, depth: int = 5) -> Any:
 def _beside(module: str, file: Path) -> Iterable[Path]:
     """The module's file and those of loaded modules of its package; where it has none, of those in its folder."""
     package = module.partition(".")[0] if "." in module and not module.endswith(".py") else None
-    found, folder = {str(file)}, str(file.parent)
+    found = {str(file)}
     for name, other in list(sys.modules.items()):  # as texts: thousands of paths take a second
         path = getattr(other, "__file__", None)
         if path is None or not path.endswith(".py"):
             continue
-        if name.partition(".")[0] == package if package else path.startswith(folder) and os.path.dirname(path) == folder:
+        if name.partition(".")[0] == package if package else file.parent.name in path and Path(path).parent == file.parent:
             found.add(path)
     return map(Path, found)

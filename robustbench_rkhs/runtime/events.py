@@ -73,11 +73,8 @@ class Progress(Event):
     @property
     def counted(self) -> str:
         """How many are done, and how far the work is where it has come further."""
-        share = (
-            f" ({min(self.done + self.under_way, self.total) / self.total:.0%} of the work)"
-            if self.under_way >= 0.01 * self.total > 0
-            else ""
-        )
+        whole, begun = (int(100 * part / max(self.total, 1)) for part in (self.done, self.done + self.under_way))
+        share = f" ({min(begun, 99)}% of the work)" if begun > whole < 99 else ""
         return f"{self.done} of {self.total} {self.unit}{share}"
 
     def __str__(self) -> str:

@@ -22,7 +22,7 @@ class Step(BaseModel):
     unit: str = ""
     """What is counted."""
     counted: str = ""
-    """How many are done, and how far the work is where it has come further, in words."""
+    """How many are done, and how far the work is where it has come further, in words; empty in states of before 2026-11-28."""
     left: float | None = None
     """Seconds to go, while that is known."""
     detail: str = ""

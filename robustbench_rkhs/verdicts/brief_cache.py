@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.runtime import seals
+from robustbench_rkhs.runtime.files import Unwritable
 from robustbench_rkhs.runtime.ignored import ignored
 from robustbench_rkhs.verdicts.brief_index import BriefIndex, signature
 from robustbench_rkhs.verdicts.briefs import Brief
@@ -46,7 +48,8 @@ class BriefCache:
             except UserError as error:
                 unread(str(error))
         if index is not None:
-            index.write()
+            with suppress(Unwritable):  # what only reads needs no index
+                index.write()
         return found
 
     def read(self, path: Path) -> Brief:

@@ -28,8 +28,6 @@ class Noticed(Node):
     """Lines for the user."""
     decided: dict[str, Any] = Field({})
     """The decision of a plan."""
-    tickets: tuple[int, ...] = ()
-    """Of each row, the number that stands for its image and the model's answer to it."""
     part: dict[str, Any] = Field({})
     """Everything that the rows depend on: the part's identity."""
 
@@ -54,7 +52,3 @@ class Part:
     def of(self, identity: dict[str, Any]) -> "Part":
         """The same part, with the identity of its rows."""
         return replace(self, noticed=self.noticed.model_copy(update={"part": identity}))
-
-    def under(self, tickets: tuple[int, ...]) -> "Part":
-        """The same part, with the tickets of its rows."""
-        return replace(self, noticed=self.noticed.model_copy(update={"tickets": tickets}))
