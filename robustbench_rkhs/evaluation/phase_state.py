@@ -106,7 +106,7 @@ class Work:
         self.of = {**identity, "answers": answers_digest(folder, identity, self.index, logits)}
 
     def block_of(self, attacks: Iterable[Attack]) -> int:
-        """Images of a block of these attacks: few of a costly network on a CPU, so that a stop, which undoes a block, costs minutes.
+        """Images of a block of these attacks: few of a costly network on a CPU, as a stop undoes a block, which then costs minutes.
 
         A library's attacks keep the recipe's block, on which their draws depend.
         """
