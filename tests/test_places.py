@@ -23,6 +23,7 @@ from robustbench_rkhs.reports.places import Places
 from robustbench_rkhs.reports.publication import draw_published, publish, withdraw
 from robustbench_rkhs.reports.update import update
 from robustbench_rkhs.runtime import seals
+from robustbench_rkhs.runtime.files import Unwritable
 from robustbench_rkhs.verdicts import Brief, BriefCache, Published, comparable
 from robustbench_rkhs.verdicts.brief_cache import HELD
 from robustbench_rkhs.verdicts.remembered import remembered, remembering
@@ -386,8 +387,15 @@ def test_tables_that_are_as_they_were_are_not_opened_and_changed_ones_are_seen(t
     (record,) = (tmp_path / "local" / "briefs").glob("index-*.json")
     record.write_text(record.read_text().replace('"breaches": 0', '"breaches": 7'))
     assert read() == (["a", "b", "c"], [one.path for one in ones[:3]], [])  # a damaged index is none
-    monkeypatch.setattr("robustbench_rkhs.verdicts.brief_index.SETTLED", 3600.0)
     record.unlink()
+
+    def full(*args, **settings):
+        raise Unwritable("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(seals, "write_record", full)
+        assert read() == (["a", "b", "c"], [one.path for one in ones[:3]], [])  # what only reads needs no index
+    monkeypatch.setattr("robustbench_rkhs.verdicts.brief_index.SETTLED", 3600.0)
     for _ in range(2):
         assert read() == (["a", "b", "c"], [one.path for one in ones[:3]], [])  # too fresh to be told from a later change
 
