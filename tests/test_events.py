@@ -302,7 +302,7 @@ def test_short_work_writes_no_line_and_long_work_one_every_few_seconds():
         told.tick()
         times += [hands.now - 100] * (len(written) > before)
     assert written[0] == "a note" and times[0] <= 2.5
-    words = "attacks: ensemble, fab: 128 of 1000 images, about 2 min to go; robust between 41.2% and 67.0% so far"
+    words = "attacks: ensemble, fab: 128 of 1000 images (13% of the work), about 2 min to go; robust between 41.2% and 67.0% so far"
     assert written[1] == f"[0:02] {words}" and written[-1].startswith("[16:") and all(words in line for line in written[1:])
     gaps = [(before, after - before) for before, after in itertools.pairwise(times)]
     assert max(gap for at, gap in gaps if at < 60) <= 5.5 and max(gap for at, gap in gaps if at < 600) <= 10.5
