@@ -1,5 +1,7 @@
 """The record of a model's answers: a larger sample keeps what a smaller one found, one changed answer keeps nothing."""
 
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
@@ -47,6 +49,23 @@ def test_a_damaged_record_is_none_and_without_a_folder_the_name_is_exact(tmp_pat
     (record,) = tmp_path.glob("answers-*.npz")
     record.write_bytes(record.read_bytes()[:-60] + b"x" * 60)
     assert answers_digest(tmp_path, OF, index, logits) == answers_digest(None, OF, index, logits) != first
+
+
+def _record(folder, index):
+    answers_digest(folder, OF, index, logits_of(60)[index])
+
+
+def test_evaluations_at_the_same_time_lose_none_of_each_others_answers(tmp_path):
+    torch.set_num_threads(1)
+    context = multiprocessing.get_context("fork")
+    everybody = [context.Process(target=_record, args=(tmp_path, np.arange(at, 60, 12))) for at in range(12)]
+    for one in everybody:
+        one.start()
+    for one in everybody:
+        one.join(60)
+    (record,) = tmp_path.glob("answers-*.npz")
+    with np.load(record) as stored:
+        assert sorted(stored["index"]) == list(range(60))
 
 
 class Branching(nn.Module):

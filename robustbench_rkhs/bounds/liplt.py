@@ -211,6 +211,9 @@ def _norm(route: list[Step]) -> float:
         return 1.0
     inputs, outputs = math.prod(route[0].inputs), math.prod(route[-1].bound.shape)
     plain = _factors(route)
+    computed = [step for step in route if not isinstance(step.module, (_Times, *UNCOMPUTED))]
+    if not computed or (len(computed) == 1 and isinstance(computed[0].module, nn.Linear)):
+        return plain  # the norm of a single layer is exact already
     if plain == 0 or not _small(route, inputs, outputs):
         return min(plain, merged(route))
     matrix, error = dense(route)

@@ -24,6 +24,7 @@ class Effort(NamedTuple):
     work: float
     """Multiply-adds of both searches together."""
     seconds: float | None
+    """Of both searches together, and of the proof between them."""
 
 
 class Coupled(NamedTuple):
@@ -39,15 +40,15 @@ def coupled_rows(rows: Rows, tilts: Tilts, target: Float64[Tensor, " batch"], ef
 
     A search only approaches the norms, so it may stop where the proof is still below zero: the second one aims higher by as much.
     """
-    allowance = Allowance(effort.work)
-    with limited(allowance), limited(Clock(effort.seconds)):
+    allowance, clock = Allowance(effort.work), Clock(effort.seconds)
+    with limited(allowance), limited(clock):
         choice, found = searched(rows, begun(tilts, chain), target, Search(effort.steps, 0.1), chain)
     first = _proved(rows, choice, chain)
     short = (first.value <= 0).nonzero().flatten()
     if not len(short) or not bool((first.value >= -CLOSE * target).all()):
         return first
     higher = target + (found.double() - first.value).clamp_min(0)
-    with limited(allowance), limited(Clock(effort.seconds)):
+    with limited(allowance), limited(clock):
         more = Search(MORE * effort.steps, 0.05)
         closer = searched(rows.of(short), choice.of(short), higher[short], more, chain)[0]
     second = _proved(rows, choice.replaced(short, closer), chain)

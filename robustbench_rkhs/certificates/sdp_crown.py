@@ -69,7 +69,7 @@ class SdpCrownCertificate(LinearCertificate):
     """Where the bound falls short of a requested eps, it is tried again with tighter intervals, at layers with at most this many
     uncertain values."""
 
-    couplings: int = Field(200, ge=0)
+    couplings: int = Field(400, ge=0)
     """Where it still falls short, gradient steps of a third try with quadratic terms that couple the layers (l2, and chains of
     affine layers and ReLUs alone); where all pairs of an image come close, four times as many more."""
     domains: int = Field(2000, ge=0)

@@ -14,6 +14,7 @@ from robustbench_rkhs.evaluation.cache_key import digest_of
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime import seals
 from robustbench_rkhs.runtime.digests import weights_digest
+from robustbench_rkhs.runtime.files import exclusive
 from robustbench_rkhs.verdicts.adversarials import write_arrays
 
 NUMBERS = 16
@@ -32,13 +33,18 @@ def answers_digest(
 
     It stays as long as the answers to all images that were asked before are the same; answers to new images are then added to the
     record in `folder`. Where one of them has changed, or nothing is recorded, it is the sha256 of these logits, and a new record
-    begins. Raises Unwritable. Cost: 128 bytes of disk per image.
+    begins. Evaluations at the same time wait for each other here. Raises Unwritable. Cost: 128 bytes of disk per image.
     """
     own = weights_digest({"logits": logits})
     if folder is None:
         return own
-    path, (kept, spread) = folder / f"answers-{digest_of(identity, 32)}.npz", _kept(logits)
-    known = _read(path)
+    with exclusive(folder):
+        return _merged(folder / f"answers-{digest_of(identity, 32)}.npz", own, index, logits)
+
+
+def _merged(path: Path, own: str, index: np.ndarray, logits: Tensor) -> str:
+    """The name that holds after these answers, which the record at `path` then contains."""
+    known, (kept, spread) = _read(path), _kept(logits)
     name, all_index, all_kept = own, index, kept
     if known is not None:
         _, before, now = np.intersect1d(known["index"], index, return_indices=True)
@@ -47,7 +53,6 @@ def answers_digest(
             if not len(new):
                 return name
             all_index, all_kept = np.append(known["index"], index[new]), np.append(known["kept"], kept[new], 0)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_arrays(path, {"name": np.array([name]), "index": all_index, "kept": all_kept}, durable=False)
     return name
 

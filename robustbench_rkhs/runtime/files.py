@@ -3,7 +3,8 @@
 import fcntl
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -74,6 +75,25 @@ def remove_abandoned(folder: Path) -> None:
                 path.unlink(missing_ok=True)
         finally:
             os.close(handle)
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Context manager for a read and the write that follows from it: waits until no other process or thread is in one of its own
+    in this folder, which is made if need be.
+
+    The kernel releases it when the process ends. A file system without locks gives none. Raises Unwritable.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise Unwritable(f"cannot use {folder}: {error.strerror}") from None
+    try:
+        _lock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _lock(handle: int, how: int) -> bool:

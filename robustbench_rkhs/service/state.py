@@ -1,6 +1,5 @@
 """The public state of a submission: a file that anyone may read, the same as its page and the API show."""
 
-import fcntl
 import json
 import os
 from collections import deque
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from robustbench_rkhs.runtime.files import write_text
+from robustbench_rkhs.runtime.files import exclusive, write_text
 from robustbench_rkhs.service import lifecycle
 from robustbench_rkhs.service.database import Database
 from robustbench_rkhs.service.lifecycle import Queue
@@ -94,10 +93,7 @@ def tell_states(settings: Settings, database: Database, *numbers: int) -> None:
 
     Each file is whole or absent, and under a lock: the last writer has read the latest state.
     """
-    settings.states.mkdir(parents=True, exist_ok=True)
-    handle = os.open(settings.states, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with exclusive(settings.states):
         waiting = lifecycle.queue(database)
         for number in numbers:
             if (one := lifecycle.of_number(database, number)) is not None:
@@ -105,8 +101,6 @@ def tell_states(settings: Settings, database: Database, *numbers: int) -> None:
                 write_text(folder_of(settings, number) / "state.json", text + "\n")
         found = {"waiting": list(waiting.waiting), "running": list(waiting.running), "seconds": waiting.seconds}
         write_text(settings.states / "queue.json", json.dumps(found) + "\n")
-    finally:
-        os.close(handle)
 
 
 def write_live(settings: Settings, number: int, live: Live) -> None:
