@@ -24,23 +24,32 @@ def test_a_picture_is_an_svg_and_a_png_of_twice_its_size(alone):
 
 
 def test_a_process_beside_draws_the_same(alone, monkeypatch):
-    with drawn_beside(begin=True):
+    with drawn_beside() as begin:
+        begin()
+        begin()  # the second time nothing
         with monkeypatch.context() as patch:
             patch.setattr(stills, "vl_convert", None)  # this process draws nothing
             assert [stills.stills(SPEC) for _ in range(2)] == [alone] * 2
-        child = stills._child.get()
-    assert child.returncode == 0 and stills._child.get() is None
+        child = stills._beside.get().process
+    assert child.returncode == 0 and stills._beside.get() is None
+
+
+def test_none_is_started_where_nobody_asks():
+    with drawn_beside():
+        assert stills._beside.get().process is None
 
 
 @pytest.mark.parametrize("late", [False, True])
 def test_where_the_process_is_lost_this_one_draws(alone, late):
-    with drawn_beside(begin=True):
+    with drawn_beside() as begin:
+        begin()
         if late:
             stills.stills(SPEC)
-        stills._child.get().kill()
+        stills._beside.get().process.kill()
         assert stills.stills(SPEC) == alone
 
 
 def test_a_chart_that_cannot_be_drawn_is_refused_as_ever():
-    with drawn_beside(begin=True), pytest.raises(ValueError, match=r"^Vega-Lite to SVG conversion failed"):
+    with drawn_beside() as begin, pytest.raises(ValueError, match=r"^Vega-Lite to SVG conversion failed"):
+        begin()
         stills.stills({"mark": "no such mark"})

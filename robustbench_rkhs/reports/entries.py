@@ -130,6 +130,8 @@ def best_of(members: Sequence[Brief]) -> Brief:
     Of the same attacks one's own, the latest (of one day, that of today's code), comes before what was submitted, the earliest, so
     that sending it again changes nothing.
     """
+    if len(members) == 1:
+        return members[0]
     spent: dict[str, float] = {}
     for one in members:
         spent[one.attacks] = max(one.passes, spent.get(one.attacks, 0.0))

@@ -54,10 +54,11 @@ def build_site(out: Path, folder: Path) -> SiteBuilt:
     places, found = Places(out), SiteBuilt(folder)
     emit(PhaseStarted(phase="reading verdicts"))
     cache = places.cache()
-    _sum_up(places, cache)
-    briefs = cache.read_all(places.verdicts, found.unread.append)
-    briefs += cache.read_all(places.submitted, found.unread.append)
-    with drawn_beside(0 < cache.anew < MANY):
+    with drawn_beside() as begin:
+        if not _sum_up(places, cache):
+            cache.meets = begin
+        briefs = cache.read_all(places.verdicts, found.unread.append)
+        briefs += cache.read_all(places.submitted, found.unread.append)
         return _built(places, briefs, cache, found)
 
 
@@ -90,13 +91,15 @@ def _built(places: Places, briefs: list[Brief], cache: BriefCache, found: SiteBu
     return found
 
 
-def _sum_up(places: Places, cache: BriefCache) -> None:
-    """Sum up tables that are new, by several processes where there are many."""
+def _sum_up(places: Places, cache: BriefCache) -> bool:
+    """Sum up tables that are new, by several processes where there are many; whether there were."""
     known = {path.stem for path in cache.folder.glob("*.json")} if cache.folder is not None else set()
     paths = table_paths(places.verdicts)
-    if len(paths) - len(known) >= MANY:
-        for _ in side_by_side(partial(_summed_up, cache), paths):
-            pass
+    if len(paths) - len(known) < MANY:
+        return False
+    for _ in side_by_side(partial(_summed_up, cache), paths):
+        pass
+    return True
 
 
 def _summed_up(cache: BriefCache, path: Path) -> None:

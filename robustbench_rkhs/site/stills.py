@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
@@ -26,34 +26,49 @@ for line in sys.stdin:
     out.flush()
 """
 """A program that draws a first chart at once, half a second, and then each that it is asked for; it ends with its input."""
-_child: ContextVar["subprocess.Popen[bytes] | None"] = ContextVar("child", default=None)
+_beside: ContextVar["Beside | None"] = ContextVar("beside", default=None)
+
+
+class Beside:
+    """A process that draws; none until it is begun."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def begin(self) -> None:
+        """Start it, unless it runs."""
+        if self.process is not None:
+            return
+        # -P: no module of the folder that the build was called in; a session of its own: Ctrl-C ends it with its input
+        command, pipe = [sys.executable, "-P", "-c", CHILD], subprocess.PIPE
+        with suppress(OSError):
+            self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, start_new_session=True)
+
+    def end(self) -> None:
+        """End it with its input."""
+        if self.process is not None:
+            with suppress(OSError):
+                self.process.communicate()
 
 
 @contextmanager
-def drawn_beside(begin: bool) -> Iterator[None]:
-    """Context manager: `stills` are drawn by a process that starts now, if `begin`."""
-    child = None
-    if begin:
-        # -P: no module of the folder that the build was called in; a session of its own: Ctrl-C ends it with its input
-        command = [sys.executable, "-P", "-c", CHILD]
-        with suppress(OSError):
-            pipe = subprocess.PIPE
-            child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, start_new_session=True)
-    token = _child.set(child)
+def drawn_beside() -> Iterator[Callable[[], None]]:
+    """Context manager: a call of what it gives starts a process, which then draws `stills`."""
+    beside = Beside()
+    token = _beside.set(beside)
     try:
-        yield
+        yield beside.begin
     finally:
-        _child.reset(token)
-        if child is not None:
-            with suppress(OSError):
-                child.communicate()
+        _beside.reset(token)
+        beside.end()
 
 
 def stills(spec: dict[str, Any]) -> tuple[bytes, bytes]:
     """A chart as svg and png. Cost: 0.1 s, and half a second for the first one that a process draws."""
-    if (child := _child.get()) is not None:
+    beside = _beside.get()
+    if beside is not None and beside.process is not None:
         with suppress(OSError, ValueError):
-            return _asked(child, spec)
+            return _asked(beside.process, spec)
     svg = vl_convert.vegalite_to_svg(spec)
     return svg.encode(), vl_convert.svg_to_png(svg, scale=SCALE)
 

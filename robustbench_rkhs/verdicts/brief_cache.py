@@ -32,8 +32,8 @@ class BriefCache:
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
         self._held = HELD.setdefault(str(folder), {}) if folder else {}
-        self.anew = 0
-        """Tables that were summed up, as nothing was known of them."""
+        self.meets: Callable[[], None] | None = None
+        """Where given, called before a table is summed up of which nothing is known."""
 
     def read_all(self, folder: Path, unread: Callable[[str], None]) -> list[Brief]:
         """The brief of every table under a folder, by path; `unread` is called for each file that cannot be read or summed up.
@@ -87,8 +87,9 @@ class BriefCache:
             raise UserError(f"cannot read verdicts {path}: {error.strerror or reason(error)}") from None
         known = self._known(key, path)
         if known is None:
+            if self.meets is not None:
+                self.meets()
             known = self._keep(key, replace(Brief.of(read(path)), held=None))
-            self.anew += 1
         check_name(known.about, path)
         return key, known
 
