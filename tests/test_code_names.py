@@ -77,7 +77,7 @@ REFUSED = [
     (f"{__name__}:scene", "of type function, expected one of the shapes"),
     ("square:side", "expected field=value, found 'side'"),
     ("nowhere.at_all:Own", "cannot import 'nowhere.at_all': ModuleNotFoundError"),
-    ("nowhere.py:Own", "cannot import 'nowhere.py'"),
+    ("nowhere.py:Own", "no Python file 'nowhere.py'"),
     (7, "expected one of the shapes by name, or a subclass"),
     (object(), "found object"),
 ]

@@ -289,8 +289,8 @@ WRONG_FLAGS = [
     ("rkhs-eval", ["--model", "--eps", "1"], "--model needs a value"),
     ("rkhs-train", ["--epochs", "1"], "expected --model, found none"),
     ("rkhs-norms", ["--model", "digits_mlp", "--samples", "many"], "many"),
-    ("rkhs-list", ["atacks"], "invalid choice 'atacks'"),
-    ("rkhs-submit", ["folder", "--eps", "1"], "invalid choice 'folder'"),
+    ("rkhs-list", ["atacks"], "kind: unknown 'atacks'; did you mean 'attacks'?"),
+    ("rkhs-submit", ["folder", "--eps", "1"], "what: unknown 'folder'; known: adversarials, check"),
     ("rkhs-submit", ["checkpoint"], "PATH"),
 ]
 

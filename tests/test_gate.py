@@ -114,12 +114,12 @@ def test_the_same_tensors_in_another_network_are_a_model_of_its_own(home):
 def test_one_function_under_two_names_is_one_entry(home):
     before = public_of(home)
     said = submit(home, sent(home, "aaa"), samples=60)  # more images, and a name before the other
-    assert any("the same function as first, whose row stays: also submitted as aaa" in line for line in said)
+    assert any("the same function as first, whose row stays: also evaluated as aaa" in line for line in said)
     after = board(home)
-    assert set(after.index.get_level_values(0)) == {"first"} and after["marks"].str.contains("also submitted as aaa").all()
+    assert set(after.index.get_level_values(0)) == {"first"} and after["marks"].str.contains("also evaluated as aaa").all()
     figures = ["images", "clean", "certified", "date", "attacks"]
     pd.testing.assert_frame_equal(public(home, "first")[figures], before[figures])
-    assert "also submitted as aaa" in (home / "out/leaderboard.md").read_text()
+    assert "also evaluated as aaa" in (home / "out/leaderboard.md").read_text()
     (copy,) = verdicts.read_all(home / "out/verdicts/aaa")
     assert copy.about.submitted and not verdicts.read_all(home / "out/verdicts/first")[0].about.submitted
 

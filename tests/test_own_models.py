@@ -77,7 +77,7 @@ def test_given_weights_are_no_random_ones(own: Path) -> None:
         ("nets.py:needs", r"nets.py:needs: needs: expected width, found none"),
         ("nets.py:mistaken", r"nets.py:mistaken failed: TypeError: .*unsupported.* \(nets.py, line 22\)"),
         ("nets.py:build:3", "expected field=value"),
-        ("absent.py:build", "no file"),
+        ("absent.py:build", "no Python file"),
         ("broken.py:build", r"cannot import .*no_such_package.*broken.py, line 1"),
         ("unfinished.py:build", "cannot import .*SyntaxError.*unfinished.py, line 1"),
     ],

@@ -49,7 +49,7 @@ def _audit(
     """
     if isinstance(array := engine_from(engine), Submitit):
         return submitted(array)
-    check_names([model], weights)
+    check_names([model], weights, data)
     from robustbench_rkhs.audit import Claim
     from robustbench_rkhs.audit import audit as run
     from robustbench_rkhs.cli.settings import eval_recipe

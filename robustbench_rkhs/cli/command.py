@@ -17,6 +17,7 @@ import robustbench_rkhs
 from robustbench_rkhs.cli.endings import INTERRUPTED
 from robustbench_rkhs.cli.failures import Call, left, terminated_as_interrupted
 from robustbench_rkhs.cli.flags import given, readable, recipe_parameters, spelt
+from robustbench_rkhs.cli.loading import LOADING
 from robustbench_rkhs.cli.refusals import check_flags, checked, read_words
 from robustbench_rkhs.cli.screen import emit, json_alone, printed
 from robustbench_rkhs.evaluation.settings import EvalSettings
@@ -79,7 +80,9 @@ class Command:
         if not self.quick and not given.get("quiet") and "torch" not in sys.modules:
             models = given.get("model") or "PyTorch"
             named = models if isinstance(models, str) else " ".join(map(str, models))
-            printed(f"{Path(sys.argv[0]).name}: loading {named} ...", stderr=True)
+            name = Path(sys.argv[0]).name
+            printed(f"{name}: loading {named} ...", stderr=True)
+            LOADING.begin(name, functools.partial(printed, stderr=True))
         return call
 
     def __call__(self) -> None:
@@ -91,6 +94,7 @@ class Command:
         warnings.formatwarning = _in_a_line
         with json_alone() if as_json else nullcontext(), terminated_as_interrupted():
             code, error = left(lambda: self.read(words))
+            LOADING.end()
             if as_json and error:
                 emit({"error": error} | ({"complete": False, "incomplete_because": "interrupted"} if code == INTERRUPTED else {}))
         raise SystemExit(code)

@@ -60,7 +60,7 @@ def _evaluate(
     open eps. Ctrl-C, or the end of --budget, leaves a valid partial table; the same command goes on from there.
     Every field of the evaluation's recipe is a flag. Exit code 0: the evaluation is complete; 1: a condition of --require does not
     hold, a certified image was broken, or every attack of the protocol failed; 2: bad input, in one line; 3: the budget ended
-    first, and no condition is known to fail; 130: interrupted, the table is written and nothing is drawn.
+    first, and no condition is known to fail; 130: interrupted, what was judged is in the table and nothing is drawn.
 
     Args:
         model: Names in checkpoints/, checkpoint folders, package.module:builder, or FILE.onnx.
@@ -94,14 +94,14 @@ def _evaluate(
     """
     if isinstance(array := engine_from(engine), Submitit):
         return submitted(array)
-    check_names(model, weights)
+    check_names(model, weights, data)
     check_names([] if twin is None else [twin])
+    conditions = [Condition.read(text) for text in require]
     from robustbench_rkhs.cli.settings import eval_recipe
     from robustbench_rkhs.nodes.code_names import TYPED
     from robustbench_rkhs.zoo import load_model, load_twin, normalised, smoothed, smoothing_from
     from robustbench_rkhs.zoo.loaders import Typed
 
-    conditions = [Condition.read(text) for text in require]
     if name is not None and len(model) > 1:
         raise UserError(f"--name: {name!r} is one name for {len(model)} models; evaluate them one by one")
     means, stds = numbers("--mean", mean), numbers("--std", std, positive=True)
@@ -196,9 +196,12 @@ class _Run:
             parts=self.parts,
         )
         stopped = done.about.incomplete_because == "interrupted"
-        written = _shown(
-            self.screen, done, self.out, {} if saved is None else {"adversarials": [saved]}, drawn=self.leads and not stopped
-        )
+        more = {} if saved is None else {"adversarials": [saved]}
+        try:
+            written = _shown(self.screen, done, self.out, more, drawn=self.leads and not stopped)
+        except KeyboardInterrupt:
+            told(self.screen, f"verdicts: {done.path} (its figures are not drawn)")
+            raise
         if self.save_certificates is not None and not stopped:
             self._write_proof(subject, done, self.save_certificates / subject.name)
         failed = _failed(self.screen, done, self.conditions)

@@ -40,7 +40,7 @@ def _norms(
         out: Folder for local/norms/MODEL-DIGEST.*, which git ignores until rkhs-report --publish norms/MODEL-DIGEST.
         as_json: Print one JSON object on stdout, the table on stderr.
     """
-    check_names([model], weights)
+    check_names([model], weights, data)
     from robustbench_rkhs.reports.places import Places
     from robustbench_rkhs.reports.rkhs_norm import console_norms, write_norms
     from robustbench_rkhs.rkhs_norm import norm_report

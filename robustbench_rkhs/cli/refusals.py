@@ -21,6 +21,8 @@ MISSING = re.compile(r"Missing from \S+: (.*)")
 """Tyro's message about a missing positional argument, followed by its help."""
 PARSED = re.compile(r"Error parsing (?P<flag>--\S+): no type matching (?P<kind>.+?) could be instantiated from \[(?P<value>.*?)\]")
 """Tyro's message about a value of another type."""
+CHOICE = re.compile(r"invalid choice '(?P<value>.*?)' for argument '(?P<name>.*?)'\. Expected one of \((?P<known>.*?)\)")
+"""Tyro's message about a word that is none of those expected."""
 KINDS = {"INT": "a whole number", "FLOAT": "a number"}
 """Its words for types."""
 FRAME = re.compile(r"[╭╮╰╯│─]+|-{4,}")
@@ -112,4 +114,7 @@ def _line(text: str) -> str:
     if found := PARSED.match(said):
         kinds = [KINDS.get(one, one) for one in re.split(r"[|\s]+", found["kind"]) if one not in ("", "{None}")]
         return f"{found['flag']}: expected {' or '.join(kinds)}, found {found['value']}"
+    if found := CHOICE.match(said):
+        known = re.findall(r"'([^']*)'", found["known"])
+        return f"{found['name']}: unknown {found['value']!r}; {did_you_mean(found['value'], known)}"
     return said.rstrip(".") or "not such a command: see --help"

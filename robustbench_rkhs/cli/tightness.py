@@ -36,7 +36,7 @@ def _tightness(
             verdicts of the model are read from its verdicts/.
         as_json: Print one JSON object on stdout, the tables on stderr.
     """
-    check_names([model], weights)
+    check_names([model], weights, data)
     from robustbench_rkhs.audit import tightness as run
     from robustbench_rkhs.reports.places import Places
     from robustbench_rkhs.reports.tightness import console_tightness, write_tightness

@@ -10,10 +10,11 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 from torch import Tensor
 
-from robustbench_rkhs.data.sets import Arrays, DataSet, data_root
+from robustbench_rkhs.data.sets import Arrays, DataSet
 from robustbench_rkhs.data.splits import Split
 from robustbench_rkhs.data.stream import Stream
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.paths import data_root
 from robustbench_rkhs.nodes.reasons import reason
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}

@@ -7,10 +7,11 @@ import numpy as np
 import torch
 
 from robustbench_rkhs.data.checks import check_labels
-from robustbench_rkhs.data.sets import Arrays, DataSet, data_root
+from robustbench_rkhs.data.sets import Arrays, DataSet
 from robustbench_rkhs.data.splits import Split, split_digest
 from robustbench_rkhs.data.stream import stream_of_array
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.paths import data_root
 from robustbench_rkhs.nodes.reasons import reason
 
 

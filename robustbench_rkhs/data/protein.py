@@ -7,9 +7,10 @@ import numpy as np
 from pydantic import Field
 
 from robustbench_rkhs.data.amino_acids import Encoding, encode
-from robustbench_rkhs.data.sets import Arrays, DataSet, data_root
+from robustbench_rkhs.data.sets import Arrays, DataSet
 from robustbench_rkhs.data.task import Task
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.paths import data_root
 from robustbench_rkhs.nodes.threat_model import Box
 
 

@@ -15,18 +15,15 @@ from robustbench_rkhs.data.augmentation import Padding, augment, augment_on_devi
 from robustbench_rkhs.data.checks import as_images, check_arrays, check_part
 from robustbench_rkhs.data.splits import Split, Splits, arrays_digest, order_by_class, order_of
 from robustbench_rkhs.data.task import Task
+from robustbench_rkhs.nodes.missing import missing
 from robustbench_rkhs.nodes.node import Node, Seed, UserError
+from robustbench_rkhs.nodes.paths import data_root
 from robustbench_rkhs.nodes.reasons import reason as reason_of
 from robustbench_rkhs.nodes.threat_model import Box
 from robustbench_rkhs.runtime.events import PhaseStarted, emit
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """x_train, y_train, x_test, y_test; images uint8 or float in [0, 1], channels last or first."""
-
-
-def data_root() -> Path:
-    """`RKHS_DATA`, else `data/`."""
-    return Path(os.environ.get("RKHS_DATA") or "data")
 
 
 class DataSet(Node):
@@ -298,7 +295,7 @@ class NPZ(DataSet):
         for path in (Path(self.path), data_root() / self.path):
             if path.is_file():
                 return path
-        raise UserError(f"no file {self.path!r} here or in data root {str(data_root())!r}")
+        raise missing("file", self.path, f" here or in data root {str(data_root())!r}")
 
 
 def memory() -> int:

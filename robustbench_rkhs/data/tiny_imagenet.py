@@ -7,8 +7,9 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from robustbench_rkhs.data.sets import Arrays, DataSet, data_root, read_npz
+from robustbench_rkhs.data.sets import Arrays, DataSet, read_npz
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.paths import data_root
 from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.runtime.files import write_whole
 

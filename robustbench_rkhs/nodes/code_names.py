@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from robustbench_rkhs.nodes import reasons
+from robustbench_rkhs.nodes.missing import missing
 from robustbench_rkhs.nodes.node import UserError, did_you_mean
 
 PACKAGE = __name__.partition(".")[0]
@@ -120,10 +121,19 @@ def load(name: str, code: Code) -> Any:
     found: Any = _module(module_name)
     for part in path.split("."):
         if not hasattr(found, part):
-            known = [one for one in vars(found) if not one.startswith("_")]
+            known = _own_names(found)
             raise UserError(f"{module_name!r} has no {path!r}; {did_you_mean(part, known)[:200]}")
         found = getattr(found, part)
     return found
+
+
+def _own_names(found: Any) -> list[str]:
+    """The public names of an object: of a module, those that it does not import."""
+    public = {name: one for name, one in vars(found).items() if not name.startswith("_")}
+    if not isinstance(found, ModuleType):
+        return list(public)
+    own = [name for name, one in public.items() if getattr(one, "__module__", None) == found.__name__]
+    return own or [name for name, one in public.items() if not isinstance(one, ModuleType)]
 
 
 def _module(name: str) -> ModuleType:
@@ -132,6 +142,8 @@ def _module(name: str) -> ModuleType:
         sys.path.insert(0, str(Path.cwd()))
     try:
         return _from_file(name) if name.endswith(".py") else importlib.import_module(name)
+    except UserError:
+        raise
     except (Exception, SystemExit) as error:  # user code may raise anything
         raise UserError(f"cannot import {name!r}: {cause(error)}") from None
 
@@ -142,7 +154,7 @@ def _from_file(name: str) -> ModuleType:
     if name in sys.modules:
         return sys.modules[name]
     if not path.is_file():
-        raise FileNotFoundError(f"no file {name!r}")
+        raise missing("Python file", name)
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     if spec is None or spec.loader is None:
         raise ImportError("not a Python file")

@@ -33,7 +33,7 @@ def did_you_mean(found: str, known: Iterable[str], before: str = "", listing: st
     hint = f"did you mean {before + close[0]!r}? " if close else ""
     if len(names) > FEW:
         nearest = _nearest(found, names, NEAREST, 0.0)
-        where = f"; all {len(names)}: {listing}" if listing else f", and {len(names) - len(nearest)} more"
+        where = f"; all: {listing}" if listing else f", and {len(names) - len(nearest)} more"
         return f"{hint}nearest: {', '.join(before + name for name in nearest)}{where}"
     return f"{hint}known: {', '.join(before + name for name in names) or 'none'}"
 

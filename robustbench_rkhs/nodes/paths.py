@@ -1,15 +1,22 @@
 """Search paths of recipes and checkpoints: the working directory, then the source tree or the installed package."""
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from robustbench_rkhs.nodes.missing import missing
 from robustbench_rkhs.nodes.node import UserError, did_you_mean
 
 PACKAGE = Path(__file__).resolve().parent.parent
 SHIPPED = PACKAGE / "_shipped"
 """The recipes and small checkpoints inside an installed package; in a source tree they are next to the package."""
 BESIDE = SHIPPED if SHIPPED.is_dir() else PACKAGE.parent
+
+
+def data_root() -> Path:
+    """`RKHS_DATA`, else `data/`."""
+    return Path(os.environ.get("RKHS_DATA") or "data")
 
 
 def models_folder() -> Path:
@@ -73,11 +80,24 @@ def _find(name: str, folders: list[Path], file: str, named: str, listing: str = 
     raise UserError(f"unknown {named} {name!r}; {did_you_mean(name, known, listing=listing)}")
 
 
-def check_names(names: Iterable[str], weights: object = None) -> None:
-    """Refuse plain words that name no model, as loading it would, but before anything large is imported. Raises UserError."""
+def check_names(names: Iterable[str], weights: object = None, data: object = None) -> None:
+    """Refuse words that name no model and files that are not there, as loading would, but before anything large is imported.
+
+    Raises UserError.
+    """
     for name in names:
+        file, _, builder = name.partition(":")
         if re.fullmatch(r"[\w@-]+", name):
             find_checkpoint(name) if weights is None else find_recipe(name)
+        elif name.endswith(".onnx") and not Path(name).is_file():
+            raise missing("ONNX file", name)
+        elif builder and file.endswith(".py") and not Path(file).is_file():
+            raise missing("Python file", file)
+    whole = str(weights or "")
+    if whole and not any(Path(one).is_file() for one in (whole, whole.rpartition(":")[0]) if one):
+        raise missing("weights file", whole)
+    if isinstance(data, str) and data.endswith(".npz") and not any(one.is_file() for one in (Path(data), data_root() / data)):
+        raise missing("file", data, f" here or in data root {str(data_root())!r}")
 
 
 def find_checkpoint(name: str) -> Path:

@@ -35,7 +35,7 @@ one with untested images is incomplete, and one whose
 table is from before tables carried the digest of their content is unsealed; none of these is ranked. *masked*: the attack
 failed on more than 5% of the images it ran on that others broke. *doubtful*: the diagnoses named tripped on this function, in this
 evaluation or another: its survivors may only be hard to attack; lines under the table say why.
-*undiagnosed*: no diagnosis was run on it. *also submitted as*: other names of the same function, which is one entry."""
+*undiagnosed*: no diagnosis was run on it. *also evaluated as*: other names of the same function, which is one entry."""
 
 
 def write_leaderboard(
@@ -138,7 +138,7 @@ def _doubts(ranked: Sequence[Entry]) -> list[str]:
 
 def _marks(entry: Entry) -> str:
     """The marks, and the other names of the function."""
-    also = [f"also submitted as {', '.join(entry.aliases)}"] if entry.aliases else []
+    also = [f"also evaluated as {', '.join(entry.aliases)}"] if entry.aliases else []
     return "; ".join([*filter(None, [entry.marks]), *also])
 
 

@@ -93,7 +93,8 @@ def console(evaluation: Record) -> Table:
         table.title = f"{table.title}, DOUBTFUL: {', '.join(marks(evaluation))}"
     table.caption = (
         "percent with 95% limits, images below; open: neither proved nor broken;\n"
-        "audited: certified, and attacked all the same; inferred: no attack ran at this very eps, but at a larger one"
+        "audited: certified, and attacked all the same; inferred: withstood attacks of a larger budget, or of none\n"
+        "(minimal-norm ones), none of this very budget"
     )
     if why := no_function(evaluation):
         table.caption = f"withheld, as the answer to an image is no function of that image: {why}"
@@ -138,7 +139,9 @@ def console_certificates(evaluation: Record) -> Table:
     """Table for a terminal of each certificate: images, certified at eps, largest radius among all, reasons for no proof."""
     table = Table(title=f"{evaluation.about.model}: certificates, each on the images left open to it", title_justify="left")
     for column in ("certificate", "eps", "images", "certified", "largest", "nothing proved", "seconds", "arithmetic"):
-        table.add_column(column, justify="left" if column in ("certificate", "arithmetic") else "right", no_wrap=True)
+        words = column in ("arithmetic", "nothing proved")  # these are folded where room is short, a number is never cut
+        left = column in ("certificate", "arithmetic")
+        table.add_column(column, justify="left" if left else "right", no_wrap=not words, overflow="fold")
     for row in records(by_certificate(evaluation)):
         nothing = ", ".join(f"{row[reason]} {reason}" for reason in ("unknown", "timeout", "refused", "error") if row[reason])
         nothing = nothing or ("-" if row["certified"] or not row["ran"] else "radii below eps")

@@ -170,7 +170,7 @@ def marked(entry: Entry) -> list[str]:
     found = [mark for mark in entry.marks.split("; ") if mark and not mark.startswith("doubtful")]
     found += [f"doubtful, {name}: {words}" if words else f"doubtful: {name}" for name, words in entry.doubts.items()]
     found += [f"stale: {why}"] if (why := stale(entry.brief)) else []
-    return found + ([f"also submitted as {', '.join(entry.aliases)}"] if entry.aliases else [])
+    return found + ([f"also evaluated as {', '.join(entry.aliases)}"] if entry.aliases else [])
 
 
 def _refused(entry: Entry, model: SiteModel | None) -> dict[str, Any]:

@@ -77,10 +77,12 @@ def certificate_grid(evaluation: Evaluation) -> Grid:
     rows = []
     for row in records(by_certificate(evaluation)):
         nothing = ", ".join(f"{row[reason]} {reason}" for reason in ("unknown", "timeout", "refused", "error") if row[reason])
+        nothing = nothing or ("-" if row["certified"] or not row["ran"] else "radii below eps")
         counts = [str(row[column]) for column in ("ran", "certified", "won")]
         words = evaluation.about.words(row["eps"])
-        rows.append([row["certificate"], words, *counts, nothing or "-", f"{row['seconds']:.1f} s", row["arithmetic"] or "-"])
-    head = ["certificate", "eps", "images", "certified", "largest radius", "without a proof", "time at all eps", "holds for"]
+        rows.append([row["certificate"], words, *counts, nothing, f"{row['seconds']:.1f} s", row["arithmetic"] or "-"])
+    head = ["certificate", "eps", "images", "certified", "with the largest radius of all", "without a proof at eps"]
+    head += ["time at all eps", "holds for"]
     return Grid.of("Certificates, each on the images left open to it", head, rows, texts=(0, 5, 7))
 
 
@@ -123,7 +125,8 @@ def history_grid(history: tuple[Brief, ...]) -> Grid:
 def notes(evaluation: Evaluation) -> list[str]:
     """What went otherwise than asked: refusals, failures, what was left out."""
     about = evaluation.about
-    return [*about.refused, *about.left_out, *about.failed, *(f"unsound: {breach}" for breach in about.breaches)]
+    found = [*about.refused, *(f"not run: {one}" for one in about.left_out), *about.failed]
+    return found + [f"unsound: {breach}" for breach in about.breaches]
 
 
 def _share(mask: Any) -> str:

@@ -171,7 +171,7 @@ def submit(
         if not approved:
             _check_effect(out, full, f"{name} is held for manual review", staged, own)
         if twin := twin_on_board(existing, full):
-            yield f"the same function as {twin}, whose row stays: also submitted as {name}"
+            yield f"the same function as {twin}, whose row stays: also evaluated as {name}"
         for words in (one.words for one in full.about.diagnostics if one.tripped and one.name == verdicts.TEST_ABOVE_TRAINING):
             yield f"marked: {words}"
         target = folder_of(out / "verdicts", name)
@@ -244,6 +244,9 @@ def submit_adversarials(
     folder = verdicts.Published(out / "submitted").begin()
     written = verdicts.write(done, folder_of(folder, judged.named.name) / f"{stem}.parquet")
     yield from _shown(out, f"accepted: {judged.confirmed.sum()} images: {written}")
+    if not any(one.about.epsilons and verdicts.same_function(one.about, done.about) for one in _existing(out)):
+        name = judged.named.name
+        yield f"{name} has no evaluation in {out} yet, so no row shows them; they count once rkhs-eval --out {out} has made one"
 
 
 def _existing(out: Path) -> list[Brief]:

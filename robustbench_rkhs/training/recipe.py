@@ -156,7 +156,8 @@ class TrainRecipe(Node):
         with listening(on_event):
             for line in override_all(stored, overrides or {}, cls):
                 emit(Message(text=line))
-        return cls.parse(stored, str(path), TYPED if is_own(path) else typed_code(overrides or {}))
+        typed = f" with {' '.join(f'--{key}' for key in overrides)}" if overrides else ""
+        return cls.parse(stored, f"{path}{typed}", TYPED if is_own(path) else typed_code(overrides or {}))
 
     @classmethod
     def parse(cls, stored: Mapping[str, Any], source: str = "recipe", code: Code = CLOSED) -> "TrainRecipe":

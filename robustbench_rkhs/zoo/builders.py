@@ -3,6 +3,8 @@
 Importing them runs code, so they are only ever taken from what a user typed.
 """
 
+import ast
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -20,13 +22,23 @@ def is_builder(name: str) -> bool:
     return ":" in name or name.endswith(".py")
 
 
+def _such_as(file: str) -> str:
+    """The functions and classes that a file defines, as examples; it is read, not run."""
+    try:
+        body = ast.parse(Path(file).read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return ""
+    names = [one.name for one in body if isinstance(one, ast.FunctionDef | ast.ClassDef) and not one.name.startswith("_")]
+    return f"; it defines {', '.join(names)}"[:200] if names else ""
+
+
 def load_builder(name: str) -> tuple[nn.Module, str]:
     """The model that `FILE.py:build`, `package.module:build` or either with `:field=value,...` returns, and the builder's name.
 
     Raises UserError in one line, also where the code raises.
     """
     if name.endswith(".py"):
-        raise UserError(f"model {name!r}: expected {name}:BUILDER, a function that returns the model")
+        raise UserError(f"model {name!r}: expected {name}:BUILDER, a function that returns the model{_such_as(name)}")
     _, path, arguments = split(name)
     keywords: dict[str, Any] = with_fields({}, arguments, f"model {name!r}")
     builder = load(name, TYPED)

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from robustbench_rkhs.bounds.tracing import Recorder
+from robustbench_rkhs.nodes.missing import missing
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import cause
 from robustbench_rkhs.runtime.extras import require
@@ -44,7 +45,7 @@ def load_onnx(path: Path) -> OnnxNetwork:
     onnx's evaluator.
     """
     if not path.is_file():
-        raise UserError(f"no ONNX file {str(path)!r}")
+        raise missing("ONNX file", str(path))
     for package in ("onnx", "onnx2torch"):
         require(package, "onnx", f"--model {path.name}")
     onnx, onnx2torch = importlib.import_module("onnx"), importlib.import_module("onnx2torch")

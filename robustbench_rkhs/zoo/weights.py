@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_rkhs.nodes.guard import guarded
+from robustbench_rkhs.nodes.missing import missing
 from robustbench_rkhs.nodes.node import UserError, did_you_mean
 from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.training.checkpoint import fill, read_safetensors
@@ -149,7 +150,7 @@ def _split(text: str) -> tuple[Path, str]:
     path, _, part = text.rpartition(":")
     whole, found = (Path(text), "") if Path(text).is_file() or not path else (Path(path), part)
     if not whole.is_file():
-        raise UserError(f"no weights file {str(whole if found and _suffix(whole) else text)!r}")
+        raise missing("weights file", str(whole if found and _suffix(whole) else text))
     if not _suffix(whole):
         raise UserError(f"expected weights as .safetensors or {', '.join(SUFFIXES)}, found {whole.name!r}")
     return whole, found

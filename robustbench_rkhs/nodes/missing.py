@@ -1,0 +1,25 @@
+"""Files that are not there: the error, with the name that was perhaps meant."""
+
+import difflib
+from pathlib import Path
+
+from robustbench_rkhs.nodes.node import UserError
+
+NEAR = 0.7
+"""How alike a name has to be to be suggested."""
+
+
+def missing(what: str, name: str, where: str = "") -> UserError:
+    """The error for a file that is not there. `what`: what was expected; `where`: where else it was looked for."""
+    return UserError(f"no {what} {name!r}{where}{beside(name)}")
+
+
+def beside(name: str) -> str:
+    """`; did you mean ...?` with the most similar name of the same ending in its folder; empty where there is none."""
+    path = Path(name)
+    try:
+        names = [one.name for one in path.parent.iterdir() if one.suffix == path.suffix and one.is_file()]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name, sorted(names), n=1, cutoff=NEAR)
+    return f"; did you mean {str(path.parent / close[0])!r}?" if close else ""

@@ -1,0 +1,64 @@
+"""Files that are not there: refused before anything large is imported, with the name that was perhaps meant."""
+
+import subprocess
+import sys
+
+import pytest
+
+from robustbench_rkhs.nodes.missing import missing
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.paths import check_names
+from robustbench_rkhs.zoo.builders import load_builder
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RKHS_DATA", str(tmp_path / "root"))
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "shared.npz").touch()
+    for name in ("net.pt", "net.onnx", "nets.py", "mine.npz"):
+        (tmp_path / name).write_text("class Own: ...\nfrom os import path\n")
+    return tmp_path
+
+
+REFUSED = {
+    "weights": (["nets.py:Own"], "nett.pt", "mine.npz", "no weights file 'nett.pt'; did you mean 'net.pt'?"),
+    "part of weights": (["nets.py:Own"], "nett.pt:ema", "mine.npz", "no weights file 'nett.pt:ema'"),
+    "data": (["nets.py:Own"], "net.pt", "mnie.npz", "no file 'mnie.npz' here or in data root .*; did you mean 'mine.npz'?"),
+    "code": (["net.py:Own"], None, None, "no Python file 'net.py'; did you mean 'nets.py'?"),
+    "onnx": (["nett.onnx"], None, None, "no ONNX file 'nett.onnx'; did you mean 'net.onnx'?"),
+    "a folder that is not there": (["no/net.onnx"], None, None, "no ONNX file 'no/net.onnx'$"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_file_that_is_not_there_is_named_with_its_neighbour(folder, case):
+    names, weights, data, line = REFUSED[case]
+    with pytest.raises(UserError, match=line):
+        check_names(names, weights, data)
+
+
+@pytest.mark.parametrize("data", ["mine.npz", "shared.npz", "digits", None])
+@pytest.mark.parametrize("weights", ["net.pt", "net.pt:ema", None])
+def test_what_is_there_passes(folder, weights, data):
+    check_names(["nets.py:Own", "net.onnx"], weights, data)
+
+
+def test_nothing_large_is_imported_for_it(folder):
+    code = (
+        "import sys; from robustbench_rkhs.nodes.paths import check_names; check_names(['net.onnx']); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_names_that_are_not_alike_are_not_suggested(folder):
+    assert str(missing("file", "quite_another.npz")) == "no file 'quite_another.npz'"
+
+
+def test_a_file_without_a_builder_names_what_it_defines_and_not_what_it_imports(folder):
+    with pytest.raises(UserError, match=r"expected nets.py:BUILDER, .*; it defines Own$"):
+        load_builder("nets.py")
+    with pytest.raises(UserError, match=r"'nets.py' has no 'Owm'; did you mean 'Own'\? known: Own$"):
+        load_builder("nets.py:Owm")
