@@ -1,5 +1,6 @@
 """The warnings beside an evaluation's tables: missing, doubtful or unsound results."""
 
+import math
 from typing import Any
 
 
@@ -33,8 +34,21 @@ def warnings_of(done: Any) -> list[str]:
     claims = done.table[(done.table["kind"] == "certificate") & (done.table["radius"] > 0)]
     if chance := float(claims["failure_probability"].max() if len(claims) else 0):
         lines.append(f"certified by chance: each claim about an image is wrong with probability at most {chance:g}")
+    lines += _whole_boxes(done.about)
     lines += [f"DOUBTFUL {line}" for line in verdicts.doubts(done)]
     if done.about.breaches:
         lines.append(f"UNSOUND: {len(done.about.breaches)} certified images were broken; nothing of this may be published")
         lines += [str(breach) for breach in done.about.breaches[:5]]
     return lines
+
+
+def _whole_boxes(about: Any) -> list[str]:
+    """A line for each eps whose ball around any image contains every image: l2 eps >= sqrt(pixels), linf eps >= 1."""
+    if about.box != "unit" or not about.pixels:
+        return []
+    whole = 1.0 if about.norm == "linf" else math.sqrt(about.pixels)
+    return [
+        f"eps {about.words(eps)}: its ball contains every image with pixels in [0, 1], so nothing can be robust; {eps:g}/255 meant?"
+        for eps in about.epsilons
+        if eps >= whole
+    ]
