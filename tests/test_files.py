@@ -3,9 +3,13 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
-from robustbench_rkhs.runtime.files import ENDING, remove_abandoned, write_text, write_whole
+import pytest
+
+from robustbench_rkhs.runtime.files import ENDING, Unwritable, exclusive, remove_abandoned, write_text, write_whole
 
 KILLED = """
 import os, pathlib, signal, sys
@@ -35,3 +39,28 @@ def test_a_file_that_another_is_writing_stays(tmp_path):
 
     write_whole(tmp_path / "table.csv", write)
     assert (tmp_path / "table.csv").read_text() == "first" and not left(tmp_path)
+
+
+def test_what_is_exclusive_waits_for_its_turn(tmp_path):
+    """Two threads that read, wait and write count as one after the other."""
+    counter = tmp_path / "new" / "count"
+
+    def add():
+        for _ in range(20):
+            with exclusive(tmp_path / "new"):
+                before = int(counter.read_text()) if counter.is_file() else 0
+                time.sleep(0.001)
+                counter.write_text(str(before + 1))
+
+    threads = [threading.Thread(target=add) for _ in range(4)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join(60)
+    assert counter.read_text() == "80"
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(Unwritable, match="cannot use"), exclusive(tmp_path / "file" / "below"):
+        pass

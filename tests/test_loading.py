@@ -1,40 +1,71 @@
-"""While PyTorch is loaded, a command says so now and then, and never after it shows something else."""
+"""While PyTorch is imported, a command says so now and then; never before, after or about anything else."""
 
+import subprocess
+import sys
 import threading
-import time
 
 import pytest
 
-from robustbench_rkhs.cli.loading import Loading
+from robustbench_rkhs.cli.loading import Loading, being_imported
 
 
-def test_it_says_so_until_the_end_and_never_after():
-    lines, twice = [], threading.Event()
+def test_it_says_so_while_the_import_goes_on_and_ends_with_it():
+    states, lines = iter([None, None, True, True, False]), []
+    loading = Loading(every=0.001, imported=lambda: next(states))
+    loading.begin("rkhs-eval", lines.append)
+    loading.thread.join(60)
+    assert not loading.thread.is_alive() and len(lines) == 2
+    assert all(line.startswith("rkhs-eval: still loading PyTorch, ") for line in lines)
 
-    def say(line):
-        lines.append(line)
-        if len(lines) == 2:
-            twice.set()
 
-    loading = Loading(every=0.01)
-    loading.end()  # nothing was begun
-    loading.begin("rkhs-eval", say)
-    assert twice.wait(60)
+def test_a_command_that_ends_first_ends_it():
+    asked = threading.Event()
+
+    def never():
+        asked.set()
+
+    loading, lines = Loading(every=0.001, imported=never), []
     loading.end()
-    said = len(lines)
-    time.sleep(0.05)
-    assert len(lines) == said and lines[0].startswith("rkhs-eval: still loading PyTorch, ")
+    loading = Loading(every=0.001, imported=never)
+    loading.begin("rkhs-serve", lines.append)
+    assert asked.wait(60)
+    loading.end()
+    assert not loading.thread.is_alive() and not lines
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError, ValueError])
-def test_a_closed_pipe_ends_it_alone(error):
-    tried = threading.Event()
+def test_a_closed_pipe_ends_it_at_the_first_line(error):
+    tried = []
 
     def say(line):
-        tried.set()
+        tried.append(line)
         raise error("closed")
 
-    loading = Loading(every=0.01)
+    loading = Loading(every=0.001, imported=lambda: True)
     loading.begin("rkhs-eval", say)
-    assert tried.wait(60)
-    loading.end()
+    loading.thread.join(60)
+    assert not loading.thread.is_alive() and len(tried) == 1
+
+
+def test_an_import_is_seen_as_it_goes_on(tmp_path, monkeypatch):
+    """A package that is in sys.modules already, but whose code still runs, is being imported."""
+    (tmp_path / "slow_package.py").write_text(
+        "from robustbench_rkhs.cli.loading import being_imported\nduring = being_imported('slow_package')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert being_imported("slow_package") is None
+    import slow_package
+
+    assert slow_package.during is True and being_imported("slow_package") is False
+    del sys.modules["slow_package"]
+
+
+def test_a_missing_file_is_refused_before_torch_is_imported(tmp_path):
+    code = (
+        "import sys; from robustbench_rkhs.cli.evaluate import main\n"
+        "try: main()\n"
+        "except SystemExit as left: print(left.code, 'torch' in sys.modules)"
+    )
+    words = ["--model", "digits_mlp", "--data", "absent.npz", "--eps", "0.1"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.split() == ["2", "False"] and "no file 'absent.npz'" in done.stderr

@@ -1,13 +1,14 @@
 """Files that are not there: refused before anything large is imported, with the name that was perhaps meant."""
 
-import subprocess
-import sys
+from types import SimpleNamespace
 
 import pytest
 
 from robustbench_rkhs.nodes.missing import missing
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.paths import check_names
+from robustbench_rkhs.submission.adversarials import named_by
+from robustbench_rkhs.verdicts import Adversarials
 from robustbench_rkhs.zoo.builders import load_builder
 
 
@@ -18,7 +19,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "shared.npz").touch()
     for name in ("net.pt", "net.onnx", "nets.py", "mine.npz"):
-        (tmp_path / name).write_text("class Own: ...\nfrom os import path\n")
+        (tmp_path / name).write_text("from json import dumps\nimport os\nclass Own: ...\nown = Own()\n")
     return tmp_path
 
 
@@ -45,12 +46,27 @@ def test_what_is_there_passes(folder, weights, data):
     check_names(["nets.py:Own", "net.onnx"], weights, data)
 
 
-def test_nothing_large_is_imported_for_it(folder):
-    code = (
-        "import sys; from robustbench_rkhs.nodes.paths import check_names; check_names(['net.onnx']); print('torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+ELSEWHERE = ["hf:owner/net.onnx", "timm:resnet18", "s3://bucket/net.onnx", "package.module:build", "nets.py:Own:width=3"]
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_names_that_are_looked_for_elsewhere_pass(folder, name):
+    check_names([name], None, "sets.py:Own:path=absent.npz")
+
+
+def test_a_name_that_no_file_can_have_is_refused_as_any_other(folder):
+    for words in (("x" * 300 + ".pt", None), (None, "x" * 300 + ".npz"), ("a\0.pt", None)):
+        with pytest.raises(UserError, match=r"^no (weights )?file "):
+            check_names(["nets.py:Own"], *words)
+
+
+@pytest.mark.parametrize("name", ["net.onnx", "nett.onnx", "nets.py", "net.pt2"])
+def test_a_header_of_a_stranger_names_checkpoints_alone_and_learns_of_no_file(folder, name):
+    stored = object.__new__(Adversarials)
+    object.__setattr__(stored, "about", SimpleNamespace(model=name, data="digits", others={}))
+    with pytest.raises(UserError, match=f"^unknown model '{name}'") as refused:
+        named_by(stored)
+    assert "Own" not in str(refused.value) and "mean" not in str(refused.value).replace(name, "")
 
 
 def test_names_that_are_not_alike_are_not_suggested(folder):
@@ -60,5 +76,5 @@ def test_names_that_are_not_alike_are_not_suggested(folder):
 def test_a_file_without_a_builder_names_what_it_defines_and_not_what_it_imports(folder):
     with pytest.raises(UserError, match=r"expected nets.py:BUILDER, .*; it defines Own$"):
         load_builder("nets.py")
-    with pytest.raises(UserError, match=r"'nets.py' has no 'Owm'; did you mean 'Own'\? known: Own$"):
+    with pytest.raises(UserError, match=r"'nets.py' has no 'Owm'; did you mean 'Own'\? known: Own, own$"):
         load_builder("nets.py:Owm")

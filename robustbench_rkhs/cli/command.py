@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import os
 import shlex
 import sys
 import warnings
@@ -82,7 +83,8 @@ class Command:
             named = models if isinstance(models, str) else " ".join(map(str, models))
             name = Path(sys.argv[0]).name
             printed(f"{name}: loading {named} ...", stderr=True)
-            LOADING.begin(name, functools.partial(printed, stderr=True))
+            if not any(os.environ.get(rank, "0") != "0" for rank in ("RANK", "RKHS_RANK", "SLURM_PROCID")):
+                LOADING.begin(name, functools.partial(printed, stderr=True))
         return call
 
     def __call__(self) -> None:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from robustbench_rkhs.cli.loading import LOADING
 from robustbench_rkhs.cli.screen import console_of_width, printed, told
 from robustbench_rkhs.cli.ticker import LOCK, ticking
 from robustbench_rkhs.runtime.events import EpochFinished, Event, Message, OnEvent, listening
@@ -34,7 +33,6 @@ def shown(screen: "Console", quiet: bool = False, epochs: bool = False) -> Itera
         if isinstance(event, Message) or (epochs and not quiet and isinstance(event, EpochFinished) and _due(event)):
             told(screen, str(event))
 
-    LOADING.end()
     with ExitStack() as stack:
         stack.enter_context(listening(_locked(on_event)))
         if not quiet:

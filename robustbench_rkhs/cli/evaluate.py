@@ -197,11 +197,7 @@ class _Run:
         )
         stopped = done.about.incomplete_because == "interrupted"
         more = {} if saved is None else {"adversarials": [saved]}
-        try:
-            written = _shown(self.screen, done, self.out, more, drawn=self.leads and not stopped)
-        except KeyboardInterrupt:
-            told(self.screen, f"verdicts: {done.path} (its figures are not drawn)")
-            raise
+        written = _shown(self.screen, done, self.out, more, drawn=self.leads and not stopped)
         if self.save_certificates is not None and not stopped:
             self._write_proof(subject, done, self.save_certificates / subject.name)
         failed = _failed(self.screen, done, self.conditions)
@@ -244,12 +240,17 @@ def _shown(screen: Any, done: Any, out: Path, more: Mapping[str, list[Path]], dr
     if done.about.certificates:
         screen.print(console_certificates(done))
     screen.print(console_attacks(done))
-    places = Places(out)
-    if drawn:
-        events.emit(events.PhaseStarted(phase="drawing the report"))
-    written = {**(draw_run(places, places.cache().read(done.path)) if drawn else {}), **more}
     for line in warnings_of(done):
         told(screen, line)
+    places, figures = Places(out), dict[str, list[Path]]()
+    if drawn:
+        events.emit(events.PhaseStarted(phase="drawing the report"))
+        try:
+            figures = draw_run(places, places.cache().read(done.path))
+        except KeyboardInterrupt:
+            told(screen, f"verdicts: {done.path} (interrupted as its figures were drawn)")
+            raise
+    written = {**figures, **more}
     for kind, paths in {"verdicts": [done.path], **written}.items():
         told(screen, f"{kind}: {' '.join(folded(paths))}")
     return written

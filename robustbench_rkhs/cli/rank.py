@@ -30,7 +30,7 @@ def _rank(
         out: Folder for reports.
         as_json: Print one JSON object on stdout: the content of the files, and their paths.
     """
-    check_names(model)
+    check_names(model, data=data)
     from datetime import date
 
     from robustbench_rkhs.identity import key_of

@@ -48,7 +48,7 @@ def _whole_boxes(about: Any) -> list[str]:
         return []
     whole = 1.0 if about.norm == "linf" else math.sqrt(about.pixels)
     return [
-        f"eps {about.words(eps)}: its ball contains every image with pixels in [0, 1], so nothing can be robust; {eps:g}/255 meant?"
+        f"eps {about.words(eps)}: its ball contains every image, so only a constant answer is robust; {eps:g}/255 meant?"
         for eps in about.epsilons
         if eps >= whole
     ]

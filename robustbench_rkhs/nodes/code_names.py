@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from robustbench_rkhs.nodes import reasons
@@ -128,12 +128,17 @@ def load(name: str, code: Code) -> Any:
 
 
 def _own_names(found: Any) -> list[str]:
-    """The public names of an object: of a module, those that it does not import."""
+    """The public names of an object: of a module, without modules, and without classes and functions of other packages."""
     public = {name: one for name, one in vars(found).items() if not name.startswith("_")}
     if not isinstance(found, ModuleType):
         return list(public)
-    own = [name for name, one in public.items() if getattr(one, "__module__", None) == found.__name__]
-    return own or [name for name, one in public.items() if not isinstance(one, ModuleType)]
+    own = found.__name__.partition(".")[0]
+    foreign = {
+        name
+        for name, one in public.items()
+        if isinstance(one, ModuleType) or (isinstance(one, type | FunctionType) and one.__module__.partition(".")[0] != own)
+    }
+    return [name for name in public if name not in foreign]
 
 
 def _module(name: str) -> ModuleType:

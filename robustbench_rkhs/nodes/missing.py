@@ -11,7 +11,7 @@ NEAR = 0.7
 
 def missing(what: str, name: str, where: str = "") -> UserError:
     """The error for a file that is not there. `what`: what was expected; `where`: where else it was looked for."""
-    return UserError(f"no {what} {name!r}{where}{beside(name)}")
+    return UserError(f"no {what} {name[:200]!r}{where}{beside(name)}")
 
 
 def beside(name: str) -> str:

@@ -89,15 +89,27 @@ def check_names(names: Iterable[str], weights: object = None, data: object = Non
         file, _, builder = name.partition(":")
         if re.fullmatch(r"[\w@-]+", name):
             find_checkpoint(name) if weights is None else find_recipe(name)
-        elif name.endswith(".onnx") and not Path(name).is_file():
+        elif "://" in name or name.startswith(("timm:", "hf:")):
+            continue  # looked for elsewhere
+        elif name.endswith(".onnx") and not _is_file(name):
             raise missing("ONNX file", name)
-        elif builder and file.endswith(".py") and not Path(file).is_file():
+        elif builder and file.endswith(".py") and not _is_file(file):
             raise missing("Python file", file)
     whole = str(weights or "")
-    if whole and not any(Path(one).is_file() for one in (whole, whole.rpartition(":")[0]) if one):
+    if whole and not any(_is_file(one) for one in (whole, whole.rpartition(":")[0]) if one):
         raise missing("weights file", whole)
-    if isinstance(data, str) and data.endswith(".npz") and not any(one.is_file() for one in (Path(data), data_root() / data)):
+    if not isinstance(data, str) or not data.endswith(".npz") or ":" in data:
+        return
+    if not _is_file(data) and not _is_file(data_root() / data):
         raise missing("file", data, f" here or in data root {str(data_root())!r}")
+
+
+def _is_file(path: str | Path) -> bool:
+    """Whether it is a file; a name that no file can have is none."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def find_checkpoint(name: str) -> Path:

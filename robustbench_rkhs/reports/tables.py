@@ -93,8 +93,8 @@ def console(evaluation: Record) -> Table:
         table.title = f"{table.title}, DOUBTFUL: {', '.join(marks(evaluation))}"
     table.caption = (
         "percent with 95% limits, images below; open: neither proved nor broken;\n"
-        "audited: certified, and attacked all the same; inferred: withstood attacks of a larger budget, or of none\n"
-        "(minimal-norm ones), none of this very budget"
+        "audited: certified, and attacked all the same; inferred: withstood every attack, but some of\n"
+        "them at a larger budget, or without one (minimal-norm attacks)"
     )
     if why := no_function(evaluation):
         table.caption = f"withheld, as the answer to an image is no function of that image: {why}"

@@ -82,11 +82,12 @@ def exclusive(folder: Path) -> Iterator[None]:
     """Context manager for a read and the write that follows from it: waits until no other process or thread is in one of its own
     in this folder, which is made if need be.
 
-    The kernel releases it when the process ends. A file system without locks gives none. Raises Unwritable.
+    The lock is on FOLDER/.lock, which stays; the kernel releases it when the process ends. A file system without locks gives none.
+    Raises Unwritable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)  # on NFS a folder can't be locked
     except OSError as error:
         raise Unwritable(f"cannot use {folder}: {error.strerror}") from None
     try:

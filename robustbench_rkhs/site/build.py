@@ -10,6 +10,7 @@ from robustbench_rkhs.reports.claimed import read_claims
 from robustbench_rkhs.reports.drawn import Drawn
 from robustbench_rkhs.reports.entries import board
 from robustbench_rkhs.reports.places import Places
+from robustbench_rkhs.runtime.collection import seldom
 from robustbench_rkhs.runtime.events import PhaseStarted, emit
 from robustbench_rkhs.runtime.steps import stepped
 from robustbench_rkhs.site.assets import check_installed, versions, write_assets
@@ -54,7 +55,7 @@ def build_site(out: Path, folder: Path) -> SiteBuilt:
     places, found = Places(out), SiteBuilt(folder)
     emit(PhaseStarted(phase="reading verdicts"))
     cache = places.cache()
-    with drawn_beside() as begin:
+    with seldom(), drawn_beside() as begin:
         if not _sum_up(places, cache):
             cache.meets = begin
         briefs = cache.read_all(places.verdicts, found.unread.append)

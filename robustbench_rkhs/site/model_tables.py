@@ -125,7 +125,7 @@ def history_grid(history: tuple[Brief, ...]) -> Grid:
 def notes(evaluation: Evaluation) -> list[str]:
     """What went otherwise than asked: refusals, failures, what was left out."""
     about = evaluation.about
-    found = [*about.refused, *(f"not run: {one}" for one in about.left_out), *about.failed]
+    found = [*about.refused, *(f"left out: {one}" for one in about.left_out), *about.failed]
     return found + [f"unsound: {breach}" for breach in about.breaches]
 
 

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TypeVar
 
 from robustbench_rkhs.runtime.children import as_worker, keyboard_held
+from robustbench_rkhs.runtime.collection import collect_seldom
 
 Task = TypeVar("Task")
 Done = TypeVar("Done")
@@ -27,7 +28,7 @@ def side_by_side(work: Callable[[Task], Done], tasks: Sequence[Task]) -> Iterato
     """
     processes, count = min(_cores(), MOST), 0
     if len(tasks) >= MANY and processes >= 2:
-        pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=as_worker, initargs=(os.getpid(),))
+        pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_begun, initargs=(os.getpid(),))
         with pool:
             with _without_main(), keyboard_held():
                 results = pool.map(work, tasks, chunksize=4)
@@ -38,6 +39,11 @@ def side_by_side(work: Callable[[Task], Done], tasks: Sequence[Task]) -> Iterato
             except BrokenProcessPool:
                 pass
     yield from map(work, tasks[count:])
+
+
+def _begun(parent: int) -> None:
+    as_worker(parent)
+    collect_seldom()
 
 
 def _cores() -> int:

@@ -246,7 +246,7 @@ def submit_adversarials(
     yield from _shown(out, f"accepted: {judged.confirmed.sum()} images: {written}")
     if not any(one.about.epsilons and verdicts.same_function(one.about, done.about) for one in _existing(out)):
         name = judged.named.name
-        yield f"{name} has no evaluation in {out} yet, so no row shows them; they count once rkhs-eval --out {out} has made one"
+        yield f"{name} has not been evaluated here yet, so no row shows them; they count as soon as it is"
 
 
 def _existing(out: Path) -> list[Brief]:

@@ -87,9 +87,10 @@ class BriefCache:
             raise UserError(f"cannot read verdicts {path}: {error.strerror or reason(error)}") from None
         known = self._known(key, path)
         if known is None:
+            table = read(path)
             if self.meets is not None:
                 self.meets()
-            known = self._keep(key, replace(Brief.of(read(path)), held=None))
+            known = self._keep(key, replace(Brief.of(table), held=None))
         check_name(known.about, path)
         return key, known
 
