@@ -30,6 +30,7 @@ def test_a_command_that_ends_first_ends_it():
     loading.begin("rkhs-serve", lines.append)
     assert asked.wait(60)
     loading.end()
+    loading.thread.join(60)
     assert not loading.thread.is_alive() and not lines
 
 

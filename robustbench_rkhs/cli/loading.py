@@ -46,7 +46,7 @@ class Loading:
         """Say no more."""
         self.ended.set()
         if self.thread is not None:
-            self.thread.join()
+            self.thread.join(self.every)  # a pipe that nobody reads may hold it
 
 
 LOADING = Loading()
