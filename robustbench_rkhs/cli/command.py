@@ -82,7 +82,7 @@ class Command:
             models = given.get("model") or "PyTorch"
             named = models if isinstance(models, str) else " ".join(map(str, models))
             name = Path(sys.argv[0]).name
-            printed(f"{name}: loading {named} ...", stderr=True)
+            printed(f"{name}: loading {for_line(named)} ...", stderr=True)
             if not any(os.environ.get(rank, "0") != "0" for rank in ("RANK", "RKHS_RANK", "SLURM_PROCID")):
                 LOADING.begin(name, functools.partial(printed, stderr=True))
         return call

@@ -6,7 +6,7 @@ from pathlib import Path
 from robustbench_rkhs.nodes.node import UserError
 
 NEAR = 0.7
-"""How alike a name has to be to be suggested."""
+"""How alike a name has to be, without its ending, to be suggested."""
 
 
 def missing(what: str, name: str, where: str = "") -> UserError:
@@ -18,8 +18,8 @@ def beside(name: str) -> str:
     """`; did you mean ...?` with the most similar name of the same ending in its folder; empty where there is none."""
     path = Path(name)
     try:
-        names = [one.name for one in path.parent.iterdir() if one.suffix == path.suffix and one.is_file()]
+        stems = sorted(one.stem for one in path.parent.iterdir() if one.suffix == path.suffix and one.is_file())
     except OSError:
         return ""
-    close = difflib.get_close_matches(path.name, sorted(names), n=1, cutoff=NEAR)
-    return f"; did you mean {str(path.parent / close[0])!r}?" if close else ""
+    close = difflib.get_close_matches(path.stem, stems, n=1, cutoff=NEAR)
+    return f"; did you mean {str(path.with_stem(close[0]))!r}?" if close else ""
