@@ -57,7 +57,7 @@ def test_what_is_exclusive_waits_for_its_turn(tmp_path):
         one.start()
     for one in threads:
         one.join(60)
-    assert counter.read_text() == "80"
+    assert counter.read_text() == "80" and [path.name for path in counter.parent.iterdir()] == ["count"]
 
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path):

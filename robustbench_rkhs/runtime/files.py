@@ -4,7 +4,7 @@ import fcntl
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -82,19 +82,34 @@ def exclusive(folder: Path) -> Iterator[None]:
     """Context manager for a read and the write that follows from it: waits until no other process or thread is in one of its own
     in this folder, which is made if need be.
 
-    The lock is on FOLDER/.lock, which stays; the kernel releases it when the process ends. A file system without locks gives none.
-    Raises Unwritable.
+    The lock is on FOLDER/.lock, which is gone afterwards; the kernel releases it when the process ends. A file system without
+    locks gives none. Raises Unwritable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)  # on NFS a folder can't be locked
+        handle = _locked(folder / ".lock")  # on NFS a folder can't be locked
     except OSError as error:
         raise Unwritable(f"cannot use {folder}: {error.strerror}") from None
     try:
-        _lock(handle, fcntl.LOCK_EX)
         yield
     finally:
+        with suppress(OSError):
+            (folder / ".lock").unlink()
         os.close(handle)
+
+
+def _locked(path: Path) -> int:
+    """The open file at PATH, once this process has its lock, or where there are no locks."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        if not _lock(handle, fcntl.LOCK_EX):
+            return handle
+        try:
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        except FileNotFoundError:
+            pass
+        os.close(handle)  # whoever had the lock has removed the file
 
 
 def _lock(handle: int, how: int) -> bool:
