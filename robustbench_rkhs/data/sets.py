@@ -15,7 +15,6 @@ from robustbench_rkhs.data.augmentation import Padding, augment, augment_on_devi
 from robustbench_rkhs.data.checks import as_images, check_arrays, check_part
 from robustbench_rkhs.data.splits import Split, Splits, arrays_digest, order_by_class, order_of
 from robustbench_rkhs.data.task import Task
-from robustbench_rkhs.nodes.missing import missing
 from robustbench_rkhs.nodes.node import Node, Seed, UserError
 from robustbench_rkhs.nodes.paths import data_root
 from robustbench_rkhs.nodes.reasons import reason as reason_of
@@ -295,7 +294,8 @@ class NPZ(DataSet):
         for path in (Path(self.path), data_root() / self.path):
             if path.is_file():
                 return path
-        raise missing("file", self.path, f" here or in data root {str(data_root())!r}")
+        # a recipe may be a stranger's, who learns of no other file
+        raise UserError(f"no file {self.path!r} here or in data root {str(data_root())!r}")
 
 
 def memory() -> int:
