@@ -69,6 +69,13 @@ def test_a_header_of_a_stranger_names_checkpoints_alone_and_learns_of_no_file(fo
     assert "Own" not in str(refused.value) and "mean" not in str(refused.value).replace(name, "")
 
 
+def test_a_header_may_name_a_recipe_where_weights_were_typed(folder):
+    stored = object.__new__(Adversarials)
+    object.__setattr__(stored, "about", SimpleNamespace(model="digits_mlp", data="digits", others={}))
+    with pytest.raises(UserError, match=r"^no weights file 'absent.pt'"):  # the recipe was found
+        named_by(stored, weights="absent.pt")
+
+
 def test_names_that_are_not_alike_are_not_suggested(folder):
     assert str(missing("file", "quite_another.npz")) == "no file 'quite_another.npz'"
 

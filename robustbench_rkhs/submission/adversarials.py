@@ -18,7 +18,7 @@ from robustbench_rkhs.layers.frozen import freeze
 from robustbench_rkhs.networks.smoothed import Smoothed
 from robustbench_rkhs.nodes.limits import STRANGERS, Limits
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.nodes.paths import find_checkpoint
+from robustbench_rkhs.nodes.paths import find_checkpoint, find_recipe
 from robustbench_rkhs.runtime.precision import full_precision
 from robustbench_rkhs.verdicts import Adversarials
 from robustbench_rkhs.zoo import SETS, NamedModel, load_model, smoothed
@@ -74,7 +74,7 @@ def named_by(
     if model is None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
         raise UserError(f"the file names the model {name[:40]!r}, which is not a checkpoint name: give one with --model")
     if model is None:
-        find_checkpoint(name)  # no other file here, and no word about one
+        (find_checkpoint if weights is None else find_recipe)(name)  # no other file here, and no word about one
     named = load_model(model or name, weights, data)
     if data is None and stored.about.data != named.test.data and stored.about.data in SETS:
         named = load_model(model or name, weights, stored.about.data)
