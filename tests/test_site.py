@@ -226,6 +226,20 @@ def test_several_processes_write_the_same_files(built, tmp_path, monkeypatch):
         assert (folder / "site" / name).read_bytes() == (tmp_path / "site" / name).read_bytes(), name
 
 
+def test_processes_stay_for_the_next_work_and_what_a_killed_one_leaves_is_done_here(monkeypatch):
+    monkeypatch.setattr(side_by_side, "MANY", 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    pid, here = "__import__('os').getpid()", os.getpid()
+    with side_by_side.staying():
+        first, then = (set(side_by_side.side_by_side(eval, [pid] * 8)) for _ in range(2))
+        assert here not in first | then and len(first | then) <= 2
+        killed = "__import__('os')._exit(1) if __import__('multiprocessing').parent_process() else 7"
+        assert list(side_by_side.side_by_side(eval, [killed] * 8)) == [7] * 8
+        again = set(side_by_side.side_by_side(eval, [pid] * 8))
+        assert not again & (first | {here})
+    assert not any(Path(f"/proc/{one}").exists() for one in again)
+
+
 def test_every_board_as_json_is_of_the_published_form(tmp_path):
     jsonschema = pytest.importorskip("jsonschema")
     whole = [synthetic(name, seed=place, key=f"{place}" * 64, job=f"{place}" * 12) for place, name in enumerate("ab", 1)]

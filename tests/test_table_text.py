@@ -37,6 +37,23 @@ def test_a_table_has_the_text_of_pandas():
             assert "".join(text_blocks(some)) == some.to_csv(index=False, lineterminator="\n")
 
 
+def test_a_column_that_was_put_together_has_the_text_of_pandas():
+    one = trio()[0].table[COLUMNS]
+    whole = pd.concat([one, one.iloc[:3], one], ignore_index=True)
+    assert "".join(text_blocks(whole)) == whole.to_csv(index=False, lineterminator="\n")
+
+
+def test_numbers_of_every_size_have_the_text_of_python():
+    chance = np.random.default_rng(0)
+    bits = chance.integers(0, 2**64, 50_000, dtype=np.uint64).view(np.float64)
+    near = 10.0 ** np.arange(-12, 20)
+    parts = [bits, chance.lognormal(0, 2, 50_000), np.arange(1000.0), near, np.nextafter(near, 0), np.nextafter(near, np.inf)]
+    values = np.concatenate([*parts, chance.random(5000).astype(np.float32), [0.0, -0.0, np.inf, -np.inf, np.nan]])
+    frame = pd.DataFrame({"signed": np.concatenate([values, -values])})
+    expected = ["signed", *("" if value != value else repr(value) for value in frame["signed"].tolist())]
+    assert "".join(text_blocks(frame)).splitlines() == expected
+
+
 @given(st.sets(st.integers(0, 30)))
 def test_images_as_runs(images):
     index = np.array(sorted(images), dtype=np.int64)

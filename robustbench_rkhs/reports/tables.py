@@ -172,7 +172,8 @@ def _printed(line: str) -> str:
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows by column name, with the type of each value kept (a Series would turn counts into floats)."""
-    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+    columns = [frame[name].tolist() for name in frame]
+    return [dict(zip(map(str, frame), row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def limits(row: dict[str, Any], part: str) -> str:

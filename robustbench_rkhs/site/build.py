@@ -20,7 +20,7 @@ from robustbench_rkhs.site.compare_page import write_compare
 from robustbench_rkhs.site.model_files import FilesOf, ModelFiles
 from robustbench_rkhs.site.model_page import write_model
 from robustbench_rkhs.site.pages import site_digest, write_page
-from robustbench_rkhs.site.side_by_side import MANY, side_by_side
+from robustbench_rkhs.site.side_by_side import MANY, side_by_side, staying
 from robustbench_rkhs.site.site_models import Identity, SiteModel, site_models
 from robustbench_rkhs.site.stills import drawn_beside
 from robustbench_rkhs.site.text_pages import methods_digest, trust_digest, write_glossary, write_methods, write_trust
@@ -55,7 +55,7 @@ def build_site(out: Path, folder: Path) -> SiteBuilt:
     places, found = Places(out), SiteBuilt(folder)
     emit(PhaseStarted(phase="reading verdicts"))
     cache = places.cache()
-    with seldom(), drawn_beside() as begin:
+    with seldom(), staying(), drawn_beside() as begin:
         if not _sum_up(places, cache):
             cache.meets = begin
         briefs = cache.read_all(places.verdicts, found.unread.append)

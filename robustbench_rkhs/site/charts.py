@@ -51,7 +51,7 @@ def curve_chart(norm: str, several: bool = False, ticks: Ticks = (), largest: fl
         if several
         else alt.value(BLUE)
     )
-    share = alt.Axis(format=".0%")
+    share = alt.Axis(format=".0%", tickCount=5)
     room = alt.Scale(nice=False) if largest is None else alt.Scale(nice=False, domain=[0, WIDE * largest])
     x = alt.X("eps:Q", title=radius_axis(norm), scale=room, axis=alt.Axis(labelFlush=False, tickCount=TICKS, **_at(ticks)))
     steps = alt.Chart(alt.NamedData(name="steps")).encode(x=x)

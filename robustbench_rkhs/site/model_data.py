@@ -23,16 +23,16 @@ def image_table(evaluation: Evaluation) -> pd.DataFrame:
     """One row per image: `verdicts.images`, and a column `state@EPS` for each eps."""
     found = remembered(evaluation, ("images",), lambda: images(evaluation)).copy()
     for eps in evaluation.about.epsilons:
-        found[f"state@{evaluation.about.words(eps)}"] = states(evaluation, eps).loc[found["index"], "state"].to_numpy()
+        found[f"state@{evaluation.about.words(eps)}"] = states(evaluation, eps)["state"].array
     return found
 
 
 def model_data(model: SiteModel, domain: SiteDomain, evaluation: Evaluation, table: pd.DataFrame) -> dict[str, Any]:
     """What the model and compare pages draw. Infinite distances are null."""
     about, steps = evaluation.about, accuracy_steps(evaluation)
-    certificates, proved_by = np.unique(table["certificate"].to_numpy(dtype=str), return_inverse=True)
-    attacks, broken_by = np.unique(table["attack"].to_numpy(dtype=str), return_inverse=True)
-    said = {eps: table[f"state@{about.words(eps)}"].map(LETTERS) for eps in sorted(set(about.epsilons))}
+    proved_by, certificates = pd.factorize(table["certificate"].to_numpy(dtype=object), sort=True)
+    broken_by, attacks = pd.factorize(table["attack"].to_numpy(dtype=object), sort=True)
+    said = {eps: _letters(table[f"state@{about.words(eps)}"]) for eps in sorted(set(about.epsilons))}
     return {
         "model": model.name,
         "page": model.slug,
@@ -49,10 +49,16 @@ def model_data(model: SiteModel, domain: SiteDomain, evaluation: Evaluation, tab
         "proved_by": proved_by.tolist(),
         "attacks": attacks.tolist(),
         "broken_by": broken_by.tolist(),
-        "states": {repr(eps): "".join(letters) for eps, letters in said.items()},
+        "states": {repr(eps): letters for eps, letters in said.items()},
         "steps": curve_rows(steps),
         "points": point_rows(steps, evaluation),
     }
+
+
+def _letters(states: pd.Series) -> str:
+    """The states of the images, a letter each."""
+    places, found = pd.factorize(states)
+    return "".join(np.array([LETTERS[state] for state in found])[places])
 
 
 def curve_rows(steps: AccuracySteps) -> list[list[float]]:
@@ -92,8 +98,12 @@ def _rounded(values: np.ndarray, way: float) -> list[float]:
     """Half a unit of the last digit up or down, then rounded to the nearest, where digits are lost: never on the other side."""
     with np.errstate(divide="ignore"):
         unit = np.where(values > 0, 10.0 ** (np.floor(np.log10(values)) - DIGITS + 1), 0.0)
-    moved = (values + way * unit).tolist()
-    return [
-        short if (short := float(f"{value:.{DIGITS}g}")) == value else float(f"{other:.{DIGITS}g}")
-        for value, other in zip(values.tolist(), moved, strict=True)
-    ]
+    short = _nearest(values)
+    found: list[float] = np.where(short == values, short, _nearest(values + way * unit)).tolist()
+    return found
+
+
+def _nearest(values: np.ndarray) -> np.ndarray:
+    """Rounded to DIGITS significant digits."""
+    words = " ".join([f"%.{DIGITS}g"] * len(values)) % tuple(values.tolist())
+    return np.array(words.split(), dtype=np.float64)

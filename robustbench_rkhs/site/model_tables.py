@@ -1,7 +1,6 @@
 """The tables of a model page, as heads and rows of text."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -46,20 +45,24 @@ def class_grid(evaluation: Evaluation, table: pd.DataFrame) -> Grid | None:
     about = evaluation.about
     words = [about.words(eps) for eps in sorted(set(about.epsilons))]
     head = ["class", "images", "clean", *(f"{part} at {word}" for word in words for part in ("robust", "certified"))]
-    rows = []
-    for label, own in table.groupby("label"):
-        cells = [str(label), f"{len(own):,}", _share(own["label"] == own["predicted"])]
-        for word in words:
-            state = own[f"state@{word}"]
-            known = not (state == "untested").any()
-            cells += [_share(state.isin(["certified", "survived"])) if known else "withheld", _share(state == "certified")]
-        rows.append(cells)
+    place, labels = pd.factorize(table["label"], sort=True)
+    images = np.bincount(place, minlength=len(labels))
+    columns = [[str(label) for label in labels], [f"{count:,}" for count in images]]
+    columns.append(_shares(table["label"] == table["predicted"], place, images))
+    for word in words:
+        state = table[f"state@{word}"]
+        robust = _shares(state.isin(["certified", "survived"]), place, images)
+        unknown = np.bincount(place[state == "untested"], minlength=len(labels))
+        columns.append([share if not count else "withheld" for share, count in zip(robust, unknown, strict=True)])
+        columns.append(_shares(state == "certified", place, images))
+    rows = [list(row) for row in zip(*columns, strict=True)]
     return Grid.of("Classes", head, rows)
 
 
 def attack_grid(evaluation: Evaluation) -> Grid:
     """What each attack of the protocol found, and what it cost."""
-    seconds = evaluation.table[evaluation.table["kind"] == "attack"].groupby("method")["seconds"].sum()
+    own = evaluation.table.loc[evaluation.table["kind"] == "attack", ["method", "seconds"]]
+    seconds = own.groupby("method")["seconds"].sum()
     rows = []
     for row in records(by_attack(evaluation)):
         missed = f"{row['overstated']:.1%}{' masked' if row['masked'] else ''}" if row["attacked"] else "-"
@@ -129,8 +132,10 @@ def notes(evaluation: Evaluation) -> list[str]:
     return found + [f"unsound: {breach}" for breach in about.breaches]
 
 
-def _share(mask: Any) -> str:
-    return f"{float(np.mean(mask)):.1%}" if len(mask) else "-"
+def _shares(mask: pd.Series, place: np.ndarray, images: np.ndarray) -> list[str]:
+    """For each class, the share of its images in the mask. `place`: the class of each image; `images`: how many a class has."""
+    found = np.bincount(place[mask.to_numpy()], minlength=len(images))
+    return [f"{count / whole:.1%}" for count, whole in zip(found.tolist(), images.tolist(), strict=True)]
 
 
 def _percent(share: float) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from contextvars import ContextVar
 from multiprocessing import get_context
 from types import ModuleType
 from typing import TypeVar
@@ -19,6 +20,37 @@ MANY = 32
 """Tasks from which other processes are worth their start, about 3 s each."""
 MOST = 8
 """Most processes: each takes about 300 MB."""
+_staying: ContextVar["Workers | None"] = ContextVar("staying", default=None)
+
+
+class Workers:
+    """Processes that are started when the first work comes, and stay for the next."""
+
+    def __init__(self) -> None:
+        self.pool: ProcessPoolExecutor | None = None
+
+    def begin(self) -> ProcessPoolExecutor:
+        if self.pool is None:
+            processes = min(_cores(), MOST)
+            self.pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_begun, initargs=(os.getpid(),))
+        return self.pool
+
+    def end(self) -> None:
+        if self.pool is not None:
+            self.pool.shutdown()
+            self.pool = None
+
+
+@contextmanager
+def staying() -> Iterator[None]:
+    """Context manager: the processes of one `side_by_side` serve those after it, and end with it."""
+    workers = Workers()
+    token = _staying.set(workers)
+    try:
+        yield
+    finally:
+        _staying.reset(token)
+        workers.end()
 
 
 def side_by_side(work: Callable[[Task], Done], tasks: Sequence[Task]) -> Iterator[Done]:
@@ -26,18 +58,20 @@ def side_by_side(work: Callable[[Task], Done], tasks: Sequence[Task]) -> Iterato
 
     What is left when a process is killed is done in this one.
     """
-    processes, count = min(_cores(), MOST), 0
-    if len(tasks) >= MANY and processes >= 2:
-        pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_begun, initargs=(os.getpid(),))
-        with pool:
+    kept, count = _staying.get(), 0
+    if len(tasks) >= MANY and min(_cores(), MOST) >= 2:
+        workers = kept or Workers()
+        try:
             with _without_main(), keyboard_held():
-                results = pool.map(work, tasks, chunksize=4)
-            try:
-                for done in results:
-                    yield done
-                    count += 1
-            except BrokenProcessPool:
-                pass
+                results = workers.begin().map(work, tasks, chunksize=4)
+            for done in results:
+                yield done
+                count += 1
+        except BrokenProcessPool:
+            workers.end()
+        finally:
+            if workers is not kept:
+                workers.end()
     yield from map(work, tasks[count:])
 
 

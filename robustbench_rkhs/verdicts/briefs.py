@@ -17,7 +17,7 @@ from robustbench_rkhs.verdicts.remembered import remembered, remembering
 from robustbench_rkhs.verdicts.schema import COLUMNS
 from robustbench_rkhs.verdicts.soundness import breaches
 from robustbench_rkhs.verdicts.store import digest, read
-from robustbench_rkhs.verdicts.summaries import by_attack, robust_images, summary
+from robustbench_rkhs.verdicts.summaries import by_attack, robust_images, summary_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class Brief:
         attacks, index = by_attack(one), np.unique(table["index"].to_numpy())
         masked = {eps: tuple(sorted(attacks.loc[attacks["masked"] & (attacks["eps"] == eps), "attack"])) for eps in epsilons}
         robust = {eps: robust_images(one, eps).loc[index].to_numpy() for eps in epsilons}
-        rows = tuple({str(key): value for key, value in row.items()} for row in summary(one).to_dict("records"))
+        rows = tuple(summary_rows(one))
         own = table[(table["kind"] == "attack") & table["method"].isin(about.protocol)]
         passes = int(own["forwards"].sum() + own["backwards"].sum()) / max(own["index"].nunique(), 1)
         said = [about.data_digest or about.data, str(table["split"].iloc[0]) if len(table) else "", *map(int, index)]

@@ -1,5 +1,8 @@
 """Per image: the largest certified radius, the nearest adversarial image, and the reason if nothing is proved."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -41,30 +44,52 @@ def images(evaluation: Record) -> pd.DataFrame:
     """
     evidence, table, about = Evidence.of(evaluation), evaluation.table, evaluation.about
     norm, box = about.norm, about.box
-    own = (table["kind"] == "certificate") & (table["method"] == "prediction")
-    said = table.loc[own, ["index", "label", "predicted"]].drop_duplicates("index").set_index("index")
-    found = said.loc[evidence.index].reset_index()
+    right, position = evidence.correct, pd.Index(evidence.index).get_indexer(pd.Index(table["index"]))
+    own = _first(((table["kind"] == "certificate") & (table["method"] == "prediction")).to_numpy(), position)
+    found = pd.DataFrame({name: table[name].to_numpy()[own] for name in ("index", "label", "predicted")})
+    radius = table["radius"].to_numpy(dtype=np.float64)
+    proofs = proved(table, norm, box) & (radius > 0) & (table["method"] != "prediction").to_numpy()
     order = {name: place for place, name in enumerate(about.certificates)}
-    proofs = proved(table, norm, box) & (table["radius"] > 0) & (table["method"] != "prediction")
-    claims = table.loc[proofs, ["index", "method", "radius", "failure_probability", "arithmetic"]]
-    claims = claims.assign(place=claims["method"].map(order).fillna(len(order)))
-    best = claims.sort_values(["radius", "place", "method"], ascending=[False, True, True]).drop_duplicates("index")
-    best = best.set_index("index").reindex(evidence.index)
-    right = evidence.correct
-    found["certified"] = np.where(right, best["radius"].fillna(0.0), 0.0)
+    best = _first(proofs, position, -radius, _places(table["method"], lambda name: (order.get(name, len(order)), name)))
+    found["certified"] = np.where(right, _taken(radius, best, 0.0), 0.0)
     for other in ("l1", "l2", "linf"):
         found[f"certified_{other}"] = implied(found["certified"].to_numpy(), norm, other, about.pixels)
-    found["certificate"] = np.where(right, best["method"].fillna(""), "")
+    found["certificate"] = np.where(right, _taken(table["method"], best, ""), "")
     found["reason"] = np.where(right & (found["certified"] == 0), _reasons(evaluation, evidence), "")
-    found["failure_probability"] = np.where(right, best["failure_probability"].fillna(0.0), 0.0)
-    found["arithmetic"] = np.where(right, best["arithmetic"].fillna(""), "")
-    distance = f"distance_{norm}"
-    falls = table.loc[counted(table, norm, box), ["index", "method", distance]]
-    falls = falls.sort_values([distance, "method"]).drop_duplicates("index")
-    falls = falls.set_index("index").reindex(evidence.index)
+    found["failure_probability"] = np.where(right, _taken(table["failure_probability"], best, 0.0), 0.0)
+    found["arithmetic"] = np.where(right, _taken(table["arithmetic"], best, ""), "")
+    distance = table[f"distance_{norm}"].to_numpy(dtype=np.float64)
+    falls = _first(counted(table, norm, box), position, distance, _places(table["method"], str))
     found["broken"] = np.where(right, evidence.broken, 0.0)
-    found["attack"] = np.where(right, falls["method"].fillna(""), "clean")
+    found["attack"] = np.where(right, _taken(table["method"], falls, ""), "clean")
     return found[IMAGES]
+
+
+def _first(rows: np.ndarray, position: np.ndarray, *by: np.ndarray) -> np.ndarray:
+    """For each image, the first of these rows by the given keys, then by place; -1 where it has none."""
+    images, chosen = int(position.max(initial=-1)) + 1, np.flatnonzero(rows)
+    order = np.lexsort([key[chosen] for key in (*by[::-1], position)]) if by else np.argsort(position[chosen], kind="stable")
+    which, at = np.unique(position[chosen[order]], return_index=True)
+    found = np.full(images, -1)
+    found[which] = chosen[order[at]]
+    return found
+
+
+def _places(names: pd.Series, key: Callable[[str], Any]) -> np.ndarray:
+    """The place of each name among all, sorted by `key`."""
+    codes, known = pd.factorize(names)
+    order = sorted(range(len(known)), key=lambda code: key(str(known[code])))
+    places = np.empty(len(known), dtype=np.int64)
+    places[order] = np.arange(len(known))
+    return places[codes]
+
+
+def _taken(column: pd.Series | np.ndarray, rows: np.ndarray, nothing: float | str) -> np.ndarray:
+    """The values of these rows, and `nothing` where the row is -1."""
+    there = rows >= 0
+    found = np.full(len(rows), nothing, dtype=object if isinstance(nothing, str) else np.float64)
+    found[there] = column.iloc[rows[there]].to_numpy() if isinstance(column, pd.Series) else column[rows[there]]
+    return found
 
 
 def implied(radius: np.ndarray, norm: str, other: str, pixels: int | None) -> np.ndarray:
@@ -100,7 +125,7 @@ def by_certificate(evaluation: Record) -> pd.DataFrame:
         for eps in sorted(set(about.epsilons)):
             certified = int((here["radius"] >= eps).sum()) if ran else 0
             won = int(((best["certificate"] == name) & (best["certified"] >= eps)).sum())
-            held = " and ".join(sorted(set(here.loc[here["radius"] > 0, "arithmetic"])))
+            held = " and ".join(sorted(here.loc[here["radius"] > 0, "arithmetic"].unique()))
             rows.append([name, eps, ran, certified, won, *reasons.values(), float(own["seconds"].sum()), held])
     columns = ["certificate", "eps", "ran", "certified", "won", "unknown", "timeout", "refused", "error", "seconds", "arithmetic"]
     return pd.DataFrame(rows, columns=columns)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from typing import TypeVar
 
 import numpy as np
@@ -27,20 +28,24 @@ def breaches(evaluation: Record) -> pd.DataFrame:
     table, evidence = evaluation.table, Evidence.of(evaluation)
     right = table["index"].isin(evidence.index[evidence.correct]).to_numpy()
     found = []
-    for norm in ("l2", "linf"):
-        for box in ("unit", "none"):
-            # a certificate of domain 'none' (everywhere) is tested by attacks in either box, one of 'unit' only by those in [0, 1]
-            claims = right & proved(table, norm, box) & (table["box"] == box).to_numpy() & (table["radius"] > 0).to_numpy()
-            if not claims.any():
-                continue
-            falls = right & counted(table, norm, box)
-            claimed = table.loc[claims, ["index", "method", "radius"]].rename(columns={"method": "certificate"})
-            attacked = table.loc[falls, ["index", "method", f"distance_{norm}"]]
-            attacked = attacked.rename(columns={"method": "attack", f"distance_{norm}": "distance"})
-            best = claimed.groupby("index")["radius"].max()
-            attacked = attacked[attacked["distance"] <= attacked["index"].map(best)]  # fewer rows before forming pairs
-            pairs = claimed.merge(attacked, on="index").query("radius >= distance")
-            found.append(pairs.assign(norm=norm)[BREACH])
+    for norm, box in product(("l2", "linf"), ("unit", "none")):
+        # a certificate of domain 'none' (everywhere) is tested by attacks in either box, one of 'unit' only by those in [0, 1]
+        claims = right & (table["norm"] == norm).to_numpy() & (table["box"] == box).to_numpy()
+        if not claims.any():
+            continue
+        claims = claims & proved(table, norm, box) & (table["radius"] > 0).to_numpy()
+        if not claims.any():
+            continue
+        falls = right & counted(table, norm, box)
+        claimed = table.loc[claims, ["index", "method", "radius"]].rename(columns={"method": "certificate"})
+        attacked = table.loc[falls, ["index", "method", f"distance_{norm}"]]
+        attacked = attacked.rename(columns={"method": "attack", f"distance_{norm}": "distance"})
+        best = claimed.groupby("index")["radius"].max()
+        attacked = attacked[attacked["distance"] <= attacked["index"].map(best)]  # fewer rows before forming pairs
+        if not len(attacked):
+            continue
+        pairs = claimed.merge(attacked, on="index").query("radius >= distance")
+        found.append(pairs.assign(norm=norm)[BREACH])
     found = [pairs for pairs in found if len(pairs)]
     if not found:
         return pd.DataFrame(columns=BREACH)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from robustbench_rkhs.verdicts.image_states import Evidence
 from robustbench_rkhs.verdicts.model_marks import no_function
 from robustbench_rkhs.verdicts.record import Record
-from robustbench_rkhs.verdicts.summaries import summary
+from robustbench_rkhs.verdicts.summaries import summary_rows
 
 
 class Steps(NamedTuple):
@@ -65,13 +65,11 @@ def accuracy_steps(evaluation: Record) -> AccuracySteps:
     full = searched(evaluation)
     ends = radii if full else np.array(about.epsilons)
     ends = np.unique(np.append(ends[(ends > 0) & (ends < largest)], largest))  # each share holds up to its end
-    proved = np.array([right.sum(), *(len(radii) - np.searchsorted(radii, ends, side="left"))]) / images  # those at or above
-    begins = np.array([0.0, *(np.nextafter(end, np.inf) for end in [0.0, *ends[:-1]])])
+    proved = np.append(right.sum(), len(radii) - np.searchsorted(radii, ends, side="left")) / images  # those at or above
+    begins = np.concatenate([[0.0], np.nextafter(np.concatenate([[0.0], ends[:-1]]), np.inf)])
     if no_function(evaluation):  # then no accuracy is told, at no eps
         left, proved = left * np.nan, proved * np.nan
-    points = [
-        {str(key): value for key, value in row.items()} for row in summary(evaluation, [0.0, *about.epsilons]).to_dict("records")
-    ]
+    points = summary_rows(evaluation, [0.0, *about.epsilons])
     return AccuracySteps(Steps(falls, left, largest), Steps(begins, proved, largest), full, points)
 
 

@@ -1,6 +1,5 @@
 """Summaries of the table: accuracies at each eps, each attack alone, accuracy versus eps."""
 
-from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -25,7 +24,7 @@ HANDFUL, FEWEST = 5, 2
 def accuracy_at(evaluation: Record, eps: float | str) -> Proportion:
     """Robust accuracy at eps: the share of images certified or survived. Raises UserError while any image is untested."""
     _refuse(evaluation)
-    counts = _counts(Evidence.of(evaluation).states(eps))
+    counts = _counts(*Evidence.of(evaluation).codes(eps))
     if counts["untested"]:
         raise UserError(
             f"robust accuracy at {evaluation.about.words(as_number(eps))} is withheld: {counts['untested']} images are untested"
@@ -42,14 +41,14 @@ def _refuse(evaluation: Record) -> None:
 def certified_at(evaluation: Record, eps: float | str) -> Proportion:
     """Certified accuracy at eps: the share of images right and proved robust there."""
     _refuse(evaluation)
-    counts = _counts(Evidence.of(evaluation).states(eps))
+    counts = _counts(*Evidence.of(evaluation).codes(eps))
     return Proportion.of(counts["certified"], sum(counts[state] for state in STATES))
 
 
 def robust_range(evaluation: Record, eps: float | str) -> tuple[float, float]:
     """The shares certified and not known to be broken at eps; robust accuracy lies between them."""
     _refuse(evaluation)
-    (row,) = summary(evaluation, [eps]).to_dict("records")
+    (row,) = summary_rows(evaluation, [eps])
     return float(row["certified"]), float(row["not_broken"])
 
 
@@ -63,24 +62,29 @@ def summary(evaluation: Record, epsilons: Iterable[float | str] | float | str | 
     `clean`, where the model's answers are no function of the image (`no_function`). At eps 0, robust and
     certified are clean accuracy: the closed ball is the image itself.
     """
+    columns = ["eps", "images"]
+    columns += [part + end for part in ("clean", "robust", "certified", "open") for end in ("", "_low", "_high")]
+    columns += ["not_broken"]
+    columns += [f"count_{state}" for state in [*STATES, "inferred", "audited"]]
+    return pd.DataFrame(summary_rows(evaluation, epsilons), columns=columns)
+
+
+def summary_rows(evaluation: Record, epsilons: Iterable[float | str] | float | str | None = None) -> list[dict[str, Any]]:
+    """The rows of `summary`, by column."""
     evidence = Evidence.of(evaluation)
     asked = evaluation.about.epsilons if epsilons is None else epsilons
     looked, told = _attacked(evaluation, evidence), not no_function(evaluation)
     rows = []
     for eps in sorted({as_number(eps) for eps in ([asked] if isinstance(asked, (str, int, float)) else asked)}):
-        rows.append(remembered(evaluation, ("summary", eps), partial(_row, evidence, eps, looked, told)))
-    columns = ["eps", "images"]
-    columns += [part + end for part in ("clean", "robust", "certified", "open") for end in ("", "_low", "_high")]
-    columns += ["not_broken"]
-    columns += [f"count_{state}" for state in [*STATES, "inferred", "audited"]]
-    return pd.DataFrame(rows, columns=columns)
+        rows.append(dict(remembered(evaluation, ("summary", eps), partial(_row, evidence, eps, looked, told))))
+    return rows
 
 
 def _row(evidence: Evidence, eps: float, looked: np.ndarray, told: bool) -> dict[str, Any]:
     """The summary at one eps. `looked`: images that an attack ran on; `told`: False withholds every share."""
-    state = evidence.states(eps)
-    counts = _counts(state)
-    images, survived, untested = len(state), counts["survived"], counts["untested"]
+    codes, inferred = evidence.codes(eps)
+    counts = _counts(codes, inferred)
+    images, survived, untested = len(codes), counts["survived"], counts["untested"]
     standing = counts["certified"] + survived
     row: dict[str, Any] = {"eps": eps, "images": images}
     row |= _limits("clean", images - counts["wrong"] if told else None, images)
@@ -89,7 +93,7 @@ def _row(evidence: Evidence, eps: float, looked: np.ndarray, told: bool) -> dict
     row |= _limits("open", survived + untested if told else None, images)
     row["not_broken"] = (standing + untested) / images if images and told else float("nan")
     row |= {f"count_{name}": count for name, count in counts.items()}
-    row["count_audited"] = int((looked & (state["state"] == "certified").to_numpy()).sum())
+    row["count_audited"] = int((looked & (codes == STATES.index("certified"))).sum())
     return row
 
 
@@ -145,7 +149,7 @@ def curve(evaluation: Record, grid: Iterable[float] | None = None) -> pd.DataFra
         grid = [float(eps) for eps in np.linspace(0, 1.25 * max(asked, default=1.0) or 1.0, 61)]
     rows = []
     for eps in sorted({*(float(eps) for eps in grid), *asked}):
-        counts = _counts(evidence.states(eps))
+        counts = _counts(*evidence.codes(eps))
         images, untested = len(evidence.index), counts["untested"]
         standing = counts["certified"] + counts["survived"]
         row: dict[str, Any] = {"eps": eps}
@@ -168,13 +172,14 @@ def protocol_failed(evaluation: Record) -> bool:
 
 def robust_images(evaluation: Record, eps: float | str) -> pd.Series:
     """True for each image that is certified or survived at eps, by image index: what two models are compared on."""
-    return Evidence.of(evaluation).states(eps)["state"].isin(["certified", "survived"])
+    evidence = Evidence.of(evaluation)
+    robust = [STATES.index(state) for state in ("certified", "survived")]
+    return pd.Series(np.isin(evidence.codes(eps)[0], robust), index=pd.Index(evidence.index, name="index"), name="state")
 
 
-def _counts(state: pd.DataFrame) -> dict[str, int]:
-    found = Counter(state["state"].tolist())
-    counts = {name: found[name] for name in STATES}
-    return counts | {"inferred": int(state["inferred"].sum())}
+def _counts(codes: np.ndarray, inferred: np.ndarray) -> dict[str, int]:
+    counts = np.bincount(codes, minlength=len(STATES)).tolist()
+    return dict(zip(STATES, counts, strict=True)) | {"inferred": int(inferred.sum())}
 
 
 def _limits(name: str, successes: int | None, images: int) -> dict[str, float]:

@@ -1,28 +1,40 @@
-"""A table as comma-separated text, byte for byte as pandas writes it, in half the time: digests of tables are of this text."""
+"""A table as comma-separated text, byte for byte as pandas writes it, in a fifth of the time: digests are of this text."""
 
 import csv
 from collections.abc import Iterator
 from io import StringIO
-from itertools import repeat
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
-ROWS = 5000
+ROWS = 20_000
 """Rows per block of text: as text, a table is larger."""
+ALIKE = 1e-4, 1e9
+"""Between these sizes pyarrow writes a float that is not whole as Python does: the shortest digits, without an exponent."""
 
 
 def text_blocks(table: pd.DataFrame) -> Iterator[str]:
     """The text of the table, its head first, in blocks of rows; columns hold numbers or texts.
 
-    Cost: 0.1 s for 34,000 rows of 22 columns, most of which are the same in all rows; pandas takes 0.2 s.
+    Cost: 0.03 s for 34,000 rows of 22 columns, most of which are the same in all rows; pandas takes 0.2 s.
     """
     yield ",".join(map(_quoted, table.columns)) + "\n"
     same = {name: _word(table[name].iloc[0]) for name in table if len(table) and _constant(table[name])}
     for start in range(0, len(table), ROWS):
         rows = table.iloc[start : start + ROWS]
-        columns = [repeat(same[name], len(rows)) if name in same else _words(rows[name]) for name in rows]
-        yield "\n".join(map(",".join, zip(*columns, strict=True))) + "\n"
+        columns = [pa.scalar(same[name]) if name in same else _words(rows[name]) for name in rows]
+        ends = pa.repeat("\n", len(rows))  # an array, so that rows of constants are as many as they are
+        yield _text(pc.binary_join_element_wise(pc.binary_join_element_wise(*columns, ","), ends, ""))
+
+
+def _text(lines: Any) -> str:
+    """The texts of an array, one after the other, as its buffer holds them."""
+    offsets, content = lines.buffers()[1:]
+    places = np.frombuffer(offsets, dtype=np.int32)[lines.offset : lines.offset + len(lines) + 1]
+    return bytes(content[int(places[0]) : int(places[-1])]).decode()
 
 
 def _constant(column: pd.Series) -> bool:
@@ -35,16 +47,33 @@ def _constant(column: pd.Series) -> bool:
     return (isinstance(first, str) or column.dtype.kind in "fiu") and bool((column == first).all())
 
 
-def _words(column: pd.Series) -> list[str]:
-    values = column.tolist()
+def _words(column: pd.Series) -> Any:
+    """The texts of a column's values, as an array of pyarrow."""
     if column.dtype.kind in "iu":
-        return list(map(str, values))
-    if column.dtype.kind == "f":
-        return ["" if value != value else repr(value) for value in values]
-    if not column.hasnans and all(values) and "".join(values).isalnum():
-        return values  # none needs quotation marks
+        return pc.cast(pa.array(column.to_numpy()), pa.string())
+    if column.dtype == np.float64:
+        return _numbers(column.to_numpy())
+    if isinstance(column.dtype, pd.StringDtype):
+        found = pa.array(column, from_pandas=True)
+        whole = found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+        texts = pc.fill_null(pc.cast(whole, pa.string()), "")
+        if pc.all(pc.ascii_is_alnum(texts)).as_py():
+            return texts  # none needs quotation marks
+    values = column.tolist()
     known = {value: _word(value) for value in set(values)}
-    return [known[value] for value in values]
+    return pa.array([known[value] for value in values], pa.string())
+
+
+def _numbers(values: np.ndarray) -> Any:
+    """Floats as Python writes them, and nothing where they are not a number."""
+    sizes = np.abs(values)
+    alike = (sizes >= ALIKE[0]) & (sizes < ALIKE[1]) & (values != np.floor(values))
+    found = pc.cast(pa.array(values, mask=~alike), pa.string())
+    if alike.all():
+        return found
+    odd, places = np.unique(values[~alike].view(np.int64), return_inverse=True)  # by their bits: 0 and -0 differ
+    words = pa.array([_word(value) for value in odd.view(np.float64).tolist()], pa.string())
+    return pc.replace_with_mask(found, pa.array(~alike), words.take(pa.array(places)))
 
 
 def _word(value: object) -> str:
