@@ -164,7 +164,7 @@ def measured(out: Path, models: int, images: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    given = arguments((__doc__ or "").splitlines()[0], threads=1)
+    given = arguments((__doc__ or "").splitlines()[0])
     with tempfile.TemporaryDirectory() as folder:
         found = measured(Path(folder), *SIZES[given.quick])
     finish("site_scale", found, given, SOURCES)

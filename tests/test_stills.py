@@ -14,7 +14,7 @@ SPEC = curve_chart("l2") | {"width": 300, "datasets": {"steps": [{"eps": 0.5, "c
 
 @pytest.fixture(scope="module")
 def alone():
-    return stills.stills(SPEC)
+    return stills.begin_stills(SPEC)()
 
 
 def test_a_picture_is_an_svg_and_a_png_of_twice_its_size(alone):
@@ -29,7 +29,7 @@ def test_a_process_beside_draws_the_same(alone, monkeypatch):
         begin()  # the second time nothing
         with monkeypatch.context() as patch:
             patch.setattr(stills, "vl_convert", None)  # this process draws nothing
-            assert [stills.stills(SPEC) for _ in range(2)] == [alone] * 2
+            assert [stills.begin_stills(SPEC)() for _ in range(2)] == [alone] * 2
         child = stills._beside.get().process
     assert child.returncode == 0 and stills._beside.get() is None
 
@@ -44,12 +44,12 @@ def test_where_the_process_is_lost_this_one_draws(alone, late):
     with drawn_beside() as begin:
         begin()
         if late:
-            stills.stills(SPEC)
+            stills.begin_stills(SPEC)()
         stills._beside.get().process.kill()
-        assert stills.stills(SPEC) == alone
+        assert stills.begin_stills(SPEC)() == alone
 
 
 def test_a_chart_that_cannot_be_drawn_is_refused_as_ever():
     with drawn_beside() as begin, pytest.raises(ValueError, match=r"^Vega-Lite to SVG conversion failed"):
         begin()
-        stills.stills({"mark": "no such mark"})
+        stills.begin_stills({"mark": "no such mark"})()

@@ -210,6 +210,7 @@ def test_mcnemar_tosses_a_coin_for_each_discordant_pair():
 def test_holm_by_hand():
     assert verdicts.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert verdicts.holm([0.9, 0.8]) == pytest.approx([1.0, 1.0]) and len(verdicts.holm([])) == 0
+    assert verdicts.holm([0.2, 0.01, 0.01, 0.01, 0.3]) == pytest.approx([0.4, 0.05, 0.05, 0.05, 0.4])  # equal ones stay equal
 
 
 def some():

@@ -1,6 +1,7 @@
 """The charts, as Vega-Lite with named data: the browser draws them, and vl-convert makes the same figure as svg and png."""
 
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import altair as alt
 
 from robustbench_rkhs.runtime.sinks import for_line
 from robustbench_rkhs.site.pages import write_changed
-from robustbench_rkhs.site.stills import stills
+from robustbench_rkhs.site.stills import begin_stills
 from robustbench_rkhs.verdicts import About
 from robustbench_rkhs.verdicts.axes import PALETTE, radius_axis
 from robustbench_rkhs.verdicts.plot import APART, WIDE
@@ -96,12 +97,13 @@ def _spec(chart: Any) -> dict[str, Any]:
     return found
 
 
-def still(spec: dict[str, Any], datasets: dict[str, Any], title: str, stem: Path) -> list[Path]:
-    """The chart as STEM.svg and STEM.png on white. Raises Unwritable. Cost: 0.1 s."""
-    whole = {**spec, "width": WIDTH, "title": for_line(title), "datasets": datasets, "config": CONFIG}
-    written = []
-    for kind, content in zip(("svg", "png"), stills(whole), strict=True):
-        path = stem.with_name(f"{stem.name}.{kind}")
-        write_changed(path, content)
-        written.append(path)
-    return written
+def begin_still(spec: dict[str, Any], datasets: dict[str, Any], title: str, stem: Path) -> Callable[[], list[Path]]:
+    """Have the chart drawn on white; a call of what it gives writes STEM.svg and STEM.png, and raises Unwritable. Cost: 0.1 s."""
+    drawn = begin_stills({**spec, "width": WIDTH, "title": for_line(title), "datasets": datasets, "config": CONFIG})
+
+    def write() -> list[Path]:
+        return [
+            write_changed(stem.with_name(f"{stem.name}.{kind}"), one) for kind, one in zip(("svg", "png"), drawn(), strict=True)
+        ]
+
+    return write

@@ -1,6 +1,6 @@
 """The page of a model, with the data that it draws and offers."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from shutil import copyfile
@@ -11,7 +11,7 @@ import pandas as pd
 from robustbench_rkhs.runtime.files import write_whole
 from robustbench_rkhs.site import model_tables as tables
 from robustbench_rkhs.site.boards import Board
-from robustbench_rkhs.site.charts import curve_chart, still, typed_ticks
+from robustbench_rkhs.site.charts import begin_still, curve_chart, typed_ticks
 from robustbench_rkhs.site.markup import markdown
 from robustbench_rkhs.site.model_data import image_table, model_data
 from robustbench_rkhs.site.model_files import LARGEST, ModelFiles, tightness_grid
@@ -20,6 +20,9 @@ from robustbench_rkhs.site.site_models import SiteDomain, SiteModel
 from robustbench_rkhs.site.training_facts import TrainingFacts
 from robustbench_rkhs.verdicts import Evaluation, doubts
 from robustbench_rkhs.verdicts.remembered import remembering
+
+Finish = Callable[[], list[Path]]
+"""What waits for a figure, and writes its files."""
 
 
 def write_model(
@@ -34,9 +37,12 @@ def write_model(
     for domain in model.domains:
         evaluation = domain.evaluation()
         with remembering():
-            table = image_table(evaluation)
-            written += _write_data(top, model, domain, evaluation, table)
-            sections.append(_section(domain, evaluation, table) | {"boards": standings.get(domain.stem, [])})
+            table, spec = image_table(evaluation), _curve(evaluation)
+            data = model_data(model, domain, evaluation, table)
+            finish = _begin_still(top, model, domain, spec, data)  # drawn while the rest is made
+            written += _write_data(top, domain, data, table)
+            sections.append(_section(domain, evaluation, table) | {"spec": spec, "boards": standings.get(domain.stem, [])})
+            written += finish()
     offered = []
     for one in files.files:
         whole = one.path.stat().st_size <= LARGEST
@@ -75,7 +81,6 @@ def _section(domain: SiteDomain, evaluation: Evaluation, table: pd.DataFrame) ->
         "stem": domain.stem,
         "title": domain.title,
         "command": evaluation.about.command,
-        "spec": _curve(evaluation),
         "summary": tables.summary_grid(evaluation),
         "grids": [grid for grid in [*grids, tables.diagnosis_grid(evaluation)] if grid is not None and grid.rows],
         "nearest": tables.nearest_grid(evaluation, table),
@@ -90,13 +95,17 @@ def _curve(evaluation: Evaluation) -> dict[str, Any]:
     return curve_chart(about.norm, ticks=typed_ticks(about), largest=max(about.epsilons, default=1.0) or 1.0)
 
 
-def _write_data(top: Path, model: SiteModel, domain: SiteDomain, evaluation: Evaluation, table: pd.DataFrame) -> list[Path]:
-    """The data script, the per-image table as parquet, and the figure as svg and png."""
-    data, stem = model_data(model, domain, evaluation, table), top / "data" / domain.stem
-    parquet = stem.with_name(f"{stem.name}.parquet")
-    write_whole(parquet, lambda temporary: table.to_parquet(temporary, index=False, compression="zstd"))
+def _begin_still(top: Path, model: SiteModel, domain: SiteDomain, spec: dict[str, Any], data: dict[str, Any]) -> Finish:
+    """Have the figure of a domain drawn, as svg and png."""
     named = {"model": model.name}
     steps = [dict(zip(("eps", "certified", "broken"), row, strict=True)) | named for row in data["steps"]]
     drawn = {"steps": steps, "points": [row | named for row in data["points"]]}
-    figures = still(_curve(evaluation), drawn, f"{model.name}: {domain.title}", stem)
-    return [write_data(stem.with_name(f"{stem.name}.js"), domain.stem, data), parquet, *figures]
+    return begin_still(spec, drawn, f"{model.name}: {domain.title}", top / "data" / domain.stem)
+
+
+def _write_data(top: Path, domain: SiteDomain, data: dict[str, Any], table: pd.DataFrame) -> list[Path]:
+    """The data script, and the per-image table as parquet."""
+    stem = top / "data" / domain.stem
+    parquet = stem.with_name(f"{stem.name}.parquet")
+    write_whole(parquet, lambda temporary: table.to_parquet(temporary, index=False, compression="zstd"))
+    return [write_data(stem.with_name(f"{stem.name}.js"), domain.stem, data), parquet]

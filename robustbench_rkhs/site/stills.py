@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import vl_convert
@@ -63,26 +64,45 @@ def drawn_beside() -> Iterator[Callable[[], None]]:
         beside.end()
 
 
-def stills(spec: dict[str, Any]) -> tuple[bytes, bytes]:
-    """A chart as svg and png. Cost: 0.1 s, and half a second for the first one that a process draws."""
+def begin_stills(spec: dict[str, Any]) -> Callable[[], tuple[bytes, bytes]]:
+    """Have a chart drawn; a call of what it gives waits for its svg and png. One at a time.
+
+    Cost: 0.1 s, and half a second for the first one that a process draws.
+    """
     beside = _beside.get()
     if beside is not None and beside.process is not None:
         with suppress(OSError, ValueError):
-            return _asked(beside.process, spec)
+            _ask(beside.process, spec)
+            return partial(_waited, beside.process, spec)
+    return partial(_drawn, spec)
+
+
+def _drawn(spec: dict[str, Any]) -> tuple[bytes, bytes]:
+    """Drawn by this process."""
     svg = vl_convert.vegalite_to_svg(spec)
     return svg.encode(), vl_convert.svg_to_png(svg, scale=SCALE)
 
 
-def _asked(child: "subprocess.Popen[bytes]", spec: dict[str, Any]) -> tuple[bytes, bytes]:
-    """Drawn by that process. Raises OSError or ValueError where it is gone, or could not draw this."""
-    assert child.stdin is not None and child.stdout is not None
+def _ask(child: "subprocess.Popen[bytes]", spec: dict[str, Any]) -> None:
+    """Raises OSError where that process is gone."""
+    assert child.stdin is not None
     child.stdin.write(json.dumps({"spec": spec, "scale": SCALE}).encode() + b"\n")
     child.stdin.flush()
-    found = []
-    for _ in ("svg", "png"):
-        length = int.from_bytes(child.stdout.read(8), "little")
-        content = child.stdout.read(length)
-        if not length or len(content) != length:
-            raise ValueError("the process that draws has ended")
-        found.append(content)
-    return found[0], found[1]
+
+
+def _waited(child: "subprocess.Popen[bytes]", spec: dict[str, Any]) -> tuple[bytes, bytes]:
+    """What that process draws; where it is gone, or could not draw this, drawn here."""
+    try:
+        return _answer(child), _answer(child)
+    except (OSError, ValueError):
+        return _drawn(spec)
+
+
+def _answer(child: "subprocess.Popen[bytes]") -> bytes:
+    """Raises OSError or ValueError where there is none."""
+    assert child.stdout is not None
+    length = int.from_bytes(child.stdout.read(8), "little")
+    content = child.stdout.read(length)
+    if not length or len(content) != length:
+        raise ValueError("the process that draws has ended")
+    return content

@@ -76,8 +76,10 @@ def mcnemar_all(
     totals, leasts = np.divmod(codes, base)
     tails = np.minimum(2 * bdtr(leasts, totals, 0.5), 1.0)
     tails[2 * leasts == totals] = 1.0  # twice a tail counts the middle twice
-    asked = answered.astype(exact)
-    shared = np.full(only.shape, answered.shape[1]) if whole else np.rint(asked @ asked.T).astype(np.int64)
+    if whole:
+        shared = np.full(only.shape, answered.shape[1])
+    else:
+        shared = np.rint(answered.astype(exact) @ answered.astype(exact).T).astype(np.int64)
     found = np.empty(only.shape)
     found[above] = found.T[above] = tails[where]
     return found, shared
@@ -89,8 +91,7 @@ def holm(pvalues: Iterable[float]) -> Float[np.ndarray, " tests"]:
     The r-th smallest of m (r = 0, 1, ...) is multiplied by m - r, kept monotone and at most 1. Source: Holm, 1979.
     """
     given = np.asarray(pvalues if isinstance(pvalues, np.ndarray) else list(pvalues), dtype=np.float64)
-    order = np.argsort(given, kind="stable")
-    stepped = given[order] * (len(given) - np.arange(len(given)))
-    adjusted = np.empty_like(given)
-    adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1)
+    values, where, counts = np.unique(given, return_inverse=True, return_counts=True)
+    smaller = np.cumsum(counts) - counts  # of equal ones the first has the largest factor
+    adjusted: np.ndarray = np.minimum(np.maximum.accumulate(values * (len(given) - smaller)), 1)[where]
     return adjusted

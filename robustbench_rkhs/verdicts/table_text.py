@@ -67,7 +67,8 @@ def _words(column: pd.Series) -> Any:
 def _numbers(values: np.ndarray) -> Any:
     """Floats as Python writes them, and nothing where they are not a number."""
     sizes = np.abs(values)
-    alike = (sizes >= ALIKE[0]) & (sizes < ALIKE[1]) & (values != np.floor(values))
+    with np.errstate(invalid="ignore"):
+        alike = (sizes >= ALIKE[0]) & (sizes < ALIKE[1]) & (values != np.floor(values))
     found = pc.cast(pa.array(values, mask=~alike), pa.string())
     if alike.all():
         return found
