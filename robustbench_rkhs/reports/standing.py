@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from robustbench_rkhs.reports.entries import Entry
-from robustbench_rkhs.verdicts import UNDIAGNOSED, comparable, diagnosed, holm, mcnemar_all
+from robustbench_rkhs.reports.paired_tests import PairedTests
+from robustbench_rkhs.verdicts import UNDIAGNOSED, comparable, diagnosed, holm
 
 ALPHA = 0.05
 
@@ -28,15 +30,18 @@ class Standing:
     """Images that both of a pair were evaluated on."""
 
     @classmethod
-    def of(cls, entries: Sequence[Entry], eps: float) -> "Standing":
-        """The standing of the entries of a section. Cost: two products of (models x images) matrices."""
+    def of(cls, entries: Sequence[Entry], eps: float, record: Path | None = None) -> "Standing":
+        """The standing of the entries of a section. `record`: of their paired tests, as `PairedTests.of` takes it.
+
+        Cost: two products of (models x images) matrices.
+        """
         sound = [entry for entry in entries if entry.status == "ranked"]
         apart = {id(one): why for one, why in comparable([entry.brief for entry in sound], eps, fewest=1).apart}
         alike = [entry for entry in sound if id(entry.brief) not in apart]
         apart |= _ran_less(alike, eps)
         ranked = [entry for entry in sound if id(entry.brief) not in apart]
         beside = [(entry, apart[id(entry.brief)]) for entry in sound if id(entry.brief) in apart]
-        adjusted, shared = _paired(ranked, eps)
+        adjusted, shared = _paired(ranked, eps, record)
         return cls(ranked, _ranks(adjusted), beside, adjusted, shared)
 
     def completes(self, entry: Entry) -> str:
@@ -63,7 +68,7 @@ def _ran_less(entries: Sequence[Entry], eps: float) -> dict[int, str]:
     return found
 
 
-def _paired(ranked: Sequence[Entry], eps: float) -> tuple[np.ndarray, np.ndarray]:
+def _paired(ranked: Sequence[Entry], eps: float, record: Path | None) -> tuple[np.ndarray, np.ndarray]:
     """Holm-adjusted McNemar p-values of all pairs (1 on the diagonal), and the images that each pair shares."""
     adjusted = np.ones((len(ranked), len(ranked)))
     if not ranked:
@@ -75,10 +80,10 @@ def _paired(ranked: Sequence[Entry], eps: float) -> tuple[np.ndarray, np.ndarray
     for place, entry in enumerate(ranked):
         images = slice(None) if len(entry.brief.index) == len(index) else np.searchsorted(index, entry.brief.index)
         right[place, images], answered[place, images] = entry.brief.robust[eps], True
-    tests, shared = mcnemar_all(right, answered)
-    first, second = np.triu_indices(len(ranked), 1)
-    adjusted[first, second] = adjusted[second, first] = holm(tests[first, second])
-    return adjusted, shared
+    found = PairedTests.of([f"{eps!r} {entry.brief.content}" for entry in ranked], right, answered, record)
+    above = np.triu_indices(len(ranked), 1)
+    adjusted[above] = adjusted.T[above] = holm(found.tests[above])
+    return adjusted, found.shared
 
 
 def _ranks(adjusted: np.ndarray) -> list[int]:

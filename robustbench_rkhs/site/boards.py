@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from robustbench_rkhs.verdicts import TEST_ABOVE_TRAINING, stale, typed
 from robustbench_rkhs.verdicts.axes import in_words
 
 SHARES = ("clean", "robust", "certified")
+THREADS = 4
+"""Boards that are made at once."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +92,17 @@ def boards(
     facts: Mapping[Identity, TrainingFacts],
     claims: Sequence[Claimed] = (),
     published: Collection[Path] = (),
+    records: Path | None = None,
 ) -> list[Board]:
     """The boards of all sections, in their order, each with the claims about its data, norm, box and eps.
 
-    published: the tables that are published. Where some are, boards without any of these come last, as trials.
+    published: the tables that are published. Where some are, boards without any of these come last, as trials. records: a folder
+    for what is not computed again.
     """
     slugs = _slugs(sections)
-    found = [_board(section, slugs[section], entries, models, facts) for section, entries in sections.items()]
+    with ThreadPoolExecutor(THREADS) as pool:  # the paired tests of a large board take 0.3 s of numpy
+        made = [pool.submit(_board, one, slugs[one], entries, models, facts, records) for one, entries in sections.items()]
+        found = [one.result() for one in made]
     found = [_with_claims(one, tuple(claim.row for claim in claims_of(claims, one.section))) for one in found]
     shown = {section for section, entries in sections.items() if any(entry.brief.path in published for entry in entries)}
     trials = [replace(one, trial=True, contents=(*one.contents, "trial")) for one in found if shown and one.section not in shown]
@@ -112,10 +119,11 @@ def _board(
     entries: Sequence[Entry],
     models: Mapping[Identity, SiteModel],
     facts: Mapping[Identity, TrainingFacts],
+    records: Path | None,
 ) -> Board:
     data, _, norm, box, eps = section
     text = typed(eps, [entry.brief.about for entry in entries])
-    stand = Standing.of(entries, eps)
+    stand = Standing.of(entries, eps, records and records / f"pairs-{slug}.npz")
 
     def row(entry: Entry, rank: int | None = None, **more: str) -> dict[str, Any]:
         who = identity(entry.brief.about)

@@ -72,7 +72,7 @@ def _built(places: Places, briefs: list[Brief], cache: BriefCache, found: SiteBu
     libraries = [site_digest(), *versions()]
     found.files += drawn.once("assets", folder / "assets", libraries, write_assets)
     claims, published = read_claims(places.claims, found.unread.append), set(Published(places.verdicts).paths())
-    ranked = boards(board(briefs, cache), models, facts, claims, published)
+    ranked = boards(board(briefs, cache), models, facts, claims, published, cache.folder)
     with stepped("pages", "", len(ranked), "boards") as step:
         for one in ranked:
             stem = folder / "boards" / one.slug
@@ -94,9 +94,8 @@ def _built(places: Places, briefs: list[Brief], cache: BriefCache, found: SiteBu
 
 def _sum_up(places: Places, cache: BriefCache) -> bool:
     """Sum up tables that are new, by several processes where there are many; whether there were."""
-    known = {path.stem for path in cache.folder.glob("*.json")} if cache.folder is not None else set()
     paths = table_paths(places.verdicts)
-    if len(paths) - len(known) < MANY:
+    if len(paths) - cache.known(places.verdicts) < MANY:
         return False
     for _ in side_by_side(partial(_summed_up, cache), paths):
         pass

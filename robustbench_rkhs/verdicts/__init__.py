@@ -29,7 +29,7 @@ from robustbench_rkhs.verdicts.published import Published
 from robustbench_rkhs.verdicts.record import Record
 from robustbench_rkhs.verdicts.schema import COLUMNS, KEY, Verdicts, validate
 from robustbench_rkhs.verdicts.soundness import breaches, pooled
-from robustbench_rkhs.verdicts.statistics import Proportion, clopper_pearson, holm, mcnemar, mcnemar_all
+from robustbench_rkhs.verdicts.statistics import Proportion, clopper_pearson, holm, mcnemar, mcnemar_all, mcnemar_between
 from robustbench_rkhs.verdicts.step_curves import AccuracySteps, Steps, accuracy_steps
 from robustbench_rkhs.verdicts.store import digest, read, read_all, read_part, set_part_aside, write, write_part
 from robustbench_rkhs.verdicts.summaries import (
@@ -96,6 +96,7 @@ __all__ = [
     "marks",
     "mcnemar",
     "mcnemar_all",
+    "mcnemar_between",
     "merge",
     "no_function",
     "pooled",

@@ -1,0 +1,88 @@
+"""The paired tests of a board: with a record they are those without, whatever changed and whatever the record holds."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from robustbench_rkhs.reports import paired_tests
+from robustbench_rkhs.reports.paired_tests import PairedTests
+from robustbench_rkhs.verdicts import mcnemar, mcnemar_all, mcnemar_between
+
+IMAGES = 40
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    monkeypatch.setattr(paired_tests, "MANY", 2)
+
+
+def answers(who, whole=True):
+    """What models of these names say: the same for the same name."""
+    rows = [np.random.default_rng(list(one.encode())) for one in who]
+    right = np.array([row.random(IMAGES) < 0.6 for row in rows])
+    answered = np.ones_like(right) if whole else np.array([row.random(IMAGES) < 0.8 for row in rows])
+    return right & answered, answered
+
+
+def found(who, record, whole=True):
+    one = PairedTests.of(who, *answers(who, whole), record)
+    return one.tests, one.shared
+
+
+def same(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@given(st.booleans(), st.integers(1, 4))
+def test_between_some_models_and_all_as_between_all(whole, count):
+    right, answered = answers("abcdef", whole)
+    tests, shared = mcnemar_all(right, answered)
+    assert same(mcnemar_between(right[:count], answered[:count], right, answered), (tests[:count], shared[:count]))
+    both = answered[0] & answered[1]
+    assert tests[0, 1] == pytest.approx(mcnemar(right[0][both], right[1][both])) and shared[0, 1] == both.sum()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("then", ["abcdef", "abXdef", "fedcba", "abdefX", "bcf", "XYZUVW", "aXYZUV"])
+def test_a_record_changes_no_test(tmp_path, then, whole):
+    record = tmp_path / "pairs.npz"
+    for who in ("abcdef", then, then):
+        assert same(found(who, record, whole), found(who, None, whole))
+
+
+def test_only_new_models_are_tested(tmp_path, monkeypatch):
+    record, asked = tmp_path / "pairs.npz", []
+    found("abcdef", record)
+    monkeypatch.setattr(paired_tests, "mcnemar_all", None)
+    monkeypatch.setattr(paired_tests, "mcnemar_between", lambda *given: asked.append(len(given[0])) or mcnemar_between(*given))
+    found("abXdef", record)
+    found("abXdef", record)
+    assert asked == [1, 0]
+
+
+@pytest.mark.parametrize("place", [0, 40, 0.3, 0.6, 0.9, -1])
+def test_a_damaged_record_is_made_again(tmp_path, place):
+    record = tmp_path / "pairs.npz"
+    found("abcdef", record)
+    content = bytearray(record.read_bytes())
+    content[int(place * len(content)) if isinstance(place, float) else place] ^= 1
+    for damaged in (bytes(content), bytes(content[:100]), b""):
+        record.write_bytes(damaged)
+        assert same(found("abcdef", record), found("abcdef", None))
+
+
+def test_a_record_of_other_code_or_another_form_is_made_again(tmp_path, monkeypatch):
+    record = tmp_path / "pairs.npz"
+    np.savez(record.open("wb"), who=np.array(["a"]), tests=np.zeros(3), shared=np.zeros((1, 1)), sha256=np.array("x"))
+    assert same(found("abc", record), found("abc", None))
+    with monkeypatch.context() as patched:
+        patched.setattr(paired_tests, "code_digest", lambda: "another")
+        assert PairedTests._read(record) is None
+    assert PairedTests._read(record) is not None
+
+
+def test_few_models_have_no_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(paired_tests, "MANY", 4)
+    found("abc", tmp_path / "pairs.npz")
+    assert not any(tmp_path.iterdir())
