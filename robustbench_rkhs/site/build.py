@@ -49,7 +49,7 @@ def build_site(out: Path, folder: Path) -> SiteBuilt:
 
     Pages whose tables and code did not change are left as they are; those of models that are gone are removed. Nothing outside
     `folder` and OUT/local is written. Raises UserError where a package of the extra `site` is missing, or a file cannot be
-    written. Cost: 1 ms per table that is known, 0.5 s for a new one, 4 s for the shared files at first.
+    written. Cost: 1 ms per table that is known, 0.5 s for a new one, 2 s for the shared files at first.
     """
     check_installed()
     places, found = Places(out), SiteBuilt(folder)
