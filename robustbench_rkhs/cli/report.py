@@ -1,7 +1,8 @@
 """rkhs-report: redraw all reports from the verdicts alone."""
 
 import dataclasses
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,29 @@ from robustbench_rkhs.nodes.node import UserError
 
 if TYPE_CHECKING:
     from robustbench_rkhs.reports.update import Updated
+
+
+ANY = {"out", "as_json", "quiet"}
+PUBLISHED = {"publish", "withdraw", "published"}
+ALONE: tuple[tuple[set[str], set[str], str], ...] = (
+    ({"site"}, ANY, "--site writes all pages of OUT: expected it with no other option than --out, --json and --quiet"),
+    ({"claims"}, ANY, "--claims and --export do one thing: expected no other option than --out and --json"),
+    ({"export"}, ANY, "--claims and --export do one thing: expected no other option than --out and --json"),
+    (
+        {"rejudge"},
+        ANY | {"model", "cheap", "device", "engine"},
+        "--rejudge evaluates again: expected no other option than --out, --model, --cheap, --device, --engine, --json",
+    ),
+    (
+        {"table", "names"},
+        ANY | {"model", "name"},
+        "--table and --names make a table alone: expected only --model, --name, --out and --json",
+    ),
+    (PUBLISHED, ANY, "--publish, --withdraw and --published draw all that is published: leave out --model and --adversarials"),
+)
+"""What does one thing, what may stand beside it, and what is said of anything else."""
+WITH = (({"engine", "device", "cheap"}, "--rejudge"), ({"name"}, "--table"))
+"""Options of one of these alone."""
 
 
 def _report(
@@ -83,48 +107,23 @@ def _report(
         as_json: Print one JSON object on stdout, with the path of every file.
         engine: With --rejudge: what computes: here; torchrun or srun; submitit:tasks=8,partition=NAME; ray:gpus=1.
     """
+    _check_alone(_typed(locals()))
     if isinstance(array := engine_from(engine), Submitit):
         raise SystemExit(submitted(array))
     from robustbench_rkhs.reports.places import Places
     from robustbench_rkhs.reports.update import update
 
     if site is not None:
-        if publish or withdraw or published or adversarials or model or table is not None or names:
-            raise UserError("--site writes all pages of OUT: expected it with no other option than --out, --json and --quiet")
         return _site(out, site, as_json, quiet)
     if claims is not None or export is not None:
-        if (
-            publish
-            or withdraw
-            or published
-            or adversarials
-            or model
-            or table is not None
-            or names
-            or rejudge
-            or (claims and export)
-        ):
-            raise UserError("--claims and --export do one thing: expected no other option than --out and --json")
         return _claims(out, claims, as_json) if claims is not None else _export(out, export or Path(), as_json)
     if rejudge:
-        if publish or withdraw or published or adversarials or table is not None or names:
-            raise UserError(
-                "--rejudge evaluates again: expected no other option than --out, --model, --cheap, --device, --engine, --json"
-            )
         return _rejudge(out, model, cheap, (engine, device), as_json, quiet)
-    if engine != "here":
-        raise UserError("--engine computes: expected it with --rejudge")
     if table is not None or names:
-        if publish or withdraw or published or adversarials:
-            raise UserError(
-                "--table and --names make a table alone: expected none of --publish, --withdraw, --published and --adversarials"
-            )
         written = _table(out, table or "", model, names, name)
         printed(f"table: {' '.join(map(str, written))}")
         return emit({"table": written}) if as_json else None
     shipped = bool(publish or withdraw or published)
-    if shipped and (model or adversarials):
-        raise UserError("--publish, --withdraw and --published draw all that is published: leave out --model and --adversarials")
     with shown(console_of_width(120, stderr=False), quiet):
         found = _published(out, publish, withdraw) if shipped else update(out, model)
     if not shipped and not found.tables and not adversarials:
@@ -199,6 +198,23 @@ def _rejudge(out: Path, models: Names, cheap: float, where: tuple[str, str], as_
     printed(f"stale: {len(found)} tables, {done} evaluated again, {len(found) - done} left with their commands", stderr=as_json)
     if as_json:
         emit({"stale": [dataclasses.asdict(one) for one in found]})
+
+
+def _typed(values: Mapping[str, object]) -> set[str]:
+    """The options that are not as they are by default."""
+    return {name for name, one in inspect.signature(_report).parameters.items() if values[name] != one.default}
+
+
+def _check_alone(given: set[str]) -> None:
+    """Raises UserError where options are given that the asked-for work has no use for."""
+    for options, others, words in ALONE:
+        if given & options:
+            if given - options - others:
+                raise UserError(words)
+            return
+    for options, asked in WITH:
+        if stray := sorted(given & options):
+            raise UserError(f"--{stray[0]}: expected it with {asked}")
 
 
 def _site(out: Path, folder: Path, as_json: bool, quiet: bool) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
+from robustbench_rkhs.reports.completion import completing
 from robustbench_rkhs.reports.entries import Entry
 from robustbench_rkhs.reports.paired_tests import PairedTests
-from robustbench_rkhs.verdicts import UNDIAGNOSED, comparable, diagnosed, holm
+from robustbench_rkhs.verdicts import UNDIAGNOSED, diagnosed, holm, ranked_together
 
 ALPHA = 0.05
 
@@ -36,7 +37,7 @@ class Standing:
         Cost: two products of (models x images) matrices.
         """
         sound = [entry for entry in entries if entry.status == "ranked"]
-        apart = {id(one): why for one, why in comparable([entry.brief for entry in sound], eps, fewest=1).apart}
+        apart = {id(one): why for one, why in ranked_together([entry.brief for entry in sound], eps).apart}
         alike = [entry for entry in sound if id(entry.brief) not in apart]
         apart |= _ran_less(alike, eps)
         ranked = [entry for entry in sound if id(entry.brief) not in apart]
@@ -45,13 +46,8 @@ class Standing:
         return cls(ranked, _ranks(adjusted), beside, adjusted, shared)
 
     def completes(self, entry: Entry) -> str:
-        """The command that evaluates an entry as the ranked ones were: theirs, with its name; empty where none is known."""
-        words = self.ranked[0].brief.about.command.split(" ") if self.ranked else []
-        if "--model" not in words:
-            return ""
-        at = words.index("--model") + 1
-        end = next((place for place in range(at, len(words)) if words[place].startswith("-")), len(words))
-        return " ".join([*words[:at], entry.brief.about.model, *words[end:]])
+        """The command that evaluates an entry as the ranked ones were; empty where none is known."""
+        return completing(entry.brief.about, self.ranked[0].brief.about) if self.ranked else ""
 
 
 def _ran_less(entries: Sequence[Entry], eps: float) -> dict[int, str]:

@@ -12,9 +12,10 @@ from robustbench_rkhs.nodes.radius_text import radius_file_word
 from robustbench_rkhs.reports.claimed import Claimed, claims_of
 from robustbench_rkhs.reports.entries import ASIDE, Entry, Section
 from robustbench_rkhs.reports.standing import ALPHA, Standing
+from robustbench_rkhs.site.effort_settings import OF_EFFORT
 from robustbench_rkhs.site.site_models import Identity, SiteModel, identity
 from robustbench_rkhs.site.training_facts import TrainingFacts
-from robustbench_rkhs.verdicts import TEST_ABOVE_TRAINING, stale, typed
+from robustbench_rkhs.verdicts import TEST_ABOVE_TRAINING, Brief, stale, typed
 from robustbench_rkhs.verdicts.axes import in_words
 
 SHARES = ("clean", "robust", "certified")
@@ -200,12 +201,28 @@ def _protocol(section: Section, first: Entry | None) -> tuple[tuple[str, str], .
     if first is None:
         return tuple(said)
     about, settings = first.brief.about, first.brief.about.settings
-    said += [("Images", f"{first.brief.images:,}, drawn {settings.get('order', 'in order')}, seed {about.seed}")]
+    drawn = f"drawn {settings.get('order', 'in order')}, seed {about.seed}"
+    said += [("Images", f"these {first.brief.images:,}, {drawn}; what was evaluated on fewer or others is not ranked")]
     said += [("Attacks", ", ".join(about.protocol))]
-    named = [_settings(one) for one in settings.get("attacks") or [] if isinstance(one, dict)]
-    said += [("Their settings", "; ".join(named) or f"effort {settings.get('effort', 'unknown')}")]
+    said += [("Their settings", _attacks(first.brief))]
     said += [("Diagnosis", ", ".join(one.name for one in about.diagnostics if one.name != TEST_ABOVE_TRAINING) or "none")]
-    return *said, ("Audit", "a minimal-norm attack on every certified image")
+    certified, audited = (int(first.row[f"count_{part}"]) for part in ("certified", "audited"))
+    if not certified:
+        return *said, ("Audit", "none: nothing is certified")
+    words = "a minimal-norm attack on every certified image" if audited == certified else "not on every certified image"
+    return *said, ("Audit", words)
+
+
+def _attacks(one: Brief) -> str:
+    """The attacks with their settings; those of an effort as today's code has them, unless older code ran."""
+    settings = one.about.settings
+    if named := [_settings(node) for node in settings.get("attacks") or [] if isinstance(node, dict)]:
+        return "; ".join(named)
+    effort = str(settings.get("effort", "unknown"))
+    known = OF_EFFORT.get((effort, one.about.norm))
+    if known is None or stale(one):
+        return f"effort {effort}, as the code had it that evaluated"
+    return f"effort {effort}: {'; '.join(known)}"
 
 
 def _settings(node: dict[str, Any]) -> str:

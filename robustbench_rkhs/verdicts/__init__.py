@@ -4,7 +4,7 @@ from robustbench_rkhs.verdicts.about import About, Breach, Described, Diagnosis,
 from robustbench_rkhs.verdicts.adversarials import Adversarials, read_adversarials, write_adversarials
 from robustbench_rkhs.verdicts.brief_cache import BriefCache
 from robustbench_rkhs.verdicts.briefs import Brief
-from robustbench_rkhs.verdicts.comparability import Apart, Choice, called, comparable, unfit
+from robustbench_rkhs.verdicts.comparability import Apart, Choice, called, comparable, ranked_together, unfit
 from robustbench_rkhs.verdicts.evaluation import AdversarialImages, Evaluation
 from robustbench_rkhs.verdicts.image_radii import by_certificate, images
 from robustbench_rkhs.verdicts.image_states import STATES, states
@@ -101,6 +101,7 @@ __all__ = [
     "no_function",
     "pooled",
     "protocol_failed",
+    "ranked_together",
     "read",
     "read_adversarials",
     "read_all",

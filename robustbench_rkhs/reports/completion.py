@@ -1,0 +1,76 @@
+"""The command that evaluates a model as the ranked ones of a board were."""
+
+import shlex
+from typing import Any
+
+from robustbench_rkhs.verdicts import About
+
+Options = dict[str, list[str]]
+"""Flags and their values."""
+OF_MODEL = ("--model", "--checkpoint", "--data", "--name", "--mean", "--std", "--smooth", "--twin", "--allow-code")
+"""Flags of `rkhs-eval` that say which function is evaluated."""
+OF_RUN = (
+    *("--out", "--json", "--require", "--quiet", "--certificate", "--save-adversarials", "--adversarials", "--bits", "--vnnlib"),
+    *("--answers", "--engine", "--parts", "--device", "--workers", "--threads", "--budget"),
+)
+"""Those that say where it runs, and what is made of the table."""
+
+NOT_TYPED = ("name", "norm", "box", "seed")
+"""Fields of a method that are not typed: they follow those of the evaluation."""
+
+
+def completing(own: About, ranked: About) -> str:
+    """The command that evaluates the model of one table as that of another was; empty where none is known.
+
+    What names the model comes from its own command, the rest from the other's: from its command, or from its settings where
+    another program than `rkhs-eval` made it.
+    """
+    asked = options(ranked.command) or of_settings(ranked)
+    if asked is None:
+        return ""
+    rest = {flag: values for flag, values in asked.items() if flag not in (*OF_MODEL, *OF_RUN)}
+    data = {"--data": asked["--data"]} if "--data" in asked else {}
+    named = {flag: values for flag, values in (options(own.command) or {}).items() if flag in OF_MODEL}
+    if len(named.get("--model", [])) != 1:
+        named |= {"--model": [own.model]}
+    words = [word for flag, values in ({"--model": named["--model"]} | data | named | rest).items() for word in (flag, *values)]
+    return shlex.join(["rkhs-eval", *words])
+
+
+def options(command: str) -> Options | None:
+    """The flags of a command line of `rkhs-eval` for a model; None for another."""
+    try:
+        program, *words = shlex.split(command)
+    except ValueError:
+        return None
+    if program != "rkhs-eval":
+        return None
+    found: Options = {}
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if word.startswith("--"):
+            found[flag] = [value] if equals else []
+        elif found:
+            found[[*found][-1]].append(word)
+    return found if "--model" in found else None
+
+
+def of_settings(about: About) -> Options | None:
+    """The flags that repeat an evaluation, from what its table says of it; None where it does not say enough."""
+    said = about.settings
+    if not {"samples", "order", "seed"} <= said.keys():
+        return None
+    found: Options = {"--norm": [about.norm], "--eps": [about.words(eps) for eps in about.epsilons]}
+    found |= {f"--{name}": [str(said[name])] for name in ("samples", "order", "seed", "effort") if said.get(name) is not None}
+    if named := [_node(one) for one in said.get("attacks") or [] if isinstance(one, dict)]:
+        found["--attack"] = named
+    if certificates := [str(one["name"]) for one in said.get("certificates") or [] if isinstance(one, dict) and "name" in one]:
+        found["--certify"] = certificates
+    return found
+
+
+def _node(settings: dict[str, Any]) -> str:
+    """A method as a flag takes it: NAME:FIELD=VALUE,... with its numbers and words."""
+    rest = {name: value for name, value in settings.items() if name not in NOT_TYPED and not isinstance(value, list)}
+    fields = ",".join(f"{name}={value}" for name, value in rest.items() if isinstance(value, str | int | float))
+    return f"{settings.get('name', '?')}:{fields}" if fields else str(settings.get("name", "?"))
