@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pandas as pd
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_report import trio
@@ -52,6 +53,31 @@ def test_numbers_of_every_size_have_the_text_of_python():
     frame = pd.DataFrame({"signed": np.concatenate([values, -values])})
     expected = ["signed", *("" if value != value else repr(value) for value in frame["signed"].tolist())]
     assert "".join(text_blocks(frame)).splitlines() == expected
+
+
+def test_columns_of_other_types_have_the_text_of_their_values():
+    values = np.array([0.0, -0.0, 1.5, np.nan, 0.1])
+    frame = pd.DataFrame({"short": values.astype(np.float32), "swapped": np.arange(5, dtype=">i4"), "flag": values > 0})
+    frame["nullable"] = pd.array([1, 2, None, 4, 5], dtype="Int64")
+    found = [line.split(",") for line in "".join(text_blocks(frame)).splitlines()[1:]]
+    assert [row[0] for row in found] == ["0.0", "-0.0", "1.5", "", repr(float(np.float32(0.1)))]
+    assert [row[1:] for row in found] == [
+        [str(place), str(values[place] > 0), "" if place == 2 else str(place + 1)] for place in range(5)
+    ]
+
+
+def test_long_texts_are_written_a_few_rows_at_a_time(monkeypatch):
+    monkeypatch.setattr(table_text, "LARGEST", 5000)
+    frame = pd.DataFrame({"same": ["x" * 1000] * 9, "other": [f"{place}" * 300 for place in range(9)], "number": range(9)})
+    blocks = list(text_blocks(frame))
+    assert "".join(blocks) == frame.to_csv(index=False, lineterminator="\n")
+    assert len(blocks) == 10 and max(map(len, blocks)) < 5000
+
+
+@pytest.mark.parametrize("runs", [[[]], [[5]], "a", [[0, 5, 7]], [[0, 5], [7]]])
+def test_images_that_are_no_runs_are_refused(runs):
+    with pytest.raises((ValueError, TypeError)):
+        _of_runs(runs)
 
 
 @given(st.sets(st.integers(0, 30)))

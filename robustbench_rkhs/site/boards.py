@@ -101,9 +101,12 @@ def boards(
     for what is not computed again.
     """
     slugs = _slugs(sections)
-    with ThreadPoolExecutor(THREADS) as pool:  # the paired tests of a large board take 0.3 s of numpy
+    pool = ThreadPoolExecutor(THREADS)  # the paired tests of a large board take 0.3 s of numpy
+    try:
         made = [pool.submit(_board, one, slugs[one], entries, models, facts, records) for one, entries in sections.items()]
         found = [one.result() for one in made]
+    finally:
+        pool.shutdown(cancel_futures=True)
     found = [_with_claims(one, tuple(claim.row for claim in claims_of(claims, one.section))) for one in found]
     shown = {section for section, entries in sections.items() if any(entry.brief.path in published for entry in entries)}
     trials = [replace(one, trial=True, contents=(*one.contents, "trial")) for one in found if shown and one.section not in shown]

@@ -20,6 +20,8 @@ MANY = 32
 """Tasks from which other processes are worth their start, about 3 s each."""
 MOST = 8
 """Most processes: each takes about 300 MB."""
+TRIES = 2
+"""How often processes are started: one may have been killed since the last work."""
 _staying: ContextVar["Workers | None"] = ContextVar("staying", default=None)
 
 
@@ -56,14 +58,16 @@ def staying() -> Iterator[None]:
 def side_by_side(work: Callable[[Task], Done], tasks: Sequence[Task]) -> Iterator[Done]:
     """The results of all tasks, in their order; by one process per core where there are many. `work` has to be importable.
 
-    What is left when a process is killed is done in this one.
+    Where a process is killed, new ones do what is left; where that happens again, this one does.
     """
     kept, count = _staying.get(), 0
-    if len(tasks) >= MANY and min(_cores(), MOST) >= 2:
+    for _ in range(TRIES):
+        if len(tasks) - count < MANY or min(_cores(), MOST) < 2:
+            break
         workers = kept or Workers()
         try:
             with _without_main(), keyboard_held():
-                results = workers.begin().map(work, tasks, chunksize=4)
+                results = workers.begin().map(work, tasks[count:], chunksize=4)
             for done in results:
                 yield done
                 count += 1

@@ -54,7 +54,7 @@ class Beside:
 
 @contextmanager
 def drawn_beside() -> Iterator[Callable[[], None]]:
-    """Context manager: a call of what it gives starts a process, which then draws `stills`."""
+    """Context manager: a call of what it gives starts a process, which then draws what `begin_stills` asks for."""
     beside = Beside()
     token = _beside.set(beside)
     try:

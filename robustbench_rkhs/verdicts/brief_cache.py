@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import reason
@@ -36,6 +37,13 @@ class BriefCache:
         """Where given, called before a table is summed up of which nothing is known."""
         self._indices: dict[Path, BriefIndex] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: the folder alone, not what was read."""
+        return {"folder": self.folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["folder"])  # type: ignore[misc]
+
     def read_all(self, folder: Path, unread: Callable[[str], None]) -> list[Brief]:
         """The brief of every table under a folder, by path; `unread` is called for each file that cannot be read or summed up.
 
@@ -54,18 +62,18 @@ class BriefCache:
         return found
 
     def known(self, folder: Path) -> int:
-        """About how many tables of a folder were summed up by today's code: those of its index, or else the records there are."""
+        """About how many tables of a folder were summed up by today's code: those of its index, or the records that there are."""
         if self.folder is None:
             return 0
-        if (index := self._index(folder)) is not None and index.stored:
+        index = self._index(folder)
+        if index is not None:
             self._indices[folder] = index  # which `read_all` needs next
-            return len(index.stored)
         records = [path for path in sorted(self.folder.glob("*.json")) if not path.name.startswith("index-")]
         try:
             of_today = bool(records) and seals.read_record(records[0], required=True)["code"] == code_digest()
         except (UserError, KeyError, TypeError):
-            return 0
-        return len(records) if of_today else 0
+            of_today = False
+        return max(len(index.stored) if index is not None else 0, len(records) if of_today else 0)
 
     def read(self, path: Path) -> Brief:
         """The brief of a file. Raises UserError where it is missing, damaged, foreign or not a table of verdicts.

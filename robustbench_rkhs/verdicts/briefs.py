@@ -150,7 +150,8 @@ def _runs(index: np.ndarray) -> list[list[int]]:
 
 def _of_runs(runs: list[list[int]]) -> np.ndarray:
     if len(runs) == 1:  # most tables, and 20 us quicker
-        return np.arange(runs[0][0], runs[0][0] + runs[0][1])
+        ((first, count),) = runs
+        return np.arange(first, first + count)
     return np.concatenate([np.arange(first, first + count) for first, count in runs] or [np.zeros(0, np.int64)])
 
 

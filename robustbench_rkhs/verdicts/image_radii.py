@@ -88,7 +88,7 @@ def _taken(column: pd.Series | np.ndarray, rows: np.ndarray, nothing: float | st
     """The values of these rows, and `nothing` where the row is -1."""
     there = rows >= 0
     found = np.full(len(rows), nothing, dtype=object if isinstance(nothing, str) else np.float64)
-    found[there] = column.iloc[rows[there]].to_numpy() if isinstance(column, pd.Series) else column[rows[there]]
+    found[there] = column.iloc[rows[there]].fillna(nothing).to_numpy() if isinstance(column, pd.Series) else column[rows[there]]
     return found
 
 

@@ -75,7 +75,7 @@ class Evidence:
         return pd.DataFrame(frame, index=pd.Index(self.index, name="index"))
 
     def codes(self, eps: float | str) -> tuple[Int[np.ndarray, " images"], Bool[np.ndarray, " images"]]:
-        """The places of the states in STATES, and which of them are inferred."""
+        """The places of the states in STATES, and which of them are inferred. Neither may be changed: others have them, too."""
         return remembered(self, ("codes", as_number(eps)), lambda: self._codes(as_number(eps)))
 
     def _codes(self, eps: float) -> tuple[Int[np.ndarray, " images"], Bool[np.ndarray, " images"]]:

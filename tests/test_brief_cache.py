@@ -1,0 +1,74 @@
+"""What a cache of briefs knows of a folder, and what it takes along to another process; boards with and without records."""
+
+import pickle
+import shutil
+
+import pytest
+from test_places import stored
+
+from robustbench_rkhs.reports import paired_tests
+from robustbench_rkhs.runtime import seals
+from robustbench_rkhs.site import build_site
+from robustbench_rkhs.verdicts import BriefCache, brief_cache
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number in range(3):
+        stored(tmp_path, f"m{number}", str(number), key=f"{number}" * 64, seed=number)
+    return tmp_path
+
+
+@pytest.fixture(params=[1, 20])
+def many(request, monkeypatch):
+    """Whether an index is kept."""
+    monkeypatch.setattr(brief_cache, "MANY", request.param)
+
+
+def test_it_knows_how_many_tables_todays_code_summed_up(folder, many, monkeypatch):
+    cache = BriefCache(folder / "briefs")
+    assert cache.known(folder / "verdicts") == 0 and BriefCache().known(folder / "verdicts") == 0
+    before = cache.read_all(folder / "verdicts", pytest.fail)
+    assert BriefCache(folder / "briefs").known(folder / "verdicts") == 3
+    monkeypatch.setattr(brief_cache, "code_digest", lambda: "after an upgrade")
+    fresh = BriefCache(folder / "briefs")
+    assert fresh.known(folder / "verdicts") == 0
+    after = fresh.read_all(folder / "verdicts", pytest.fail)
+    assert [one.content for one in after] == [one.content for one in before]
+
+
+def test_another_process_gets_the_folder_alone(folder, many):
+    cache = BriefCache(folder / "briefs")
+    cache.read_all(folder / "verdicts", pytest.fail)
+    cache.known(folder / "verdicts")
+    text = pickle.dumps(cache)
+    assert len(text) < 500
+    there = pickle.loads(text)
+    assert there.folder == cache.folder and len(there.read_all(folder / "verdicts", pytest.fail)) == 3
+
+
+@pytest.mark.parametrize("runs", [[[]], [[5]], "a", [[0, 5, 7]]])
+def test_a_record_of_another_form_is_made_again(folder, runs):
+    cache = BriefCache(folder / "briefs")
+    before = cache.read_all(folder / "verdicts", pytest.fail)
+    for path in (folder / "briefs").glob("*.json"):
+        seals.write_record(path, seals.read_record(path) | {"index": runs})
+    brief_cache.HELD.clear()
+    after = BriefCache(folder / "briefs").read_all(folder / "verdicts", pytest.fail)
+    assert [one.digest for one in after] == [one.digest for one in before]
+
+
+def test_boards_with_records_are_those_without(folder, monkeypatch, tmp_path_factory):
+    plain = tmp_path_factory.mktemp("plain")
+    shutil.copytree(folder / "verdicts", plain / "verdicts")
+    build_site(plain, plain / "site")
+    monkeypatch.setattr(paired_tests, "MANY", 2)
+    build_site(folder, folder / "site")
+    assert list(folder.rglob("pairs-*.npz")) and not list(plain.rglob("pairs-*.npz"))
+    for out in (plain, folder):
+        stored(out, "m1", "9", key="9" * 64, seed=9)
+        build_site(out, out / "site")
+    boards = sorted(path.name for path in (plain / "site" / "boards").iterdir())
+    assert boards == sorted(path.name for path in (folder / "site" / "boards").iterdir())
+    for name in boards:
+        assert (plain / "site" / "boards" / name).read_bytes() == (folder / "site" / "boards" / name).read_bytes()
