@@ -1,15 +1,11 @@
 """What a person decides: approve, re-run, hide and show submissions. Tokens: see `token.py`."""
 
-import json
-import os
 import time
 from pathlib import Path
 
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.reports.update import update
-from robustbench_rkhs.service import lifecycle
+from robustbench_rkhs.service import board, lifecycle
 from robustbench_rkhs.service.database import Database
-from robustbench_rkhs.service.evaluating import build_site_alone
 from robustbench_rkhs.service.public_text import public
 from robustbench_rkhs.service.settings import Settings
 from robustbench_rkhs.service.state import add_to_log, state_of, tell_states
@@ -54,18 +50,18 @@ class Admin:
         one = lifecycle.change(self.database, number, OVER, hidden=public(reason, self.settings) or "no reason given")
         if one is None:
             raise UserError(f"{self._found(number)}; expected one that is over")
-        self._move(one, self.settings.out, self._apart(one))
+        taken = self._moved(one, self.settings.out, board.hidden(self.settings, number))
         self._tell(one, f"hidden by a person: {one.hidden}")
-        return f"submission {number} is hidden: {one.hidden}"
+        return f"submission {number} is hidden: {one.hidden}; {_tables(taken)} taken off the board"
 
     def show(self, number: int) -> str:
         """Undo `hide`. Raises UserError."""
         one = lifecycle.change(self.database, number, hidden="")
         if one is None:
             raise UserError(self._found(number))
-        self._move(one, self._apart(one), self.settings.out)
+        back = self._moved(one, board.hidden(self.settings, number), self.settings.out)
         self._tell(one, "shown again")
-        return f"submission {number} is shown again"
+        return f"submission {number} is shown again; {_tables(back)} put back on the board"
 
     def waiting(self) -> list[str]:
         """A line on each submission that waits for a person."""
@@ -83,18 +79,12 @@ class Admin:
         add_to_log(self.settings, one.number, line)
         tell_states(self.settings, self.database, one.number)
 
-    def _apart(self, one: Submission) -> Path:
-        return self.settings.folder / "hidden" / str(one.number)
+    def _moved(self, one: Submission, source: Path, target: Path) -> int:
+        """Move the submission's own tables, and draw the board without or with them; how many there were."""
+        if found := board.move(board.tables(one), source, target):
+            board.draw(self.settings)
+        return found
 
-    def _move(self, one: Submission, source: Path, target: Path) -> None:
-        """Move the submission's own tables, and draw the board without or with them."""
-        tables = [Path(name) for name in json.loads(one.tables)]
-        moved = False
-        for table in tables:
-            if (source / table).is_file():
-                (target / table).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(source / table, target / table)
-                moved = True
-        if moved:
-            update(self.settings.out)
-            build_site_alone(self.settings)
+
+def _tables(count: int) -> str:
+    return f"{count or 'no'} table{'s' if count != 1 else ''}"

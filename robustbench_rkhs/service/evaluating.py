@@ -64,9 +64,10 @@ def evaluate(settings: Settings, one: Submission, tell: Tell) -> Outcome:
     return outcome
 
 
-def build_site_alone(settings: Settings) -> None:
-    """Bring the site up to date, in a process of its own. Raises UserError."""
-    for _ in messages(__name__, {"settings": settings.model_dump(mode="json"), "kind": "site"}, _longer(settings)):
+def build_site_alone(settings: Settings, reports: bool = False) -> None:
+    """Bring the site up to date, with `reports` the reports in OUT, too, in a process of its own. Raises UserError."""
+    job = {"settings": settings.model_dump(mode="json"), "kind": "site", "reports": reports}
+    for _ in messages(__name__, job, _longer(settings)):
         pass
 
 
@@ -78,8 +79,11 @@ def _longer(settings: Settings) -> Any:
 def _work(job: dict[str, Any], send: Callable[..., None]) -> None:
     settings = parse(Settings, job["settings"], "settings")
     if job["kind"] == "site":  # not within the limits of an evaluation: figures need far more address space
+        from robustbench_rkhs.reports.update import update
         from robustbench_rkhs.site import build_site
 
+        if job["reports"]:
+            update(settings.out)
         build_site(settings.out, settings.site)
         return
     from robustbench_rkhs.submission.gate import Held, Incomplete

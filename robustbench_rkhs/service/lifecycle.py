@@ -68,6 +68,13 @@ def accepted(database: Database, name: str) -> Submission | None:
         return session.exec(select(Submission).where(*wanted).order_by(col(Submission.id).desc())).first()
 
 
+def others_accepted(database: Database, one: Submission) -> list[Submission]:
+    """The other submissions of its kind that are accepted and shown."""
+    wanted = (Submission.kind == one.kind, Submission.id != one.id, Submission.status == Status.ACCEPTED, Submission.hidden == "")
+    with database.reading() as session:
+        return list(session.exec(select(Submission).where(*wanted)))
+
+
 def add(database: Database, submission: Submission) -> tuple[Submission, bool]:
     """The stored submission, and whether it is new: what was sent before stays as it is."""
     if (known := of_digest(database, submission.digest)) is not None:
@@ -109,8 +116,13 @@ def refresh(database: Database, number: int, worker: str, lease: float) -> bool:
 
 
 def end(database: Database, number: int, worker: str, outcome: Outcome) -> bool:
-    """Store how it ended; False, and nothing is stored, if it is not this worker's any more."""
-    values = {"status": outcome.status, "reason": outcome.reason, "ended_at": time.time(), "tables": json.dumps(outcome.tables)}
+    """Store how it ended; False, and nothing is stored, if it is not this worker's any more.
+
+    Tables of an earlier acceptance stay known, so that a person can take them off the board whatever came later.
+    """
+    known = of_number(database, number)
+    tables = sorted({*json.loads(known.tables if known else "[]"), *outcome.tables})
+    values = {"status": outcome.status, "reason": outcome.reason, "ended_at": time.time(), "tables": json.dumps(tables)}
     return _change(database, number, worker, **values)
 
 

@@ -20,7 +20,7 @@ from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.nodes.reasons import cause
 from robustbench_rkhs.runtime.children import end_with
 from robustbench_rkhs.runtime.events import Event
-from robustbench_rkhs.service import lifecycle
+from robustbench_rkhs.service import board, lifecycle
 from robustbench_rkhs.service.database import Database
 from robustbench_rkhs.service.evaluating import Evaluate, EvaluationFailed, build_site_alone, evaluate
 from robustbench_rkhs.service.lifecycle import Outcome
@@ -28,7 +28,7 @@ from robustbench_rkhs.service.live import Live
 from robustbench_rkhs.service.public_text import public
 from robustbench_rkhs.service.settings import Settings
 from robustbench_rkhs.service.state import add_to_log, tell_states, write_live
-from robustbench_rkhs.service.submission import Submission
+from robustbench_rkhs.service.submission import Status, Submission
 from robustbench_rkhs.service.wakeups import WakeUps
 
 T = TypeVar("T")
@@ -74,9 +74,25 @@ class Worker:
         """Store how it ended, unless the submission was taken from this worker meanwhile."""
         outcome = Outcome(outcome.status, public(outcome.reason, self.settings), outcome.tables)
         write_live(self.settings, one.number, live.public(self.settings))
+        if outcome.status == Status.REFUSED:
+            self._withdrawn(one)
         if self._patiently(lambda: lifecycle.end(self.database, one.number, self.name, outcome)):
             add_to_log(self.settings, one.number, f"{outcome.status}{': ' if outcome.reason else ''}{outcome.reason}")
             self._told(one.number)
+
+    def _withdrawn(self, one: Submission) -> None:
+        """Take what was accepted before off the board, before anyone reads that it is refused."""
+        if one.tables == "[]" or not self._patiently(
+            lambda: lifecycle.refresh(self.database, one.number, self.name, self.settings.lease)
+        ):
+            return
+        try:
+            if count := self._patiently(lambda: board.withdraw(self.settings, self.database, one)):
+                add_to_log(
+                    self.settings, one.number, f"taken off the board: {count} table{'s' * (count > 1)} of an earlier acceptance"
+                )
+        except UserError as error:
+            add_to_log(self.settings, one.number, f"the board could not be brought up to date: {error}")
 
     def _failed(self, one: Submission, why: str) -> None:
         """The evaluation decided nothing: it is tried again, or waits for a person."""
