@@ -62,10 +62,8 @@ class Live(BaseModel):
 
     def public(self, settings: Settings) -> "Live":
         """The same in public words."""
-        steps = [
-            one.model_copy(update={name: public(getattr(one, name), settings) for name in ("phase", "method", "unit", "detail")})
-            for one in self.steps
-        ]
+        words = ("phase", "method", "unit", "counted", "detail")
+        steps = [one.model_copy(update={name: public(getattr(one, name), settings) for name in words}) for one in self.steps]
         return self.model_copy(update={"steps": steps})
 
     def _put(self, step: Step) -> None:
