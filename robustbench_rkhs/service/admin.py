@@ -8,7 +8,8 @@ from robustbench_rkhs.service import board, lifecycle
 from robustbench_rkhs.service.database import Database
 from robustbench_rkhs.service.public_text import public
 from robustbench_rkhs.service.settings import Settings
-from robustbench_rkhs.service.state import add_to_log, state_of, tell_states
+from robustbench_rkhs.service.state import add_to_log, state_of
+from robustbench_rkhs.service.state_files import tell_states
 from robustbench_rkhs.service.submission import Status, Submission
 from robustbench_rkhs.service.wakeups import WakeUps
 

@@ -23,7 +23,8 @@ from robustbench_rkhs.service.lifecycle import NameTaken, Queue
 from robustbench_rkhs.service.multipart import NAME, Form, receive
 from robustbench_rkhs.service.public_text import public
 from robustbench_rkhs.service.settings import Sent, Settings
-from robustbench_rkhs.service.state import State, add_to_log, state_of, tell_states
+from robustbench_rkhs.service.state import State, add_to_log, state_of
+from robustbench_rkhs.service.state_files import tell_states
 from robustbench_rkhs.service.submission import Status, Submission
 from robustbench_rkhs.service.token import Token
 from robustbench_rkhs.service.wakeups import WakeUps

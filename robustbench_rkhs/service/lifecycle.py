@@ -5,7 +5,7 @@ The database alone says what is to be done: each change is one transaction, and 
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import literal, update
@@ -205,9 +205,22 @@ class Queue:
     def seconds_to(self, number: int) -> float | None:
         """Seconds until its start, as far as that can be told."""
         place = self.position(number)
-        if place is None or self.seconds is None or self.free_in is None:
-            return None
-        return self.free_in + (place - 1) * self.seconds
+        return None if place is None else self._to_start(place)
+
+    def all_seconds_to(self) -> list[float | None]:
+        """The same of all who wait, in their order."""
+        return [self._to_start(place) for place in range(1, len(self.waiting) + 1)]
+
+    def _to_start(self, place: int) -> float | None:
+        return None if self.seconds is None or self.free_in is None else self.free_in + (place - 1) * self.seconds
+
+
+def queued(database: Database, numbers: Collection[int]) -> list[Submission]:
+    """Those of these submissions that wait, in their order."""
+    if not numbers:
+        return []
+    with database.reading() as session:
+        return list(session.exec(_queued().where(col(Submission.id).in_(numbers))))
 
 
 def queue(database: Database) -> Queue:

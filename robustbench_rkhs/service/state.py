@@ -1,6 +1,5 @@
 """The public state of a submission: a file that anyone may read, the same as its page and the API show."""
 
-import json
 import os
 from collections import deque
 from datetime import UTC, datetime
@@ -8,9 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from robustbench_rkhs.runtime.files import exclusive, write_text
-from robustbench_rkhs.service import lifecycle
-from robustbench_rkhs.service.database import Database
+from robustbench_rkhs.runtime.files import write_text
 from robustbench_rkhs.service.lifecycle import Queue
 from robustbench_rkhs.service.live import Live
 from robustbench_rkhs.service.public_text import public
@@ -53,7 +50,7 @@ class State(BaseModel):
     hidden: str = ""
     """Why a person hid it: then neither its names nor its log are shown."""
     live: Live = Live()
-    """Progress by phase, and current bounds."""
+    """Progress by phase while it is evaluated, and the bounds that were found."""
     log: tuple[str, ...] = ()
     """The last lines of its log."""
 
@@ -79,28 +76,13 @@ def state_of(settings: Settings, one: Submission, waiting: Queue | None = None, 
         attempt=one.attempt,
         attempts=settings.attempts,
         reason=one.reason,
-        live=_live(folder_of(settings, one.number)) if whole else Live(),
+        live=_live(settings, one) if whole else Live(),
         log=tuple(log_tail(settings, one.number)) if whole else (),
     )
     if one.hidden:
         blank = {"name": "hidden", "sender": "", "reason": "", "live": Live(), "log": (), "words": "hidden by a person"}
         return found.model_copy(update={**blank, "hidden": one.hidden})
     return found
-
-
-def tell_states(settings: Settings, database: Database, *numbers: int) -> None:
-    """Write SUBMISSIONS/ID/state.json of these submissions, as the database is now, and SUBMISSIONS/queue.json: who waits.
-
-    Each file is whole or absent, and under a lock: the last writer has read the latest state.
-    """
-    with exclusive(settings.states):
-        waiting = lifecycle.queue(database)
-        for number in numbers:
-            if (one := lifecycle.of_number(database, number)) is not None:
-                text = state_of(settings, one, waiting).model_dump_json(indent=1)
-                write_text(folder_of(settings, number) / "state.json", text + "\n")
-        found = {"waiting": list(waiting.waiting), "running": list(waiting.running), "seconds": waiting.seconds}
-        write_text(settings.states / "queue.json", json.dumps(found) + "\n")
 
 
 def write_live(settings: Settings, number: int, live: Live) -> None:
@@ -135,11 +117,15 @@ def folder_of(settings: Settings, number: int) -> Path:
     return settings.states / str(number)
 
 
-def _live(folder: Path) -> Live:
+def _live(settings: Settings, one: Submission) -> Live:
+    """Its progress; of one that is not being evaluated only the bounds, as its last steps were never told to be done."""
     try:
-        return Live.model_validate_json((folder / "progress.json").read_bytes())
+        found = Live.model_validate_json((folder_of(settings, one.number) / "progress.json").read_bytes())
     except (OSError, ValidationError):
         return Live()
+    if one.status == Status.QUEUED:
+        return Live()  # an attempt before this one
+    return found if one.status == Status.RUNNING else found.model_copy(update={"steps": []})
 
 
 def iso(seconds: float) -> str:

@@ -27,7 +27,8 @@ from robustbench_rkhs.service.lifecycle import Outcome
 from robustbench_rkhs.service.live import Live
 from robustbench_rkhs.service.public_text import public
 from robustbench_rkhs.service.settings import Settings
-from robustbench_rkhs.service.state import add_to_log, tell_states, write_live
+from robustbench_rkhs.service.state import add_to_log, write_live
+from robustbench_rkhs.service.state_files import tell_states
 from robustbench_rkhs.service.submission import Status, Submission
 from robustbench_rkhs.service.wakeups import WakeUps
 
@@ -135,10 +136,11 @@ class Worker:
                 time.sleep(AGAIN)
 
     def _beat(self, number: int, alive: threading.Event) -> None:
-        """Signs of life until the evaluation ends."""
+        """Signs of life until the evaluation ends, and its state: the queue's estimates grow also while it says nothing."""
         while not alive.wait(self.settings.lease / 4):
             with suppress(SQLAlchemyError):  # the database is away: the next sign of life may arrive
                 lifecycle.refresh(self.database, number, self.name, self.settings.lease)
+            self._told(number)
 
 
 def told_of(settings: Settings, database: Database, changed: list[Submission]) -> None:
