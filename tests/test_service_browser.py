@@ -140,6 +140,44 @@ def test_hostile_text_stays_text(home, visit):
     assert "<b onclick=x>eve</b>" in page.inner_text("main")
 
 
+def test_a_stream_that_is_refused_or_breaks_is_tried_again_and_the_page_says_so(home, visit):
+    page, faults = visit
+    number = home.send("followed").json()["id"]
+    answers = [(502, "text/html", "<p>bad gateway</p>"), (200, "text/html", "a portal"), (503, "application/json", "{}")]
+
+    def answered(route):
+        if not answers:
+            return route.continue_()
+        code, kind, body = answers.pop(0)
+        return route.fulfill(status=code, content_type=kind, body=body)
+
+    page.route("**/events", answered)
+    page.goto(f"/submissions/{number}")
+    page.get_by_text("The connection is lost: this page tries again every few seconds.").wait_for()
+    while home.work(lambda settings, one, tell: Outcome(Status.REFUSED, "images are untested")):
+        pass
+    page.get_by_text("refused", exact=True).wait_for(timeout=20_000)
+    page.locator("#lost").wait_for(state="hidden")
+    assert not answers
+    page.unroute("**/events")
+    assert all("50" in fault or "MIME" in fault for fault in faults), faults  # the browser tells of what was answered
+    faults.clear()
+
+
+def test_an_accepted_submission_gets_its_links_while_it_is_watched(home, visit):
+    page, _ = visit
+    number = home.send("plain").json()["id"]
+    page.goto(f"/submissions/{number}")
+    page.get_by_text("queued", exact=True).wait_for()
+    while home.work(lambda settings, one, tell: Outcome(Status.ACCEPTED)):
+        pass
+    page.get_by_role("link", name="Its page: plain").click()
+    page.wait_for_url("**/models/plain.html")
+    page.go_back()
+    page.get_by_role("link", name="Board at eps 0.5").click()
+    page.wait_for_url("**/boards/digits-l2-eps0.5.html")
+
+
 def test_the_static_site_works_under_the_policy(visit):
     page, _ = visit
     page.goto("/compare.html#m=robust_vgg,plain,sandwich_cnn&eps=0.5")
@@ -181,7 +219,14 @@ def states(home, tmp_path_factory):
         yield found, address
 
 
-PAGES = ("/submissions", "/submit", *(f"/submissions/{number}" for number in range(1, 7)), "/submissions/99", "/nowhere.html")
+PAGES = (
+    "/submissions",
+    "/submissions?offset=100",
+    "/submit",
+    *(f"/submissions/{number}" for number in range(1, 7)),
+    "/submissions/99",
+    "/nowhere.html",
+)
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (390, "dark")])
