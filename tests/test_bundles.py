@@ -25,6 +25,7 @@ from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.reports import write_leaderboard
 from robustbench_rkhs.reports.entries import board
 from robustbench_rkhs.reports.update import Updated
+from robustbench_rkhs.runtime.files import Unwritable
 from robustbench_rkhs.runtime.seals import sha256_of
 from robustbench_rkhs.submission import claims, gate, owners
 from robustbench_rkhs.submission.bundle import read_bundle
@@ -358,6 +359,72 @@ def test_adversarial_images_in_a_bundle(sent, place):
     with pytest.raises(UserError, match=r"is of the model 'stranger', submission.yaml names 'another'"):
         list(submit_bundle(place / "images", sample=5, device="cpu", out=place / "out"))
     assert verdicts.read_all(place / "out/submitted")
+
+
+def broken_images(sent, place, model, name="stranger"):
+    """A file of adversarial images of this model, under a name."""
+    where = {"name": name, "folder": place / "their/verdicts", "adversarials": place / f"{name}.npz"}
+    loaded = checkpoint.load(sent / "stranger")
+    evaluate(model, loaded.recipe.data.test(), EvalRecipe(**SETTINGS, samples=10), **where)
+    return place / f"{name}.npz"
+
+
+def test_adversarial_images_of_an_accepted_model_are_checked_by_the_weights_that_were_evaluated(sent, place):
+    shutil.copytree(place / "bundle", place / "merged/stranger-1")
+    submitted(place)
+    (row,) = verdicts.read_all(place / "out/verdicts")
+    kept = place / "out/accepted" / row.about.key[:16] / "stranger"
+    assert sorted(one.name for one in kept.iterdir()) == ["README.md", "config.json", "model.safetensors", "recipe.yaml"]
+    assert all((one.read_bytes() == (sent / "stranger" / one.name).read_bytes()) for one in kept.iterdir())
+    assert (place / "out/accepted/.gitignore").is_file() and not (place / "out/submissions/stranger").exists()
+    shutil.rmtree(place / "bundle")
+    loaded = checkpoint.load(sent / "stranger")
+    images = broken_images(sent, place, loaded.model)
+    pack_adversarials(images, place / "images", key=sent / "key.pem", out=place / "out")
+    both = {"device": "cpu", "out": place / "out"}
+    found = check_bundle(place / "images", lambda line: None, sample=5, **both)
+    assert found.accepted is True, found.reason
+    assert "accepted" in list(gate.submit_adversarials(images, **both))[-2]
+    (given,) = verdicts.read_all(place / "out/submitted")
+    assert given.about.key == row.about.key and len(given.table)
+    out, _ = rkhs("verify", str(images), "--out", "out", folder=place)
+    assert "0 refused" in out
+
+    torch.nn.init.normal_(loaded.model[-1].bias, std=0.3)
+    with pytest.raises(UserError, match=rf"'stranger' is the function {row.about.key[:12]} here, the file is of "):
+        list(gate.submit_adversarials(broken_images(sent, place, loaded.model), **both))
+    shutil.rmtree(place / "out/verdicts/stranger")  # taken off the board
+    with pytest.raises(UserError, match="unknown model 'stranger'"):
+        list(gate.submit_adversarials(images, **both))
+    elsewhere = {"device": "cpu", "out": place / "elsewhere", "sample": 5}  # a job in CI, which has merged bundles alone
+    known = check_bundle(place / "images", lambda line: None, known=place / "merged", **elsewhere)
+    assert known.accepted is True, known.reason
+    assert check_bundle(place / "images", lambda line: None, **elsewhere).accepted is False
+
+
+def test_nothing_is_kept_of_what_was_not_accepted_and_what_is_evaluated_is_what_is_kept(sent, place, monkeypatch):
+    submitted(place, publish=False)
+    assert not (place / "out/accepted").exists() and not list((place / "out/submissions/stranger").glob(".sent*"))
+    evaluations, before = gate.evaluations, (place / "bundle/stranger/model.safetensors").read_bytes()
+
+    def swapped(path, *rest, **more):
+        (place / "bundle/stranger/model.safetensors").write_bytes(b"other")  # the sender's own folder changes meanwhile
+        return evaluations(path, *rest, **more)
+
+    monkeypatch.setattr(gate, "evaluations", swapped)
+    submitted(place)
+    (kept,) = (place / "out/accepted").glob("*/stranger/model.safetensors")
+    assert kept.read_bytes() == before
+
+
+def test_a_full_disk_publishes_nothing(place, monkeypatch):
+    def full(copy, out, key):
+        raise Unwritable("no space left")
+
+    monkeypatch.setattr(gate, "keep", full)
+    with pytest.raises(Unwritable):
+        submitted(place)
+    assert not list((place / "out/verdicts").rglob("*.parquet"))
 
 
 def test_only_new_bundles_of_a_folder_are_checked(place):

@@ -76,7 +76,8 @@ def _submit(
         key: With --bundle: your secret key, made where it is missing. A name belongs to the key that it was first sent with.
             Default: ~/.config/robustbench_rkhs/sender.pem.
         verdicts: With --bundle: your own table of the checkpoint, rather than the strongest in OUT/verdicts.
-        known: Of check: the folder of bundles that are known; those in it, file by file, are not checked again.
+        known: Of check: the folder of bundles that are known; those in it, file by file, are not checked again, and adversarial
+            images may be of their models.
         draw: Of check: the seed that draws the sample, as a result states it; default: drawn.
         result: Of check: write the results to this file, as JSON.
         changed: Of comment: a file with the paths that the pull request changes, one a line.
@@ -170,7 +171,7 @@ def _packed(
     if named is None:
         found = pack_checkpoint(path, bundle, out=both["out"], table=table, key=key)
     else:
-        found = pack_adversarials(path, bundle, **named, device=both["device"], command=both["command"], key=key)
+        found = pack_adversarials(path, bundle, **named, **{one: both[one] for one in ("device", "command", "out")}, key=key)
     files = [bundle / "submission.yaml", *(bundle / name for name in sorted(found.stated.files))]
     told(screen, f"bundle: {found.stated.kind} {found.stated.name}, signed by {found.sender[:12]}: {bundle}")
     address = open_pull_request(bundle, pull_request) if pull_request else ""
@@ -201,7 +202,9 @@ def _checked(
     settings, results = method_fields(typed), []
     for one in new_bundles(path, known):
         with shown(screen, quiet):
-            found = check_bundle(one, lambda line: told(screen, line), seed=draw, sample=sample, settings=settings, **both)
+            found = check_bundle(
+                one, lambda line: told(screen, line), seed=draw, sample=sample, settings=settings, known=known, **both
+            )
         if found.accepted is not True:
             failure(f"{found.name or one} is {'refused' if found.accepted is False else 'undecided'}: {found.reason}")
             told(screen, f"the same again: {found.command}")

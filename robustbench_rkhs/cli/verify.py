@@ -10,7 +10,7 @@ from robustbench_rkhs.cli.command import Weights, command, usable_device
 from robustbench_rkhs.cli.failures import Call, left
 from robustbench_rkhs.cli.flags import readable
 from robustbench_rkhs.cli.screen import printed
-from robustbench_rkhs.cli.values import Device
+from robustbench_rkhs.cli.values import Device, Folder
 from robustbench_rkhs.nodes.guard import guarded
 from robustbench_rkhs.nodes.limits import OWN, STRANGERS
 from robustbench_rkhs.nodes.node import UserError
@@ -22,6 +22,7 @@ def _verify_adversarials(
     weights: Weights = None,
     data: str | None = None,
     device: Device = "auto",
+    out: Folder = Path("reports"),
 ) -> int:
     """Re-check files of adversarial images: each image is compared with the data and classified again by the model.
 
@@ -31,11 +32,14 @@ def _verify_adversarials(
 
     Args:
         files: FILE.npz as written by rkhs-eval --save-adversarials.
-        model: Name in checkpoints/, checkpoint folder or package.module:builder; default: the checkpoint named in the file.
+        model: Name in checkpoints/, checkpoint folder or package.module:builder; default: the checkpoint named in the file, in
+            OUT/accepted or checkpoints/.
         weights: Weights for a recipe or builder: .safetensors or .pth (.pt .ckpt .bin ...); FILE:state_dict[0] for a part of it.
         data: Data set or FILE.npz instead of the recipe's.
         device: auto, cpu, cuda, cuda:1 ...
+        out: Where submissions were accepted.
     """
+    from robustbench_rkhs.submission.accepted import accepted_model
     from robustbench_rkhs.submission.adversarials import judge, named_by
     from robustbench_rkhs.verdicts import read_adversarials
 
@@ -44,7 +48,8 @@ def _verify_adversarials(
         try:
             with guarded(file):
                 stored = read_adversarials(file, STRANGERS.model_copy(update={"images": OWN.images}))
-                judged = judge(stored, named_by(stored, model, weights, data), where)
+                of = model or (accepted_model(stored, out) if weights is None else None)
+                judged = judge(stored, named_by(stored, of, weights, data), where)
         except UserError as error:
             printed(f"error: {error}", stderr=True)
             code = 2

@@ -109,20 +109,21 @@ def _steps(settings: Settings, job: dict[str, Any], on_event: Tell) -> Any:
     from robustbench_rkhs.nodes.code_names import code_in
     from robustbench_rkhs.submission import gate
     from robustbench_rkhs.submission.bundle import read_bundle
+    from robustbench_rkhs.submission.command_line import eval_command
 
     path = Path(job["path"])
     both: dict[str, Any] = {"device": settings.device, "out": settings.out, "limits": settings.limits}
-    both |= {"command": "rkhs-serve", "approved": job["approved"]}
+    both |= {"approved": job["approved"]}
     if job["kind"] == "checkpoint":
         recipe = parse(EvalRecipe, settings.protocol, "protocol", code_in(settings.protocol))
-        both |= {"sample": settings.sample, "on_event": on_event}
+        both |= {"sample": settings.sample, "on_event": on_event, "command": eval_command(job["name"], settings.protocol)}
         if is_bundle(path):
             bundle = read_bundle(path, settings.limits)
             return gate.submit(bundle.content, recipe, sender=bundle.sender, table=bundle.verdicts, **both)
         return gate.submit(path, recipe, **both)
     confine(settings.limits, memory=settings.device == "cpu")
     file = _images(path)
-    return gate.submit_adversarials(file, model=_model_of(settings, file), **both)
+    return gate.submit_adversarials(file, model=_model_of(settings, file), command=f"rkhs-submit adversarials {IMAGES}", **both)
 
 
 def _images(path: Path) -> Path:
@@ -131,12 +132,19 @@ def _images(path: Path) -> Path:
 
 
 def _model_of(settings: Settings, path: Path) -> str | None:
-    """The folder of the model that a file of adversarial images names, if it was accepted here; else None: it is looked up."""
+    """The folder of the model that a file of adversarial images names, if it was accepted here; else None: it is looked up.
+
+    The very function that it names, where that is kept in OUT; else the latest of its name, from before accepted ones were kept.
+    """
     from robustbench_rkhs.nodes.guard import guarded
+    from robustbench_rkhs.submission.accepted import accepted_model
     from robustbench_rkhs.verdicts import read_adversarials
 
     with guarded(path.name):
-        name = read_adversarials(path, settings.limits).about.model.partition("~")[0]
+        stored = read_adversarials(path, settings.limits)
+        name = stored.about.model.partition("~")[0]
+        if folder_of(settings.out / "verdicts", name).is_dir() and (kept_here := accepted_model(stored, settings.out)):
+            return kept_here
     found = lifecycle.accepted(Database(settings), name)
     if found is None:
         return None

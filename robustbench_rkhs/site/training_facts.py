@@ -1,19 +1,32 @@
-"""What a model's own checkpoint says of its training: read as plain text and JSON, where the folder is at hand."""
+"""What a model's own checkpoint says of its training: read as plain text and JSON, where the folder is at hand.
 
+What came as a submission is kept in OUT/accepted; all but its size is said to be its sender's word.
+"""
+
+import hashlib
 import json
+import math
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from robustbench_rkhs.nodes.accepted import accepted_folder
 from robustbench_rkhs.nodes.documents import read_text, yaml_of
 from robustbench_rkhs.nodes.limits import STRANGERS
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.paths import checkpoints_folders
 from robustbench_rkhs.runtime.seals import read_record
+from robustbench_rkhs.runtime.sinks import for_line
 from robustbench_rkhs.verdicts import About
+
+UNREADABLE = (UserError, OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, struct.error)
+SENT = "said by the sender: "
+"""Before what nobody here has measured."""
+LONGEST, CARD = 200, 20_000
+"""Characters of a line, and of a card, of a sender's."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,8 @@ class TrainingFacts:
     """The README of the folder (Markdown)."""
     digest: str = ""
     """Seals of the files this was read from."""
+    sent: bool = False
+    """It came as a submission."""
 
     @property
     def cost(self) -> str:
@@ -39,11 +54,11 @@ class TrainingFacts:
         if self.seconds is None:
             return ""
         time = f"{self.seconds:.0f} s" if self.seconds < 600 else f"{self.seconds / 3600:.1f} h"
-        return f"{time} on {self.device}" if self.device else time
+        return (SENT if self.sent else "") + (f"{time} on {self.device}" if self.device else time)
 
 
-def training_facts(about: About) -> TrainingFacts:
-    """What checkpoints/NAME says, if it is the checkpoint of this very function; else nothing."""
+def training_facts(about: About, out: Path = Path("reports")) -> TrainingFacts:
+    """What checkpoints/NAME says, if it is the checkpoint of this very function, or what was accepted in OUT; else nothing."""
     for folder in checkpoints_folders():
         try:
             config = read_record(folder / about.model / "config.json")
@@ -51,9 +66,21 @@ def training_facts(about: About) -> TrainingFacts:
             one = "key" if about.key else "weights"
             if config.get(one) == getattr(about, one):
                 return _read(folder / about.model, config)
-        except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
+        except UNREADABLE:
             continue  # a folder without a readable checkpoint says nothing
-    return TrainingFacts()
+    try:
+        kept = accepted_folder(out, about.model, about.key)  # named by the key that was found here, not by what it says
+        return _as_said(_read(kept, read_record(kept / "config.json")))
+    except UNREADABLE:
+        return TrainingFacts()
+
+
+def _as_said(facts: TrainingFacts) -> TrainingFacts:
+    """The facts of a submission: each text on one line, marked as its sender's."""
+    how, extra = (SENT + for_line(text)[:LONGEST] if text else "" for text in (facts.how, facts.extra))
+    card = f"*{SENT.capitalize().strip()}*\n\n{facts.card[:CARD]}" if facts.card.strip() else ""
+    found = replace(facts, device=for_line(facts.device)[:LONGEST], how=how, extra=extra, card=card, sent=True)
+    return replace(found, digest=hashlib.sha256(repr(found).encode(errors="replace")).hexdigest())  # a card has no seal
 
 
 def _read(folder: Path, config: dict[str, Any]) -> TrainingFacts:
@@ -62,7 +89,7 @@ def _read(folder: Path, config: dict[str, Any]) -> TrainingFacts:
     seconds = trained.get("seconds")
     return TrainingFacts(
         _parameters(folder / "model.safetensors"),
-        float(seconds) if isinstance(seconds, int | float) else None,
+        float(seconds) if isinstance(seconds, int | float) and math.isfinite(seconds) and seconds >= 0 else None,
         re.sub(r"\b1 threads\b", "1 thread", str(trained.get("device", ""))),
         _how(said) if isinstance(said, dict) else "",
         _extra(said.get("data")) if isinstance(said, dict) else "",

@@ -58,6 +58,7 @@ def submit_bundle(
     on_event: OnEvent | None = None,
     seed: int | None = None,
     publish: bool = True,
+    known: Path | None = None,
 ) -> Iterator[str]:
     """Check and evaluate a bundle as `gate.submit` and `gate.submit_adversarials` do; yields a line per step.
 
@@ -72,7 +73,7 @@ def submit_bundle(
         if settings:
             raise UserError(f"{', '.join(settings)}: not for adversarial images")
         check_model(bundle, limits)
-        yield from submit_adversarials(bundle.content, **both)
+        yield from submit_adversarials(bundle.content, known=known, **both)
         return
     more: dict[str, Any] = {"sender": bundle.sender, "table": bundle.verdicts, "seed": seed, "on_event": on_event}
     yield from submit(bundle.content, bundle.recipe(**settings or {}), sample=sample, **both, **more)

@@ -30,6 +30,7 @@ from robustbench_rkhs.runtime.events import OnEvent, listening
 from robustbench_rkhs.runtime.ignored import ignored
 from robustbench_rkhs.runtime.locks import alone
 from robustbench_rkhs.runtime.seals import read_record, sha256_of, write_record
+from robustbench_rkhs.submission.accepted import accepted_model, copied, keep
 from robustbench_rkhs.submission.adversarials import Judged, judge, named_by
 from robustbench_rkhs.submission.confined import Claims, evaluations
 from robustbench_rkhs.submission.effect import refused_change, twin_on_board
@@ -121,7 +122,8 @@ def submit(
     Raises UserError with the reason for a refusal; the leaderboard is then unchanged. A name that looks like another one is
     refused, and so is one that belongs to another sender. The new leaderboard is computed first: if another row would change for
     any reason but adversarial images of its own function, the submission is held for manual review, its verdicts in
-    OUT/submissions. A function already listed under another name keeps its row, which then shows both names.
+    OUT/submissions. A function already listed under another name keeps its row, which then shows both names. What is evaluated is
+    a copy of the folder, which OUT/accepted keeps once it is accepted.
     `limits`: resource limits for its files and for its evaluation, which runs in a separate process. `on_event` is called with
     every event of the evaluation. `approved`: a person allows what would be held. `sender`: sha256 of the sender's public key,
     empty where it was sent without one; whoever sends a name first has it. `table`: the sender's own table (of any origin), with
@@ -141,13 +143,17 @@ def submit(
     new = publish and not own and all(one.about.model != name for one in existing)
     yield f"checked: {name}, {said.numbers:,} numbers, digest {said.weights[:12]}"
     staged = folder_of(ignored(out / "submissions"), name)
-    with alone(staged, "a submission"), claimed(out, name, sender, new, (Incomplete, Held)):
+    with (
+        alone(staged, "a submission"),
+        claimed(out, name, sender, new, (Incomplete, Held)),
+        copied(path, name, said.weights, staged, limits) as copy,
+    ):
         seed = _drawn(staged, said.weights, sha256_of(table) if table else "") if seed is None else seed
         count = min(sample, len(y))
         looks = [recipe.model_copy(update={"samples": None if table else count, "seed": seed, "order": "stratified"}), recipe]
         told: list[str] = []
         claims = {"claims": Claims(table, count, seed, told.append)} if table else {}
-        done = evaluations(path, name, looks, device, staged, command, limits, **claims)
+        done = evaluations(copy, name, looks, device, staged, command, limits, **claims)
         with listening(on_event):
             first = next(done)
         if any(one.about.model == name and one.about.key != first.about.key and not own for one in existing) and (
@@ -178,6 +184,8 @@ def submit(
         published = target / (full.path or staged).name
         if publish:
             target.mkdir(parents=True, exist_ok=True)
+            if not own:
+                keep(copy, out, full.about.key)
             verdicts.Published(out / "verdicts").begin()
             if all(one.path != published for one in existing):  # else the same evaluation is already published
                 verdicts.write(full, published)
@@ -222,14 +230,17 @@ def submit_adversarials(
     limits: Limits = STRANGERS,
     approved: bool = False,
     publish: bool = True,
+    known: Path | None = None,
 ) -> Iterator[str]:
     """Check submitted adversarial images; confirmed ones count against every evaluation of the same function.
 
     Yields progress lines. Raises UserError if the file is not valid or no image is confirmed; the leaderboard is then unchanged.
     `approved`: a person allows what would be held. `publish` False: nothing is written, and the last line says what would be.
+    `known`: a folder of bundles that were merged, which hold the weights where OUT does not.
     """
     with guarded(path):
         stored = verdicts.read_adversarials(path, limits)
+        model = model or (accepted_model(stored, out, known, limits) if weights is None else None)
         judged = judge(stored, named_by(stored, model, weights, data, limits), device)
     yield from judged.lines()
     if not judged.confirmed.any():

@@ -17,6 +17,7 @@ from robustbench_rkhs.reports.entries import best_of
 from robustbench_rkhs.reports.places import Places
 from robustbench_rkhs.runtime.files import Unwritable
 from robustbench_rkhs.runtime.seals import sha256_of
+from robustbench_rkhs.submission.accepted import accepted_model
 from robustbench_rkhs.submission.adversarials import judge, named_by
 from robustbench_rkhs.submission.bundle import BESIDE, OF_MODEL, PUBLIC, SIGNATURE, VERDICTS, Bundle, read_bundle
 from robustbench_rkhs.submission.bundle_names import IMAGES, STATED
@@ -60,9 +61,14 @@ def pack_adversarials(
     device: str = "cpu",
     command: str = "",
     key: Path | None = None,
+    out: Path = Path("reports"),
 ) -> Bundle:
-    """A bundle of a file of adversarial images, as `pack_checkpoint`. Raises UserError where none of its images is confirmed."""
+    """A bundle of a file of adversarial images, as `pack_checkpoint`; its model may be one that was accepted in OUT.
+
+    Raises UserError where none of its images is confirmed.
+    """
     stored = verdicts.read_adversarials(path)
+    model = model or (accepted_model(stored, out) if weights is None else None)
     judged = judge(stored, named_by(stored, model, weights, data), device)
     if not judged.confirmed.any():
         raise UserError(f"{path}: none of its {len(judged.reasons)} images is confirmed: {judged.reasons[0]}")

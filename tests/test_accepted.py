@@ -1,0 +1,116 @@
+"""What is kept of an accepted submission, and what the site and the service say of it."""
+
+import json
+import os
+import shlex
+import shutil
+
+import pytest
+from test_bundles import place, sent, submitted  # noqa: F401
+
+from robustbench_rkhs import verdicts
+from robustbench_rkhs.cli.flags import ALIASES
+from robustbench_rkhs.cli.settings import eval_recipe
+from robustbench_rkhs.evaluation.recipe import EvalRecipe
+from robustbench_rkhs.nodes.accepted import accepted_folder
+from robustbench_rkhs.nodes.code_names import code_in
+from robustbench_rkhs.nodes.limits import STRANGERS, Limits
+from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.parsing import parse
+from robustbench_rkhs.site.training_facts import CARD, training_facts
+from robustbench_rkhs.submission.accepted import copied
+from robustbench_rkhs.submission.command_line import eval_command
+from robustbench_rkhs.training import checkpoint
+
+
+def typed(words):
+    """The fields that the flags of a command name, as the command reads them."""
+    found, flag = {}, ""
+    for word in words:
+        if word.startswith("--"):
+            flag = word[2:].replace("-", "_")
+            flag = ALIASES.get(flag, flag)
+            found[flag.removeprefix("no_")] = not flag.startswith("no_")
+        else:
+            found[flag] = [*(found[flag] if isinstance(found[flag], list) else []), word]
+    lists = ("eps", "attacks", "certificates")
+    return {key: one[0] if isinstance(one, list) and key not in lists else one for key, one in found.items()}
+
+
+PROTOCOLS = [
+    {"eps": ["0.25", "36/255"]},
+    {"eps": ["0.05", "0.5"], "attacks": [{"name": "ddn", "steps": 5}], "diagnostics": False, "samples": 12},
+    {"eps": ["0.1"], "norm": "linf", "certificates": [], "effort": "quick", "seed": 3, "curve": True},
+    {"eps": ["1"], "certificates": ["margin", {"name": "crown", "search": False}], "attacks": ["fab", {"name": "pgd", "steps": 7}]},
+]
+
+
+@pytest.mark.parametrize("fields", PROTOCOLS)
+def test_the_command_in_a_table_of_the_service_is_of_the_same_protocol(fields):
+    fields = {
+        key: [{"name": one} if key == "attacks" and isinstance(one, str) else one for one in value]
+        if isinstance(value, list)
+        else value
+        for key, value in fields.items()
+    }
+    recipe = parse(EvalRecipe, fields, "protocol", code_in(fields))
+    words = shlex.split(eval_command("theirs", recipe.model_dump(mode="json", exclude_unset=True)))
+    assert words[:3] == ["rkhs-eval", "--model", "theirs"]
+    assert eval_recipe(typed(words[3:]), "test") == recipe
+
+
+def test_the_site_shows_what_a_sender_says_as_said_and_counts_parameters_itself(sent, place):  # noqa: F811
+    folder = place / "bundle/stranger"
+    submitted(place)
+    (row,) = verdicts.read_all(place / "out/verdicts")
+    facts = training_facts(row.about, place / "out")
+    tensors = checkpoint.read_safetensors(folder / "model.safetensors")
+    assert facts.parameters == sum(one.numel() for one in tensors.values()) > 0
+    assert facts.extra == "said by the sender: none" and facts.how.startswith("said by the sender: ")
+    assert facts.card.startswith("*Said by the sender:*") and "# card" in facts.card and facts.sent
+    assert training_facts(row.about.but(key="0" * 64), place / "out").parameters is None, "of another function"
+    assert training_facts(row.about.but(key=""), place / "out").parameters is None
+    assert training_facts(row.about, place / "elsewhere").parameters is None
+    kept = accepted_folder(place / "out", "stranger", row.about.key)
+    config = json.loads((kept / "config.json").read_text())
+    (kept / "README.md").write_text("x" * 2 * CARD)
+    for seconds, cost in ((12.3, "said by the sender: 12 s on one chip"), (float("inf"), ""), (10**400, ""), (-1, ""), ("1", "")):
+        config["trained"] = {"seconds": seconds, "device": "one\nchip\u202e"}
+        config.pop("seal", None)
+        (kept / "config.json").write_text(json.dumps(config))
+        found = training_facts(row.about, place / "out")
+        assert found.cost.removesuffix("\\u202e") == cost and len(found.card) < CARD + 100 and found.digest != facts.digest
+
+
+@pytest.mark.parametrize("name", ["../x", "", ".hidden", "a/b"])
+def test_a_name_or_key_that_is_a_path_has_no_place(tmp_path, name):
+    with pytest.raises(UserError):
+        accepted_folder(tmp_path, name, "a" * 64)
+    with pytest.raises(UserError):
+        accepted_folder(tmp_path, "a", name)
+
+
+def test_a_copy_holds_no_link_nothing_large_and_nothing_else(sent, tmp_path):  # noqa: F811
+    weights = checkpoint.described(sent / "stranger").weights
+    source = tmp_path / "stranger"
+    shutil.copytree(sent / "stranger", source)
+    (source / "resume.pt").write_bytes(b"pickle")
+    (source / "README.md").write_bytes(b"x" * (2 << 20))
+    with copied(source, "stranger", weights, tmp_path / "staged", STRANGERS) as copy:
+        assert sorted(one.name for one in copy.iterdir()) == ["config.json", "model.safetensors", "recipe.yaml"]
+    assert not list((tmp_path / "staged").iterdir())
+    with (
+        pytest.raises(UserError, match="was changed while it was read"),
+        copied(source, "stranger", "0" * 64, tmp_path / "staged", STRANGERS),
+    ):
+        pass
+    with pytest.raises(UserError, match="bytes"), copied(source, "stranger", weights, tmp_path / "staged", Limits(text=10)):
+        pass
+    (source / "recipe.yaml").unlink()
+    os.symlink(sent / "stranger/recipe.yaml", source / "recipe.yaml")
+    with (
+        pytest.raises(UserError, match=r"'recipe.yaml' is not a plain file"),
+        copied(source, "stranger", weights, tmp_path / "staged", STRANGERS),
+    ):
+        pass
+    assert not list((tmp_path / "staged").iterdir())
