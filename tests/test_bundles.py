@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +40,7 @@ from robustbench_rkhs.submission.pull_request import open_pull_request
 from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.training.recipe import TrainRecipe
 
+ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {"eps": ("0.05", "0.5"), "attacks": (DDN(steps=5),), "certificates": ("margin",), "diagnostics": False}
 QUICK = {"attacks": (DDN(steps=5),), "diagnostics": False, "samples": 12}
 
@@ -396,9 +398,14 @@ def test_adversarial_images_of_an_accepted_model_are_checked_by_the_weights_that
     shutil.rmtree(place / "out/verdicts/stranger")  # taken off the board
     with pytest.raises(UserError, match="unknown model 'stranger'"):
         list(gate.submit_adversarials(images, **both))
-    elsewhere = {"device": "cpu", "out": place / "elsewhere", "sample": 5}  # a job in CI, which has merged bundles alone
+    elsewhere = {
+        "command": "rkhs-submit check images --known merged",
+        "device": "cpu",
+        "out": place / "elsewhere",
+        "sample": 5,
+    }  # a job in CI, which has merged bundles alone
     known = check_bundle(place / "images", lambda line: None, known=place / "merged", **elsewhere)
-    assert known.accepted is True, known.reason
+    assert known.accepted is True and known.command == f"rkhs-submit check {place / 'images'} --known merged", known.reason
     assert check_bundle(place / "images", lambda line: None, **elsewhere).accepted is False
 
 
@@ -479,6 +486,28 @@ def test_a_forged_result_is_refused(tmp_path, text):
 def test_the_command_that_shows_it_again(tmp_path):
     typed = "rkhs-submit check theirs --known known --draw 3 --attack ddn pgd --result r.json --limits seconds=1h --json"
     assert again(typed, tmp_path, 5) == f"rkhs-submit check {tmp_path} --attack ddn pgd --limits seconds=1h --draw 5"
+
+
+def test_the_comment_names_the_bundle_as_it_lies_in_the_senders_repository(place):
+    """By the line of the shipped workflow, which checks out the pull request in a folder of its own."""
+    workflow = (ROOT / ".github/workflows/submission.yml").read_text()
+    (line,) = [line for line in workflow.splitlines() if "rkhs-submit check" in line]
+    words = line.split("&& ")[1]
+    assert words.split()[2] == "sent/submissions"
+    shutil.copytree(place / "bundle", place / "sent/submissions/bad")
+    (place / "sent/submissions/bad/run.py").write_text("")
+    (bundle,) = new_bundles(Path(words.split()[2]), Path("submissions"))
+    text = comment([check_bundle(bundle, print, sample=5, device="cpu", out=place / "out", command=words)])
+    command = text.rpartition("The same on your machine: `")[2].partition("`")[0]
+    assert command.split()[:3] == ["rkhs-submit", "check", "submissions/bad"] and "sent" not in text, text
+    shutil.copytree(place / "sent/submissions/bad", place / "submissions/bad")  # as its sender has it
+    _, err = rkhs(*command.removeprefix("rkhs-").split()[:3], "--out", "out", folder=place, code=2)
+    assert "submissions/bad: unexpected 'run.py'" in err and "submissions/bad: unexpected 'run.py'" in text
+    one = CheckResult(bundle="elsewhere/b", accepted=False, reason="elsewhere/b", command="rkhs-submit check elsewhere/b")
+    assert (
+        comment([one]).count("elsewhere/b") == 3
+        and comment([CheckResult(bundle="", accepted=True, reason="abc")]).count("abc") == 1
+    )
 
 
 def test_a_pull_request_is_opened_from_a_branch_of_its_own(sent, place, monkeypatch):

@@ -15,6 +15,8 @@ from robustbench_rkhs.verdicts import read_adversarials
 
 LARGEST = 64 << 20
 """Bytes of a file that is offered for download; of larger ones only the command is told."""
+PROVED = "rkhs-verify ."
+"""In the folder to which both files of a proof were downloaded."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ class FilesOf:
         files = [ModelFile(path, "adversarial images", f"rkhs-verify {path.name}") for path in found]
         proof = self.out / "proofs" / model.name
         if (proof / "proof.json").is_file() and self._is_of(proof / "proof.json", model):
-            check = "rkhs-verify FOLDER, with both files in one folder"
-            files += [ModelFile(path, "certificate file", check) for path in sorted(proof.glob("proof.*"))]
+            what = "certificate file, of two that belong into one folder"
+            files += [ModelFile(path, what, PROVED) for path in (proof / "proof.json", proof / "proof.npz") if path.is_file()]
         shown = [self._beside("pictures", f"nearest-{path.stem}", ".png") for path in found]
         picture = next((path for path in shown if path is not None), None)
         return ModelFiles(tuple(files), picture, self._tightness(model))

@@ -4,7 +4,7 @@ import filecmp
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,8 +23,8 @@ from robustbench_rkhs.verdicts import read_adversarials
 
 BUNDLES = 5
 """Most new bundles of a folder that are checked."""
-ONCE = ("--draw", "--result", "--known", "--json", "--quiet")
-"""Flags of a check that are not repeated."""
+ONCE = ("--known", "--draw", "--result", "--json", "--quiet")
+"""Flags of a check that are not repeated, but the first for adversarial images, whose model may lie there."""
 Line = Annotated[str, Field(max_length=2000)]
 
 
@@ -107,18 +107,19 @@ def check_bundle(path: Path, tell: Callable[[str], object], *, seed: int | None 
         found |= {"accepted": False, "reason": for_line(refused)[:2000]}
     drawn = next((line.rpartition("seed ")[2] for line in lines if "drawn by the gate, seed " in line), "")
     found["seed"] = int(drawn) if drawn.isdigit() else seed
-    command = again(settings.get("command", ""), path, found["seed"])[:2000]
+    once = ONCE[1:] if found.get("kind") == "adversarials" else ONCE
+    command = again(settings.get("command", ""), path, found["seed"], once)[:2000]
     return CheckResult(**found, lines=tuple(lines[:200]), command=command, seconds=time.monotonic() - begin)
 
 
-def again(command: str, path: Path, seed: int | None) -> str:
+def again(command: str, path: Path, seed: int | None, once: Sequence[str] = ONCE) -> str:
     """The command that checks one bundle with the same settings and on the same images."""
     words = shlex.split(command)
     begin = next((place for place, word in enumerate(words) if place > 1 and word.startswith("--")), len(words))
     kept, skipped = list[str](), False
     for word in words[begin:]:
         if word.startswith("--"):
-            skipped = word.partition("=")[0] in ONCE
+            skipped = word.partition("=")[0] in once
         kept += [] if skipped else [word]
     return shlex.join(["rkhs-submit", "check", str(path), *kept, *(["--draw", str(seed)] if seed is not None else [])])
 

@@ -47,8 +47,24 @@ def comment(results: Sequence[CheckResult], changed: Sequence[str] | None = None
 
 
 def _lines(one: CheckResult) -> list[str]:
+    one = _as_in_repository(one)
     verdict = {True: "would be accepted", False: "refused", None: "undecided"}[one.accepted]
     found = [f"{for_markdown_code(one.name or one.bundle)}: **{verdict}**", ""]
     found += [f"{for_markdown_code(one.reason)}", ""] if one.reason else []
     found += [f"- {for_markdown_code(line[:300])}" for line in one.lines[:LINES]]
     return [*found, "", f"{one.seconds:.0f} s. The same on your machine: {for_markdown_code(one.command)}", ""]
+
+
+def _as_in_repository(one: CheckResult) -> CheckResult:
+    """The result with the bundle's path as it is in the sender's repository, without the folder into which the job put that."""
+    before, place, rest = one.bundle.partition(PLACE)
+    if not (before and place and rest):
+        return one
+    return one.model_copy(
+        update={
+            "bundle": place + rest,
+            "reason": one.reason.replace(one.bundle, place + rest),
+            "lines": tuple(line.replace(one.bundle, place + rest) for line in one.lines),
+            "command": one.command.replace(one.bundle, place + rest),
+        }
+    )
