@@ -44,6 +44,7 @@ def test_a_board_holds_the_numbers_of_the_tables(built):
             page = (folder / "site" / "boards" / f"digits-l2-eps{row['eps']:g}.html").read_text()
             cell = f'{100 * row["robust"]:.1f}% <span class="ci">[{100 * row["robust_low"]:.1f}, {100 * row["robust_high"]:.1f}]'
             assert cell in page and one.about.model in page
+            assert f'{100 * row["open"]:.1f}% <span class="ci">[{100 * row["open_low"]:.1f}, {100 * row["open_high"]:.1f}]' in page
     frame = pd.read_csv(folder / "site" / "boards" / "digits-l2-eps0.25.csv")
     assert list(frame["rank"]) == sorted(frame["rank"]) and set(frame["status"]) == {"ranked"}
 

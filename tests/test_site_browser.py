@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_places import stored
 from test_report import EPSILONS, trio
 
 from robustbench_rkhs import verdicts
+from robustbench_rkhs.site import build_site
 
 CHROMIUM = os.environ.get("RKHS_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (RKHS_CHROMIUM names it)")
@@ -86,6 +88,37 @@ def test_a_board_sorts_searches_and_keeps_its_state_in_the_address(site, browser
     other = again.open("boards/digits-l2-eps0.5", "#" + page.url.partition("#")[2])
     assert other.locator("#ranked tbody th").all_inner_texts() == ["sandwich_cnn"]
     assert other.get_by_role("columnheader", name="Seed").is_visible() and not visit.faults + again.faults
+
+
+def test_the_search_looks_in_what_is_shown_and_never_in_commands(browser, tmp_path):
+    """One command names all its models, and a cell that is not shown does not explain why a row is found."""
+    for digit, (name, device) in enumerate((("gloro", "CPU, 1 thread"), ("conv", "H100 & <A100>"), ("mlp", "CPU, 1 thread")), 1):
+        stored(tmp_path, name, str(digit), key=str(digit) * 64, device=device, command="rkhs-eval --model gloro conv mlp")
+    build_site(tmp_path, tmp_path / "site")
+    visit = Visit(browser, tmp_path / "site")
+    page = visit.open("boards/digits-l2-eps0.5")
+    found = lambda text: (page.get_by_label("Search:").fill(text), sorted(page.locator("#ranked tbody th").all_inner_texts()))[1]  # noqa: E731
+    assert found("gloro") == ["gloro"] and found("H100") == []
+    page.get_by_text("Columns").click()
+    for column in ("Command", "Function", "Device"):
+        page.locator(".choices").get_by_label(column).check()
+    assert found("GLORO") == ["gloro"] and found("H100 conv") == ["conv"] and found("2" * 8) == []
+    assert "q=" in page.url and found("") == ["conv", "gloro", "mlp"] and "q=" not in page.url
+    page.locator("#controls select").select_option("H100 & <A100>")
+    assert page.locator("#ranked tbody th").all_inner_texts() == ["conv"] and not visit.faults
+
+
+def test_marks_are_told_under_the_name_where_their_column_is_not_shown(browser, tmp_path):
+    stored(tmp_path, "plain", "1", key="1" * 64)
+    build_site(tmp_path, tmp_path / "site")
+    page = Visit(browser, tmp_path / "site", 390).open("boards/digits-l2-eps0.5")
+    (said,) = json.loads((tmp_path / "site" / "boards" / "digits-l2-eps0.5.json").read_text())["ranked"]
+    sign = page.locator("#ranked .sign")
+    assert said["marks"] and all(mark.partition(":")[0] in sign.inner_text() for mark in said["marks"])
+    assert sign.is_visible() and page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    page.get_by_text("Columns").click()
+    page.locator(".choices").get_by_label("Marks").check()
+    assert not sign.is_visible() and page.locator("#ranked td.marks li").first.is_visible()
 
 
 @pytest.mark.parametrize("width", [390, 1300, 1920])

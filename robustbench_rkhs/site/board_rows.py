@@ -30,9 +30,7 @@ def _content(row: dict[str, Any], key: str) -> str:
     value = row[key]
     if key == "model":
         name, page = _text(value), row["page"]
-        return f'<a href="../models/{_text(page)}.html">{name}</a>' if page else name
-    if key == "open":
-        return _percent(value)
+        return (f'<a href="../models/{_text(page)}.html">{name}</a>' if page else name) + _sign(row["marks"])
     if key in SHARES:
         low, high = row[f"{key}_low"], row[f"{key}_high"]
         limits = "" if value is None or low is None else f' <span class="ci">[{100 * low:.1f}, {100 * high:.1f}]</span>'
@@ -46,6 +44,12 @@ def _content(row: dict[str, Any], key: str) -> str:
     if key == "command":
         return f"<code>{_text(value)}</code>"
     return "" if value is None else _text(value)
+
+
+def _sign(marks: Sequence[str]) -> str:
+    """The marks in short, which are shown where their column is not, as on a phone."""
+    words = "; ".join(dict.fromkeys(mark.partition(":")[0] for mark in marks))
+    return f' <span class="sign">Marked: {_text(words)}</span>' if words else ""
 
 
 def _percent(share: float | None) -> str:

@@ -18,7 +18,7 @@ from robustbench_rkhs.site.training_facts import TrainingFacts
 from robustbench_rkhs.verdicts import TEST_ABOVE_TRAINING, Brief, stale, typed
 from robustbench_rkhs.verdicts.axes import in_words
 
-SHARES = ("clean", "robust", "certified")
+SHARES = ("clean", "robust", "certified", "open")
 THREADS = 4
 """Boards that are made at once."""
 
@@ -36,23 +36,25 @@ class Column:
     """Shown at first; others are chosen."""
     filtered: bool = False
     """Its values can be chosen from a list."""
+    searched: bool = False
+    """The search looks in it while it is shown. Not commands, of which one names many models, nor numbers and digests."""
 
 
 COLUMNS = (
     Column("rank", "Rank", numeric=True, major=True),
-    Column("model", "Model", major=True),
+    Column("model", "Model", major=True, searched=True),
     Column("clean", "Clean", numeric=True),
     Column("robust", "Robust", numeric=True, major=True),
     Column("certified", "Certified", numeric=True, major=True),
     Column("open", "Open", numeric=True),
-    Column("marks", "Marks"),
+    Column("marks", "Marks", searched=True),
     Column("parameters", "Parameters", numeric=True),
     Column("cost", "Training cost", numeric=True),
-    Column("how", "How trained", filtered=True),
-    Column("extra", "Extra data", filtered=True, shown=False),
+    Column("how", "How trained", filtered=True, searched=True),
+    Column("extra", "Extra data", filtered=True, shown=False, searched=True),
     Column("passes", "Attack passes per image", numeric=True, shown=False),
-    Column("date", "Evaluated"),
-    Column("device", "Device", filtered=True, shown=False),
+    Column("date", "Evaluated", searched=True),
+    Column("device", "Device", filtered=True, shown=False, searched=True),
     Column("weights", "Weights", shown=False),
     Column("key", "Function", shown=False),
     Column("data_digest", "Data digest", shown=False),
@@ -161,7 +163,7 @@ def _row(entry: Entry, rank: int | None, model: SiteModel | None, facts: Trainin
     """The cells of one entry: numbers as numbers, the rest as text."""
     about, row = entry.brief.about, entry.row
     found: dict[str, Any] = {"rank": rank, "model": entry.name, "page": model.slug if model else "", "aliases": entry.aliases}
-    for share in (*SHARES, "open"):
+    for share in SHARES:
         found[share] = _number(row[share])
         found[f"{share}_low"], found[f"{share}_high"] = _number(row.get(f"{share}_low")), _number(row.get(f"{share}_high"))
     found |= {
