@@ -19,10 +19,12 @@ from robustbench_rkhs.listing import KINDS, cards
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.site import build_site, side_by_side
 from robustbench_rkhs.site.assets import classic
+from robustbench_rkhs.site.boards import Board
 from robustbench_rkhs.site.charts import curve_chart, typed_ticks
 from robustbench_rkhs.site.markup import docstring, formula, markdown
 from robustbench_rkhs.site.model_data import curve_rows
 from robustbench_rkhs.site.model_files import tightness_grid
+from robustbench_rkhs.site.pages import environment
 from robustbench_rkhs.site.training_facts import training_facts
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +69,49 @@ def test_entries_by_other_attacks_are_apart_with_the_command_that_completes_them
     assert apart["reason"] == "40 images, those drawn have 60" and apart["completes"] == "rkhs-eval --model few"
     page = (tmp_path / "site" / "boards" / "digits-l2-eps0.5.html").read_text()
     assert "Not comparable" in page and "rkhs-eval --model few" in page
+
+
+def test_two_functions_of_one_name_are_told_apart_and_one_alone_is_not(tmp_path):
+    stored(tmp_path, "net", "1", key="1" * 64)
+    stored(tmp_path, "other", "3", key="3" * 64)
+    build_site(tmp_path, tmp_path / "site")
+    (page,) = (tmp_path / "site" / "models").glob("net*")
+    assert "<h1>net</h1>" in page.read_text()
+    stored(tmp_path, "net", "2", key="2" * 64)
+    build_site(tmp_path, tmp_path / "site")
+    titles = {re.search("<h1>(.*?)</h1>", path.read_text())[1] for path in (tmp_path / "site" / "models").glob("*.html")}
+    assert titles == {"net (111111)", "net (222222)", "other"}
+    places = json.loads((tmp_path / "site" / "data" / "models.js").read_text().partition("=")[2][:-2])["places"]
+    (place,) = places.values()
+    assert {one["name"] for one in place["models"]} == titles
+    for one in place["models"]:
+        assert f'"model":"{one["name"]}"' in (tmp_path / "site" / "data" / f"{one['stem']}.js").read_text()
+
+
+def test_images_of_others_are_in_the_table_of_attacks_and_in_the_history(tmp_path):
+    """Three images, two of them within the eps 0.5 and 1."""
+    one = stored(tmp_path, "net", "1", key="1" * 64)
+    said = one.table[(one.table["method"] == "prediction") & (one.table["predicted"] == one.table["label"])].head(3)
+    about = one.about.but(epsilons=(), protocol=(), certificates=(), date="2026-02-02", job="2" * 12)
+    fall = said.assign(kind="attack", method="submitted", state_reason="", radius=[0.4, 0.45, 3.0])
+    fall = fall.assign(distance_l2=fall["radius"], distance_linf=fall["radius"])
+    keep(tmp_path, verdicts.Evaluation(verdicts.merge([said, fall]), about))
+    build_site(tmp_path, tmp_path / "site")
+    page = (tmp_path / "site" / "models" / "net.html").read_text()
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall("<tr>(.*?)</tr>", page)]
+    found = [row[1:4] for row in cells if row[0] == "check:submitted"]
+    assert found == [["0.5", "3", "2"], ["1.0", "3", "2"]]
+    assert ["3 adversarial images", "submitted", "accepted"] in [row[4:] for row in cells if row[0] == "2026-02-02"]
+
+
+@pytest.mark.parametrize(("models", "told"), [(201, False), (202, True)])
+def test_a_board_says_that_it_lists_the_first_of_many_neighbours(models, told):
+    """201 models have 200 pairs of neighbours."""
+    pairs = tuple(f"{place} and {place + 1} differ" for place in range(models - 1))
+    one = Board(("digits", "", "l2", "unit", 0.5), "b", "B", "0.5", (), (), pairs, (), (), (), False, ())
+    values = {"board": one, "columns": [], "rows": "", "read": (), "filters": {}, "compare": ""}
+    page = environment().get_template("board.html").render(root="../", title="B", **values)
+    assert page.count(" differ</li>") == 200 and ("The first 200 of 201" in page) == told
 
 
 def test_boards_of_trials_are_apart_from_published_ones(tmp_path):

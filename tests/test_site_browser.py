@@ -121,6 +121,35 @@ def test_marks_are_told_under_the_name_where_their_column_is_not_shown(browser, 
     assert not sign.is_visible() and page.locator("#ranked td.marks li").first.is_visible()
 
 
+def test_models_of_one_name_have_a_curve_a_box_and_a_row_each(browser, tmp_path):
+    for digit in "12":
+        stored(tmp_path, "net", digit, key=digit * 64, seed=int(digit))
+    build_site(tmp_path, tmp_path / "site")
+    page, names = Visit(browser, tmp_path / "site").open("compare"), ["net (111111)", "net (222222)"]
+    assert [one.inner_text().strip() for one in page.locator("#models label").all()] == [f"{name} (60 images)" for name in names]
+    assert page.locator("#chart .role-legend-label text").all_text_contents() == names
+    assert page.locator("#pairs tbody td").all_inner_texts()[:2] == names and not page.locator("#unlike").is_visible()
+
+
+def test_models_that_were_attacked_otherwise_get_a_warning_and_no_p(browser, tmp_path):
+    stored(tmp_path, "first", "1", key="1" * 64)
+    stored(tmp_path, "alike", "2", key="2" * 64, seed=1)
+    stored(tmp_path, "quick", "3", key="3" * 64, seed=2, settings={"effort": "quick"})
+    stored(tmp_path, "few", "4", key="4" * 64, seed=3, images=40)
+    build_site(tmp_path, tmp_path / "site")
+    visit = Visit(browser, tmp_path / "site")
+    page = visit.open("compare", "#m=first,alike,quick,few&eps=0.5")
+    told = page.locator("#unlike").inner_text()
+    assert "quick was attacked otherwise than first" in told and "few was evaluated on other images than first" in told
+    assert "alike" not in told
+    rows = [row.inner_text().split("\t") for row in page.locator("#pairs tbody tr").all()]
+    assert [row[-1] for row in rows][1:] == ["not comparable"] * 2 and 0 <= float(rows[0][-1]) <= 1
+    page.locator("#models").get_by_label("quick").uncheck()
+    page.locator("#models").get_by_label("few").uncheck()
+    page.wait_for_function("document.querySelectorAll('#pairs tbody tr').length === 1")
+    assert not page.locator("#unlike").is_visible() and not visit.faults
+
+
 @pytest.mark.parametrize("width", [390, 1300, 1920])
 def test_a_board_shows_every_column_that_says_something_whole(site, browser, width):
     visit = Visit(browser, site, width)
@@ -144,6 +173,42 @@ def test_the_last_tick_of_a_curve_is_the_largest_eps_and_is_seen_whole(site, bro
             right, found = box["x"] + box["width"], [(text, at["x"] + at["width"]) for text, at in labels if at]
             numbers = [(float(text), at) for text, at in found if text and not text.endswith("%")]
             assert max(numbers)[0] == max(EPSILONS) and max(numbers)[1] <= right, (width, name, numbers)
+
+
+def test_a_state_pasted_into_the_same_tab_is_shown(site, browser):
+    """As a link in an open tab: the page is the same, only what is behind # changes."""
+    visit = Visit(browser, site)
+    page = visit.open("boards/digits-l2-eps0.5", "#q=plain")
+    paste = lambda state: page.evaluate("state => { location.hash = state; }", state)  # noqa: E731
+    paste("q=sandwich&cols=model,seed")
+    page.wait_for_function("document.querySelector('#ranked tbody')?.innerText.trim().startsWith('sandwich_cnn')")
+    assert page.locator("#ranked thead th").all_inner_texts() == ["Model", "Seed"]
+    page.evaluate("window.same = true")
+    page.get_by_text("Whole protocol").click()
+    page.get_by_label("Search:").fill("sand")
+    assert page.evaluate("window.same") and page.url.endswith("q=sand&cols=model%2Cseed")  # an anchor is no state
+    page = visit.open("models/plain")
+    paste("q=margin")
+    page.wait_for_function("document.querySelector('.images input[type=search]')?.value === 'margin'")
+    page = visit.open("compare", "#m=robust_vgg,plain&eps=0.5")
+    paste("m=sandwich_cnn,plain&eps=0.25")
+    page.wait_for_function("document.querySelector('#pairs tbody')?.innerText.startsWith('sandwich_cnn')")
+    assert page.locator("#eps").input_value() == "0.25" and not visit.faults
+
+
+@pytest.mark.parametrize("width", [390, 1300])
+def test_names_of_the_trade_off_are_seen_whole(browser, tmp_path, width):
+    """The last point lies at the right end, where a name to its right would be cut."""
+    for digit, (name, clean) in enumerate((("digits_first_of_all", 0.6), ("digits_sandwich_last", 0.95)), 1):
+        stored(tmp_path, name, str(digit), key=str(digit) * 64, clean=clean)
+    build_site(tmp_path, tmp_path / "site")
+    page = Visit(browser, tmp_path / "site", width).open("compare")
+    names = page.locator("#front .mark-text text")
+    assert sorted(names.all_text_contents()) == ["digits_first_of_all", "digits_sandwich_last"]
+    box = page.locator("#front svg").bounding_box()
+    for one in names.all():
+        at = one.bounding_box()
+        assert box["x"] <= at["x"] and at["x"] + at["width"] <= box["x"] + box["width"]
 
 
 def test_without_javascript_there_is_a_table(site, browser):

@@ -137,7 +137,7 @@ def _write_models(
         for who, model in models.items():
             own, stem = files.of(model), drawn.folder / "models" / model.slug
             contents = [one.content for one in model.history]
-            inputs = [*libraries, *contents, facts[who].digest, *own.digests, repr(_told(where[who]))]
+            inputs = [*libraries, model.title, *contents, facts[who].digest, *own.digests, repr(_told(where[who]))]
             if (known := drawn.known("model", stem, inputs)) is not None:
                 written += known
                 step.add()

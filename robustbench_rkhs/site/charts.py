@@ -17,6 +17,9 @@ from robustbench_rkhs.verdicts.plot import APART, WIDE
 
 BLUE = PALETTE[0]
 WIDTH, HEIGHT = 560, 320
+GAP = 8
+"""Between a point and its name."""
+LEFT_HALF = "scale('x', datum.x) < width / 2"
 TICKS = 8
 """About how many ticks the curve's axis has."""
 CONFIG = {"background": "white", "font": "DejaVu Sans", "view": {"stroke": "transparent"}}
@@ -87,7 +90,10 @@ def tradeoff_chart() -> dict[str, Any]:
     models = alt.Chart(alt.NamedData(name="models"))
     told = [alt.Tooltip("model:N"), alt.Tooltip("x:Q"), alt.Tooltip("y:Q")]
     dots = models.mark_point(filled=True, size=70, color=BLUE).encode(x=x, y=y, tooltip=told)
-    names = models.mark_text(align="left", dx=8, fontSize=12).encode(x=x, y=y, text="model:N")
+    left = f"{LEFT_HALF} ? "  # each name on the side that has more room, and cut there only where it is longer than that
+    room = f"max(scale('x', datum.x), width - scale('x', datum.x)) - {GAP}"
+    side = {"align": {"expr": f"{left}'left' : 'right'"}, "dx": {"expr": f"{left}{GAP} : -{GAP}"}, "limit": {"expr": room}}
+    names = models.mark_text(fontSize=12, **side).encode(x=x, y=y, text="model:N")
     return _spec(alt.layer(front.encode(x="x:Q", y="y:Q"), dots, names))
 
 

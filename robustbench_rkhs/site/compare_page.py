@@ -1,5 +1,6 @@
 """The compare page: chosen models side by side, from the data scripts of their pages."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from robustbench_rkhs.site.charts import curve_chart, tradeoff_chart
 from robustbench_rkhs.site.pages import write_data, write_page
 from robustbench_rkhs.site.site_models import Identity, SiteModel
 from robustbench_rkhs.site.training_facts import TrainingFacts
+
+DIGITS = 16
+"""Digits of the digests of attacks and images: enough to tell those of one site apart."""
 
 
 def write_compare(
@@ -21,7 +25,8 @@ def write_compare(
             place = places.setdefault(
                 domain.place, {"title": domain.title, "norm": domain.brief.about.norm, "models": [], "boards": []}
             )
-            own = {"page": model.slug, "name": model.name, "stem": domain.stem, "images": domain.brief.images}
+            own = {"page": model.slug, "name": model.title, "stem": domain.stem, "images": domain.brief.images}
+            own |= {"sample": domain.brief.sample[:DIGITS], "attacks": _digest(domain.brief.attacks)}
             place["models"].append(own | {"parameters": facts[who].parameters, "cost": facts[who].seconds})
     for board in ranked:
         data, digest, norm, box, eps = board.section
@@ -32,3 +37,7 @@ def write_compare(
     specs = {"curves": {norm: curve_chart(norm, several=True) for norm in norms}, "tradeoff": tradeoff_chart()}
     page = write_page(folder / "compare.html", "compare.html", "", title="Compare models", boards=ranked)
     return [page, write_data(folder / "data" / "models.js", "models", {"places": places, "specs": specs})]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]

@@ -34,7 +34,7 @@ def model_data(model: SiteModel, domain: SiteDomain, evaluation: Evaluation, tab
     broken_by, attacks = pd.factorize(table["attack"].to_numpy(dtype=object), sort=True)
     said = {eps: _letters(table[f"state@{about.words(eps)}"]) for eps in sorted(set(about.epsilons))}
     return {
-        "model": model.name,
+        "model": model.title,
         "page": model.slug,
         "place": domain.place,
         "sample": domain.brief.sample,

@@ -60,7 +60,7 @@ def write_model(
         stem.with_name(f"{stem.name}.html"),
         "model.html",
         "../",
-        title=model.name,
+        title=model.title,
         model=model,
         about=model.domains[0].brief.about,
         facts=facts,
@@ -97,10 +97,10 @@ def _curve(evaluation: Evaluation) -> dict[str, Any]:
 
 def _begin_still(top: Path, model: SiteModel, domain: SiteDomain, spec: dict[str, Any], data: dict[str, Any]) -> Finish:
     """Have the figure of a domain drawn, as svg and png."""
-    named = {"model": model.name}
+    named = {"model": model.title}
     steps = [dict(zip(("eps", "certified", "broken"), row, strict=True)) | named for row in data["steps"]]
     drawn = {"steps": steps, "points": [row | named for row in data["points"]]}
-    return begin_still(spec, drawn, f"{model.name}: {domain.title}", top / "data" / domain.stem)
+    return begin_still(spec, drawn, f"{model.title}: {domain.title}", top / "data" / domain.stem)
 
 
 def _write_data(top: Path, domain: SiteDomain, data: dict[str, Any], table: pd.DataFrame) -> list[Path]:

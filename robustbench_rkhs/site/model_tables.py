@@ -7,6 +7,7 @@ import pandas as pd
 
 from robustbench_rkhs.reports.tables import interval, limits, records
 from robustbench_rkhs.verdicts import Brief, Evaluation, by_attack, by_certificate, no_function, summary
+from robustbench_rkhs.verdicts.image_states import counted
 
 NEAREST = 25
 """Images that are shown without JavaScript: those nearest to falling."""
@@ -71,8 +72,23 @@ def attack_grid(evaluation: Evaluation) -> Grid:
         time = f"{seconds.get(row['attack'], 0.0):.1f} s"
         counts = [str(row["attacked"]), str(row["broken"])]
         rows.append([row["attack"], evaluation.about.words(row["eps"]), *counts, alone, missed, passes, time])
+    rows += _beside(evaluation)
     head = ["attack", "eps", "images", "broken", "not broken", "missed", "passes", "time at all eps"]
-    return Grid.of("Attacks, each on the images left to it", head, rows)
+    return Grid.of("Attacks, each on the images left to it; last, what broke images without being in the protocol", head, rows)
+
+
+def _beside(evaluation: Evaluation) -> list[list[str]]:
+    """Rows on the adversarial images from outside the protocol: of checks, of other evaluations, and those that others sent."""
+    about, table = evaluation.about, evaluation.table
+    right = table["label"] == table["predicted"]
+    found = table[counted(table, about.norm, about.box) & right & ~table["method"].isin(about.protocol)]
+    rows = []
+    for method, own in found.groupby("method", sort=True):
+        for eps in sorted(set(about.epsilons)):
+            broken = own.loc[own[f"distance_{about.norm}"] <= eps, "index"].nunique()
+            images = str(own["index"].nunique())
+            rows += [[str(method), about.words(eps), images, str(broken), "-", "-", "-", "-"]] if broken else []
+    return rows
 
 
 def certificate_grid(evaluation: Evaluation) -> Grid:
@@ -116,6 +132,9 @@ def history_grid(history: tuple[Brief, ...]) -> Grid:
     rows = []
     for one in history:
         about = one.about
+        if not about.epsilons:
+            rows.append([about.date, about.model, f"{about.data}, {about.norm}", f"{one.images:,}", *_sent(one)])
+            continue
         shares = [f"{about.words(row['eps'])}: {_percent(row['robust'])} / {_percent(row['certified'])}" for row in one.rows]
         state = "complete" if about.complete else "incomplete"
         state = f"{one.breaches} breaches" if one.breaches else state
@@ -123,6 +142,14 @@ def history_grid(history: tuple[Brief, ...]) -> Grid:
         rows.append([about.date, about.model, where, f"{one.images:,}", "; ".join(shares), ", ".join(about.protocol), state])
     head = ["date", "evaluated as", "on", "images", "eps: robust / certified", "attacks", "state"]
     return Grid.of("Evaluations of this function", head, rows, (0, 1, 2, 4, 5, 6))
+
+
+def _sent(one: Brief) -> list[str]:
+    """What a table without an eps of its own adds: adversarial images. Its shares, methods and state."""
+    table = one.evaluation().table
+    found = table[(table["kind"] == "attack") & np.isfinite(table["radius"])]
+    count = found["index"].nunique()
+    return [f"{count:,} adversarial images", ", ".join(sorted(found["method"].unique())), "accepted"]
 
 
 def notes(evaluation: Evaluation) -> list[str]:

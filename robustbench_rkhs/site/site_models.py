@@ -1,5 +1,6 @@
 """The models of the site: one for each function and name, with its strongest evaluation of every data set, norm and box."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,6 +54,13 @@ class SiteModel:
     domains: tuple[SiteDomain, ...]
     history: tuple[Brief, ...]
     """Every evaluation of its function, under any name; the latest first."""
+    namesake: bool
+    """Whether another function of the site has the same name."""
+
+    @property
+    def title(self) -> str:
+        """Its name, with the first digits of the key where another function has it, too; as on boards."""
+        return f"{self.name} ({self.key[:6]})" if self.namesake else self.name
 
 
 def site_models(briefs: Sequence[Brief]) -> dict[Identity, SiteModel]:
@@ -67,11 +75,11 @@ def site_models(briefs: Sequence[Brief]) -> dict[Identity, SiteModel]:
             if one.about.epsilons:
                 own.setdefault(identity(one.about), []).append(one)
                 family[identity(one.about)] = members
-    slugs = _slugs(sorted(own))
-    return {who: _model(who, slugs[who], own[who], family[who]) for who in sorted(own)}
+    slugs, names = _slugs(sorted(own)), Counter(name for name, _ in own)
+    return {who: _model(who, slugs[who], own[who], family[who], names[who[0]] > 1) for who in sorted(own)}
 
 
-def _model(who: Identity, slug: str, own: Sequence[Brief], family: Sequence[Brief]) -> SiteModel:
+def _model(who: Identity, slug: str, own: Sequence[Brief], family: Sequence[Brief], namesake: bool) -> SiteModel:
     places: dict[tuple[str, ...], list[Brief]] = {}
     for one in own:
         places.setdefault((one.about.data, one.about.data_digest, one.about.norm, one.about.box), []).append(one)
@@ -84,7 +92,7 @@ def _model(who: Identity, slug: str, own: Sequence[Brief], family: Sequence[Brie
         taken.add(stem)
         domains.append(SiteDomain(best, tuple(one for one in family if one is not best), stem))
     history = sorted(family, key=lambda one: (one.about.date, one.content), reverse=True)
-    return SiteModel(who[0], who[1], slug, tuple(domains), tuple(history))
+    return SiteModel(who[0], who[1], slug, tuple(domains), tuple(history), namesake)
 
 
 def _slugs(who: Sequence[Identity]) -> dict[Identity, str]:

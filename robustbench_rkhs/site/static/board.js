@@ -73,6 +73,7 @@
     for (const [key, select] of Object.entries(selects)) { if (select.value) { state.set(`f.${key}`, select.value); } }
     rkhs.keep(state);
   }
+  rkhs.follow();
   shown();
   if (words.value) { table.draw(); }
   table.on("draw.dt", kept);

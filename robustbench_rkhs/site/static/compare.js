@@ -57,11 +57,15 @@
       steps: data.flatMap((one) => one.steps.map(([at, certified, broken]) => ({ eps: at, certified, broken, model: one.model }))),
       points: data.flatMap((one) => one.points.map((point) => ({ ...point, model: one.model }))),
     });
-    paired(data);
+    const reasons = rkhs.paired.unlike(models);
+    of("unlike").hidden = !reasons.some(Boolean);
+    of("unlike").textContent = `Not comparable: ${reasons.filter(Boolean).join("; ")}. What differs may come from that, not from the models, so no p is given.`;
+    paired(data, reasons);
     await tradeoff(place);
   }
 
-  function paired(data) {
+  // reasons: by model, why it cannot be compared with the first one
+  function paired(data, reasons) {
     const part = of("part").value, head = ["First", "Second", "Images", "Both", "Only the first", "Only the second", "Neither", "Difference [95%]", "p"];
     const answers = data.map((one) => rkhs.paired.answers(one, part, eps()));
     const percent = (share) => (100 * share).toFixed(1), discordant = new Set();
@@ -69,7 +73,8 @@
       const counts = rkhs.paired.counts(answers[0], answers[at + 1]), difference = rkhs.paired.difference(counts);
       counts.discordant.forEach((index) => discordant.add(index));
       const said = difference ? `${percent(difference.share)} [${percent(difference.low)}, ${percent(difference.high)}]` : "no image in common";
-      return [data[0].model, one.model, counts.images, counts.both, counts.only_first, counts.only_second, counts.neither, said, counts.images ? rkhs.paired.mcnemar(counts).toPrecision(2) : "-"];
+      const p = reasons[at + 1] ? "not comparable" : counts.images ? rkhs.paired.mcnemar(counts).toPrecision(2) : "-";
+      return [data[0].model, one.model, counts.images, counts.both, counts.only_first, counts.only_second, counts.neither, said, p];
     });
     const cell = (name, value, at) => rkhs.element(name, at > 1 ? { class: "number" } : {}, String(value));
     of("pairs").replaceChildren(
@@ -125,6 +130,7 @@
   of("place").addEventListener("change", () => { chosen = []; listed(); draw(); });
   of("find").addEventListener("input", found);
   ["eps", "part", "x", "y"].forEach((id) => of(id).addEventListener("change", draw));
+  rkhs.follow();
   listed();
   draw();
 })();

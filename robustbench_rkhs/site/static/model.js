@@ -3,6 +3,7 @@
 (function () {
   const words = { w: "wrong", b: "broken", c: "certified", s: "survived", u: "untested" };
   const text = DataTable.render.text(), given = rkhs.state();
+  rkhs.follow();
   for (const section of document.querySelectorAll(".domain")) {
     const data = rkhs.data[section.dataset.stem], named = { model: data.model };
     rkhs.draw(section.querySelector(".chart"), JSON.parse(section.dataset.spec), {

@@ -33,6 +33,13 @@ rkhs.paired = {
     return { share: (b - c) / images, low: Math.max(p - q - half, -1), high: Math.min(p - q + half, 1) };
   },
 
+  // By model, why it cannot be compared with the first one; empty where it can.
+  unlike([first, ...others]) {
+    const told = { attacks: "was attacked otherwise than", sample: "was evaluated on other images than" };
+    const reason = (one) => Object.keys(told).filter((key) => one[key] !== first[key]).map((key) => told[key]).join(" and ");
+    return ["", ...others.map((one) => (reason(one) ? `${one.name} ${reason(one)} ${first.name}` : ""))];
+  },
+
   // Exact McNemar: the two-sided binomial tail of the discordant images.
   mcnemar({ only_first: b, only_second: c }) {
     const n = b + c, least = Math.min(b, c);

@@ -18,10 +18,22 @@ var rkhs = {
   },
 
   // The state of a page is the part of its address behind #, so that a link keeps it.
-  state() { return new URLSearchParams(location.hash.slice(1)); },
+  state() {
+    rkhs.kept = location.hash.slice(1);
+    return new URLSearchParams(rkhs.kept);
+  },
   keep(state) {
     const text = state.toString();
+    rkhs.kept = text;
     if (text !== location.hash.slice(1)) { history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search); }
+  },
+
+  // Another state that comes by the address, such as a link pasted into this tab, is shown as in a new tab; anchors are no states.
+  follow() {
+    addEventListener("hashchange", () => {
+      const hash = location.hash.slice(1);
+      if (hash !== rkhs.kept && !document.getElementById(hash)) { location.reload(); }
+    });
   },
 
   element(name, attributes = {}, ...children) {
