@@ -100,7 +100,7 @@ def test_images_of_others_are_in_the_table_of_attacks_and_in_the_history(tmp_pat
     page = (tmp_path / "site" / "models" / "net.html").read_text()
     cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall("<tr>(.*?)</tr>", page)]
     found = [row[1:4] for row in cells if row[0] == "check:submitted"]
-    assert found == [["0.5", "3", "2"], ["1.0", "3", "2"]]
+    assert found == [["0.5", "3", "2"], ["1", "3", "2"]]
     assert ["3 adversarial images", "submitted", "accepted"] in [row[4:] for row in cells if row[0] == "2026-02-02"]
 
 

@@ -203,7 +203,7 @@ def test_names_of_the_trade_off_are_seen_whole(browser, tmp_path, width):
         stored(tmp_path, name, str(digit), key=str(digit) * 64, clean=clean)
     build_site(tmp_path, tmp_path / "site")
     page = Visit(browser, tmp_path / "site", width).open("compare")
-    names = page.locator("#front .mark-text text")
+    names = page.locator("#front .mark-text.role-mark text")
     assert sorted(names.all_text_contents()) == ["digits_first_of_all", "digits_sandwich_last"]
     box = page.locator("#front svg").bounding_box()
     for one in names.all():

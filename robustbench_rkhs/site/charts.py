@@ -92,7 +92,11 @@ def tradeoff_chart() -> dict[str, Any]:
     dots = models.mark_point(filled=True, size=70, color=BLUE).encode(x=x, y=y, tooltip=told)
     left = f"{LEFT_HALF} ? "  # each name on the side that has more room, and cut there only where it is longer than that
     room = f"max(scale('x', datum.x), width - scale('x', datum.x)) - {GAP}"
-    side = {"align": {"expr": f"{left}'left' : 'right'"}, "dx": {"expr": f"{left}{GAP} : -{GAP}"}, "limit": {"expr": room}}
+    side: dict[str, Any] = {
+        "align": {"expr": f"{left}'left' : 'right'"},
+        "dx": {"expr": f"{left}{GAP} : -{GAP}"},
+        "limit": {"expr": room},
+    }
     names = models.mark_text(fontSize=12, **side).encode(x=x, y=y, text="model:N")
     return _spec(alt.layer(front.encode(x="x:Q", y="y:Q"), dots, names))
 
