@@ -75,8 +75,13 @@ class FilesOf:
             said = json_of(path.read_text(), str(path), OWN)
         except (UserError, OSError, ValueError):
             return False
-        weights = {one.about.weights for one in model.history}
-        return isinstance(said, dict) and (said.get("key") == model.key or said.get("weights") in weights)
+        if not isinstance(said, dict):
+            return False
+        function = said.get("function")
+        key = function.get("key") if isinstance(function, dict) else None
+        if key:  # the same weights in another network are another function
+            return bool(key == model.key)
+        return said.get("weights") in {one.about.weights for one in model.history}
 
     def _tightness(self, model: SiteModel) -> Path | None:
         for path in (path for folder in self._reports for path in sorted(folder.glob(f"{glob.escape(model.name)}*.csv"))):
