@@ -6,6 +6,7 @@ import json
 import platform
 import shlex
 import sys
+from collections.abc import Iterable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,11 @@ def wait(device: str) -> None:
     """Let the device finish, so that a clock read now means something."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
+
+
+def machines(records: Iterable[Mapping[str, Any]]) -> str:
+    """Every machine that made one of these records."""
+    return " and ".join(dict.fromkeys(str(record["machine"]) for record in records))
 
 
 def machine(device: str) -> str:

@@ -29,7 +29,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from common import ROOT, machine
+from common import ROOT, machine, machines
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
@@ -196,7 +196,7 @@ def markdown(table: pd.DataFrame, records: list[dict[str, Any]], given: argparse
     lines += [(__doc__ or "").split("\n\n")[3].replace("\n", " "), ""]
     lines += [
         f"{len(records)} runs, {given.subsets} subsets, {given.iterations} steps, {given.validation} validation images, "
-        f"{sum(r['seconds'] + r['sampler_seconds'] for r in records) / 60:.1f} minutes on {records[0]['machine']}. "
+        f"{sum(r['seconds'] + r['sampler_seconds'] for r in records) / 60:.1f} minutes on {machines(records)}. "
         "Mean and 95% t-interval over subsets; the change is paired by subset against the same cell without the norm.",
         "",
     ]

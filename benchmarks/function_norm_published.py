@@ -27,7 +27,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from common import ROOT, machine
+from common import ROOT, machine, machines
 from function_norm_grid import chosen, done, interval, spread
 
 from robustbench_rkhs.data import Splits
@@ -164,7 +164,7 @@ def markdown(table: pd.DataFrame, records: list[dict[str, Any]]) -> str:
     lines = ["# The function norm at its published schedule", "", (__doc__ or "").split("\n\n")[2].replace("\n", " "), ""]
     hours, data = sum(record["cpu_seconds"] for record in records) / 3600, last["data_digest"][:16]
     lines += [
-        f"{len(records)} runs, {hours:.2f} CPU hours on {last['machine']}, last on {last['date']}; MNIST {data}. "
+        f"{len(records)} runs, {hours:.2f} CPU hours on {machines(records)}, last on {last['date']}; MNIST {data}. "
         "Mean and 95% t-interval over subsets; changes are paired by subset. Seeds 0 up, as many as there are subsets.",
         "",
         "| cell | norm | subsets | accuracy | published | change by the norm | published | |",

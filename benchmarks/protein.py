@@ -26,7 +26,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from common import ROOT, machine
+from common import ROOT, machine, machines
 from function_norm_grid import done, interval
 
 from robustbench_rkhs.data import Splits
@@ -130,7 +130,7 @@ def markdown(records: list[dict[str, Any]], given: argparse.Namespace) -> str:
     lines = ["# Remote homology of proteins", "", (__doc__ or "").split("\n\n")[2].replace("\n", " "), ""]
     hours = sum(record["cpu_seconds"] for record in records) / 3600
     lines += [
-        f"{len(records)} runs, {hours:.2f} CPU hours on {last['machine']}, {given.precision}, seeds 0 to {given.seeds - 1}, last "
+        f"{len(records)} runs, {hours:.2f} CPU hours on {machines(records)}, {given.precision}, seeds 0 to {given.seeds - 1}, last "
         f"on {last['date']}. Each cell: auROC / auROC50, mean over seeds; in brackets the number of seeds where it is another.",
         "",
         "| family | " + " | ".join(methods) + " |",
