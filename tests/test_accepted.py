@@ -18,6 +18,7 @@ from robustbench_rkhs.nodes.limits import STRANGERS, Limits
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.site.training_facts import CARD, training_facts
+from robustbench_rkhs.submission import gate
 from robustbench_rkhs.submission.accepted import copied
 from robustbench_rkhs.submission.command_line import eval_command
 from robustbench_rkhs.training import checkpoint
@@ -57,6 +58,18 @@ def test_the_command_in_a_table_of_the_service_is_of_the_same_protocol(fields):
     words = shlex.split(eval_command("theirs", recipe.model_dump(mode="json", exclude_unset=True)))
     assert words[:3] == ["rkhs-eval", "--model", "theirs"]
     assert eval_recipe(typed(words[3:]), "test") == recipe
+
+
+def test_the_service_gives_the_gate_that_command(tmp_path, monkeypatch):
+    pytest.importorskip("sqlmodel", reason="sqlmodel is not installed (the extra `serve`)")
+    from robustbench_rkhs.service import evaluating
+    from robustbench_rkhs.service.settings import Settings
+
+    monkeypatch.setattr(gate, "submit", lambda path, recipe, **both: both["command"])
+    settings = Settings(folder=tmp_path, out=tmp_path / "out", protocol=PROTOCOLS[1])
+    job = {"kind": "checkpoint", "path": str(tmp_path), "name": "theirs", "approved": False}
+    found = evaluating._steps(settings, job, print)
+    assert found == "rkhs-eval --model theirs --eps 0.05 0.5 --attack ddn:steps=5 --no-diagnostics --samples 12"
 
 
 def test_the_site_shows_what_a_sender_says_as_said_and_counts_parameters_itself(sent, place):  # noqa: F811
