@@ -67,7 +67,7 @@ def _built(places: Places, briefs: list[Brief], cache: BriefCache, found: SiteBu
     """The site of these tables."""
     out, folder = places.out, found.folder
     models = site_models(briefs)
-    facts = {who: training_facts(model.domains[0].brief.about) for who, model in models.items()}
+    facts = {who: training_facts(model.domains[0].brief.about, out) for who, model in models.items()}
     drawn = Drawn(folder)
     libraries = [site_digest(), *versions()]
     found.files += drawn.once("assets", folder / "assets", libraries, write_assets)

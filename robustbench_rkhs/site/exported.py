@@ -31,7 +31,7 @@ def export(out: Path, folder: Path, unread: list[str]) -> list[Path]:
     cache = places.cache()
     briefs = [*cache.read_all(places.verdicts, unread.append), *cache.read_all(places.submitted, unread.append)]
     models = site_models(briefs)
-    facts = {who: training_facts(model.domains[0].brief.about) for who, model in models.items()}
+    facts = {who: training_facts(model.domains[0].brief.about, out) for who, model in models.items()}
     ranked = boards(board(briefs, cache), models, facts)
     written = []
     for one in (one for one in ranked if one.section[3] == "unit"):

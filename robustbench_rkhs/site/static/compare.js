@@ -58,10 +58,16 @@
       points: data.flatMap((one) => one.points.map((point) => ({ ...point, model: one.model }))),
     });
     const reasons = rkhs.paired.unlike(models);
-    of("unlike").hidden = !reasons.some(Boolean);
-    of("unlike").textContent = `Not comparable: ${reasons.filter(Boolean).join("; ")}. What differs may come from that, not from the models, so no p is given.`;
+    warned(models, reasons);
     paired(data, reasons);
     await tradeoff(place);
+  }
+
+  function warned(models, reasons) {
+    const having = (reason) => models.filter((_, at) => reasons[at].includes(reason)).map((one) => one.name);
+    const told = [...new Set(reasons.flat())].map((reason) => `${reason}: ${having(reason).join(", ")}.`);
+    of("unlike").hidden = !told.length;
+    of("unlike").textContent = `Not comparable with ${models[0].name}. ${told.join(" ")} Differences may come from that, not from the models, so no p is given.`;
   }
 
   // reasons: by model, why it cannot be compared with the first one
@@ -73,7 +79,7 @@
       const counts = rkhs.paired.counts(answers[0], answers[at + 1]), difference = rkhs.paired.difference(counts);
       counts.discordant.forEach((index) => discordant.add(index));
       const said = difference ? `${percent(difference.share)} [${percent(difference.low)}, ${percent(difference.high)}]` : "no image in common";
-      const p = reasons[at + 1] ? "not comparable" : counts.images ? rkhs.paired.mcnemar(counts).toPrecision(2) : "-";
+      const p = reasons[at + 1].length ? "not comparable" : counts.images ? rkhs.paired.mcnemar(counts).toPrecision(2) : "-";
       return [data[0].model, one.model, counts.images, counts.both, counts.only_first, counts.only_second, counts.neither, said, p];
     });
     const cell = (name, value, at) => rkhs.element(name, at > 1 ? { class: "number" } : {}, String(value));

@@ -33,11 +33,10 @@ rkhs.paired = {
     return { share: (b - c) / images, low: Math.max(p - q - half, -1), high: Math.min(p - q + half, 1) };
   },
 
-  // By model, why it cannot be compared with the first one; empty where it can.
-  unlike([first, ...others]) {
-    const told = { attacks: "was attacked otherwise than", sample: "was evaluated on other images than" };
-    const reason = (one) => Object.keys(told).filter((key) => one[key] !== first[key]).map((key) => told[key]).join(" and ");
-    return ["", ...others.map((one) => (reason(one) ? `${one.name} ${reason(one)} ${first.name}` : ""))];
+  // By model, the reasons why it cannot be compared with the first one; none where it can.
+  unlike(models) {
+    const reasons = { attacks: "Attacked otherwise", sample: "Evaluated on other images" };
+    return models.map((one) => Object.keys(reasons).filter((key) => one[key] !== models[0][key]).map((key) => reasons[key]));
   },
 
   // Exact McNemar: the two-sided binomial tail of the discordant images.
