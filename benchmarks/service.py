@@ -10,6 +10,7 @@ import http.client
 import json
 import os
 import random
+import re
 import signal
 import socket
 import statistics
@@ -20,6 +21,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 from common import ROOT, arguments, finish
 from service_stub import REAL, settings_of
@@ -37,6 +39,9 @@ PEAK = 10.0
 """Seconds for which all readers read without a pause, at the end."""
 LONGEST = 1140.0
 """Seconds after which the benchmark gives up: what is still queued then counts as lost."""
+PUBLISHED = ["/", "/boards/digits-l2-eps0.25.html", f"/models/{REAL}1.html"]
+"""Pages of the site that are read, too; all but the first are 404 until a real submission is accepted."""
+LINK = re.compile(r'(?:href|src)="([^"#]+)')
 STUB = str(Path(__file__).parent / "service_stub.py")
 
 
@@ -121,22 +126,27 @@ def send_all(server: Server, sizes: dict[str, int], token: str, sent: dict[str, 
 
 def read_all(server: Server, until: threading.Event, pause: float, found: dict[str, Any], lock: threading.Lock) -> None:
     """Read random pages until the end; count them, and whether each is whole."""
-    client, seconds, broken = Client(server), [], 0
+    client, seconds, broken, half = Client(server), [], 0, 0
     while not until.wait(pause * random.uniform(0.5, 1.5)):
         number = random.randint(1, 50)
-        path = random.choice([f"/submissions/{number}", f"/api/submissions/{number}", "/submissions", "/api/queue", "/submit"])
+        service = [f"/submissions/{number}", f"/api/submissions/{number}", "/submissions", "/api/queue", "/submit"]
+        path = random.choice(service + PUBLISHED)
         begun = time.perf_counter()
         code, content = client.ask("GET", path)
         if code:
             seconds.append(time.perf_counter() - begun)
             broken += not _whole(path, code, content)
+            half += path in PUBLISHED and code == 200 and not _leads(client, path, content)
     with lock:
         found["seconds"] += seconds
         found["broken"] += broken
+        found["half"] += half
         found["unanswered"] += client.lost
 
 
 def _whole(path: str, code: int, content: bytes) -> bool:
+    if code == 307:  # of / before there is a site
+        return path == "/"
     if code not in (200, 404):
         return False
     if path.startswith("/api/"):
@@ -145,6 +155,12 @@ def _whole(path: str, code: int, content: bytes) -> bool:
         except ValueError:
             return False
     return content.rstrip().endswith(b"</html>")
+
+
+def _leads(client: Client, path: str, content: bytes) -> bool:
+    """Whether a file that a page of the site names, one chosen at random, is there."""
+    links = [link for link in LINK.findall(content.decode()) if ":" not in link]
+    return client.ask("HEAD", urljoin(path, random.choice(links)).partition("#")[0])[0] != 404
 
 
 def kill_workers(folder: Path, sizes: dict[str, int], until: threading.Event, killed: list[int]) -> None:
@@ -199,7 +215,7 @@ def measured(sizes: dict[str, int]) -> dict[str, Any]:
 
 def reads() -> dict[str, Any]:
     """What readers count."""
-    return {"seconds": [], "broken": 0, "unanswered": 0}
+    return {"seconds": [], "broken": 0, "half": 0, "unanswered": 0}
 
 
 def reading(server: Server, count: int, until: threading.Event, pause: float, found: dict[str, Any]) -> list[threading.Thread]:
@@ -218,7 +234,7 @@ def reads_at_peak(server: Server, count: int) -> float:
     over.set()
     for thread in readers:
         thread.join()
-    assert found["broken"] == 0
+    assert found["broken"] == found["half"] == 0
     return round(len(found["seconds"]) / PEAK, 1)
 
 
@@ -263,6 +279,7 @@ def _figures(
             "lost": lost,
             "doubled": len(names) - len(set(names)) + sum(count > 1 for count in tables),
             "pages_broken": found["broken"],
+            "pages_half_published": found["half"],
         },
         "worker_kills_done": len(killed),
         "reads_without_server": found["unanswered"],
@@ -280,7 +297,7 @@ def main() -> None:
     figures = measured(sizes)
     print(json.dumps(figures), flush=True)
     tally = figures["tally"]
-    assert tally["lost"] == tally["doubled"] == tally["pages_broken"] == 0, tally
+    assert tally["lost"] == tally["doubled"] == tally["pages_broken"] == tally["pages_half_published"] == 0, tally
     finish("service", {**sizes, "evaluation_seconds": 0.1, "reader_pause_seconds": PAUSE, **figures}, given, SOURCES)
 
 
