@@ -386,7 +386,7 @@ def test_what_an_admin_decides(tmp_path, monkeypatch):
     table.parent.mkdir(parents=True)
     table.write_bytes(b"table")
     home.work(lambda settings, one, tell: Outcome(Status.ACCEPTED, tables=("verdicts/mine/a.parquet",)))
-    monkeypatch.setattr("robustbench_rkhs.service.board.draw", lambda settings: None)
+    monkeypatch.setattr("robustbench_rkhs.service.board_tables.draw", lambda settings: None)
     admin.hide(1, "a <b>copy</b>")
     assert not table.exists() and home.client.get("/api/submissions").json()["total"] == 0
     page = home.client.get("/submissions/1").text

@@ -12,7 +12,7 @@ from test_service import Home  # noqa: E402
 from test_site import keep  # noqa: E402
 
 from robustbench_rkhs.nodes.node import UserError  # noqa: E402
-from robustbench_rkhs.service import board  # noqa: E402
+from robustbench_rkhs.service import board_tables  # noqa: E402
 from robustbench_rkhs.service.admin import Admin  # noqa: E402
 from robustbench_rkhs.service.lifecycle import Outcome, of_number  # noqa: E402
 from robustbench_rkhs.service.submission import Status  # noqa: E402
@@ -23,7 +23,7 @@ from robustbench_rkhs.site import build_site  # noqa: E402
 def home(tmp_path, monkeypatch):
     """A service whose board is drawn here, with two models on it; `plain` is submission 1, and was accepted."""
     found = Home(tmp_path)
-    monkeypatch.setattr(board, "draw", lambda settings: build_site(settings.out, settings.site))
+    monkeypatch.setattr(board_tables, "draw", lambda settings: build_site(settings.out, settings.site))
     found.tables = {one.about.model: keep(found.settings.out, one) for one in trio()[1:]}
     build_site(found.settings.out, found.settings.site)
     found.send("plain")
@@ -91,9 +91,9 @@ def test_a_worker_that_dies_while_it_withdraws_is_followed_by_one_that_ends_it(h
 
     Admin(home.settings).rerun(1)
     with monkeypatch.context() as patched:
-        patched.setattr(board, "draw", dies)
+        patched.setattr(board_tables, "draw", dies)
         with pytest.raises(UserError, match="killed"):
-            board.withdraw(home.settings, home.desk.database, of_number(home.desk.database, 1))
+            board_tables.withdraw(home.settings, home.desk.database, of_number(home.desk.database, 1))
     assert shown(home) == {"plain", "sandwich_cnn"} and not home.tables["plain"].exists()
     ended(home, Status.REFUSED, "again")
     assert shown(home) == {"sandwich_cnn"}
@@ -103,7 +103,7 @@ def test_a_board_that_cannot_be_drawn_is_said_and_the_refusal_stands(home, monke
     def broken(settings):
         raise UserError("no room")
 
-    monkeypatch.setattr(board, "draw", broken)
+    monkeypatch.setattr(board_tables, "draw", broken)
     Admin(home.settings).rerun(1)
     ended(home, Status.REFUSED, "again")
     assert home.state()["status"] == "refused" and not home.tables["plain"].exists()

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.service import board, lifecycle
+from robustbench_rkhs.service import board_tables, lifecycle
 from robustbench_rkhs.service.database import Database
 from robustbench_rkhs.service.public_text import public
 from robustbench_rkhs.service.settings import Settings
@@ -51,7 +51,7 @@ class Admin:
         one = lifecycle.change(self.database, number, OVER, hidden=public(reason, self.settings) or "no reason given")
         if one is None:
             raise UserError(f"{self._found(number)}; expected one that is over")
-        taken = self._moved(one, self.settings.out, board.hidden(self.settings, number))
+        taken = self._moved(one, self.settings.out, board_tables.hidden(self.settings, number))
         self._tell(one, f"hidden by a person: {one.hidden}")
         return f"submission {number} is hidden: {one.hidden}; {_tables(taken)} taken off the board"
 
@@ -60,7 +60,7 @@ class Admin:
         one = lifecycle.change(self.database, number, hidden="")
         if one is None:
             raise UserError(self._found(number))
-        back = self._moved(one, board.hidden(self.settings, number), self.settings.out)
+        back = self._moved(one, board_tables.hidden(self.settings, number), self.settings.out)
         self._tell(one, "shown again")
         return f"submission {number} is shown again; {_tables(back)} put back on the board"
 
@@ -82,8 +82,8 @@ class Admin:
 
     def _moved(self, one: Submission, source: Path, target: Path) -> int:
         """Move the submission's own tables, and draw the board without or with them; how many there were."""
-        if found := board.move(board.tables(one), source, target):
-            board.draw(self.settings)
+        if found := board_tables.move(board_tables.tables_of(one), source, target):
+            board_tables.draw(self.settings)
         return found
 
 

@@ -20,7 +20,7 @@ def listed(database: Database, offset: int, limit: int) -> tuple[list[Submission
         return list(session.exec(chosen.offset(offset).limit(limit))), total
 
 
-def links(offset: int, limit: int, total: int) -> list[tuple[str, str]]:
+def page_links(offset: int, limit: int, total: int) -> list[tuple[str, str]]:
     """Addresses and words of the other pages that are reached from this one: first, previous, next and last."""
     last = (max(total, 1) - 1) // limit * limit
     wanted = {"First": 0, "Previous": max(min(offset - limit, last), 0), "Next": offset + limit, "Last": last}

@@ -7,7 +7,7 @@ from pathlib import Path
 from fastapi.responses import FileResponse, HTMLResponse, Response
 from starlette.exceptions import HTTPException
 
-from robustbench_rkhs.service.board import tables
+from robustbench_rkhs.service.board_tables import tables_of
 from robustbench_rkhs.service.settings import Settings
 from robustbench_rkhs.service.submission import Status, Submission
 from robustbench_rkhs.site.pages import HERE as SITE
@@ -67,7 +67,7 @@ def pages_of(settings: Settings, one: Submission) -> list[tuple[str, str]]:
     """Where the site shows an accepted submission: address and words, the model's page first, then its boards."""
     if one.status != Status.ACCEPTED or one.hidden:
         return []
-    names = {path.parent.name for path in tables(one)} | ({one.name} if one.kind == "checkpoint" else set())
+    names = {path.parent.name for path in tables_of(one)} | ({one.name} if one.kind == "checkpoint" else set())
     pages = sorted(path for name in names for path in _pages(settings.site / "models", name))
     boards: dict[str, str] = {}
     for page in pages:

@@ -13,7 +13,7 @@ from robustbench_rkhs.service import lifecycle
 from robustbench_rkhs.service.access import COOKIE, address_of, check_origin
 from robustbench_rkhs.service.api import MOST, Number
 from robustbench_rkhs.service.desk import Desk
-from robustbench_rkhs.service.listing import links, listed
+from robustbench_rkhs.service.listing import listed, page_links
 from robustbench_rkhs.service.site_files import LINKS, file_below, pages_of, site_file
 from robustbench_rkhs.service.state import state_of
 from robustbench_rkhs.site.pages import HERE as SITE
@@ -46,7 +46,7 @@ def views(desk: Desk) -> APIRouter:
         waiting = desk.queue()
         states = [state_of(desk.settings, one, waiting, whole=False) for one in found]
         values: dict[str, Any] = {"states": states, "total": total, "queue": waiting}
-        values |= {"links": links(offset, LIST, total), "first": offset + 1}
+        values |= {"links": page_links(offset, LIST, total), "first": offset + 1}
         return page("submissions.html", title="Submissions", **values)
 
     @router.get("/submissions/{number}")

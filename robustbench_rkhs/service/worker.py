@@ -20,7 +20,7 @@ from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.nodes.reasons import cause
 from robustbench_rkhs.runtime.children import end_with
 from robustbench_rkhs.runtime.events import Event
-from robustbench_rkhs.service import board, lifecycle
+from robustbench_rkhs.service import board_tables, lifecycle
 from robustbench_rkhs.service.database import Database
 from robustbench_rkhs.service.evaluating import Evaluate, EvaluationFailed, build_site_alone, evaluate
 from robustbench_rkhs.service.lifecycle import Outcome
@@ -88,7 +88,7 @@ class Worker:
         ):
             return
         try:
-            if count := self._patiently(lambda: board.withdraw(self.settings, self.database, one)):
+            if count := self._patiently(lambda: board_tables.withdraw(self.settings, self.database, one)):
                 add_to_log(
                     self.settings, one.number, f"taken off the board: {count} table{'s' * (count > 1)} of an earlier acceptance"
                 )

@@ -21,7 +21,7 @@ def withdrawn(settings: Settings, number: int) -> Path:
     return settings.folder / "withdrawn" / str(number)
 
 
-def tables(one: Submission) -> list[Path]:
+def tables_of(one: Submission) -> list[Path]:
     """The submission's own tables: paths below OUT."""
     return [Path(name) for name in json.loads(one.tables)]
 
@@ -32,8 +32,8 @@ def withdraw(settings: Settings, database: Database, one: Submission) -> int:
     Raises UserError where the board cannot be drawn.
     """
     known = lifecycle.of_number(database, one.number)
-    shared = {path for other in lifecycle.others_accepted(database, one) for path in tables(other)}
-    own = [path for path in tables(known or one) if path not in shared]
+    shared = {path for other in lifecycle.others_accepted(database, one) for path in tables_of(other)}
+    own = [path for path in tables_of(known or one) if path not in shared]
     move(own, settings.out, withdrawn(settings, one.number))
     if own:  # also where a worker died after it had moved them
         draw(settings)
