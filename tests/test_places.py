@@ -319,6 +319,18 @@ def test_an_update_writes_below_local_alone_and_only_what_is_new(tmp_path, quick
     assert [name for name, _ in quick] == ["d-digits-l2"] and any("d (l2-" in line for line in found.apart)
 
 
+def test_reports_of_tables_that_are_all_gone_go(tmp_path, quick):
+    paths = [stored(tmp_path, name, digit, key=digit * 64, seed=int(digit)) for name, digit in (("a", "1"), ("b", "2"))]
+    update(tmp_path)
+    local = tmp_path / "local"
+    assert "| a " in (local / "leaderboard.md").read_text() and list(local.rglob("all-*"))
+    for path in paths:
+        (path if isinstance(path, Path) else path.path).unlink()
+    assert update(tmp_path).tables == 0
+    assert "No evaluations yet." in (local / "leaderboard.md").read_text() and not list(local.rglob("all-*.csv"))
+    assert not update(tmp_path / "nothing").written and not (tmp_path / "nothing").exists()
+
+
 def test_beyond_the_most_the_models_of_the_highest_robust_accuracy_are_drawn(tmp_path, quick, monkeypatch):
     monkeypatch.setattr("robustbench_rkhs.reports.update.MOST", 2)
     for number, (name, scale) in enumerate({"a": 0.2, "b": 2.0, "c": 1.0}.items()):

@@ -49,8 +49,8 @@ def update(out: Path, models: Sequence[str] = ()) -> Updated:
     cache = places.cache()
     briefs = [one for one in cache.read_all(places.verdicts, found.unread.append) if not models or one.about.model in models]
     found.tables = len(briefs)
-    if not briefs:
-        return found
+    if not briefs and (models or not (places.local / "leaderboard.md").is_file()):
+        return found  # else what was drawn of tables that are gone goes, too
     submitted = cache.read_all(places.submitted, found.unread.append)
     published = set(Published(places.verdicts).paths())
     with stepped("drawing", "", len(briefs), "evaluations") as step:
