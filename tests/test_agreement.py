@@ -6,7 +6,7 @@ from test_report import synthetic
 
 from robustbench_rkhs import UserError, verdicts
 from robustbench_rkhs.reports.places import Places
-from robustbench_rkhs.site.charts import curve_chart, still
+from robustbench_rkhs.site.charts import begin_still, curve_chart
 from robustbench_rkhs.site.model_data import down
 from robustbench_rkhs.verdicts import store
 
@@ -54,7 +54,7 @@ def test_an_infinite_certified_radius_is_drawn_as_a_large_one():
 def test_a_chart_is_drawn_whatever_its_title(tmp_path):
     """vl-convert ends the whole process at a character that XML has not."""
     row = {"eps": 0.0, "certified": 0.5, "broken": 0.5, "model": "m"}
-    written = still(curve_chart("l2"), {"steps": [row], "points": []}, "a\0b \x1b \uffff", tmp_path / "chart")
+    written = begin_still(curve_chart("l2"), {"steps": [row], "points": []}, "a\0b \x1b \uffff", tmp_path / "chart")()
     assert [path.suffix for path in written] == [".svg", ".png"] and all(path.stat().st_size > 100 for path in written)
 
 

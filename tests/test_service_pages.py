@@ -41,7 +41,7 @@ def test_every_file_that_the_site_offers_is_sent(home, monkeypatch):
     for name, content in {
         "adversarials/found.npz": b"PK found",
         f"proofs/{one.about.model}/proof.npz": b"PK proof",
-        f"proofs/{one.about.model}/proof.json": json.dumps({"key": "1" * 64}).encode(),
+        f"proofs/{one.about.model}/proof.json": json.dumps({"function": {"key": "1" * 64}}).encode(),
         "pictures/nearest-found.png": b"\x89PNG",
     }.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
