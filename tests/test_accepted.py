@@ -17,10 +17,10 @@ from robustbench_rkhs.nodes.code_names import code_in
 from robustbench_rkhs.nodes.limits import STRANGERS, Limits
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse
+from robustbench_rkhs.reports.protocol_flags import eval_command
 from robustbench_rkhs.site.training_facts import CARD, training_facts
 from robustbench_rkhs.submission import gate
 from robustbench_rkhs.submission.accepted import copied
-from robustbench_rkhs.submission.command_line import eval_command
 from robustbench_rkhs.training import checkpoint
 
 

@@ -56,6 +56,8 @@ def test_where_another_program_evaluated_the_settings_say_what_it_did():
     named = completing(about("m"), served.model_copy(update={"settings": attacked}))
     assert "steps=7" in next(word for word in shlex.split(named) if word.startswith("pgd:"))
     assert completing(about("m"), served.model_copy(update={"settings": {}})) == ""
+    bare = completing(about("m"), served.model_copy(update={"settings": settings | {"certificates": []}}))
+    assert bare.endswith("--certify none")
 
 
 def test_the_command_evaluates_as_the_table_says(tmp_path, monkeypatch):

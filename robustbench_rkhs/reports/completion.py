@@ -3,6 +3,7 @@
 import shlex
 from typing import Any
 
+from robustbench_rkhs.reports.protocol_flags import typed_method
 from robustbench_rkhs.verdicts import About
 
 Options = dict[str, list[str]]
@@ -64,13 +65,12 @@ def of_settings(about: About) -> Options | None:
     found |= {f"--{name}": [str(said[name])] for name in ("samples", "order", "seed", "effort") if said.get(name) is not None}
     if named := [_node(one) for one in said.get("attacks") or [] if isinstance(one, dict)]:
         found["--attack"] = named
-    if certificates := [str(one["name"]) for one in said.get("certificates") or [] if isinstance(one, dict) and "name" in one]:
-        found["--certify"] = certificates
+    if (certificates := said.get("certificates")) is not None:
+        found["--certify"] = [str(one["name"]) for one in certificates if isinstance(one, dict) and "name" in one] or ["none"]
     return found
 
 
 def _node(settings: dict[str, Any]) -> str:
-    """A method as a flag takes it: NAME:FIELD=VALUE,... with its numbers and words."""
-    rest = {name: value for name, value in settings.items() if name not in NOT_TYPED and not isinstance(value, list)}
-    fields = ",".join(f"{name}={value}" for name, value in rest.items() if isinstance(value, str | int | float))
-    return f"{settings.get('name', '?')}:{fields}" if fields else str(settings.get("name", "?"))
+    """A method as a flag takes it, with its numbers and words."""
+    typed = {name: one for name, one in settings.items() if name not in NOT_TYPED and isinstance(one, str | int | float)}
+    return typed_method({"name": settings.get("name", "?"), **typed})

@@ -107,9 +107,9 @@ def _steps(settings: Settings, job: dict[str, Any], on_event: Tell) -> Any:
     """The gate's work on a submission, step by step."""
     from robustbench_rkhs.evaluation.recipe import EvalRecipe
     from robustbench_rkhs.nodes.code_names import code_in
+    from robustbench_rkhs.reports.protocol_flags import eval_command
     from robustbench_rkhs.submission import gate
     from robustbench_rkhs.submission.bundle import read_bundle
-    from robustbench_rkhs.submission.command_line import eval_command
 
     path = Path(job["path"])
     both: dict[str, Any] = {"device": settings.device, "out": settings.out, "limits": settings.limits}

@@ -13,7 +13,7 @@ from robustbench_rkhs.reports.places import Places
 from robustbench_rkhs.runtime.collection import seldom
 from robustbench_rkhs.runtime.events import PhaseStarted, emit
 from robustbench_rkhs.runtime.steps import stepped
-from robustbench_rkhs.site.assets import check_installed, versions, write_assets
+from robustbench_rkhs.site.assets import versions, write_assets
 from robustbench_rkhs.site.board_files import write_board
 from robustbench_rkhs.site.boards import Board, boards
 from robustbench_rkhs.site.compare_page import write_compare
@@ -48,10 +48,9 @@ def build_site(out: Path, folder: Path) -> SiteBuilt:
     """The site in `folder`, from all tables in OUT/verdicts and OUT/submitted.
 
     Pages whose tables and code did not change are left as they are; those of models that are gone are removed. Nothing outside
-    `folder` and OUT/local is written. Raises UserError where a package of the extra `site` is missing, or a file cannot be
+    `folder` and OUT/local is written. Raises UserError where a file cannot be
     written. Cost: 1 ms per table that is known, 0.5 s for a new one, 2 s for the shared files at first.
     """
-    check_installed()
     places, found = Places(out), SiteBuilt(folder)
     emit(PhaseStarted(phase="reading verdicts"))
     cache = places.cache()

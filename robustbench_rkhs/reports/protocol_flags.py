@@ -22,10 +22,10 @@ def _flag(name: str, value: Any) -> list[str]:
         return [f"--{flag}" if value else f"--no-{flag}"]
     if name == "certificates" and not value:
         return [f"--{flag}", "none"]
-    return [f"--{flag}", *(_typed(one) for one in (value if isinstance(value, list | tuple) else [value]))]
+    return [f"--{flag}", *(typed_method(one) for one in (value if isinstance(value, list | tuple) else [value]))]
 
 
-def _typed(value: Any) -> str:
+def typed_method(value: Any) -> str:
     """One value; a method as NAME:field=value,..."""
     if not isinstance(value, Mapping):
         return str(value)
