@@ -4,6 +4,7 @@ After each the evaluation is run to its end. Counted are tables that differ from
 and processes that outlive the one that started them.
 """
 
+import importlib.util
 import multiprocessing
 import os
 import random
@@ -23,8 +24,8 @@ from robustbench_rkhs.evaluation.run import evaluate
 from robustbench_rkhs.runtime.children import WorkerKilled
 from robustbench_rkhs.runtime.events import Progress
 
-RAY = 3
-"""Most kills of a process that gives out the work on Ray: each costs two clusters and a minute."""
+KINDS = {"ranks": 50, "workers": 10, "drivers": 10, "ray_drivers": 3, "ray_node": 1}
+"""What is killed, and how often: a process that gives out the work on Ray costs two clusters and a minute."""
 LONGEST, PATIENCE, RAY_PATIENCE = 4.0, 10.0, 120.0
 """Seconds until which a process is killed, and in which all must end whose parent was killed: two agents of Ray take a minute."""
 
@@ -57,18 +58,22 @@ def together(world: int, scene: Any, settings: dict[str, Any], folder: Path) -> 
     return digests.pop()
 
 
-def kills(scene: Any, settings: dict[str, Any], ranks: int, each: int) -> dict[str, Any]:
-    """Kills of every kind, and what they did harm to."""
+def kills(scene: Any, settings: dict[str, Any], kind: str, count: int) -> dict[str, Any]:
+    """So many kills of one of KINDS, and what they did harm to. Those of Ray: `{"ray": "is not installed"}` without it."""
     whole, chance = verdicts.digest(evaluate(*scene, workers=1, **settings).table), random.Random(0)
-    found: dict[str, Any] = {"ranks": ranks_killed(scene, settings, whole, ranks, chance)}
-    found["workers"] = workers_killed(scene, settings, whole, each, chance)
-    found["drivers"] = drivers_killed(scene, settings, whole, each, Here(), chance)
-    try:
-        import ray  # noqa: F401
-    except ImportError:
-        return found | {"ray": "is not installed"}
-    found["ray_drivers"] = drivers_killed(scene, settings, whole, min(each, RAY), Ray(), chance)
-    return found | cluster_killed(scene, settings, whole)
+    if kind == "ranks":
+        return ranks_killed(scene, settings, whole, count, chance)
+    if kind == "workers":
+        return workers_killed(scene, settings, whole, count, chance)
+    if kind == "drivers":
+        return drivers_killed(scene, settings, whole, count, Here(), chance)
+    if importlib.util.find_spec("ray") is None:
+        return {"ray": "is not installed"}
+    return (
+        drivers_killed(scene, settings, whole, count, Ray(), chance)
+        if kind == "ray_drivers"
+        else cluster_killed(scene, settings, whole)
+    )
 
 
 def harm(folder: Path, digest: str, whole: str) -> dict[str, int]:
@@ -157,11 +162,9 @@ def drivers_killed(
 
 def cluster_killed(scene: Any, settings: dict[str, Any], whole: str) -> dict[str, Any]:
     """A cluster of three nodes, one of which is killed midway."""
-    try:
-        import ray
-        from ray.cluster_utils import Cluster
-    except ImportError:
-        return {"ray_node_killed": "ray is not installed"}
+    import ray
+    from ray.cluster_utils import Cluster
+
     if ray.is_initialized():
         ray.shutdown()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})

@@ -1,8 +1,8 @@
 """Engines: overhead per job, efficiency at 1 and 2 workers here, random kills, and a simulation of 8 to 1,000 workers.
 
-    python benchmarks/engines.py                    # all parts; ray and its kills where ray is installed
-    python benchmarks/engines.py --part kills       # random kills (engine_kills.py says of what)
-    python benchmarks/engines.py --quick            # a few images and kills
+    python benchmarks/engines.py                          # all parts; ray and its kills where ray is installed
+    python benchmarks/engines.py --part kills_of_ranks    # or of workers, drivers, ray_drivers, ray_node (engine_kills.py)
+    python benchmarks/engines.py --quick                  # a few images and kills
 
 Idle: seconds that the processes were paid for and no job took. An evaluation of a small network in blocks of one image has so many
 jobs that nothing waits: there idle seconds over the number of jobs are the overhead per job. Elsewhere processes also wait, where a
@@ -15,12 +15,13 @@ compared with that of one process.
 import json
 import tempfile
 import time
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT, arguments, finish
-from engine_kills import kills, together
+from common import ROOT, arguments, finish, machine, sources_digest
+from engine_kills import KINDS, kills, together
 from engine_simulation import Fleet, efficiency, enlarged, limit
 from torch import nn
 
@@ -32,9 +33,8 @@ from robustbench_rkhs.nodes.paths import PACKAGE
 from robustbench_rkhs.training.checkpoint import load
 
 SOURCES = sorted(str(path.relative_to(Path(PACKAGE).parent)) for path in (Path(PACKAGE) / "evaluation").rglob("*.py"))
-PARTS = ("overhead", "efficiency", "kills", "simulation")
-KILLS, EACH = 50, 10
-"""Ranks that are killed, and workers, processes that give out the work, and those of Ray."""
+KILLS = {f"kills_of_{kind}": kind for kind in KINDS}
+PARTS = ("overhead", "efficiency", *KILLS, "simulation")
 IMAGES = 50_000
 
 
@@ -144,17 +144,24 @@ def main() -> None:
     kept = ROOT / "reports" / "benchmarks" / "engines.json"
     before = json.loads(kept.read_text()) if given.part != "all" and kept.is_file() else {}
     found: dict[str, Any] = {part: before[part] for part in PARTS if part in before}
+
+    def keep(part: str, figures: dict[str, Any]) -> None:
+        """Each part says when, where and of which code it was measured: others may be of another day."""
+        of = {"date": date.today().isoformat(), "machine": machine("cpu"), "sources_sha256": sources_digest(SOURCES)}
+        found[part] = figures | {"of": of}
+        finish("engines", found, given, SOURCES, last=False)
+
     if {"overhead", "simulation"} & set(wanted):
-        found["overhead"] = compared(small(), CHEAP)
+        keep("overhead", compared(small(), CHEAP))
     if "efficiency" in wanted:
         few, every = (real(16), {**FULL, "effort": "quick"}) if given.quick else (real(64), FULL)
-        found["efficiency"] = {"many": compared(real(16 if given.quick else 200), MANY), "full": compared(few, every)}
-    if "kills" in wanted:
-        scene = (real(24), {**FULL, "effort": "quick"})
-        found["kills"] = kills(*scene, *((4, 1) if given.quick else (KILLS, EACH)))
+        keep("efficiency", {"many": compared(real(16 if given.quick else 200), MANY), "full": compared(few, every)})
+    for part in (part for part in KILLS if part in wanted):
+        kind, scene = KILLS[part], (real(24), {**FULL, "effort": "quick"})
+        keep(part, kills(*scene, kind, min(2, KINDS[kind]) if given.quick else KINDS[kind]))
     if "simulation" in wanted:
         here = found["overhead"]["here_2"]["idle_per_job"]
-        found["simulation"] = simulated(16 if given.quick else 64, here, here / 2)
+        keep("simulation", simulated(16 if given.quick else 64, here, here / 2))
     finish("engines", found, given, SOURCES)
 
 
