@@ -4,12 +4,13 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from test_places import stored
-from test_report import EPSILONS, trio
+from test_report import EPSILONS, synthetic, trio
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.site import build_site
@@ -147,6 +148,34 @@ def test_models_that_were_attacked_otherwise_get_a_warning_and_no_p(browser, tmp
     page.locator("#models").get_by_label("few").uncheck()
     page.wait_for_function("document.querySelectorAll('#pairs tbody tr').length === 1")
     assert not page.locator("#unlike").is_visible() and not visit.faults
+
+
+def test_a_diagnosis_or_audit_that_only_one_of_two_went_through_is_named_as_on_boards(browser, tmp_path):
+    """The board sets the two apart that lack it; the compare page gives no p for them, whichever of the two comes first."""
+    diagnosed = [{"name": "zero_gradients", "value": 0.0, "threshold": 0.5, "tripped": False, "words": "gradients", "cost": 64}]
+    stored(tmp_path, "first", "1", key="1" * 64, diagnostics=diagnosed)
+    stored(tmp_path, "alike", "2", key="2" * 64, seed=1, diagnostics=diagnosed)
+    stored(tmp_path, "blind", "3", key="3" * 64, seed=2, marks=["undiagnosed"])
+    hasty = synthetic("hasty", key="4" * 64, seed=3, diagnostics=diagnosed, job="4" * 12)
+    table, proved = hasty.table, hasty.table.loc[hasty.table["method"] == "margin"].set_index("index")["radius"]
+    missed = (table["kind"] == "attack") & table["index"].isin(proved.index[proved >= 0.5])
+    verdicts.write(replace(hasty, table=table[~missed]), tmp_path / "verdicts" / "hasty" / f"l2-{'4' * 12}.parquet")
+    build_site(tmp_path, tmp_path / "site")
+    stated = json.loads((tmp_path / "site" / "boards" / "digits-l2-eps0.5.json").read_text())
+    assert {one["model"] for one in stated["ranked"]} == {"first", "alike"}
+    assert {one["model"] for one in stated["not_comparable"]} == {"blind", "hasty"}
+    visit = Visit(browser, tmp_path / "site")
+    page = visit.open("compare", "#m=first,alike,blind,hasty&eps=0.5")
+    told = page.locator("#unlike").inner_text()
+    assert "with first. No diagnosis was run: blind. Certified images were not audited: hasty." in told and "alike" not in told
+    rows = [row.inner_text().split("\t")[-1] for row in page.locator("#pairs tbody tr").all()]
+    assert rows[1:] == ["not comparable"] * 2 and 0 <= float(rows[0]) <= 1
+    page = visit.open("compare", "#m=hasty,first&eps=0.5")
+    page.wait_for_function("document.querySelector('#unlike').textContent.includes('with hasty')")
+    assert "Certified images were audited, which those of the first one were not: first." in page.locator("#unlike").inner_text()
+    page = visit.open("compare", "#m=blind,first&eps=0.5")
+    page.wait_for_function("document.querySelector('#unlike').textContent.includes('with blind')")
+    assert "Diagnosed, which the first one was not: first." in page.locator("#unlike").inner_text() and not visit.faults
 
 
 @pytest.mark.parametrize("width", [390, 1300, 1920])

@@ -115,9 +115,14 @@ def _entry(members: list[Brief], eps: float, kin: list[Brief], unsound: int) -> 
     names = list(dict.fromkeys(one.about.model for one in sorted(kin, key=_seniority) if one.about.epsilons))
     first = next(name for name in names if any(one.about.model == name for one in members))
     best = best_of([one for one in members if one.about.model == first])
-    doubts = marks(best, *(one for one in kin if one.about.model == first or not one.about.submitted))
+    doubts = marks_of(best, kin)
     found = _judge(best, eps, unsound, doubts)
     return Entry(best, *found, doubts, tuple(name for name in names if name != first))
+
+
+def marks_of(one: Brief, kin: Sequence[Brief]) -> dict[str, str]:
+    """The marks of a function, from one evaluation of it and the others: what was submitted under another name marks nothing."""
+    return marks(one, *(other for other in kin if other.about.model == one.about.model or not other.about.submitted))
 
 
 def _seniority(one: Brief) -> tuple[str, str, str]:

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
+from robustbench_rkhs.reports.checks_ran import ChecksRan
 from robustbench_rkhs.reports.completion import completing
 from robustbench_rkhs.reports.entries import Entry
 from robustbench_rkhs.reports.paired_tests import PairedTests
-from robustbench_rkhs.verdicts import UNDIAGNOSED, diagnosed, holm, ranked_together
+from robustbench_rkhs.verdicts import holm, ranked_together
 
 ALPHA = 0.05
 
@@ -39,7 +40,7 @@ class Standing:
         sound = [entry for entry in entries if entry.status == "ranked"]
         apart = {id(one): why for one, why in ranked_together([entry.brief for entry in sound], eps).apart}
         alike = [entry for entry in sound if id(entry.brief) not in apart]
-        apart |= _ran_less(alike, eps)
+        apart |= _ran_less(alike)
         ranked = [entry for entry in sound if id(entry.brief) not in apart]
         beside = [(entry, apart[id(entry.brief)]) for entry in sound if id(entry.brief) in apart]
         adjusted, shared = _paired(ranked, eps, record)
@@ -49,18 +50,25 @@ class Standing:
         """The command that evaluates an entry as the ranked ones were; empty where none is known."""
         return completing(entry.brief.about, self.ranked[0].brief.about) if self.ranked else ""
 
+    @property
+    def admitting(self) -> str:
+        """The command that evaluates another model, MODEL, as the ranked ones were; empty where none is known."""
+        if not self.ranked:
+            return ""
+        about = self.ranked[0].brief.about
+        return completing(about.but(model="MODEL", command=""), about)
 
-def _ran_less(entries: Sequence[Entry], eps: float) -> dict[int, str]:
+
+def _ran_less(entries: Sequence[Entry]) -> dict[int, str]:
     """By the id of its brief: the diagnosis or audit that an entry lacks and others of the same images and attacks went through."""
-    some = any(diagnosed(one.brief) for one in entries)
-    unaudited = [int(one.row["count_certified"] - one.row["count_audited"]) if eps > 0 else 0 for one in entries]
-    audited = any(one.row["count_certified"] and not left for one, left in zip(entries, unaudited, strict=True))
+    ran = [ChecksRan.of(one.brief, one.doubts, one.row) for one in entries]
+    some_diagnosed, some_audited = any(one.diagnosis for one in ran), any(one.audit for one in ran)
     found: dict[int, str] = {}
-    for one, left in zip(entries, unaudited, strict=True):
-        if UNDIAGNOSED in one.doubts and some:
-            found[id(one.brief)] = "no diagnosis was run, those ranked were diagnosed"
-        elif left and audited:
-            found[id(one.brief)] = f"{left} certified images were not audited, those of the ranked were"
+    for entry, one in zip(entries, ran, strict=True):
+        if one.diagnosis is False and some_diagnosed:
+            found[id(entry.brief)] = "no diagnosis was run, those ranked were diagnosed"
+        elif one.audit is False and some_audited:
+            found[id(entry.brief)] = f"{one.unaudited} certified images were not audited, those of the ranked were"
     return found
 
 

@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from robustbench_rkhs.reports.checks_ran import ChecksRan
+from robustbench_rkhs.reports.entries import marks_of
 from robustbench_rkhs.site.boards import Board
 from robustbench_rkhs.site.charts import curve_chart, tradeoff_chart
 from robustbench_rkhs.site.pages import write_data, write_page
-from robustbench_rkhs.site.site_models import Identity, SiteModel
+from robustbench_rkhs.site.site_models import Identity, SiteDomain, SiteModel
 from robustbench_rkhs.site.training_facts import TrainingFacts
 
 DIGITS = 16
@@ -26,7 +28,7 @@ def write_compare(
                 domain.place, {"title": domain.title, "norm": domain.brief.about.norm, "models": [], "boards": []}
             )
             own = {"page": model.slug, "name": model.title, "stem": domain.stem, "images": domain.brief.images}
-            own |= {"sample": domain.brief.sample[:DIGITS], "attacks": _digest(domain.brief.attacks)}
+            own |= {"sample": domain.brief.sample[:DIGITS], "attacks": _digest(domain.brief.attacks), "checks": _checks(domain)}
             place["models"].append(own | {"parameters": facts[who].parameters, "cost": facts[who].seconds})
     for board in ranked:
         data, digest, norm, box, eps = board.section
@@ -37,6 +39,13 @@ def write_compare(
     specs = {"curves": {norm: curve_chart(norm, several=True) for norm in norms}, "tradeoff": tradeoff_chart()}
     page = write_page(folder / "compare.html", "compare.html", "", title="Compare models", boards=ranked)
     return [page, write_data(folder / "data" / "models.js", "models", {"places": places, "specs": specs})]
+
+
+def _checks(domain: SiteDomain) -> list[list[float | bool | None]]:
+    """By eps, whether it went through the diagnosis and the audit: rows of eps, diagnosis, audit."""
+    doubts = marks_of(domain.brief, domain.kin)
+    ran = [(row["eps"], ChecksRan.of(domain.brief, doubts, row)) for row in domain.brief.rows]
+    return [[eps, one.diagnosis, one.audit] for eps, one in ran]
 
 
 def _digest(text: str) -> str:

@@ -57,7 +57,7 @@
       steps: data.flatMap((one) => one.steps.map(([at, certified, broken]) => ({ eps: at, certified, broken, model: one.model }))),
       points: data.flatMap((one) => one.points.map((point) => ({ ...point, model: one.model }))),
     });
-    const reasons = rkhs.paired.unlike(models);
+    const reasons = rkhs.paired.unlike(models, eps());
     warned(models, reasons);
     paired(data, reasons);
     await tradeoff(place);

@@ -33,10 +33,19 @@ rkhs.paired = {
     return { share: (b - c) / images, low: Math.max(p - q - half, -1), high: Math.min(p - q + half, 1) };
   },
 
-  // By model, the reasons why it cannot be compared with the first one; none where it can.
-  unlike(models) {
-    const reasons = { attacks: "Attacked otherwise", sample: "Evaluated on other images" };
-    return models.map((one) => Object.keys(reasons).filter((key) => one[key] !== models[0][key]).map((key) => reasons[key]));
+  // By model, the reasons why it cannot be compared with the first one at an eps; none where it can. As on boards, a diagnosis or
+  // an audit that one of them lacks counts where the other went through it; null is what needs none.
+  unlike(models, eps) {
+    const reasons = { attacks: "Attacked otherwise", sample: "Evaluated on other images" }, [first] = models;
+    const checks = [["No diagnosis was run", "Diagnosed, which the first one was not"], ["Certified images were not audited", "Certified images were audited, which those of the first one were not"]];
+    const ran = (one, at) => (one.checks.find(([key]) => key === eps) || [])[at + 1] ?? null;
+    return models.map((one) => [
+      ...Object.keys(reasons).filter((key) => one[key] !== first[key]).map((key) => reasons[key]),
+      ...checks.flatMap(([missing, more], at) => {
+        const [own, other] = [ran(one, at), ran(first, at)];
+        return own === false && other ? [missing] : own && other === false ? [more] : [];
+      }),
+    ]);
   },
 
   // Exact McNemar: the two-sided binomial tail of the discordant images.
