@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_places import stored
 
 from robustbench_rkhs.reports import paired_tests
 from robustbench_rkhs.reports.paired_tests import PairedTests
+from robustbench_rkhs.site import build_site
 from robustbench_rkhs.verdicts import mcnemar, mcnemar_all, mcnemar_between
 
 IMAGES = 40
@@ -103,3 +105,22 @@ def test_few_models_have_no_record(tmp_path, monkeypatch):
     monkeypatch.setattr(paired_tests, "MANY", 4)
     found("abc", tmp_path / "pairs.npz")
     assert not any(tmp_path.iterdir())
+
+
+def test_records_of_boards_that_are_gone_or_became_small_are_removed(tmp_path):
+    """As the pages of models that are gone; what is no record of a board, or of one that is there, stays."""
+    tables = [stored(tmp_path, name, digit, key=digit * 64) for name, digit in (("a", "1"), ("b", "2"))]
+    stored(tmp_path, "c", "3", key="3" * 64, epsilons=(0.5,))
+    records, others = tmp_path / "local" / "briefs", lambda: {path.name for path in records.iterdir() if "pairs-" not in path.name}
+    build_site(tmp_path, tmp_path / "site")
+    named = lambda: sorted(path.name for path in records.glob("pairs-*"))  # noqa: E731
+    assert named() == [f"pairs-digits-l2-eps{eps}.npz" for eps in ("0.25", "0.5", "1")]
+    before = others()
+    tables[0].path.unlink()
+    build_site(tmp_path, tmp_path / "site")
+    assert named() == ["pairs-digits-l2-eps0.5.npz"]  # one model is left on the boards of 0.25 and 1
+    assert before <= others()
+    for path in sorted((tmp_path / "verdicts").rglob("*.parquet")):
+        path.unlink()
+    build_site(tmp_path, tmp_path / "site")
+    assert named() == [] and not list((tmp_path / "site" / "boards").iterdir())

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from robustbench_rkhs.listing import KINDS, cards
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.site import build_site, side_by_side
 from robustbench_rkhs.site.assets import classic
+from robustbench_rkhs.site.board_images import ranked_images
 from robustbench_rkhs.site.boards import Board
 from robustbench_rkhs.site.charts import curve_chart, typed_ticks
 from robustbench_rkhs.site.markup import docstring, formula, markdown
@@ -69,6 +71,66 @@ def test_entries_by_other_attacks_are_apart_with_the_command_that_completes_them
     assert apart["reason"] == "40 images, those drawn have 60" and apart["completes"] == "rkhs-eval --model few"
     page = (tmp_path / "site" / "boards" / "digits-l2-eps0.5.html").read_text()
     assert "Not comparable" in page and "rkhs-eval --model few" in page
+
+
+@pytest.mark.parametrize(
+    ("settings", "which", "flags"),
+    [
+        ({"samples": 60, "order": "first", "seed": 0}, "the first 60 test images, in the order of the data set", "--order first"),
+        ({"samples": None, "order": "stratified", "seed": 0}, "all 60 test images", "--order stratified"),
+        ({}, "the first 60 test images, in the order of the data set", ""),
+    ],
+)
+def test_a_board_says_how_many_images_it_asks_for_at_least_and_which(tmp_path, settings, which, flags):
+    """One on fewer is apart, and the command that completes it asks for the images that the board says."""
+    command = f"rkhs-eval --model a --eps 1/4 0.5 --samples 60 {flags}".strip()
+    stored(tmp_path, "a", "1", key="1" * 64, command=command, settings=settings)
+    stored(tmp_path, "few", "3", images=59, key="3" * 64, command="rkhs-eval --model few --samples 59", settings=settings)
+    build_site(tmp_path, tmp_path / "site")
+    stated = json.loads((tmp_path / "site" / "boards" / "digits-l2-eps0.5.json").read_text())
+    assert stated["images"] == {"minimum": 60, "which": which, "indices": [[0, 60]]}
+    assert (stated["protocol"]["Minimum images"], stated["protocol"]["Which images"]) == ("60", which)
+    asked = command.removeprefix("rkhs-eval --model a ")
+    (apart,) = stated["not_comparable"]
+    assert apart["reason"] == "59 images, those drawn have 60" and apart["completes"] == f"rkhs-eval --model few {asked}"
+    assert stated["command"] == f"rkhs-eval --model MODEL {asked}"
+    page = (tmp_path / "site" / "boards" / "digits-l2-eps0.5.html").read_text()
+    assert f"Minimum images: 60. Which images: {which}" in page and stated["command"] in page
+
+
+@pytest.mark.parametrize(
+    ("settings", "which"),
+    [
+        ({"order": "stratified"}, "drawn from the test images with seed 7, so that each class has its share"),
+        ({"order": "first"}, "chosen from the test images; the JSON file has their indices"),
+    ],
+)
+def test_images_that_are_not_the_first_are_never_called_so(settings, which):
+    one = synthetic("a", seed=7, settings={"samples": 4} | settings)
+    some = replace(one, table=one.table[one.table["index"].isin([3, 4, 5, 9])], about=one.about.but(seed=7))
+    assert ranked_images(verdicts.Brief.of(some)) == {"minimum": 4, "which": which, "indices": [[3, 3], [9, 1]]}
+
+
+def test_more_images_take_the_place_of_the_others(tmp_path):
+    """As a board says of what it ranks."""
+    for one, digit in (("a", "1"), ("b", "2")):
+        stored(tmp_path, one, digit, key=digit * 64)
+    stored(tmp_path, "more", "3", images=61, key="3" * 64)
+    build_site(tmp_path, tmp_path / "site")
+    stated = json.loads((tmp_path / "site" / "boards" / "digits-l2-eps0.5.json").read_text())
+    assert [one["model"] for one in stated["ranked"]] == ["more"] and stated["images"]["minimum"] == 61
+    reasons = {one["model"]: one["reason"] for one in stated["not_comparable"]}
+    assert reasons == dict.fromkeys("ab", "60 images, those drawn have 61")
+
+
+def test_the_audit_is_that_of_all_ranked_not_of_the_first(tmp_path):
+    """The first may have nothing certified while the second has."""
+    stored(tmp_path, "a", "1", key="1" * 64, scale=9.0, proved=0.0)
+    stored(tmp_path, "b", "2", key="2" * 64)
+    build_site(tmp_path, tmp_path / "site")
+    stated = json.loads((tmp_path / "site" / "boards" / "digits-l2-eps0.5.json").read_text())
+    assert [(one["model"], one["certified"] > 0) for one in stated["ranked"]] == [("a", False), ("b", True)]
+    assert stated["protocol"]["Audit"] == "a minimal-norm attack on every certified image"
 
 
 def test_two_functions_of_one_name_are_told_apart_and_one_alone_is_not(tmp_path):

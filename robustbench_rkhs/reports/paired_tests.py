@@ -1,7 +1,8 @@
 """The paired tests of all pairs of a board; those of models that did not change are taken from a record."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +85,19 @@ class PairedTests:
             write_whole(ignored(path.parent) / path.name, write)
         except Unwritable:
             pass  # the next time it is computed again
+
+
+def record_of(folder: Path, board: str) -> Path:
+    """Where the record of a board is."""
+    return folder / f"pairs-{board}.npz"
+
+
+def remove_records(folder: Path, ranked: Mapping[str, int]) -> None:
+    """Remove the records in a folder but those of boards with MANY models. `ranked`: how many each board has."""
+    kept = {record_of(folder, board) for board, count in ranked.items() if count >= MANY}
+    for path in set(folder.glob(record_of(folder, "*").name)) - kept:
+        with suppress(OSError):  # where nothing may be removed it takes room, no more
+            path.unlink()
 
 
 def _digest(who: np.ndarray, tests: np.ndarray, shared: np.ndarray) -> str:

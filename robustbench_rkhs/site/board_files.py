@@ -24,14 +24,20 @@ READ = (
         "Holm-corrected over all pairs of the board, 5%). That two models share a rank does not show that they are equally robust",
     ),
     (
+        "Ranked",
+        "models that were evaluated on the same images by the same attacks. Of several such groups, the one on most images is "
+        "ranked, then the one whose attacks made most passes (in powers of two). So a model that was evaluated on more images "
+        "takes the place of the others until they were, too",
+    ),
+    (
         "Stale",
         "made by older code of the attacks, certificates or evaluation, or by unknown code: the same command may find more today. "
         "rkhs-report --rejudge evaluates again what is cheap and names the rest",
     ),
     (
         "Not comparable",
-        "evaluated on other images or by other attacks than the ranked ones, or without the diagnosis or the audit that they went "
-        "through",
+        "evaluated on fewer or other images than the ranked ones, or by other attacks, or without the diagnosis or the audit that "
+        "they went through. Listed apart, with what is missing and the command that completes it",
     ),
     (
         "Not seen",
@@ -61,6 +67,8 @@ def write_board(board: Board, stem: Path) -> list[Path]:
         "$schema": "../assets/board.schema.json",
         "title": board.title,
         "protocol": dict(board.protocol),
+        "images": board.images,
+        "command": board.command,
         "eps": board.section[4],
         "ranked": board.rows,
     }

@@ -11,7 +11,9 @@ from robustbench_rkhs.nodes.names import file_word
 from robustbench_rkhs.nodes.radius_text import radius_file_word
 from robustbench_rkhs.reports.claimed import Claimed, claims_of
 from robustbench_rkhs.reports.entries import ASIDE, Entry, Section
+from robustbench_rkhs.reports.paired_tests import record_of, remove_records
 from robustbench_rkhs.reports.standing import ALPHA, Standing
+from robustbench_rkhs.site.board_images import ranked_images
 from robustbench_rkhs.site.effort_settings import OF_EFFORT
 from robustbench_rkhs.site.site_models import Identity, SiteModel, identity
 from robustbench_rkhs.site.training_facts import TrainingFacts
@@ -87,6 +89,10 @@ class Board:
     """Whether none of its evaluations is published, while others are."""
     contents: tuple[str, ...]
     """Digests of all that the page depends on."""
+    images: dict[str, Any] | None = None
+    """The images that an entry needs to be ranked, as `ranked_images` has them; None where nothing is ranked."""
+    command: str = ""
+    """What evaluates another model as the ranked ones were: MODEL stands for it."""
 
 
 def boards(
@@ -100,7 +106,7 @@ def boards(
     """The boards of all sections, in their order, each with the claims about its data, norm, box and eps.
 
     published: the tables that are published. Where some are, boards without any of these come last, as trials. records: a folder
-    for what is not computed again.
+    for what is not computed again, from which that of boards which are gone is removed.
     """
     slugs = _slugs(sections)
     pool = ThreadPoolExecutor(THREADS)  # the paired tests of a large board take 0.3 s of numpy
@@ -109,6 +115,8 @@ def boards(
         found = [one.result() for one in made]
     finally:
         pool.shutdown(cancel_futures=True)
+    if records is not None:
+        remove_records(records, {one.slug: len(one.rows) for one in found})
     found = [_with_claims(one, tuple(claim.row for claim in claims_of(claims, one.section))) for one in found]
     shown = {section for section, entries in sections.items() if any(entry.brief.path in published for entry in entries)}
     trials = [replace(one, trial=True, contents=(*one.contents, "trial")) for one in found if shown and one.section not in shown]
@@ -129,21 +137,21 @@ def _board(
 ) -> Board:
     data, _, norm, box, eps = section
     text = typed(eps, [entry.brief.about for entry in entries])
-    stand = Standing.of(entries, eps, records and records / f"pairs-{slug}.npz")
+    stand = Standing.of(entries, eps, records and record_of(records, slug))
 
     def row(entry: Entry, rank: int | None = None, **more: str) -> dict[str, Any]:
         who = identity(entry.brief.about)
         return _row(entry, rank, models.get(who), facts.get(who, TrainingFacts())) | more
 
-    first = stand.ranked[0] if stand.ranked else None
+    images = ranked_images(stand.ranked[0].brief) if stand.ranked else None
     apart = [row(entry, reason=why, completes=stand.completes(entry)) for entry, why in stand.beside]
     aside = [_refused(entry, models.get(identity(entry.brief.about))) for entry in entries if entry.status != "ranked"]
     rows = [row(entry, rank) for entry, rank in zip(stand.ranked, stand.ranks, strict=True)]
     shown = [facts[one].digest for entry in entries if (one := identity(entry.brief.about)) in facts]
     contents = *(entry.brief.content for entry in entries), *(f"{entry.public!r} {stale(entry.brief)}" for entry in entries), *shown
     title = f"{in_words(data, norm, box)}, eps {text}"
-    found = _protocol(section, first), tuple(rows), _pairs(stand), tuple(apart), tuple(aside)
-    return Board(section, slug, title, text, *found, (), False, contents)
+    found = _protocol(section, stand.ranked, images), tuple(rows), _pairs(stand), tuple(apart), tuple(aside)
+    return Board(section, slug, title, text, *found, (), False, contents, images, stand.admitting)
 
 
 def _slugs(sections: Mapping[Section, Sequence[Entry]]) -> dict[Section, str]:
@@ -198,20 +206,18 @@ def _refused(entry: Entry, model: SiteModel | None) -> dict[str, Any]:
     return found | {"weights": about.weights[:12], "command": about.command}
 
 
-def _protocol(section: Section, first: Entry | None) -> tuple[tuple[str, str], ...]:
+def _protocol(section: Section, ranked: Sequence[Entry], images: dict[str, Any] | None) -> tuple[tuple[str, str], ...]:
     """What was done to every ranked entry."""
     data, digest, norm, box, _ = section
     inside = "pixels in [0, 1]" if box == "unit" else "none: pixels may leave [0, 1]"
     said = [("Data", f"{data} (digest {digest[:12] or 'unknown'})"), ("Norm", norm), ("Box", inside)]
-    if first is None:
+    if images is None:
         return tuple(said)
-    about, settings = first.brief.about, first.brief.about.settings
-    drawn = f"drawn {settings.get('order', 'in order')}, seed {about.seed}"
-    said += [("Images", f"these {first.brief.images:,}, {drawn}; what was evaluated on fewer or others is not ranked")]
-    said += [("Attacks", ", ".join(about.protocol))]
-    said += [("Their settings", _attacks(first.brief))]
-    said += [("Diagnosis", ", ".join(one.name for one in about.diagnostics if one.name != TEST_ABOVE_TRAINING) or "none")]
-    certified, audited = (int(first.row[f"count_{part}"]) for part in ("certified", "audited"))
+    said += [("Minimum images", f"{images['minimum']:,}"), ("Which images", images["which"])]
+    said += [("Attacks", ", ".join(ranked[0].brief.about.protocol)), ("Their settings", _attacks(ranked[0].brief))]
+    names = dict.fromkeys(one.name for entry in ranked for one in entry.brief.about.diagnostics)
+    said += [("Diagnosis", ", ".join(name for name in names if name != TEST_ABOVE_TRAINING) or "none")]
+    certified, audited = (sum(int(entry.row[f"count_{part}"]) for entry in ranked) for part in ("certified", "audited"))
     if not certified:
         return *said, ("Audit", "none: nothing is certified")
     words = "a minimal-norm attack on every certified image" if audited == certified else "not on every certified image"
