@@ -304,6 +304,17 @@ def test_no_card_shows_the_marks_of_its_source():
             assert "<pre>" not in shown and "<code>\\" not in shown, f"{card.name}: a formula that could not be converted"
 
 
+def test_no_page_shows_how_a_formula_or_code_was_typed(built):
+    """Neither LaTeX that the converter left as it was, nor backticks."""
+    pages = [built[0] / "site" / "methods.html", *sorted((built[0] / "site" / "methods").glob("*.html"))]
+    texts = {page.name: page.read_text() for page in pages}
+    assert "<code>" in texts["methods.html"] and not [name for name, text in texts.items() if "`" in text]
+    shown = {
+        name: [re.sub("<[^>]*>", "", one) for one in re.findall(r"<math.*?</math>", text, re.S)] for name, text in texts.items()
+    }
+    assert sum(map(len, shown.values())) > 50 and not [name for name, formulas in shown.items() if "\\" in "".join(formulas)]
+
+
 def test_markdown_and_formulas_are_text_and_nothing_else():
     text = markdown("# A\n<b>z</b> [k](javascript:alert) [f](file.md) ![i](http://x/y.png)")
     assert "<h2>A</h2>" in text and "<b>" not in text and "<img" not in text and " f " in text

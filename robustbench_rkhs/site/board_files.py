@@ -24,6 +24,11 @@ READ = (
         "Holm-corrected over all pairs of the board, 5%). That two models share a rank does not show that they are equally robust",
     ),
     (
+        "Inferred",
+        "a mark: that many images withstood every attack, but some of the attacks only with a larger budget than this eps, or "
+        "without one",
+    ),
+    (
         "Ranked",
         "models that were evaluated on the same images by the same attacks. Of several such groups, the one on most images is "
         "ranked, then the one whose attacks made most passes (in powers of two). So a model that was evaluated on more images "
@@ -63,7 +68,7 @@ def write_board(board: Board, stem: Path) -> list[Path]:
         filters=filters(board),
         compare=compared(board),
     )
-    stated = {
+    stated: dict[str, Any] = {
         "$schema": "../assets/board.schema.json",
         "title": board.title,
         "protocol": dict(board.protocol),

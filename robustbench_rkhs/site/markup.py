@@ -1,6 +1,7 @@
 """Markdown and docstrings as HTML: plain text stays text, formulas become MathML, which browsers draw themselves."""
 
 import re
+from typing import Literal
 
 from latex2mathml.converter import convert
 from markdown_it import MarkdownIt
@@ -13,6 +14,11 @@ ROLE = re.compile(r":[a-z:]+:(?=`)")
 """What a word in backticks is, to Sphinx."""
 SCROLLED = '<div class="scroll" role="region" tabindex="0" aria-label="Table"><table>'
 """A wide table scrolls by itself, also by keyboard."""
+UNKNOWN = (
+    (re.compile(r"\\arg(?![a-zA-Z])"), r"\\operatorname{arg}\\,"),
+    (re.compile(r"(\\[bB]igg?[lr]?)\s*\\(?:[lr]?Vert|\|)"), r"\1‖"),
+)
+"""What the converter leaves as it was typed, and what says the same."""
 _READER = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
 
 
@@ -52,17 +58,23 @@ def docstring(text: str) -> Markup:
 def formula(latex: str) -> Markup:
     """A formula as MathML; as it was typed where it cannot be converted."""
     try:
-        return Markup(f'<p class="formula" tabindex="0">{convert(latex, display="block")}</p>')
+        return Markup(f'<p class="formula" tabindex="0">{_mathml(latex, "block")}</p>')
     except Exception:  # the converter raises many kinds of errors
         return Markup("<pre>{}</pre>").format(latex)
 
 
+def _mathml(latex: str, display: Literal["block", "inline"]) -> str:
+    for found, same in UNKNOWN:
+        latex = found.sub(same, latex)
+    return str(convert(latex, display=display))
+
+
 def _paragraphs(text: str) -> Markup:
     blocks = [" ".join(block.split()) for block in re.split(r"\n\s*\n", text.strip())]
-    return Markup("").join(Markup("<p>{}</p>").format(_line(block)) for block in blocks if block)
+    return Markup("").join(Markup("<p>{}</p>").format(sentence(block)) for block in blocks if block)
 
 
-def _line(text: str) -> Markup:
+def sentence(text: str) -> Markup:
     """A paragraph's words, code and short formulas."""
     parts, at = [], 0
     for found in INLINE.finditer(text):
@@ -77,6 +89,6 @@ def _words(text: str) -> Markup:
 
 def _inline(latex: str) -> Markup:
     try:
-        return Markup(convert(latex, display="inline"))
+        return Markup(_mathml(latex, "inline"))
     except Exception:  # the converter raises many kinds of errors
         return Markup("<code>{}</code>").format(latex)

@@ -12,7 +12,7 @@ from robustbench_rkhs.nodes.documents import json_of, read_text
 from robustbench_rkhs.nodes.limits import OWN
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.paths import BESIDE
-from robustbench_rkhs.site.markup import docstring, markdown
+from robustbench_rkhs.site.markup import docstring, markdown, sentence
 from robustbench_rkhs.site.pages import write_page
 
 FAULTS = ("lost", "doubled", "silently_changed", "executed", "over_memory", "over_time", "tracebacks", "orphans", "stuck")
@@ -22,7 +22,8 @@ FAULTS = ("lost", "doubled", "silently_changed", "executed", "over_memory", "ove
 def write_methods(folder: Path) -> list[Path]:
     """FOLDER/methods.html, and a page for each method in methods/. Raises Unwritable. Cost: 1 s."""
     kinds = {kind: cards(kind) for kind in KINDS}
-    pages = [write_page(folder / "methods.html", "methods.html", "", title="Methods", kinds=kinds)]
+    listed = {kind: {name: sentence(card.first_line) for name, card in known.items()} for kind, known in kinds.items()}
+    pages = [write_page(folder / "methods.html", "methods.html", "", title="Methods", kinds=listed)]
     for kind, known in kinds.items():
         for name, card in known.items():
             fields = [(field, form, docstring(meaning)) for field, form, meaning in card.fields]
