@@ -224,6 +224,22 @@ def test_a_state_pasted_into_the_same_tab_is_shown(site, browser):
     assert page.locator("#eps").input_value() == "0.25" and not visit.faults
 
 
+def test_on_a_phone_captions_are_read_whole_and_wide_tables_show_that_more_lies_to_the_right(site, browser):
+    visit = Visit(browser, site, 390)
+    shadow = "one => getComputedStyle(one).backgroundImage.includes('linear-gradient')"
+    for name in ("index", "models/plain", "compare"):
+        page = visit.open(name)
+        page.wait_for_function("!document.querySelector('.images') || document.querySelector('.images caption')")
+        for one in page.locator("caption:visible").all():
+            at = one.bounding_box()
+            assert at["x"] < 0 or at["x"] + at["width"] <= 390, (name, one.inner_text())  # those of details are off the screen
+        wide = "[...document.querySelectorAll('main *')].filter(one => one.clientWidth && one.scrollWidth > one.clientWidth + 1)"
+        assert page.evaluate(f"{wide}.filter(one => getComputedStyle(one).overflowX === 'auto').every({shadow})")
+    page = visit.open("index")
+    assert page.evaluate("(one => one.scrollWidth <= one.clientWidth)(document.querySelector('main .scroll'))")
+    assert page.locator("thead th:visible").all_inner_texts() == ["Board", "First", "Robust", "Certified"] and not visit.faults
+
+
 @pytest.mark.parametrize("width", [390, 1300])
 def test_names_of_the_trade_off_are_seen_whole(browser, tmp_path, width):
     """The last point lies at the right end, where a name to its right would be cut."""

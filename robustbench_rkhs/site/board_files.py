@@ -19,6 +19,12 @@ READ = (
     ("Open", "what lies between: neither proved nor broken"),
     ("Limits", "in brackets, Clopper-Pearson 95%"),
     (
+        "Ranked",
+        "models that were evaluated on the same images by the same attacks. Of several such groups, the one on most images is "
+        "ranked, then the one whose attacks made most passes (in powers of two). So a model that was evaluated on more images "
+        "takes the place of the others until they were, too",
+    ),
+    (
         "Rank",
         "models that do not differ significantly from the best of a rank share it (exact McNemar test on the images they share, "
         "Holm-corrected over all pairs of the board, 5%). That two models share a rank does not show that they are equally robust",
@@ -27,12 +33,6 @@ READ = (
         "Inferred",
         "a mark: that many images withstood every attack, but some of the attacks only with a larger budget than this eps, or "
         "without one",
-    ),
-    (
-        "Ranked",
-        "models that were evaluated on the same images by the same attacks. Of several such groups, the one on most images is "
-        "ranked, then the one whose attacks made most passes (in powers of two). So a model that was evaluated on more images "
-        "takes the place of the others until they were, too",
     ),
     (
         "Stale",
