@@ -233,7 +233,7 @@ def test_what_ran_less_is_not_comparable_and_says_what_completes_it(tmp_path):
     text, frame = board([*whole, bought, undiagnosed], tmp_path)
     here = frame[frame["eps"] == 0.5].set_index("model")
     assert set(here.index[here["status"] == "ranked"]) == {"a", "b"}
-    assert here.loc["bought", "reason"] == "4 images, those drawn have 60"
+    assert here.loc["bought", "reason"] == "4 images, those ranked have 60"
     assert here.loc["undiagnosed", "reason"] == "no diagnosis was run, those ranked were diagnosed"
     assert text.count("### Not comparable") == 3
-    assert "- bought: 4 images, those drawn have 60; `rkhs-eval --model bought` completes it" in text
+    assert "- bought: 4 images, those ranked have 60; `rkhs-eval --model bought` completes it" in text

@@ -68,7 +68,7 @@ def test_entries_by_other_attacks_are_apart_with_the_command_that_completes_them
     stated = json.loads((tmp_path / "site" / "boards" / "digits-l2-eps0.5.json").read_text())
     assert [one["model"] for one in stated["ranked"]] == ["a", "b"]
     (apart,) = stated["not_comparable"]
-    assert apart["reason"] == "40 images, those drawn have 60" and apart["completes"] == "rkhs-eval --model few"
+    assert apart["reason"] == "40 images, those ranked have 60" and apart["completes"] == "rkhs-eval --model few"
     page = (tmp_path / "site" / "boards" / "digits-l2-eps0.5.html").read_text()
     assert "Not comparable" in page and "rkhs-eval --model few" in page
 
@@ -92,7 +92,7 @@ def test_a_board_says_how_many_images_it_asks_for_at_least_and_which(tmp_path, s
     assert (stated["protocol"]["Minimum images"], stated["protocol"]["Which images"]) == ("60", which)
     asked = command.removeprefix("rkhs-eval --model a ")
     (apart,) = stated["not_comparable"]
-    assert apart["reason"] == "59 images, those drawn have 60" and apart["completes"] == f"rkhs-eval --model few {asked}"
+    assert apart["reason"] == "59 images, those ranked have 60" and apart["completes"] == f"rkhs-eval --model few {asked}"
     assert stated["command"] == f"rkhs-eval --model MODEL {asked}"
     page = (tmp_path / "site" / "boards" / "digits-l2-eps0.5.html").read_text()
     assert f"Minimum images: 60. Which images: {which}" in page and stated["command"] in page
@@ -120,7 +120,26 @@ def test_more_images_take_the_place_of_the_others(tmp_path):
     stated = json.loads((tmp_path / "site" / "boards" / "digits-l2-eps0.5.json").read_text())
     assert [one["model"] for one in stated["ranked"]] == ["more"] and stated["images"]["minimum"] == 61
     reasons = {one["model"]: one["reason"] for one in stated["not_comparable"]}
-    assert reasons == dict.fromkeys("ab", "60 images, those drawn have 61")
+    assert reasons == dict.fromkeys("ab", "60 images, those ranked have 61")
+
+
+def test_what_is_not_ranked_is_said_so_on_its_page_and_no_place_of_the_host_is_told(tmp_path):
+    """A refused model has accuracies on its page, which a certificate or an attack denies."""
+    stored(tmp_path, "a", "1", key="1" * 64)
+    stored(tmp_path, "few", "2", key="2" * 64, images=40)
+    keep(tmp_path, synthetic("unsound", key="3" * 64, job="3" * 12, proved=1.4))
+    (tmp_path / "verdicts" / "cut").mkdir()
+    (tmp_path / "verdicts" / "cut" / f"l2-{'4' * 12}.parquet").write_bytes(b"no table")
+    build_site(tmp_path, tmp_path / "site")
+    page = lambda name: (tmp_path / "site" / "models" / f"{name}.html").read_text()  # noqa: E731
+    count = len(verdicts.breaches(synthetic("unsound", proved=1.4)))
+    assert f"Not ranked at eps 0.25, 0.5, 1: refused, {count} breaches" in page("unsound") and "Not ranked" not in page("a")
+    assert "Not ranked at eps 0.25, 0.5, 1: not comparable, 40 images, those ranked have 60" in page("few")
+    index = (tmp_path / "site" / "index.html").read_text()
+    assert "cannot read verdicts verdicts/cut/" in index and str(tmp_path) not in index
+    stored(tmp_path, "few", "5", key="2" * 64)
+    build_site(tmp_path, tmp_path / "site")
+    assert "Not ranked" not in page("few")
 
 
 def test_the_audit_is_that_of_all_ranked_not_of_the_first(tmp_path):
@@ -267,7 +286,7 @@ def test_one_changed_model_leaves_the_pages_of_others(tmp_path):
     build_site(tmp_path, tmp_path / "site")
     pages = [tmp_path / "site" / "models" / f"{name}.html" for name in "ab"]
     before = [page.stat().st_mtime_ns for page in pages]
-    stored(tmp_path, "b", "4", key="2" * 64, images=61)
+    stored(tmp_path, "b", "4", key="2" * 64, date="2026-02-01", clean=0.7)
     build_site(tmp_path, tmp_path / "site")
     after = [page.stat().st_mtime_ns for page in pages]
     assert after[0] == before[0] and after[1] != before[1]

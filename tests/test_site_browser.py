@@ -224,6 +224,24 @@ def test_a_state_pasted_into_the_same_tab_is_shown(site, browser):
     assert page.locator("#eps").input_value() == "0.25" and not visit.faults
 
 
+def test_a_refused_model_gets_no_p_whichever_comes_first_and_long_names_are_whole(browser, tmp_path):
+    long = "a_network_whose_name_is_so_long"
+    stored(tmp_path, long, "1", key="1" * 64)
+    unsound = synthetic("unsound", key="2" * 64, job="2" * 12, proved=1.4)
+    verdicts.write(unsound, tmp_path / "verdicts" / "unsound" / f"l2-{'2' * 12}.parquet")
+    build_site(tmp_path, tmp_path / "site")
+    visit = Visit(browser, tmp_path / "site", 390)
+    page = visit.open("compare", f"#m={long},unsound&eps=0.5")
+    assert f"with {long}. Not ranked, as it is refused: unsound." in page.locator("#unlike").inner_text()
+    assert page.locator("#pairs tbody td").last.inner_text() == "not comparable"
+    labels = page.locator("#chart .role-legend-label text").all()
+    assert {one.text_content() for one in labels} == {long, "unsound"}
+    assert all(one.bounding_box()["x"] + one.bounding_box()["width"] <= 390 for one in labels)
+    page = visit.open("compare", f"#m=unsound,{long}&eps=0.5")
+    page.wait_for_function("document.querySelector('#unlike').textContent.includes('with unsound')")
+    assert f"The first one is refused: {long}." in page.locator("#unlike").inner_text() and not visit.faults
+
+
 def test_on_a_phone_captions_are_read_whole_and_wide_tables_show_that_more_lies_to_the_right(site, browser):
     visit = Visit(browser, site, 390)
     shadow = "one => getComputedStyle(one).backgroundImage.includes('linear-gradient')"

@@ -4,6 +4,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,12 @@ class Board:
     """The images that an entry needs to be ranked, as `ranked_images` has them; None where nothing is ranked."""
     command: str = ""
     """What evaluates another model as the ranked ones were: MODEL stands for it."""
+
+    @cached_property
+    def unranked(self) -> dict[str, str]:
+        """By page, why a model is not ranked here."""
+        apart = {row["page"]: f"not comparable, {row['reason']}" for row in self.apart}
+        return apart | {row["page"]: f"{row['status']}, {row['reason']}" for row in self.aside}
 
 
 def boards(

@@ -84,7 +84,7 @@ def _built(places: Places, briefs: list[Brief], cache: BriefCache, found: SiteBu
     found.files += drawn.once("trust", folder / "trust", [*libraries, trust_digest(out)], lambda _: write_trust(folder, out))
     found.files += write_glossary(folder)
     found.files += write_compare(folder, models, facts, ranked)
-    values = {"boards": ranked, "models": list(models.values()), "unread": found.unread}
+    values = {"boards": ranked, "models": list(models.values()), "unread": [line.replace(f"{out}/", "") for line in found.unread]}
     found.files.append(write_page(folder / "index.html", "index.html", "", title="Boards", **values))
     drawn.save(others=False)
     found.boards, found.models = len(ranked), len(models)
@@ -136,7 +136,7 @@ def _write_models(
         for who, model in models.items():
             own, stem = files.of(model), drawn.folder / "models" / model.slug
             contents = [one.content for one in model.history]
-            inputs = [*libraries, model.title, *contents, facts[who].digest, *own.digests, repr(_told(where[who]))]
+            inputs = [*libraries, model.title, *contents, facts[who].digest, *own.digests, repr(_told(where[who], model.slug))]
             if (known := drawn.known("model", stem, inputs)) is not None:
                 written += known
                 step.add()
@@ -152,9 +152,9 @@ def _write_models(
     return written
 
 
-def _told(where: Mapping[str, Sequence[Board]]) -> list[object]:
+def _told(where: Mapping[str, Sequence[Board]], page: str) -> list[object]:
     """What a model's page says of its boards."""
-    return [[stem, [(one.eps, one.slug, one.trial) for one in members]] for stem, members in where.items()]
+    return [[stem, [(one.eps, one.slug, one.trial, one.unranked.get(page)) for one in members]] for stem, members in where.items()]
 
 
 def standings(ranked: Sequence[Board], models: Mapping[Identity, SiteModel]) -> dict[Identity, dict[str, list[Board]]]:

@@ -20,6 +20,8 @@ WIDTH, HEIGHT = 560, 320
 GAP = 8
 """Between a point and its name."""
 LEFT_HALF = "scale('x', datum.x) < width / 2"
+NAME = 300
+"""Pixels of a name in the legend, beyond which it is cut: a third of the widest figure, and a phone."""
 TICKS = 8
 """About how many ticks the curve's axis has."""
 CONFIG = {"background": "white", "font": "DejaVu Sans", "view": {"stroke": "transparent"}}
@@ -50,7 +52,9 @@ def curve_chart(norm: str, several: bool = False, ticks: Ticks = (), largest: fl
     """
     colour = (
         alt.Color(
-            "model:N", scale=alt.Scale(range=PALETTE), legend=alt.Legend(symbolOpacity=1, orient="top", columns=3, title=None)
+            "model:N",
+            scale=alt.Scale(range=PALETTE),
+            legend=alt.Legend(symbolOpacity=1, orient="top", columns=3, labelLimit=NAME, title=None),
         )
         if several
         else alt.value(BLUE)

@@ -34,7 +34,8 @@ def write_compare(
         data, digest, norm, box, eps = board.section
         if (found := places.get("/".join([data, digest[:12], norm, box]))) is not None:
             keys = ("page", "clean", "robust", "certified")
-            found["boards"].append({"eps": eps, "text": board.eps, "rows": [[row[key] for key in keys] for row in board.rows]})
+            own = {"eps": eps, "text": board.eps, "rows": [[row[key] for key in keys] for row in board.rows]}
+            found["boards"].append(own | {"aside": {row["page"]: row["status"] for row in board.aside}})
     norms = sorted({place["norm"] for place in places.values()})
     specs = {"curves": {norm: curve_chart(norm, several=True) for norm in norms}, "tradeoff": tradeoff_chart()}
     page = write_page(folder / "compare.html", "compare.html", "", title="Compare models", boards=ranked)

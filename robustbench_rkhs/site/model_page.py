@@ -1,6 +1,6 @@
 """The page of a model, with the data that it draws and offers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from shutil import copyfile
@@ -41,7 +41,10 @@ def write_model(
             data = model_data(model, domain, evaluation, table)
             finish = _begin_still(top, model, domain, spec, data)  # drawn while the rest is made
             written += _write_data(top, domain, data, table)
-            sections.append(_section(domain, evaluation, table) | {"spec": spec, "boards": standings.get(domain.stem, [])})
+            boards = standings.get(domain.stem, [])
+            sections.append(
+                _section(domain, evaluation, table) | {"spec": spec, "boards": boards, "unranked": _unranked(boards, model)}
+            )
             written += finish()
     offered = []
     for one in files.files:
@@ -88,6 +91,15 @@ def _section(domain: SiteDomain, evaluation: Evaluation, table: pd.DataFrame) ->
         "notes": tables.notes(evaluation),
         "images": len(table),
     }
+
+
+def _unranked(boards: Sequence[Board], model: SiteModel) -> list[str]:
+    """Why the model is not ranked, one line for each reason: what its page shows may not hold, or not beside others."""
+    found: dict[str, list[str]] = {}
+    for one in boards:
+        if why := one.unranked.get(model.slug):
+            found.setdefault(why, []).append(one.eps)
+    return [f"Not ranked at eps {', '.join(eps)}: {why}" for why, eps in found.items()]
 
 
 def _curve(evaluation: Evaluation) -> dict[str, Any]:

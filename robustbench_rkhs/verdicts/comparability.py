@@ -47,7 +47,7 @@ def ranked_together(briefs: Sequence[Brief], eps: float) -> Choice:
 
     Stronger: more images; then twice the passes per attacked image; then as for `comparable`.
     """
-    return _choice(briefs, max(_sets(briefs, eps), key=_spent, default=[]), eps)
+    return _choice(briefs, max(_sets(briefs, eps), key=_spent, default=[]), eps, "ranked")
 
 
 def _sets(briefs: Sequence[Brief], eps: float | None) -> list[list[Brief]]:
@@ -59,8 +59,9 @@ def _sets(briefs: Sequence[Brief], eps: float | None) -> list[list[Brief]]:
     return [_latest(members) for members in sets.values()]
 
 
-def _choice(briefs: Sequence[Brief], chosen: list[Brief], eps: float | None) -> Choice:
-    return Choice(chosen, [Apart(one, _reason(one, chosen, eps)) for one in briefs if one not in chosen])
+def _choice(briefs: Sequence[Brief], chosen: list[Brief], eps: float | None, done: str = "drawn") -> Choice:
+    """`done`: what is done with the chosen ones, as the reasons call it."""
+    return Choice(chosen, [Apart(one, _reason(one, chosen, eps, done)) for one in briefs if one not in chosen])
 
 
 def called(brief: Brief) -> str:
@@ -114,7 +115,7 @@ def _spent(members: Sequence[Brief]) -> tuple[object, ...]:
     return members[0].images, int(np.log2(1 + passes)), _strength(members)
 
 
-def _reason(one: Brief, chosen: Sequence[Brief], eps: float | None) -> str:
+def _reason(one: Brief, chosen: Sequence[Brief], eps: float | None, done: str) -> str:
     about = one.about
     if why := unfit(one):
         return why
@@ -124,24 +125,24 @@ def _reason(one: Brief, chosen: Sequence[Brief], eps: float | None) -> str:
         return "no other model was evaluated on the same images, at the same eps, with the same attacks"
     first = chosen[0]
     if one.images != first.images:
-        return f"{one.images} images, those drawn have {first.images}"
+        return f"{one.images} images, those {done} have {first.images}"
     if one.sample != first.sample:
-        return f"{one.images} other images than those drawn"
+        return f"{one.images} other images than those {done}"
     if one.attacks != first.attacks:
-        return _attacks(one, first)
+        return _attacks(one, first, done)
     if eps is None and set(about.epsilons) != set(first.about.epsilons):
-        return f"eps {_list(one)}, those drawn have {_list(first)}"
-    return "another evaluation of a model that is drawn: the later by date, then with more certificates, is"
+        return f"eps {_list(one)}, those {done} have {_list(first)}"
+    return f"another evaluation of a model that is {done}: the later by date, then with more certificates, is"
 
 
-def _attacks(one: Brief, drawn: Brief) -> str:
-    """What tells its attacks from those of what is drawn: the names, else the effort, else the settings."""
+def _attacks(one: Brief, drawn: Brief, done: str) -> str:
+    """What tells its attacks from those of what is drawn or ranked: the names, else the effort, else the settings."""
     names, effort = [", ".join(brief.about.protocol) or "none" for brief in (one, drawn)], one.about.settings.get("effort")
     if sorted(one.about.protocol) != sorted(drawn.about.protocol):
-        return f"attacks {names[0]}, those drawn have {names[1]}"
+        return f"attacks {names[0]}, those {done} have {names[1]}"
     if effort != drawn.about.settings.get("effort"):
-        return f"effort {effort}, those drawn have {drawn.about.settings.get('effort')}"
-    return "the same attacks with other settings than those drawn"
+        return f"effort {effort}, those {done} have {drawn.about.settings.get('effort')}"
+    return f"the same attacks with other settings than those {done}"
 
 
 def _list(one: Brief) -> str:

@@ -6,6 +6,7 @@
   const axes = { clean: "clean accuracy", robust: "robust accuracy", certified: "certified accuracy", cost: "training cost (s)", parameters: "parameters" };
   const given = rkhs.state(), keys = Object.keys(places);
   if (!keys.length) { of("told").textContent = "No evaluations yet."; return; }
+  const narrow = matchMedia("(max-width: 640px)").matches;
   let chosen = (given.get("m") || "").split(",").filter(Boolean), table = null, drawing = 0;
 
   const option = (value, words_) => rkhs.element("option", { value }, words_);
@@ -52,12 +53,13 @@
     const data = models.map((one) => rkhs.data[one.stem]);
     of("told").textContent = models.length < 2 ? "Choose at least two models." : `${models.length} models chosen.`;
     const curves = JSON.parse(JSON.stringify(specs.curves[place.norm])), largest = Math.max(...data.flatMap((one) => one.eps.map(([at]) => at)));
+    curves.layer.filter((layer) => narrow && layer.encoding.color).forEach((layer) => { layer.encoding.color.legend = { ...layer.encoding.color.legend, columns: 1 }; });
     curves.layer.forEach((layer) => { layer.encoding.x.scale = { nice: false, domain: [0, 1.03 * (largest || 1)] }; });
     await rkhs.draw(of("chart"), curves, {
       steps: data.flatMap((one) => one.steps.map(([at, certified, broken]) => ({ eps: at, certified, broken, model: one.model }))),
       points: data.flatMap((one) => one.points.map((point) => ({ ...point, model: one.model }))),
     });
-    const reasons = rkhs.paired.unlike(models, eps());
+    const reasons = rkhs.paired.unlike(models, eps(), place.boards.find((one) => one.eps === eps())?.aside);
     warned(models, reasons);
     paired(data, reasons);
     await tradeoff(place);

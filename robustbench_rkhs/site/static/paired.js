@@ -34,8 +34,9 @@ rkhs.paired = {
   },
 
   // By model, the reasons why it cannot be compared with the first one at an eps; none where it can. As on boards, a diagnosis or
-  // an audit that one of them lacks counts where the other went through it; null is what needs none.
-  unlike(models, eps) {
+  // an audit that one of them lacks counts where the other went through it; null is what needs none. `aside`: by page, the status of
+  // those that the board refuses or has only in part.
+  unlike(models, eps, aside = {}) {
     const reasons = { attacks: "Attacked otherwise", sample: "Evaluated on other images" }, [first] = models;
     const checks = [["No diagnosis was run", "Diagnosed, which the first one was not"], ["Certified images were not audited", "Certified images were audited, which those of the first one were not"]];
     const ran = (one, at) => (one.checks.find(([key]) => key === eps) || [])[at + 1] ?? null;
@@ -45,6 +46,8 @@ rkhs.paired = {
         const [own, other] = [ran(one, at), ran(first, at)];
         return own === false && other ? [missing] : own && other === false ? [more] : [];
       }),
+      ...(one.page in aside ? [`Not ranked, as it is ${aside[one.page]}`] : []),
+      ...(one !== first && first.page in aside ? [`The first one is ${aside[first.page]}`] : []),
     ]);
   },
 
