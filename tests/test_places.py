@@ -287,7 +287,7 @@ def test_the_leaderboard_does_not_rank_a_trial_with_the_others(tmp_path):
     frame = pd.read_csv(csv)
     assert set(frame.loc[frame["status"] == "apart", "model"]) == {"trial"}
     assert frame.loc[frame["model"] == "trial", "rank"].isna().all() and frame["rank"].notna().sum() == 6
-    assert "trial: 8 images, those drawn have 60" in md.read_text()
+    assert "trial: 8 images, those ranked have 60" in md.read_text()
 
 
 # what is made again
