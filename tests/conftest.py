@@ -18,6 +18,7 @@ gc.disable()
 typechecker.install("robustbench_rkhs")
 
 import torch  # noqa: E402
+from browsing import CHROMIUM  # noqa: E402
 from method_table import store  # noqa: E402
 from oracles import Trained, trained_digits  # noqa: E402
 
@@ -68,6 +69,16 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
         digits = f"{place + 1}" * 64
         keep(folder, replace(one, about=one.about.but(key=digits, job=digits[:12])))
     return folder, build_site(folder, folder / "site")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, driven by playwright. No wider scope: its event loop would be that of the tests behind it, too."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as running:
+        found = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
 
 
 @pytest.fixture

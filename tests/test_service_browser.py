@@ -1,6 +1,5 @@
 """The service in a real browser: submit, watch it run, see the verdict; hostile text stays text, and nothing breaks the policy."""
 
-import os
 import shutil
 import socket
 import threading
@@ -13,6 +12,7 @@ for package in ("fastapi", "uvicorn", "sqlmodel", "huey", "python_multipart", "h
     pytest.importorskip(package, reason=f"{package} is not installed (the extra `serve`)")
 
 import uvicorn  # noqa: E402
+from browsing import WIDER, faults_of, needs_chromium  # noqa: E402
 from test_service import Home  # noqa: E402
 
 from robustbench_rkhs.runtime.events import Between, BoundsChanged, Message, PhaseStarted, Progress  # noqa: E402
@@ -25,8 +25,7 @@ from robustbench_rkhs.service.state import add_to_log, write_live  # noqa: E402
 from robustbench_rkhs.service.submission import Status  # noqa: E402
 from robustbench_rkhs.service.token import make_token  # noqa: E402
 
-CHROMIUM = os.environ.get("RKHS_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (RKHS_CHROMIUM names it)")
+pytestmark = needs_chromium
 HOSTILE = "</pre><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"><a href=javascript:x>x</a>"
 
 
@@ -58,24 +57,12 @@ def address(home):
         yield found
 
 
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as running:
-        found = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
 @pytest.fixture
 def visit(browser, address):
     """A page, and what went wrong in it; requests to elsewhere count as faults."""
     context = browser.new_context(viewport={"width": 390, "height": 844}, base_url=address)
-    page, faults = context.new_page(), []
-    page.on("console", lambda one: faults.append(one.text) if one.type in ("error", "warning") else None)
-    page.on("pageerror", lambda one: faults.append(str(one)))
-    page.on("dialog", lambda one: faults.append(f"dialog {one.message}"))
-    page.on("request", lambda one: faults.append(one.url) if not one.url.startswith((address, "data:", "blob:")) else None)
+    page = context.new_page()
+    faults = faults_of(page, address)
     yield page, faults
     context.close()
     assert not faults
@@ -115,7 +102,7 @@ def test_a_newcomer_submits_and_watches(home, visit, tmp_path):
         working.join()
     page.get_by_text("refused", exact=True).wait_for()
     page.get_by_text("images are untested").first.wait_for()
-    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    assert page.evaluate(WIDER) <= 0
 
 
 def test_hostile_text_stays_text(home, visit):
@@ -243,7 +230,7 @@ def test_axe_finds_no_fault_on_any_page_of_the_service(states, browser, width, s
             page.get_by_text("A signed bundle").wait_for()
         for path in PAGES if known else ["/submit"]:
             page.goto(path)
-            assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, f"{path} is wider than the screen"
+            assert page.evaluate(WIDER) <= 0, f"{path} is wider than the screen"
             found = axe.run(page, options={"preload": False}).response["violations"]
             faults = [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in found]
             assert not faults, f"{path}: {faults}"

@@ -1,7 +1,6 @@
 """The site in a real browser, from disk: no error, nothing from the network, no fault found by axe, our own tests' numbers."""
 
 import json
-import os
 import re
 import shutil
 from dataclasses import replace
@@ -9,16 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browsing import SIZES, WIDER, faults_of, needs_chromium
 from test_places import stored
 from test_report import EPSILONS, synthetic, trio
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.site import build_site
 
-CHROMIUM = os.environ.get("RKHS_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (RKHS_CHROMIUM names it)")
+pytestmark = needs_chromium
 PAGES = ("index", "boards/digits-l2-eps0.5", "models/plain", "compare", "methods", "methods/attacks-pgd", "glossary", "trust")
-SIZES = {"desktop, light": (1280, 900, "light"), "phone, dark": (390, 844, "dark")}
 
 
 @pytest.fixture(scope="module")
@@ -26,26 +24,13 @@ def site(built):
     return built[0] / "site"
 
 
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as running:
-        found = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
 class Visit:
     """A page that was opened from disk, and what went wrong in it."""
 
     def __init__(self, browser, site: Path, width=1280, height=900, scheme="light", **more):
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, offline=True, **more)
-        self.site, self.page, self.faults = site, context.new_page(), []
-        self.page.on("console", lambda one: self.faults.append(one.text) if one.type in ("error", "warning") else None)
-        self.page.on("pageerror", lambda one: self.faults.append(str(one)))
-        self.page.on(
-            "request", lambda one: self.faults.append(one.url) if not one.url.startswith(("file:", "data:", "blob:")) else None
-        )
+        self.site, self.page = site, context.new_page()
+        self.faults = faults_of(self.page, "file:")
 
     def open(self, name: str, state: str = ""):
         self.page.goto(f"file://{self.site}/{name}.html{state}")
@@ -62,7 +47,7 @@ def test_every_page_works_offline_and_axe_finds_no_fault(site, browser, size):
     visit = Visit(browser, site, width, height, scheme)
     for name in PAGES:
         page = visit.open(name)
-        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, f"{name} is wider than the screen"
+        assert page.evaluate(WIDER) <= 0, f"{name} is wider than the screen"
         faults = [
             f"{one['id']}: {one['nodes'][0]['html'][:200]}"
             for one in axe.run(page, options={"preload": False}).response["violations"]
@@ -116,7 +101,7 @@ def test_marks_are_told_under_the_name_where_their_column_is_not_shown(browser, 
     (said,) = json.loads((tmp_path / "site" / "boards" / "digits-l2-eps0.5.json").read_text())["ranked"]
     sign = page.locator("#ranked .sign")
     assert said["marks"] and all(mark.partition(":")[0] in sign.inner_text() for mark in said["marks"])
-    assert sign.is_visible() and page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    assert sign.is_visible() and page.evaluate(WIDER) <= 0
     page.get_by_text("Columns").click()
     page.locator(".choices").get_by_label("Marks").check()
     assert not sign.is_visible() and page.locator("#ranked td.marks li").first.is_visible()
