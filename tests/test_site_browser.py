@@ -55,10 +55,11 @@ def test_every_page_works_offline_and_axe_finds_no_fault(site, browser, size):
         assert not faults and not visit.faults, f"{name}: {faults} {visit.faults}"
 
 
-def test_a_board_sorts_searches_and_keeps_its_state_in_the_address(site, browser):
-    visit = Visit(browser, site)
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_board_sorts_searches_and_keeps_its_state_in_the_address(site, browser, width):
+    visit = Visit(browser, site, width)
     page = visit.open("boards/digits-l2-eps0.5")
-    names = lambda: page.locator("#ranked tbody th").all_inner_texts()  # noqa: E731
+    names = lambda: page.locator("#ranked tbody th a").all_inner_texts()  # noqa: E731
     assert sorted(names()) == ["plain", "robust_vgg", "sandwich_cnn"]
     for way in ("asc", "desc"):
         page.get_by_role("button", name="Certified").first.click()
@@ -70,9 +71,9 @@ def test_a_board_sorts_searches_and_keeps_its_state_in_the_address(site, browser
     page.get_by_text("Columns").click()
     page.get_by_label("Seed").check()
     assert names() == ["sandwich_cnn"] and "q=sandwich" in page.url and "seed" in page.url
-    again = Visit(browser, site)
+    again = Visit(browser, site, width)
     other = again.open("boards/digits-l2-eps0.5", "#" + page.url.partition("#")[2])
-    assert other.locator("#ranked tbody th").all_inner_texts() == ["sandwich_cnn"]
+    assert other.locator("#ranked tbody th a").all_inner_texts() == ["sandwich_cnn"]
     assert other.get_by_role("columnheader", name="Seed").is_visible() and not visit.faults + again.faults
 
 
