@@ -41,7 +41,7 @@ class QueueNow(BaseModel):
     """Mean duration of the latest evaluations."""
 
 
-_FILES = {"type": "array", "items": {"type": "string", "format": "binary"}}
+_FILES = {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
 _NAME = {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", "description": "The model's name"}
 BODIES: dict[Sent, dict[str, Any]] = {
     "checkpoint": {"name": _NAME, "files": _FILES | {"description": "model.safetensors, config.json, recipe.yaml ..."}},
