@@ -119,10 +119,11 @@ class Node(BaseModel):
     @model_validator(mode="after")
     def _whole_numbers_fit(self) -> "Node":
         """Rejects integers of more than 63 bits."""
-        for name, value in self:
-            for one in value if isinstance(value, tuple) else (value,):
-                if isinstance(one, int) and abs(one) >= 2**63:
-                    raise ValueError(f"{name}: expected a whole number of at most 63 bits, found {str(one)[:40]}")
+        for name, value in self.__dict__.items():
+            if isinstance(value, tuple | int):
+                for one in value if isinstance(value, tuple) else (value,):
+                    if isinstance(one, int) and abs(one) >= 2**63:
+                        raise ValueError(f"{name}: expected a whole number of at most 63 bits, found {str(one)[:40]}")
         return self
 
     @property

@@ -1,9 +1,9 @@
 """The record of what was drawn from what, so that a report makes again only files whose inputs changed."""
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from functools import cache
-from os.path import isfile, join
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Drawn:
             stored = {}
         self._before: dict[str, Any] = {key: one for key, one in stored.items() if isinstance(one, dict)}
         self._now: dict[str, Any] = {}
+        self._there: dict[str, set[str]] = {}
 
     def once(self, kind: str, stem: Path, inputs: Sequence[str], make: Callable[[Path], list[Path]]) -> list[Path]:
         """The files that `make` writes at this stem; made again only where inputs or code changed.
@@ -39,10 +40,21 @@ class Drawn:
         """The files that were made of these inputs, which stay; None where they are to be made (again)."""
         before = self._before.get(key := self._key(kind, stem), {})
         names = [str(name) for name in before.get("files", [])]
-        if before.get("inputs") != _digest(kind, inputs) or not names or not all(isfile(join(self.folder, name)) for name in names):
+        if before.get("inputs") != _digest(kind, inputs) or not names or not all(map(self._is_there, names)):
             return None
         self._now[key] = before
         return [self.folder / name for name in names]
+
+    def _is_there(self, name: str) -> bool:
+        """Whether a file was there when its folder was first looked at: a listing takes less than a look at each."""
+        parent, _, own = name.rpartition("/")
+        if parent not in self._there:
+            try:
+                with os.scandir(self.folder / parent) as found:
+                    self._there[parent] = {one.name for one in found if one.is_file()}
+            except OSError:
+                self._there[parent] = set()
+        return own in self._there[parent]
 
     def keep(self, kind: str, stem: Path, inputs: Sequence[str], paths: list[Path]) -> list[Path]:
         """Record files that were made of these inputs."""

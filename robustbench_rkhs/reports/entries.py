@@ -81,16 +81,21 @@ def board(evaluations: Sequence[Evaluation | Brief], cache: BriefCache | None = 
     whole: dict[Section, list[Entry]] = {}
     for section, groups in sorted(sections.items()):
         entries = [_entry(members, section[4], kin[number], unsound.get(number, 0)) for number, members in groups.items()]
-        entries = [replace(one, marks="; ".join(filter(None, [one.marks, unverified(one, shown)]))) for one in entries]
+        entries = [_marked(one, unverified(one, shown)) for one in entries]
         again = {_named(entry) for entry in entries if entry.brief.sealed}
         whole[section] = _order(_told_apart([entry for entry in entries if entry.brief.sealed or _named(entry) not in again]))
     return whole
 
 
+def _marked(entry: Entry, mark: str) -> Entry:
+    """The entry with one more mark, if there is one."""
+    return replace(entry, marks="; ".join(filter(None, [entry.marks, mark]))) if mark else entry
+
+
 def _told_apart(entries: Sequence[Entry]) -> list[Entry]:
     """The entries of a section, with those that share a name marked: two files of one stem are called alike, for example."""
     names = Counter(entry.brief.about.model for entry in entries)
-    return [replace(entry, namesake=names[entry.brief.about.model] > 1) for entry in entries]
+    return [replace(entry, namesake=True) if names[entry.brief.about.model] > 1 else entry for entry in entries]
 
 
 def unverified(entry: Entry, shown: Mapping[str, Collection[str]]) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.table import Table
 
@@ -228,8 +229,21 @@ def csv(frame: pd.DataFrame) -> str:
     safe = frame.rename(columns=for_csv)
     for place, kind in enumerate(safe.dtypes):
         if not pd.api.types.is_numeric_dtype(kind):
-            safe.isetitem(place, safe.iloc[:, place].map(for_csv).to_numpy())
+            safe.isetitem(place, _cells(safe.iloc[:, place]))
     return safe.to_csv(index=False, lineterminator="\n")
+
+
+def _cells(column: pd.Series) -> np.ndarray:
+    """The cells of a column, escaped; each text once, as most are repeated."""
+    known: dict[str, Any] = {}
+    found = np.empty(len(column), dtype=object)
+    for place, value in enumerate(column.tolist()):
+        if isinstance(value, str):
+            if value not in known:
+                known[value] = for_csv(value)
+            value = known[value]
+        found[place] = value
+    return found
 
 
 def write_bytes(path: Path, text: str) -> Path:

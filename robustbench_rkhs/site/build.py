@@ -15,16 +15,17 @@ from robustbench_rkhs.runtime.events import PhaseStarted, emit
 from robustbench_rkhs.runtime.steps import stepped
 from robustbench_rkhs.site.assets import versions, write_assets
 from robustbench_rkhs.site.board_files import write_board
-from robustbench_rkhs.site.boards import Board, boards
-from robustbench_rkhs.site.compare_page import write_compare
+from robustbench_rkhs.site.boards import boards
+from robustbench_rkhs.site.compare_page import write_compare, write_specs
 from robustbench_rkhs.site.model_files import FilesOf, ModelFiles
 from robustbench_rkhs.site.model_page import write_model
 from robustbench_rkhs.site.pages import site_digest, write_page
 from robustbench_rkhs.site.side_by_side import MANY, side_by_side, staying
 from robustbench_rkhs.site.site_models import Identity, SiteModel, site_models
+from robustbench_rkhs.site.on_boards import OnBoard, on_boards
 from robustbench_rkhs.site.stills import drawn_beside
 from robustbench_rkhs.site.text_pages import methods_digest, trust_digest, write_glossary, write_methods, write_trust
-from robustbench_rkhs.site.training_facts import TrainingFacts, training_facts
+from robustbench_rkhs.site.training_facts import Shelf, TrainingFacts
 from robustbench_rkhs.verdicts import Brief, BriefCache, Published
 from robustbench_rkhs.verdicts.store import table_paths
 
@@ -66,7 +67,8 @@ def _built(places: Places, briefs: list[Brief], cache: BriefCache, found: SiteBu
     """The site of these tables."""
     out, folder = places.out, found.folder
     models = site_models(briefs)
-    facts = {who: training_facts(model.domains[0].brief.about, out) for who, model in models.items()}
+    shelf = Shelf(out)
+    facts = {who: shelf.facts(model.domains[0].brief.about) for who, model in models.items()}
     drawn = Drawn(folder)
     libraries = [site_digest(), *versions()]
     found.files += drawn.once("assets", folder / "assets", libraries, write_assets)
@@ -78,11 +80,13 @@ def _built(places: Places, briefs: list[Brief], cache: BriefCache, found: SiteBu
             found.files += drawn.once("board", stem, [*libraries, *one.contents], partial(write_board, one))
             step.add()
             step.tell(detail=one.title)
-    where, files = standings(ranked, models), FilesOf(out)
+    where, files = on_boards(ranked, models), FilesOf(out)
     found.files += _write_models(models, facts, files, where, drawn, libraries)
     found.files += drawn.once("methods", folder / "methods", [*libraries, methods_digest()], lambda _: write_methods(folder))
     found.files += drawn.once("trust", folder / "trust", [*libraries, trust_digest(out)], lambda _: write_trust(folder, out))
     found.files += write_glossary(folder)
+    norms = sorted({one.section[2] for one in ranked})
+    found.files += drawn.once("specs", folder / "data" / "specs.js", [*libraries, *norms], partial(write_specs, norms=norms))
     found.files += write_compare(folder, models, facts, ranked)
     values = {"boards": ranked, "models": list(models.values()), "unread": [line.replace(f"{out}/", "") for line in found.unread]}
     found.files.append(write_page(folder / "index.html", "index.html", "", title="Boards", **values))
@@ -93,10 +97,9 @@ def _built(places: Places, briefs: list[Brief], cache: BriefCache, found: SiteBu
 
 def _sum_up(places: Places, cache: BriefCache) -> bool:
     """Sum up tables that are new, by several processes where there are many; whether there were."""
-    paths = table_paths(places.verdicts)
-    if len(paths) - cache.known(places.verdicts) < MANY:
+    if cache.unknown(places.verdicts) < MANY:
         return False
-    for _ in side_by_side(partial(_summed_up, cache), paths):
+    for _ in side_by_side(partial(_summed_up, cache), table_paths(places.verdicts)):
         pass
     return True
 
@@ -115,18 +118,18 @@ class _Task:
     model: SiteModel
     facts: TrainingFacts
     files: ModelFiles
-    standings: Mapping[str, list[Board]]
+    boards: Mapping[str, list[OnBoard]]
     stem: Path
 
     def done(self) -> list[Path]:
-        return write_model(self.model, self.facts, self.files, self.standings, self.stem)
+        return write_model(self.model, self.facts, self.files, self.boards, self.stem)
 
 
 def _write_models(
     models: Mapping[Identity, SiteModel],
     facts: Mapping[Identity, TrainingFacts],
     files: FilesOf,
-    where: Mapping[Identity, dict[str, list[Board]]],
+    where: Mapping[Identity, dict[str, list[OnBoard]]],
     drawn: Drawn,
     libraries: Sequence[str],
 ) -> list[Path]:
@@ -136,7 +139,7 @@ def _write_models(
         for who, model in models.items():
             own, stem = files.of(model), drawn.folder / "models" / model.slug
             contents = [one.content for one in model.history]
-            inputs = [*libraries, model.title, *contents, facts[who].digest, *own.digests, repr(_told(where[who], model.slug))]
+            inputs = [*libraries, model.title, *contents, facts[who].digest, *own.digests, repr(where[who])]
             if (known := drawn.known("model", stem, inputs)) is not None:
                 written += known
                 step.add()
@@ -150,23 +153,3 @@ def _write_models(
             step.add()
             step.tell(detail=task.model.name)
     return written
-
-
-def _told(where: Mapping[str, Sequence[Board]], page: str) -> list[object]:
-    """What a model's page says of its boards."""
-    return [[stem, [(one.eps, one.slug, one.trial, one.unranked.get(page)) for one in members]] for stem, members in where.items()]
-
-
-def standings(ranked: Sequence[Board], models: Mapping[Identity, SiteModel]) -> dict[Identity, dict[str, list[Board]]]:
-    """By model, then by the stem of its domain: the boards it stands on."""
-    found: dict[Identity, dict[str, list[Board]]] = {who: {} for who in models}
-    slugs = {model.slug: who for who, model in models.items()}
-    for one in ranked:
-        for row in (*one.rows, *one.apart, *one.aside):
-            if (who := slugs.get(row["page"])) is None:
-                continue
-            for domain in models[who].domains:
-                about = domain.brief.about
-                if (about.data, about.data_digest, about.norm, about.box) == one.section[:4]:
-                    found[who].setdefault(domain.stem, []).append(one)
-    return found

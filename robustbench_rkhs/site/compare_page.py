@@ -36,10 +36,14 @@ def write_compare(
             keys = ("page", "clean", "robust", "certified")
             own = {"eps": eps, "text": board.eps, "rows": [[row[key] for key in keys] for row in board.rows]}
             found["boards"].append(own | {"aside": {row["page"]: row["status"] for row in board.aside}})
-    norms = sorted({place["norm"] for place in places.values()})
-    specs = {"curves": {norm: curve_chart(norm, several=True) for norm in norms}, "tradeoff": tradeoff_chart()}
     page = write_page(folder / "compare.html", "compare.html", "", title="Compare models", boards=ranked)
-    return [page, write_data(folder / "data" / "models.js", "models", {"places": places, "specs": specs})]
+    return [page, write_data(folder / "data" / "models.js", "models", {"places": places})]
+
+
+def write_specs(path: Path, norms: Sequence[str]) -> list[Path]:
+    """The compare page's charts, without their numbers. Raises Unwritable."""
+    specs = {"curves": {norm: curve_chart(norm, several=True) for norm in norms}, "tradeoff": tradeoff_chart()}
+    return [write_data(path, "specs", specs)]
 
 
 def _checks(domain: SiteDomain) -> list[list[float | bool | None]]:

@@ -15,7 +15,7 @@ from robustbench_rkhs.reports.places import Places
 from robustbench_rkhs.runtime.files import write_text
 from robustbench_rkhs.site.boards import Board, boards
 from robustbench_rkhs.site.site_models import site_models
-from robustbench_rkhs.site.training_facts import training_facts
+from robustbench_rkhs.site.training_facts import Shelf
 
 HUB = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "mnist": "ylecun/mnist"}
 """Data sets of the Hub, by our names."""
@@ -31,7 +31,8 @@ def export(out: Path, folder: Path, unread: list[str]) -> list[Path]:
     cache = places.cache()
     briefs = [*cache.read_all(places.verdicts, unread.append), *cache.read_all(places.submitted, unread.append)]
     models = site_models(briefs)
-    facts = {who: training_facts(model.domains[0].brief.about, out) for who, model in models.items()}
+    shelf = Shelf(out)
+    facts = {who: shelf.facts(model.domains[0].brief.about) for who, model in models.items()}
     ranked = boards(board(briefs, cache), models, facts)
     written = []
     for one in (one for one in ranked if one.section[3] == "unit"):

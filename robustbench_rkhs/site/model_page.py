@@ -10,11 +10,11 @@ import pandas as pd
 
 from robustbench_rkhs.runtime.files import write_whole
 from robustbench_rkhs.site import model_tables as tables
-from robustbench_rkhs.site.boards import Board
 from robustbench_rkhs.site.charts import begin_still, curve_chart, typed_ticks
 from robustbench_rkhs.site.markup import markdown
 from robustbench_rkhs.site.model_data import image_table, model_data
 from robustbench_rkhs.site.model_files import LARGEST, ModelFiles, tightness_grid
+from robustbench_rkhs.site.on_boards import OnBoard
 from robustbench_rkhs.site.pages import write_data, write_page
 from robustbench_rkhs.site.site_models import SiteDomain, SiteModel
 from robustbench_rkhs.site.training_facts import TrainingFacts
@@ -26,11 +26,11 @@ Finish = Callable[[], list[Path]]
 
 
 def write_model(
-    model: SiteModel, facts: TrainingFacts, files: ModelFiles, standings: Mapping[str, list[Board]], stem: Path
+    model: SiteModel, facts: TrainingFacts, files: ModelFiles, where: Mapping[str, list[OnBoard]], stem: Path
 ) -> list[Path]:
     """STEM.html and the files of the model in data/ and files/ beside its folder.
 
-    standings: by the stem of a domain, the boards it stands on. Raises UserError where a table is
+    where: by the stem of a domain, the boards it stands on. Raises UserError where a table is
     gone or a file cannot be written. Cost: 0.7 s for 200 images.
     """
     top, written, sections = stem.parent.parent, list[Path](), list[dict[str, Any]]()
@@ -41,9 +41,9 @@ def write_model(
             data = model_data(model, domain, evaluation, table)
             finish = _begin_still(top, model, domain, spec, data)  # drawn while the rest is made
             written += _write_data(top, domain, data, table)
-            boards = standings.get(domain.stem, [])
+            boards = where.get(domain.stem, [])
             sections.append(
-                _section(domain, evaluation, table) | {"spec": spec, "boards": boards, "unranked": _unranked(boards, model)}
+                _section(domain, evaluation, table) | {"spec": spec, "boards": boards, "unranked": _unranked(boards)}
             )
             written += finish()
     offered = []
@@ -93,12 +93,12 @@ def _section(domain: SiteDomain, evaluation: Evaluation, table: pd.DataFrame) ->
     }
 
 
-def _unranked(boards: Sequence[Board], model: SiteModel) -> list[str]:
+def _unranked(boards: Sequence[OnBoard]) -> list[str]:
     """Why the model is not ranked, one line for each reason: what its page shows may not hold, or not beside others."""
     found: dict[str, list[str]] = {}
     for one in boards:
-        if why := one.unranked.get(model.slug):
-            found.setdefault(why, []).append(one.eps)
+        if one.unranked:
+            found.setdefault(one.unranked, []).append(one.eps)
     return [f"Not ranked at eps {', '.join(eps)}: {why}" for why, eps in found.items()]
 
 

@@ -6,14 +6,16 @@ What came as a submission is kept in OUT/accepted; all but its size is said to b
 import hashlib
 import json
 import math
+import os
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from robustbench_rkhs.nodes.accepted import accepted_folder
+from robustbench_rkhs.nodes.accepted import DIGITS, accepted_folder
 from robustbench_rkhs.nodes.documents import read_text, yaml_of
 from robustbench_rkhs.nodes.limits import STRANGERS
 from robustbench_rkhs.nodes.node import UserError
@@ -57,9 +59,34 @@ class TrainingFacts:
         return (SENT if self.sent else "") + (f"{time} on {self.device}" if self.device else time)
 
 
+class Shelf:
+    """The folders of checkpoints, and those of what was accepted in OUT, listed once."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.trained = out, [(folder, _names(folder)) for folder in checkpoints_folders()]
+        self.accepted = _names(out / "accepted")
+
+    def facts(self, about: About) -> TrainingFacts:
+        """As `training_facts`."""
+        folders = [folder for folder, names in self.trained if about.model in names]
+        accepted = about.key[:DIGITS] in self.accepted
+        return _facts(about, folders, self.out) if folders or accepted else TrainingFacts()
+
+
 def training_facts(about: About, out: Path = Path("reports")) -> TrainingFacts:
     """What checkpoints/NAME says, if it is the checkpoint of this very function, or what was accepted in OUT; else nothing."""
-    for folder in checkpoints_folders():
+    return Shelf(out).facts(about)
+
+
+def _names(folder: Path) -> frozenset[str]:
+    try:
+        return frozenset(os.listdir(folder))
+    except OSError:
+        return frozenset()
+
+
+def _facts(about: About, folders: Sequence[Path], out: Path) -> TrainingFacts:
+    for folder in folders:
         try:
             config = read_record(folder / about.model / "config.json")
             # the function, not its weights: those in a file of half precision have another digest than those evaluated

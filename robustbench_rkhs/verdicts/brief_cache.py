@@ -20,6 +20,8 @@ from robustbench_rkhs.verdicts.store import check_name, read, table_paths
 
 MANY = 20
 """Tables of a folder from which an index of them is kept."""
+Look = tuple[list[Path], BriefIndex | None]
+"""The tables of a folder, and the index of them."""
 HELD: dict[str, dict[str, Brief]] = {}
 """What this process has read already, by folder and digest: a submission reads the board for its check, then for its report."""
 
@@ -35,7 +37,7 @@ class BriefCache:
         self._held = HELD.setdefault(str(folder), {}) if folder else {}
         self.meets: Callable[[], None] | None = None
         """Where given, called before a table is summed up of which nothing is known."""
-        self._indices: dict[Path, BriefIndex] = {}
+        self._looked: dict[Path, Look] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process: the folder alone, not what was read."""
@@ -49,8 +51,8 @@ class BriefCache:
 
         Cost: 0.3 ms for a table that is as it was, and 1 ms and the digest of its file where there are few; else as `read`.
         """
-        found, paths = [], table_paths(folder)
-        index = self._indices.pop(folder, None) or self._index(folder) if len(paths) >= MANY else None
+        paths, index = self._looked.pop(folder, None) or self._look(folder)
+        found = list[Brief]()
         for path in paths:
             try:
                 found.append(self.read(path) if index is None else self._indexed(path, index))
@@ -61,19 +63,25 @@ class BriefCache:
                 index.write()
         return found
 
-    def known(self, folder: Path) -> int:
-        """About how many tables of a folder were summed up by today's code: those of its index, or the records that there are."""
+    def unknown(self, folder: Path) -> int:
+        """About how many tables of a folder are to be summed up: all but those of its index, or the records that there are.
+
+        The next `read_all` of this folder reads what was found.
+        """
+        paths, index = self._looked[folder] = self._look(folder)
         if self.folder is None:
-            return 0
-        index = self._index(folder)
-        if index is not None:
-            self._indices[folder] = index  # which `read_all` needs next
-        records = [path for path in sorted(self.folder.glob("*.json")) if not path.name.startswith("index-")]
+            return len(paths)
+        indexed = len(index.stored) if index is not None else 0
+        return max(len(paths) - (indexed if indexed >= len(paths) else max(indexed, self._records())), 0)
+
+    def _records(self) -> int:
+        """How many records there are, if today's code made the first."""
+        records = sorted(path for path in (self.folder or Path()).glob("*.json") if not path.name.startswith("index-"))
         try:
             of_today = bool(records) and seals.read_record(records[0], required=True)["code"] == code_digest()
         except (UserError, KeyError, TypeError):
             of_today = False
-        return max(len(index.stored) if index is not None else 0, len(records) if of_today else 0)
+        return len(records) if of_today else 0
 
     def read(self, path: Path) -> Brief:
         """The brief of a file. Raises UserError where it is missing, damaged, foreign or not a table of verdicts.
@@ -82,11 +90,13 @@ class BriefCache:
         """
         return self._read(path)[1]
 
-    def _index(self, folder: Path) -> BriefIndex | None:
-        if self.folder is None:
-            return None
+    def _look(self, folder: Path) -> Look:
+        """The tables of a folder, and their index where there are many."""
+        paths = table_paths(folder)
+        if self.folder is None or len(paths) < MANY:
+            return paths, None
         where = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
-        return BriefIndex.read(self.folder / f"index-{where}.json", code_digest())
+        return paths, BriefIndex.read(self.folder / f"index-{where}.json", code_digest())
 
     def _indexed(self, path: Path, index: BriefIndex) -> Brief:
         if (known := index.take(path)) is not None:

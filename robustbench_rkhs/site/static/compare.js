@@ -1,7 +1,7 @@
 "use strict";
 // The compare page: data set and models are chosen, everything else follows; the choice is kept in the address.
 (function () {
-  const { places, specs } = rkhs.data.models, of = (id) => document.getElementById(id), text = DataTable.render.text();
+  const { places } = rkhs.data.models, { specs } = rkhs.data, of = (id) => document.getElementById(id), text = DataTable.render.text();
   const words = { w: "wrong", b: "broken", c: "certified", s: "survived", u: "untested" };
   const axes = { clean: "clean accuracy", robust: "robust accuracy", certified: "certified accuracy", cost: "training cost (s)", parameters: "parameters" };
   const given = rkhs.state(), keys = Object.keys(places);
