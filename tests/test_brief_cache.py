@@ -25,14 +25,14 @@ def many(request, monkeypatch):
     monkeypatch.setattr(brief_cache, "MANY", request.param)
 
 
-def test_it_knows_how_many_tables_todays_code_summed_up(folder, many, monkeypatch):
+def test_it_knows_how_many_tables_are_to_be_summed_up(folder, many, monkeypatch):
     cache = BriefCache(folder / "briefs")
-    assert cache.known(folder / "verdicts") == 0 and BriefCache().known(folder / "verdicts") == 0
+    assert cache.unknown(folder / "verdicts") == 3 and BriefCache().unknown(folder / "verdicts") == 3
     before = cache.read_all(folder / "verdicts", pytest.fail)
-    assert BriefCache(folder / "briefs").known(folder / "verdicts") == 3
+    assert BriefCache(folder / "briefs").unknown(folder / "verdicts") == 0
     monkeypatch.setattr(brief_cache, "code_digest", lambda: "after an upgrade")
     fresh = BriefCache(folder / "briefs")
-    assert fresh.known(folder / "verdicts") == 0
+    assert fresh.unknown(folder / "verdicts") == 3
     after = fresh.read_all(folder / "verdicts", pytest.fail)
     assert [one.content for one in after] == [one.content for one in before]
 
@@ -40,7 +40,7 @@ def test_it_knows_how_many_tables_todays_code_summed_up(folder, many, monkeypatc
 def test_another_process_gets_the_folder_alone(folder, many):
     cache = BriefCache(folder / "briefs")
     cache.read_all(folder / "verdicts", pytest.fail)
-    cache.known(folder / "verdicts")
+    cache.unknown(folder / "verdicts")
     text = pickle.dumps(cache)
     assert len(text) < 500
     there = pickle.loads(text)
