@@ -19,10 +19,10 @@ from robustbench_rkhs.site.boards import boards
 from robustbench_rkhs.site.compare_page import write_compare, write_specs
 from robustbench_rkhs.site.model_files import FilesOf, ModelFiles
 from robustbench_rkhs.site.model_page import write_model
+from robustbench_rkhs.site.on_boards import OnBoard, on_boards
 from robustbench_rkhs.site.pages import site_digest, write_page
 from robustbench_rkhs.site.side_by_side import MANY, side_by_side, staying
 from robustbench_rkhs.site.site_models import Identity, SiteModel, site_models
-from robustbench_rkhs.site.on_boards import OnBoard, on_boards
 from robustbench_rkhs.site.stills import drawn_beside
 from robustbench_rkhs.site.text_pages import methods_digest, trust_digest, write_glossary, write_methods, write_trust
 from robustbench_rkhs.site.training_facts import Shelf, TrainingFacts

@@ -42,9 +42,7 @@ def write_model(
             finish = _begin_still(top, model, domain, spec, data)  # drawn while the rest is made
             written += _write_data(top, domain, data, table)
             boards = where.get(domain.stem, [])
-            sections.append(
-                _section(domain, evaluation, table) | {"spec": spec, "boards": boards, "unranked": _unranked(boards)}
-            )
+            sections.append(_section(domain, evaluation, table) | {"spec": spec, "boards": boards, "unranked": _unranked(boards)})
             written += finish()
     offered = []
     for one in files.files:
