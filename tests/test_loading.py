@@ -6,16 +6,36 @@ import threading
 
 import pytest
 
+from robustbench_rkhs.cli import screen
 from robustbench_rkhs.cli.loading import Loading, being_imported
 
 
-def test_it_says_so_while_the_import_goes_on_and_ends_with_it():
-    states, lines = iter([None, None, True, True, False]), []
-    loading = Loading(every=0.001, imported=lambda: next(states))
-    loading.begin("rkhs-eval", lines.append)
+def test_it_says_so_until_something_else_is_heard():
+    states, lines = iter([None, None, True, True]), []
+    loading = Loading(every=0.001, imported=lambda: next(states, False))
+
+    def say(line):
+        lines.append(line)
+        if len(lines) == 4:
+            loading.heard()
+
+    loading.begin("rkhs-eval", say)
     loading.thread.join(60)
-    assert not loading.thread.is_alive() and len(lines) == 2
-    assert all(line.startswith("rkhs-eval: still loading PyTorch, ") for line in lines)
+    assert not loading.thread.is_alive()
+    said = ["loading PyTorch"] * 2 + ["starting"] * 2
+    assert [line.startswith(f"rkhs-eval: still {what}, ") for line, what in zip(lines, said, strict=True)] == [True] * 4
+
+
+@pytest.mark.parametrize(
+    "say", [lambda: screen.printed("a line"), lambda: screen.told(screen.console_of_width(80, False), "a line")]
+)
+def test_a_line_of_the_command_ends_it(monkeypatch, say):
+    loading, lines = Loading(every=0.001, imported=lambda: False), []
+    monkeypatch.setattr(screen, "LOADING", loading)
+    loading.begin("rkhs-submit", lines.append)
+    say("a line")
+    loading.thread.join(60)
+    assert not loading.thread.is_alive()
 
 
 def test_a_command_that_ends_first_ends_it():

@@ -25,7 +25,7 @@ from robustbench_rkhs.evaluation.settings import EvalSettings
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.runtime.seals import SetAside
-from robustbench_rkhs.runtime.sinks import for_line
+from robustbench_rkhs.runtime.sinks import for_line, for_terminal
 
 _FORMAT = warnings.formatwarning
 Names = tuple[str, ...]
@@ -84,7 +84,7 @@ class Command:
             name = Path(sys.argv[0]).name
             printed(f"{name}: loading {for_line(named)} ...", stderr=True)
             if not any(os.environ.get(rank, "0") != "0" for rank in ("RANK", "RKHS_RANK", "SLURM_PROCID")):
-                LOADING.begin(name, functools.partial(printed, stderr=True))
+                LOADING.begin(name, _aside)
         return call
 
     def __call__(self) -> None:
@@ -143,6 +143,11 @@ def _pairs(rest: list[str]) -> dict[str, str]:
         fields[flag[2:].replace("-", "_")] = value
         position += 1
     return fields
+
+
+def _aside(line: str) -> None:
+    """Prints a line on stderr that is not what a command is heard by."""
+    print(for_terminal(line), file=sys.stderr, flush=True)
 
 
 def usable_device(name: str) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from robustbench_rkhs.cli.loading import LOADING
 from robustbench_rkhs.cli.screen import console_of_width, printed, told
 from robustbench_rkhs.cli.ticker import LOCK, ticking
 from robustbench_rkhs.runtime.events import EpochFinished, Event, Message, OnEvent, listening
@@ -51,6 +52,7 @@ def _progress(screen: "Console") -> Iterator[None]:
         return
     from robustbench_rkhs.cli.live import LiveDisplay
 
+    LOADING.heard()
     display = LiveDisplay(console, redirect_stdout=console is screen)
     try:
         with listening(_locked(display)), ticking(display.tick):

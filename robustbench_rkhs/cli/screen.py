@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from robustbench_rkhs.cli.loading import LOADING
 from robustbench_rkhs.runtime.sinks import for_terminal
 
 if TYPE_CHECKING:
@@ -48,11 +49,13 @@ def folded(paths: Iterable[str | Path | None]) -> list[str]:
 
 def told(screen: "Console", line: str) -> None:
     """Prints a line literally."""
+    LOADING.heard()
     screen.print(line, markup=False, highlight=False)
 
 
 def printed(text: str, stderr: bool = False) -> None:
     """Prints lines literally, without tables."""
+    LOADING.heard()
     print(for_terminal(text), file=sys.stderr if stderr else sys.stdout, flush=True)
 
 
