@@ -26,9 +26,7 @@ def test_it_says_so_until_something_else_is_heard():
     assert [line.startswith(f"rkhs-eval: still {what}, ") for line, what in zip(lines, said, strict=True)] == [True] * 4
 
 
-@pytest.mark.parametrize(
-    "say", [lambda: screen.printed("a line"), lambda: screen.told(screen.console_of_width(80, False), "a line")]
-)
+@pytest.mark.parametrize("say", [screen.printed, lambda line: screen.told(screen.console_of_width(80, False), line)])
 def test_a_line_of_the_command_ends_it(monkeypatch, say):
     loading, lines = Loading(every=0.001, imported=lambda: False), []
     monkeypatch.setattr(screen, "LOADING", loading)
