@@ -174,6 +174,28 @@ def test_a_file_of_test_images_alone_is_enough(tmp_path: Path) -> None:
         named_data(str(tmp_path / "mine.npz")).load()
 
 
+@pytest.mark.parametrize("left", ["tables", "parts"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_images_in_a_file_of_another_name_are_the_same_data_set(left: str, workers: int, tmp_path: Path) -> None:
+    np.savez(tmp_path / "mine.npz", x_test=BYTES, y_test=LABELS)
+    np.savez(tmp_path / "copy.npz", x_test=BYTES, y_test=LABELS)
+    np.savez(tmp_path / "others.npz", x_test=255 - BYTES, y_test=LABELS)
+    settings = FAST | {"folder": tmp_path / "out", "name": "net", "workers": workers, "block": 4}
+    first = evaluate(net(), str(tmp_path / "mine.npz"), **settings)
+    if left == "parts":  # the evaluation was interrupted before its table was written
+        first.path.unlink()
+    said: list[str] = []
+    again = evaluate(
+        net(), str(tmp_path / "copy.npz"), **settings | {"eps": (0.02, 0.05)}, on_event=lambda one: said.append(str(one))
+    )
+    assert set(again.table["data"]) == {again.about.data} == {"mine.npz"}
+    assert again.about.data_digest == first.about.data_digest and any(
+        "copy.npz holds the images of mine.npz" in one for one in said
+    )
+    other = evaluate(net(), str(tmp_path / "others.npz"), **settings)
+    assert other.about.data == "others.npz" and other.about.data_digest != first.about.data_digest
+
+
 @pytest.mark.parametrize(
     ("x", "y", "line"),
     [

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from test_places import stored
-from test_report import synthetic, trio
+from test_report import EPSILONS, synthetic, trio
 
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.listing import KINDS, cards
@@ -27,7 +27,9 @@ from robustbench_rkhs.site.markup import docstring, formula, markdown
 from robustbench_rkhs.site.model_data import curve_rows
 from robustbench_rkhs.site.model_files import tightness_grid
 from robustbench_rkhs.site.pages import environment
+from robustbench_rkhs.site.site_models import site_models
 from robustbench_rkhs.site.training_facts import training_facts
+from robustbench_rkhs.verdicts import Brief
 
 ROOT = Path(__file__).parents[1]
 
@@ -121,6 +123,17 @@ def test_more_images_take_the_place_of_the_others(tmp_path):
     assert [one["model"] for one in stated["ranked"]] == ["more"] and stated["images"]["minimum"] == 61
     reasons = {one["model"]: one["reason"] for one in stated["not_comparable"]}
     assert reasons == dict.fromkeys("ab", "60 images, those ranked have 61")
+
+
+@pytest.mark.parametrize("dates", [("2026-01-01", "2026-01-01"), ("2026-01-02", "2026-01-01")])
+def test_a_page_shows_the_evaluation_of_most_radii(tmp_path, dates):
+    few, all_ = [0.25], list(EPSILONS)
+    for job, epsilons, date in (("1", few, dates[0]), ("2", all_, dates[1])):
+        stored(tmp_path, "a", job, epsilons=epsilons, date=date)
+    for job, words in (("3", {"images": 30, "epsilons": all_}), ("4", {"complete": False, "epsilons": all_, "date": "2026-01-03"})):
+        stored(tmp_path, "a", job, **words)  # of fewer images, or cut short
+    model = next(iter(site_models([Brief.of(one) for one in verdicts.read_all(tmp_path / "verdicts")]).values()))
+    assert [one.brief.about.job for one in model.domains] == ["2" * 12]
 
 
 def test_what_is_not_ranked_is_said_so_on_its_page_and_no_place_of_the_host_is_told(tmp_path):

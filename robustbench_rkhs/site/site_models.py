@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from robustbench_rkhs.nodes.names import file_word
 from robustbench_rkhs.reports.entries import best_of
-from robustbench_rkhs.verdicts import About, Brief, Evaluation, functions, pooled
+from robustbench_rkhs.verdicts import About, Brief, Evaluation, functions, pooled, stale
 from robustbench_rkhs.verdicts.axes import domain
 
 Identity = tuple[str, str]
@@ -85,7 +85,7 @@ def _model(who: Identity, slug: str, own: Sequence[Brief], family: Sequence[Brie
         places.setdefault((one.about.data, one.about.data_digest, one.about.norm, one.about.box), []).append(one)
     domains, taken = [], set[str]()
     for place, members in sorted(places.items()):
-        best = best_of(members)
+        best = _shown(members)
         words = [slug, file_word(place[0]), place[2], *(["nobox"] if place[3] == "none" else [])]
         stem = "-".join(words)
         stem = stem if stem not in taken else f"{stem}-{place[1][:6]}"
@@ -93,6 +93,15 @@ def _model(who: Identity, slug: str, own: Sequence[Brief], family: Sequence[Brie
         domains.append(SiteDomain(best, tuple(one for one in family if one is not best), stem))
     history = sorted(family, key=lambda one: (one.about.date, one.content), reverse=True)
     return SiteModel(who[0], who[1], slug, tuple(domains), tuple(history), namesake)
+
+
+def _shown(members: Sequence[Brief]) -> Brief:
+    """The evaluation that represents a model on a board; of the same images by the same attacks rather one with more radii."""
+    best = best_of(members)
+    like = [one for one in members if (one.sample, one.attacks, one.sealed) == (best.sample, best.attacks, best.sealed)]
+    like = [one for one in like if one.about.complete == best.about.complete and bool(stale(one)) == bool(stale(best))]
+    wider = [one for one in like if set(one.about.epsilons) > set(best.about.epsilons)]
+    return best_of(wider) if wider and not best.about.submitted else best
 
 
 def _slugs(who: Sequence[Identity]) -> dict[Identity, str]:

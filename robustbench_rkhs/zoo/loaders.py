@@ -1,7 +1,7 @@
 """A model and its images by what a user typed: a value that another process, or another machine, loads them from."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from robustbench_rkhs.evaluation.loaders import Loaded
@@ -22,6 +22,8 @@ class Typed:
     """sigma, n ...: of a smoothed classifier."""
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    data_name: str | None = None
+    """The name of the images, where it is not that of their file."""
 
     def load(self) -> Loaded:
         """The model and all its test images, as an evaluation takes them. Raises UserError."""
@@ -30,7 +32,8 @@ class Typed:
             votes = dict(self.smooth)
             named = smoothed(named, float(votes.pop("sigma")), **{name: int(value) for name, value in votes.items()})
         opened = enter(named, None)
-        return Loaded(opened.model, opened.split)
+        split = opened.split if self.data_name is None else replace(opened.split, data=self.data_name)
+        return Loaded(opened.model, split)
 
     def plain(self) -> dict[str, Any]:
         """As JSON takes it; `Typed.read` gives it back."""

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.layers.frozen import on_copies
 from robustbench_rkhs.lipschitz import Uncertifiable
 from robustbench_rkhs.nodes.arguments import checked_arguments
+from robustbench_rkhs.nodes.names import plain_name
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import cause
 from robustbench_rkhs.runtime.caller_context import own_context
@@ -38,6 +40,8 @@ from robustbench_rkhs.runtime.modes import evaluating
 from robustbench_rkhs.runtime.precision import full_precision
 from robustbench_rkhs.runtime.steps import stepped
 from robustbench_rkhs.verdicts import Evaluation, doubts
+from robustbench_rkhs.verdicts.data_names import data_name
+from robustbench_rkhs.zoo.loaders import Typed
 from robustbench_rkhs.zoo.models import as_module, say_hidden_gradients
 from robustbench_rkhs.zoo.named import load_model
 from robustbench_rkhs.zoo.opened import Eps, bounds_of, enter, recipe_given, recipe_of, several
@@ -106,6 +110,7 @@ def evaluate(
             kind = str(opened.split.x.dtype).removeprefix("torch.")
             line = f"images of float64 are rounded to {kind}, the model's type: verdicts are of those"
             emit(Message(text=f"{line}, up to {far:.2g} away ({queried.norm})"))
+        split, loader = _under_known_name(opened.split, opened.name, folder, loader)
         given: dict[str, Any] = {
             "folder": folder,
             "adversarials": adversarials,
@@ -116,7 +121,16 @@ def evaluate(
             "engine": engine_from(engine) if isinstance(engine, str) else engine,
             "parts": parts,
         }
-        return run.evaluate(opened.model, opened.split, queried, name=opened.name, device=opened.device, **given)
+        return run.evaluate(opened.model, split, queried, name=opened.name, device=opened.device, **given)
+
+
+def _under_known_name(split: Split, model: str, folder: str | Path | None, loader: Loader | None) -> tuple[Split, Loader | None]:
+    """Images that were evaluated before keep the name that they had, as one data set has one name in a table."""
+    known = folder and data_name(Path(folder) / plain_name(model), split.digest)
+    if not known or known == split.data:
+        return split, loader
+    emit(Message(text=f"{split.data} holds the images of {known}, under which name they were evaluated before: it stays"))
+    return replace(split, data=known), replace(loader, data_name=known) if isinstance(loader, Typed) else loader
 
 
 @checked_arguments()
