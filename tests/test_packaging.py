@@ -2,6 +2,7 @@
 
 import configparser
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -157,9 +158,27 @@ def test_what_is_required_and_what_is_an_extra():
     assert extras["site"] < extras["serve"]
 
 
+def test_no_line_installs_the_package_from_a_registry():
+    """No registry has it: its bare name finds nothing but in an environment where the clone is installed."""
+    bare = re.compile(r"pip install[^\n`]*?[ \"']robustbench_rkhs(?!\S* @ git\+)")
+    assert bare.search("setup: pip install robustbench_rkhs") and bare.search('pip install "robustbench_rkhs[serve]"')
+    assert not bare.search('pip install "robustbench_rkhs[serve] @ git+https://x/y"') and not bare.search('pip install -e ".[serve]"')
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob(".github/workflows/*")]
+    pages.remove(ROOT / "docs/howto/serve.md")
+    sources = [*ROOT.glob("robustbench_rkhs/**/*.py"), *ROOT.glob("robustbench_rkhs/**/*.html")]
+    assert not [path.relative_to(ROOT).as_posix() for path in [*pages, *sources] if bare.search(path.read_text())]
+
+
+def test_the_workflows_use_the_python_that_the_readme_calls_tested():
+    (tested,) = re.findall(r"tested on (3\.\d+)", (ROOT / "README.md").read_text())
+    pages = [*ROOT.glob(".github/workflows/*.yml"), ROOT / "docs/howto/ci_gate.md"]
+    used = {path.name: re.findall(r"python-version: \"([^\"]+)\"", path.read_text()) for path in pages}
+    assert used == {path.name: [tested] for path in pages}
+
+
 def test_a_missing_extra_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
-    with pytest.raises(UserError, match=r"foolbox:brendel_bethge needs numba.*pip install 'robustbench_rkhs\[brendel_bethge\]'"):
+    with pytest.raises(UserError, match=r"foolbox:brendel_bethge needs numba.*pip install -e '\.\[brendel_bethge\]' in the clone"):
         x = torch.full((1, 4), 0.5)
         FoolboxAttack(attack="brendel_bethge")(torch.nn.Linear(4, 2), x, torch.tensor([0]), torch.tensor([0]))
     with pytest.raises(UserError, match="needs no_such_package"):
@@ -173,4 +192,4 @@ def test_a_sweep_without_optuna_is_one_line(tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     out, errors = rkhs("sweep", "--sweep", "digits_gradient", folder=tmp_path, code=2)
     assert out == ""
-    assert errors == "error: rkhs-sweep needs optuna, which is not installed: pip install 'robustbench_rkhs[sweep]'\n"
+    assert errors == "error: rkhs-sweep needs optuna, which is not installed: pip install -e '.[sweep]' in the clone\n"

@@ -60,5 +60,5 @@ def test_a_package_that_is_missing_is_named_with_what_installs_it(tmp_path, miss
     stored(tmp_path / "reports", "m", "1")
     program = HIDDEN.format(missing=missing, words=words)
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
-    line = f"error: rkhs-report --site needs {missing}, which is not installed: pip install 'robustbench_rkhs[site]'\n"
+    line = f"error: rkhs-report --site needs {missing}, which is not installed: pip install -e '.[site]' in the clone\n"
     assert (done.returncode, done.stderr) == (2, line) and not (tmp_path / "site").exists()

@@ -485,4 +485,4 @@ def test_without_the_extra_there_is_one_line(monkeypatch, tmp_path):
         "import sys; sys.modules['fastapi'] = None; sys.argv = ['rkhs-serve']; from robustbench_rkhs.cli.serve import main; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2 and "pip install 'robustbench_rkhs[serve]'" in done.stderr, done.stderr
+    assert done.returncode == 2 and "pip install -e '.[serve]' in the clone" in done.stderr, done.stderr

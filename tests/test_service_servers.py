@@ -112,5 +112,5 @@ def test_without_a_driver_there_is_one_line(tmp_path, monkeypatch):
     settings = Settings(folder=tmp_path, out=tmp_path, database="postgresql://x", queue="redis://x")
     for make, package, extra in ((Database, "psycopg", "postgresql"), (WakeUps, "redis", "redis")):
         monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(UserError, match=rf"needs {package}, which is not installed: pip install 'robustbench_rkhs\[{extra}\]'"):
+        with pytest.raises(UserError, match=rf"needs {package}, which is not installed: pip install -e '\.\[{extra}\]' in the clone"):
             make(settings)
