@@ -92,7 +92,7 @@ def test_doubts_get_a_dagger_a_printed_note_and_no_rank():
 
 def test_what_cannot_be_compared_or_is_not_known_is_told():
     a, b, _ = several()
-    other = synthetic("few", 60, seed=5)
+    other = told(synthetic("few", 60, seed=5), epsilons=(0.25, 0.3, 0.5, 1.0))
     table = made([a, b, other], REQUEST + " robust@0.3")
     assert any(note.startswith("few: not comparable") and "60 images" in note for note in table.notes)
     assert "60 to 200 test images" in table.caption and "pgd" in table.caption
@@ -105,6 +105,13 @@ def test_what_cannot_be_compared_or_is_not_known_is_told():
         made([a, b], wanted=["bb"])
     with pytest.raises(UserError, match="one for each of the 2 models"):
         made([a, b], names=["x"])
+
+
+def test_a_column_without_any_value_is_refused_with_the_eps_that_were_evaluated():
+    a, b, _ = several()
+    with pytest.raises(UserError, match=r"robust@0.3 would be empty: a, b evaluated at eps 0.25, 0.5, 1; ask for one of these"):
+        made([a, b], "clean robust@0.25,0.3")
+    assert made([a, b], "certified@0.3").rows[0][1][0].text != "-"  # a certified radius answers for every eps
 
 
 def test_the_domain_of_a_table_is_that_of_the_most_asked_radii_then_of_most_images():

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.reports.table_models import TableModel
 from robustbench_rkhs.reports.table_request import Column
 from robustbench_rkhs.reports.tables import records
@@ -57,8 +58,11 @@ def paper_table(models: Sequence[TableModel], columns: Sequence[Column], command
     """The shares of every model in every column, compared by the exact McNemar test on the images they share.
 
     The best of a column is the largest share that is not doubtful; models whose difference from it is not significant (5%, Holm
-    over the column) tie with it. Doubts about attacks leave certified and clean accuracy as they are.
+    over the column) tie with it. Doubts about attacks leave certified and clean accuracy as they are. Raises UserError for a
+    column at whose eps none of the models was attacked.
     """
+    for column in columns:
+        _check_attacked(models, column)
     right = [[_right(one, column) for column in columns] for one in models]
     cells = [[_cell(one, column) for column in columns] for one in models]
     for place in range(len(columns)):
@@ -75,6 +79,15 @@ def paper_table(models: Sequence[TableModel], columns: Sequence[Column], command
                 said.setdefault(f"{column.name} is {_why(one, column, cell)}", []).append(one.name)
     notes = [f"{', '.join(dict.fromkeys(who))}: {line}" for line, who in said.items()]
     return PaperTable(list(columns), list(zip(models, cells, strict=True)), _caption(models, columns, cells), notes, command)
+
+
+def _check_attacked(models: Sequence[TableModel], column: Column) -> None:
+    """Raises UserError where no model has a robust accuracy at this eps: the column would be empty."""
+    had = {eps: one.evaluation.about.words(eps) for one in models for eps in one.evaluation.about.epsilons}
+    if column.quantity == "robust" and column.eps not in had:
+        names = ", ".join(one.name for one in models)
+        known = ", ".join(had[eps] for eps in sorted(had))
+        raise UserError(f"--table: {column.name} would be empty: {names} evaluated at eps {known}; ask for one of these")
 
 
 def _right(one: TableModel, column: Column) -> pd.Series:
