@@ -297,7 +297,7 @@ BROKEN = {
     "a list of another": (touched("signature", b"AAAA"), "signature"),
     "a name with a path": (another_name("../x"), "name: expected letters, digits"),
     "another name": (another_name("other"), "expected the checkpoint in a folder 'other'"),
-    "a newer format": (lambda folder, key: resigned(folder, key, format=2), "format: input should be 1, found '2'"),
+    "a newer format": (lambda folder, key: resigned(folder, key, format=2), "format: expected 1, found '2'"),
     "a field more": (lambda folder, key: resigned(folder, key, run="x"), "unknown key 'run'"),
     "code for a certificate": (code, "certificates"),
     "no key": (lambda folder, key: (folder / "sender.pub").unlink(), "sender.pub missing"),

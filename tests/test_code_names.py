@@ -72,7 +72,7 @@ REFUSED = [
     (Taken(), "calls itself 'square', which is one of ours"),
     (f"{__name__}:Shape", "expected one of the shapes"),
     (f"{OWN}:side=5", "unknown key 'side' of Own; did you mean 'sides'"),
-    (f"{OWN}:sides=many", "sides: input should be a valid integer"),
+    (f"{OWN}:sides=many", "sides: expected a whole number, found 'many'"),
     (f"{__name__}:Onw", "did you mean 'Own'"),
     (f"{__name__}:scene", "of type function, expected one of the shapes"),
     ("square:side", "expected field=value, found 'side'"),

@@ -170,9 +170,9 @@ CONTRADICTIONS = {
     "seed of an attack": (["--attack", "pgd:seed=3", "--seed", "4"], "pgd is given seed 3, the evaluation seed 4"),
     "effort and attack": (["--effort", "quick", "--attack", "pgd"], "leave out"),
     "none and a certificate": (["--certify", "none", "margin"], "or only none"),
-    "a flag twice": (["--norm", "l2", "--norm", "linf"], "given twice"),
-    "in two spellings": (["--attack", "pgd", "--attacks", "ddn"], "given twice"),
-    "yes and no": (["--diagnostics", "--no-diagnostics"], "given twice"),
+    "a flag twice": (["--norm", "l2", "--norm", "linf"], "--norm is given twice: give it once"),
+    "in two spellings": (["--attack", "pgd", "--attacks", "ddn"], "--attack and --attacks are one flag, which is given twice"),
+    "yes and no": (["--diagnostics", "--no-diagnostics"], "--diagnostics and --no-diagnostics are one flag, which is given twice"),
     "dash and underscore": (["--certify-seconds", "3", "--certify_seconds", "4"], "given twice"),
 }
 
@@ -289,8 +289,8 @@ WRONG_FLAGS = [
     ("rkhs-eval", ["--model", "--eps", "1"], "--model needs a value"),
     ("rkhs-train", ["--epochs", "1"], "expected --model, found none"),
     ("rkhs-norms", ["--model", "digits_mlp", "--samples", "many"], "many"),
-    ("rkhs-list", ["atacks"], "kind: unknown 'atacks'; did you mean 'attacks'?"),
-    ("rkhs-submit", ["folder", "--eps", "1"], "what: unknown 'folder'; known: adversarials, check"),
+    ("rkhs-list", ["atacks"], "unknown word 'atacks'; did you mean 'attacks'?"),
+    ("rkhs-submit", ["folder", "--eps", "1"], "unknown word 'folder'; known: adversarials, check"),
     ("rkhs-submit", ["checkpoint"], "PATH"),
 ]
 

@@ -174,7 +174,7 @@ def test_a_bad_ask_is_refused(queried, line):
     "x, y, line",
     [
         (images() * 2, torch.zeros(24).long(), r"in \[0, 1\]"),
-        (images(), torch.full((24,), 4), "expected labels 0 to 3, found 4 to 4"),
+        (images(), torch.full((24,), 4), r"expected labels 0 to 3 \(the model has 4 classes\), found 4 to 4"),
         (images(), torch.zeros(3).long(), "one label per image"),
         (torch.full((2, 1, 4, 4), torch.nan), torch.zeros(2).long(), "finite"),
     ],

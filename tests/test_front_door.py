@@ -232,7 +232,7 @@ REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "float labels": (NET, (X, Y.float()), {}, "integer labels"),
     "bool labels": (NET, (X, Y > 1), {}, "integer labels"),
     "words as labels": (NET, (X, ["cat"] * COUNT), {}, "expected labels as a tensor or an array of numbers"),
-    "labels from 1": (NET, (X, Y + 1), {}, "expected labels 0 to 3, found"),
+    "labels from 1": (NET, (X, Y + 1), {}, r"expected labels 0 to 3 \(the model has 4 classes\), found"),
     "negative labels": (NET, (X, Y - 5), {}, "integer labels from 0"),
     "labels of a billion": (NET, (X, Y + 10**9), {}, "class ids below 100,000"),
     "too few labels": (NET, (X, Y[:2]), {}, "one label per image"),

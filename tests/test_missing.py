@@ -29,7 +29,7 @@ REFUSED = {
     "data": (["nets.py:Own"], "net.pt", "mnie.npz", "no file 'mnie.npz' here or in data root .*; did you mean 'mine.npz'?"),
     "code": (["net.py:Own"], None, None, "no Python file 'net.py'; did you mean 'nets.py'?"),
     "onnx": (["nett.onnx"], None, None, "no ONNX file 'nett.onnx'; did you mean 'net.onnx'?"),
-    "a folder that is not there": (["no/net.onnx"], None, None, "no ONNX file 'no/net.onnx'$"),
+    "a folder that is not there": (["no/net.onnx"], None, None, "no ONNX file 'no/net.onnx'; there is no folder 'no'$"),
 }
 
 
@@ -76,8 +76,12 @@ def test_a_header_may_name_a_recipe_where_weights_were_typed(folder):
         named_by(stored, weights="absent.pt")
 
 
-def test_names_that_are_not_alike_are_not_suggested(folder):
-    assert str(missing("file", "quite_another.npz")) == "no file 'quite_another.npz'"
+def test_names_that_are_not_alike_are_listed_and_not_suggested(folder):
+    assert str(missing("file", "quite_another.npz")) == "no file 'quite_another.npz'; its folder holds mine.npz"
+    for number in range(8):
+        (folder / f"{number}.npz").touch()
+    assert str(missing("file", "quite_another.npz")).endswith("; its folder holds 0.npz, 1.npz, 2.npz, 3.npz, 4.npz and 4 more")
+    assert str(missing("file", "quite_another.zip")) == "no file 'quite_another.zip'"
 
 
 def test_a_file_without_a_builder_names_what_it_defines_and_not_what_it_imports(folder):

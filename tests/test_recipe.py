@@ -68,7 +68,7 @@ MISTAKES = {
     "misspelt method": ({"schedule.name": "cosin"}, "unknown name 'cosin'; did you mean 'cosine'"),
     "not a number": ({"attack.eps": "big"}, "attack.eps: .*found 'big'"),
     "not finite": ({"attack.eps": ".inf"}, "expected a finite number"),
-    "negative": ({"epochs": "0"}, "epochs: input should be greater than or equal to 1, found '0'"),
+    "negative": ({"epochs": "0"}, "--epochs: expected a value greater than or equal to 1, found '0'"),
     "bad fraction": ({"attack.eps": "1/0"}, "fraction such as 36/255, found '1/0'"),
     "position": ({"projections.3.tau": "1"}, "expected a position from 0 to 0, found '3'"),
     "below a value": ({"epochs.x": "1"}, "below a plain value"),

@@ -5,14 +5,16 @@ from collections.abc import Iterable
 from typing import Any
 
 from robustbench_rkhs.cli.number import number
-from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.node import UserError, did_you_mean
 from robustbench_rkhs.nodes.radius_text import radius_text
+
+QUANTITIES = ("clean", "robust", "certified")
 
 
 class Condition:
     """`robust@1.0>=0.45`: a condition on the summary."""
 
-    FORM = re.compile(r"^\s*(clean|robust|certified)\s*(?:@\s*([0-9./e-]+))?\s*(>=|<=|>|<)\s*([0-9.e/-]+)\s*$")
+    FORM = re.compile(rf"^\s*({'|'.join(QUANTITIES)})\s*(?:@\s*([0-9./e-]+))?\s*(>=|<=|>|<)\s*([0-9.e/-]+)\s*$")
 
     def __init__(self, text: str, quantity: str, eps: float, sign: str, bound: float) -> None:
         self.text, self.quantity, self.eps, self.sign, self.bound = text, quantity, eps, sign, bound
@@ -23,7 +25,9 @@ class Condition:
         found = cls.FORM.match(text)
         if not found or (found[2] is None and found[1] != "clean"):
             form = "clean, certified@EPS or robust@EPS and a share, such as 'robust@1.0>=0.45'"
-            raise UserError(f"--require: expected {form}, found {text!r}")
+            word = re.match(r"[\s\w]*", text)[0].strip()  # type: ignore[index]  # it matches the empty text too
+            hint = "" if word in QUANTITIES else f"; {did_you_mean(word, QUANTITIES)}"
+            raise UserError(f"--require: expected {form}, found {text!r}{hint}")
         if not 0 <= (bound := number(found[4])) <= 1:
             raise UserError(f"--require: expected a share from 0 to 1, found {found[4]!r} in {text!r}")
         return cls(text, found[1], number(found[2] or "0"), found[3], bound)

@@ -105,7 +105,8 @@ def spelt(words: Sequence[str]) -> list[str]:
             name = ALIASES.get(name, name)
             plain = name.removeprefix("no-")
             if plain in seen:
-                raise UserError(f"{flag} and {seen[plain]}: given twice, give it once (several values follow one flag)")
+                both = f"{flag} is" if flag == seen[plain] else f"{seen[plain]} and {flag} are one flag, which is"
+                raise UserError(f"{both} given twice: give it once (several values follow one flag)")
             seen[plain] = flag
             after = words[place + 1] if place + 1 < len(words) else "--"
             if plain in SWITCHES and not equals and not after.startswith("-") and after.lower() not in ("true", "false"):

@@ -116,5 +116,6 @@ def _line(text: str) -> str:
         return f"{found['flag']}: expected {' or '.join(kinds)}, found {found['value']}"
     if found := CHOICE.match(said):
         known = re.findall(r"'([^']*)'", found["known"])
-        return f"{found['name']}: unknown {found['value']!r}; {did_you_mean(found['value'], known)}"
+        named = f"{found['name']}: unknown" if found["name"].startswith("-") else "unknown word"
+        return f"{named} {found['value']!r}; {did_you_mean(found['value'], known)}"
     return said.rstrip(".") or "not such a command: see --help"

@@ -14,6 +14,7 @@ from robustbench_rkhs.cli.engines import chosen_engine, leading, submitted
 from robustbench_rkhs.cli.screen import console_of_width, emit, printed
 from robustbench_rkhs.cli.values import Count, Device, EngineName, Folder
 from robustbench_rkhs.evaluation.engine_choice import Submitit, engine_from
+from robustbench_rkhs.nodes.counts import counted
 from robustbench_rkhs.nodes.node import UserError
 
 if TYPE_CHECKING:
@@ -194,8 +195,8 @@ def _rejudge(out: Path, models: Names, cheap: float, where: tuple[str, str], as_
             update(out, models)
     if not leads:
         return
-    done = sum(one.done is not None for one in found)
-    printed(f"stale: {len(found)} tables, {done} evaluated again, {len(found) - done} left with their commands", stderr=as_json)
+    done, stale = sum(one.done is not None for one in found), counted(len(found), "table")
+    printed(f"stale: {stale}, {done} evaluated again, {len(found) - done} left with their commands", stderr=as_json)
     if as_json:
         emit({"stale": [dataclasses.asdict(one) for one in found]})
 
@@ -228,7 +229,7 @@ def _site(out: Path, folder: Path, as_json: bool, quiet: bool) -> None:
         built = build_site(out, folder)
     for line in built.unread:
         printed(f"not read: {line}", stderr=True)
-    printed(f"site: {built.boards} boards, {built.models} models: open {built.folder / 'index.html'}")
+    printed(f"site: {counted(built.boards, 'board')}, {counted(built.models, 'model')}: open {built.folder / 'index.html'}")
     if as_json:
         emit({"site": built.files})
 
@@ -274,7 +275,7 @@ def _in_short(paths: Sequence[Path]) -> str:
         return str(paths[0])
     folders = [path.parent for path in paths]
     counts = {folder: folders.count(folder) for folder in dict.fromkeys(folders)}
-    told = [f"{count} file{'s' if count > 1 else ''} in {folder}" for folder, count in counts.items()]
+    told = [f"{counted(count, 'file')} in {folder}" for folder, count in counts.items()]
     more = f", and {sum(counts.values()) - sum(list(counts.values())[:FOLDERS])} in {len(told) - FOLDERS} more folders"
     return ", ".join(told[:FOLDERS]) + (more if len(told) > FOLDERS else "") or "none"
 

@@ -1,6 +1,7 @@
 """rkhs-verify: re-check files of certificates and of adversarial images."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -59,9 +60,21 @@ def _verify_adversarials(
     return code
 
 
-def _missing(name: str) -> Call:
-    """Refuses before PyTorch is loaded, which takes seconds."""
-    raise UserError(f"no file {name!r}")
+def _checked(names: Sequence[str]) -> None:
+    """Refuses files, all of which are missing or of another kind, before PyTorch is loaded, which takes seconds."""
+    from robustbench_rkhs.nodes.missing import missing
+    from robustbench_rkhs.verdicts.adversarials import check_kind
+
+    faults = list[UserError]()
+    for name in names:
+        try:
+            if not Path(name).exists():
+                raise missing("file", name)
+            check_kind(Path(name))
+        except UserError as fault:
+            faults.append(fault)
+    if len(faults) == len(names):
+        raise faults[0]
 
 
 def main() -> None:
@@ -70,8 +83,9 @@ def main() -> None:
     A FILE.npz holds adversarial images: re-checked by classifying them with the model.
     """
     if images := [word for word in sys.argv[1:] if word.endswith(".npz")]:
-        if not any(Path(word).exists() for word in images):
-            raise SystemExit(left(lambda: _missing(images[0]))[0])
+        code, fault = left(lambda: lambda: _checked(images))
+        if fault:
+            raise SystemExit(code)
         command(_verify_adversarials)()
     from robustbench_rkhs.verifier.command import main as check
 

@@ -54,6 +54,15 @@ def check_labels(where: str, images: tuple[int, ...], y: np.ndarray, task: Task 
         raise UserError(f"{where}: expected both labels 0 and 1, found {np.unique(y)[:5].tolist()}")
 
 
+def check_classes(where: str, y: Tensor, classes: int) -> None:
+    """Raises UserError, which begins with `where`, for labels beyond the classes of a model."""
+    low, high = int(y.min()), int(y.max())
+    if high >= classes:
+        hint = "; subtract 1?" if (low, high) == (1, classes) else ""
+        known = f"labels 0 to {classes - 1} (the model has {classes} classes)"
+        raise UserError(f"{where}expected {known}, found {low} to {high}{hint}")
+
+
 def _remedy(images: tuple[int, ...], y: np.ndarray) -> str:
     """A hint for labels of the wrong shape, if there is one."""
     if y.ndim == 0:

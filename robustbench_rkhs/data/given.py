@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustbench_rkhs.data.checks import check_images, check_labels, check_part
+from robustbench_rkhs.data.checks import check_classes, check_images, check_labels, check_part
 from robustbench_rkhs.data.splits import Split, split_digest
 from robustbench_rkhs.data.stream import Stream, stream_of_array
 from robustbench_rkhs.nodes.node import UserError
@@ -54,8 +54,7 @@ def given_split(x: Tensor, y: Tensor, classes: int, data: str = "arrays") -> Spl
         check_part(WHERE, x.numpy(), y.numpy())
     elif not len(x):
         raise UserError(f"{WHERE}: no images")
-    if y.max() >= classes:
-        raise UserError(f"expected labels 0 to {classes - 1}, found {int(y.min())} to {int(y.max())}")
+    check_classes("", y, classes)
     return Split(data, "test", x, y, torch.arange(len(x)), classes, split_digest(x, y))
 
 

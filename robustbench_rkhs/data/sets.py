@@ -15,6 +15,7 @@ from robustbench_rkhs.data.augmentation import Padding, augment, augment_on_devi
 from robustbench_rkhs.data.checks import as_images, check_arrays, check_part
 from robustbench_rkhs.data.splits import Split, Splits, arrays_digest, order_by_class, order_of
 from robustbench_rkhs.data.task import Task
+from robustbench_rkhs.nodes.counts import listed
 from robustbench_rkhs.nodes.node import Node, Seed, UserError
 from robustbench_rkhs.nodes.paths import data_root
 from robustbench_rkhs.nodes.reasons import reason as reason_of
@@ -328,8 +329,10 @@ def read_arrays(path: Path, keys: tuple[str, ...]) -> tuple[np.ndarray, ...]:
         with np.load(path, allow_pickle=False) as stored:
             missing = [key for key in keys if key not in stored]
             if missing:
+                as_keys = ", ".join(f"{key}={'IMAGES' if key[0] == 'x' else 'LABELS'}" for key in missing)
                 raise UserError(
-                    f"{path}: expected arrays {' '.join(keys)}, {' '.join(missing)} missing; found {' '.join(stored) or 'none'}"
+                    f"{path}: expected arrays {listed(keys)}, found {listed(list(stored)) or 'none'}; "
+                    f"add what is missing: np.savez(FILE, {as_keys})"
                 )
             return tuple(stored[key] for key in keys)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, AttributeError, MemoryError) as error:

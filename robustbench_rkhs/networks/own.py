@@ -10,6 +10,7 @@ from pydantic import ConfigDict, PrivateAttr, model_validator
 from torch import nn
 
 from robustbench_rkhs.networks.base import NetworkNode
+from robustbench_rkhs.nodes.arguments import wrong_type
 from robustbench_rkhs.nodes.code_names import cause, code_name
 from robustbench_rkhs.nodes.node import UserError
 
@@ -73,7 +74,11 @@ class OwnNetwork(NetworkNode):
             asked = inspect.signature(self._source).parameters
             known = {"shape": shape, "classes": classes}
             arguments |= {key: value for key, value in known.items() if key in asked and key not in arguments}
+            if wrong := wrong_type(self._source, arguments):
+                raise UserError(f"{self._name}: {wrong}")
             return self._source(**arguments)
+        except UserError:
+            raise
         except Exception as error:  # the user's code may raise anything
             raise UserError(f"{self._name} cannot be made: {cause(error)}") from None
 

@@ -2,11 +2,13 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ParamSpec, TypeVar
 
 from robustbench_rkhs.nodes.node import UserError, did_you_mean
 
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+"""Python's types, and in plain words."""
 Given = ParamSpec("Given")
 Found = TypeVar("Found")
 
@@ -44,6 +46,28 @@ def wrong_arguments(function: Callable[..., object], keywords: dict[str, object]
     except TypeError:
         return _wrong(signature, (), keywords, {})
     return ""
+
+
+def wrong_type(function: Callable[..., object], keywords: Mapping[str, object]) -> str:
+    """The first argument, as typed in a command or recipe, that is not of its parameter's kind; empty if there is none.
+
+    The kind is that of the annotation, or else of the default; only plain numbers and truth values are looked at.
+    """
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a compiled function without a signature
+        return ""
+    for name, value in keywords.items():
+        if name in parameters and isinstance(value, str) and (kind := _kind(parameters[name])):
+            return f"{name}: expected {kind}, found {value!r}"
+    return ""
+
+
+def _kind(parameter: inspect.Parameter) -> str:
+    """What a parameter takes, in words; empty if that is not a plain number or truth value."""
+    if parameter.annotation is parameter.empty:
+        return KINDS.get(type(parameter.default).__name__, "")
+    return KINDS.get(getattr(parameter.annotation, "__name__", str(parameter.annotation)), "")
 
 
 def _wrong(signature: inspect.Signature, args: tuple[object, ...], kwargs: dict[str, object], meant: dict[str, str]) -> str:

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from robustbench_rkhs.nodes.node import UserError, did_you_mean
 
 PACKAGE = __name__.partition(".")[0]
 HERE = Path(__file__).parent.parent
+LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+"""Folders of Python and of installed packages."""
 CODE_NAME = re.compile(r"((?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*|[^:]+\.py):([A-Za-z_][\w.]*)(?::(.*))?", re.DOTALL)
 """Module or file, name, and optional fields."""
 
@@ -179,7 +182,9 @@ def cause(error: BaseException) -> str:
     """An error in user code as one line: its type, its first line, and the file and line where it was raised."""
     words = reasons.cause(error)
     frames = [one for one in traceback.extract_tb(error.__traceback__) if "importlib" not in one.filename]
-    frames = [one for one in frames if not Path(one.filename).is_relative_to(HERE)]  # prefer the line in the user's code
+    frames = [one for one in frames if not Path(one.filename).is_relative_to(HERE)]
+    own = [one for one in frames if not any(Path(one.filename).is_relative_to(place) for place in LIBRARIES)]
+    frames = own or frames  # prefer the line in the user's code
     if isinstance(error, SyntaxError) and error.filename:
         words = f"{type(error).__name__}: {error.msg}"
         return f"{words} ({Path(error.filename).name}, line {error.lineno})"

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from robustbench_rkhs.nodes.node import UserError
 
+FEW = 5
+"""Files that are named where none is similar."""
 NEAR = 0.7
 """How alike a name has to be, without its ending, to be suggested."""
 
@@ -15,11 +17,16 @@ def missing(what: str, name: str, where: str = "") -> UserError:
 
 
 def beside(name: str) -> str:
-    """`; did you mean ...?` with the most similar name of the same ending in its folder; empty where there is none."""
+    """`; did you mean ...?` with the most similar name of the same ending in its folder, or else what is there."""
     path = Path(name)
     try:
         stems = sorted(one.stem for one in path.parent.iterdir() if one.suffix == path.suffix and one.is_file())
+    except FileNotFoundError:
+        return f"; there is no folder {str(path.parent)[:200]!r}"
     except OSError:
         return ""
     close = difflib.get_close_matches(path.stem, stems, n=1, cutoff=NEAR)
-    return f"; did you mean {str(path.with_stem(close[0]))!r}?" if close else ""
+    if close or not stems:
+        return f"; did you mean {str(path.with_stem(close[0]))!r}?" if close else ""
+    more = f" and {len(stems) - FEW} more" if len(stems) > FEW else ""
+    return f"; its folder holds {', '.join(str(path.with_stem(stem)) for stem in stems[:FEW])}{more}"

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from robustbench_rkhs.nodes.counts import counted
 from robustbench_rkhs.nodes.node import UserError, did_you_mean
 from robustbench_rkhs.reports.claimed import read_claims
 from robustbench_rkhs.reports.drawn import Drawn
@@ -51,10 +52,10 @@ def publish(out: Path, names: Sequence[str]) -> list[str]:
         if new.path is None:  # a brief that was read has one
             continue
         marked.add(new.path)
-        lines += [f"published: {new.path} ({new.images} images)"]
+        lines += [f"published: {new.path} ({counted(new.images, 'image')})"]
         if old is not None and old.path is not None:
             marked.remove(old.path)
-            lines += [f"withdrawn: {old.path} ({old.images} images); where git tracks it: git rm --cached {old.path}"]
+            lines += [f"withdrawn: {old.path} ({counted(old.images, 'image')}); where git tracks it: git rm --cached {old.path}"]
     for model in sorted({name.partition("/")[0] for name in names}):
         submitted = Published(places.submitted)
         for path in sorted((places.submitted / model).glob("*.parquet")):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from robustbench_rkhs.nodes.counts import counted
 from robustbench_rkhs.nodes.node import Node
 from robustbench_rkhs.runtime.sinks import for_line, for_markdown, for_markdown_code
 from robustbench_rkhs.training.recipe import TrainRecipe
@@ -71,8 +72,8 @@ def training_card(
 def _length(recipe: TrainRecipe, records: list[dict[str, Any]]) -> str:
     """How many epochs were trained, and the time limit where that decided."""
     if recipe.seconds is None:
-        return f"{recipe.epochs} epochs"
-    return f"{len(records)} epochs: what a limit of {recipe.seconds:g} seconds allowed"
+        return counted(recipe.epochs, "epoch")
+    return f"{counted(len(records), 'epoch')}: what a limit of {recipe.seconds:g} seconds allowed"
 
 
 def _place(trained: dict[str, Any]) -> str:

@@ -157,7 +157,8 @@ class TrainRecipe(Node):
             for line in override_all(stored, overrides or {}, cls):
                 emit(Message(text=line))
         typed = f" with {' '.join(f'--{key}' for key in overrides)}" if overrides else ""
-        return cls.parse(stored, f"{path}{typed}", TYPED if is_own(path) else typed_code(overrides or {}))
+        code = TYPED if is_own(path) else typed_code(overrides or {})
+        return parse(cls, dict(stored), f"{path}{typed}", code, flags=overrides or ())
 
     @classmethod
     def parse(cls, stored: Mapping[str, Any], source: str = "recipe", code: Code = CLOSED) -> "TrainRecipe":

@@ -150,6 +150,18 @@ def read_adversarials(path: str | Path, limits: Limits = STRANGERS) -> Adversari
     return Adversarials.checked({key: value for key, value in about.items() if key not in ("format", "version")}, arrays, str(path))
 
 
+def check_kind(path: Path) -> None:
+    """Raises UserError where a .npz archive holds none of the arrays of such a file, by the names alone: a data set, say."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy")[:40] for name in archive.namelist()]
+    except UNREADABLE:
+        return  # `read_adversarials` says why
+    if "header" not in names:
+        found, more = ", ".join(names[:8]) or "none", " ..." if len(names) > 8 else ""
+        raise UserError(f"{path}: expected adversarial images (of rkhs-eval --save-adversarials), found the arrays {found}{more}")
+
+
 def write_arrays(path: Path, arrays: dict[str, np.ndarray], durable: bool = True) -> str:
     """Writes plain arrays as an uncompressed .npz, sealed and atomically. Returns its seal."""
 

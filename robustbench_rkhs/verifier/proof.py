@@ -75,6 +75,8 @@ def read(folder: Path) -> Proof:
         raise Malformed(
             "there is no such file or folder" if not folder.exists() else "expected the folder of a proof, found a file"
         )
+    if (folder / "model.safetensors").is_file() and not (folder / "proof.json").exists():
+        raise Malformed("this is a checkpoint, not a proof (rkhs-eval --model CHECKPOINT --eps EPS --certificate FOLDER writes it)")
     text = _bytes(folder / "proof.json", LONGEST)
     try:
         about = json.loads(text.decode("utf-8"), parse_constant=_refused)

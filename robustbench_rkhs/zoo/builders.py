@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from robustbench_rkhs.nodes.arguments import wrong_arguments
+from robustbench_rkhs.nodes.arguments import wrong_arguments, wrong_type
 from robustbench_rkhs.nodes.code_names import TYPED, cause, load, split
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import with_fields
@@ -46,7 +46,7 @@ def load_builder(name: str) -> tuple[nn.Module, str]:
         return builder, path
     if not callable(builder):
         raise UserError(f"{name} is {type(builder).__name__}, expected a function that returns the model")
-    if wrong := wrong_arguments(builder, keywords):
+    if wrong := wrong_arguments(builder, keywords) or wrong_type(builder, keywords):
         raise UserError(f"{name}: {path}: {wrong}")
     try:
         model = builder(**keywords)

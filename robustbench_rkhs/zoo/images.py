@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 from robustbench_rkhs.data import DataSet, ImageFolder, Split, Stream
-from robustbench_rkhs.data.checks import channels_first
+from robustbench_rkhs.data.checks import channels_first, check_classes
 from robustbench_rkhs.data.given import Bounds, given_images, given_labels
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import cause
@@ -30,7 +30,12 @@ def test_images(data: DataSet, shape: tuple[int, ...] | None, classes: Callable[
     """
     data = data.for_shape(shape) if isinstance(data, ImageFolder) else data
     found = data.test()
-    return found if not data.own else of_classes(found, data, classes(found))
+    if not data.own:
+        return found
+    count = classes(found)
+    if found.task == "classification":
+        check_classes(f"data set {found.data!r}: ", found.y, count)
+    return of_classes(found, data, count)
 
 
 def of_classes(found: Split, data: DataSet, classes: int) -> Split:

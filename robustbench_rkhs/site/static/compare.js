@@ -10,7 +10,7 @@
   let chosen = (given.get("m") || "").split(",").filter(Boolean), table = null, drawing = 0;
 
   const option = (value, words_) => rkhs.element("option", { value }, words_);
-  keys.forEach((key) => of("place").append(option(key, `${places[key].title} (${places[key].models.length} models)`)));
+  keys.forEach((key) => of("place").append(option(key, `${places[key].title} (${places[key].models.length} ${places[key].models.length === 1 ? "model" : "models"})`)));
   const holding = keys.find((key) => places[key].models.some((one) => chosen.includes(one.page)));
   of("place").value = keys.includes(given.get("d")) ? given.get("d") : holding || keys[0];
   for (const [axis, title] of Object.entries(axes)) { of("x").append(option(axis, title)); of("y").append(option(axis, title)); }
