@@ -18,7 +18,7 @@ from test_report import EPSILONS, synthetic, trio
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.listing import KINDS, cards
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.site import build_site, side_by_side
+from robustbench_rkhs.site import build_site, side_by_side, text_pages
 from robustbench_rkhs.site.assets import classic
 from robustbench_rkhs.site.board_images import ranked_images
 from robustbench_rkhs.site.boards import Board
@@ -314,7 +314,27 @@ def test_cards_and_pages_of_text_are_there(built):
     assert "<math" in page and "Gradient steps of each restart." in page
     glossary = (folder / "site" / "glossary.html").read_text()
     assert "A certificate covers the ball of radius eps." in glossary and "{term}" not in glossary
-    assert "Five states, no sixth" in (folder / "site" / "trust.html").read_text()
+    trust = (folder / "site" / "trust.html").read_text()
+    assert "Five states, no sixth" in trust and "What happens when something goes wrong" not in trust  # no campaign was run here
+
+
+def test_the_campaign_of_faults_follows_the_argument_in_plain_words(tmp_path):
+    (tmp_path / "faults").mkdir()
+    lines = [{"part": "kills", "date": "2026-01-02", "tried": {"train": 3, "sweep": 4}, "lost": 0, "orphans": 2}]
+    (tmp_path / "faults" / "campaign.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (page,) = text_pages.write_trust(tmp_path, tmp_path)
+    text = page.read_text()
+    assert text.index("Five states, no sixth") < text.index("made 7 faults on purpose") < text.index("A result was lost")
+    rows = re.findall(r"<th scope=\"row\">(.*?)</th><td.*?>(.*?)</td>", text)
+    assert ("A command was killed at a random moment, and started again", "7") in rows
+    assert ("A process went on after its command was killed", "2") in rows and ("A result was lost", "0") in rows
+
+
+def test_the_front_page_says_whose_it_is_what_its_numbers_mean_and_how_to_take_part(built):
+    folder, _ = built
+    page = (folder / "site" / "index.html").read_text()
+    assert "<title>How robust are image classifiers? - robustbench_rkhs</title>" in page
+    assert page.index("<b>Robust</b>") < page.index("95% limits") < page.index("<table>") < page.index("rkhs-submit checkpoint")
 
 
 def test_every_published_model_of_the_shelf_shows_its_own_training():

@@ -36,7 +36,7 @@ class Visit:
         self.page.goto(f"file://{self.site}/{name}.html{state}")
         self.page.wait_for_load_state("load")
         if name == "compare":
-            self.page.wait_for_selector("#front svg")
+            self.page.wait_for_selector("#front svg, #ranked[hidden]", state="attached")  # no trade-off of one ranked model
         return self.page
 
 
@@ -280,6 +280,29 @@ def test_a_long_board_is_laid_out_page_by_page_and_whole_without_javascript(site
     opened.locator(".dt-length select").select_option("-1")
     assert opened.locator(rows).count() == 150
     assert Visit(browser, copy, java_script_enabled=False).open(board).locator(rows).count() == 150
+
+
+def test_what_needs_two_models_is_shown_where_there_are_two(site, browser):
+    page = Visit(browser, site).open("compare", "#m=plain")
+    heads = lambda: page.locator("main h2:visible").all_inner_texts()  # noqa: E731
+    assert heads() == ["Accuracy against eps", "Trade-off"] and "choose another one" in page.locator("#told").inner_text()
+    page.get_by_role("checkbox", name="robust_vgg").check()
+    page.wait_for_selector("#pairs tbody tr")
+    assert heads() == ["Accuracy against eps", "Paired difference", "Images on which they differ", "Trade-off"]
+
+
+def test_radii_of_images_have_four_digits_and_stay_true(site, browser):
+    page = Visit(browser, site).open("compare", "#m=robust_vgg,plain&eps=0.5")
+    said = page.locator("#images tbody td").all_inner_texts()
+    radii = [word for text in said if " to " in text for word in text.replace("none known", "0").split(" to ")]
+    assert radii and all(len(word.partition("e")[0].replace("0.", "").replace(".", "").strip("0")) <= 4 for word in radii), radii
+    data = page.evaluate("() => Object.values(rkhs.data).find((one) => one.model === 'plain')")
+    for row in page.locator("#images tbody tr").all()[:20]:
+        image, _, _, _, interval = row.locator("td").all_inner_texts()
+        at = data["index"].index(int(image))
+        low, high = interval.split(" to ")
+        assert data["certified"][at] * 0.999 <= float(low) <= data["certified"][at]
+        assert high == "none known" or data["broken"][at] <= float(high) <= data["broken"][at] * 1.001
 
 
 def test_paired_numbers_are_those_of_our_own_tests(site, browser):

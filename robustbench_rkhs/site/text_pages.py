@@ -15,8 +15,24 @@ from robustbench_rkhs.nodes.paths import BESIDE
 from robustbench_rkhs.site.markup import docstring, markdown, sentence
 from robustbench_rkhs.site.pages import write_page
 
-FAULTS = ("lost", "doubled", "silently_changed", "executed", "over_memory", "over_time", "tracebacks", "orphans", "stuck")
-"""What a campaign of faults counts."""
+FAULTS = {
+    "lost": "A result was lost",
+    "doubled": "A result was counted twice",
+    "silently_changed": "A result was changed, and nothing said so",
+    "executed": "Code inside a file that was sent was executed",
+    "over_memory": "To refuse a file took more than 300 MB of memory",
+    "over_time": "To refuse a file took more than 5 seconds",
+    "tracebacks": "A command ended with the insides of an error instead of one clear line",
+    "orphans": "A process went on after its command was killed",
+    "stuck": "A command that was started again did not finish",
+}
+"""What a campaign of faults counts, in words."""
+PARTS = {
+    "kills": "A command was killed at a random moment, and started again",
+    "flips": "One bit of a stored file was changed, and the file was read",
+    "bundles": "A submission was made hostile in one place, and sent",
+}
+"""What a campaign of faults does, in words."""
 
 
 def write_methods(folder: Path) -> list[Path]:
@@ -68,7 +84,7 @@ def trust_digest(out: Path) -> str:
 
 
 def campaign(out: Path) -> dict[str, Any] | None:
-    """The sums of OUT/faults/campaign.jsonl: what was tried, and how often each fault was seen; None where none was run."""
+    """The sums of OUT/faults/campaign.jsonl in words: what was done, and how often each harm was seen; None without a campaign."""
     lines = _lines(out / "faults" / "campaign.jsonl")
     if not lines:
         return None
@@ -76,8 +92,9 @@ def campaign(out: Path) -> dict[str, Any] | None:
     for line in lines:
         part = str(line.get("part", "others"))
         tried[part] = tried.get(part, 0) + sum(map(int, line["tried"].values()))
-    seen = {fault.replace("_", " "): sum(int(line.get(fault, 0)) for line in lines) for fault in FAULTS}
-    return {"tried": tried, "total": sum(tried.values()), "seen": seen, "date": max(str(line.get("date", "")) for line in lines)}
+    done = [(PARTS.get(part, part), count) for part, count in tried.items()]
+    seen = [(words, sum(int(line.get(fault, 0)) for line in lines)) for fault, words in FAULTS.items()]
+    return {"tried": done, "total": sum(tried.values()), "seen": seen, "date": max(str(line.get("date", "")) for line in lines)}
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -51,7 +51,10 @@
     await rkhs.load(models.map((one) => [one.stem, `data/${one.stem}.js`]));
     if (mine !== drawing) { return; }
     const data = models.map((one) => rkhs.data[one.stem]);
-    of("told").textContent = models.length < 2 ? "Choose at least two models." : `${models.length} models chosen.`;
+    const more = ["Choose a model, and another one to compare it with.", "One model is chosen: choose another one to compare it with."];
+    of("told").textContent = more[models.length] || `${models.length} models chosen.`;
+    document.querySelectorAll("[data-least]").forEach((part) => { part.hidden = models.length < Number(part.dataset.least); });
+    if (!models.length) { warned([], []); await tradeoff(place); return; }
     const curves = JSON.parse(JSON.stringify(specs.curves[place.norm])), largest = Math.max(...data.flatMap((one) => one.eps.map(([at]) => at)));
     curves.layer.filter((layer) => narrow && layer.encoding.color).forEach((layer) => { layer.encoding.color.legend = { ...layer.encoding.color.legend, columns: 1 }; });
     curves.layer.forEach((layer) => { layer.encoding.x.scale = { nice: false, domain: [0, 1.03 * (largest || 1)] }; });
@@ -69,6 +72,7 @@
     const having = (reason) => models.filter((_, at) => reasons[at].includes(reason)).map((one) => one.name);
     const told = [...new Set(reasons.flat())].map((reason) => `${reason}: ${having(reason).join(", ")}.`);
     of("unlike").hidden = !told.length;
+    if (!told.length) { return; }
     of("unlike").textContent = `Not comparable with ${models[0].name}. ${told.join(" ")} Differences may come from that, not from the models, so no p is given.`;
   }
 
@@ -99,7 +103,7 @@
     of("images").append(place);
     const where = data.map((one) => new Map(one.index.map((index, at) => [index, at])));
     const state = (one, at) => (at === undefined ? "" : words[Object.entries(one.states).find(([key]) => Number(key) === eps())?.[1][at]] || "");
-    const interval = (one, at) => (at === undefined ? "" : `${one.certified[at]} to ${one.broken[at] === null ? "none known" : one.broken[at]}`);
+    const interval = (one, at) => (at === undefined ? "" : `${radius(one.certified[at], Math.floor)} to ${one.broken[at] === null ? "none known" : radius(one.broken[at], Math.ceil)}`);
     table = new DataTable(place, {
       data: discordant.map((index) => [index, ...data.flatMap((one, which) => { const at = where[which].get(index); return [state(one, at), interval(one, at)]; })]),
       columns: [{ title: "Image", className: "number" }, ...data.flatMap((one) => [{ title: text.display(one.model), render: text }, { title: "proved to broken", render: text }])],
@@ -109,6 +113,15 @@
     });
   }
 
+  // Four digits of a radius: a proved one rounded down, the distance of an image that broke it up, so that both stay true.
+  function radius(value, rounded) {
+    if (!value) { return "0"; }
+    const power = Math.floor(Math.log10(value)) - 3, digits = value / 10 ** power, near = Math.round(digits);
+    const whole = Math.abs(digits - near) < 1e-6 ? near : rounded(digits);
+    const short = Number(`${whole}e${power}`);
+    return short < 1e-3 ? short.toExponential() : String(short);
+  }
+
   async function tradeoff(place) {
     const board = place.boards.find((one) => one.eps === eps()), x = of("x").value, y = of("y").value;
     const costs = new Map(place.models.map((one) => [one.page, one]));
@@ -116,6 +129,8 @@
       const one = costs.get(page) || {}, row = { clean, robust, certified, cost: one.cost, parameters: one.parameters };
       return { model: one.name || page, x: row[x], y: row[y] };
     }).filter((one) => typeof one.x === "number" && typeof one.y === "number");
+    of("ranked").hidden = points.length < 2;
+    if (points.length < 2) { return; }
     const small = (axis) => axis === "cost" || axis === "parameters", better = (a, b, axis) => (small(axis) ? a <= b : a >= b);
     const front = points.filter((one) => !points.some((other) => better(other.x, one.x, x) && better(other.y, one.y, y) && (other.x !== one.x || other.y !== one.y)));
     const alike = Map.groupBy ? [...Map.groupBy(points, (one) => `${one.x} ${one.y}`).values()] : points.map((one) => [one]);
