@@ -333,6 +333,9 @@ def test_bounds_are_told_where_most_is_open():
     assert str(bounds((0.5, 0.1, 0.3))) == "robust between 10.0% and 30.0% so far"
     several = bounds((0.1, 0.9, 0.9), (0.2, 0.5, 0.9), (0.3, 0.4, 0.8), (0.4, 0.1, 0.2))
     assert str(several) == "robust between 50.0% and 90.0% at 0.2, 40.0% and 80.0% at 0.3, 10.0% and 20.0% at 0.4 so far"
+    assert str(bounds((0.5, 0.875, 0.875))) == "robust 87.5%"
+    mixed = bounds((0.1, 0.9, 0.9), (0.2, 0.5, 0.9))
+    assert str(mixed) == "robust 90.0% at 0.1, between 50.0% and 90.0% at 0.2 so far"
 
 
 def test_the_live_display_fits_its_terminal_and_vanishes():

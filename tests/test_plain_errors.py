@@ -84,6 +84,22 @@ def test_what_is_no_file_of_adversarial_images_is_refused_without_torch(folder):
     assert (done.returncode, done.stdout, done.stderr) == (2, "False\n", line)
 
 
+def test_an_evaluation_begins_with_what_its_eps_may_mean_and_ends_with_the_verdicts(folder):
+    """digits_mlp is certified on these images by its first certificate, so nothing is left to what comes after."""
+    words = ["--model", "digits_mlp", "--samples", "4", "--effort", "quick", "--no-diagnostics"]
+    out, _ = rkhs("evaluate", *words, "--eps", "0.01", "--certify", "margin", folder=folder)
+    assert "attacks, each on" not in out and "certificates, each on" in out
+    assert "not needed, as no image was left: superdeepfool, ddn, fab:targeted" in " ".join(out.split())
+    assert (
+        out.index("certificates, each on")
+        < out.index("not needed")
+        < out.index("digits_mlp: digits, l2, 4 images")
+        < out.index("verdicts: ")
+    )
+    out, _ = rkhs("evaluate", *words, "--eps", "8", "--certify", "none", folder=folder)
+    assert out.index("8/255 meant?") < out.index("attacks, each on") < out.index("not needed") < out.rindex("8/255 meant?")
+
+
 def test_only_text_for_a_plain_number_or_truth_value_is_wrong():
     def build(width: int, depth: "int" = 2, slope=0.1, bias=True, name="x", sizes: list[int] | None = None, **rest): ...
 

@@ -1,6 +1,7 @@
 """rkhs-eval: certify and attack models."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from robustbench_rkhs.cli.endings import code_of, completeness
 from robustbench_rkhs.cli.engines import chosen_engine, leading, submitted
 from robustbench_rkhs.cli.screen import console_of_width, emit, folded, told
 from robustbench_rkhs.cli.values import Device, EngineName, Folder, Target, numbers
-from robustbench_rkhs.cli.warnings import warnings_of
+from robustbench_rkhs.cli.warnings import warnings_of, whole_boxes
 from robustbench_rkhs.evaluation.engine_choice import AnyEngine, Submitit, engine_from
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.paths import check_names
@@ -177,6 +178,9 @@ class _Run:
         it is not complete."""
         from robustbench_rkhs.zoo import evaluate
 
+        asked, norm = sorted(set(self.recipe.eps)), self.recipe.norm
+        for line in whole_boxes(asked, norm, subject.test.box, math.prod(subject.test.shape)) if self.leads else ():
+            told(self.screen, line)
         saved = self.save_adversarials
         if saved is not None and saved.suffix != ".npz":
             saved = saved / f"{subject.name}-{self.recipe.norm}.npz"
@@ -233,13 +237,16 @@ class _Run:
 def _shown(screen: Any, done: Any, out: Path, more: Mapping[str, list[Path]], drawn: bool) -> dict[str, list[Path]]:
     """Print the tables and warnings, and write the reports if `drawn`; returns the files by kind."""
     from robustbench_rkhs.reports.places import Places
-    from robustbench_rkhs.reports.tables import console, console_attacks, console_certificates
+    from robustbench_rkhs.reports.tables import console, console_attacks, console_certificates, not_needed
     from robustbench_rkhs.reports.update import draw_run
 
-    screen.print(console(done))
     if done.about.certificates:
         screen.print(console_certificates(done))
-    screen.print(console_attacks(done))
+    if (attacks := console_attacks(done)).row_count:
+        screen.print(attacks)
+    if idle := not_needed(done):
+        told(screen, idle)
+    screen.print(console(done))
     for line in warnings_of(done):
         told(screen, line)
     places, figures = Places(out), dict[str, list[Path]]()

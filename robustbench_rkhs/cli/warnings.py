@@ -1,7 +1,10 @@
 """The warnings beside an evaluation's tables: missing, doubtful or unsound results."""
 
 import math
+from collections.abc import Callable, Iterable
 from typing import Any
+
+from robustbench_rkhs.nodes.radius_text import radius_text
 
 
 def warnings_of(done: Any) -> list[str]:
@@ -34,7 +37,7 @@ def warnings_of(done: Any) -> list[str]:
     claims = done.table[(done.table["kind"] == "certificate") & (done.table["radius"] > 0)]
     if chance := float(claims["failure_probability"].max() if len(claims) else 0):
         lines.append(f"certified by chance: each claim about an image is wrong with probability at most {chance:g}")
-    lines += _whole_boxes(done.about)
+    lines += whole_boxes(done.about.epsilons, done.about.norm, done.about.box, done.about.pixels, done.about.words)
     lines += [f"DOUBTFUL {line}" for line in verdicts.doubts(done)]
     if done.about.breaches:
         lines.append(f"UNSOUND: {len(done.about.breaches)} certified images were broken; nothing of this may be published")
@@ -42,13 +45,15 @@ def warnings_of(done: Any) -> list[str]:
     return lines
 
 
-def _whole_boxes(about: Any) -> list[str]:
+def whole_boxes(
+    epsilons: Iterable[float], norm: str, box: str, pixels: int | None, words: Callable[[float], str] = radius_text
+) -> list[str]:
     """A line for each eps whose ball around any image contains every image: l2 eps >= sqrt(pixels), linf eps >= 1."""
-    if about.box != "unit" or not about.pixels:
+    if box != "unit" or not pixels:
         return []
-    whole = 1.0 if about.norm == "linf" else math.sqrt(about.pixels)
+    whole = 1.0 if norm == "linf" else math.sqrt(pixels)
     return [
-        f"eps {about.words(eps)}: its ball contains every image, so only a constant answer is robust; {eps:g}/255 meant?"
-        for eps in about.epsilons
+        f"eps {words(eps)}: its ball contains every image, so only a constant answer is robust; {eps:g}/255 meant?"
+        for eps in epsilons
         if eps >= whole
     ]

@@ -111,6 +111,8 @@ def console_attacks(evaluation: Record) -> Table:
     for column in ("attack", "eps", "images", "broken", "not broken", "missed", "passes"):
         table.add_column(column, justify="left" if column == "attack" else "right", no_wrap=column != "attack")
     for row in records(by_attack(evaluation)):
+        if _idle_attack(row, evaluation.about):
+            continue
         marks = f"{row['missed']} ({row['overstated']:.1%})" + (" MASKED" if row["masked"] else "")
         alone = f"{row['alone']:.1%}" if row["attacked"] else "-"
         passes = f"{row['forwards']:,} + {row['backwards']:,}"
@@ -129,6 +131,31 @@ def console_attacks(evaluation: Record) -> Table:
     return table
 
 
+def not_needed(evaluation: Record) -> str:
+    """The certificates and attacks that no image was left to, which the tables leave out; empty where all had one."""
+    about, idle = evaluation.about, dict[str, list[str]]()
+    rows = [(row["certificate"], row["eps"], _idle_certificate(row)) for row in records(by_certificate(evaluation))]
+    rows += [(row["attack"], row["eps"], _idle_attack(row, about)) for row in records(by_attack(evaluation))]
+    for method, eps, none in rows:
+        if none:
+            idle.setdefault(method, []).append(about.words(eps))
+    whole = len(set(about.epsilons))
+    said = ", ".join(name + ("" if len(at) == whole else f" at {' and '.join(at)}") for name, at in idle.items())
+    why = "not needed, as no image was left" if about.complete else "not run on any image"
+    return f"{why}: {said}" if said else ""
+
+
+def _idle_attack(row: dict[str, Any], about: About) -> bool:
+    """Whether an attack spent nothing at an eps, and did not fail."""
+    failed = any(row["attack"] in line for line in about.failed)
+    return not (failed or row["attacked"] or row["forwards"] or row["backwards"])
+
+
+def _idle_certificate(row: dict[str, Any]) -> bool:
+    """Whether a certificate had no image."""
+    return not any(row[part] for part in ("ran", "unknown", "timeout", "refused", "error"))
+
+
 def outside(evaluation: Record) -> str:
     """The attacks that returned images outside the ball or box, with counts; empty where none did."""
     found = evaluation.about.outside
@@ -144,6 +171,8 @@ def console_certificates(evaluation: Record) -> Table:
         left = column in ("certificate", "arithmetic")
         table.add_column(column, justify="left" if left else "right", no_wrap=not words, overflow="fold")
     for row in records(by_certificate(evaluation)):
+        if _idle_certificate(row):
+            continue
         nothing = ", ".join(f"{row[reason]} {reason}" for reason in ("unknown", "timeout", "refused", "error") if row[reason])
         nothing = nothing or ("-" if row["certified"] or not row["ran"] else "radii below eps")
         counts = [str(row[column]) for column in ("ran", "certified", "won")]

@@ -234,5 +234,10 @@ class _Careful:
 def robust(bounds: tuple[Between, ...]) -> str:
     """Bounds as text, of at most FEW eps: those where most is open."""
     few = sorted(sorted(bounds, key=lambda one: one.low - one.high)[:FEW], key=lambda one: one.eps)
-    at = (f"{one.low:.1%} and {one.high:.1%}" + (f" at {radius_text(one.eps)}" if len(bounds) > 1 else "") for one in few)
-    return f"between {', '.join(at)} so far"
+    parts, before = list[str](), False
+    for one in few:
+        low, high, at = f"{one.low:.1%}", f"{one.high:.1%}", f" at {radius_text(one.eps)}" if len(bounds) > 1 else ""
+        wide = low != high
+        parts.append(f"{'between ' * (wide and not before)}{f'{low} and {high}' if wide else high}{at}")
+        before = wide
+    return ", ".join(parts) + " so far" * any(one.low != one.high for one in bounds)
