@@ -129,6 +129,38 @@ def test_an_honest_bundle_is_accepted_and_its_sample_is_one_that_the_gate_draws(
     assert "nothing was published" in again_[-1] and sorted((place / "out/verdicts").rglob("*.parquet")) == before
 
 
+def test_what_was_trained_from_ones_own_recipe_is_taken_as_a_folder_and_as_a_bundle(sent, place):
+    """The fault: a recipe in models/ of the working directory made the name a listed one, but for its own folder."""
+    (place / "models").mkdir()
+    shutil.copy(sent / "stranger/recipe.yaml", place / "models/stranger.yaml")
+    shutil.copytree(sent / "stranger", place / "checkpoints/stranger")
+    gated = {"sample": 8, "device": "cpu", "out": place / "out"}
+    recipe = EvalRecipe(**SETTINGS | QUICK | {"samples": 8})
+    assert "accepted" in list(gate.submit(place / "checkpoints/stranger", recipe, **gated))[-2]
+    checked = {**gated, "settings": QUICK}  # of more images: the row changes
+    assert check_bundle(place / "bundle", print, **checked).accepted
+    (place / "checkpoints/stranger/model.safetensors").unlink()  # what was trained here is not that: the row is somebody else's
+    held = check_bundle(place / "bundle", print, **checked)
+    assert held.accepted is False and "held for manual review" in held.reason
+    shutil.copy(sent / "stranger/model.safetensors", place / "checkpoints/stranger")
+    assert "accepted" in submitted(place)[-2]
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_nobody_takes_the_name_of_a_model_that_comes_with_the_package(sent, place, own):
+    """With a models/ of one's own beside it, too, in which that recipe is or is not."""
+    (place / "models").mkdir()
+    if own:
+        shutil.copy(ROOT / "models/digits_mlp.yaml", place / "models")
+    shutil.move(place / "bundle/stranger", place / "bundle/digits_mlp")
+    stated = yaml.safe_load((place / "bundle/submission.yaml").read_text())
+    files = {name.replace("stranger/", "digits_mlp/"): digest for name, digest in stated["files"].items()}
+    (place / "bundle/submission.yaml").write_text(yaml.safe_dump(stated | {"name": "digits_mlp", "files": files}))
+    resigned(place / "bundle", sent / "key.pem")
+    with pytest.raises(UserError, match="'digits_mlp' is the name of a model that comes with the package"):
+        submitted(place)
+
+
 def test_the_images_of_the_sample_are_drawn_once_for_each_function(sent, tmp_path):
     first, again_, other, table = (gate._drawn(tmp_path / "x", one[0] * 64, one[1] * 64) for one in ("ac", "ac", "bc", "ad"))
     assert first == again_ and len({first, other, table}) == 3

@@ -138,7 +138,7 @@ def test_submit_accepts_and_refuses(home):
     taken = home / "elsewhere" / "digits_conv"
     shutil.copytree(home / "checkpoints/digits_mlp", taken, ignore=shutil.ignore_patterns("resume.pt"))
     _, err = rkhs("submit", "checkpoint", taken, *flags, folder=home, code=2)
-    assert "name of a listed model" in err
+    assert "name of a model that comes with the package" in err
     assert (home / "reports/local/leaderboard.md").read_bytes() == before
 
 

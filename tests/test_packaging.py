@@ -17,6 +17,7 @@ from test_cli import rkhs
 
 from robustbench_rkhs.attacks.foolbox import FoolboxAttack
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.shipped import RECIPES
 from robustbench_rkhs.runtime.extras import require
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,6 +64,14 @@ def wheel(tmp_path_factory):
     with zipfile.ZipFile(built) as archive:
         archive.extractall(unpacked)
     return unpacked
+
+
+def test_the_names_of_the_recipes_that_come_with_the_package_are_known():
+    listed = subprocess.run(["git", "ls-files", "models/*.yaml"], cwd=ROOT, capture_output=True, text=True)
+    found = {Path(line).stem for line in listed.stdout.splitlines() if line.count("/") == 1}
+    if not found:
+        pytest.skip("git does not know this folder")
+    assert found == RECIPES, "robustbench_rkhs/nodes/shipped.py"
 
 
 COMMANDS = """

@@ -5,6 +5,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from itertools import islice
@@ -22,8 +23,9 @@ from robustbench_rkhs.nodes.guard import guarded
 from robustbench_rkhs.nodes.limits import STRANGERS, Limits
 from robustbench_rkhs.nodes.names import folder_of
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.nodes.paths import models_folder
+from robustbench_rkhs.nodes.paths import checkpoints_folder, models_folder
 from robustbench_rkhs.nodes.radius_text import radius_text
+from robustbench_rkhs.nodes.shipped import RECIPES
 from robustbench_rkhs.reports.places import Places
 from robustbench_rkhs.reports.update import update
 from robustbench_rkhs.runtime.events import OnEvent, listening
@@ -175,7 +177,7 @@ def submit(
         if not approved and (reason := foreseen(first, full)):
             raise Held(f"{name} is held for manual review: {reason} (verdicts kept in {staged})")
         if not approved:
-            _check_effect(out, full, f"{name} is held for manual review", staged, own)
+            _check_effect(out, full, f"{name} is held for manual review", staged, own or _trained_here(name, said.weights, limits))
         if twin := twin_on_board(existing, full):
             yield f"the same function as {twin}, whose row stays: also evaluated as {name}"
         for words in (one.words for one in full.about.diagnostics if one.tripped and one.name == verdicts.TEST_ABOVE_TRAINING):
@@ -299,14 +301,32 @@ def as_evaluation(judged: Judged, path: Path, device: str, command: str = "") ->
 
 
 def _check_name(name: str, path: Path, existing: list[Brief], owned: list[str]) -> str:
-    """The name if it is a model of this repository, else empty. Raises UserError if it equals, or looks like, another model's."""
-    listed = {found.stem for found in models_folder().glob("*.yaml")}
-    mine = models_folder().resolve().parent / "checkpoints" / name
-    if name in listed and mine.resolve() != path.resolve():
-        raise UserError(f"{name!r} is the name of a listed model: choose another for the folder")
-    if other := looks_like(name, listed | {one.about.model for one in existing} | set(owned)):
+    """The name if this is the checkpoint of a recipe here, else empty. Raises UserError if it equals, or looks like, another's.
+
+    Another's is a model that came with the package, is on the board, or has an owner; a recipe of the working directory alone is
+    the user's own, so that what was trained from it may be sent as a folder and as a bundle.
+    """
+    trained = models_folder().resolve().parent / "checkpoints" / name
+    if trained == path.resolve() and (models_folder() / f"{name}.yaml").is_file():
+        return name
+    if name in RECIPES:
+        raise UserError(f"{name!r} is the name of a model that comes with the package: choose another for the folder")
+    if other := looks_like(name, RECIPES | {one.about.model for one in existing} | set(owned)):
         raise UserError(f"{name!r} reads like {other!r}, which is listed: choose another for the folder")
-    return name if name in listed else ""
+    return ""
+
+
+def _trained_here(name: str, weights: str, limits: Limits) -> str:
+    """The name if these are the weights that were trained here from the user's own recipe of this name, else empty.
+
+    A bundle of them may then replace the row of the user's own evaluation, as their folder may.
+    """
+    folder = checkpoints_folder() / name
+    if not (folder / "config.json").is_file() or not (models_folder() / f"{name}.yaml").is_file():
+        return ""
+    with suppress(UserError):
+        return name if checkpoint.described(folder, limits=limits).weights == weights else ""
+    return ""
 
 
 def _check_effect(out: Path, new: Evaluation, held: str, kept: Path, own: str = "") -> None:
