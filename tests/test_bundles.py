@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from forger import resealed
 from test_cli import rkhs
 
 from robustbench_rkhs import verdicts
@@ -28,6 +29,9 @@ from robustbench_rkhs.reports.entries import board
 from robustbench_rkhs.reports.update import Updated
 from robustbench_rkhs.runtime.files import Unwritable
 from robustbench_rkhs.runtime.seals import sha256_of
+from robustbench_rkhs.service.bundles import Bundle as Sent
+from robustbench_rkhs.service.guarding import guard
+from robustbench_rkhs.service.settings import Settings
 from robustbench_rkhs.submission import claims, gate, owners
 from robustbench_rkhs.submission.bundle import read_bundle
 from robustbench_rkhs.submission.bundle_check import CheckResult, again, check_bundle, new_bundles, submit_bundle
@@ -159,6 +163,27 @@ def test_nobody_takes_the_name_of_a_model_that_comes_with_the_package(sent, plac
     resigned(place / "bundle", sent / "key.pem")
     with pytest.raises(UserError, match="'digits_mlp' is the name of a model that comes with the package"):
         submitted(place)
+
+
+def test_whoever_sends_code_of_his_own_is_told_that_no_flag_lets_it_in(sent, place):
+    """The fault: the hint named --allow-code, which rkhs-submit and the service do not have."""
+    shutil.copytree(sent / "stranger", place / "mytiny")
+    stored = yaml.safe_load((place / "mytiny/recipe.yaml").read_text())
+    (place / "mytiny/recipe.yaml").write_text(yaml.safe_dump(stored | {"network": {"name": "own/tiny.py:Tiny"}}))
+    resealed(place / "mytiny")
+    resigned(place / "bundle", sent / "key.pem", evaluation={"norm": "l2", "eps": ["0.1"], "certificates": ["a:B"]})
+    ends = [
+        lambda: list(gate.submit(place / "mytiny", EvalRecipe(**SETTINGS), sample=8, device="cpu", out=place / "out")),
+        lambda: pack_checkpoint(place / "mytiny", place / "packed", out=place / "out", key=sent / "key.pem"),
+        lambda: guard(Sent("checkpoint", "mytiny", place / "mytiny"), Settings(folder=place / "service", out=place / "out")),
+        lambda: gate.check(Path("own/tiny.py:make")),
+        lambda: gate.check(Path("own/tiny.py")),
+        lambda: submitted(place),
+    ]
+    for end in ends:
+        with pytest.raises(UserError, match=r"only use the package's own networks .*its code is never run") as refused:
+            end()
+        assert "--allow-code" not in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_the_images_of_the_sample_are_drawn_once_for_each_function(sent, tmp_path):

@@ -24,6 +24,9 @@ LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib",
 CODE_NAME = re.compile(r"((?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*|[^:]+\.py):([A-Za-z_][\w.]*)(?::(.*))?", re.DOTALL)
 """Module or file, name, and optional fields."""
 
+OURS_ALONE = "a submission may only use the package's own networks and methods (rkhs-list networks), as its code is never run"
+"""What whoever submits code is told."""
+
 
 @dataclass(frozen=True)
 class Code:
@@ -33,6 +36,8 @@ class Code:
     """Packages, modules, folders and .py files that the user named after --allow-code."""
     anything: bool = False
     """True for what was typed, passed in Python, or lies in the user's own models/."""
+    submitted: bool = False
+    """True for what is submitted: its sender is told that no flag lets its code in."""
 
     def allows(self, module: str) -> bool:
         """Whether this module (dotted, or a .py file) may be imported."""
@@ -46,6 +51,8 @@ class Code:
         """Raises UserError if the code of this name may not be imported."""
         module = split(name)[0]
         if not self.allows(module):
+            if self.submitted:
+                raise UserError(f"{name!r} names code: {OURS_ALONE}")
             prefix = module if module.endswith(".py") else module.partition(".")[0]
             raise UserError(
                 f"{name!r} names code, which is only imported from what you type and from your own models/; "
@@ -55,6 +62,8 @@ class Code:
 
 CLOSED = Code()
 """For a checkpoint folder, bundle, Hub repository, header, proof or table: nothing is imported."""
+SUBMITTED = Code(submitted=True)
+"""For what is submitted: nothing is imported, whatever is typed."""
 TYPED = Code(anything=True)
 """For the command line, Python and the user's own models/: anything may be imported."""
 

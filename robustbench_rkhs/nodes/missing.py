@@ -1,6 +1,7 @@
 """Files that are not there: the error, with the name that was perhaps meant."""
 
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 
 from robustbench_rkhs.nodes.node import UserError
@@ -14,6 +15,22 @@ NEAR = 0.7
 def missing(what: str, name: str, where: str = "") -> UserError:
     """The error for a file that is not there. `what`: what was expected; `where`: where else it was looked for."""
     return UserError(f"no {what} {name[:200]!r}{where}{beside(name)}")
+
+
+def missing_folder(what: str, name: str, places: Iterable[Path] = ()) -> UserError:
+    """The same for a folder. `places`: other folders where one of such a name may lie."""
+    path = Path(name)
+    known = [one for place in (path.parent, *places) for one in _folders(place)]
+    names = {one.name: str(one) for one in reversed(known)}
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=NEAR)
+    return UserError(f"no {what} {name[:200]!r}{f'; did you mean {names[close[0]]!r}?' if close else ''}")
+
+
+def _folders(place: Path) -> list[Path]:
+    try:
+        return sorted(one for one in place.iterdir() if one.is_dir() and not one.name.startswith("."))
+    except OSError:
+        return []
 
 
 def beside(name: str) -> str:

@@ -55,11 +55,12 @@ def _work(job: dict[str, Any]) -> dict[str, str]:
         if job["kind"] == "bundle":
             path, found = _opened(path, job, limits)
         if found["kind"] == "checkpoint":
+            from robustbench_rkhs.nodes.code_names import SUBMITTED
             from robustbench_rkhs.submission.gate import check, known_data
             from robustbench_rkhs.training import checkpoint
 
             check(path, limits)
-            known_data(checkpoint.described(path, limits=limits).recipe)
+            known_data(checkpoint.described(path, SUBMITTED, limits).recipe)
         else:
             from robustbench_rkhs.verdicts import read_adversarials
 

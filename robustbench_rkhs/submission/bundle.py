@@ -17,7 +17,7 @@ from pydantic import Field
 
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.settings import Radius
-from robustbench_rkhs.nodes.code_names import CLOSED
+from robustbench_rkhs.nodes.code_names import SUBMITTED
 from robustbench_rkhs.nodes.documents import read_text, yaml_of
 from robustbench_rkhs.nodes.guard import guarded
 from robustbench_rkhs.nodes.limits import STRANGERS, Limits
@@ -82,7 +82,7 @@ class Bundle:
         if asked is None:
             raise UserError(f"{self.path / STATED}: evaluation: expected the norm and eps of a checkpoint, found none")
         said = {"norm": asked.norm, "eps": asked.eps, "certificates": asked.certificates}
-        return parse(EvalRecipe, {**said, **settings}, f"{self.path / STATED}: evaluation", CLOSED)
+        return parse(EvalRecipe, {**said, **settings}, f"{self.path / STATED}: evaluation", SUBMITTED)
 
 
 def read_bundle(path: Path, limits: Limits = STRANGERS) -> Bundle:

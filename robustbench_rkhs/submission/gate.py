@@ -19,11 +19,13 @@ from robustbench_rkhs import verdicts
 from robustbench_rkhs.data import DataSet, arrays_digest
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
 from robustbench_rkhs.evaluation.subject import Subject
+from robustbench_rkhs.nodes.code_names import OURS_ALONE, SUBMITTED, is_code_name
 from robustbench_rkhs.nodes.guard import guarded
 from robustbench_rkhs.nodes.limits import STRANGERS, Limits
+from robustbench_rkhs.nodes.missing import missing_folder
 from robustbench_rkhs.nodes.names import folder_of
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.nodes.paths import checkpoints_folder, models_folder
+from robustbench_rkhs.nodes.paths import checkpoints_folder, checkpoints_folders, models_folder
 from robustbench_rkhs.nodes.radius_text import radius_text
 from robustbench_rkhs.nodes.shipped import RECIPES
 from robustbench_rkhs.reports.places import Places
@@ -63,8 +65,10 @@ class Held(UserError):
 
 def check(path: Path, limits: Limits = STRANGERS) -> str:
     """Check that a folder holds only weights and a recipe (no code, links or oversized files); its name. Raises UserError."""
+    if is_code_name(str(path)) or path.suffix == ".py":
+        raise UserError(f"expected a checkpoint folder, found code, {str(path)!r}: {OURS_ALONE}")
     if not path.is_dir():
-        raise UserError(f"no checkpoint folder {str(path)!r}")
+        raise missing_folder("checkpoint folder", str(path), checkpoints_folders())
     if path.is_symlink():
         raise UserError(f"{path} is a link: expected the folder itself")
     entries = list(islice(path.iterdir(), 2 * len(ALLOWED)))
@@ -134,7 +138,7 @@ def submit(
     for everybody. `publish` False: nothing is written outside OUT/submissions, and the last line says what would be.
     """
     name = check(path, limits)
-    said = checkpoint.described(path, limits=limits)
+    said = checkpoint.described(path, SUBMITTED, limits)
     existing = _existing(out)
     own = _check_name(name, path, existing, names_owned(out))
     check_owner(out, name, sender)

@@ -11,6 +11,7 @@ import yaml
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.evaluation.recipe import typed_certificates
 from robustbench_rkhs.identity import key_of
+from robustbench_rkhs.nodes.code_names import SUBMITTED
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.reports.entries import best_of
@@ -34,7 +35,7 @@ def pack_checkpoint(path: Path, bundle: Path, *, out: Path, table: Path | None =
     key, made where its file is missing. Raises UserError where the folder would be refused, or was not evaluated.
     """
     name = check(path)
-    loaded = checkpoint.load(path)
+    loaded = checkpoint.load(path, SUBMITTED)
     known_data(loaded.recipe)
     own = _table(out, table, key_of(loaded.model), loaded.weights, path)
     about = own.about
