@@ -398,9 +398,28 @@ def test_what_a_sender_can_not_pack(sent, tmp_path):
     with pytest.raises(UserError, match=r"no evaluation of .*rkhs-eval --model"):
         pack_checkpoint(sent / "stranger", tmp_path / "new", out=tmp_path, key=sent / "key.pem")
     (tmp_path / "bad.pem").write_text("no key")
-    with pytest.raises(UserError, match="is not a readable Ed25519 key"):
+    with pytest.raises(UserError, match="is no key: expected a PEM file"):
         pack_checkpoint(sent / "stranger", tmp_path / "new", out=sent / "reports", key=tmp_path / "bad.pem")
     assert [path.name for path in tmp_path.iterdir()] == ["bad.pem"]
+
+
+def test_a_key_that_is_made_is_told_with_its_path_once_and_what_is_lost_with_it(sent, place, monkeypatch):
+    """The fault: ~/.config/robustbench_rkhs/sender.pem was made without a word."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(place / "config"))
+    given = {"out": sent / "reports"}
+    for key, kept in ((None, place / "config/robustbench_rkhs/sender.pem"), (place / "mine.pem", place / "mine.pem")):
+        for number in range(2):
+            said = []
+            pack_checkpoint(sent / "stranger", place / f"{kept.stem}{number}", key=key, tell=said.append, **given)
+            assert kept.is_file() and len(said) == (number == 0)
+            assert all(line.startswith(f"new key: {kept}: keep it") and "loses the name" in line for line in said)
+    (place / "taken").mkdir()
+    with pytest.raises(UserError, match="cannot read the key .*is a directory"):
+        pack_checkpoint(sent / "stranger", place / "no", key=place / "taken", **given)
+    (place / "mine.pem").write_text("-----BEGIN x")
+    with pytest.raises(UserError, match="is no key: expected a PEM file") as refused:
+        pack_checkpoint(sent / "stranger", place / "no", key=place / "mine.pem", **given)
+    assert "://" not in str(refused.value)
 
 
 def test_adversarial_images_in_a_bundle(sent, place):

@@ -1,5 +1,6 @@
 """Foreign error messages are quoted by their first line that says anything, whole and without escape codes."""
 
+import json
 import re
 from pathlib import Path
 
@@ -33,6 +34,20 @@ LONG = "the layer wanted " + "a very particular shape, " * 20 + "and the end of 
 )
 def test_the_reason_is_the_first_line_that_says_anything(message: str, expected: str) -> None:
     assert reason(RuntimeError(message)) == expected
+
+
+def test_an_error_of_the_system_is_quoted_without_its_number_and_path(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as absent:
+        (tmp_path / "absent").read_text()
+    assert reason(absent.value) == "no such file or directory"
+    assert cause(absent.value) == f"FileNotFoundError: no such file or directory: '{tmp_path / 'absent'}'"
+    assert reason(OSError("cannot identify image")) == "cannot identify image" and reason(OSError(5, "I/O error")) == "I/O error"
+
+
+def test_an_error_in_json_is_its_place_and_what_it_is() -> None:
+    with pytest.raises(json.JSONDecodeError) as found:
+        json.loads("{}\n x")
+    assert reason(found.value) == "line 2, column 2: extra data"
 
 
 def test_the_cause_names_the_kind() -> None:

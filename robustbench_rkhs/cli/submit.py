@@ -73,8 +73,8 @@ def _submit(
         out: Where verdicts and the leaderboard are.
         bundle: Write a bundle to this new folder, with your own table from OUT/verdicts.
         pull_request: With --bundle: the clone of a repository on GitHub, to which git and gh send it as a pull request.
-        key: With --bundle: your secret key, made where it is missing. A name belongs to the key that it was first sent with.
-            Default: ~/.config/robustbench_rkhs/sender.pem.
+        key: With --bundle: your secret key, made where it is missing, with a line that says so. A name belongs to the key that it
+            was first sent with: whoever loses the key loses the name. Default: ~/.config/robustbench_rkhs/sender.pem.
         verdicts: With --bundle: your own table of the checkpoint, rather than the strongest in OUT/verdicts.
         known: Of check: the folder of bundles that are known; those in it, file by file, are not checked again, and adversarial
             images may be of their models.
@@ -168,10 +168,11 @@ def _packed(
     from robustbench_rkhs.submission.packing import pack_adversarials, pack_checkpoint
     from robustbench_rkhs.submission.pull_request import open_pull_request
 
+    given: dict[str, Any] = {"out": both["out"], "key": key, "tell": lambda line: told(screen, line)}
     if named is None:
-        found = pack_checkpoint(path, bundle, out=both["out"], table=table, key=key)
+        found = pack_checkpoint(path, bundle, table=table, **given)
     else:
-        found = pack_adversarials(path, bundle, **named, **{one: both[one] for one in ("device", "command", "out")}, key=key)
+        found = pack_adversarials(path, bundle, **named, device=both["device"], command=both["command"], **given)
     files = [bundle / "submission.yaml", *(bundle / name for name in sorted(found.stated.files))]
     told(screen, f"bundle: {found.stated.kind} {found.stated.name}, signed by {found.sender[:12]}: {bundle}")
     address = open_pull_request(bundle, pull_request) if pull_request else ""

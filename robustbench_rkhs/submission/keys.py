@@ -8,6 +8,7 @@ import base64
 import binascii
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from robustbench_rkhs.nodes.node import UserError
@@ -23,10 +24,10 @@ def default_key() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "robustbench_rkhs" / "sender.pem"
 
 
-def sign(text: bytes, path: Path) -> tuple[str, str]:
+def sign(text: bytes, path: Path, tell: Callable[[str], object] | None = None) -> tuple[str, str]:
     """The public key and the signature of a text, both as base64; the secret key is made where its file is missing.
 
-    Raises UserError where the file is no key, or cannot be written.
+    `tell` is called with a line about a key that was made. Raises UserError where the file is no key, or cannot be written.
     """
     require("cryptography", "submit", "signing a bundle")
     from cryptography.hazmat.primitives import serialization
@@ -34,14 +35,20 @@ def sign(text: bytes, path: Path) -> tuple[str, str]:
 
     if not path.exists():
         _write_secret(path)
+        if tell is not None:
+            tell(f"new key: {path}: keep it, and a copy of it: whoever loses it loses the name of what it signed")
     try:
         if path.stat().st_size > LARGEST:
             raise UserError(f"{path} is no key: it has more than {LARGEST:,} bytes")
         key = serialization.load_pem_private_key(path.read_bytes(), None)
     except UserError:
         raise
-    except Exception as error:  # cryptography raises several kinds for foreign bytes
-        raise UserError(f"{path} is not a readable Ed25519 key (PEM, without password): {reason(error)}") from None
+    except OSError as error:
+        raise UserError(f"cannot read the key {path}: {reason(error)}") from None
+    except Exception:  # cryptography raises several kinds for foreign bytes, and speaks of its own pages
+        raise UserError(
+            f"{path} is no key: expected a PEM file of an Ed25519 key without a password; a file that does not exist yet is made"
+        ) from None
     if not isinstance(key, Ed25519PrivateKey):
         raise UserError(f"{path}: expected an Ed25519 key, found a {type(key).__name__}")
     raw = serialization.Encoding.Raw, serialization.PublicFormat.Raw

@@ -27,8 +27,13 @@ from robustbench_rkhs.submission.keys import default_key, sign
 from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.verdicts import Evaluation
 
+Tell = Callable[[str], object] | None
+"""Called with a line about the secret key, where one is made."""
 
-def pack_checkpoint(path: Path, bundle: Path, *, out: Path, table: Path | None = None, key: Path | None = None) -> Bundle:
+
+def pack_checkpoint(
+    path: Path, bundle: Path, *, out: Path, table: Path | None = None, key: Path | None = None, tell: Tell = None
+) -> Bundle:
     """A bundle of a checkpoint folder, in a folder that must not exist yet; nothing is left behind where it fails.
 
     table: the sender's own evaluation; where not given, the strongest of this function in OUT/verdicts. key: the sender's secret
@@ -49,7 +54,7 @@ def pack_checkpoint(path: Path, bundle: Path, *, out: Path, table: Path | None =
                 shutil.copyfile(path / one, folder / name / one)
         verdicts.write(own, folder / VERDICTS)
 
-    return _packed(bundle, {"kind": "checkpoint", "name": name, "evaluation": asked}, fill, key)
+    return _packed(bundle, {"kind": "checkpoint", "name": name, "evaluation": asked}, fill, key, tell)
 
 
 def pack_adversarials(
@@ -63,6 +68,7 @@ def pack_adversarials(
     command: str = "",
     key: Path | None = None,
     out: Path = Path("reports"),
+    tell: Tell = None,
 ) -> Bundle:
     """A bundle of a file of adversarial images, as `pack_checkpoint`; its model may be one that was accepted in OUT.
 
@@ -78,7 +84,7 @@ def pack_adversarials(
         shutil.copyfile(path, folder / IMAGES)
         verdicts.write(as_evaluation(judged, path, device, command), folder / VERDICTS)
 
-    return _packed(bundle, {"kind": "adversarials", "name": judged.named.name}, fill, key)
+    return _packed(bundle, {"kind": "adversarials", "name": judged.named.name}, fill, key, tell)
 
 
 def _table(out: Path, table: Path | None, function: str, weights: str, path: Path) -> Evaluation:
@@ -101,7 +107,7 @@ def _table(out: Path, table: Path | None, function: str, weights: str, path: Pat
     return found
 
 
-def _packed(bundle: Path, said: Mapping[str, Any], fill: Callable[[Path], None], key: Path | None) -> Bundle:
+def _packed(bundle: Path, said: Mapping[str, Any], fill: Callable[[Path], None], key: Path | None, tell: Tell) -> Bundle:
     """Fill a folder beside `bundle`, list and sign its files, read it back as the gate will, and move it into place."""
     if bundle.exists() or bundle.is_symlink():
         raise UserError(f"--bundle {bundle}: expected a folder that does not exist yet, so that nothing is overwritten")
@@ -112,7 +118,7 @@ def _packed(bundle: Path, said: Mapping[str, Any], fill: Callable[[Path], None],
             folder = Path(temporary) / bundle.name
             folder.mkdir()
             fill(folder)
-            public, _ = sign(b"", key)
+            public, _ = sign(b"", key, tell)
             (folder / PUBLIC).write_text(f"{public}\n")
             files = {one.relative_to(folder).as_posix(): sha256_of(one) for one in sorted(folder.rglob("*")) if one.is_file()}
             stated = yaml.safe_dump({"format": 1, **said, "files": files}, sort_keys=False)
