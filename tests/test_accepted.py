@@ -1,27 +1,43 @@
 """What is kept of an accepted submission, and what the site and the service say of it."""
 
+import html
 import json
 import os
+import re
 import shlex
 import shutil
+from contextlib import suppress
+from dataclasses import replace
 
 import pytest
+import torch
 from test_bundles import place, sent, submitted  # noqa: F401
+from test_report import synthetic
 
 from robustbench_rkhs import verdicts
+from robustbench_rkhs.cli.evaluate import main
 from robustbench_rkhs.cli.flags import ALIASES
 from robustbench_rkhs.cli.settings import eval_recipe
 from robustbench_rkhs.evaluation.recipe import EvalRecipe
+from robustbench_rkhs.evaluation.run import evaluate
+from robustbench_rkhs.evaluation.training_accuracy import training_images
 from robustbench_rkhs.nodes.accepted import accepted_folder
 from robustbench_rkhs.nodes.code_names import code_in
 from robustbench_rkhs.nodes.limits import STRANGERS, Limits
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse
+from robustbench_rkhs.reports.completion import made_by
+from robustbench_rkhs.reports.entries import board
 from robustbench_rkhs.reports.protocol_flags import eval_command
+from robustbench_rkhs.reports.standing import Standing
+from robustbench_rkhs.site.build import build_site
 from robustbench_rkhs.site.training_facts import CARD, training_facts
 from robustbench_rkhs.submission import gate
 from robustbench_rkhs.submission.accepted import copied
 from robustbench_rkhs.training import checkpoint
+from robustbench_rkhs.verdicts import Brief
+
+ASKED = shlex.split("--eps 0.05 0.5 --attack ddn:steps=5 --certify margin --no-diagnostics --samples 60")
 
 
 def typed(words):
@@ -127,3 +143,46 @@ def test_a_copy_holds_no_link_nothing_large_and_nothing_else(sent, tmp_path):  #
     ):
         pass
     assert not list((tmp_path / "staged").iterdir())
+
+
+def test_the_printed_commands_find_an_accepted_submission_and_complete_its_entry(sent, place, monkeypatch):  # noqa: F811
+    """The fault: `rkhs-eval --model stranger ...` was printed where nothing of that name is known."""
+    submitted(place, seed=1)
+    loaded = checkpoint.load(sent / "stranger")
+    torch.nn.init.normal_(loaded.model[-1].bias, std=0.1)
+    where = {"name": "ranked", "folder": place / "out/verdicts", "command": f"rkhs-eval --model ranked {' '.join(ASKED)}"}
+    asked = eval_recipe(typed(ASKED), "test")
+    evaluate(loaded.model, loaded.recipe.data.test(), asked, training=training_images(loaded.recipe.data), **where)
+    build_site(place / "out", place / "site")
+    (page,) = (place / "site/boards").glob("*eps0.5.html")
+    words = html.unescape(page.read_text())
+    (table,) = verdicts.read_all(place / "out/verdicts/stranger")
+    folder = f"out/accepted/{table.about.key[:16]}/stranger"
+    (command,) = re.findall(r"<code>(rkhs-eval [^<]*)</code>, where the results of this board lie", words)
+    assert command == f"rkhs-eval --model {folder} --out out {' '.join(ASKED)}"
+    assert str(place) not in words
+    assert [entry.name for entry in standing(place).ranked] == ["ranked"]
+    monkeypatch.setattr("sys.argv", [*shlex.split(command), "--quiet"])
+    with suppress(SystemExit):
+        main()
+    stand = standing(place)
+    assert {entry.name for entry in stand.ranked} == {"ranked", "stranger"} and not stand.beside
+
+
+def standing(place):  # noqa: F811
+    (entries,) = [one for section, one in board(verdicts.read_all(place / "out/verdicts")).items() if section[-1] == 0.5]
+    return Standing.of(entries, 0.5)
+
+
+@pytest.mark.parametrize("out", ["reports", "results"])
+def test_a_table_of_the_service_is_made_again_by_the_folder_that_is_kept(tmp_path, out):
+    about = synthetic("theirs").about.model_copy(
+        update={"command": "rkhs-eval --model theirs --eps 0.5", "submitted": "2026-01-01", "key": "ab" * 32}
+    )
+    brief = replace(Brief.of(synthetic("theirs")), about=about, path=tmp_path / out / "verdicts/theirs/l2.parquet")
+    assert made_by(brief) == about.command
+    accepted_folder(tmp_path / out, "theirs", about.key).mkdir(parents=True)
+    more = " --out results" if out == "results" else ""
+    assert made_by(brief) == f"rkhs-eval --model {out}/accepted/{'ab' * 8}/theirs --eps 0.5{more}"
+    assert made_by(replace(brief, about=about.but(submitted=""))) == about.command
+    assert made_by(replace(brief, about=about.but(command="rkhs-submit checkpoint theirs"))) == "rkhs-submit checkpoint theirs"

@@ -414,7 +414,7 @@ def test_a_key_that_is_made_is_told_with_its_path_once_and_what_is_lost_with_it(
             assert kept.is_file() and len(said) == (number == 0)
             assert all(line.startswith(f"new key: {kept}: keep it") and "loses the name" in line for line in said)
     (place / "taken").mkdir()
-    with pytest.raises(UserError, match="cannot read the key .*is a directory"):
+    with pytest.raises(UserError, match=r"cannot read the key .*is a directory"):
         pack_checkpoint(sent / "stranger", place / "no", key=place / "taken", **given)
     (place / "mine.pem").write_text("-----BEGIN x")
     with pytest.raises(UserError, match="is no key: expected a PEM file") as refused:

@@ -33,5 +33,5 @@ def cause(error: BaseException) -> str:
 
 
 def _lowered(text: str) -> str:
-    """A sentence as the part of another: its first letter is small, unless its second is large, too."""
-    return text if text[1:2].isupper() else text[:1].lower() + text[1:]
+    """A sentence as the part of another: its first letter is small, unless it is a word by itself, as in I/O."""
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text

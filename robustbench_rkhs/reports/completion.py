@@ -1,10 +1,17 @@
-"""The command that evaluates a model as the ranked ones of a board were."""
+"""The command that evaluates a model as the ranked ones of a board were, or as its own table says.
+
+A submission that was accepted is named by the folder where it is kept, as seen from the folder that holds OUT: nothing else is
+known of it there.
+"""
 
 import shlex
+from pathlib import Path
 from typing import Any
 
+from robustbench_rkhs.nodes.accepted import accepted_folder
+from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.reports.protocol_flags import typed_method
-from robustbench_rkhs.verdicts import About
+from robustbench_rkhs.verdicts import About, Brief
 
 Options = dict[str, list[str]]
 """Flags and their values."""
@@ -20,11 +27,46 @@ NOT_TYPED = ("name", "norm", "box", "seed")
 """Fields of a method that are not typed: they follow those of the evaluation."""
 
 
-def completing(own: About, ranked: About) -> str:
+OUT = "reports"
+"""Where `rkhs-eval` keeps tables if nothing else is typed."""
+
+
+def kept_folder(brief: Brief) -> Path | None:
+    """Where the checkpoint of an accepted submission is kept, OUT/accepted/KEY/NAME; None for any other table."""
+    about, table = brief.about, brief.path
+    if table is None or not about.submitted or not about.key or len(table.parts) < 3 or table.parts[-3] != "verdicts":
+        return None
+    try:
+        folder = accepted_folder(table.parents[2], about.model, about.key)
+    except UserError:  # the words of a table that somebody else made
+        return None
+    return folder if folder.is_dir() else None
+
+
+def made_by(brief: Brief) -> str:
+    """The command that makes the table of an evaluation again."""
+    about, folder = brief.about, kept_folder(brief)
+    found = options(about.command)
+    if folder is None or found is None or found["--model"] != [about.model]:
+        return about.command
+    return _typed(found | _kept(folder))
+
+
+def _kept(folder: Path) -> Options:
+    """The flags that name an accepted checkpoint and where its results lie."""
+    out = folder.absolute().parents[2].name
+    return {"--model": ["/".join([out, *folder.parts[-3:]])]} | ({} if out == OUT else {"--out": [out]})
+
+
+def _typed(found: Options) -> str:
+    return shlex.join(["rkhs-eval", *(word for flag, values in found.items() for word in (flag, *values))])
+
+
+def completing(own: About, ranked: About, kept: Path | None = None) -> str:
     """The command that evaluates the model of one table as that of another was; empty where none is known.
 
     What names the model comes from its own command, the rest from the other's: from its command, or from its settings where
-    another program than `rkhs-eval` made it.
+    another program than `rkhs-eval` made it. `kept`: as `kept_folder` finds it; it then names the model.
     """
     asked = options(ranked.command) or of_settings(ranked)
     if asked is None:
@@ -34,8 +76,9 @@ def completing(own: About, ranked: About) -> str:
     named = {flag: values for flag, values in (options(own.command) or {}).items() if flag in OF_MODEL}
     if len(named.get("--model", [])) != 1:
         named |= {"--model": [own.model]}
-    words = [word for flag, values in ({"--model": named["--model"]} | data | named | rest).items() for word in (flag, *values)]
-    return shlex.join(["rkhs-eval", *words])
+    if kept is not None:
+        named |= _kept(kept)
+    return _typed({"--model": named["--model"]} | data | named | rest)
 
 
 def options(command: str) -> Options | None:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from robustbench_rkhs.reports.checks_ran import ChecksRan
-from robustbench_rkhs.reports.completion import completing
+from robustbench_rkhs.reports.completion import completing, kept_folder
 from robustbench_rkhs.reports.entries import Entry
 from robustbench_rkhs.reports.paired_tests import PairedTests
 from robustbench_rkhs.verdicts import holm, ranked_together
@@ -48,7 +48,7 @@ class Standing:
 
     def completes(self, entry: Entry) -> str:
         """The command that evaluates an entry as the ranked ones were; empty where none is known."""
-        return completing(entry.brief.about, self.ranked[0].brief.about) if self.ranked else ""
+        return completing(entry.brief.about, self.ranked[0].brief.about, kept_folder(entry.brief)) if self.ranked else ""
 
     @property
     def admitting(self) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from robustbench_rkhs.nodes.names import file_word
 from robustbench_rkhs.nodes.radius_text import radius_file_word
 from robustbench_rkhs.reports.claimed import Claimed, claims_of
+from robustbench_rkhs.reports.completion import kept_folder, made_by
 from robustbench_rkhs.reports.entries import ASIDE, Entry, Section
 from robustbench_rkhs.reports.paired_tests import record_of, remove_records
 from robustbench_rkhs.reports.standing import ALPHA, Standing
@@ -81,7 +82,10 @@ class Board:
     pairs: tuple[str, ...]
     """A line on each pair of neighbours."""
     apart: tuple[dict[str, Any], ...]
-    """Sound entries on other images or by other attacks: `reason` says what is missing, `completes` the command that adds it."""
+    """Sound entries on other images or by other attacks: `reason` says what is missing, `completes` the command that adds it.
+
+    `kept` is empty where that runs anywhere; a submission's checkpoint lies beside the results of the board.
+    """
     aside: tuple[dict[str, Any], ...]
     """Entries that are refused, incomplete or unsealed, with the reason; no number of them is shown."""
     claimed: tuple[dict[str, Any], ...]
@@ -151,7 +155,8 @@ def _board(
         return _row(entry, rank, models.get(who), facts.get(who, TrainingFacts())) | more
 
     images = ranked_images(stand.ranked[0].brief) if stand.ranked else None
-    apart = [row(entry, reason=why, completes=stand.completes(entry)) for entry, why in stand.beside]
+    kept = {id(entry): "kept" if kept_folder(entry.brief) else "" for entry, _ in stand.beside}
+    apart = [row(entry, reason=why, completes=stand.completes(entry), kept=kept[id(entry)]) for entry, why in stand.beside]
     aside = [_refused(entry, models.get(identity(entry.brief.about))) for entry in entries if entry.status != "ranked"]
     rows = [row(entry, rank) for entry, rank in zip(stand.ranked, stand.ranks, strict=True)]
     shown = [facts[one].digest for entry in entries if (one := identity(entry.brief.about)) in facts]
@@ -191,7 +196,12 @@ def _row(entry: Entry, rank: int | None, model: SiteModel | None, facts: Trainin
     found |= {"marks": marked(entry), "doubts": dict(entry.doubts), "passes": round(entry.brief.passes, 1), "date": about.date}
     found |= {"device": about.device, "weights": about.weights[:12], "key": entry.key[:12], "data_digest": about.data_digest[:12]}
     found |= {"stale": stale(entry.brief)}
-    return found | {"seed": about.seed, "command": about.command, "images": entry.brief.images, "attacks": list(about.protocol)}
+    return found | {
+        "seed": about.seed,
+        "command": made_by(entry.brief),
+        "images": entry.brief.images,
+        "attacks": list(about.protocol),
+    }
 
 
 def marked(entry: Entry) -> list[str]:
@@ -210,7 +220,7 @@ def _refused(entry: Entry, model: SiteModel | None) -> dict[str, Any]:
         "status": ASIDE[entry.status].lower(),
         "reason": entry.reason,
     }
-    return found | {"weights": about.weights[:12], "command": about.command}
+    return found | {"weights": about.weights[:12], "command": made_by(entry.brief)}
 
 
 def _protocol(section: Section, ranked: Sequence[Entry], images: dict[str, Any] | None) -> tuple[tuple[str, str], ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from robustbench_rkhs.reports.completion import made_by
 from robustbench_rkhs.runtime.files import write_whole
 from robustbench_rkhs.site import model_tables as tables
 from robustbench_rkhs.site.charts import begin_still, curve_chart, typed_ticks
@@ -81,7 +82,7 @@ def _section(domain: SiteDomain, evaluation: Evaluation, table: pd.DataFrame) ->
     return {
         "stem": domain.stem,
         "title": domain.title,
-        "command": evaluation.about.command,
+        "command": made_by(domain.brief),
         "summary": tables.summary_grid(evaluation),
         "grids": [grid for grid in [*grids, tables.diagnosis_grid(evaluation)] if grid is not None and grid.rows],
         "nearest": tables.nearest_grid(evaluation, table),
