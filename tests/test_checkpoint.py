@@ -97,7 +97,7 @@ def flip_a_bit(folder):
 
 ALTERED = {
     "flipped bit": (flip_a_bit, "weights have digest"),
-    "half-written": (lambda f: (f / "config.json").unlink(), "half-written: config.json is missing"),
+    "half-written": (lambda f: (f / "config.json").unlink(), "incomplete: config.json is missing; expected"),
     "cut weights": (cut("model.safetensors", 200), "not a readable safetensors file"),
     "cut config": (cut("config.json", 30), "config.json is not JSON"),
     "empty recipe": (cut("recipe.yaml", 0), "recipe.yaml is not a mapping"),

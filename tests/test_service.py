@@ -24,6 +24,7 @@ from robustbench_rkhs.service import evaluating, guarding, lifecycle  # noqa: E4
 from robustbench_rkhs.service.access import GUESSES  # noqa: E402
 from robustbench_rkhs.service.admin import Admin  # noqa: E402
 from robustbench_rkhs.service.app import create_app  # noqa: E402
+from robustbench_rkhs.service.asked_words import asked_words  # noqa: E402
 from robustbench_rkhs.service.bundles import Bundle  # noqa: E402
 from robustbench_rkhs.service.database import Database  # noqa: E402
 from robustbench_rkhs.service.desk import Desk  # noqa: E402
@@ -32,6 +33,7 @@ from robustbench_rkhs.service.headers import HEADERS  # noqa: E402
 from robustbench_rkhs.service.lifecycle import Outcome  # noqa: E402
 from robustbench_rkhs.service.live import Live  # noqa: E402
 from robustbench_rkhs.service.public_text import public  # noqa: E402
+from robustbench_rkhs.service.serving import keep_settings  # noqa: E402
 from robustbench_rkhs.service.settings import Settings  # noqa: E402
 from robustbench_rkhs.service.submission import Status  # noqa: E402
 from robustbench_rkhs.service.supervisor import Supervisor  # noqa: E402
@@ -388,9 +390,17 @@ def test_what_an_admin_decides(tmp_path, monkeypatch):
     home.work(lambda settings, one, tell: Outcome(Status.ACCEPTED, tables=("verdicts/mine/a.parquet",)))
     monkeypatch.setattr("robustbench_rkhs.service.board_tables.draw", lambda settings: None)
     admin.hide(1, "a <b>copy</b>")
-    assert not table.exists() and home.client.get("/api/submissions").json()["total"] == 0
+    (line,) = home.client.get("/api/submissions").json()["submissions"]  # nothing vanishes
+    assert not table.exists() and (line["id"], line["name"], line["sender"], line["words"]) == (
+        1,
+        "hidden",
+        "",
+        "hidden by a person",
+    )
+    listed = home.client.get("/submissions").text
+    assert "hidden by a person" in listed and "mine" not in listed and "alice" not in listed
     page = home.client.get("/submissions/1").text
-    assert "a &lt;b&gt;copy" in page and "mine" not in page and home.state()["name"] == "hidden"
+    assert "a &lt;b&gt;copy" in page and "mine" not in page and "<h2" not in page and home.state()["name"] == "hidden"
     with pytest.raises(UserError, match="hidden: show it first"):
         admin.rerun(1)
     admin.show(1)
@@ -474,10 +484,83 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
         ("admin", "hide"): "expected rkhs-serve admin hide NUMBER, found nothing",
         ("--port", "99999"): "--port",
         ("--upload", "much"): "expected bytes such as",
+        ("--host", "192.0.2.1"): "cannot listen on 192.0.2.1 port 8000: cannot assign requested address; choose another",
     }.items():
         _, errors = rkhs("serve", *words, folder=tmp_path, code=2)
         assert line in errors, (words, errors)
-    assert not list(tmp_path.iterdir())
+        assert not any(word in errors for word in ("Errno", "while attempting"))
+        assert not ("admin" in words and "loading PyTorch" in errors)
+    assert {path.name for path in tmp_path.iterdir()} <= {"service", ".service.lock"}
+
+
+def test_an_admins_commands_load_no_pytorch_and_suggest_the_near_name(tmp_path):
+    home = Home(tmp_path)
+    keep_settings(home.settings)
+    code = "import sys; from robustbench_rkhs.cli.serve import main; sys.argv = ['rkhs-serve', *sys.argv[1:]]\n"
+    code += "try: main()\nfinally: print('torch' in sys.modules)"
+    for words, rc in (("tokens", 0), ("waiting", 0), ("token carol", 0), ("revoke alice", 0), ("revoke alise", 2)):
+        asked = [sys.executable, "-c", code, "admin", *words.split(), "--folder", str(home.settings.folder)]
+        done = subprocess.run(asked, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == rc and done.stdout.endswith("False\n") and "loading" not in done.stderr, done
+    assert done.stderr == "error: no token is named 'alise'; did you mean 'alice'? known: alice, bob, carol\n"
+
+
+def test_names_of_files_are_checked_before_anything_is_started_and_all_that_is_missing_is_named(tmp_path, monkeypatch):
+    """The fault: an upload was silent for 8 to 30 s, and then told of one missing file."""
+    monkeypatch.setattr(guarding, "messages", lambda *_: pytest.fail("a process was started"))
+    home = Home(tmp_path, guarding.guard)
+    needed = "expected config.json, model.safetensors and recipe.yaml"
+    for names, line in (
+        (["config.json"], f"the checkpoint 'mine' is incomplete: model.safetensors and recipe.yaml are missing; {needed}"),
+        (["config.json", "model.safetensors"], f"the checkpoint 'mine' is incomplete: recipe.yaml is missing; {needed}"),
+        (["config.json", "model.safetensors", "recipe.yaml", "setup.py"], "the checkpoint 'mine': unexpected file 'setup.py'"),
+    ):
+        refused = home.send(files=[("files", (name, b"x")) for name in names])
+        assert refused.status_code == 422 and line in refused.json()["detail"] and home.kept() == []
+    (tmp_path / "theirs").mkdir()
+    for name, line in (
+        ("submission.yaml", "sender.pub, signature, verdicts.parquet and adversarials.npz or a checkpoint are missing"),
+        ("model/setup.py", "sender.pub, signature and verdicts.parquet are missing"),
+        ("sender.pub", "signature and verdicts.parquet"),
+        ("signature", "incomplete: verdicts.parquet is missing"),
+        ("verdicts.parquet", "model: unexpected file 'setup.py'"),
+    ):
+        (tmp_path / "theirs" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "theirs" / name).write_text("x")
+        with pytest.raises(UserError, match=line):
+            guarding.guard(Bundle("bundle", "theirs", tmp_path / "theirs"), home.settings)
+
+
+def test_a_kind_that_there_is_none_of_is_told_the_kinds(home):
+    for path, code in (("bundel", 404), ("x" * 200, 404), ("1/events", 405)):
+        answer = home.client.post(f"/api/submissions/{path}", headers={"Authorization": f"Bearer {home.alice}"})
+        assert answer.status_code == code
+    detail = home.client.post("/api/submissions/bundel").json()["detail"]
+    assert detail == "unknown kind 'bundel'; did you mean 'bundle'? known: adversarials, bundle, checkpoint"
+
+
+def test_the_pages_say_what_the_board_asks_and_lead_back_to_the_form(tmp_path):
+    home = Home(tmp_path, protocol={"eps": ["0.25"], "samples": 1000, "attacks": [{"name": "ddn", "steps": 5}]})
+    home.client.post("/login", data={"token": home.alice})
+    page = home.client.get("/submit").text
+    assert "1,000 test images of its data set at l2 0.25, attacked by ddn:steps=5" in page and "100,000 bytes" in page
+    assert "rkhs-eval --model MODEL --eps 0.25 --samples 1000 --attack ddn:steps=5" in page and "never run" in page
+    refused = home.client.post("/submit/checkpoint", data={"name": "a b"}, files={"files": ("a", b"x")})
+    assert refused.status_code == 422 and '<a href="/submit">Back to the form</a>' in refused.text
+    assert "Back to the form" not in home.client.get("/submissions/99").text
+    every = asked_words(Settings(folder=tmp_path, out=tmp_path, protocol={"eps": ["1"], "norm": "linf"}))
+    assert (every.upload, every.images) == ("2 GiB", "all test images of its data set")
+    assert every.attacks.startswith("attacked with effort standard: ") and every.radii == "linf 1"
+
+
+def test_a_submission_that_is_over_shows_no_place_in_the_queue(home):
+    home.send()
+    place = re.compile(r'<dd id="(position|estimated_start)" data-queued( hidden)?>')
+    assert [hidden for _, hidden in place.findall(home.client.get("/submissions/1").text)] == ["", ""]
+    home.work()
+    over = home.client.get("/submissions/1").text
+    assert [hidden for _, hidden in place.findall(over)] == [" hidden"] * 2
+    assert re.search(r'<section id="progress"[^>]* hidden>', over)
 
 
 def test_without_the_extra_there_is_one_line(monkeypatch, tmp_path):

@@ -53,8 +53,8 @@ class Command:
     recipe: Mapping[str, str | None] | None = None
     """Every field of EvalRecipe is a flag, and the typed ones are passed on. Maps a field to another default than the recipe's,
     or leaves it out (None)."""
-    quick: bool = False
-    """It never imports PyTorch, so it says nothing about loading."""
+    quick: Callable[[Mapping[str, Any]], bool] = lambda typed: False
+    """Whether it never imports PyTorch where this was typed, and so says nothing about loading."""
 
     def read(self, words: Sequence[str]) -> Call:
         """Parses these words into a call. Raises UserError, or SystemExit after --help."""
@@ -78,7 +78,7 @@ class Command:
     def _begun(self, call: Call) -> Call:
         """The call; first says on stderr what is loaded, as nothing else is heard for some seconds, unless --quiet was typed."""
         given: Mapping[str, Any] = getattr(call, "keywords", {})
-        if not self.quick and not given.get("quiet") and "torch" not in sys.modules:
+        if not self.quick(given) and not given.get("quiet") and "torch" not in sys.modules:
             models = given.get("model") or "PyTorch"
             named = models if isinstance(models, str) else " ".join(map(str, models))
             name = Path(sys.argv[0]).name
@@ -103,10 +103,13 @@ class Command:
 
 
 def command(
-    main: Callable[..., int | None], overrides: bool = False, recipe: Mapping[str, str | None] | None = None, quick: bool = False
+    main: Callable[..., int | None],
+    overrides: bool = False,
+    recipe: Mapping[str, str | None] | None = None,
+    quick: bool | Callable[[Mapping[str, Any]], bool] = False,
 ) -> Command:
     """The console script of a function."""
-    return Command(main, overrides, recipe, quick)
+    return Command(main, overrides, recipe, quick if callable(quick) else lambda typed: quick)
 
 
 def _bound(main: Callable[..., Any], more: Sequence[inspect.Parameter] = ()) -> Callable[..., Callable[..., Any]]:

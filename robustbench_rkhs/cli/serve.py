@@ -163,4 +163,4 @@ def _admin(words: tuple[str, ...], folder: Path, scopes: Names, hourly: int, rea
     ]
 
 
-main = command(_serve, recipe={"eps": " ".join(EPS)})
+main = command(_serve, recipe={"eps": " ".join(EPS)}, quick=lambda typed: bool(typed.get("words")))

@@ -19,6 +19,14 @@ def bytes_of(value: Any) -> Any:
     return int(float(found[1]) * 2 ** UNITS[found[2]]) if found else value
 
 
+def bytes_in_words(value: int) -> str:
+    """A number of bytes as it is typed: `2 GiB`, `300 MiB`; the bytes themselves where it is no round number of these."""
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if value >= 2**power and value * 10 % 2**power == 0:
+            return f"{value / 2**power:,.10g} {unit}"
+    return f"{value:,} bytes"
+
+
 Bytes = Annotated[int, BeforeValidator(bytes_of), Field(ge=1, lt=2**63)]
 """A size in bytes; `300MB` and `4GiB` are accepted (powers of two)."""
 Most = Annotated[int, Field(ge=1, lt=2**63)]

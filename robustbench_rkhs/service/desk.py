@@ -1,7 +1,6 @@
 """The desk of the service: takes uploads, and says where each submission stands."""
 
 import asyncio
-import threading
 import time
 import traceback
 from collections.abc import AsyncIterator
@@ -18,7 +17,7 @@ from robustbench_rkhs.service import lifecycle
 from robustbench_rkhs.service.access import Access, check_scope
 from robustbench_rkhs.service.bundles import Bundle, incoming, keep
 from robustbench_rkhs.service.database import Database
-from robustbench_rkhs.service.guarding import Guard, guard
+from robustbench_rkhs.service.guarding import TURN, Guard, guard
 from robustbench_rkhs.service.lifecycle import NameTaken, Queue
 from robustbench_rkhs.service.multipart import NAME, Form, receive
 from robustbench_rkhs.service.public_text import public
@@ -34,8 +33,6 @@ FRESH = 0.5
 """Seconds for which the queue is not read again."""
 LOOK = 1.0
 """Seconds between two looks at a submission that somebody watches."""
-AT_ONCE = 2
-"""Uploads that are checked at the same time."""
 
 
 class Desk:
@@ -48,7 +45,6 @@ class Desk:
         self.fresh = FRESH
         self.watching = 0
         """Streams of events that are open."""
-        self._checks = threading.BoundedSemaphore(AT_ONCE)
         self._queue: tuple[float, Queue] | None = None
 
     def queue(self) -> Queue:
@@ -108,7 +104,7 @@ class Desk:
         folder = bundle.path.parent / ".bundle" / "bundle"
         folder.mkdir(parents=True)
         try:
-            with self._checks:
+            with TURN:
                 unpack_alone(bundle.path, folder, self.settings.upload)
         except UserError as error:
             raise HTTPException(422, public(error, self.settings)) from None
@@ -117,8 +113,7 @@ class Desk:
     def _added(self, bundle: Bundle, digest: str, token: Token) -> tuple[Submission, bool]:
         """Check the bundle, keep it, and put it into the queue. Raises HTTPException (403, 409 or 422)."""
         try:
-            with self._checks:
-                bundle = self.guard(bundle, self.settings)
+            bundle = self.guard(bundle, self.settings)
             check_scope(token, bundle.kind)
             if bundle.kind == "checkpoint":
                 lifecycle.own_name(self.database, bundle.name, token.id or 0)

@@ -6,6 +6,7 @@ Only files that a submission may hold, of allowed sizes, whose headers and recip
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.runtime.children import confine, end_with, messages
 from robustbench_rkhs.service.bundles import Bundle
 from robustbench_rkhs.service.settings import Settings
+from robustbench_rkhs.submission.bundle_names import check_bundle, check_checkpoint
 
 if TYPE_CHECKING:
     from robustbench_rkhs.nodes.limits import Limits
@@ -26,11 +28,25 @@ SECONDS = 300.0
 """The longest that a check may take."""
 
 
+AT_ONCE = 2
+"""Uploads that are unpacked or checked at the same time."""
+TURN = threading.BoundedSemaphore(AT_ONCE)
+
+
 def guard(bundle: Bundle, settings: Settings) -> Bundle:
     """Check an upload, and say what a bundle holds, under which name and key. Raises UserError with the reason for a refusal.
 
-    Cost: 3 to 4 s, the import of PyTorch.
+    Cost: where the names of its files alone refuse it, nothing; else 3 to 4 s, the import of PyTorch, once it is its turn.
     """
+    if bundle.kind == "checkpoint":
+        check_checkpoint((file.name for file in bundle.files), f"the checkpoint {bundle.name!r}")
+    elif bundle.kind == "bundle":
+        check_bundle(bundle.path)
+    with TURN:
+        return _guarded(bundle, settings)
+
+
+def _guarded(bundle: Bundle, settings: Settings) -> Bundle:
     job: dict[str, Any] = {"kind": bundle.kind, "name": bundle.name, "path": str(bundle.path)}
     job |= {"protocol": settings.protocol, "asked": settings.asked, "limits": settings.limits.model_dump(mode="json")}
     found = None

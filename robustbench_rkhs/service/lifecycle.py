@@ -175,9 +175,11 @@ def change(database: Database, number: int, statuses: Sequence[Status] = (), **v
     return found
 
 
-def listed(database: Database, status: str = "", offset: int = 0, limit: int = 100) -> tuple[list[Submission], int]:
-    """The latest submissions that are not hidden, and how many there are."""
-    shown = [col(Submission.hidden) == "", *([col(Submission.status) == status] if status else [])]
+def listed(
+    database: Database, status: str = "", offset: int = 0, limit: int = 100, hidden: bool = False
+) -> tuple[list[Submission], int]:
+    """The latest submissions, and how many there are; those that a person hid only where `hidden`."""
+    shown = [*([] if hidden else [col(Submission.hidden) == ""]), *([col(Submission.status) == status] if status else [])]
     with database.reading() as session:
         total = session.exec(select(func.count()).select_from(Submission).where(*shown)).one()
         chosen = select(Submission).where(*shown).order_by(col(Submission.id).desc())

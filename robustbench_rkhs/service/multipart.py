@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
+from robustbench_rkhs.nodes.limits import bytes_in_words
 from robustbench_rkhs.runtime.sinks import for_line
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -40,7 +41,7 @@ async def receive(request: Request, folder: Path, most: int, seconds: float) -> 
         raise HTTPException(415, "expected multipart/form-data with a boundary")
     stated = request.headers.get("content-length", "")
     if stated.isascii() and stated.isdigit() and int(stated[:20]) > most:
-        raise HTTPException(413, f"the upload is larger than {most:,} bytes")
+        raise HTTPException(413, f"the upload is larger than {bytes_in_words(most)}")
     reader = _Reader(folder, options[b"boundary"])
     try:
         async with asyncio.timeout(seconds):
@@ -63,7 +64,7 @@ async def _read(request: Request, reader: "_Reader", most: int) -> None:
     async for chunk in request.stream():
         got += len(chunk)
         if got > most:
-            raise HTTPException(413, f"the upload is larger than {most:,} bytes")
+            raise HTTPException(413, f"the upload is larger than {bytes_in_words(most)}")
         block += chunk
         if len(block) >= BLOCK:
             await run_in_threadpool(reader.write, bytes(block))

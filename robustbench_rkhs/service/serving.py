@@ -13,6 +13,7 @@ import uvicorn
 
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.parsing import parse
+from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.runtime.ignored import ignored
 from robustbench_rkhs.runtime.locks import alone
 from robustbench_rkhs.service.app import create_app
@@ -110,4 +111,6 @@ def _bound(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, reuse_port=False)
     except OSError as error:
-        raise UserError(f"cannot listen on {host} port {port}: {error.strerror}: choose another with --port") from None
+        number = error.errno or 0  # the words of the error itself name the address once more
+        why = reason(OSError(number, os.strerror(number)) if number > 0 else error)
+        raise UserError(f"cannot listen on {host} port {port}: {why}; choose another with --port or --host") from None

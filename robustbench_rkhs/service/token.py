@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from sqlmodel import Field, SQLModel, col, delete, func, select
 
-from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.nodes.node import UserError, did_you_mean
 from robustbench_rkhs.service.database import Database
 
 PREFIX = "rkhs_"
@@ -66,7 +66,8 @@ def revoke_token(database: Database, name: str) -> None:
     with database.writing() as session:
         token = session.exec(select(Token).where(Token.name == name)).first()
         if token is None:
-            raise UserError(f"no token is named {name!r}")
+            known = session.exec(select(Token.name)).all()
+            raise UserError(f"no token is named {name[:64]!r}; {did_you_mean(name, known)}" if known else "there is no token yet")
         token.revoked_at = token.revoked_at or time.time()
         session.add(token)
 

@@ -12,6 +12,7 @@ from jinja2 import ChoiceLoader, Environment, FileSystemLoader
 from robustbench_rkhs.service import lifecycle
 from robustbench_rkhs.service.access import COOKIE, address_of, check_origin
 from robustbench_rkhs.service.api import MOST, Number
+from robustbench_rkhs.service.asked_words import asked_words
 from robustbench_rkhs.service.desk import Desk
 from robustbench_rkhs.service.listing import listed, page_links
 from robustbench_rkhs.service.site_files import LINKS, file_below, pages_of, site_file
@@ -57,7 +58,13 @@ def views(desk: Desk) -> APIRouter:
 
     @router.get("/submit")
     def form(request: Request) -> HTMLResponse:
-        return page("submit.html", title="Submit", token=desk.access.known(request), settings=desk.settings)
+        return page(
+            "submit.html",
+            title="Submit",
+            token=desk.access.known(request),
+            settings=desk.settings,
+            asked=asked_words(desk.settings),
+        )
 
     @router.post("/submit/checkpoint")
     async def checkpoint(request: Request) -> RedirectResponse:
@@ -110,7 +117,7 @@ def views(desk: Desk) -> APIRouter:
 
 def error_page(code: int, detail: str, headers: dict[str, str] | None = None) -> HTMLResponse:
     """A page that says what was refused, and why."""
-    return page("error.html", code, headers, title="Not done" if code != 404 else "Not found", detail=detail)
+    return page("error.html", code, headers, title="Not done" if code != 404 else "Not found", detail=detail, form=code != 404)
 
 
 def _to_list() -> RedirectResponse:

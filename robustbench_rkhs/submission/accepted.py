@@ -15,8 +15,7 @@ from robustbench_rkhs.nodes.reasons import reason
 from robustbench_rkhs.reports.places import Places
 from robustbench_rkhs.runtime.files import Unwritable, flush
 from robustbench_rkhs.runtime.ignored import ignored
-from robustbench_rkhs.submission.bundle import BESIDE, OF_MODEL
-from robustbench_rkhs.submission.bundle_names import MOST, NAME
+from robustbench_rkhs.submission.bundle_names import BESIDE, MOST, NAME, OF_MODEL
 from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.verdicts import Adversarials
 

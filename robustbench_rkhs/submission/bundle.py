@@ -25,13 +25,21 @@ from robustbench_rkhs.nodes.node import Node, UserError
 from robustbench_rkhs.nodes.parsing import parse
 from robustbench_rkhs.nodes.threat_model import Norm
 from robustbench_rkhs.runtime.seals import sha256_of
-from robustbench_rkhs.submission.bundle_names import IMAGES, MOST, NAME, STATED, is_bundle
+from robustbench_rkhs.submission.bundle_names import (
+    BESIDE,
+    IMAGES,
+    MOST,
+    NAME,
+    OF_MODEL,
+    PUBLIC,
+    SIGNATURE,
+    STATED,
+    VERDICTS,
+    check_checkpoint,
+    is_bundle,
+)
 from robustbench_rkhs.submission.keys import LARGEST, signer
 
-PUBLIC, SIGNATURE, VERDICTS = "sender.pub", "signature", "verdicts.parquet"
-OF_MODEL = {"config.json", "model.safetensors", "recipe.yaml"}
-BESIDE = {"metrics.jsonl", "README.md"}
-"""Files of a checkpoint that a bundle has to hold, and those that it may."""
 TABLE = 256 << 20
 """Bytes of the sender's table."""
 
@@ -156,10 +164,7 @@ def _of_model(path: Path, name: str, limits: Limits) -> list[str]:
     if folder.is_symlink() or not folder.is_dir():
         raise UserError(f"{path}: expected the checkpoint in a folder {name!r}, as {STATED} names it")
     names = _entries(folder, {})
-    if unknown := sorted(set(names) - OF_MODEL - BESIDE):
-        raise UserError(f"{folder}: unexpected file {unknown[0][:80]!r}; expected only {', '.join(sorted(OF_MODEL | BESIDE))}")
-    if missing := sorted(OF_MODEL - set(names)):
-        raise UserError(f"{folder}: {', '.join(missing)} missing")
+    check_checkpoint(names, str(folder), OF_MODEL | BESIDE)
     for one in names:
         _plain(folder / one, limits.weights if one == "model.safetensors" else max(limits.text, 16 << 20))
     return [f"{name}/{one}" for one in names]

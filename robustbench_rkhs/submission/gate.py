@@ -36,6 +36,7 @@ from robustbench_rkhs.runtime.locks import alone
 from robustbench_rkhs.runtime.seals import read_record, sha256_of, write_record
 from robustbench_rkhs.submission.accepted import accepted_model, copied, keep
 from robustbench_rkhs.submission.adversarials import Judged, judge, named_by
+from robustbench_rkhs.submission.bundle_names import ALLOWED, check_checkpoint
 from robustbench_rkhs.submission.confined import Claims, evaluations
 from robustbench_rkhs.submission.effect import refused_change, twin_on_board
 from robustbench_rkhs.submission.foreseen import foreseen
@@ -45,8 +46,6 @@ from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.training.recipe import TrainRecipe
 from robustbench_rkhs.verdicts import About, Brief, Evaluation
 from robustbench_rkhs.zoo import SETS
-
-ALLOWED = {"config.json", "model.safetensors", "recipe.yaml", "metrics.jsonl", "README.md", "last.safetensors"}
 
 ENDED = {"budget": "ran out of its budget", "interrupted": "was interrupted", "killed": "gave up jobs that no worker survived"}
 
@@ -75,10 +74,9 @@ def check(path: Path, limits: Limits = STRANGERS) -> str:
     for entry in sorted(entries):
         if entry.is_symlink() or not entry.is_file():
             raise UserError(f"{path}: {entry.name!r} is not a plain file")
-        if entry.name not in ALLOWED and entry.name != "resume.pt":
-            raise UserError(f"{path}: unexpected file {entry.name[:80]!r}; expected only {', '.join(sorted(ALLOWED))}")
         if entry.stat().st_size > limits.weights and entry.name != "resume.pt":
             raise UserError(f"{path}: {entry.name!r} is larger than {limits.weights:,} bytes (--limits weights=...)")
+    check_checkpoint({entry.name for entry in entries} - {"resume.pt"}, str(path))
     name = path.resolve().name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
         raise UserError(f"{path}: expected a folder name of letters, digits, _ . - (64 at most)")

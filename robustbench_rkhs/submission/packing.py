@@ -20,8 +20,8 @@ from robustbench_rkhs.runtime.files import Unwritable
 from robustbench_rkhs.runtime.seals import sha256_of
 from robustbench_rkhs.submission.accepted import accepted_model
 from robustbench_rkhs.submission.adversarials import judge, named_by
-from robustbench_rkhs.submission.bundle import BESIDE, OF_MODEL, PUBLIC, SIGNATURE, VERDICTS, Bundle, read_bundle
-from robustbench_rkhs.submission.bundle_names import IMAGES, STATED
+from robustbench_rkhs.submission.bundle import Bundle, read_bundle
+from robustbench_rkhs.submission.bundle_names import BESIDE, IMAGES, OF_MODEL, PUBLIC, SIGNATURE, STATED, VERDICTS
 from robustbench_rkhs.submission.gate import as_evaluation, check, known_data, refusal
 from robustbench_rkhs.submission.keys import default_key, sign
 from robustbench_rkhs.training import checkpoint

@@ -197,9 +197,10 @@ def _described(folder: Path, code: Code, limits: Limits) -> Described:
     """The folder's files, one after the other, the cheap ones first."""
     if not folder.is_dir():
         raise UserError(f"no checkpoint folder {str(folder)!r}")
-    for file in ("config.json", "recipe.yaml", "model.safetensors"):
-        if not (folder / file).is_file():
-            raise UserError(f"checkpoint {str(folder)!r} is half-written: {file} is missing")
+    needed = ("config.json", "model.safetensors", "recipe.yaml")
+    if missing := [file for file in needed if not (folder / file).is_file()]:
+        words = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+        raise UserError(f"checkpoint {str(folder)!r} is incomplete: {words}; expected {', '.join(needed[:-1])} and {needed[-1]}")
     texts = {file: read_text(folder / file, limits) for file in ("config.json", "recipe.yaml")}
     config = json_of(texts["config.json"], f"{folder}/config.json", limits)
     if not isinstance(config, dict):

@@ -15,6 +15,8 @@
     of("words").textContent = state.words;
     of("reason").textContent = state.hidden || state.reason ? `: ${state.hidden || state.reason}` : "";
     ["position", "estimated_start", "started_at", "ended_at"].forEach((name) => { of(name).textContent = state[name] ?? "-"; });
+    document.querySelectorAll("[data-queued]").forEach((one) => { one.hidden = state.status !== "queued"; });
+    of("progress").hidden = state.over && !state.live.bounds.length;
     of("attempt").textContent = `${state.attempt} of ${state.attempts}`;
     of("steps").replaceChildren(...state.live.steps.map((one) => {
       const item = document.createElement("li");
