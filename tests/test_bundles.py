@@ -223,7 +223,7 @@ def test_of_two_who_send_a_name_at_once_one_has_it(tmp_path):
 
     with ThreadPoolExecutor(8) as pool:
         found = set(pool.map(ask, "abcdefgh" * 4)) - {""}
-    assert found == {owner_of(tmp_path, "name")[0]} and [path.name for path in (tmp_path / "owners").iterdir()] == ["name"]
+    assert found == {owner_of(tmp_path, "name")[0]} and owners.names_owned(tmp_path) == ["name"]
 
 
 def test_a_name_stays_claimed_where_nothing_was_decided(tmp_path):

@@ -24,6 +24,7 @@ from robustbench_rkhs.reports.publication import draw_published, publish, withdr
 from robustbench_rkhs.reports.update import update
 from robustbench_rkhs.runtime import seals
 from robustbench_rkhs.runtime.files import Unwritable
+from robustbench_rkhs.submission.owners import claimed
 from robustbench_rkhs.verdicts import Brief, BriefCache, Published, comparable
 from robustbench_rkhs.verdicts.brief_cache import HELD
 from robustbench_rkhs.verdicts.remembered import remembered, remembering
@@ -131,6 +132,16 @@ def test_git_sees_nothing_of_a_trial_until_it_is_published_and_nothing_after_it_
     assert "reports/curves/mine-digits-l2.png" in gone and (out / f"verdicts/mine/l2-{'a' * 12}.parquet").is_file()
     with pytest.raises(UserError, match="'mine' has no published table"):
         withdraw(out, ["mine"])
+
+
+def test_git_sees_whom_a_name_belongs_to_once_a_table_of_it_is_published(repository):
+    out = repository / "reports"
+    for name in ("m", "other"):
+        with claimed(out, name, "a" * 64, new=True):
+            verdicts.keep(synthetic(name), out / "verdicts" / name / "l2.parquet")
+    assert not {path for path in seen(repository) if "owners/" in path and not path.endswith(".gitignore")}
+    assert f"published: {out / 'owners/m'}" in publish(out, ["m"])
+    assert "reports/owners/m" in seen(repository) and "reports/owners/other" not in seen(repository)
 
 
 def test_a_name_with_signs_of_git_patterns_is_published_alone(repository):

@@ -18,9 +18,10 @@ for package in ("fastapi", "sqlmodel", "huey", "python_multipart", "httpx2"):
 from fastapi.testclient import TestClient  # noqa: E402
 from test_cli import rkhs  # noqa: E402
 
+from robustbench_rkhs.cli import serve  # noqa: E402
 from robustbench_rkhs.nodes.node import UserError  # noqa: E402
 from robustbench_rkhs.runtime.events import Between, BoundsChanged, Finished, Message, PhaseStarted, Progress  # noqa: E402
-from robustbench_rkhs.service import evaluating, guarding, lifecycle  # noqa: E402
+from robustbench_rkhs.service import evaluating, guarding, lifecycle, serving  # noqa: E402
 from robustbench_rkhs.service.access import GUESSES  # noqa: E402
 from robustbench_rkhs.service.admin import Admin  # noqa: E402
 from robustbench_rkhs.service.app import create_app  # noqa: E402
@@ -491,6 +492,18 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
         assert not any(word in errors for word in ("Errno", "while attempting"))
         assert not ("admin" in words and "loading PyTorch" in errors)
     assert {path.name for path in tmp_path.iterdir()} <= {"service", ".service.lock"}
+
+
+@pytest.mark.parametrize("tables", [0, 2])
+def test_the_start_says_what_the_site_shows_everybody(tmp_path, monkeypatch, capsys, tables):
+    for number in range(tables):
+        path = tmp_path / f"out/verdicts/m/l2-{number}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    monkeypatch.setattr(serving.Service, "run", lambda self, ready: ready("http://here", "rkhs_secret"))
+    serve._run(Settings(folder=tmp_path / "service", out=tmp_path / "out"), "127.0.0.1", 0, False)
+    said = capsys.readouterr().out
+    assert "rkhs_secret" in said and ("shows everybody the 2 tables of out/verdicts" in said) == bool(tables)
 
 
 def test_an_admins_commands_load_no_pytorch_and_suggest_the_near_name(tmp_path):

@@ -108,11 +108,15 @@ def _serve(
 def _run(settings: "Settings", host: str, port: int, as_json: bool) -> None:
     """Serve until Ctrl-C; the address, and the first token, are printed at the start."""
     from robustbench_rkhs.service.serving import Service
+    from robustbench_rkhs.verdicts.store import table_paths
 
     def ready(address: str, token: str) -> None:
         printed(f"serving on {address}: Ctrl-C ends it", stderr=as_json)
         if token:
             printed(f"token of admin, shown only now: {token}", stderr=as_json)
+        if count := len(table_paths(settings.out / "verdicts")):
+            shown = f"{count} table{'s' * (count > 1)} of {settings.out.name}/verdicts"
+            printed(f"the site shows everybody the {shown}, your own trials too: --out names another folder", stderr=as_json)
         if as_json:
             emit({"address": address} | ({"token": token} if token else {}))
 

@@ -31,6 +31,11 @@ class Places:
         return self.out / "submitted"
 
     @property
+    def owners(self) -> Path:
+        """Whom names belong to, a file for each; git ignores those of models without a published table."""
+        return self.out / "owners"
+
+    @property
     def claims(self) -> Path:
         """What is claimed elsewhere (`reports/claimed.py`)."""
         return self.out / "claims"

@@ -23,7 +23,7 @@ WORDS = {"epsilons": "eps", "protocol": "attacks", "certificates": "certificates
 
 
 def publish(out: Path, names: Sequence[str]) -> list[str]:
-    """Lets git see the strongest table of each model for its data, norm and box, and what was submitted against it.
+    """Lets git see the strongest table of each model for its data, norm and box, what was submitted against it, and its owner.
 
     names: models, or MODEL/FILE for one table of a model, or KIND/FILE for another report (`publish_other`). A published table
     is replaced only by one that has at least its images, eps, attacks and certificates. Returns a line on each decision.
@@ -62,6 +62,10 @@ def publish(out: Path, names: Sequence[str]) -> list[str]:
             if path not in submitted.paths():
                 submitted.add(path)
                 lines += [f"published: {path}"]
+        owned, owner = Published(places.owners), places.owners / model
+        if owner.is_file() and owner not in owned.paths():
+            owned.add(owner)
+            lines += [f"published: {owner}"]
     return lines + [line for name in others for line in publish_other(places, name)]
 
 

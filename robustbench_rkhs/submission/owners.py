@@ -1,4 +1,7 @@
-"""Whom a name belongs to: OUT/owners holds, for each name that was sent with a key, the sha256 of that key."""
+"""Whom a name belongs to: OUT/owners holds, for each name that was sent with a key, the sha256 of that key.
+
+Git ignores those files until a table of the model is published.
+"""
 
 import os
 import re
@@ -10,7 +13,9 @@ from pathlib import Path
 from robustbench_rkhs.nodes.names import plain_name
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import reason
+from robustbench_rkhs.reports.places import Places
 from robustbench_rkhs.runtime.files import Unwritable
+from robustbench_rkhs.verdicts import Published
 
 
 def owner_of(out: Path, name: str) -> str:
@@ -28,7 +33,7 @@ def owner_of(out: Path, name: str) -> str:
 
 def names_owned(out: Path) -> list[str]:
     """The names that have an owner."""
-    folder = out / "owners"
+    folder = Places(out).owners
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
 
 
@@ -67,7 +72,7 @@ def _made(out: Path, name: str, sender: str) -> bool:
     """Whether the file of a name was made here: a hard link of a whole file, which fails where there is one."""
     path = _file(out, name)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        Published(path.parent).begin()
         handle, temporary = tempfile.mkstemp(prefix=".", dir=path.parent)
         try:
             with open(handle, "w") as file:
@@ -86,4 +91,4 @@ def _made(out: Path, name: str, sender: str) -> bool:
 
 
 def _file(out: Path, name: str) -> Path:
-    return out / "owners" / plain_name(name)
+    return Places(out).owners / plain_name(name)
