@@ -526,6 +526,27 @@ def test_only_new_bundles_of_a_folder_are_checked(place):
         new_bundles(place / "link")
 
 
+def test_what_is_no_bundle_is_an_error_with_the_near_name_and_not_a_refusal_to_be_shown_again(place):
+    """The fault: `nope is refused: no bundle 'nope'`, then `the same again: rkhs-submit check nope`."""
+    shutil.copytree(place / "bundle", place / "half")
+    (place / "half/submission.yaml").unlink()
+    (place / "r.json").write_text("{} x")
+    for words, line in {
+        ("check", "bundel"): "no bundle 'bundel'; did you mean 'bundle'?",
+        ("check", "nope"): "no bundle 'nope'",
+        ("check", "r.json"): "r.json is a file: expected a bundle, the folder that rkhs-submit ... --bundle writes",
+        ("checkpoint", "bundel", "--eps", "1"): "no checkpoint folder 'bundel'; did you mean 'bundle'?",
+        ("comment", "r.jsn"): "no file 'r.jsn'",
+        ("comment", "s.json"): "no file 's.json'",
+        ("comment", "r.json"): "r.json is not JSON: line 1, column 4: extra data",
+    }.items():
+        _, err = rkhs("submit", *words, "--quiet", folder=place, code=2)
+        assert err == f"error: {line}\n"
+    assert new_bundles(place / "half") == [place / "half"]
+    with pytest.raises(UserError, match=r"half is no bundle: submission\.yaml is missing"):
+        read_bundle(place / "half")
+
+
 def test_the_commands_of_a_sender_and_of_a_check(sent, place):
     out, _ = rkhs("submit", "check", "bundle", "--known", "nowhere", "--result", "r.json", "--sample", "0", folder=place, code=2)
     flags = ["--sample", "8", "--attack", "ddn:steps=5", "--no-diagnostics", "--samples", "12", "--device", "cpu", "--out", "out"]

@@ -9,6 +9,7 @@ import yaml
 from yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent, ScalarEvent
 
 from robustbench_rkhs.nodes.limits import STRANGERS, Limits
+from robustbench_rkhs.nodes.missing import missing
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import reason
 
@@ -32,6 +33,8 @@ def read_text(path: Path, limits: Limits = STRANGERS) -> str:
         if len(stored) > limits.text:
             raise UserError(f"{path} has more than {limits.text:,} bytes")
         return stored.decode("utf-8")
+    except FileNotFoundError:
+        raise missing("file", str(path)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {reason(error)}") from None
 

@@ -13,11 +13,12 @@ from pydantic import Field
 
 from robustbench_rkhs.nodes.guard import guarded
 from robustbench_rkhs.nodes.limits import STRANGERS, Limits
+from robustbench_rkhs.nodes.missing import missing_folder
 from robustbench_rkhs.nodes.node import Node, Seed, UserError
 from robustbench_rkhs.runtime.events import OnEvent
 from robustbench_rkhs.runtime.sinks import for_line
 from robustbench_rkhs.submission.bundle import Bundle, read_bundle
-from robustbench_rkhs.submission.bundle_names import MOST, STATED, is_bundle
+from robustbench_rkhs.submission.bundle_names import MOST, PUBLIC, SIGNATURE, STATED, VERDICTS, is_bundle
 from robustbench_rkhs.submission.gate import Incomplete, submit, submit_adversarials
 from robustbench_rkhs.verdicts import read_adversarials
 
@@ -125,10 +126,17 @@ def again(command: str, path: Path, seed: int | None, once: Sequence[str] = ONCE
 
 
 def new_bundles(path: Path, known: Path | None = None) -> list[Path]:
-    """The bundle itself, or the bundles in a folder that are not, file by file, in `known`. Raises UserError for too many."""
+    """The bundle itself, or the bundles in a folder that are not, file by file, in `known`.
+
+    Raises UserError for what is no folder, with the name that was perhaps meant, and for too many.
+    """
     if path.is_symlink():
         raise UserError(f"{path} is a link: expected the folder itself")
-    if is_bundle(path) or not path.is_dir():
+    if not path.exists():
+        raise missing_folder("bundle", str(path))
+    if not path.is_dir():
+        raise UserError(f"{path} is a file: expected a bundle, the folder that rkhs-submit ... --bundle writes")
+    if is_bundle(path) or any((path / name).is_file() for name in (PUBLIC, SIGNATURE, VERDICTS)):
         return [path]
     folders = sorted(entry for entry in islice(path.iterdir(), 100_000) if entry.is_dir() or entry.is_symlink())
     new = [one for one in folders if known is None or not _same(one, known / one.name)]

@@ -14,6 +14,7 @@ import numpy as np
 
 from robustbench_rkhs.nodes.documents import json_of
 from robustbench_rkhs.nodes.limits import OWN, STRANGERS, Limits
+from robustbench_rkhs.nodes.missing import missing as missing_file
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.nodes.reasons import reason as reason_of
 from robustbench_rkhs.runtime.seals import Damaged, seal_of, write_archive
@@ -205,7 +206,7 @@ def read_arrays(
         seal_of(path)
         return arrays
     except FileNotFoundError:
-        raise UserError(f"no file {str(path)!r}") from None
+        raise missing_file("file", str(path)) from None
     except Damaged as damaged:
         raise UserError(f"{path}: not {what}: {damaged.fault}") from None
     except UNREADABLE as error:
