@@ -545,7 +545,7 @@ def test_names_of_files_are_checked_before_anything_is_started_and_all_that_is_m
 
 
 def test_a_kind_that_there_is_none_of_is_told_the_kinds(home):
-    for path, code in (("bundel", 404), ("x" * 200, 404), ("1/events", 405)):
+    for path, code in (("bundel", 404), ("x" * 200, 404), ("1", 405), ("1/events", 405)):
         answer = home.client.post(f"/api/submissions/{path}", headers={"Authorization": f"Bearer {home.alice}"})
         assert answer.status_code == code
     detail = home.client.post("/api/submissions/bundel").json()["detail"]

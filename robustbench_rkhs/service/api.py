@@ -7,8 +7,6 @@ from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request, Res
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 
-from robustbench_rkhs.nodes.node import did_you_mean
-from robustbench_rkhs.runtime.sinks import for_line
 from robustbench_rkhs.service import lifecycle
 from robustbench_rkhs.service.desk import Desk
 from robustbench_rkhs.service.settings import Sent
@@ -137,11 +135,6 @@ def api(desk: Desk) -> APIRouter:
     async def bundle(request: Request, response: Response) -> State:
         """Send a signed bundle, as `rkhs-submit ... --bundle` writes it. Needs a token with the scope of what it holds."""
         return await _sent(request, response, "bundle")
-
-    @router.post("/submissions/{kind}", include_in_schema=False)
-    def unknown(kind: str) -> None:
-        """Whoever sends a kind that there is none of is told the kinds."""
-        raise HTTPException(404, f"unknown kind {for_line(kind)[:40]!r}; {did_you_mean(kind[:40], BODIES)}")
 
     async def _sent(request: Request, response: Response, kind: Sent) -> State:
         state, new = await desk.take(request, kind)

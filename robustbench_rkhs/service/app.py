@@ -9,7 +9,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 import robustbench_rkhs
-from robustbench_rkhs.service.api import api
+from robustbench_rkhs.nodes.node import did_you_mean
+from robustbench_rkhs.runtime.sinks import for_line
+from robustbench_rkhs.service.api import BODIES, api
 from robustbench_rkhs.service.desk import Desk
 from robustbench_rkhs.service.headers import SecurityHeaders
 from robustbench_rkhs.service.views import error_page, views
@@ -34,6 +36,8 @@ def create_app(desk: Desk) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 405 and request.method == "POST" and (kind := _unknown_kind(request.url.path)):
+            return _answer(request, 404, f"unknown kind {kind!r}; {did_you_mean(kind, BODIES)}", {})
         return _answer(request, error.status_code, str(error.detail), dict(error.headers or {}))
 
     @app.exception_handler(RequestValidationError)
@@ -63,6 +67,12 @@ def create_app(desk: Desk) -> FastAPI:
 
     app.openapi = with_token  # type: ignore[method-assign]
     return app
+
+
+def _unknown_kind(path: str) -> str:
+    """What somebody sends to /api/submissions/KIND, where there is no such kind; empty for any other path."""
+    folder, _, kind = path.rpartition("/")
+    return for_line(kind)[:40] if folder == "/api/submissions" and not kind.isdigit() else ""
 
 
 def _answer(request: Request, code: int, detail: str, headers: dict[str, str]) -> Response:
