@@ -9,7 +9,7 @@ from test_places import stored
 from robustbench_rkhs.reports import paired_tests
 from robustbench_rkhs.runtime import seals
 from robustbench_rkhs.site import build_site
-from robustbench_rkhs.verdicts import BriefCache, brief_cache
+from robustbench_rkhs.verdicts import BriefCache, brief_cache, brief_index
 
 
 @pytest.fixture
@@ -35,6 +35,26 @@ def test_it_knows_how_many_tables_are_to_be_summed_up(folder, many, monkeypatch)
     assert fresh.unknown(folder / "verdicts") == 3
     after = fresh.read_all(folder / "verdicts", pytest.fail)
     assert [one.content for one in after] == [one.content for one in before]
+
+
+def test_an_index_is_not_written_for_few_changes_and_what_is_read_is_right(folder, monkeypatch):
+    for name, value in (("SETTLED", 0.0), ("FEW", 2)):
+        monkeypatch.setattr(brief_index, name, value)
+    monkeypatch.setattr(brief_cache, "MANY", 1)
+    BriefCache(folder / "briefs").read_all(folder / "verdicts", pytest.fail)
+    (record,) = (folder / "briefs").glob("index-*.json")
+    before = record.read_bytes()
+    stored(folder, "m1", "1", key="1" * 64, seed=9)
+    for _ in range(2):
+        brief_cache.HELD.clear()
+        found = BriefCache(folder / "briefs").read_all(folder / "verdicts", pytest.fail)
+        plain = BriefCache().read_all(folder / "verdicts", pytest.fail)
+        assert [one.content for one in found] == [one.content for one in plain] and record.read_bytes() == before
+    for number in range(3):
+        stored(folder, f"m{number}", str(number), key=f"{number}" * 64, seed=20 + number)
+    stored(folder, "m3", "3", key="3" * 64)
+    BriefCache(folder / "briefs").read_all(folder / "verdicts", pytest.fail)
+    assert record.read_bytes() != before
 
 
 def test_another_process_gets_the_folder_alone(folder, many):

@@ -9,7 +9,7 @@ from test_places import stored
 from robustbench_rkhs.reports import paired_tests
 from robustbench_rkhs.reports.paired_tests import PairedTests
 from robustbench_rkhs.site import build_site
-from robustbench_rkhs.verdicts import mcnemar, mcnemar_all, mcnemar_between
+from robustbench_rkhs.verdicts import mcnemar, mcnemar_all, mcnemar_between, statistics
 
 IMAGES = 40
 
@@ -45,9 +45,12 @@ def test_between_some_models_and_all_as_between_all(whole, count):
     assert tests[0, 1] == pytest.approx(mcnemar(right[0][both], right[1][both])) and shared[0, 1] == both.sum()
 
 
+@pytest.mark.parametrize("few", [1, 200])
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("then", ["abcdef", "abXdef", "fedcba", "abdefX", "bcf", "XYZUVW", "aXYZUV"])
-def test_a_record_changes_no_test(tmp_path, then, whole):
+def test_a_record_changes_no_test(tmp_path, monkeypatch, then, whole, few):
+    monkeypatch.setattr(paired_tests, "FEW", few)  # 1: of so few models a record is hardly ever written again
+    monkeypatch.setattr(statistics, "BLOCK", 4)
     record = tmp_path / "pairs.npz"
     for who in ("abcdef", then, then):
         assert same(found(who, record, whole), found(who, None, whole))

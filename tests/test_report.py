@@ -15,7 +15,7 @@ from robustbench_rkhs import verdicts
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.reports import draw_curve, draw_tradeoff, report, write_leaderboard, write_tables
 from robustbench_rkhs.reports.entries import best_of
-from robustbench_rkhs.reports.tables import console, console_attacks, markdown
+from robustbench_rkhs.reports.tables import console, console_attacks, csv, csv_of, markdown
 from robustbench_rkhs.runtime.sinks import for_latex
 from robustbench_rkhs.verdicts import About, Brief, Evaluation
 
@@ -85,7 +85,7 @@ def test_tables_hold_the_summary(tmp_path):
 
 
 def printed(table):
-    stream = io.StringIO()
+    stream = io.io.StringIO()
     Console(file=stream, width=120).print(table)
     return stream.getvalue()
 
@@ -237,3 +237,10 @@ def test_what_ran_less_is_not_comparable_and_says_what_completes_it(tmp_path):
     assert here.loc["undiagnosed", "reason"] == "no diagnosis was run, those ranked were diagnosed"
     assert text.count("### Not comparable") == 3
     assert "- bought: 4 images, those ranked have 60; `rkhs-eval --model bought` completes it" in text
+
+
+def test_rows_as_csv_are_a_table_as_csv():
+    rows = [{"a": 1, "b": "=1+1", "c": 0.1 + 0.2}, {"a": 1.0, "b": "two, three\n", "c": None}, {"b": "=1+1"}]
+    text = csv_of(["a", "b", "c"], rows)
+    assert text == "a,b,c\n1,'=1+1,0.30000000000000004\n1.0,\"two, three\",\n,'=1+1,\n"
+    assert pd.read_csv(io.StringIO(text)).equals(pd.read_csv(io.StringIO(csv(pd.DataFrame(rows, columns=["a", "b", "c"])))))

@@ -16,6 +16,8 @@ from robustbench_rkhs.verdicts.brief_cache import code_digest
 
 MANY = 200
 """Models from which a record is worth its room, 12 MB for 1,000 models: fewer are tested in the time of reading it."""
+FEW = 200
+"""Changed models, one in so many, for which a record is not written again: their tests are made again as quickly."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class PairedTests:
             tests, shared = mcnemar_between(right[new], answered[new], right, answered)
             found.tests[new], found.shared[new] = tests, shared
             found.tests[:, new], found.shared[:, new] = tests.T, shared.T
-        if before is None or before.who != found.who:
+        if before is None or FEW * len(new) > len(who) or 2 * len(who) < len(before.who):
             found._write(record)
         return found
 

@@ -80,10 +80,13 @@ def _paired(ranked: Sequence[Entry], eps: float, record: Path | None) -> tuple[n
     index = ranked[0].brief.index
     if not all(np.array_equal(entry.brief.index, index) for entry in ranked):
         index = np.unique(np.concatenate([entry.brief.index for entry in ranked]))
-    right, answered = np.zeros((2, len(ranked), len(index)), dtype=bool)
+    shape, whole = (len(ranked), len(index)), all(len(entry.brief.index) == len(index) for entry in ranked)
+    right, answered = np.zeros(shape, dtype=bool), np.broadcast_to(True, shape) if whole else np.zeros(shape, dtype=bool)
     for place, entry in enumerate(ranked):
-        images = slice(None) if len(entry.brief.index) == len(index) else np.searchsorted(index, entry.brief.index)
-        right[place, images], answered[place, images] = entry.brief.robust[eps], True
+        images = slice(None) if whole else np.searchsorted(index, entry.brief.index)
+        right[place, images] = entry.brief.robust[eps]
+        if not whole:
+            answered[place, images] = True
     found = PairedTests.of([f"{eps!r} {entry.brief.content}" for entry in ranked], right, answered, record)
     above = np.triu_indices(len(ranked), 1)
     adjusted[above] = adjusted.T[above] = holm(found.tests[above])

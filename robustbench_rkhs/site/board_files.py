@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-import pandas as pd
-
-from robustbench_rkhs.reports.tables import csv
+from robustbench_rkhs.reports.tables import csv_of
 from robustbench_rkhs.site.board_rows import rows_html
 from robustbench_rkhs.site.boards import COLUMNS, Board, Column
 from robustbench_rkhs.site.pages import write_changed, write_page
@@ -81,7 +79,7 @@ def write_board(board: Board, stem: Path) -> list[Path]:
     text = json.dumps(stated, ensure_ascii=False, allow_nan=False)  # indented, it takes ten times as long
     return [
         page,
-        write_changed(stem.with_name(f"{stem.name}.csv"), csv(_frame(board)).encode()),
+        write_changed(stem.with_name(f"{stem.name}.csv"), _csv(board).encode()),
         write_changed(stem.with_name(f"{stem.name}.json"), f"{text}\n".encode()),
     ]
 
@@ -109,7 +107,7 @@ def compared(board: Board) -> str:
     return urlencode({"d": "/".join([data, digest[:12], norm, box]), "m": names, "eps": f"{eps!r}"})
 
 
-def _frame(board: Board) -> pd.DataFrame:
+def _csv(board: Board) -> str:
     """Every entry, one row each, with the status of those that are not ranked."""
     rows: list[dict[str, Any]] = []
     for status, members in (("ranked", board.rows), ("not comparable", board.apart), ("", board.aside)):
@@ -119,4 +117,4 @@ def _frame(board: Board) -> pd.DataFrame:
             rows.append({"status": row.get("status", status), "reason": ""} | flat)
     first = ["status", "rank", "model"]
     heads = [*first, *(name for name in dict.fromkeys(key for row in rows for key in row) if name not in first)]
-    return pd.DataFrame(rows, columns=heads)
+    return csv_of(heads, rows)

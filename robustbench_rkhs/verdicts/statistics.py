@@ -12,6 +12,9 @@ from scipy.special import bdtr, betaincinv  # scipy.stats takes half a second to
 
 from robustbench_rkhs.nodes.node import UserError
 
+BLOCK = 64
+"""Models that are tested with others at once."""
+
 
 class Proportion(NamedTuple):
     """A share of images with its 95% Clopper-Pearson limits."""
@@ -85,13 +88,21 @@ def mcnemar_between(
     other_right: Bool[np.ndarray, "models images"],
     other_answered: Bool[np.ndarray, "models images"],
 ) -> tuple[Float[np.ndarray, "some models"], Int[np.ndarray, "some models"]]:
-    """`mcnemar_all` between some models and others. Cost: four products of matrices, and one binomial tail per pair."""
+    """`mcnemar_all` between some models and others. Cost: four products of matrices, and one binomial tail per pair.
+
+    A block of others at a time, so that little is copied: fresh memory costs more than the products.
+    """
     exact = _exact(answered)
-    yes, other = (right & answered).astype(exact), (other_right & other_answered).astype(exact)
-    asked, other_asked = answered.astype(exact), other_answered.astype(exact)
-    both = yes @ other.T
-    shared = np.rint(asked @ other_asked.T).astype(np.int64)
-    return _tails(yes @ other_asked.T - both, asked @ other.T - both), shared
+    yes, asked = (right & answered).astype(exact), answered.astype(exact)
+    tests, shared = np.empty((len(right), len(other_right))), np.empty((len(right), len(other_right)), dtype=np.int64)
+    for start in range(0, len(other_right), BLOCK):
+        block = slice(start, start + BLOCK)
+        other_asked = other_answered[block].astype(exact)
+        other = other_right[block] * other_asked
+        both = yes @ other.T
+        tests[:, block] = _tails(yes @ other_asked.T - both, asked @ other.T - both)
+        shared[:, block] = np.rint(asked @ other_asked.T)
+    return tests, shared
 
 
 def _exact(answered: np.ndarray) -> Any:
