@@ -1,6 +1,7 @@
 """Data of one's own and of size: folders of pictures, memory maps, test-only files; read block by block, with the same verdicts."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,14 @@ def test_images_in_a_file_of_another_name_are_the_same_data_set(left: str, worke
     )
     other = evaluate(net(), str(tmp_path / "others.npz"), **settings)
     assert other.about.data == "others.npz" and other.about.data_digest != first.about.data_digest
+
+
+def test_a_data_set_of_the_package_keeps_its_name_whatever_file_holds_its_images(tmp_path: Path) -> None:
+    split = named_data("digits").test().sample(6, 0, "first")
+    settings = FAST | {"folder": tmp_path, "name": "net"}
+    model = net(10, 64)
+    assert evaluate(model, replace(split, data="copy.npz"), **settings).about.data == "copy.npz"
+    assert evaluate(model, replace(split, data="digits"), **settings | {"eps": 0.1, "seed": 1}).about.data == "digits"
 
 
 @pytest.mark.parametrize(

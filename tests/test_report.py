@@ -85,7 +85,7 @@ def test_tables_hold_the_summary(tmp_path):
 
 
 def printed(table):
-    stream = io.io.StringIO()
+    stream = io.StringIO()
     Console(file=stream, width=120).print(table)
     return stream.getvalue()
 

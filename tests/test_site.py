@@ -130,8 +130,9 @@ def test_a_page_shows_the_evaluation_of_most_radii(tmp_path, dates):
     few, all_ = [0.25], list(EPSILONS)
     for job, epsilons, date in (("1", few, dates[0]), ("2", all_, dates[1])):
         stored(tmp_path, "a", job, epsilons=epsilons, date=date)
-    for job, words in (("3", {"images": 30, "epsilons": all_}), ("4", {"complete": False, "epsilons": all_, "date": "2026-01-03"})):
-        stored(tmp_path, "a", job, **words)  # of fewer images, or cut short
+    lesser = {"images": 30}, {"complete": False, "date": "2026-01-03"}, {"certificates": []}  # fewer images, cut short, no proof
+    for job, words in zip("345", lesser, strict=True):
+        stored(tmp_path, "a", job, **{"epsilons": [*all_, 9.0], "date": "2026-01-01"} | words)
     model = next(iter(site_models([Brief.of(one) for one in verdicts.read_all(tmp_path / "verdicts")]).values()))
     assert [one.brief.about.job for one in model.domains] == ["2" * 12]
 

@@ -46,4 +46,4 @@ def beside(name: str) -> str:
     if close or not stems:
         return f"; did you mean {str(path.with_stem(close[0]))!r}?" if close else ""
     more = f" and {len(stems) - FEW} more" if len(stems) > FEW else ""
-    return f"; its folder holds {', '.join(str(path.with_stem(stem)) for stem in stems[:FEW])}{more}"
+    return f"; its folder holds {', '.join(repr(str(path.with_stem(stem))) for stem in stems[:FEW])}{more}"

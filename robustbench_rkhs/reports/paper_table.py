@@ -87,7 +87,7 @@ def _check_attacked(models: Sequence[TableModel], column: Column) -> None:
     if column.quantity == "robust" and column.eps not in had:
         names = ", ".join(one.name for one in models)
         known = ", ".join(had[eps] for eps in sorted(had))
-        raise UserError(f"--table: {column.name} would be empty: {names} evaluated at eps {known}; ask for one of these")
+        raise UserError(f"--table: {column.name} would be empty: evaluated at eps {known} ({names}); ask for one of these")
 
 
 def _right(one: TableModel, column: Column) -> pd.Series:

@@ -265,7 +265,7 @@ def csv(frame: pd.DataFrame) -> str:
 
 
 def csv_of(heads: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows as csv, as `csv` writes a table, ten times as quickly; what a row does not have, or is None, is empty."""
+    """Rows as csv, as `csv` writes a table, ten times as quickly. What a row does not have, or is None, is empty; none is NaN."""
     escaped: Callable[[Any], Any] = lru_cache(8192, typed=True)(for_csv)  # most texts are repeated; 1 and 1.0 are two
     text = StringIO()
     writer = csv_writer(text, lineterminator="\n")

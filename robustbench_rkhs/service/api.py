@@ -25,7 +25,7 @@ class Refused(BaseModel):
 
 
 class Listed(BaseModel):
-    """A page of the list of submissions, the latest first; of hidden ones neither names nor reasons."""
+    """A page of the list of submissions, the latest first; of hidden ones neither name, sender nor log."""
 
     total: int
     submissions: list[State]

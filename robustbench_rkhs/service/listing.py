@@ -10,7 +10,7 @@ from robustbench_rkhs.service.submission import Status, Submission
 
 
 def listed(database: Database, offset: int, limit: int) -> tuple[list[Submission], int]:
-    """A page of the submissions, and how many there are; nothing is said here of a hidden one but that it is there."""
+    """A page of the submissions, and how many there are; a hidden one is there without its name, sender and log."""
     status, number = col(Submission.status), col(Submission.id)
     kind = case((status == Status.RUNNING, 0), (status == Status.QUEUED, 1), else_=2)
     place = case((status.in_((Status.RUNNING, Status.QUEUED)), col(Submission.queued_at)), else_=-1.0 * number)

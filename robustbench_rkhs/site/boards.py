@@ -232,13 +232,21 @@ def _protocol(section: Section, ranked: Sequence[Entry], images: dict[str, Any] 
         return tuple(said)
     said += [("Minimum images", f"{images['minimum']:,}"), ("Which images", images["which"])]
     said += [("Attacks", ", ".join(ranked[0].brief.about.protocol)), ("Their settings", _attacks(ranked[0].brief))]
-    names = dict.fromkeys(one.name for entry in ranked for one in entry.brief.about.diagnostics)
-    said += [("Diagnosis", ", ".join(name for name in names if name != TEST_ABOVE_TRAINING) or "none")]
+    said += [("Diagnosis", _diagnosis(ranked))]
     certified, audited = (sum(int(entry.row[f"count_{part}"]) for entry in ranked) for part in ("certified", "audited"))
     if not certified:
         return *said, ("Audit", "none: nothing is certified")
     words = "a minimal-norm attack on every certified image" if audited == certified else "not on every certified image"
     return *said, ("Audit", words)
+
+
+def _diagnosis(ranked: Sequence[Entry]) -> str:
+    """The diagnoses that every ranked entry went through which was diagnosed at all, and those of some."""
+    each = [{one.name: 0 for one in entry.brief.about.diagnostics if one.name != TEST_ABOVE_TRAINING} for entry in ranked]
+    each = [names for names in each if names]
+    of_all = [name for name in each[0] if all(name in names for names in each)] if each else []
+    of_some = [name for name in dict.fromkeys(name for names in each for name in names) if name not in of_all]
+    return "; ".join(filter(None, [", ".join(of_all), f"of some: {', '.join(of_some)}" if of_some else ""])) or "none"
 
 
 def _attacks(one: Brief) -> str:

@@ -70,7 +70,7 @@ def _built(places: Places, briefs: list[Brief], cache: BriefCache, found: SiteBu
     shelf = Shelf(out)
     facts = {who: shelf.facts(model.domains[0].brief.about) for who, model in models.items()}
     drawn = Drawn(folder)
-    libraries = [site_digest(), *versions()]
+    libraries = [site_digest(), *versions(), out.absolute().name]  # commands on the pages name OUT
     found.files += drawn.once("assets", folder / "assets", libraries, write_assets)
     claims, published = read_claims(places.claims, found.unread.append), set(Published(places.verdicts).paths())
     ranked = boards(board(briefs, cache), models, facts, claims, published, cache.folder)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from robustbench_rkhs.nodes.names import file_word
 from robustbench_rkhs.reports.entries import best_of
-from robustbench_rkhs.verdicts import About, Brief, Evaluation, functions, pooled, stale
+from robustbench_rkhs.verdicts import About, Brief, Evaluation, diagnosed, functions, pooled, stale
 from robustbench_rkhs.verdicts.axes import domain
 
 Identity = tuple[str, str]
@@ -96,10 +96,13 @@ def _model(who: Identity, slug: str, own: Sequence[Brief], family: Sequence[Brie
 
 
 def _shown(members: Sequence[Brief]) -> Brief:
-    """The evaluation that represents a model on a board; of the same images by the same attacks rather one with more radii."""
+    """The evaluation of a page: `best_of` these, but one that went through the same at more radii, where there is such."""
     best = best_of(members)
     like = [one for one in members if (one.sample, one.attacks, one.sealed) == (best.sample, best.attacks, best.sealed)]
     like = [one for one in like if one.about.complete == best.about.complete and bool(stale(one)) == bool(stale(best))]
+    like = [
+        one for one in like if diagnosed(one) == diagnosed(best) and set(one.about.certificates) >= set(best.about.certificates)
+    ]
     wider = [one for one in like if set(one.about.epsilons) > set(best.about.epsilons)]
     return best_of(wider) if wider and not best.about.submitted else best
 

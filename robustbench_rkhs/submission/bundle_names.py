@@ -37,6 +37,8 @@ def check_checkpoint(names: Iterable[str], where: str, allowed: Set[str] = froze
 def check_bundle(path: Path) -> None:
     """Raises UserError where the names of a bundle's files alone say that it is none: what is missing, all at once."""
     top = sorted(entry.name for entry in islice(path.iterdir(), MOST + 1))
+    if len(top) > MOST:
+        raise UserError(f"the bundle holds more than {MOST} files and folders; expected what rkhs-submit ... --bundle writes")
     needed = [STATED, PUBLIC, SIGNATURE, VERDICTS]
     folders = [name for name in top if (path / name).is_dir() and not (path / name).is_symlink()]
     if missing := [name for name in needed if name not in top] + (
@@ -48,7 +50,7 @@ def check_bundle(path: Path) -> None:
         )
     for name in folders:
         inside = [entry.name for entry in islice((path / name).iterdir(), MOST + 1)]
-        check_checkpoint(inside, name[:64], frozenset(OF_MODEL | BESIDE))
+        check_checkpoint(inside, repr(name[:64]), frozenset(OF_MODEL | BESIDE))
 
 
 def listed(names: Sequence[str]) -> str:

@@ -10,19 +10,20 @@ import pyarrow.parquet as pq
 from robustbench_rkhs.verdicts.store import METADATA
 
 
-def data_name(folder: Path, digest: str) -> str | None:
-    """The name of the data set with this digest in a model's tables or finished parts; None where it is in none of them.
+def data_name(folder: Path, digest: str, given: str) -> str:
+    """The name of the data set with this digest in a model's tables or finished parts; `given` where it is there, or none is.
 
     Files that cannot be read are passed over: whoever needs them says so. Cost: 1 ms per table, and per method that was run.
     """
+    found = dict[str, None]()
     for path in _files(folder):
         try:
             said = json.loads((pq.read_metadata(path).metadata or {})[METADATA])
             if digest == (said["part"]["data"] if "part" in said else said["data_digest"]):
-                return str(pq.ParquetFile(path).read_row_group(0, ["data"])["data"][0].as_py())
+                found[str(pq.ParquetFile(path).read_row_group(0, ["data"])["data"][0].as_py())] = None
         except (OSError, KeyError, TypeError, ValueError, IndexError, pa.ArrowException):
             continue
-    return None
+    return given if given in found else next(iter(found), given)
 
 
 def _files(folder: Path) -> Iterator[Path]:

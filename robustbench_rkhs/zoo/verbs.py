@@ -41,6 +41,7 @@ from robustbench_rkhs.runtime.precision import full_precision
 from robustbench_rkhs.runtime.steps import stepped
 from robustbench_rkhs.verdicts import Evaluation, doubts
 from robustbench_rkhs.verdicts.data_names import data_name
+from robustbench_rkhs.zoo.data_names import SETS
 from robustbench_rkhs.zoo.loaders import Typed
 from robustbench_rkhs.zoo.models import as_module, say_hidden_gradients
 from robustbench_rkhs.zoo.named import load_model
@@ -125,9 +126,11 @@ def evaluate(
 
 
 def _under_known_name(split: Split, model: str, folder: str | Path | None, loader: Loader | None) -> tuple[Split, Loader | None]:
-    """Images that were evaluated before keep the name that they had, as one data set has one name in a table."""
-    known = folder and data_name(Path(folder) / plain_name(model), split.digest)
-    if not known or known == split.data:
+    """Images of a file, or from memory, that were evaluated before keep their name, as one data set has one name in a table."""
+    if not folder or split.data in SETS:
+        return split, loader
+    known = data_name(Path(folder) / plain_name(model), split.digest, split.data)
+    if known == split.data:
         return split, loader
     emit(Message(text=f"{split.data} holds the images of {known}, under which name they were evaluated before: it stays"))
     return replace(split, data=known), replace(loader, data_name=known) if isinstance(loader, Typed) else loader

@@ -46,8 +46,8 @@ rkhs.paired = {
         const [own, other] = [ran(one, at), ran(first, at)];
         return own === false && other ? [missing] : own && other === false ? [more] : [];
       }),
-      ...(one.page in aside ? [`Not ranked, as it is ${aside[one.page]}`] : []),
-      ...(one !== first && first.page in aside ? [`The first one is ${aside[first.page]}`] : []),
+      ...(Object.hasOwn(aside, one.page) ? [`Not ranked, as it is ${aside[one.page]}`] : []),
+      ...(one !== first && Object.hasOwn(aside, first.page) ? [`The first one is ${aside[first.page]}`] : []),
     ]);
   },
 
