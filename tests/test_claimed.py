@@ -20,6 +20,7 @@ from robustbench_rkhs.reports.entries import board
 from robustbench_rkhs.site.board_files import write_board
 from robustbench_rkhs.site.boards import boards
 from robustbench_rkhs.site.exported import HUB, eval_results, export
+from robustbench_rkhs.site.publication import publish
 from robustbench_rkhs.training import checkpoint
 from robustbench_rkhs.verdicts.store import table_paths
 
@@ -109,6 +110,7 @@ def test_claims_stand_apart_on_the_leaderboard_and_on_the_site(home, tmp_path):
     assert [row["model"] for row in one.claimed] == ["Stronger", "Other2023"] and other.claimed == ()
     assert all(row["model"] == "digits_mlp" for row in (*one.rows, *one.apart))
     page, _, stated = write_board(one, tmp_path / "site/boards/one")
+    publish(tmp_path / "site", [page])
     text = page.read_text()
     assert "Claimed elsewhere, not measured here" in text and "<b>x" not in text and 'href="https://example.org/paper"' in text
     found = json.loads(stated.read_text())

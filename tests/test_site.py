@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from test_report import EPSILONS, synthetic, trio
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.listing import KINDS, cards
 from robustbench_rkhs.nodes.node import UserError
-from robustbench_rkhs.site import build_site, side_by_side, text_pages
+from robustbench_rkhs.site import build_site, publication, side_by_side, text_pages
 from robustbench_rkhs.site.assets import classic
 from robustbench_rkhs.site.board_images import ranked_images
 from robustbench_rkhs.site.boards import Board
@@ -324,6 +325,7 @@ def test_the_campaign_of_faults_follows_the_argument_in_plain_words(tmp_path):
     lines = [{"part": "kills", "date": "2026-01-02", "tried": {"train": 3, "sweep": 4}, "lost": 0, "orphans": 2}]
     (tmp_path / "faults" / "campaign.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (page,) = text_pages.write_trust(tmp_path, tmp_path)
+    publication.publish(tmp_path, [page])
     text = page.read_text()
     assert text.index("Five states, no sixth") < text.index("made 7 faults on purpose") < text.index("A result was lost")
     rows = re.findall(r"<th scope=\"row\">(.*?)</th><td.*?>(.*?)</td>", text)
@@ -378,11 +380,46 @@ def test_markdown_and_formulas_are_text_and_nothing_else():
     assert str(formula(r"\frac{1}{")).startswith(("<p", "<pre>"))
 
 
-def test_links_lead_to_files_of_the_site(built):
-    folder, _ = built
-    for path in (folder / "site").rglob("*.html"):
+def check_links(site):
+    for path in site.rglob("*.html"):
         for link in re.findall(r'(?:href|src)="([^"#]+)', path.read_text()):
             assert link.startswith("data:") or (path.parent / link).is_file(), f"{path}: {link}"
+
+
+def test_links_lead_to_files_of_the_site(built):
+    check_links(built[0] / "site")
+
+
+def test_no_page_is_seen_before_those_it_leads_to(tmp_path, monkeypatch):
+    """Looked at just before pages are put in their places: nothing is there at first, and then the site as it was."""
+    put, seen = publication.publish, []
+
+    def looked(site, pages, end=False):
+        seen.append(sorted(path.name for path in site.rglob("*.html")))
+        check_links(site)
+        if end:
+            raise KeyboardInterrupt
+        put(site, pages)
+        check_links(site)
+        assert not list(site.rglob("*.new"))
+
+    monkeypatch.setattr("robustbench_rkhs.site.build.publish", looked)
+    stored(tmp_path, "a", "1", key="1" * 64)
+    build_site(tmp_path, tmp_path / "site")
+    first = sorted(path.name for path in (tmp_path / "site").rglob("*.html"))
+    stored(tmp_path, "b", "2", key="2" * 64, epsilons=[*EPSILONS, 9.0])
+    stored(tmp_path, "gone", "3", key="3" * 64)
+    monkeypatch.setattr("robustbench_rkhs.site.build.publish", partial(looked, end=True))
+    with pytest.raises(KeyboardInterrupt):
+        build_site(tmp_path, tmp_path / "site")
+    shutil.rmtree(tmp_path / "verdicts" / "gone")
+    monkeypatch.setattr("robustbench_rkhs.site.build.publish", looked)
+    build_site(tmp_path, tmp_path / "site")
+    assert seen == [[], first, first]
+    shutil.copytree(tmp_path / "verdicts", tmp_path / "fresh" / tmp_path.name / "verdicts")
+    build_site(tmp_path / "fresh" / tmp_path.name, tmp_path / "plain")
+    for path in (tmp_path / "plain").rglob("*.html"):
+        assert (tmp_path / "site" / path.relative_to(tmp_path / "plain")).read_bytes() == path.read_bytes(), path
 
 
 def test_several_processes_write_the_same_files(built, tmp_path, monkeypatch):

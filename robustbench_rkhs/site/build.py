@@ -21,6 +21,7 @@ from robustbench_rkhs.site.model_files import FilesOf, ModelFiles
 from robustbench_rkhs.site.model_page import write_model
 from robustbench_rkhs.site.on_boards import OnBoard, on_boards
 from robustbench_rkhs.site.pages import site_digest, write_page
+from robustbench_rkhs.site.publication import publish
 from robustbench_rkhs.site.side_by_side import MANY, side_by_side, staying
 from robustbench_rkhs.site.site_models import Identity, SiteModel, site_models
 from robustbench_rkhs.site.stills import drawn_beside
@@ -90,6 +91,7 @@ def _built(places: Places, briefs: list[Brief], cache: BriefCache, found: SiteBu
     found.files += write_compare(folder, models, facts, ranked)
     values = {"boards": ranked, "models": list(models.values()), "unread": [line.replace(f"{out}/", "") for line in found.unread]}
     found.files.append(write_page(folder / "index.html", "index.html", "", title="Boards", **values))
+    publish(folder, found.files)
     drawn.save(others=False)
     found.boards, found.models = len(ranked), len(models)
     return found

@@ -14,6 +14,8 @@ from robustbench_rkhs.runtime.files import write_whole
 from robustbench_rkhs.runtime.sinks import for_line, for_terminal
 
 HERE = Path(__file__).parent
+NEW = ".new"
+"""Ending of a page that waits to be put in its place."""
 
 
 def _plain(value: Any) -> Any:
@@ -37,8 +39,17 @@ def environment() -> Environment:
 
 
 def write_page(path: Path, template: str, root: str, **values: Any) -> Path:
-    """Fill in a template and write it. `root`: the way from the page to the top of the site. Raises Unwritable."""
-    return write_changed(path, environment().get_template(template).render(root=root, **values).encode())
+    """Fill in a template and write it, hidden, beside its place, where `publish` puts it. Raises Unwritable.
+
+    root: the way from the page to the top of the site. What waits there for a page that is as it should be is removed.
+    """
+    content = environment().get_template(template).render(root=root, **values).encode()
+    waiting = path.with_name(f".{path.name}{NEW}")
+    if path.is_file() and path.read_bytes() == content:
+        waiting.unlink(missing_ok=True)
+    else:
+        write_changed(waiting, content)
+    return path
 
 
 def write_changed(path: Path, content: bytes) -> Path:
