@@ -213,6 +213,7 @@ def test_a_state_pasted_into_the_same_tab_is_shown(site, browser):
 def test_a_refused_model_gets_no_p_whichever_comes_first_and_long_names_are_whole(browser, tmp_path):
     long = "a_network_whose_name_is_so_long"
     stored(tmp_path, long, "1", key="1" * 64)
+    stored(tmp_path, "constructor", "3", key="3" * 64)  # a name that every object of JavaScript has
     unsound = synthetic("unsound", key="2" * 64, job="2" * 12, proved=1.4)
     verdicts.write(unsound, tmp_path / "verdicts" / "unsound" / f"l2-{'2' * 12}.parquet")
     build_site(tmp_path, tmp_path / "site")
@@ -225,7 +226,10 @@ def test_a_refused_model_gets_no_p_whichever_comes_first_and_long_names_are_whol
     assert all(one.bounding_box()["x"] + one.bounding_box()["width"] <= 390 for one in labels)
     page = visit.open("compare", f"#m=unsound,{long}&eps=0.5")
     page.wait_for_function("document.querySelector('#unlike').textContent.includes('with unsound')")
-    assert f"The first one is refused: {long}." in page.locator("#unlike").inner_text() and not visit.faults
+    assert f"The first one is refused: {long}." in page.locator("#unlike").inner_text()
+    page = visit.open("compare", f"#m=constructor,{long}&eps=0.5")
+    page.wait_for_function("document.querySelector('#pairs tbody td')?.textContent === 'constructor'")
+    assert page.locator("#unlike").is_hidden() and not visit.faults
 
 
 def test_on_a_phone_captions_are_read_whole_and_wide_tables_show_that_more_lies_to_the_right(site, browser):

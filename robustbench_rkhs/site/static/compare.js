@@ -14,8 +14,8 @@
   const holding = keys.find((key) => places[key].models.some((one) => chosen.includes(one.page)));
   of("place").value = keys.includes(given.get("d")) ? given.get("d") : holding || keys[0];
   for (const [axis, title] of Object.entries(axes)) { of("x").append(option(axis, title)); of("y").append(option(axis, title)); }
-  of("x").value = given.get("x") in axes ? given.get("x") : "clean";
-  of("y").value = given.get("y") in axes ? given.get("y") : "robust";
+  of("x").value = Object.hasOwn(axes, given.get("x")) ? given.get("x") : "clean";
+  of("y").value = Object.hasOwn(axes, given.get("y")) ? given.get("y") : "robust";
   if (["robust", "certified", "clean"].includes(given.get("part"))) { of("part").value = given.get("part"); }
 
   const here = () => places[of("place").value];
