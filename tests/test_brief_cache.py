@@ -92,3 +92,20 @@ def test_boards_with_records_are_those_without(folder, monkeypatch, tmp_path_fac
     assert boards == sorted(path.name for path in (folder / "site" / "boards").iterdir())
     for name in boards:
         assert (plain / "site" / "boards" / name).read_bytes() == (folder / "site" / "boards" / name).read_bytes()
+
+
+@pytest.mark.parametrize("few", [0, 1, 4])
+def test_pages_of_tables_that_stayed_in_memory_are_those_of_tables_that_were_read_again(folder, monkeypatch, few, tmp_path_factory):
+    """One of 100 images among them, pooled with another of its function."""
+    stored(folder, "more", "7", key="7" * 64, images=100)
+    stored(folder, "more", "8", key="7" * 64, images=80, seed=5)
+    monkeypatch.setattr("robustbench_rkhs.site.build.FEW", few)
+    build_site(folder, folder / "site")
+    fresh = tmp_path_factory.mktemp("fresh") / folder.name
+    shutil.copytree(folder / "verdicts", fresh / "verdicts")
+    monkeypatch.setattr("robustbench_rkhs.site.build.FEW", 0)
+    build_site(fresh, fresh / "site")
+    names = [path.relative_to(fresh / "site") for path in (fresh / "site").rglob("*.html")]
+    assert len(names) > 5 and all((folder / "site" / one).read_bytes() == (fresh / "site" / one).read_bytes() for one in names)
+    (data,) = (folder / "site/data").glob("more*.js")
+    assert data.read_bytes() == (fresh / "site/data" / data.name).read_bytes()

@@ -28,8 +28,11 @@ from robustbench_rkhs.site.stills import drawn_beside
 from robustbench_rkhs.site.text_pages import methods_digest, trust_digest, write_glossary, write_methods, write_trust
 from robustbench_rkhs.site.training_facts import Shelf, TrainingFacts
 from robustbench_rkhs.verdicts import Brief, BriefCache, Published
+from robustbench_rkhs.verdicts.remembered import forgetting, remembering
 from robustbench_rkhs.verdicts.store import table_paths
 
+FEW = 4
+"""New tables that stay in memory from when they are summed up until their pages are made."""
 SAVED = 300
 """Files after which the record of what was made is saved."""
 
@@ -56,9 +59,9 @@ def build_site(out: Path, folder: Path) -> SiteBuilt:
     places, found = Places(out), SiteBuilt(folder)
     emit(PhaseStarted(phase="reading verdicts"))
     cache = places.cache()
-    with seldom(), staying(), drawn_beside() as begin:
+    with seldom(), staying(), drawn_beside() as begin, remembering():
         if not _sum_up(places, cache):
-            cache.meets = begin
+            cache.meets, cache.holding = begin, FEW
         briefs = cache.read_all(places.verdicts, found.unread.append)
         briefs += cache.read_all(places.submitted, found.unread.append)
         return _built(places, briefs, cache, found)
@@ -126,6 +129,11 @@ class _Task:
     def done(self) -> list[Path]:
         return write_model(self.model, self.facts, self.files, self.boards, self.stem)
 
+    def done_alone(self) -> list[Path]:
+        """The same, of which nothing stays in memory."""
+        with forgetting():
+            return self.done()
+
 
 def _write_models(
     models: Mapping[Identity, SiteModel],
@@ -148,7 +156,8 @@ def _write_models(
             else:
                 tasks.append(_Task(model, facts[who], own, where[who], stem))
                 made_of.append(inputs)
-        for task, inputs, paths in zip(tasks, made_of, side_by_side(_Task.done, tasks), strict=True):
+        done = side_by_side(_Task.done if len(tasks) <= FEW else _Task.done_alone, tasks)
+        for task, inputs, paths in zip(tasks, made_of, done, strict=True):
             written += drawn.keep("model", task.stem, inputs, paths)
             if len(written) % SAVED < len(paths):
                 drawn.save(others=True)  # an interrupted build goes on here

@@ -15,6 +15,7 @@ from robustbench_rkhs.runtime.files import Unwritable
 from robustbench_rkhs.runtime.ignored import ignored
 from robustbench_rkhs.verdicts.brief_index import BriefIndex, signature
 from robustbench_rkhs.verdicts.briefs import Brief
+from robustbench_rkhs.verdicts.remembered import forgetting
 from robustbench_rkhs.verdicts.soundness import pooled
 from robustbench_rkhs.verdicts.store import check_name, read, table_paths
 
@@ -37,6 +38,8 @@ class BriefCache:
         self._held = HELD.setdefault(str(folder), {}) if folder else {}
         self.meets: Callable[[], None] | None = None
         """Where given, called before a table is summed up of which nothing is known."""
+        self.holding = 0
+        """Of so many tables that are summed up from now on the brief holds the table: whoever needs it need not read it again."""
         self._looked: dict[Path, Look] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -123,7 +126,12 @@ class BriefCache:
             table = read(path)
             if self.meets is not None:
                 self.meets()
-            known = self._keep(key, replace(Brief.of(table), held=None))
+            if self.holding > 0:
+                known = self._keep(key, Brief.of(table))
+                self.holding -= 1
+            else:
+                with forgetting():
+                    known = self._keep(key, replace(Brief.of(table), held=None))
         check_name(known.about, path)
         return key, known
 
@@ -136,9 +144,10 @@ class BriefCache:
         known = self._known(key, one.path)
         if known is not None:
             return known
-        whole = one.evaluation()
-        judged = pooled(whole, [other.evaluation() for other in others])
-        return one if judged is whole else self._keep(key, Brief.of(judged))
+        with forgetting():
+            whole = one.evaluation()
+            judged = pooled(whole, [other.evaluation() for other in others])
+            return one if judged is whole else self._keep(key, Brief.of(judged))
 
     def _known(self, key: str, path: Path | None) -> Brief | None:
         if self.folder is None or path is None:

@@ -19,6 +19,16 @@ def remembering() -> Iterator[None]:
         _HELD.reset(token)
 
 
+@contextmanager
+def forgetting() -> Iterator[None]:
+    """Within it, nothing is remembered, nor kept for what is around it: of many tables, each would stay in memory."""
+    token = _HELD.set(None)
+    try:
+        yield
+    finally:
+        _HELD.reset(token)
+
+
 def remembered(of: object, what: tuple[Any, ...], compute: Callable[[], Value]) -> Value:
     """The value of `what` of this object: computed now, or within `remembering` the one computed before."""
     held = _HELD.get()
