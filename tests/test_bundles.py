@@ -537,7 +537,7 @@ def test_what_is_no_bundle_is_an_error_with_the_near_name_and_not_a_refusal_to_b
         ("check", "r.json"): "r.json is a file: expected a bundle, the folder that rkhs-submit ... --bundle writes",
         ("checkpoint", "bundel", "--eps", "1"): "no checkpoint folder 'bundel'; did you mean 'bundle'?",
         ("comment", "r.jsn"): "no file 'r.jsn'",
-        ("comment", "s.json"): "no file 's.json'",
+        ("comment", "s.json"): "no file 's.json'; its folder holds 'r.json'",
         ("comment", "r.json"): "r.json is not JSON: line 1, column 4: extra data",
     }.items():
         _, err = rkhs("submit", *words, "--quiet", folder=place, code=2)

@@ -77,10 +77,13 @@ def test_a_header_may_name_a_recipe_where_weights_were_typed(folder):
 
 
 def test_names_that_are_not_alike_are_listed_and_not_suggested(folder):
-    assert str(missing("file", "quite_another.npz")) == "no file 'quite_another.npz'; its folder holds mine.npz"
+    assert str(missing("file", "quite_another.npz")) == "no file 'quite_another.npz'; its folder holds 'mine.npz'"
     for number in range(8):
         (folder / f"{number}.npz").touch()
-    assert str(missing("file", "quite_another.npz")).endswith("; its folder holds 0.npz, 1.npz, 2.npz, 3.npz, 4.npz and 4 more")
+    assert str(missing("file", "quite_another.npz")).endswith(
+    said = "; its folder holds '0.npz', '1.npz', '2.npz', '3.npz', '4.npz' and 4 more"
+    assert str(missing("file", "quite_another.npz")).endswith(said)
+    )
     assert str(missing("file", "quite_another.zip")) == "no file 'quite_another.zip'"
 
 

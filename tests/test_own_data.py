@@ -171,7 +171,7 @@ def test_a_file_of_test_images_alone_is_enough(tmp_path: Path) -> None:
     split = named_data(str(tmp_path / "mine.npz")).test()
     assert split.classes == 3 and torch.equal(split.x, torch.from_numpy(BYTES).float() / 255)
     assert NamedModel("five", net(), named_data(str(tmp_path / "mine.npz"))).test.classes == 5
-    with pytest.raises(UserError, match="x_train y_train missing"):
+    with pytest.raises(UserError, match="add what is missing"):
         named_data(str(tmp_path / "mine.npz")).load()
 
 

@@ -49,7 +49,7 @@ LINES = {
         ["evaluate", "--model", "digits_mlp", "--eps", "1", "--require", "certfied@1>=0.3"],
         "did you mean 'certified'?",
     ),
-    "a file": (["evaluate", "--model", "digits_mlp", "--eps", "1", "--data", "no.npz"], "its folder holds names.npz, ones.npz"),
+    "a file": (["evaluate", "--model", "digits_mlp", "--eps", "1", "--data", "no.npz"], "its folder holds 'names.npz', 'ones.npz'"),
     "a checkpoint": (["verify", str(ROOT / "checkpoints/digits_mlp")], "this is a checkpoint, not a proof"),
 }
 
