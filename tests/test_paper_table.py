@@ -109,7 +109,9 @@ def test_what_cannot_be_compared_or_is_not_known_is_told():
 
 def test_a_column_without_any_value_is_refused_with_the_eps_that_were_evaluated():
     a, b, _ = several()
-    with pytest.raises(UserError, match=r"robust@0.3 would be empty: a, b evaluated at eps 0.25, 0.5, 1; ask for one of these"):
+    with pytest.raises(
+        UserError, match=r"robust@0.3 would be empty: a, b were evaluated at eps 0.25, 0.5, 1; ask for one of these"
+    ):
         made([a, b], "clean robust@0.25,0.3")
     assert made([a, b], "certified@0.3").rows[0][1][0].text != "-"  # a certified radius answers for every eps
 

@@ -85,9 +85,9 @@ def _check_attacked(models: Sequence[TableModel], column: Column) -> None:
     """Raises UserError where no model has a robust accuracy at this eps: the column would be empty."""
     had = {eps: one.evaluation.about.words(eps) for one in models for eps in one.evaluation.about.epsilons}
     if column.quantity == "robust" and column.eps not in had:
-        names = ", ".join(one.name for one in models)
+        names, were = ", ".join(one.name for one in models), "was" if len(models) == 1 else "were"
         known = ", ".join(had[eps] for eps in sorted(had))
-        raise UserError(f"--table: {column.name} would be empty: evaluated at eps {known} ({names}); ask for one of these")
+        raise UserError(f"--table: {column.name} would be empty: {names} {were} evaluated at eps {known}; ask for one of these")
 
 
 def _right(one: TableModel, column: Column) -> pd.Series:
