@@ -536,7 +536,7 @@ def test_names_of_files_are_checked_before_anything_is_started_and_all_that_is_m
         ("model/setup.py", "sender.pub, signature and verdicts.parquet are missing"),
         ("sender.pub", "signature and verdicts.parquet"),
         ("signature", "incomplete: verdicts.parquet is missing"),
-        ("verdicts.parquet", "model: unexpected file 'setup.py'"),
+        ("verdicts.parquet", "'model': unexpected file 'setup.py'"),
     ):
         (tmp_path / "theirs" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "theirs" / name).write_text("x")
