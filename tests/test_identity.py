@@ -8,7 +8,7 @@ import pytest
 
 import robustbench_rkhs
 from robustbench_rkhs.evaluation import cache_key
-from robustbench_rkhs.evaluation.cache_key import ELSEWHERE, SOURCES
+from robustbench_rkhs.evaluation.cache_key import CARRIERS, ELSEWHERE, SOURCES
 
 PACKAGE = Path(robustbench_rkhs.__file__).parent
 NAME = PACKAGE.name
@@ -65,3 +65,10 @@ def test_a_change_of_any_source_changes_the_digest(source, tmp_path, monkeypatch
     same = digest()
     (tmp_path / source).write_text((tmp_path / source).read_text() + "\nCHANGED = 1\n")
     assert own == same != digest()
+
+
+def test_only_what_carries_jobs_is_left_out_of_the_digest():
+    """Of the engines, what sets a worker up is digested: its threads decide how sums are rounded."""
+    engines = {file.relative_to(PACKAGE).as_posix() for file in (PACKAGE / "evaluation/engines").glob("*.py")}
+    assert engines - set(CARRIERS) == {f"evaluation/engines/{name}.py" for name in ("__init__", "worker")}
+    assert set(CARRIERS) < engines

@@ -185,8 +185,8 @@ def answer(job):
 def test_a_worker_that_is_killed_while_it_has_nothing_to_do_is_replaced():
     engine = Processes([lambda: answer] * 2, answer)
     try:
-        first = {worker.process.pid for worker in engine._workers.values()}
-        for worker in engine._workers.values():
+        first = {worker.process.pid for worker in engine._pool._workers.values()}
+        for worker in engine._pool._workers.values():
             worker.process.kill()
             worker.process.join()
         jobs = [Job("predict", "prediction", "l2", "unit", (index,)) for index in range(2)]
@@ -255,7 +255,7 @@ def drive(path):
     engine = Processes([lambda: sleep] * 2, sleep)
     for index in range(2):
         engine.submit(Job("predict", "prediction", "l2", "unit", (index,)))
-    path.write_text(" ".join(str(worker.process.pid) for worker in engine._workers.values()))
+    path.write_text(" ".join(str(worker.process.pid) for worker in engine._pool._workers.values()))
     time.sleep(600)
 
 
@@ -348,7 +348,7 @@ def test_the_keyboard_never_interrupts_a_worker():
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     engine = Processes([lambda: print] * 2, print)
     try:
-        for worker in engine._workers.values():
+        for worker in engine._pool._workers.values():
             lines = dict(line.split(":", 1) for line in Path(f"/proc/{worker.process.pid}/status").read_text().splitlines())
             bit = 1 << (signal.SIGINT - 1)
             assert int(lines["SigIgn"], 16) & bit and not int(lines["SigBlk"], 16) & bit

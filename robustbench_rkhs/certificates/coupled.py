@@ -45,7 +45,7 @@ def coupled_rows(rows: Rows, tilts: Tilts, target: Float64[Tensor, " batch"], ef
         choice, found = searched(rows, begun(tilts, chain), target, Search(effort.steps, 0.1), chain)
     first = _proved(rows, choice, chain)
     short = (first.value <= 0).nonzero().flatten()
-    if not len(short) or not bool((first.value >= -CLOSE * target).all()):
+    if not len(short) or clock.left() <= 0 or not bool((first.value >= -CLOSE * target).all()):
         return first
     higher = target + (found.double() - first.value).clamp_min(0)
     with limited(allowance), limited(clock):

@@ -147,7 +147,7 @@ def evaluate(
             split = sized(queried, split.to(device), clock, recipe.seed)
         named = (name, identity.weights, device, recipe.seed, identity.key)
         subject = Subject(model, queried, split, *named, images=nearest is not None)
-        store = Store(own / "parts" if own else None, nearest, exchanged(parts, own))
+        store = Store(own / "parts" if own else None, nearest, exchanged(parts, own), split.data)
         with full_precision():
             run = _Run(subject, recipe, None if twin is None else _transfer(twin, subject))
             run.note(command=command, key=identity.key, logits=identity.logits, threads=str(taken))

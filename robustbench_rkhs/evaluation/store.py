@@ -1,5 +1,6 @@
 """The store of finished jobs: their results are read, never computed twice."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,16 @@ UNFINISHED = ("error", "timeout")
 class Store:
     """Results by the key of their job: per-image ones by row, the others whole. Only in memory without a folder."""
 
-    def __init__(self, folder: Path | None = None, nearest: Nearest | None = None, exchange: Exchange | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path | None = None,
+        nearest: Nearest | None = None,
+        exchange: Exchange | None = None,
+        data: str | None = None,
+    ) -> None:
         """`nearest` collects the nearest adversarial images, if wanted; every part then keeps its own beside it. `exchange`: with
-        machines that share no folder."""
-        self.folder, self.nearest, self.exchange = folder, nearest, exchange
+        machines that share no folder. `data`: the name of the data set now, which its parts may have been stored without."""
+        self.folder, self.nearest, self.exchange, self.data = folder, nearest, exchange, data
         self.outside: dict[str, set[int]] = {}
         """By attack, the images for which it returned a point outside box or ball."""
         self._rows: dict[str, RowCache] = {}
@@ -66,7 +73,9 @@ class Store:
                 self.exchange.put(path)
 
     def gathered(self, part: Part) -> Part:
-        """The part, once what it holds besides rows is gathered."""
+        """The part under the data set's present name, once what it holds besides rows is gathered."""
+        if self.data is not None and "data" in part.table and (part.table["data"] != self.data).any():
+            part = replace(part, table=part.table.assign(data=self.data))  # of the same images, as their digest is in the key
         if self.nearest is not None and part.kept is not None:
             self.nearest.see(part.table, part.kept)
         for label, indices in part.noticed.outside.items():

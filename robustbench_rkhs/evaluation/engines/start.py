@@ -10,7 +10,8 @@ import torch
 from robustbench_rkhs.evaluation.engine_choice import AnyEngine, Here, Ranks, Ray
 from robustbench_rkhs.evaluation.engines import ranks
 from robustbench_rkhs.evaluation.engines.base import Engine
-from robustbench_rkhs.evaluation.engines.here import InProcess, Processes
+from robustbench_rkhs.evaluation.engines.here import InProcess
+from robustbench_rkhs.evaluation.engines.processes import Processes
 from robustbench_rkhs.evaluation.engines.ranks import Rank
 from robustbench_rkhs.evaluation.engines.ray import RayTasks
 from robustbench_rkhs.evaluation.engines.worker import Work
