@@ -7,17 +7,18 @@ A step: forward and backward of the cross-entropy, gradients of all weights, in 
 frozen (`layers.frozen`): its layers as ordinary convolutions and matrix products of the same shapes, whose weights need gradients
 too. CPU seconds of both at two batch sizes; what the layers cost apart from the images is the part that does not grow with the
 batch. `ratio` is at the published batch of 256, by the line through both. Where it exceeds 5, the three largest operations of a
-step are listed with their shares.
+step are listed with their shares. Each network of the record says of which day and code it is, as --only keeps the others.
 """
 
 import json
 import statistics
 import sys
 import time
+from datetime import date
 from typing import Any
 
 import torch
-from common import ROOT, arguments, finish
+from common import ROOT, arguments, finish, machine, sources_digest
 from torch import nn
 
 from robustbench_rkhs.layers.frozen import freeze
@@ -113,7 +114,8 @@ def main() -> None:
     for name, network in {**NETWORKS, **recipes}.items():
         if only in name:
             torch.manual_seed(0)
-            found[name] = compared(network.build(CIFAR, 100), batches, rounds)
+            of = {"date": date.today().isoformat(), "machine": machine("cpu"), "sources_sha256": sources_digest(SOURCES)}
+            found[name] = compared(network.build(CIFAR, 100), batches, rounds) | {"of": of}
             print(name, json.dumps(found[name]), flush=True)
     finish("published_steps", {"batches": batches, "networks": found}, given, SOURCES)
 
