@@ -2,11 +2,13 @@
 
 import json
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -542,6 +544,51 @@ def test_names_of_files_are_checked_before_anything_is_started_and_all_that_is_m
         (tmp_path / "theirs" / name).write_text("x")
         with pytest.raises(UserError, match=line):
             guarding.guard(Bundle("bundle", "theirs", tmp_path / "theirs"), home.settings)
+
+
+def test_files_that_are_not_what_their_names_say_are_refused_before_pytorch_is_loaded(tmp_path):
+    """The fault: a refusal for a config.json that is no JSON came after the import of PyTorch, 7 s where nothing else runs."""
+    theirs = Path(__file__).parents[1] / "examples" / "theirs"
+    code = (
+        "import json, sys; from robustbench_rkhs.nodes.node import UserError; from robustbench_rkhs.service import guarding\n"
+        "guarding.confine = lambda *_: None\n"
+        "for job in json.loads(sys.argv[1]):\n"
+        "    try: guarding._work(job)\n"
+        "    except UserError as refused: print(refused)\n"
+        "print('torch' in sys.modules)"
+    )
+    expected, jobs = [], []
+    for name, content, line in (
+        ("config.json", "network: mlp", "config.json is not JSON: line 1, column 1: expecting value"),
+        ("config.json", "[1]", "config.json is not a mapping, found a list"),
+        ("recipe.yaml", "a: [", "recipe.yaml is not readable YAML"),
+        ("recipe.yaml", "a list", "recipe.yaml is not a mapping, found a str"),
+        ("model.safetensors", "\x80\x04weights", "model.safetensors is not a readable safetensors file"),
+    ):
+        folder = tmp_path / str(len(jobs)) / "mine"
+        shutil.copytree(theirs, folder)
+        (folder / name).write_text(content)
+        jobs.append({"kind": "checkpoint", "name": "mine", "path": str(folder), "limits": {}})
+        expected.append(line)
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(jobs)], capture_output=True, text=True, cwd=tmp_path)
+    *refused, loaded = done.stdout.splitlines()
+    assert loaded == "False" and [line in found for line, found in zip(expected, refused, strict=True)] == [True] * 5, done
+
+
+def test_reserved_names_are_refused_when_they_are_sent_not_when_they_are_evaluated(home, tmp_path, monkeypatch):
+    """The fault: such a model waited in the queue to be refused, and the name of the host's own recipe was anybody's."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "next_year.yaml").write_text("")
+    for name, line in {
+        "digits_mlp": "'digits_mlp' is the name of a model that comes with the package: choose another",
+        "Digits-MLP": "'Digits-MLP' reads like 'digits_mlp', which is taken: choose another",
+        "next_year": "'next_year' is the name of a model of whoever runs this service: choose another",
+        "next.year": "'next.year' reads like 'next_year', which is taken: choose another",
+    }.items():
+        refused = home.send(name)
+        assert (refused.status_code, refused.json()["detail"]) == (409, line) and home.kept() == []
+    assert home.send("last_year").status_code == 201 and home.client.get("/api/submissions").json()["total"] == 1
 
 
 def test_a_kind_that_there_is_none_of_is_told_the_kinds(home):

@@ -10,9 +10,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from robustbench_rkhs.nodes.documents import json_of
 from robustbench_rkhs.nodes.limits import STRANGERS, Limits
 from robustbench_rkhs.nodes.node import UserError, did_you_mean
+from robustbench_rkhs.runtime.weights_header import weights_header
 
 TYPES = {
     "F64": torch.float64,
@@ -86,35 +86,15 @@ class WeightsFile:
 
 def weights_file(path: Path, limits: Limits = STRANGERS) -> WeightsFile:
     """Read and check the header of a safetensors file. Raises UserError if it is invalid or exceeds the limits."""
-    try:
-        with path.open("rb") as handle:
-            size = handle.seek(0, 2)
-            handle.seek(0)
-            if size > limits.weights:
-                raise UserError(f"{path} has {size:,} bytes, expected at most {limits.weights:,}")
-            length = int.from_bytes(handle.read(8), "little")
-            if size < 8 or not 2 <= length <= size - 8:
-                raise UserError(f"{path} is not a readable safetensors file: it is truncated, or another kind of file")
-            if length > limits.header:
-                raise UserError(f"{path}: its header has {length:,} bytes, expected at most {limits.header:,}")
-            text = handle.read(length).decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a readable safetensors file: {error}") from None
-    within = limits.model_copy(update={"text": limits.header, "entries": 16 * limits.tensors + 1000})
-    header = json_of(text, f"{path}: its header", within)
-    if not isinstance(header, dict):
-        raise UserError(f"{path}: its header is not a mapping")
-    header.pop("__metadata__", None)
-    if len(header) > limits.tensors:
-        raise UserError(f"{path} holds {len(header):,} tensors, expected at most {limits.tensors:,}")
-    tensors = {name: _stored(path, name, said, 8 + length) for name, said in header.items()}
-    end = 8 + length
+    header = weights_header(path, limits)
+    tensors = {name: _stored(path, name, said, header.end) for name, said in header.tensors.items()}
+    end = header.end
     for name, one in sorted(tensors.items(), key=lambda pair: (pair[1].begin, pair[1].size)):
         if one.begin != end:
             raise UserError(f"{path}: tensor {name[:80]!r} does not begin where the one before it ends")
         end += one.size
-    if end != size:
-        raise UserError(f"{path} is not a readable safetensors file: it has {size:,} bytes, its header describes {end:,}")
+    if end != header.size:
+        raise UserError(f"{path} is not a readable safetensors file: it has {header.size:,} bytes, its header describes {end:,}")
     return WeightsFile(path, tensors)
 
 

@@ -21,6 +21,7 @@ from robustbench_rkhs.service.guarding import TURN, Guard, guard
 from robustbench_rkhs.service.lifecycle import NameTaken, Queue
 from robustbench_rkhs.service.multipart import NAME, Form, receive
 from robustbench_rkhs.service.public_text import public
+from robustbench_rkhs.service.reserved_names import check_reserved
 from robustbench_rkhs.service.settings import Sent, Settings
 from robustbench_rkhs.service.state import State, add_to_log, state_of
 from robustbench_rkhs.service.state_files import tell_states
@@ -113,8 +114,10 @@ class Desk:
     def _added(self, bundle: Bundle, digest: str, token: Token) -> tuple[Submission, bool]:
         """Check the bundle, keep it, and put it into the queue. Raises HTTPException (403, 409 or 422)."""
         try:
+            check_reserved(bundle)
             bundle = self.guard(bundle, self.settings)
             check_scope(token, bundle.kind)
+            check_reserved(bundle)
             if bundle.kind == "checkpoint":
                 lifecycle.own_name(self.database, bundle.name, token.id or 0)
         except NameTaken as error:
