@@ -534,6 +534,8 @@ def test_what_is_no_bundle_is_an_error_with_the_near_name_and_not_a_refusal_to_b
     for words, line in {
         ("check", "bundel"): "no bundle 'bundel'; did you mean 'bundle'?",
         ("check", "nope"): "no bundle 'nope'",
+        ("check", "bundle", "--known", "hal"): "no folder of known bundles 'hal'; did you mean 'half'?",
+        ("check", "bundle", "--known", "nowhere"): "no folder of known bundles 'nowhere'",
         ("check", "r.json"): "r.json is a file: expected a bundle, the folder that rkhs-submit ... --bundle writes",
         ("checkpoint", "bundel", "--eps", "1"): "no checkpoint folder 'bundel'; did you mean 'bundle'?",
         ("comment", "r.jsn"): "no file 'r.jsn'",
@@ -548,7 +550,7 @@ def test_what_is_no_bundle_is_an_error_with_the_near_name_and_not_a_refusal_to_b
 
 
 def test_the_commands_of_a_sender_and_of_a_check(sent, place):
-    out, _ = rkhs("submit", "check", "bundle", "--known", "nowhere", "--result", "r.json", "--sample", "0", folder=place, code=2)
+    rkhs("submit", "check", "bundle", "--result", "r.json", "--sample", "0", folder=place, code=2)
     flags = ["--sample", "8", "--attack", "ddn:steps=5", "--no-diagnostics", "--samples", "12", "--device", "cpu", "--out", "out"]
     out, _ = rkhs("submit", "check", "bundle", *flags, "--result", "r.json", folder=place)
     (found,) = read_results(place / "r.json")
@@ -593,6 +595,7 @@ def test_the_comment_names_the_bundle_as_it_lies_in_the_senders_repository(place
     assert words.split()[2] == "sent/submissions"
     shutil.copytree(place / "bundle", place / "sent/submissions/bad")
     (place / "sent/submissions/bad/run.py").write_text("")
+    (place / "submissions").mkdir()  # as that line does
     (bundle,) = new_bundles(Path(words.split()[2]), Path("submissions"))
     text = comment([check_bundle(bundle, print, sample=5, device="cpu", out=place / "out", command=words)])
     command = text.rpartition("The same on your machine: `")[2].partition("`")[0]

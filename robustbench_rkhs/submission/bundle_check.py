@@ -130,6 +130,8 @@ def new_bundles(path: Path, known: Path | None = None) -> list[Path]:
 
     Raises UserError for what is no folder, with the name that was perhaps meant, and for too many.
     """
+    if known is not None and not known.is_dir():
+        raise missing_folder("folder of known bundles", str(known))
     if path.is_symlink():
         raise UserError(f"{path} is a link: expected the folder itself")
     if not path.exists():
