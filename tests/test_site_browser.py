@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -189,6 +190,45 @@ def test_the_last_tick_of_a_curve_is_the_largest_eps_and_is_seen_whole(site, bro
             assert max(numbers)[0] == max(EPSILONS) and max(numbers)[1] <= right, (width, name, numbers)
 
 
+@pytest.mark.parametrize("name, place", [("models/plain", ".chart"), ("compare", "#chart")])
+def test_on_a_phone_the_words_of_an_axis_lie_apart(site, browser, name, place):
+    """The fault: eleven numbers on 300 pixels, which nearly touched."""
+    page = Visit(browser, site, 390).open(name)
+    page.wait_for_selector(f"{place} svg")
+    labels = [one for one in page.locator(f"{place} .role-axis-label text").all() if not one.text_content().endswith("%")]
+    boxes = sorted((one.bounding_box() for one in labels), key=lambda one: one["x"])
+    gaps = [right["x"] - left["x"] - left["width"] for left, right in pairwise(boxes)]
+    assert len(boxes) >= 4 and min(gaps) >= max(one["width"] for one in boxes) / 2, gaps
+
+
+def test_on_a_phone_no_row_is_high_because_of_what_lies_beside_the_screen(site, browser):
+    """The fault: columns to the right were pressed narrow, so that each row of a few numbers was three lines high."""
+    for name, rows in (("models/plain", ".domain table tbody tr"), ("compare", "#images tbody tr")):
+        page = Visit(browser, site, 390).open(name)
+        lines = (
+            "rows => rows.map((row) => row.clientHeight / parseFloat(getComputedStyle(row).lineHeight)).filter((one) => one > 0)"
+        )
+        heights = page.locator(rows).evaluate_all(lines)
+        assert heights and max(heights) < 2, (name, heights)
+
+
+def test_the_images_of_a_model_keep_their_order_in_the_address(site, browser):
+    """The fault: only the search was kept, so that a link showed another order."""
+    visit = Visit(browser, site)
+    page = visit.open("models/plain")
+    column = lambda one: one.locator(".images tbody td:nth-child(4)").all_inner_texts()  # noqa: E731
+    assert "#" not in page.url
+    for way in ("asc", "desc"):
+        page.locator(".images").get_by_role("button", name="Certified radius").click()
+        page.wait_for_function(f"location.hash.includes('sort=certified%3A{way}')")
+    page.get_by_label("Search:").fill("margin")
+    page.wait_for_function("location.hash.includes('q=margin')")
+    found = column(page)
+    assert list(map(float, found)) == sorted(map(float, found), reverse=True)
+    again = Visit(browser, site)
+    assert column(again.open("models/plain", "#" + page.url.partition("#")[2])) == found and not visit.faults + again.faults
+
+
 def test_a_state_pasted_into_the_same_tab_is_shown(site, browser):
     """As a link in an open tab: the page is the same, only what is behind # changes."""
     visit = Visit(browser, site)
@@ -224,6 +264,9 @@ def test_a_refused_model_gets_no_p_whichever_comes_first_and_long_names_are_whol
     labels = page.locator("#chart .role-legend-label text").all()
     assert {one.text_content() for one in labels} == {long, "unsound"}
     assert all(one.bounding_box()["x"] + one.bounding_box()["width"] <= 390 for one in labels)
+    page = visit.open("models/unsound")
+    page.wait_for_selector(".images tbody tr")
+    assert page.locator(".chart").count() == 0 and not visit.faults
     page = visit.open("compare", f"#m=unsound,{long}&eps=0.5")
     page.wait_for_function("document.querySelector('#unlike').textContent.includes('with unsound')")
     assert f"The first one is refused: {long}." in page.locator("#unlike").inner_text()

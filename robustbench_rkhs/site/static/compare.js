@@ -88,7 +88,7 @@
       const p = reasons[at + 1].length ? "not comparable" : counts.images ? rkhs.paired.mcnemar(counts).toPrecision(2) : "-";
       return [data[0].model, one.model, counts.images, counts.both, counts.only_first, counts.only_second, counts.neither, said, p];
     });
-    const cell = (name, value, at) => rkhs.element(name, at > 1 ? { class: "number" } : {}, String(value));
+    const cell = (name, value, at) => rkhs.element(name, { ...(name === "th" ? { scope: "col" } : {}), ...(at > 1 ? { class: "number" } : {}) }, String(value));
     of("pairs").replaceChildren(
       rkhs.element("caption", {}, "Differences in percentage points"),
       rkhs.element("thead", {}, rkhs.element("tr", {}, ...head.map((word, at) => cell("th", word, at)))),
@@ -106,7 +106,7 @@
     const interval = (one, at) => (at === undefined ? "" : `${radius(one.certified[at], Math.floor)} to ${one.broken[at] === null ? "none known" : radius(one.broken[at], Math.ceil)}`);
     table = new DataTable(place, {
       data: discordant.map((index) => [index, ...data.flatMap((one, which) => { const at = where[which].get(index); return [state(one, at), interval(one, at)]; })]),
-      columns: [{ title: "Image", className: "number" }, ...data.flatMap((one) => [{ title: text.display(one.model), render: text }, { title: "proved to broken", render: text }])],
+      columns: [{ title: "Image", className: "number" }, ...data.flatMap((one) => [{ title: text.display(one.model), render: text }, { title: "certified radius to broken at", render: text }])],
       autoWidth: false, deferRender: true, pageLength: 25, order: [],
       layout: { topStart: null, topEnd: "search", bottomStart: "info", bottomEnd: "paging" },
       language: { search: "Search: ", info: "_START_ to _END_ of _TOTAL_ images", emptyTable: "They differ on no image." },

@@ -60,6 +60,14 @@ var rkhs = {
     };
   },
 
+  // An axis has words for a whole screen; on a phone, for as many as lie apart there.
+  narrow: matchMedia("(max-width: 640px)").matches,
+  fitted(spec) {
+    const most = 5, axes = spec.layer.map((layer) => layer.encoding.x?.axis).filter((axis) => axis?.tickCount > most);
+    if (rkhs.narrow) { axes.forEach((axis) => { axis.tickCount = most; }); }
+    return spec;
+  },
+
   // `ast`: expressions are interpreted, so that a host may forbid scripts made of text (CSP without unsafe-eval).
   draw(place, spec, datasets) {
     const dark = { "#0072B2": "#5ab4ea", "#000000": "#f0f0f0", "#8C1C4B": "#e884ae", "#5B3FBF": "#b3a1f2" };
@@ -67,7 +75,7 @@ var rkhs = {
       const text = JSON.stringify(spec);
       return JSON.parse(rkhs.theme() === "dark" ? Object.entries(dark).reduce((one, [from, to]) => one.replaceAll(from, to), text) : text);
     };
-    const again = () => vegaEmbed(place, { ...coloured(), datasets, config: rkhs.config() }, {
+    const again = () => vegaEmbed(place, { ...rkhs.fitted(coloured()), datasets, config: rkhs.config() }, {
       ast: true, actions: false, renderer: "svg", tooltip: { theme: rkhs.theme() },
     });
     place.redraw = again;
