@@ -1,5 +1,6 @@
 """The site: its numbers are those of the tables, only what changed is made again, hostile text stays text, no torch."""
 
+import html
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from robustbench_rkhs.site.assets import classic
 from robustbench_rkhs.site.board_images import ranked_images
 from robustbench_rkhs.site.boards import Board
 from robustbench_rkhs.site.charts import curve_chart, typed_ticks
+from robustbench_rkhs.site.diagnosis_words import WORDS, in_words
 from robustbench_rkhs.site.markup import docstring, formula, markdown
 from robustbench_rkhs.site.model_data import curve_rows
 from robustbench_rkhs.site.model_files import tightness_grid
@@ -139,7 +141,7 @@ def test_a_page_shows_the_evaluation_of_most_radii(tmp_path, dates):
 
 
 def test_what_is_not_ranked_is_said_so_on_its_page_and_no_place_of_the_host_is_told(tmp_path):
-    """A refused model has accuracies on its page, which a certificate or an attack denies."""
+    """The fault: a refused model had accuracies on its page, which a certificate or an attack denies."""
     stored(tmp_path, "a", "1", key="1" * 64)
     stored(tmp_path, "few", "2", key="2" * 64, images=40)
     keep(tmp_path, synthetic("unsound", key="3" * 64, job="3" * 12, proved=1.4))
@@ -149,12 +151,29 @@ def test_what_is_not_ranked_is_said_so_on_its_page_and_no_place_of_the_host_is_t
     page = lambda name: (tmp_path / "site" / "models" / f"{name}.html").read_text()  # noqa: E731
     count = len(verdicts.breaches(synthetic("unsound", proved=1.4)))
     assert f"Not ranked at eps 0.25, 0.5, 1: refused, {count} breaches" in page("unsound") and "Not ranked" not in page("a")
+    shares = [find in page(name) for name in ("a", "few", "unsound") for find in ("Accuracy with 95% limits", ">Classes<", ".svg")]
+    assert shares == [True] * 6 + [False] * 3 and "Its accuracies are not shown" in page("unsound")
+    assert "Attacks, each on the images left to it" in page("unsound") and "images nearest to falling" in page("unsound")
     assert "Not ranked at eps 0.25, 0.5, 1: not comparable, 40 images, those ranked have 60" in page("few")
     index = (tmp_path / "site" / "index.html").read_text()
     assert "cannot read verdicts verdicts/cut/" in index and str(tmp_path) not in index
     stored(tmp_path, "few", "5", key="2" * 64)
     build_site(tmp_path, tmp_path / "site")
     assert "Not ranked" not in page("few")
+
+
+def test_every_diagnosis_is_told_in_words_with_its_name(tmp_path):
+    """The fault: a board's protocol said `softmaxed, randomised, zero_gradients, random_direction ...`."""
+    from robustbench_rkhs.evaluation.diagnostics.diagnosis import CHECKS
+
+    assert set(WORDS) == {*CHECKS, verdicts.TEST_ABOVE_TRAINING} and in_words("of_tomorrow") == "of_tomorrow"
+    plain = {"value": 0.0, "threshold": 0.05, "tripped": False, "words": "0 of 60", "cost": 1}
+    stored(tmp_path, "a", "1", diagnostics=[plain | {"name": name} for name in CHECKS])
+    build_site(tmp_path, tmp_path / "site")
+    stated = json.loads((tmp_path / "site" / "boards" / "digits-l2-eps0.5.json").read_text())["protocol"]["Diagnosis"]
+    page = (tmp_path / "site" / "models" / "a.html").read_text()
+    assert stated == ", ".join(f"{WORDS[name]} ({name})" for name in CHECKS)
+    assert all(f"{html.escape(WORDS[name])} ({name})" in page.replace("&#39;", "&#x27;") for name in CHECKS)
 
 
 def test_the_audit_is_that_of_all_ranked_not_of_the_first(tmp_path):

@@ -16,6 +16,7 @@ from robustbench_rkhs.reports.entries import ASIDE, Entry, Section
 from robustbench_rkhs.reports.paired_tests import record_of, remove_records
 from robustbench_rkhs.reports.standing import ALPHA, Standing
 from robustbench_rkhs.site.board_images import ranked_images
+from robustbench_rkhs.site.diagnosis_words import in_words as diagnosis_in_words
 from robustbench_rkhs.site.effort_settings import OF_EFFORT
 from robustbench_rkhs.site.site_models import Identity, SiteModel, identity
 from robustbench_rkhs.site.training_facts import TrainingFacts
@@ -246,7 +247,8 @@ def _diagnosis(ranked: Sequence[Entry]) -> str:
     each = [names for names in each if names]
     of_all = [name for name in each[0] if all(name in names for names in each)] if each else []
     of_some = [name for name in dict.fromkeys(name for names in each for name in names) if name not in of_all]
-    return "; ".join(filter(None, [", ".join(of_all), f"of some: {', '.join(of_some)}" if of_some else ""])) or "none"
+    all_, some = (", ".join(map(diagnosis_in_words, names)) for names in (of_all, of_some))
+    return "; ".join(filter(None, [all_, f"of some: {some}" if some else ""])) or "none"
 
 
 def _attacks(one: Brief) -> str:

@@ -43,7 +43,9 @@ def write_model(
             finish = _begin_still(top, model, domain, spec, data)  # drawn while the rest is made
             written += _write_data(top, domain, data, table)
             boards = where.get(domain.stem, [])
-            sections.append(_section(domain, evaluation, table) | {"spec": spec, "boards": boards, "unranked": _unranked(boards)})
+            refused = any(one.refused for one in boards)
+            said = {"spec": spec, "boards": boards, "unranked": _unranked(boards), "refused": refused}
+            sections.append(_section(domain, evaluation, table, refused) | said)
             written += finish()
     offered = []
     for one in files.files:
@@ -76,9 +78,10 @@ def write_model(
     return [page, *written]
 
 
-def _section(domain: SiteDomain, evaluation: Evaluation, table: pd.DataFrame) -> dict[str, Any]:
-    """What the page says of one data set, norm and box."""
-    grids = [tables.class_grid(evaluation, table), tables.attack_grid(evaluation), tables.certificate_grid(evaluation)]
+def _section(domain: SiteDomain, evaluation: Evaluation, table: pd.DataFrame, refused: bool) -> dict[str, Any]:
+    """What the page says of one data set, norm and box; where it is refused, what its methods found, without accuracies."""
+    classes = None if refused else tables.class_grid(evaluation, table)
+    grids = [classes, tables.attack_grid(evaluation), tables.certificate_grid(evaluation)]
     return {
         "stem": domain.stem,
         "title": domain.title,

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from robustbench_rkhs.reports.tables import interval, limits, records
+from robustbench_rkhs.site.diagnosis_words import in_words
 from robustbench_rkhs.verdicts import Brief, Evaluation, by_attack, by_certificate, no_function, summary
 from robustbench_rkhs.verdicts.image_states import counted
 
@@ -119,11 +120,11 @@ def nearest_grid(evaluation: Evaluation, table: pd.DataFrame) -> Grid:
 def diagnosis_grid(evaluation: Evaluation) -> Grid:
     """The diagnoses, in their order."""
     rows = [
-        [one.name, "tripped" if one.tripped else "passed", f"{one.value:.3g}", f"{one.threshold:.3g}", one.words]
+        [in_words(one.name), "tripped" if one.tripped else "passed", f"{one.value:.3g}", f"{one.threshold:.3g}", one.words]
         for one in evaluation.about.diagnostics
     ]
     return Grid.of(
-        "Diagnoses: would attacks find what there is?", ["diagnosis", "result", "value", "limit", "meaning"], rows, (0, 1, 4)
+        "Diagnoses: would attacks find what there is?", ["looks for", "result", "value", "limit", "found"], rows, (0, 1, 4)
     )
 
 

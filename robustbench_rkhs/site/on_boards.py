@@ -18,6 +18,11 @@ class OnBoard:
     unranked: str
     """Why the model is not ranked there; empty where it is."""
 
+    @property
+    def refused(self) -> bool:
+        """Whether its accuracies do not hold: an attack contradicts a certificate, or its answers are no function of the image."""
+        return self.unranked.startswith("refused,")
+
 
 def on_boards(ranked: Sequence[Board], models: Mapping[Identity, SiteModel]) -> dict[Identity, dict[str, list[OnBoard]]]:
     """By model, then by the stem of its domain: the boards that name it."""
