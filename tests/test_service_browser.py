@@ -103,6 +103,10 @@ def test_a_newcomer_submits_and_watches(home, visit, tmp_path):
     page.get_by_text("refused", exact=True).wait_for()
     page.get_by_text("images are untested").first.wait_for()
     assert page.evaluate(WIDER) <= 0
+    page.goto("/submissions")
+    state = page.get_by_role("cell", name="refused", exact=True)
+    at = state.bounding_box()  # the fault: it was the last column, beside a phone's screen
+    assert at["x"] + at["width"] <= 390
 
 
 def test_hostile_text_stays_text(home, visit):
