@@ -19,6 +19,7 @@ from torch import nn
 from robustbench_rkhs import verdicts
 from robustbench_rkhs.attacks import DDN, SuperDeepFool
 from robustbench_rkhs.certificates import CrownCertificate, MarginCertificate
+from robustbench_rkhs.evaluation import engines
 from robustbench_rkhs.evaluation.engine_choice import Here, Ranks, Ray, Submitit, engine_from
 from robustbench_rkhs.evaluation.engines.cluster import _connect
 from robustbench_rkhs.evaluation.engines.ranks import VARIABLES, Rank
@@ -212,3 +213,9 @@ def test_a_cluster_of_this_machine_that_does_not_start_is_tried_once_more():
                 stack.enter_context(pytest.raises(UserError, match=r"^--engine ray: no cluster at .*: timed out$"))
             _connect(SimpleNamespace(init=init, shutdown=lambda: None), address)
         assert calls == [address] * tries and len(said) == tries - 1
+
+
+def test_every_file_of_the_engines_is_short():
+    files = sorted(Path(engines.__path__[0]).glob("*.py"))
+    assert len(files) > 9
+    assert not {file.name: lines for file in files if (lines := len(file.read_text().splitlines())) >= 150}

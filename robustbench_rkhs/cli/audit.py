@@ -48,7 +48,7 @@ def _audit(
             job array; ray:gpus=1, a cluster.
     """
     if isinstance(array := engine_from(engine), Submitit):
-        return submitted(array)
+        return submitted(array, device, quiet)
     check_names([model], weights, data)
     from robustbench_rkhs.audit import Claim
     from robustbench_rkhs.audit import audit as run

@@ -7,7 +7,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from robustbench_rkhs.cli.command import note, usable_device
-from robustbench_rkhs.cli.screen import printed, relay
+from robustbench_rkhs.cli.display import shown
+from robustbench_rkhs.cli.screen import console_of_width, printed, relay
 from robustbench_rkhs.evaluation.engine_choice import AnyEngine, Here, Ranks, Submitit, engine_from
 from robustbench_rkhs.nodes.node import UserError
 
@@ -15,12 +16,11 @@ from robustbench_rkhs.nodes.node import UserError
 def chosen_engine(text: str, device: str) -> tuple[AnyEngine, str]:
     """The engine of --engine and the device of --device, where several make a process for each. Raises UserError."""
     choice, devices = engine_from(text), device.split(",")
+    _check_one(choice, device)
     if isinstance(choice, Ranks):
         return choice, usable_device(_own_device(device))
-    if len(devices) == 1:
+    if not isinstance(choice, Here) or len(devices) == 1:
         return choice, usable_device(device)
-    if not isinstance(choice, Here):
-        raise UserError(f"--device {device}: several devices are of the engine here, found engine {choice.name}")
     usable = [usable_device(one) for one in devices]
     return choice.model_copy(update={"devices": tuple(usable)}), usable[0]
 
@@ -37,19 +37,33 @@ def leading(choice: AnyEngine) -> Iterator[bool]:
         yield False
 
 
-def submitted(choice: Submitit) -> int:
-    """Run this command as a job array, and print what its first rank printed. Returns the array's exit code."""
+def submitted(choice: Submitit, device: str, quiet: bool) -> int:
+    """Run this command as a job array, and print what its first rank printed. Returns the array's exit code.
+
+    Meanwhile says how many tasks have ended, unless `quiet`. Raises UserError.
+    """
     from robustbench_rkhs.evaluation.engines.submitit import JobArray
 
+    _check_one(choice, device)
     words = list(sys.argv[1:])
     place = next(at for at, word in enumerate(words) if word.partition("=")[0] == "--engine")
     words[place : place + (1 if "=" in words[place] else 2)] = ["--engine", "srun"]
     array = JobArray(choice, [sys.executable, sys.argv[0], *words], Path.cwd())
     note(f"submitted as {array.names}; logs: {choice.folder}")
-    ended = array.result()
-    printed(ended.errors.rstrip(), stderr=True)
-    relay(ended.output.rstrip())
+    with shown(console_of_width(120, stderr=True), quiet):
+        ended = array.result()
+    if ended.errors.strip():
+        printed(ended.errors.rstrip(), stderr=True)
+    if ended.output.strip():
+        relay(ended.output.rstrip())
     return ended.code
+
+
+def _check_one(choice: AnyEngine, device: str) -> None:
+    """Raises UserError for several devices of an engine whose processes have one each."""
+    if "," in device and not isinstance(choice, Here):
+        line = f"--device {device}: several devices are of the engine here, found engine {choice.name}"
+        raise UserError(f"{line}; expected one, such as --device cuda, for each of its processes")
 
 
 def _own_device(device: str) -> str:

@@ -94,7 +94,7 @@ def _evaluate(
             finished parts, whole and sealed; each has an OUT of its own beside it.
     """
     if isinstance(array := engine_from(engine), Submitit):
-        return submitted(array)
+        return submitted(array, device, quiet)
     check_names(model, weights, data)
     check_names([] if twin is None else [twin])
     conditions = [Condition.read(text) for text in require]

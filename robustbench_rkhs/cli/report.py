@@ -110,7 +110,7 @@ def _report(
     """
     _check_alone(_typed(locals()))
     if isinstance(array := engine_from(engine), Submitit):
-        raise SystemExit(submitted(array))
+        raise SystemExit(submitted(array, device, quiet))
     from robustbench_rkhs.reports.places import Places
     from robustbench_rkhs.reports.update import update
 

@@ -49,7 +49,7 @@ def _sweep(
             Slurm job array of workers; ray:gpus=1, a worker in each place of a cluster. All share OUT.
     """
     if isinstance(array := engine_from(engine), Submitit):
-        return submitted(array)
+        return submitted(array, device, quiet)
     require("optuna", "sweep", "rkhs-sweep")
     from robustbench_rkhs.runtime.ignored import ignored
     from robustbench_rkhs.sweep import Plan, Sweep, Worker, swept

@@ -3,6 +3,8 @@
 import importlib
 import os
 import subprocess
+import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,10 +12,13 @@ from typing import Any, NamedTuple
 from robustbench_rkhs.evaluation import engine_choice
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.children import WorkerKilled
+from robustbench_rkhs.runtime.events import Message, Progress, emit
 from robustbench_rkhs.runtime.extras import require
 
 RESTARTS = 100
 """How often a task is queued again."""
+NAP = 1.0
+"""Seconds between two looks at the tasks."""
 
 
 class Ended(NamedTuple):
@@ -67,14 +72,53 @@ class JobArray:
         return " ".join(str(job.job_id) for job in self._jobs)
 
     def result(self) -> Ended:
-        """Waits for all tasks; the end of the first rank, or of the first that was not lost. Raises WorkerKilled if all were."""
-        lost = []
-        ends: list[Ended] = []
-        for job in self._jobs:
-            try:
-                ends.append(Ended(*job.result()))
-            except Exception as error:  # of the queue: cancelled, out of memory, a node that failed
-                lost.append(f"{job.job_id}: {str(error).strip().splitlines()[-1]}")
-        if not ends:
-            raise WorkerKilled(f"no task of the job array ended: {lost[0]}; the same command goes on from here")
-        return ends[0]
+        """Waits for all tasks, and says how many have ended; the end of the first, which alone prints.
+
+        Says which others failed. Raises WorkerKilled if the first was lost. On an interruption the tasks are cancelled.
+        """
+        try:
+            self._wait()
+        except KeyboardInterrupt:
+            for job in self._jobs:
+                job.cancel()
+            emit(Message(text=f"cancelled {self.names}"))
+            raise
+        first, *others = map(_end, self._jobs)
+        for job, end in zip(self._jobs[1:], others, strict=True):
+            if not isinstance(end, Ended):
+                emit(Message(text=f"task {job.job_id} was lost: {end}"))
+            elif end.code not in (0, getattr(first, "code", 0)):
+                emit(Message(text=f"task {job.job_id} ended with exit code {end.code}: {_last_line(end.errors)}"))
+        if isinstance(first, Ended):
+            return first
+        raise WorkerKilled(f"task {self._jobs[0].job_id}, which prints, was lost: {first}; the same command goes on from the parts")
+
+    def _wait(self) -> None:
+        """Until all tasks have ended, with an event whenever their states are asked for."""
+        began, waiting = time.monotonic(), list(self._jobs)
+        while waiting:
+            states = Counter(str(job.state).lower() for job in waiting)
+            event = Progress(
+                phase="job array",
+                method="",
+                done=len(self._jobs) - len(waiting),
+                total=len(self._jobs),
+                unit="tasks",
+                seconds=time.monotonic() - began,
+                detail=", ".join(f"{count} {state}" for state, count in sorted(states.items())),
+            )
+            emit(event)
+            time.sleep(NAP)
+            waiting = [job for job in waiting if not job.done()]
+
+
+def _end(job: Any) -> Ended | str:
+    """How a task ended, or why it was lost: cancelled, out of memory, on a node that failed."""
+    try:
+        return Ended(*job.result())
+    except Exception as error:  # whatever the queue raises
+        return _last_line(str(error)) or type(error).__name__
+
+
+def _last_line(text: str) -> str:
+    return next(reversed(text.strip().splitlines()), "")
