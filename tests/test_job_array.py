@@ -1,10 +1,13 @@
 """Job arrays: what is said while their tasks run, which of them prints, and what becomes of the lost and the interrupted."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from robustbench_rkhs.cli.engines import chosen_engine, submitted
 from robustbench_rkhs.evaluation.engine_choice import Submitit
-from robustbench_rkhs.evaluation.engines.submitit import JobArray
+from robustbench_rkhs.evaluation.engines.submitit import JobArray, Task
 from robustbench_rkhs.nodes.node import UserError
 from robustbench_rkhs.runtime.children import WorkerKilled
 from robustbench_rkhs.runtime.events import Progress, listening
@@ -76,6 +79,21 @@ def test_an_interrupted_job_array_is_cancelled(array):
     with pytest.raises(KeyboardInterrupt):
         waited.result()
     assert all(job.cancelled for job in waited._jobs) and str(said[-1]) == "cancelled 7_0 7_1"
+
+
+def test_a_killed_process_is_a_lost_task(array):
+    killed = Task([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], Path.cwd(), 0, 2)()
+    waited, said = array((0, "table", ""), killed)
+    assert waited.result().output == "table" and str(said[-1]) == "task 7_1 was lost: killed (out of memory perhaps)"
+    waited, _ = array(killed, killed)
+    with pytest.raises(WorkerKilled, match=r"^task 7_0, which prints, was lost: killed"):
+        waited.result()
+
+
+def test_the_signal_that_queues_a_task_again_reaches_it_alone(tmp_path):
+    """Slurm sends it to every process of the task: one that died of it would end the task before it is queued."""
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGUSR2); print(os.environ['RKHS_RANK'], os.environ['RKHS_RANKS'])"
+    assert Task([sys.executable, "-c", code], tmp_path, 1, 3)() == (0, "1 3\n", "")
 
 
 @pytest.mark.parametrize("engine", ["torchrun", "srun", "ray", "submitit"])

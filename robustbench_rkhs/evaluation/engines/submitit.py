@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import subprocess
 import time
 from collections import Counter
@@ -37,7 +38,9 @@ class Task:
 
     def __call__(self) -> Ended:
         ranks = {"RKHS_RANK": str(self.number), "RKHS_RANKS": str(self.count)}
-        done = subprocess.run(self.words, cwd=self.folder, env=os.environ | ranks, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            self.words, cwd=self.folder, env=os.environ | ranks, capture_output=True, text=True, preexec_fn=_deaf, check=False
+        )
         return Ended(done.returncode, done.stdout, done.stderr)
 
     def checkpoint(self, *arguments: Any, **more: Any) -> Any:
@@ -112,12 +115,21 @@ class JobArray:
             waiting = [job for job in waiting if not job.done()]
 
 
+def _deaf() -> None:
+    """In a process that begins: it ignores the signal by which Slurm has its task queued again, and ends with the task."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+
 def _end(job: Any) -> Ended | str:
-    """How a task ended, or why it was lost: cancelled, out of memory, on a node that failed."""
+    """How a task ended, or why it was lost: killed, cancelled, out of memory, on a node that failed."""
     try:
-        return Ended(*job.result())
+        ended = Ended(*job.result())
     except Exception as error:  # whatever the queue raises
         return _last_line(str(error)) or type(error).__name__
+    if ended.code >= 0:
+        return ended
+    name = signal.Signals(-ended.code).name
+    return "killed (out of memory perhaps)" if name == "SIGKILL" else f"ended by {name}"
 
 
 def _last_line(text: str) -> str:
