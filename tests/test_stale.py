@@ -90,6 +90,7 @@ def test_what_is_cheap_is_evaluated_again_and_the_rest_is_named(home, monkeypatc
     out, _ = rkhs("report", "--rejudge", "--cheap", "1e9", "--engine", "torchrun", folder=home)
     assert "evaluated again: robust at 0.25" in out and "1 evaluated again, 0 left" in out
     assert not stale(verdicts.read(path)) and old_path.exists()
+    assert verdicts.digest(verdicts.read(path).table) == verdicts.digest(old.table)  # the same claims, of the same arithmetic
     out, _ = rkhs("report", "--rejudge", folder=home)
     assert "stale: 0 tables" in out
     _, err = rkhs("report", "--rejudge", "--published", folder=home, code=2)

@@ -1,11 +1,16 @@
 """Evaluating again what older code evaluated: what is cheap is done, the rest is named with the command that does it."""
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from robustbench_rkhs.attacks.base import Attack
+from robustbench_rkhs.certificates.float32 import FLOAT32
+from robustbench_rkhs.certificates.pairwise import PairwiseCertificate
+from robustbench_rkhs.certificates.relaxation import RelaxationCertificate
 from robustbench_rkhs.evaluation.engine_choice import AnyEngine
 from robustbench_rkhs.evaluation.recipe import EvalRecipe, typed_certificates
 from robustbench_rkhs.evaluation.run import evaluate
@@ -72,7 +77,7 @@ def _rejudged(one: Brief, seconds: float, cheap: float, evaluated: Callable[...,
     if seconds > cheap:
         return Rejudged(about.model, one.path, None, f"{what}; it took {seconds:,.0f} s, more than {cheap:g} s", command)
     try:
-        recipe = parse(EvalRecipe, {**about.settings, "certificates": typed_certificates(about.settings)}, str(one.path))
+        recipe = parse(EvalRecipe, _as_typed(one), str(one.path))
         named = _same_model(one)
     except UserError as error:
         return Rejudged(about.model, one.path, None, f"{what}; {error}", command)
@@ -83,6 +88,27 @@ def _rejudged(one: Brief, seconds: float, cheap: float, evaluated: Callable[...,
         )
     changes = [f"robust at {about.words(row['eps'])} {old:.1%}, now {row['robust']:.1%}" for row, old in _pairs(one, summary(done))]
     return Rejudged(about.model, one.path, done.path, f"{what}; evaluated again: {', '.join(changes)}")
+
+
+def _as_typed(one: Brief) -> dict[str, Any]:
+    """Its settings, without the fields of methods that an evaluation sets where nobody typed them: box and arithmetic.
+
+    A certificate's `real` stays where no row of the table is about float32.
+    """
+    settings = one.about.settings
+    usual = {"box": RelaxationCertificate.model_fields["box"].default}
+    if (one.evaluation().table["arithmetic"] == FLOAT32).any():
+        usual["network"] = PairwiseCertificate.model_fields["network"].default
+    found = {"certificates": _without(typed_certificates(settings), usual)}
+    return {**settings, **found, "attacks": _without(settings["attacks"], {"box": Attack.model_fields["box"].default})}
+
+
+def _without(methods: Sequence[Any], usual: Mapping[str, Any]) -> list[Any]:
+    """Stored methods without the fields that have these values."""
+    return [
+        {key: value for key, value in one.items() if key not in usual or value != usual[key]} if isinstance(one, Mapping) else one
+        for one in methods
+    ]
 
 
 def _pairs(one: Brief, rows: object) -> list[tuple[dict[str, float], float]]:
