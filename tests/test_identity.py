@@ -9,6 +9,8 @@ import pytest
 import robustbench_rkhs
 from robustbench_rkhs.evaluation import cache_key
 from robustbench_rkhs.evaluation.cache_key import CARRIERS, ELSEWHERE, SOURCES
+from robustbench_rkhs.runtime import sources
+from robustbench_rkhs.verdicts import provenance
 
 PACKAGE = Path(robustbench_rkhs.__file__).parent
 NAME = PACKAGE.name
@@ -72,3 +74,23 @@ def test_only_what_carries_jobs_is_left_out_of_the_digest():
     engines = {file.relative_to(PACKAGE).as_posix() for file in (PACKAGE / "evaluation/engines").glob("*.py")}
     assert engines - set(CARRIERS) == {f"evaluation/engines/{name}.py" for name in ("__init__", "worker")}
     assert set(CARRIERS) < engines
+    assert CARRIERS == provenance.CARRIERS  # a table is stale by the same files by which its parts are
+
+
+def test_a_table_is_stale_by_what_is_digested_and_by_nothing_that_carries_jobs(tmp_path, monkeypatch):
+    for file in (PACKAGE / "evaluation").rglob("*.py"):
+        copy = tmp_path / file.relative_to(PACKAGE)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    monkeypatch.setattr(sources, "PACKAGE", tmp_path)
+
+    def digest():
+        sources.code_digest.cache_clear()
+        return provenance.evaluator()["evaluation"]
+
+    own = digest()
+    for name, changes in (("evaluation/engines/ranks.py", False), ("evaluation/engines/worker.py", True)):
+        (tmp_path / name).write_text((tmp_path / name).read_text() + "\nCHANGED = 1\n")
+        assert (digest() != own) is changes
+    monkeypatch.undo()
+    sources.code_digest.cache_clear()
