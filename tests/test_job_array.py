@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from robustbench_rkhs import zoo
+from robustbench_rkhs.cli import evaluate
 from robustbench_rkhs.cli.engines import chosen_engine, submitted
 from robustbench_rkhs.evaluation.engine_choice import Submitit
 from robustbench_rkhs.evaluation.engines.submitit import JobArray, Task
@@ -105,3 +107,21 @@ def test_several_devices_are_refused_before_anything_is_submitted(engine):
             submitted(Submitit(), "cuda:0,cuda:1", quiet=False)
         chosen_engine(engine, "cuda:0,cuda:1")
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--engine", "ray", "--workers", "2"], "--workers are processes of the engine here, found engine ray"),
+        (["--engine", "submitit:cluster=local", "--workers", "2"], "found engine submitit: leave out --workers"),
+        (["--engine", "submitit:cluster=local", "--parts", "foo://x"], "foo://x: expected a URL of s3"),
+        (["--parts", "reports"], "reports: expected a URL of s3"),
+    ],
+)
+def test_what_an_engine_refuses_is_told_before_anything_is_loaded_or_submitted(words, line, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "submitted", lambda *_: pytest.fail("it was submitted"))
+    monkeypatch.setattr(zoo, "load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(sys, "argv", ["rkhs-eval", "--model", "digits_mlp", "--eps", "0.1", *words])
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main()
+    assert ended.value.code == 2 and line in capsys.readouterr().err

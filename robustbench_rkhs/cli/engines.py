@@ -11,6 +11,7 @@ from robustbench_rkhs.cli.display import shown
 from robustbench_rkhs.cli.screen import console_of_width, printed, relay
 from robustbench_rkhs.evaluation.engine_choice import AnyEngine, Here, Ranks, Submitit, engine_from
 from robustbench_rkhs.nodes.node import UserError
+from robustbench_rkhs.runtime.object_store import ObjectStore
 
 
 def chosen_engine(text: str, device: str) -> tuple[AnyEngine, str]:
@@ -23,6 +24,14 @@ def chosen_engine(text: str, device: str) -> tuple[AnyEngine, str]:
         return choice, usable_device(device)
     usable = [usable_device(one) for one in devices]
     return choice.model_copy(update={"devices": tuple(usable)}), usable[0]
+
+
+def check_engine(choice: AnyEngine, workers: bool, parts: str | None) -> None:
+    """Raises UserError, before anything is loaded or submitted, for a number of `workers` that was typed or `parts`, where refused."""
+    if workers and not isinstance(choice, Here):
+        raise UserError(f"--workers are processes of the engine here, found engine {choice.name}: leave out --workers")
+    if parts is not None:
+        ObjectStore(parts)
 
 
 @contextmanager

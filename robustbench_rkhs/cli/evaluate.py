@@ -13,7 +13,7 @@ from robustbench_rkhs.cli.command import AllowCode, AsJson, Names, Weights, comm
 from robustbench_rkhs.cli.condition import Condition
 from robustbench_rkhs.cli.display import Quiet, shown
 from robustbench_rkhs.cli.endings import code_of, completeness
-from robustbench_rkhs.cli.engines import chosen_engine, leading, submitted
+from robustbench_rkhs.cli.engines import check_engine, chosen_engine, leading, submitted
 from robustbench_rkhs.cli.screen import console_of_width, emit, folded, told
 from robustbench_rkhs.cli.values import Device, EngineName, Folder, Target, numbers
 from robustbench_rkhs.cli.warnings import warnings_of, whole_boxes
@@ -93,7 +93,8 @@ def _evaluate(
         parts: URL of an object store (s3://bucket/evaluations, gs://, az://) below which machines that share no disk exchange
             finished parts, whole and sealed; each has an OUT of its own beside it.
     """
-    if isinstance(array := engine_from(engine), Submitit):
+    check_engine(array := engine_from(engine), str(typed.get("workers")).lower() not in ("none", "null"), parts)
+    if isinstance(array, Submitit):
         return submitted(array, device, quiet)
     check_names(model, weights, data)
     check_names([] if twin is None else [twin])
