@@ -27,7 +27,7 @@ def chosen_engine(text: str, device: str) -> tuple[AnyEngine, str]:
 
 
 def check_engine(choice: AnyEngine, workers: bool, parts: str | None) -> None:
-    """Raises UserError, before anything is loaded or submitted, for a number of `workers` that was typed or `parts`, where refused."""
+    """Raises UserError, before anything is loaded, for a typed number of `workers` or for `parts` that the engine refuses."""
     if workers and not isinstance(choice, Here):
         raise UserError(f"--workers are processes of the engine here, found engine {choice.name}: leave out --workers")
     if parts is not None:
