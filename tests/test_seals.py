@@ -91,7 +91,8 @@ def test_a_flipped_bit_of_adversarial_images_is_refused(tmp_path):
 @pytest.mark.parametrize("kind", ["parquet", "npz"])
 def test_damaged_parts_are_set_aside_with_a_line_and_done_again(kind, tmp_path):
     first = evaluated(tmp_path, adversarials=True)
-    path = sorted((tmp_path / "model/parts").rglob(f"*.{kind}"))[0]
+    parts = (path for path in (tmp_path / "model/parts").rglob(f"*.{kind}") if not path.name.startswith("answers-"))
+    path = min(parts)  # not the known answers, which are asked for again without a word
     whole = path.read_bytes()
     for bit in range(7, 8 * len(whole), 8 * len(whole) // 5):
         spoilt = bytearray(whole)
