@@ -178,7 +178,7 @@ def send(visit):
 def watch(visit):
     """Until it is accepted: the same page, never read again, has shown how it went."""
     page = visit.page
-    page.get_by_text("accepted", exact=True).wait_for()
+    page.get_by_text("accepted", exact=True).wait_for(timeout=600_000)  # a loaded machine evaluates for minutes
     page.get_by_role("link", name="Its page: theirs").wait_for()
     seen = page.evaluate("seen")  # gone, had the page been loaded again
     assert list(dict.fromkeys(words for words, _ in seen))[-2:] == ["being evaluated", "accepted"]
