@@ -38,13 +38,9 @@ class Processes:
         self._pool = Pool(makes, method)
 
     def submit(self, job: Job) -> None:
-        try:
-            message = pickle.dumps(job)
-        except Exception:  # whatever somebody else's object raises
-            self._here.submit(job)
-            return
-        pipe = self._pool.sent(message)
-        self._busy[pipe], self._begun[job.name] = (job, Meter()), time.monotonic()
+        if (message := self._here.packed(job)) is not None:
+            pipe = self._pool.sent(message)
+            self._busy[pipe], self._begun[job.name] = (job, Meter()), time.monotonic()
 
     def result(self) -> Outcome:
         while True:

@@ -37,12 +37,8 @@ class RayTasks:
         self._running: dict[Any, Job] = {}
 
     def submit(self, job: Job) -> None:
-        try:
-            message = pickle.dumps(job)
-        except Exception:  # whatever somebody else's object raises
-            self._here.submit(job)
-            return
-        self._running[self._task(self._make, self._digest, message)] = job
+        if (message := self._here.packed(job)) is not None:
+            self._running[self._task(self._make, self._digest, message)] = job
 
     def result(self) -> Outcome:
         if self._here.waiting:
